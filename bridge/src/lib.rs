@@ -1,0 +1,2 @@
+//! A pure layer-2 switch.
+#![forbid(unsafe_code)]

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Encrypted Ethernet tunnels.
+#![deny(unsafe_code)]
+
+pub mod control;
+pub mod stats;

@@ -1,0 +1,2 @@
+//! patchcord
+fn main() {}

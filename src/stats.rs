@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Counters of the data path and the reasons for which a frame or datagram does not arrive.
+//!
+//! Every thread adds to its own [`Drops`] with relaxed atomics, a few times per batch; `show` sums
+//! them. A bad frame or datagram is data, not an error: pure code returns a [`DropReason`] and the
+//! pipeline counts it here.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// Why a frame or a datagram was not delivered. The doc of each variant says who is at fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason { $($(#[$doc])* $variant,)* }
+
+        impl DropReason {
+            /// Every reason, in the order of their discriminants.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name that `show` prints.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Peer or network: shorter than its header and tag.
+    Truncated = "truncated",
+    /// Network: not a message type that this version knows.
+    UnknownType = "unknown-type",
+    /// Peer: speaks another version of the protocol.
+    UnsupportedVersion = "unsupported-version",
+    /// Network, or a peer that restarted: no session has this receiver index.
+    UnknownSession = "unknown-session",
+    /// Network: the AEAD tag does not fit (mangled or forged).
+    BadTag = "bad-tag",
+    /// Network: this counter was accepted before.
+    Replayed = "replayed",
+    /// Network: later than the replay window reaches back.
+    TooOld = "too-old",
+    /// Peer: an authentic datagram whose contents break the protocol.
+    Malformed = "malformed",
+    /// Network: a handshake message whose mac1 does not fit our public key.
+    BadMac = "bad-mac",
+    /// Network or local load: a handshake message without a fresh cookie while under load.
+    CookieRequired = "cookie-required",
+    /// Network: more handshakes from this address than allowed while under load.
+    HandshakeRateLimited = "handshake-rate-limited",
+    /// Peer: the Noise handshake failed (wrong key or wrong preshared key).
+    BadHandshake = "bad-handshake",
+    /// Peer: a valid handshake by a key that no `[[peer]]` names.
+    UnknownPeer = "unknown-peer",
+    /// Network: a handshake initiation that is not newer than the last one accepted.
+    ReplayedHandshake = "replayed-handshake",
+    /// Peer: no cipher that both sides allow, or another network id.
+    Incompatible = "incompatible",
+    /// Local limit: the control thread is behind and its queue is full.
+    ControlQueueFull = "control-queue-full",
+    /// Local: no session with the peer yet.
+    NoSession = "no-session",
+    /// Local limit: the session used up its counters and waits for a new one.
+    CountersExhausted = "counters-exhausted",
+    /// Local limit: the workers are behind and their queue is full.
+    PipelineQueueFull = "pipeline-queue-full",
+    /// Local kernel: the UDP send failed.
+    SendFailed = "send-failed",
+    /// Network: the datagram was larger than the path now takes (EMSGSIZE).
+    DatagramTooBig = "datagram-too-big",
+    /// Local kernel: the write to the TAP failed.
+    TapWriteFailed = "tap-write-failed",
+    /// Peer or local: shorter than an Ethernet header.
+    Runt = "runt",
+    /// Peer or local: longer than the overlay MTU allows.
+    Oversize = "oversize",
+    /// Network: fragments of the frame were lost and its place was needed.
+    ReassemblyEvicted = "reassembly-evicted",
+    /// Switch: the destination lives behind the port the frame came from.
+    SamePort = "same-port",
+    /// Switch: the source address is a group address.
+    BadSource = "bad-source",
+    /// Switch: no port is left that may have the frame.
+    NoPort = "no-port",
+}
+
+/// One counter per [`DropReason`].
+#[derive(Debug)]
+pub struct Drops([AtomicU64; DropReason::ALL.len()]);
+
+impl Default for Drops {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; DropReason::ALL.len()])
+    }
+}
+
+impl Drops {
+    /// Adds one.
+    pub fn count(&self, reason: DropReason) {
+        self.add(reason, 1);
+    }
+
+    /// Adds `n`.
+    pub fn add(&self, reason: DropReason, n: u64) {
+        self.0[reason as usize].fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// How often `reason` was counted.
+    pub fn total(&self, reason: DropReason) -> u64 {
+        self.0[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// The reasons that were counted at least once, in a fixed order.
+    pub fn nonzero(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL.iter().map(|&reason| (reason, self.total(reason))).filter(|&(_, n)| n > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_counts_come_back() {
+        let drops = Drops::default();
+        drops.add(DropReason::NoPort, 3);
+        drops.count(DropReason::Truncated);
+        let seen: Vec<_> = drops.nonzero().collect();
+        assert_eq!(seen, [(DropReason::Truncated, 1), (DropReason::NoPort, 3)]);
+        let mut names: Vec<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), DropReason::ALL.len());
+    }
+}
