@@ -3,4 +3,6 @@
 #![deny(unsafe_code)]
 
 pub mod control;
+pub mod crypto;
 pub mod stats;
+pub mod wire;

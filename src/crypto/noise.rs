@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The key exchange: `Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s` (Noise revision 34), by `snow`.
+//!
+//! Two messages, one round trip. The initiator knows the responder's static key; its own travels
+//! encrypted. Without a preshared key 32 zero bytes take its place, as in WireGuard. `snow` was
+//! preferred to `clatter` because a responder must learn the initiator's key *before* it can choose
+//! the preshared key, which `set_psk` allows, and because its split keys are reachable.
+
+use snow::{Builder, HandshakeState, params::NoiseParams};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::keys::{PresharedKey, PrivateKey, PublicKey};
+use crate::{
+    stats::DropReason,
+    wire::{InitiationPayload, ResponsePayload},
+};
+
+const PATTERN: &str = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
+const PROLOGUE: &[u8] = b"patchcord v1";
+const PSK_LOCATION: u8 = 2;
+const NO_PSK: [u8; 32] = [0; 32];
+
+/// One direction's key out of a handshake, from which the lanes' keys are derived.
+#[derive(Zeroize)]
+#[zeroize(drop)]
+pub struct SplitKey([u8; 32]);
+
+impl SplitKey {
+    /// Takes 32 bytes as a key.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// The keys of a finished handshake, named from our side.
+pub struct SplitKeys {
+    /// For what we send.
+    pub seal: SplitKey,
+    /// For what we receive.
+    pub open: SplitKey,
+}
+
+impl std::fmt::Debug for SplitKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SplitKeys(..)")
+    }
+}
+
+fn params() -> NoiseParams {
+    PATTERN.parse().expect("the pattern is one that snow knows")
+}
+
+fn psk_bytes(psk: Option<&PresharedKey>) -> &[u8; 32] {
+    psk.map_or(&NO_PSK, PresharedKey::as_bytes)
+}
+
+fn split(mut state: HandshakeState) -> SplitKeys {
+    let (initiator, responder) = state.dangerously_get_raw_split();
+    let (initiator, responder) = (SplitKey(initiator), SplitKey(responder));
+    if state.is_initiator() {
+        SplitKeys { seal: initiator, open: responder }
+    } else {
+        SplitKeys { seal: responder, open: initiator }
+    }
+}
+
+/// The initiator's side between the two messages.
+pub struct Initiator(HandshakeState);
+
+impl Initiator {
+    /// Writes message 1 into `message`, which is exactly as long as it will be.
+    pub fn start(
+        private_key: &PrivateKey,
+        responder: &PublicKey,
+        psk: Option<&PresharedKey>,
+        payload: &InitiationPayload,
+        message: &mut [u8],
+    ) -> Self {
+        let mut state = Builder::new(params())
+            .prologue(PROLOGUE)
+            .and_then(|builder| builder.local_private_key(private_key.as_bytes()))
+            .and_then(|builder| builder.remote_public_key(responder.as_bytes()))
+            .and_then(|builder| builder.psk(PSK_LOCATION, psk_bytes(psk)))
+            .and_then(Builder::build_initiator)
+            .expect("every key of an IKpsk2 initiator is given");
+        let written = state
+            .write_message(payload.as_bytes(), message)
+            .expect("the first message can be written");
+        debug_assert_eq!(written, message.len());
+        Self(state)
+    }
+
+    /// Reads message 2.
+    ///
+    /// # Errors
+    /// [`DropReason::BadHandshake`] when it is not by the responder, for this message 1, with the
+    /// same preshared key. The state is used up then; start over.
+    pub fn finish(mut self, message: &[u8]) -> Result<(ResponsePayload, SplitKeys), DropReason> {
+        let mut payload = ResponsePayload::new_zeroed();
+        let len = self
+            .0
+            .read_message(message, payload.as_mut_bytes())
+            .map_err(|_| DropReason::BadHandshake)?;
+        if len != size_of::<ResponsePayload>() {
+            return Err(DropReason::Malformed);
+        }
+        Ok((payload, split(self.0)))
+    }
+}
+
+/// The responder's side after message 1: it knows who calls and has not yet answered.
+pub struct Responder {
+    state: HandshakeState,
+    /// The caller.
+    pub initiator: PublicKey,
+    /// What it says of itself.
+    pub payload: InitiationPayload,
+}
+
+impl Responder {
+    /// Reads message 1.
+    ///
+    /// # Errors
+    /// [`DropReason::BadHandshake`] when it was not made for our key.
+    pub fn read(private_key: &PrivateKey, message: &[u8]) -> Result<Self, DropReason> {
+        let mut state = Builder::new(params())
+            .prologue(PROLOGUE)
+            .and_then(|builder| builder.local_private_key(private_key.as_bytes()))
+            .and_then(Builder::build_responder)
+            .expect("every key of an IKpsk2 responder is given");
+        let mut payload = Zeroizing::new([0; size_of::<InitiationPayload>()]);
+        let len = state
+            .read_message(message, &mut *payload)
+            .map_err(|_| DropReason::BadHandshake)?;
+        let payload = InitiationPayload::read_from_bytes(&payload[..len])
+            .map_err(|_| DropReason::Malformed)?;
+        let initiator = state
+            .get_remote_static()
+            .and_then(|key| key.try_into().ok())
+            .map(PublicKey::from_bytes)
+            .ok_or(DropReason::BadHandshake)?;
+        Ok(Self { state, initiator, payload })
+    }
+
+    /// Writes message 2 into `message`, which is exactly as long as it will be.
+    ///
+    /// # Errors
+    /// [`DropReason::BadHandshake`] when the initiator's ephemeral key is degenerate.
+    pub fn respond(
+        mut self,
+        psk: Option<&PresharedKey>,
+        payload: &ResponsePayload,
+        message: &mut [u8],
+    ) -> Result<SplitKeys, DropReason> {
+        self.state
+            .set_psk(PSK_LOCATION.into(), psk_bytes(psk))
+            .expect("IKpsk2 has a preshared key at this place");
+        self.state
+            .write_message(payload.as_bytes(), message)
+            .map_err(|_| DropReason::BadHandshake)?;
+        Ok(split(self.state))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Initiation, Response};
+
+    fn initiation() -> (Vec<u8>, InitiationPayload) {
+        let mut payload = InitiationPayload::new_zeroed();
+        payload.ciphers = 3;
+        (vec![0; size_of::<Initiation>() - 36], payload)
+    }
+
+    fn response() -> (Vec<u8>, ResponsePayload) {
+        let mut payload = ResponsePayload::new_zeroed();
+        payload.cipher = 2;
+        (vec![0; size_of::<Response>() - 40], payload)
+    }
+
+    #[test]
+    fn both_sides_derive_the_same_keys_and_learn_the_payloads() {
+        let (alice, bob) = (PrivateKey::generate(), PrivateKey::generate());
+        let psk = PresharedKey::from_bytes([5; 32]);
+        let (mut first, offer) = initiation();
+        let initiator =
+            Initiator::start(&alice, &bob.public_key(), Some(&psk), &offer, &mut first);
+        let responder = Responder::read(&bob, &first).unwrap();
+        assert_eq!((responder.initiator, responder.payload), (alice.public_key(), offer));
+        let (mut second, choice) = response();
+        let bobs = responder.respond(Some(&psk), &choice, &mut second).unwrap();
+        let (payload, alices) = initiator.finish(&second).unwrap();
+        assert_eq!(payload, choice);
+        assert_eq!(alices.seal.as_bytes(), bobs.open.as_bytes());
+        assert_eq!(alices.open.as_bytes(), bobs.seal.as_bytes());
+        assert_ne!(alices.open.as_bytes(), alices.seal.as_bytes());
+    }
+
+    #[test]
+    fn a_wrong_key_fails_at_message_1_and_a_wrong_psk_at_message_2() {
+        let (alice, bob, eve) =
+            (PrivateKey::generate(), PrivateKey::generate(), PrivateKey::generate());
+        let (mut first, offer) = initiation();
+        let initiator = Initiator::start(&alice, &bob.public_key(), None, &offer, &mut first);
+        assert_eq!(Responder::read(&eve, &first).err(), Some(DropReason::BadHandshake));
+
+        let (mut second, choice) = response();
+        let psk = PresharedKey::from_bytes([5; 32]);
+        let responder = Responder::read(&bob, &first).unwrap();
+        responder.respond(Some(&psk), &choice, &mut second).unwrap();
+        assert_eq!(initiator.finish(&second).err(), Some(DropReason::BadHandshake));
+    }
+}
