@@ -4,5 +4,6 @@
 
 pub mod control;
 pub mod crypto;
+pub mod proto;
 pub mod stats;
 pub mod wire;

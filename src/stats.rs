@@ -117,6 +117,53 @@ impl Drops {
     }
 }
 
+/// What crossed between the overlay and one peer, or the TAP. Outbound is written by the sending
+/// thread, inbound by the receiving one, so neither waits for the other's cache line.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Into the tunnel.
+    pub outbound: Flow,
+    /// Out of the tunnel.
+    pub inbound: Flow,
+}
+
+/// One direction of [`Traffic`].
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct Flow {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    datagrams: AtomicU64,
+}
+
+impl Flow {
+    /// Adds frames and their bytes.
+    pub fn add_frames(&self, frames: u64, bytes: u64) {
+        self.frames.fetch_add(frames, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Adds datagrams: sent, or received and found authentic.
+    pub fn add_datagrams(&self, datagrams: u64) {
+        self.datagrams.fetch_add(datagrams, Ordering::Relaxed);
+    }
+
+    /// Frames so far.
+    pub fn frames(&self) -> u64 {
+        self.frames.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of these frames.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Datagrams so far.
+    pub fn datagrams(&self) -> u64 {
+        self.datagrams.load(Ordering::Relaxed)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Eight entries that any number of threads read and write at once, without a lock.
+//!
+//! An entry is two words: the key says which address, the value says where it lives. Two words
+//! cannot be read at one instant, so the value carries the *generation* of its slot, which grows
+//! whenever the slot is given to another address:
+//!
+//! ```text
+//! key     | 0 (4) | VID (12) | address (48)                                       |
+//! value   | last seen (32)   | port (16) | generation (13) | state (3)             |
+//!
+//!            claim (generation + 1)           publish
+//!  Vacant ──────────────────────────> Claimed ────────> Held(origin) ──> refreshed, moved: Held
+//!     ^                                  ^  claim            │
+//!     └───────────── vacate ─────────────│───────────────────┤
+//!                                        └───────────────────┘
+//! ```
+//!
+//! *The key is written only by whoever claimed the slot, between claim and publication.* All else is
+//! a compare-and-swap of the whole value, so it fails if anything has changed since it was read.
+//! Reading takes the value, then the key, then the value again: if the slot was held in one
+//! generation both times, then the key belongs to that generation, and so does the port.
+//!
+//! A generation returns after 8192 claims. To be fooled a reader must sleep, between two loads,
+//! while its slot is claimed exactly that often; each time takes an ageing period or a port that
+//! goes down.
+//!
+//! Called by [`Fdb`](super::Fdb) only, which knows what to store; nothing here knows time or limits.
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU64, fence};
+
+use super::Origin;
+use crate::mac::MacAddr;
+use crate::port::PortId;
+use crate::vlan::Vid;
+
+/// How many addresses that fall on one bucket can be held.
+pub(super) const WAYS: usize = 8;
+
+/// The keys fill one cache line, so that a search reads one line and the value it finds another.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(super) struct Bucket {
+    keys: [AtomicU64; WAYS],
+    values: [AtomicU64; WAYS],
+}
+
+impl Bucket {
+    /// The slot that holds `key`, and its value.
+    pub(super) fn find(&self, key: Key) -> Option<(usize, Value)> {
+        self.find_all(key).next()
+    }
+
+    /// Every slot that holds `key`: one, or two for the moment in which two threads insert it.
+    pub(super) fn find_all(&self, key: Key) -> impl Iterator<Item = (usize, Value)> {
+        (0..WAYS)
+            // A hint, to leave the values of other keys alone. If it is outdated the address counts
+            // as unknown, as it was a moment ago.
+            .filter(move |&slot| self.keys[slot].load(Relaxed) == key.0)
+            .filter_map(move |slot| {
+                self.held(slot).filter(|held| held.0 == key).map(|held| (slot, held.1))
+            })
+    }
+
+    /// What `slot` holds: a key and a value that belong together.
+    pub(super) fn held(&self, slot: usize) -> Option<(Key, Value)> {
+        // `before` orders the key after the publication it saw: the key is of that generation or of
+        // a later one. If of a later one, it orders `value` after the claim of the slot, which has
+        // then changed its generation.
+        let before = Value::unpack(self.values[slot].load(Acquire));
+        let key = Key(self.keys[slot].load(Acquire));
+        let value = self.value(slot);
+        let same = before.is_held() && value.is_held() && before.generation == value.generation;
+        same.then_some((key, value))
+    }
+
+    /// The value of `slot`, whomever it belongs to.
+    pub(super) fn value(&self, slot: usize) -> Value {
+        Value::unpack(self.values[slot].load(Relaxed))
+    }
+
+    /// Puts `new` in the place of `old`, unless the slot has changed.
+    #[must_use]
+    pub(super) fn replace(&self, slot: usize, old: Value, new: Value) -> bool {
+        self.values[slot].compare_exchange(old.pack(), new.pack(), AcqRel, Relaxed).is_ok()
+    }
+
+    /// Fills a slot that the caller has claimed, and shows it to all.
+    pub(super) fn publish(&self, slot: usize, key: Key, value: Value) {
+        self.keys[slot].store(key.0, Release);
+        self.values[slot].store(value.pack(), Release);
+        // Of two threads that publish one key, at least one sees the other's when it looks next.
+        fence(core::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// An address in a VLAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key(u64);
+
+impl Key {
+    pub(super) fn new(vid: Vid, mac: MacAddr) -> Self {
+        Self(u64::from(vid.value()) << 48 | mac.to_bits())
+    }
+
+    pub(super) fn vid(self) -> Vid {
+        Vid::from_tci((self.0 >> 48) as u16)
+    }
+
+    pub(super) fn mac(self) -> MacAddr {
+        MacAddr::from_bits(self.0)
+    }
+
+    pub(super) fn bits(self) -> u64 {
+        self.0
+    }
+}
+
+/// What is known about the address in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Value {
+    pub(super) state: State,
+    pub(super) generation: u16,
+    pub(super) port: PortId,
+    pub(super) seen_s: u32,
+}
+
+/// Who may use a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Whoever claims it.
+    Vacant,
+    /// Only the thread that claimed it: the key is being written.
+    Claimed,
+    /// Everyone.
+    Held(Origin),
+}
+
+impl Value {
+    const STATE_BITS: u32 = 3;
+    const GENERATION_BITS: u32 = 13;
+    const GENERATION_MASK: u16 = (1 << Self::GENERATION_BITS) - 1;
+
+    /// The same slot in the hands of the caller, for another key.
+    pub(super) fn claimed(self) -> Self {
+        let generation = self.generation.wrapping_add(1) & Self::GENERATION_MASK;
+        Self { state: State::Claimed, generation, ..self }
+    }
+
+    /// The same slot, free to be claimed.
+    pub(super) fn vacated(self) -> Self {
+        Self { state: State::Vacant, ..self }
+    }
+
+    pub(super) fn is_held(self) -> bool {
+        matches!(self.state, State::Held(_))
+    }
+
+    pub(super) fn is_learned(self) -> bool {
+        self.state == State::Held(Origin::Learned)
+    }
+
+    fn pack(self) -> u64 {
+        let state = match self.state {
+            State::Vacant => 0,
+            State::Claimed => 1,
+            State::Held(Origin::Static) => 2,
+            State::Held(Origin::Learned) => 3,
+            State::Held(Origin::Controller) => 4,
+        };
+        let low = u64::from(self.generation) << Self::STATE_BITS | state;
+        u64::from(self.seen_s) << 32 | u64::from(self.port.0) << 16 | low
+    }
+
+    fn unpack(word: u64) -> Self {
+        let state = match word & ((1 << Self::STATE_BITS) - 1) {
+            0 => State::Vacant,
+            2 => State::Held(Origin::Static),
+            3 => State::Held(Origin::Learned),
+            4 => State::Held(Origin::Controller),
+            // 5 to 7 are never packed; a slot that nobody may touch is the safe reading.
+            _ => State::Claimed,
+        };
+        Self {
+            state,
+            generation: (word as u16) >> Self::STATE_BITS,
+            port: PortId((word >> 16) as u16),
+            seen_s: (word >> 32) as u32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+    const B: MacAddr = MacAddr([0xfe, 0xff, 0xff, 0xff, 0xff, 0xff]);
+
+    #[test]
+    fn words_hold_their_fields() {
+        for (vid, mac) in [(0, A), (4095, B), (1, B)] {
+            let vid = Vid::new(vid).unwrap();
+            let key = Key::new(vid, mac);
+            assert_eq!((key.vid(), key.mac()), (vid, mac));
+        }
+        let origins = [Origin::Static, Origin::Learned, Origin::Controller].map(State::Held);
+        for state in [State::Vacant, State::Claimed].into_iter().chain(origins) {
+            for (generation, port, seen_s) in [(0, 0, 0), (8191, 65535, u32::MAX), (1, 2, 3)] {
+                let value = Value { state, generation, port: PortId(port), seen_s };
+                assert_eq!(Value::unpack(value.pack()), value);
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_shows_only_what_was_published() {
+        let (bucket, key) = (Bucket::default(), Key::new(Vid::UNTAGGED, A));
+        let vacant = bucket.value(0);
+        assert_eq!(bucket.held(0), None, "vacant");
+
+        let claimed = vacant.claimed();
+        assert!(bucket.replace(0, vacant, claimed));
+        assert_eq!(bucket.held(0), None, "claimed");
+        assert!(!bucket.replace(0, vacant, claimed), "claimed twice");
+
+        let held = Value { state: State::Held(Origin::Learned), port: PortId(7), ..claimed };
+        bucket.publish(0, key, held);
+        assert_eq!(bucket.find(key), Some((0, held)), "published");
+        assert_eq!(bucket.find(Key::new(Vid::UNTAGGED, B)), None, "another key");
+
+        assert!(bucket.replace(0, held, held.vacated()));
+        assert_eq!(bucket.find(key), None, "vacated");
+    }
+
+    #[test]
+    fn generations_start_again_after_the_last() {
+        let last = Value { generation: Value::GENERATION_MASK, ..Value::unpack(0) };
+        assert_eq!(last.claimed().generation, 0);
+    }
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Every number of the protocol that is not a byte layout (PROTOCOL.md, "Limits").
+
+use std::time::Duration;
+
+/// A session older than this starts a new handshake (the configured `rekey-interval` may be less).
+pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
+/// The responder of a session starts one this much later, if the initiator did not.
+pub const RESPONDER_REKEY_DELAY: Duration = Duration::from_secs(15);
+/// A session older than this is not used any more, in either direction.
+pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+/// A lane that sent this many datagrams asks for a new session. AES-GCM keeps a confidentiality
+/// margin of 2^-60 at this number and 1500 bytes each.
+pub const REKEY_AFTER_DATAGRAMS: u64 = 1 << 28;
+/// A lane never sends more than this under one session.
+pub const REJECT_AFTER_DATAGRAMS: u64 = REKEY_AFTER_DATAGRAMS + (1 << 24);
+
+/// The first attempts of a handshake follow each other at this distance …
+pub const HANDSHAKE_RETRY: Duration = Duration::from_millis(500);
+/// … and after this many of them the distance doubles with each …
+pub const FAST_ATTEMPTS: u32 = 10;
+/// … up to this.
+pub const HANDSHAKE_RETRY_MAX: Duration = Duration::from_secs(5);
+/// A name is looked up again after this many attempts without an answer.
+pub const RESOLVE_AFTER_ATTEMPTS: u32 = 4;
+
+/// Traffic counters are looked at this often while there is a session.
+pub const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
+/// We sent and heard nothing for this long: ask with an echo request.
+pub const SUSPECT_AFTER: Duration = Duration::from_millis(500);
+/// … for this long: start a handshake, the peer may have restarted.
+pub const REKEY_WHEN_SILENT_AFTER: Duration = Duration::from_millis(1000);
+/// … for this long: the peer counts as down.
+pub const DOWN_AFTER: Duration = Duration::from_secs(5);
+
+/// A cookie serves its holder for this long.
+pub const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
+/// A holder gives one up a little before its maker does.
+pub const COOKIE_USE: Duration = Duration::from_secs(110);
+/// More handshake messages than this in a second with a valid mac1 mean load.
+pub const LOAD_THRESHOLD: u32 = 64;
+/// Load is over after this long below the threshold.
+pub const LOAD_HOLD: Duration = Duration::from_secs(1);
+/// Under load, handshakes per second from one address with a valid cookie …
+pub const SOURCE_RATE: u32 = 20;
+/// … and how many of them may come at once.
+pub const SOURCE_BURST: u32 = 5;
+/// Addresses whose rate is remembered.
+pub const SOURCES: usize = 4096;
+/// Initiations accepted from one peer follow each other at least at this distance.
+pub const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Counters of a lane may arrive this much out of order.
+pub const REPLAY_WINDOW: u64 = 8192;
+
+/// IP packet size that every path is taken to carry until probes say more (RFC 8899: BASE_PLPMTU).
+pub const PATH_MTU_BASE: u16 = 1280;
+/// The largest IP packet that is probed for.
+pub const PATH_MTU_MAX: u16 = 9216;
+
+/// Frames that a lane may have in pieces at the same time.
+pub const REASSEMBLY_SLOTS: usize = 16;
+/// Sessions of one peer that may receive at the same time: the current one, the one before, and
+/// one that is not yet confirmed.
+pub const SESSIONS_PER_PEER: usize = 3;

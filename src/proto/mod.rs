@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The protocol without sockets, threads or clocks (PROTOCOL.md).
+pub mod guard;
+pub mod limits;
+pub mod reassembly;
+pub mod replay;
+pub mod path_mtu;
+pub mod session;
+pub mod train;
+mod tai64n;

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A session: the keys that one handshake gave, shared by all threads.
+//!
+//! Keys never change; a new handshake makes a new session. The counters of a lane are taken by the
+//! one thread that sends on it; what a lane received is remembered by the thread that receives
+//! (`proto::replay`), not here.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use patchcord_bridge::PortId;
+use zerocopy::IntoBytes;
+
+use super::limits::{REJECT_AFTER_DATAGRAMS, REJECT_AFTER_TIME, REKEY_AFTER_DATAGRAMS};
+use crate::{
+    crypto::{
+        aead::{Cipher, LaneKey},
+        noise::SplitKeys,
+    },
+    stats::{DropReason, Traffic},
+    wire::{Counter, DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, Lane, MessageType, SessionIndex, TAG_LEN},
+};
+
+/// Which side of the handshake we were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// We asked; we may send at once.
+    Initiator,
+    /// We answered; we send only after the peer has shown that it holds the keys.
+    Responder,
+}
+
+/// What both sides agreed on.
+#[derive(Debug)]
+pub struct Agreement {
+    /// Our index.
+    pub local: SessionIndex,
+    /// The peer's index.
+    pub remote: SessionIndex,
+    /// Which side we were.
+    pub role: Role,
+    /// The data cipher.
+    pub cipher: Cipher,
+    /// Our highest data lane.
+    pub local_lanes: u8,
+    /// The peer's highest data lane.
+    pub remote_lanes: u8,
+}
+
+#[derive(Debug)]
+struct SealLane {
+    key: LaneKey,
+    next: AtomicU64,
+}
+
+/// Keys shared with one peer.
+#[derive(Debug)]
+pub struct Session {
+    /// What was agreed.
+    pub agreement: Agreement,
+    /// The peer's port on the switch.
+    pub port: PortId,
+    /// When the handshake was completed.
+    pub established: Instant,
+    /// The peer's counters, kept over its sessions.
+    pub traffic: Arc<Traffic>,
+    seal: Vec<SealLane>,
+    open: Vec<LaneKey>,
+    confirmed: AtomicBool,
+}
+
+impl Session {
+    pub(crate) fn new(
+        agreement: Agreement,
+        keys: &SplitKeys,
+        port: PortId,
+        established: Instant,
+        traffic: Arc<Traffic>,
+    ) -> Self {
+        let Agreement { cipher, local_lanes, remote_lanes, role, .. } = agreement;
+        let seal = (0..=local_lanes)
+            .map(|lane| SealLane {
+                key: LaneKey::derive(&keys.seal, cipher, Lane(lane)),
+                next: AtomicU64::new(0),
+            })
+            .collect();
+        let open =
+            (0..=remote_lanes).map(|lane| LaneKey::derive(&keys.open, cipher, Lane(lane))).collect();
+        let confirmed = AtomicBool::new(role == Role::Initiator);
+        Self { agreement, port, established, traffic, seal, open, confirmed }
+    }
+
+    /// Takes the next counter of `lane`. Only the lane's own thread calls this.
+    ///
+    /// # Errors
+    /// [`DropReason::CountersExhausted`]; the session must be replaced.
+    pub fn next_counter(&self, lane: Lane) -> Result<Counter, DropReason> {
+        let sequence = self.seal[usize::from(lane.0)].next.fetch_add(1, Ordering::Relaxed);
+        if sequence >= REJECT_AFTER_DATAGRAMS {
+            return Err(DropReason::CountersExhausted);
+        }
+        Ok(Counter::new(lane, sequence))
+    }
+
+    /// Seals `datagram` in place. It holds room for the header, the plaintext, and room for the tag.
+    pub fn seal(&self, message_type: MessageType, counter: Counter, datagram: &mut [u8]) {
+        debug_assert!(datagram.len() >= DATA_OVERHEAD);
+        let (header, rest) = datagram.split_at_mut(DATA_HEADER_LEN);
+        let (plaintext, tag) = rest.split_at_mut(rest.len() - TAG_LEN);
+        header.copy_from_slice(
+            DataHeader::new(message_type, self.agreement.remote, counter).as_bytes(),
+        );
+        let lane = &self.seal[usize::from(counter.lane().0)];
+        tag.copy_from_slice(&lane.key.seal(counter, header, plaintext));
+    }
+
+    /// Checks and decrypts `datagram` in place; returns its counter and plaintext.
+    ///
+    /// # Errors
+    /// [`DropReason::Truncated`], [`DropReason::Malformed`] for a lane that the peer did not
+    /// announce, [`DropReason::BadTag`].
+    pub fn open<'a>(
+        &self,
+        datagram: &'a mut [u8],
+    ) -> Result<(Counter, &'a mut [u8]), DropReason> {
+        let counter = DataHeader::parse(datagram)?.counter();
+        let key = self.open.get(usize::from(counter.lane().0)).ok_or(DropReason::Malformed)?;
+        let (header, sealed) = datagram.split_at_mut(DATA_HEADER_LEN);
+        Ok((counter, key.open(counter, header, sealed)?))
+    }
+
+    /// Notes that the peer holds the keys: an authentic datagram came.
+    pub fn confirm(&self) {
+        // Read first: the line is shared by all lanes and is written only once.
+        if !self.confirmed.load(Ordering::Relaxed) {
+            self.confirmed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether we may send under it.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Relaxed)
+    }
+
+    /// Whether it must not be used any more.
+    pub fn is_expired(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.established) >= REJECT_AFTER_TIME
+    }
+
+    /// Whether a lane has sent so much that a new session is due.
+    pub fn is_worn_out(&self) -> bool {
+        self.seal.iter().any(|lane| lane.next.load(Ordering::Relaxed) >= REKEY_AFTER_DATAGRAMS)
+    }
+
+    /// Its age.
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.established)
+    }
+}
+
+/// What the data threads need to send to a peer.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The session to send under, if there is one.
+    pub session: Option<Arc<Session>>,
+    /// The peer's present address.
+    pub endpoint: Option<SocketAddr>,
+    /// The largest UDP payload that the path carries.
+    pub datagram_len: usize,
+}
+
+/// What the data threads know of the peers: an immutable snapshot, replaced as a whole.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    /// By port: the route of `PortId(n)` is at `n - 1`.
+    pub routes: Vec<Route>,
+    /// Every session that may receive.
+    pub sessions: std::collections::HashMap<SessionIndex, Arc<Session>>,
+}
+
+impl Tables {
+    /// The route to the peer behind `port`.
+    pub fn route(&self, port: PortId) -> Option<&Route> {
+        self.routes.get(usize::from(port.0).checked_sub(1)?)
+    }
+}

@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Frames into datagrams: packing, fragmenting and numbering (PROTOCOL.md, "Datagrams").
+//!
+//! A [`Train`] is a buffer of datagrams for one peer, back to back, as UDP segmentation offload
+//! wants them. Frames are laid out in it as they come off the TAP; then the whole train is sealed
+//! in place (by any thread) and sent (in order). A frame that fits a datagram stays whole; small
+//! ones share a datagram; larger ones are cut so that datagrams are as full as the path allows.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use super::session::Session;
+use crate::{
+    stats::DropReason,
+    wire::{
+        Counter, DATA_HEADER_LEN, DATA_OVERHEAD, Lane, MessageType, TAG_LEN,
+        chunk::{
+            CHUNK_HEADER_LEN, FRAGMENT_HEADER_LEN, Fragment, emit_fragment_header,
+            emit_frame_header,
+        },
+    },
+};
+
+/// Bytes of a train: what one UDP send with segmentation offload may carry.
+pub const TRAIN_BYTES: usize = 65_000;
+/// Datagrams of a train: what one UDP send may be cut into on every kernel.
+pub const TRAIN_DATAGRAMS: usize = 64;
+/// A smaller piece of a frame is not worth a fragment header; padding takes its place.
+const MIN_PIECE: usize = 32;
+
+/// A finished datagram in a train.
+#[derive(Clone, Copy, Debug)]
+struct Datagram {
+    message_type: MessageType,
+    counter: Counter,
+    end: usize,
+}
+
+/// The datagram at the end of the train that may still take frames.
+#[derive(Clone, Copy, Debug)]
+struct OpenDatagram {
+    message_type: MessageType,
+    begin: usize,
+    /// Where the plaintext ends so far.
+    end: usize,
+}
+
+/// Datagrams for one peer, under one session, on one lane.
+#[derive(Debug)]
+pub struct Train {
+    bytes: Box<[u8]>,
+    datagrams: Vec<Datagram>,
+    open: Option<OpenDatagram>,
+    bound: Option<Bound>,
+}
+
+/// What a train is bound to while it carries something.
+#[derive(Debug)]
+struct Bound {
+    session: Arc<Session>,
+    to: SocketAddr,
+    datagram_len: usize,
+}
+
+/// What became of a frame given to a train.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// All of it is in the train.
+    Done,
+    /// The train is full. Send it and go on with a new one from this offset of the frame.
+    Full {
+        /// Bytes of the frame that are in full trains.
+        offset: usize,
+    },
+}
+
+/// A frame on its way into trains.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// The whole frame.
+    pub frame: &'a [u8],
+    /// Its number, should it have to be cut.
+    pub frame_id: u32,
+    /// Bytes that are in earlier trains.
+    pub offset: usize,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            bytes: vec![0; TRAIN_BYTES].into(),
+            datagrams: Vec::with_capacity(TRAIN_DATAGRAMS),
+            open: None,
+            bound: None,
+        }
+    }
+}
+
+impl Train {
+    /// Binds an empty train to a peer. `datagram_len` is the largest UDP payload of the path.
+    pub fn bind(&mut self, session: Arc<Session>, to: SocketAddr, datagram_len: usize) {
+        debug_assert!(self.is_empty());
+        self.bound = Some(Bound { session, to, datagram_len: datagram_len.min(TRAIN_BYTES) });
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.datagrams.is_empty() && self.open.is_none()
+    }
+
+    /// Empties it for the next use.
+    pub fn clear(&mut self) {
+        self.datagrams.clear();
+        self.open = None;
+        self.bound = None;
+    }
+
+    /// Lays a frame out.
+    ///
+    /// # Errors
+    /// [`DropReason::NoSession`] when the train is not bound, [`DropReason::CountersExhausted`].
+    pub fn push(&mut self, lane: Lane, outgoing: Outgoing<'_>) -> Result<Pushed, DropReason> {
+        let bound = self.bound.as_ref().ok_or(DropReason::NoSession)?;
+        let capacity = bound.datagram_len - DATA_OVERHEAD;
+        let Outgoing { frame, frame_id, mut offset } = outgoing;
+        if frame.len() <= capacity {
+            return self.push_whole(lane, frame);
+        }
+        while offset < frame.len() {
+            if self.room() < FRAGMENT_HEADER_LEN + MIN_PIECE {
+                self.pad();
+                self.close(lane)?;
+                if !self.begin(MessageType::Chunks) {
+                    return Ok(Pushed::Full { offset });
+                }
+            }
+            self.turn_into_chunks();
+            let piece = (self.room() - FRAGMENT_HEADER_LEN).min(frame.len() - offset);
+            let fragment =
+                Fragment { frame_id, total: frame.len() as u32, offset: offset as u32 };
+            self.append(|header| emit_fragment_header(header, fragment, piece as u16));
+            self.append_bytes(&frame[offset..offset + piece]);
+            offset += piece;
+        }
+        Ok(Pushed::Done)
+    }
+
+    fn push_whole(&mut self, lane: Lane, frame: &[u8]) -> Result<Pushed, DropReason> {
+        if self.open.is_some() && frame.len() + CHUNK_HEADER_LEN <= self.room() {
+            self.turn_into_chunks();
+            self.append(|header| emit_frame_header(header, frame.len() as u16));
+            self.append_bytes(frame);
+            return Ok(Pushed::Done);
+        }
+        self.close(lane)?;
+        if !self.begin(MessageType::Frame) {
+            return Ok(Pushed::Full { offset: 0 });
+        }
+        self.append_bytes(frame);
+        Ok(Pushed::Done)
+    }
+
+    /// Ends the datagram that is being filled; the train can be sealed then.
+    ///
+    /// # Errors
+    /// [`DropReason::CountersExhausted`]; the datagram is lost.
+    pub fn close(&mut self, lane: Lane) -> Result<(), DropReason> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let session = &self.bound.as_ref().ok_or(DropReason::NoSession)?.session;
+        let counter = session.next_counter(lane)?;
+        let end = open.end + TAG_LEN;
+        self.datagrams.push(Datagram { message_type: open.message_type, counter, end });
+        Ok(())
+    }
+
+    /// Seals every datagram in place. Any thread may do this, once.
+    pub fn seal(&mut self) {
+        let Some(bound) = &self.bound else { return };
+        let mut begin = 0;
+        for datagram in &self.datagrams {
+            let bytes = &mut self.bytes[begin..datagram.end];
+            bound.session.seal(datagram.message_type, datagram.counter, bytes);
+            begin = datagram.end;
+        }
+    }
+
+    /// Where it goes.
+    pub fn destination(&self) -> Option<SocketAddr> {
+        self.bound.as_ref().map(|bound| bound.to)
+    }
+
+    /// The session that it is bound to.
+    pub fn session(&self) -> Option<&Arc<Session>> {
+        self.bound.as_ref().map(|bound| &bound.session)
+    }
+
+    /// Finished datagrams.
+    pub fn len(&self) -> usize {
+        self.datagrams.len()
+    }
+
+    /// The datagrams as runs for UDP segmentation offload: bytes and the size of each datagram but
+    /// the last, which may be shorter.
+    pub fn runs(&self) -> impl Iterator<Item = (&[u8], usize)> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let begin = self.begin_of(at)?;
+            let size = self.datagrams[at].end - begin;
+            let mut end = self.datagrams[at].end;
+            at += 1;
+            while let Some(next) = self.datagrams.get(at) {
+                let next_size = next.end - end;
+                if next_size > size {
+                    break;
+                }
+                end = next.end;
+                at += 1;
+                if next_size < size {
+                    break;
+                }
+            }
+            Some((&self.bytes[begin..end], size))
+        })
+    }
+
+    fn begin_of(&self, at: usize) -> Option<usize> {
+        self.datagrams.get(at)?;
+        Some(at.checked_sub(1).map_or(0, |before| self.datagrams[before].end))
+    }
+
+    /// Opens a datagram behind the last one; false if the train has no place for a full one.
+    fn begin(&mut self, message_type: MessageType) -> bool {
+        let begin = self.datagrams.last().map_or(0, |last| last.end);
+        let datagram_len = self.bound.as_ref().map_or(0, |bound| bound.datagram_len);
+        let has_place = begin + datagram_len <= self.bytes.len()
+            && self.datagrams.len() < TRAIN_DATAGRAMS;
+        if has_place {
+            self.open = Some(OpenDatagram { message_type, begin, end: begin + DATA_HEADER_LEN });
+        }
+        has_place
+    }
+
+    /// Plaintext bytes that the open datagram can still take, were it one of chunks.
+    fn room(&self) -> usize {
+        let (Some(open), Some(bound)) = (&self.open, &self.bound) else { return 0 };
+        let upgrade = match open.message_type {
+            MessageType::Frame => CHUNK_HEADER_LEN,
+            _ => 0,
+        };
+        (open.begin + bound.datagram_len).saturating_sub(open.end + upgrade + TAG_LEN)
+    }
+
+    /// Gives the frame of an open datagram a chunk header, so that more can follow.
+    fn turn_into_chunks(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        if open.message_type != MessageType::Frame {
+            return;
+        }
+        let plaintext = open.begin + DATA_HEADER_LEN;
+        let frame_len = open.end - plaintext;
+        self.bytes.copy_within(plaintext..open.end, plaintext + CHUNK_HEADER_LEN);
+        let header = self.bytes[plaintext..].first_chunk_mut().expect("room was checked");
+        emit_frame_header(header, frame_len as u16);
+        open.end += CHUNK_HEADER_LEN;
+        open.message_type = MessageType::Chunks;
+    }
+
+    /// Fills the open datagram up: one short datagram would end a run of equal ones.
+    fn pad(&mut self) {
+        let (Some(open), Some(bound)) = (&mut self.open, &self.bound) else { return };
+        if open.message_type == MessageType::Chunks {
+            let end = open.begin + bound.datagram_len - TAG_LEN;
+            self.bytes[open.end..end].fill(0);
+            open.end = end;
+        }
+    }
+
+    fn append<const N: usize>(&mut self, write: impl FnOnce(&mut [u8; N])) {
+        let Some(open) = &mut self.open else { return };
+        write(self.bytes[open.end..].first_chunk_mut().expect("room was checked"));
+        open.end += N;
+    }
+
+    fn append_bytes(&mut self, bytes: &[u8]) {
+        let Some(open) = &mut self.open else { return };
+        self.bytes[open.end..open.end + bytes.len()].copy_from_slice(bytes);
+        open.end += bytes.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use patchcord_bridge::PortId;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        crypto::{
+            aead::Cipher,
+            noise::{SplitKey, SplitKeys},
+        },
+        proto::{
+            reassembly::Reassembly,
+            session::{Agreement, Role},
+        },
+        wire::{SessionIndex, chunk::{Chunk, Chunks}},
+    };
+
+    const LANE: Lane = Lane::FIRST_DATA;
+
+    /// A session with itself: seals and opens under the same key.
+    fn looped_session() -> Arc<Session> {
+        let agreement = Agreement {
+            local: SessionIndex::from_low_bits(1),
+            remote: SessionIndex::from_low_bits(2),
+            role: Role::Initiator,
+            cipher: Cipher::Aes256Gcm,
+            local_lanes: 1,
+            remote_lanes: 1,
+        };
+        let keys = SplitKeys { seal: SplitKey::from_bytes([1; 32]), open: SplitKey::from_bytes([1; 32]) };
+        Arc::new(Session::new(agreement, &keys, PortId(1), Instant::now(), Arc::default()))
+    }
+
+    /// Packs the frames; returns every datagram in order, and its number of trains.
+    fn pack(frames: &[Vec<u8>], datagram_len: usize) -> (Vec<Vec<u8>>, usize) {
+        let session = looped_session();
+        let (mut datagrams, mut trains) = (Vec::new(), 0);
+        let mut train = Train::default();
+        let mut finish = |train: &mut Train| {
+            train.close(LANE).unwrap();
+            train.seal();
+            for (run, size) in train.runs() {
+                datagrams.extend(run.chunks(size).map(<[u8]>::to_vec));
+            }
+            train.clear();
+            trains += 1;
+        };
+        for (frame_id, frame) in frames.iter().enumerate() {
+            let mut offset = 0;
+            loop {
+                if train.is_empty() {
+                    train.bind(session.clone(), "192.0.2.1:1".parse().unwrap(), datagram_len);
+                }
+                let outgoing = Outgoing { frame, frame_id: frame_id as u32, offset };
+                match train.push(LANE, outgoing).unwrap() {
+                    Pushed::Done => break,
+                    Pushed::Full { offset: next } => {
+                        offset = next;
+                        finish(&mut train);
+                    }
+                }
+            }
+        }
+        finish(&mut train);
+        (datagrams, trains)
+    }
+
+    fn unpack(datagrams: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let session = looped_session();
+        let mut reassembly = Reassembly::new(70_000);
+        let mut frames = Vec::new();
+        for datagram in datagrams {
+            let message_type = MessageType::of(datagram).unwrap();
+            let mut datagram = datagram.clone();
+            let (_, plaintext) = session.open(&mut datagram).unwrap();
+            if message_type == MessageType::Frame {
+                frames.push(plaintext.to_vec());
+                continue;
+            }
+            for chunk in Chunks::new(plaintext) {
+                match chunk.unwrap() {
+                    Chunk::Frame(frame) => frames.push(frame.to_vec()),
+                    Chunk::Fragment(fragment, piece) => {
+                        frames.extend(reassembly.add(fragment, piece).unwrap().map(<[u8]>::to_vec));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        frames
+    }
+
+    fn frames_of(lens: &[usize]) -> Vec<Vec<u8>> {
+        lens.iter().enumerate().map(|(at, &len)| vec![at as u8; len]).collect()
+    }
+
+    #[test]
+    fn datagrams_have_the_sizes_of_protocol_md() {
+        for (frame_lens, datagram_lens) in [
+            (&[60][..], &[60 + 28][..]),                            // alone: no chunk header
+            (&[60, 60], &[28 + 2 * 63]),                            // packed
+            (&[1444, 1444], &[1472, 1472]),                         // whole, one each
+            (&[1400, 60], &[1400 + 28, 60 + 28]),                   // no room: the next begins anew
+            (&[1514], &[1472, 28 + 13 + 1514 - 1431]),              // cut
+(&[1514, 1514], &[1472, 1472, 28 + 13 + 2 * 1514 - 1431 - 83 - 1335]),
+        ] {
+            let (datagrams, _) = pack(&frames_of(frame_lens), 1472);
+            let lens: Vec<_> = datagrams.iter().map(Vec::len).collect();
+            assert_eq!(lens, datagram_lens, "{frame_lens:?}");
+        }
+    }
+
+    #[test]
+    fn long_streams_fill_whole_trains_of_equal_datagrams() {
+        let (datagrams, trains) = pack(&frames_of(&[1514; 120]), 1472);
+        let full = datagrams.iter().filter(|datagram| datagram.len() == 1472).count();
+        assert_eq!((datagrams.len(), full), (128, 127));
+        assert_eq!(trains, 3);
+    }
+
+    #[test]
+    fn a_run_ends_at_a_shorter_datagram_and_before_a_longer_one() {
+        let session = looped_session();
+        let mut train = Train::default();
+        train.bind(session, "192.0.2.1:1".parse().unwrap(), 1472);
+        for frame in &frames_of(&[1400, 1400, 1300, 1444, 1444]) {
+            let outgoing = Outgoing { frame, frame_id: 0, offset: 0 };
+            assert_eq!(train.push(LANE, outgoing), Ok(Pushed::Done));
+        }
+        train.close(LANE).unwrap();
+        let runs: Vec<_> = train.runs().map(|(bytes, size)| (bytes.len(), size)).collect();
+        assert_eq!(runs, [(1428 + 1428 + 1328, 1428), (2 * 1472, 1472)]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_frame_arrives_whole_and_in_order(
+            lens in proptest::collection::vec(
+                prop_oneof![14_usize..200, 1300_usize..1530, 14_usize..9200, 60_000_usize..65_550],
+                1..40,
+            ),
+            datagram_len in prop_oneof![Just(548_usize), Just(1232), 1300_usize..1480, Just(8972)],
+        ) {
+            let frames = frames_of(&lens);
+            let (datagrams, _) = pack(&frames, datagram_len);
+            prop_assert!(datagrams.iter().all(|datagram| datagram.len() <= datagram_len));
+            prop_assert_eq!(unpack(&datagrams), frames);
+        }
+    }
+}
