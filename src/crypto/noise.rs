@@ -60,7 +60,7 @@ fn psk_bytes(psk: Option<&PresharedKey>) -> &[u8; 32] {
     psk.map_or(&NO_PSK, PresharedKey::as_bytes)
 }
 
-fn split(mut state: HandshakeState) -> SplitKeys {
+fn split(state: &mut HandshakeState) -> SplitKeys {
     let (initiator, responder) = state.dangerously_get_raw_split();
     let (initiator, responder) = (SplitKey(initiator), SplitKey(responder));
     if state.is_initiator() {
@@ -100,8 +100,8 @@ impl Initiator {
     ///
     /// # Errors
     /// [`DropReason::BadHandshake`] when it is not by the responder, for this message 1, with the
-    /// same preshared key. The state is used up then; start over.
-    pub fn finish(mut self, message: &[u8]) -> Result<(ResponsePayload, SplitKeys), DropReason> {
+    /// same preshared key. The state is as before then: a forged message 2 does not end it.
+    pub fn finish(&mut self, message: &[u8]) -> Result<(ResponsePayload, SplitKeys), DropReason> {
         let mut payload = ResponsePayload::new_zeroed();
         let len = self
             .0
@@ -110,7 +110,7 @@ impl Initiator {
         if len != size_of::<ResponsePayload>() {
             return Err(DropReason::Malformed);
         }
-        Ok((payload, split(self.0)))
+        Ok((payload, split(&mut self.0)))
     }
 }
 
@@ -164,7 +164,7 @@ impl Responder {
         self.state
             .write_message(payload.as_bytes(), message)
             .map_err(|_| DropReason::BadHandshake)?;
-        Ok(split(self.state))
+        Ok(split(&mut self.state))
     }
 }
 
@@ -190,12 +190,15 @@ mod tests {
         let (alice, bob) = (PrivateKey::generate(), PrivateKey::generate());
         let psk = PresharedKey::from_bytes([5; 32]);
         let (mut first, offer) = initiation();
-        let initiator =
+        let mut initiator =
             Initiator::start(&alice, &bob.public_key(), Some(&psk), &offer, &mut first);
         let responder = Responder::read(&bob, &first).unwrap();
         assert_eq!((responder.initiator, responder.payload), (alice.public_key(), offer));
         let (mut second, choice) = response();
         let bobs = responder.respond(Some(&psk), &choice, &mut second).unwrap();
+        let mut forged = second.clone();
+        forged[40] ^= 1;
+        assert_eq!(initiator.finish(&forged).err(), Some(DropReason::BadHandshake));
         let (payload, alices) = initiator.finish(&second).unwrap();
         assert_eq!(payload, choice);
         assert_eq!(alices.seal.as_bytes(), bobs.open.as_bytes());
@@ -208,7 +211,7 @@ mod tests {
         let (alice, bob, eve) =
             (PrivateKey::generate(), PrivateKey::generate(), PrivateKey::generate());
         let (mut first, offer) = initiation();
-        let initiator = Initiator::start(&alice, &bob.public_key(), None, &offer, &mut first);
+        let mut initiator = Initiator::start(&alice, &bob.public_key(), None, &offer, &mut first);
         assert_eq!(Responder::read(&eve, &first).err(), Some(DropReason::BadHandshake));
 
         let (mut second, choice) = response();

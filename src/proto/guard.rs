@@ -97,6 +97,14 @@ impl Guard {
         }
     }
 
+    /// The cheap check alone, for a message that only its addressee could be sent.
+    ///
+    /// # Errors
+    /// [`DropReason::BadMac`].
+    pub(crate) fn check_mac1(&self, message: &[u8]) -> Result<(), DropReason> {
+        self.mac1.check(message)
+    }
+
     /// Judges a handshake message whose sender calls itself `sender`.
     pub(crate) fn judge(
         &mut self,

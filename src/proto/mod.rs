@@ -2,6 +2,9 @@
 //! The protocol without sockets, threads or clocks (PROTOCOL.md).
 pub mod guard;
 pub mod limits;
+mod liveness;
+pub mod node;
+pub mod peer;
 pub mod reassembly;
 pub mod replay;
 pub mod path_mtu;

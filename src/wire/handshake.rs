@@ -16,7 +16,7 @@ const NOISE_1_LEN: usize = 32 + (32 + 16) + (size_of::<InitiationPayload>() + 16
 const NOISE_2_LEN: usize = 32 + (size_of::<ResponsePayload>() + 16);
 
 /// First message, initiator to responder.
-#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Initiation {
     first_byte: u8,
@@ -31,7 +31,7 @@ pub struct Initiation {
 }
 
 /// Second message, responder to initiator.
-#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Response {
     first_byte: u8,
@@ -49,7 +49,7 @@ pub struct Response {
 }
 
 /// Sent instead of a response while under load.
-#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct CookieReply {
     first_byte: u8,

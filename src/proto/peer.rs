@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One peer: its sessions, its handshake in progress, its endpoint, its path.
+//!
+//! ```text
+//!            initiation sent          response accepted
+//!   no session ──────> attempt ────────────────────> current (initiator: sends at once)
+//!            initiation accepted      first authentic datagram
+//!   any      ──────> next (receives only) ─────────> current (responder)
+//!                                                    the former current becomes previous
+//! ```
+//! `current` sends; all three receive, so that a rekey loses nothing that is on its way.
+//! Decisions only: [`super::node`] does what they ask for.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use patchcord_bridge::PortId;
+
+use super::{
+    limits::{
+        COOKIE_USE, FAST_ATTEMPTS, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, RESPONDER_REKEY_DELAY,
+    },
+    liveness::Liveness,
+    path_mtu::PathMtu,
+    session::{Role, Route, Session},
+    tai64n::Tai64N,
+};
+use crate::{
+    crypto::{
+        keys::{PresharedKey, PublicKey},
+        mac::Cookie,
+        noise::Initiator,
+    },
+    stats::Traffic,
+    wire::{SessionIndex, handshake::MAC_LEN},
+};
+
+/// What the configuration says of a peer.
+pub struct PeerSettings {
+    /// Its identity.
+    pub public_key: PublicKey,
+    /// An extra secret.
+    pub preshared_key: Option<PresharedKey>,
+    /// Where it is called; `None`: it is waited for, or its name is still being looked up.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether its endpoint is a name, which is looked up again when the peer does not answer.
+    pub has_name: bool,
+    /// An idle link is asked this often whether it still works.
+    pub keepalive: Duration,
+}
+
+/// Our initiation that waits for its response.
+pub(crate) struct Attempt {
+    pub(crate) noise: Initiator,
+    pub(crate) index: SessionIndex,
+    /// Of the initiation; a cookie reply refers to it.
+    pub(crate) mac1: [u8; MAC_LEN],
+}
+
+/// When to call a peer, and how often it was called in vain.
+#[derive(Debug, Default)]
+pub(crate) struct Calling {
+    /// Attempts since the last success.
+    pub(crate) attempts: u32,
+    /// When the next one is due; `None`: no handshake is wanted.
+    pub(crate) due: Option<Instant>,
+}
+
+pub(crate) struct Peer {
+    pub(crate) port: PortId,
+    pub(crate) settings: PeerSettings,
+    /// Where the peer was last heard of under authentication, or is called.
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) attempt: Option<Attempt>,
+    pub(crate) calling: Calling,
+    pub(crate) cookie: Option<(Cookie, Instant)>,
+    /// Of the newest initiation accepted; an older one is a replay.
+    pub(crate) newest_timestamp: Tai64N,
+    pub(crate) last_initiation: Option<Instant>,
+    pub(crate) current: Option<Arc<Session>>,
+    pub(crate) previous: Option<Arc<Session>>,
+    pub(crate) next: Option<Arc<Session>>,
+    pub(crate) path: PathMtu,
+    pub(crate) liveness: Liveness,
+    /// Heard of lately, with a session to send under.
+    pub(crate) is_up: bool,
+    /// Echo request that measures the round trip.
+    pub(crate) echo: Option<(u64, Instant)>,
+    pub(crate) rtt: Option<Duration>,
+    pub(crate) handshakes: u64,
+    /// The largest frame that the peer says it takes; 0 when it does not say.
+    pub(crate) max_frame: u16,
+}
+
+impl Peer {
+    pub(crate) fn new(port: PortId, settings: PeerSettings, now: Instant) -> Self {
+        let due = settings.endpoint.map(|_| now);
+        Self {
+            port,
+            endpoint: settings.endpoint,
+            settings,
+            traffic: Arc::default(),
+            attempt: None,
+            calling: Calling { attempts: 0, due },
+            cookie: None,
+            newest_timestamp: Tai64N::default(),
+            last_initiation: None,
+            current: None,
+            previous: None,
+            next: None,
+            path: PathMtu::new(now),
+            liveness: Liveness::new(now),
+            is_up: false,
+            echo: None,
+            rtt: None,
+            handshakes: 0,
+            max_frame: 0,
+        }
+    }
+
+    /// Every session that may receive.
+    pub(crate) fn sessions(&self) -> impl Iterator<Item = &Arc<Session>> {
+        [&self.current, &self.previous, &self.next].into_iter().flatten()
+    }
+
+    pub(crate) fn route(&self) -> Route {
+        Route {
+            session: self.current.clone(),
+            endpoint: self.endpoint,
+            datagram_len: usize::from(self.path.current()) - self.ip_overhead(),
+        }
+    }
+
+    /// Bytes of IP and UDP headers on the way to the peer.
+    pub(crate) fn ip_overhead(&self) -> usize {
+        match self.endpoint {
+            Some(SocketAddr::V6(_)) => 40 + 8,
+            _ => 20 + 8,
+        }
+    }
+
+    /// The cookie to show, if it is fresh.
+    pub(crate) fn fresh_cookie(&self, now: Instant) -> Option<Cookie> {
+        self.cookie.filter(|&(_, received)| now < received + COOKIE_USE).map(|(cookie, _)| cookie)
+    }
+
+    /// We asked, the peer answered: the session sends from now on. Returns the one that ended.
+    pub(crate) fn establish_as_initiator(&mut self, session: Arc<Session>) -> Option<Arc<Session>> {
+        self.calling = Calling::default();
+        self.attempt = None;
+        self.rotate(session)
+    }
+
+    /// The peer asked, we answered: the session receives; it sends once it is confirmed. Returns the
+    /// one that ended.
+    pub(crate) fn establish_as_responder(&mut self, session: Arc<Session>) -> Option<Arc<Session>> {
+        self.next.replace(session)
+    }
+
+    /// The peer has used the keys of `next`: send under them. Returns the session that ended.
+    pub(crate) fn promote_next(&mut self) -> Option<Arc<Session>> {
+        let session = self.next.take()?;
+        self.calling = Calling::default();
+        self.rotate(session)
+    }
+
+    fn rotate(&mut self, session: Arc<Session>) -> Option<Arc<Session>> {
+        let former = self.current.replace(session);
+        match former {
+            Some(former) => self.previous.replace(former),
+            None => None,
+        }
+    }
+
+    /// Drops sessions that are too old to be used.
+    pub(crate) fn expire_sessions(&mut self, now: Instant) -> Vec<Arc<Session>> {
+        [&mut self.current, &mut self.previous, &mut self.next]
+            .into_iter()
+            .filter_map(|slot| slot.take_if(|session| session.is_expired(now)))
+            .collect()
+    }
+
+    /// Asks for a handshake, unless one is under way or nobody knows where to send it.
+    pub(crate) fn call(&mut self, now: Instant) {
+        if self.calling.due.is_none() && self.endpoint.is_some() {
+            self.calling.due = Some(now);
+        }
+    }
+
+    /// An attempt goes out now: when, at the latest, the next one follows.
+    pub(crate) fn handle_attempt(&mut self, now: Instant, jitter: Duration) {
+        self.calling.attempts = self.calling.attempts.saturating_add(1);
+        let doublings = self.calling.attempts.saturating_sub(FAST_ATTEMPTS).min(8);
+        let distance = (HANDSHAKE_RETRY * (1 << doublings)).min(HANDSHAKE_RETRY_MAX);
+        self.calling.due = Some(now + distance + jitter);
+    }
+
+    /// Where the attempt goes: the last known address and the configured one by turns.
+    pub(crate) fn call_address(&self) -> Option<SocketAddr> {
+        let configured = self.settings.endpoint;
+        if self.calling.attempts % 2 == 1 { configured.or(self.endpoint) } else { self.endpoint }
+    }
+
+    /// When the current session should be replaced.
+    pub(crate) fn rekey_at(&self, interval: Duration) -> Option<Instant> {
+        let session = self.current.as_ref()?;
+        let delay = match session.agreement.role {
+            Role::Initiator => Duration::ZERO,
+            Role::Responder => RESPONDER_REKEY_DELAY,
+        };
+        Some(session.established + interval + delay)
+    }
+
+    /// The peer moved. True if that is news.
+    pub(crate) fn handle_endpoint(&mut self, from: SocketAddr, now: Instant) -> bool {
+        if self.endpoint == Some(from) {
+            return false;
+        }
+        self.endpoint = Some(from);
+        self.path.restart(now);
+        true
+    }
+
+    /// When something is due.
+    pub(crate) fn poll_timeout(&self, rekey_interval: Duration) -> Option<Instant> {
+        let with_session = self.current.as_ref().map(|_| self.liveness.next_sample());
+        // A session that waits for its confirmation is looked at as often as one that is used.
+        let waiting = self.next.as_ref().map(|_| self.liveness.next_sample());
+        let path = self.current.as_ref().and_then(|_| self.path.poll_timeout());
+        let rekey = if self.calling.due.is_none() { self.rekey_at(rekey_interval) } else { None };
+        [self.calling.due, with_session, waiting, path, rekey].into_iter().flatten().min()
+    }
+}
