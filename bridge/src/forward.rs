@@ -24,7 +24,10 @@ impl Switch {
     ///
     /// `hash_key` must be random and secret, see [`Fdb::new`].
     pub fn new(config: SwitchConfig, hash_key: [u64; 2]) -> Self {
-        Self { fdb: Fdb::new(&config, hash_key), hub: config.hub }
+        Self {
+            fdb: Fdb::new(&config, hash_key),
+            hub: config.hub,
+        }
     }
 
     /// Learns the source of `frame` and decides where it goes.
@@ -34,12 +37,7 @@ impl Switch {
     ///
     /// # Errors
     /// The reason for which no port may have the frame.
-    pub fn forward(
-        &self,
-        ingress: PortId,
-        frame: &[u8],
-        now_s: u32,
-    ) -> Result<Egress, DropReason> {
+    pub fn forward(&self, ingress: PortId, frame: &[u8], now_s: u32) -> Result<Egress, DropReason> {
         let header = FrameHeader::parse(frame)?;
         if header.src.is_group() || header.src.is_zero() {
             return Err(DropReason::BadSource);
@@ -72,7 +70,11 @@ impl Switch {
 
     /// To every port that may have it, which for a peer outside hub mode is the TAP alone.
     fn flood(&self, ingress: PortId) -> Egress {
-        if self.hub || ingress == PortId::TAP { Egress::Flood } else { Egress::Port(PortId::TAP) }
+        if self.hub || ingress == PortId::TAP {
+            Egress::Flood
+        } else {
+            Egress::Port(PortId::TAP)
+        }
     }
 }
 
@@ -117,7 +119,12 @@ pub struct SwitchConfig {
 
 impl Default for SwitchConfig {
     fn default() -> Self {
-        Self { fdb_capacity: 8192, ageing_s: 300, max_per_port: 4096, hub: false }
+        Self {
+            fdb_capacity: 8192,
+            ageing_s: 300,
+            max_per_port: 4096,
+            hub: false,
+        }
     }
 }
 
@@ -150,7 +157,13 @@ mod tests {
             (TAP, ON_TAP, ON_TAP, Err(SamePort), Err(SamePort)), // to itself
             (TAP, ON_TAP, NOWHERE, Ok(Flood), Ok(Flood)),
             (PEER_1, ON_PEER_1, ON_TAP, Ok(Port(TAP)), Ok(Port(TAP))),
-            (PEER_1, ON_PEER_1, ON_PEER_1_TOO, Err(SamePort), Err(SamePort)),
+            (
+                PEER_1,
+                ON_PEER_1,
+                ON_PEER_1_TOO,
+                Err(SamePort),
+                Err(SamePort),
+            ),
             (PEER_1, ON_PEER_1, ON_PEER_2, Err(NoPort), Ok(Port(PEER_2))),
             (PEER_1, ON_PEER_1, NOWHERE, Ok(Port(TAP)), Ok(Flood)),
         ] {
@@ -158,7 +171,10 @@ mod tests {
                 let switch = populated(is_hub);
                 let frame = frame(station(dst), station(src), &[0x08, 0x00]);
                 let seen = switch.forward(ingress, &frame, 0);
-                assert_eq!(seen, verdict, "{src} to {dst} from {ingress:?}, hub {is_hub}");
+                assert_eq!(
+                    seen, verdict,
+                    "{src} to {dst} from {ingress:?}, hub {is_hub}"
+                );
             }
         }
     }
@@ -172,11 +188,20 @@ mod tests {
             [0x01, 0x80, 0xc2, 0x00, 0x00, 0x0e], // LLDP: a cable carries it, so do we
         ] {
             let frame = frame(group, station(NOWHERE), &[0x88, 0xcc]);
-            for (ingress, mesh, hub) in
-                [(TAP, Ok(Flood), Ok(Flood)), (PEER_1, Ok(Port(TAP)), Ok(Flood))]
-            {
-                assert_eq!(populated(false).forward(ingress, &frame, 0), mesh, "{group:02x?}");
-                assert_eq!(populated(true).forward(ingress, &frame, 0), hub, "{group:02x?}");
+            for (ingress, mesh, hub) in [
+                (TAP, Ok(Flood), Ok(Flood)),
+                (PEER_1, Ok(Port(TAP)), Ok(Flood)),
+            ] {
+                assert_eq!(
+                    populated(false).forward(ingress, &frame, 0),
+                    mesh,
+                    "{group:02x?}"
+                );
+                assert_eq!(
+                    populated(true).forward(ingress, &frame, 0),
+                    hub,
+                    "{group:02x?}"
+                );
             }
         }
     }
@@ -226,9 +251,14 @@ mod tests {
             (priority_tag, untagged, Ok(Port(PEER_1))),
         ] {
             let switch = Switch::new(SwitchConfig::default(), [0, 0]);
-            switch.forward(PEER_1, &frame([0xff; 6], station(1), learned_in), 0).unwrap();
+            switch
+                .forward(PEER_1, &frame([0xff; 6], station(1), learned_in), 0)
+                .unwrap();
             let seen = switch.forward(TAP, &frame(station(1), station(2), sent_in), 0);
-            assert_eq!(seen, verdict, "learned in {learned_in:02x?}, sent in {sent_in:02x?}");
+            assert_eq!(
+                seen, verdict,
+                "learned in {learned_in:02x?}, sent in {sent_in:02x?}"
+            );
         }
     }
 
@@ -245,7 +275,13 @@ mod tests {
     }
 
     fn populated(hub: bool) -> Switch {
-        let switch = Switch::new(SwitchConfig { hub, ..SwitchConfig::default() }, [3, 4]);
+        let switch = Switch::new(
+            SwitchConfig {
+                hub,
+                ..SwitchConfig::default()
+            },
+            [3, 4],
+        );
         for (name, port) in [
             (ON_TAP, TAP),
             (ON_TAP_TOO, TAP),
@@ -253,7 +289,9 @@ mod tests {
             (ON_PEER_1_TOO, PEER_1),
             (ON_PEER_2, PEER_2),
         ] {
-            switch.forward(port, &frame([0xff; 6], station(name), &[8, 6]), 0).unwrap();
+            switch
+                .forward(port, &frame([0xff; 6], station(name), &[8, 6]), 0)
+                .unwrap();
         }
         switch
     }

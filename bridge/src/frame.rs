@@ -37,7 +37,11 @@ impl FrameHeader {
             TPID_C_TAG | TPID_S_TAG => Self::parse_tag(rest)?,
             _ => Vid::UNTAGGED,
         };
-        Ok(Self { dst: MacAddr(dst), src: MacAddr(src), vid })
+        Ok(Self {
+            dst: MacAddr(dst),
+            src: MacAddr(src),
+            vid,
+        })
     }
 
     fn parse_tag(tag: &[u8]) -> Result<Vid, DropReason> {
@@ -71,19 +75,55 @@ mod tests {
     fn the_outermost_tag_names_the_vlan() {
         for (name, after_addresses, vid) in [
             ("IPv4, untagged", &[0x08, 0x00, 0x45][..], 0),
-            ("802.3 length instead of a type", &[0x00, 0x26, 0x42, 0x42, 0x03], 0),
+            (
+                "802.3 length instead of a type",
+                &[0x00, 0x26, 0x42, 0x42, 0x03],
+                0,
+            ),
             ("an EtherType nobody knows", &[0x88, 0xb5], 0),
             ("802.1Q", &[0x81, 0x00, 0x00, 0x64, 0x08, 0x00], 100),
-            ("802.1Q with priority and DEI", &[0x81, 0x00, 0xf0, 0x64, 0x08, 0x00], 100),
-            ("802.1Q, VID 0: a priority and no VLAN", &[0x81, 0x00, 0xe0, 0x00, 0x08, 0x00], 0),
-            ("802.1Q, highest VID", &[0x81, 0x00, 0x0f, 0xff, 0x08, 0x00], 4095),
+            (
+                "802.1Q with priority and DEI",
+                &[0x81, 0x00, 0xf0, 0x64, 0x08, 0x00],
+                100,
+            ),
+            (
+                "802.1Q, VID 0: a priority and no VLAN",
+                &[0x81, 0x00, 0xe0, 0x00, 0x08, 0x00],
+                0,
+            ),
+            (
+                "802.1Q, highest VID",
+                &[0x81, 0x00, 0x0f, 0xff, 0x08, 0x00],
+                4095,
+            ),
             ("802.1ad", &[0x88, 0xa8, 0x00, 0xc8, 0x08, 0x00], 200),
-            ("QinQ", &[0x88, 0xa8, 0, 200, 0x81, 0x00, 0, 100, 0x08, 0x00], 200),
-            ("QinQ, both tags 8100", &[0x81, 0x00, 0, 200, 0x81, 0x00, 0, 100, 0x08, 0x00], 200),
-            ("9100, a vendor's tag, is an EtherType", &[0x91, 0x00, 0x00, 0x64, 0x08, 0x00], 0),
+            (
+                "QinQ",
+                &[0x88, 0xa8, 0, 200, 0x81, 0x00, 0, 100, 0x08, 0x00],
+                200,
+            ),
+            (
+                "QinQ, both tags 8100",
+                &[0x81, 0x00, 0, 200, 0x81, 0x00, 0, 100, 0x08, 0x00],
+                200,
+            ),
+            (
+                "9100, a vendor's tag, is an EtherType",
+                &[0x91, 0x00, 0x00, 0x64, 0x08, 0x00],
+                0,
+            ),
         ] {
-            let header = FrameHeader { dst: DST, src: SRC, vid: Vid::new(vid).unwrap() };
-            assert_eq!(FrameHeader::parse(&frame(after_addresses)), Ok(header), "{name}");
+            let header = FrameHeader {
+                dst: DST,
+                src: SRC,
+                vid: Vid::new(vid).unwrap(),
+            };
+            assert_eq!(
+                FrameHeader::parse(&frame(after_addresses)),
+                Ok(header),
+                "{name}"
+            );
         }
     }
 
@@ -93,7 +133,11 @@ mod tests {
             ("untagged", &[0x08, 0x00][..], 14),
             ("802.1Q", &[0x81, 0x00, 0x00, 0x64, 0x08, 0x00], 18),
             ("802.1ad", &[0x88, 0xa8, 0x00, 0x64, 0x08, 0x00], 18),
-            ("QinQ: the inner tag is payload", &[0x88, 0xa8, 0, 1, 0x81, 0x00, 0, 2, 8, 0], 18),
+            (
+                "QinQ: the inner tag is payload",
+                &[0x88, 0xa8, 0, 1, 0x81, 0x00, 0, 2, 8, 0],
+                18,
+            ),
         ] {
             let frame = frame(after_addresses);
             for len in 0..=frame.len() {

@@ -61,7 +61,9 @@ impl FromStr for MacAddr {
         for byte in &mut bytes {
             *byte = parse_group(groups.next().ok_or(ParseMacError::GroupCount)?)?;
         }
-        groups.next().map_or(Ok(Self(bytes)), |_| Err(ParseMacError::GroupCount))
+        groups
+            .next()
+            .map_or(Ok(Self(bytes)), |_| Err(ParseMacError::GroupCount))
     }
 }
 

@@ -16,7 +16,11 @@ impl Vid {
 
     /// The VLAN of this number, unless it needs more than 12 bits.
     pub const fn new(value: u16) -> Option<Self> {
-        if value <= Self::MASK { Some(Self(value)) } else { None }
+        if value <= Self::MASK {
+            Some(Self(value))
+        } else {
+            None
+        }
     }
 
     /// The number.
@@ -36,7 +40,11 @@ mod tests {
 
     #[test]
     fn holds_twelve_bits() {
-        for (value, vid) in [(0, Some(Vid::UNTAGGED)), (4095, Some(Vid(4095))), (4096, None)] {
+        for (value, vid) in [
+            (0, Some(Vid::UNTAGGED)),
+            (4095, Some(Vid(4095))),
+            (4096, None),
+        ] {
             assert_eq!(Vid::new(value), vid, "{value}");
         }
     }

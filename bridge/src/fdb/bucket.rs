@@ -59,7 +59,9 @@ impl Bucket {
             // as unknown, as it was a moment ago.
             .filter(move |&slot| self.keys[slot].load(Relaxed) == key.0)
             .filter_map(move |slot| {
-                self.held(slot).filter(|held| held.0 == key).map(|held| (slot, held.1))
+                self.held(slot)
+                    .filter(|held| held.0 == key)
+                    .map(|held| (slot, held.1))
             })
     }
 
@@ -83,7 +85,9 @@ impl Bucket {
     /// Puts `new` in the place of `old`, unless the slot has changed.
     #[must_use]
     pub(super) fn replace(&self, slot: usize, old: Value, new: Value) -> bool {
-        self.values[slot].compare_exchange(old.pack(), new.pack(), AcqRel, Relaxed).is_ok()
+        self.values[slot]
+            .compare_exchange(old.pack(), new.pack(), AcqRel, Relaxed)
+            .is_ok()
     }
 
     /// Fills a slot that the caller has claimed, and shows it to all.
@@ -145,12 +149,19 @@ impl Value {
     /// The same slot in the hands of the caller, for another key.
     pub(super) fn claimed(self) -> Self {
         let generation = self.generation.wrapping_add(1) & Self::GENERATION_MASK;
-        Self { state: State::Claimed, generation, ..self }
+        Self {
+            state: State::Claimed,
+            generation,
+            ..self
+        }
     }
 
     /// The same slot, free to be claimed.
     pub(super) fn vacated(self) -> Self {
-        Self { state: State::Vacant, ..self }
+        Self {
+            state: State::Vacant,
+            ..self
+        }
     }
 
     pub(super) fn is_held(self) -> bool {
@@ -208,7 +219,12 @@ mod tests {
         let origins = [Origin::Static, Origin::Learned, Origin::Controller].map(State::Held);
         for state in [State::Vacant, State::Claimed].into_iter().chain(origins) {
             for (generation, port, seen_s) in [(0, 0, 0), (8191, 65535, u32::MAX), (1, 2, 3)] {
-                let value = Value { state, generation, port: PortId(port), seen_s };
+                let value = Value {
+                    state,
+                    generation,
+                    port: PortId(port),
+                    seen_s,
+                };
                 assert_eq!(Value::unpack(value.pack()), value);
             }
         }
@@ -225,7 +241,11 @@ mod tests {
         assert_eq!(bucket.held(0), None, "claimed");
         assert!(!bucket.replace(0, vacant, claimed), "claimed twice");
 
-        let held = Value { state: State::Held(Origin::Learned), port: PortId(7), ..claimed };
+        let held = Value {
+            state: State::Held(Origin::Learned),
+            port: PortId(7),
+            ..claimed
+        };
         bucket.publish(0, key, held);
         assert_eq!(bucket.find(key), Some((0, held)), "published");
         assert_eq!(bucket.find(Key::new(Vid::UNTAGGED, B)), None, "another key");
@@ -236,7 +256,10 @@ mod tests {
 
     #[test]
     fn generations_start_again_after_the_last() {
-        let last = Value { generation: Value::GENERATION_MASK, ..Value::unpack(0) };
+        let last = Value {
+            generation: Value::GENERATION_MASK,
+            ..Value::unpack(0)
+        };
         assert_eq!(last.claimed().generation, 0);
     }
 }
