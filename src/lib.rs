@@ -3,7 +3,6 @@
 #![deny(unsafe_code)]
 
 pub mod control;
-pub mod crypto;
-pub mod proto;
+pub mod io;
 pub mod stats;
 pub mod wire;

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Everything that touches the kernel: the TAP, the UDP socket, links, locks and the journal.
+//!
+//! ```text
+//! device   one call that makes the TAP as asked for, and one that undoes it
+//!   lock     no second process on a tunnel's name or on a device
+//!   journal  what must be undone after a stop, or after a kill -9
+//!   link     netlink: addresses, MTU, MAC, bridges, and what others change
+//! tap      frames in and out of the kernel      udp    datagrams in and out of the network
+//! waker    waiting for both, and ending a wait  sys    system calls, and all unsafe code
+//! ```
+//!
+//! `io` knows bytes, never peers, keys or VLANs; `pipeline` brings them together. Sockets, devices
+//! and netlink connections belong to the network namespace of the thread that opens them.
+
+pub mod waker;
+
+mod sys;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `sendmsg`, `sendmmsg` and `recvmmsg` with the control messages of UDP segmentation.
+
+use std::io;
+use std::mem::{MaybeUninit, zeroed};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use socket2::{SockAddr, SockAddrStorage};
+
+use super::check;
+
+/// The most datagrams that one call of [`send_each`] or [`receive`] moves.
+pub(in crate::io) const MAX_BATCH: usize = 64;
+
+/// Free bytes before every received datagram.
+pub(in crate::io) const HEADROOM: usize = 64;
+
+/// More than the kernel ever merges into one UDP receive.
+const CAPACITY: usize = 1 << 16;
+const STRIDE: usize = HEADROOM + CAPACITY;
+
+/// Room for control messages, aligned as their header wants it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+union Control {
+    bytes: [u8; 64],
+    _align: libc::cmsghdr,
+}
+
+// SAFETY: CMSG_SPACE only computes.
+const GRO_SPACE: usize = unsafe { libc::CMSG_SPACE(size_of::<libc::c_int>() as u32) } as usize;
+// SAFETY: as above.
+const GSO_SPACE: usize = unsafe { libc::CMSG_SPACE(size_of::<u16>() as u32) } as usize;
+const _: () = assert!(GRO_SPACE <= size_of::<Control>() && GSO_SPACE <= size_of::<Control>());
+
+/// Sends `train` as datagrams of `segment_size` bytes in one call (UDP GSO).
+pub(in crate::io) fn send_segments(
+    socket: BorrowedFd<'_>,
+    to: &SockAddr,
+    train: &[u8],
+    segment_size: u16,
+) -> io::Result<()> {
+    let mut control = Control { bytes: [0; 64] };
+    let mut part = iovec(train);
+    let mut header = header_to(to, &mut part);
+    header.msg_control = (&raw mut control).cast();
+    header.msg_controllen = GSO_SPACE as _;
+    // SAFETY: `msg_control` points to GSO_SPACE zeroed, aligned bytes, so that the first header exists
+    // and its data has room for a u16. The kernel reads `to`, `train` and `control`, which outlive the
+    // call, and keeps no pointer.
+    let sent = unsafe {
+        let message = libc::CMSG_FIRSTHDR(&raw const header);
+        (*message).cmsg_level = libc::SOL_UDP;
+        (*message).cmsg_type = libc::UDP_SEGMENT;
+        (*message).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as _;
+        libc::CMSG_DATA(message)
+            .cast::<u16>()
+            .write_unaligned(segment_size);
+        libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT)
+    };
+    check(sent.clamp(-1, 0) as libc::c_int).map(drop)
+}
+
+/// Sends up to [`MAX_BATCH`] datagrams of `segment_size` bytes from the front of `train`, the last
+/// one of the train may be shorter. Returns how many datagrams the kernel took.
+pub(in crate::io) fn send_each(
+    socket: BorrowedFd<'_>,
+    to: &SockAddr,
+    train: &[u8],
+    segment_size: usize,
+) -> io::Result<usize> {
+    let mut parts = [iovec(&[]); MAX_BATCH];
+    let mut headers = [MaybeUninit::<libc::mmsghdr>::uninit(); MAX_BATCH];
+    let mut count = 0;
+    for ((datagram, part), header) in train.chunks(segment_size).zip(&mut parts).zip(&mut headers) {
+        *part = iovec(datagram);
+        header.write(libc::mmsghdr {
+            msg_hdr: header_to(to, part),
+            msg_len: 0,
+        });
+        count += 1;
+    }
+    // SAFETY: the first `count` headers are written; their iovecs, addresses and bytes outlive the
+    // call; the kernel writes `msg_len` only and keeps no pointer.
+    let sent = unsafe {
+        libc::sendmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr().cast(),
+            count,
+            libc::MSG_DONTWAIT as _,
+        )
+    };
+    check(sent).map(|sent| sent as usize)
+}
+
+/// Buffers for [`receive`], allocated once.
+pub(in crate::io) struct Slots {
+    bytes: Box<[u8]>,
+    arrived: Box<[Arrived]>,
+}
+
+/// What [`receive`] learnt about one buffer.
+#[derive(Clone, Copy)]
+struct Arrived {
+    source: Option<SocketAddr>,
+    len: usize,
+    segment_size: usize,
+}
+
+/// One filled buffer.
+pub(in crate::io) struct Slot<'a> {
+    /// Where it came from, as the socket sees it. None when the address cannot be understood.
+    pub(in crate::io) source: Option<SocketAddr>,
+    /// [`HEADROOM`] bytes, then what was received.
+    pub(in crate::io) bytes: &'a mut [u8],
+    /// The size of all datagrams in it but the last, as UDP GRO says; otherwise the whole length.
+    pub(in crate::io) segment_size: usize,
+}
+
+impl Slots {
+    /// Buffers for `count` receives, at most [`MAX_BATCH`].
+    pub(in crate::io) fn new(count: usize) -> Self {
+        let count = count.clamp(1, MAX_BATCH);
+        let empty = Arrived {
+            source: None,
+            len: 0,
+            segment_size: 0,
+        };
+        Self {
+            bytes: vec![0; count * STRIDE].into_boxed_slice(),
+            arrived: vec![empty; count].into_boxed_slice(),
+        }
+    }
+
+    /// The first `count` buffers.
+    pub(in crate::io) fn filled(&mut self, count: usize) -> impl Iterator<Item = Slot<'_>> {
+        let slots = self
+            .bytes
+            .chunks_exact_mut(STRIDE)
+            .zip(&self.arrived)
+            .take(count);
+        slots.map(|(bytes, arrived)| Slot {
+            source: arrived.source,
+            bytes: &mut bytes[..HEADROOM + arrived.len],
+            segment_size: arrived.segment_size,
+        })
+    }
+}
+
+/// Receives what is there, without waiting. Returns how many buffers of `slots` are filled.
+pub(in crate::io) fn receive(socket: BorrowedFd<'_>, slots: &mut Slots) -> io::Result<usize> {
+    let mut parts = [iovec(&[]); MAX_BATCH];
+    let mut headers = [MaybeUninit::<libc::mmsghdr>::uninit(); MAX_BATCH];
+    let mut controls = [MaybeUninit::<Control>::uninit(); MAX_BATCH];
+    let mut sources = [const { MaybeUninit::<SockAddrStorage>::uninit() }; MAX_BATCH];
+    let mut count = 0;
+    for (slot, bytes) in slots.bytes.chunks_exact_mut(STRIDE).enumerate() {
+        let room = &mut bytes[HEADROOM..];
+        parts[slot] = libc::iovec {
+            iov_base: room.as_mut_ptr().cast(),
+            iov_len: room.len(),
+        };
+        // SAFETY: `msghdr` is plain old data, for which all zeroes is a value.
+        let mut header: libc::msghdr = unsafe { zeroed() };
+        header.msg_name = sources[slot].write(SockAddrStorage::zeroed()) as *mut _ as *mut _;
+        header.msg_namelen = size_of::<SockAddrStorage>() as libc::socklen_t;
+        header.msg_iov = &raw mut parts[slot];
+        header.msg_iovlen = 1;
+        header.msg_control = controls[slot].as_mut_ptr().cast();
+        header.msg_controllen = GRO_SPACE as _;
+        headers[slot].write(libc::mmsghdr {
+            msg_hdr: header,
+            msg_len: 0,
+        });
+        count += 1;
+    }
+    // SAFETY: the first `count` headers are written. Each points to its own address, control and data
+    // room with the length of it, all of which are live and exclusive until the call returns. The
+    // kernel keeps no pointer. A null timeout means none.
+    let received = unsafe {
+        libc::recvmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr().cast(),
+            count,
+            libc::MSG_DONTWAIT as _,
+            std::ptr::null_mut(),
+        )
+    };
+    let received = check(received)? as usize;
+    for (slot, arrived) in slots.arrived[..received].iter_mut().enumerate() {
+        // SAFETY: the loop above wrote the headers and sources of the first `count` slots, and the
+        // kernel fills at most as many.
+        let (header, source) = unsafe {
+            (
+                headers[slot].assume_init_ref(),
+                sources[slot].assume_init_read(),
+            )
+        };
+        *arrived = examine(header, source);
+    }
+    Ok(received)
+}
+
+/// Reads what the kernel wrote beside the bytes of one receive.
+fn examine(header: &libc::mmsghdr, source: SockAddrStorage) -> Arrived {
+    // SAFETY: the kernel wrote an address of `msg_namelen` bytes into `source`, which was zeroed.
+    let source = unsafe { SockAddr::new(source, header.msg_hdr.msg_namelen) }.as_socket();
+    // What does not fit a buffer of 64 KiB is no datagram of ours; without bytes it is ignored.
+    let truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+    let len = if truncated {
+        0
+    } else {
+        header.msg_len as usize
+    };
+    Arrived {
+        source,
+        len,
+        segment_size: gro_size(&header.msg_hdr).unwrap_or(len),
+    }
+}
+
+/// The segment size that UDP GRO reports; None for a single datagram.
+fn gro_size(header: &libc::msghdr) -> Option<usize> {
+    // SAFETY: `msg_control` and `msg_controllen` describe what the kernel wrote, and the room outlives
+    // this call; CMSG_FIRSTHDR and CMSG_NXTHDR stay inside of it, and the data of UDP_GRO is an int.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(header);
+        while !message.is_null() {
+            if (*message).cmsg_level == libc::SOL_UDP && (*message).cmsg_type == libc::UDP_GRO {
+                let size = libc::CMSG_DATA(message)
+                    .cast::<libc::c_int>()
+                    .read_unaligned();
+                return usize::try_from(size).ok().filter(|&size| size > 0);
+            }
+            message = libc::CMSG_NXTHDR(header, message);
+        }
+    }
+    None
+}
+
+/// A part that the kernel only reads from.
+fn iovec(bytes: &[u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+/// The header of a message to send; it borrows both arguments by pointer.
+fn header_to(to: &SockAddr, part: &mut libc::iovec) -> libc::msghdr {
+    // SAFETY: `msghdr` is plain old data, for which all zeroes is a value.
+    let mut header: libc::msghdr = unsafe { zeroed() };
+    header.msg_name = to.as_ptr().cast_mut().cast();
+    header.msg_namelen = to.len();
+    header.msg_iov = part;
+    header.msg_iovlen = 1;
+    header
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! System calls that the standard library does not offer, each behind a safe function.
+//!
+//! The only module with unsafe code. It decides nothing: arguments are checked, errors are the
+//! kernel's, and every other module of `io` calls it.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+pub(in crate::io) mod mmsg;
+pub(in crate::io) mod tun;
+
+pub(in crate::io) use libc::{
+    EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, EBUSY, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH,
+    EINTR, EINVAL, EIO, EMSGSIZE, ENETDOWN, ENETUNREACH, ENOBUFS, ENODEV, ENOENT, ENOPROTOOPT,
+    ENXIO, EPERM, POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT,
+};
+
+/// Turns the `-1` of a system call into the error that it left behind.
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Socket options that neither std nor `socket2` can set.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::io) enum SocketOption {
+    Ipv4MtuDiscover,
+    Ipv6MtuDiscover,
+    ReceiveBufferForce,
+    SendBufferForce,
+    UdpGro,
+    UdpSegment,
+}
+
+/// The value of [`SocketOption::Ipv4MtuDiscover`] that sets DF and ignores the path MTU which the
+/// kernel has learnt; the one for IPv6 has the same number.
+pub(in crate::io) const PMTUDISC_PROBE: i32 = libc::IP_PMTUDISC_PROBE;
+const _: () = assert!(libc::IP_PMTUDISC_PROBE == libc::IPV6_PMTUDISC_PROBE);
+
+impl SocketOption {
+    fn level_and_name(self) -> (libc::c_int, libc::c_int) {
+        match self {
+            Self::Ipv4MtuDiscover => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+            Self::Ipv6MtuDiscover => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+            Self::ReceiveBufferForce => (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE),
+            Self::SendBufferForce => (libc::SOL_SOCKET, libc::SO_SNDBUFFORCE),
+            Self::UdpGro => (libc::SOL_UDP, libc::UDP_GRO),
+            Self::UdpSegment => (libc::SOL_UDP, libc::UDP_SEGMENT),
+        }
+    }
+}
+
+/// Sets an integer option of a socket.
+pub(in crate::io) fn set_option(
+    socket: BorrowedFd<'_>,
+    option: SocketOption,
+    value: i32,
+) -> io::Result<()> {
+    let (level, name) = option.level_and_name();
+    // SAFETY: the pointer and the length describe `value`, which the kernel copies before it returns.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// One descriptor of [`poll`]: what to wait for, and what came.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(in crate::io) struct PollEntry<'fd> {
+    raw: libc::pollfd,
+    fd: std::marker::PhantomData<BorrowedFd<'fd>>,
+}
+
+impl<'fd> PollEntry<'fd> {
+    /// Waits for `events` (`POLLIN`, `POLLOUT`) on `fd`; errors are always reported.
+    pub(in crate::io) fn new(fd: BorrowedFd<'fd>, events: i16) -> Self {
+        let raw = libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events,
+            revents: 0,
+        };
+        Self {
+            raw,
+            fd: std::marker::PhantomData,
+        }
+    }
+
+    /// Waits for nothing; fills the unused places of an array.
+    pub(in crate::io) const fn unused() -> Self {
+        let raw = libc::pollfd {
+            fd: -1,
+            events: 0,
+            revents: 0,
+        };
+        Self {
+            raw,
+            fd: std::marker::PhantomData,
+        }
+    }
+
+    /// The events that came.
+    pub(in crate::io) fn ready(&self) -> i16 {
+        self.raw.revents
+    }
+}
+
+/// Waits until one of `entries` is ready, for `timeout` or for ever. Returns how many are.
+pub(in crate::io) fn poll(
+    entries: &mut [PollEntry<'_>],
+    timeout: Option<Duration>,
+) -> io::Result<usize> {
+    let timeout = timeout.map(|timeout| libc::timespec {
+        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos() as _,
+    });
+    let timeout = timeout
+        .as_ref()
+        .map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: `PollEntry` is a transparent `pollfd`, so pointer and length describe an exclusive array
+    // of them; its descriptors are borrowed and open; `timeout` is null or points to a live value. A
+    // null signal mask is allowed. The kernel keeps nothing.
+    let ready = unsafe {
+        libc::ppoll(
+            entries.as_mut_ptr().cast(),
+            entries.len() as libc::nfds_t,
+            timeout,
+            std::ptr::null(),
+        )
+    };
+    check(ready).map(|ready| ready as usize)
+}
+
+/// Opens an eventfd that never blocks.
+pub(in crate::io) fn eventfd() -> io::Result<File> {
+    // SAFETY: takes no pointers.
+    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+    // SAFETY: `fd` was just opened and has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
+}
+
+/// Makes reads and writes of `fd` return `WouldBlock` instead of waiting.
+fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+    let raw = fd.as_fd().as_raw_fd();
+    // SAFETY: F_GETFL takes no pointers, and `raw` is open for as long as `fd` is borrowed.
+    let flags = check(unsafe { libc::fcntl(raw, libc::F_GETFL) })?;
+    // SAFETY: as above, for F_SETFL.
+    check(unsafe { libc::fcntl(raw, libc::F_SETFL, flags | libc::O_NONBLOCK) }).map(drop)
+}
+
+/// The index of the interface `name` in the network namespace of this thread.
+pub(in crate::io) fn interface_index(name: &str) -> io::Result<u32> {
+    let name = CString::new(name)?;
+    // SAFETY: `name` is NUL-terminated and lives until the call returns.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
+}

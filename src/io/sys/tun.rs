@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The ioctls of `/dev/net/tun`.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::{check, set_nonblocking};
+
+/// The longest name of an interface, in bytes.
+pub(in crate::io) const MAX_NAME: usize = libc::IFNAMSIZ - 1;
+
+/// How to attach a queue to a TAP with vnet headers.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::io) struct Attach {
+    /// Create the device; fail with `EBUSY` when an interface of this name exists.
+    pub(in crate::io) create: bool,
+    /// Must agree with an existing device, or the kernel answers `EINVAL`.
+    pub(in crate::io) multi_queue: bool,
+}
+
+/// What the TAP's reader accepts: bits of TUNSETOFFLOAD.
+pub(in crate::io) const OFFLOAD_CHECKSUM: u32 = libc::TUN_F_CSUM;
+pub(in crate::io) const OFFLOAD_TSO: u32 =
+    libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+pub(in crate::io) const OFFLOAD_USO: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+
+/// Opens `/dev/net/tun`; the file is nothing until it is attached.
+pub(in crate::io) fn open() -> io::Result<File> {
+    // std adds O_CLOEXEC.
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+}
+
+/// Makes `tun` a queue of the TAP `name`: no packet information, a vnet header before every frame.
+pub(in crate::io) fn attach(tun: &File, name: &str, attach: Attach) -> io::Result<()> {
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if attach.create {
+        flags |= libc::IFF_TUN_EXCL;
+    }
+    if attach.multi_queue {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
+    // SAFETY: `ifreq` is plain old data, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.is_empty() || name.len() > MAX_NAME {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // Shorter than the array, so that a NUL is left at the end.
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // IFF_TUN_EXCL is bit 15: the sign of a short.
+    request.ifr_ifru.ifru_flags = flags as u16 as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which is live and exclusive here.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }).map(drop)
+}
+
+/// Opens the TAP `name` with one queue and without vnet headers, through `tun-tap`.
+pub(in crate::io) fn open_plain(name: &str) -> io::Result<File> {
+    let device = tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap)?;
+    // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, and we take it.
+    let queue = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
+    set_nonblocking(&queue)?;
+    Ok(queue.into())
+}
+
+/// Sets the size of the vnet header, which an earlier user of a persistent TAP may have changed.
+pub(in crate::io) fn set_vnet_header_size(queue: &File, bytes: usize) -> io::Result<()> {
+    let bytes = bytes as libc::c_int;
+    // SAFETY: TUNSETVNETHDRSZ reads one int.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) })
+        .map(drop)
+}
+
+/// Tells the kernel what the reader can take; device-wide.
+pub(in crate::io) fn set_offloads(queue: &File, bits: u32) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
+    let result = unsafe {
+        libc::ioctl(
+            queue.as_raw_fd(),
+            libc::TUNSETOFFLOAD,
+            libc::c_ulong::from(bits),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Plugs the cable in or out.
+pub(in crate::io) fn set_carrier(queue: &File, on: bool) -> io::Result<()> {
+    let on = libc::c_int::from(on);
+    // SAFETY: TUNSETCARRIER reads one int.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETCARRIER, &raw const on) }).map(drop)
+}

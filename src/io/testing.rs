@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the tests of `io` share: private network namespaces. They need root and iproute2, which is
+//! used as a second opinion on what our own netlink code does.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// A network namespace; it ends with this value, its sockets and its devices.
+pub(super) struct Namespace {
+    file: File,
+}
+
+impl Namespace {
+    /// An empty namespace, in which not even `lo` is up.
+    pub(super) fn new() -> Self {
+        let file = on_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
+            File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        Self { file }
+    }
+
+    /// Runs `work` on a thread in this namespace. What it opens stays there.
+    pub(super) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        on_thread(|| {
+            setns(&self.file, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        })
+    }
+
+    /// A path by which other processes reach the namespace: `ip link set … netns PATH`.
+    pub(super) fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    }
+}
+
+/// Runs `test` on a thread in a namespace of its own.
+pub(super) fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+    Namespace::new().run(test)
+}
+
+fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let result = thread::scope(|scope| scope.spawn(work).join());
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Runs `ip ARGUMENTS` in the namespace of this thread and returns what it prints.
+pub(super) fn ip(arguments: &str) -> String {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Waits until the kernel has acted on a carrier that was switched on: it does so in the background,
+/// and until then neither the device nor a bridge sends through it.
+pub(super) fn wait_for_carrier(name: &str) {
+    for _ in 0..200 {
+        if ip(&format!("link show {name}")).contains("LOWER_UP") {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{name} has no carrier");
+}
