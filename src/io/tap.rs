@@ -1,0 +1,852 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The TAP: Ethernet frames to and from the kernel.
+//!
+//! Two back-ends, one interface:
+//!
+//! | back-end | queues | frames | for |
+//! |---|---|---|---|
+//! | vnet  | one or more | behind a [`VnetHeader`], offloads possible | every kernel since 2.6.34 |
+//! | plain | one | bare, complete and checksummed | anything else, and comparisons |
+//!
+//! A device that does not exist is made and goes away with its last queue. One that exists already
+//! (`ip tuntap add`) is *adopted*: it stays. Here are only the device and its frames; MAC, MTU,
+//! addresses and bridges are set through `link`, and `device` ties them together.
+//!
+//! The kernel takes frames far larger than the MTU from a writer; bounding them is the caller's work.
+//! A write fails with `EIO` while the device is down, and with `EINVAL` for less than 14 bytes.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::sys;
+use super::sys::tun::{self, Attach};
+
+/// Which way to the kernel a TAP uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// [`Vnet`](Self::Vnet), or [`Plain`](Self::Plain) where the kernel cannot.
+    #[default]
+    Auto,
+    /// Multi-queue, with a [`VnetHeader`] on every frame.
+    Vnet,
+    /// One queue of bare frames, through the `tun-tap` crate.
+    Plain,
+}
+
+/// What to open.
+#[derive(Clone, Debug)]
+pub struct TapOptions {
+    /// The name of the interface.
+    pub name: String,
+    /// The way to the kernel.
+    pub backend: Backend,
+}
+
+/// What the reader of a TAP accepts instead of finished frames of at most the MTU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Frames whose checksum is not complete ([`VnetHeader::NEEDS_CHECKSUM`]).
+    pub checksum: bool,
+    /// TCP super-frames of up to 64 KiB. Needs `checksum`.
+    pub tcp: bool,
+    /// UDP super-frames of up to 64 KiB. Needs `checksum`.
+    pub udp: bool,
+}
+
+impl Offloads {
+    /// Finished frames only.
+    pub const NONE: Self = Self {
+        checksum: false,
+        tcp: false,
+        udp: false,
+    };
+
+    fn bits(self) -> u32 {
+        let bit = |on, bits| if on { bits } else { 0 };
+        bit(self.checksum, tun::OFFLOAD_CHECKSUM)
+            | bit(self.tcp, tun::OFFLOAD_TSO)
+            | bit(self.udp, tun::OFFLOAD_USO)
+    }
+}
+
+/// What the kernel says about a frame beside its bytes: `struct virtio_net_hdr`, in the byte order of
+/// this machine.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct VnetHeader {
+    /// [`NEEDS_CHECKSUM`](Self::NEEDS_CHECKSUM), [`DATA_VALID`](Self::DATA_VALID).
+    pub flags: u8,
+    /// [`GSO_NONE`](Self::GSO_NONE) and following, and the bit [`GSO_ECN`](Self::GSO_ECN).
+    pub gso_type: u8,
+    /// Bytes of Ethernet, IP and transport header. Not to be trusted: the kernel may say more or 0.
+    pub hdr_len: u16,
+    /// Payload bytes of each segment of a super-frame.
+    pub gso_size: u16,
+    /// Where the transport header starts, from the start of the frame.
+    pub csum_start: u16,
+    /// Where the checksum is, from `csum_start`.
+    pub csum_offset: u16,
+}
+
+const _: () = assert!(size_of::<VnetHeader>() == 10);
+
+impl VnetHeader {
+    /// A finished frame.
+    pub const NONE: Self = Self {
+        flags: 0,
+        gso_type: Self::GSO_NONE,
+        hdr_len: 0,
+        gso_size: 0,
+        csum_start: 0,
+        csum_offset: 0,
+    };
+    /// In `flags`: the checksum field holds the pseudo-header's sum only.
+    pub const NEEDS_CHECKSUM: u8 = 1;
+    /// In `flags`: the checksum was verified.
+    pub const DATA_VALID: u8 = 2;
+    /// Not a super-frame.
+    pub const GSO_NONE: u8 = 0;
+    /// TCP over IPv4.
+    pub const GSO_TCPV4: u8 = 1;
+    /// TCP over IPv6.
+    pub const GSO_TCPV6: u8 = 4;
+    /// UDP over IPv4 or IPv6, in datagrams of `gso_size`.
+    pub const GSO_UDP_L4: u8 = 5;
+    /// A bit beside the TCP types: the first segment carries CWR.
+    pub const GSO_ECN: u8 = 0x80;
+}
+
+/// Why a TAP cannot be opened. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TapError {
+    /// Not a name that the kernel takes.
+    #[error("`{name}` cannot be an interface's name ({reason}): choose another device.name")]
+    BadName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The driver is missing.
+    #[error(
+        "no /dev/net/tun: load the driver with `modprobe tun`, or give the container \
+         `--device /dev/net/tun`"
+    )]
+    NoDriver(#[source] io::Error),
+    /// Not allowed.
+    #[error("opening the TAP `{name}` needs CAP_NET_ADMIN: run as root or with that capability")]
+    NotPermitted {
+        /// The device.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Another process has the device.
+    #[error(
+        "another process holds the TAP `{name}`: stop it (`fuser -v /dev/net/tun` shows it) or \
+         choose another device.name"
+    )]
+    Busy {
+        /// The device.
+        name: String,
+    },
+    /// There is such an interface, of another kind.
+    #[error("`{name}` exists and is not a TAP: choose another device.name")]
+    NotATap {
+        /// The interface.
+        name: String,
+    },
+    /// The plain back-end cannot attach to a multi-queue TAP.
+    #[error(
+        "the plain back-end cannot open `{name}`: the interface is not a TAP, or one with several \
+         queues; use device.backend = \"vnet\" or choose another device.name"
+    )]
+    NotPlain {
+        /// The interface.
+        name: String,
+    },
+    /// Anything else.
+    #[error("cannot {action} the TAP `{name}`")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// The device.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A TAP. It exists at least as long as this value or one of its queues.
+#[derive(Debug)]
+pub struct Tap {
+    name: String,
+    index: u32,
+    adopted: bool,
+    has_vnet_header: bool,
+    fallback: Option<String>,
+    /// A second handle to the first queue, for what concerns the whole device.
+    control: File,
+}
+
+impl Tap {
+    /// Opens a TAP, new or adopted, with the carrier off and without offloads.
+    ///
+    /// There may be fewer queues than asked for: the plain back-end, and an adopted device that is
+    /// not multi-queue, have one.
+    ///
+    /// # Errors
+    /// When the name is not usable, the driver or the permission is missing, or another process or
+    /// another kind of interface has the name.
+    pub fn open(options: &TapOptions, queues: usize) -> Result<(Self, Vec<TapQueue>), TapError> {
+        check_name(&options.name)?;
+        let name = &options.name;
+        let mut fallback = None;
+        let opened = match options.backend {
+            Backend::Vnet => open_vnet(name, queues),
+            Backend::Plain => open_plain(name),
+            Backend::Auto => open_vnet(name, queues).or_else(|error| match error {
+                TapError::Io { .. } => {
+                    fallback = Some(with_source(&error));
+                    open_plain(name)
+                }
+                error => Err(error),
+            }),
+        }?;
+        Self::finish(name, opened, fallback)
+    }
+
+    fn finish(
+        name: &str,
+        opened: Opened,
+        fallback: Option<String>,
+    ) -> Result<(Self, Vec<TapQueue>), TapError> {
+        let Opened {
+            files,
+            adopted,
+            has_vnet_header,
+        } = opened;
+        let control = files[0].try_clone().map_err(io_error("open", name))?;
+        let tap = Self {
+            name: name.to_owned(),
+            index: sys::interface_index(name).map_err(io_error("find", name))?,
+            adopted,
+            has_vnet_header,
+            fallback,
+            control,
+        };
+        // On at once, as far as the kernel is concerned; but nobody is at the other end yet.
+        tap.set_carrier(false)
+            .map_err(io_error("take the carrier from", name))?;
+        // An earlier user of an adopted device may have left offloads on.
+        tun::set_offloads(&tap.control, 0).map_err(io_error("reset the offloads of", name))?;
+        let queues = files.into_iter().map(|file| TapQueue {
+            file,
+            has_vnet_header,
+        });
+        Ok((tap, queues.collect()))
+    }
+
+    /// The name of the interface.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The index of the interface in its network namespace.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Whether the device existed before and will stay.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// `vnet` or `plain`.
+    pub fn backend(&self) -> &'static str {
+        if self.has_vnet_header {
+            "vnet"
+        } else {
+            "plain"
+        }
+    }
+
+    /// Why [`Backend::Auto`] took the plain back-end, for the log.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
+    /// Plugs the cable in or out, as the interface's users see it. The kernel acts on it in the
+    /// background, usually within a millisecond.
+    ///
+    /// # Errors
+    /// When the device was deleted.
+    pub fn set_carrier(&self, on: bool) -> io::Result<()> {
+        tun::set_carrier(&self.control, on)
+    }
+
+    /// Asks for `wanted` and returns what the kernel grants: it may have no UDP super-frames, and the
+    /// plain back-end has nothing. For the whole device: every queue's reader must cope.
+    ///
+    /// # Errors
+    /// When the device was deleted.
+    pub fn set_offloads(&self, wanted: Offloads) -> io::Result<Offloads> {
+        let poorer = [
+            wanted,
+            Offloads {
+                udp: false,
+                ..wanted
+            },
+            Offloads::NONE,
+        ];
+        let first = if self.has_vnet_header { 0 } else { 2 };
+        let mut refusal = io::Error::from(io::ErrorKind::InvalidInput);
+        for offloads in &poorer[first..] {
+            match tun::set_offloads(&self.control, offloads.bits()) {
+                Ok(()) => return Ok(*offloads),
+                Err(error) => refusal = error,
+            }
+        }
+        Err(refusal)
+    }
+}
+
+/// One queue of a TAP; one thread reads it and one writes it.
+#[derive(Debug)]
+pub struct TapQueue {
+    file: File,
+    has_vnet_header: bool,
+}
+
+/// The most parts of a frame for [`TapQueue::write_parts`].
+pub const MAX_PARTS: usize = 127;
+
+impl TapQueue {
+    /// Reads one frame into `buf`, the Ethernet header first, and returns its length; None when
+    /// nothing is there. A frame longer than `buf` is cut off there without notice.
+    ///
+    /// # Errors
+    /// `EBADFD` when the device was deleted.
+    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<Option<(VnetHeader, usize)>> {
+        let mut header = VnetHeader::NONE;
+        let result = if self.has_vnet_header {
+            let mut parts = [IoSliceMut::new(header.as_mut_bytes()), IoSliceMut::new(buf)];
+            (&self.file).read_vectored(&mut parts)
+        } else {
+            (&self.file).read(buf)
+        };
+        let len = match result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            result => result?,
+        };
+        let in_front = if self.has_vnet_header {
+            size_of::<VnetHeader>()
+        } else {
+            0
+        };
+        Ok(Some((header, len.saturating_sub(in_front))))
+    }
+
+    /// Writes one frame. The plain back-end takes [`VnetHeader::NONE`] only.
+    ///
+    /// # Errors
+    /// `EIO` while the device is down, `EINVAL` when header and frame do not fit together, `EBADFD`
+    /// when the device was deleted.
+    pub fn write(&self, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
+        self.write_all(vnet, &[IoSlice::new(vnet.as_bytes()), IoSlice::new(frame)])
+    }
+
+    /// Writes one frame that lies in up to [`MAX_PARTS`] pieces.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write), and `InvalidInput` for too many pieces.
+    pub fn write_parts(&self, vnet: &VnetHeader, frame: &[IoSlice<'_>]) -> io::Result<()> {
+        // Two sizes, because most frames have few parts and clearing the large array is not free.
+        if frame.len() < 8 {
+            self.write_with_room::<8>(vnet, frame)
+        } else if frame.len() <= MAX_PARTS {
+            self.write_with_room::<{ MAX_PARTS + 1 }>(vnet, frame)
+        } else {
+            Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a frame of too many parts",
+            ))
+        }
+    }
+
+    fn write_with_room<const N: usize>(
+        &self,
+        vnet: &VnetHeader,
+        frame: &[IoSlice<'_>],
+    ) -> io::Result<()> {
+        let mut parts = [IoSlice::new(&[]); N];
+        parts[0] = IoSlice::new(vnet.as_bytes());
+        parts[1..=frame.len()].copy_from_slice(frame);
+        self.write_all(vnet, &parts[..=frame.len()])
+    }
+
+    /// Writes `parts`, of which the first is `vnet` itself.
+    fn write_all(&self, vnet: &VnetHeader, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let parts = if self.has_vnet_header {
+            parts
+        } else if *vnet == VnetHeader::NONE {
+            &parts[1..]
+        } else {
+            let message = "the plain back-end takes finished frames only";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        };
+        // A TAP takes a frame whole or not at all.
+        (&self.file).write_vectored(parts).map(drop)
+    }
+}
+
+impl AsFd for TapQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// What a back-end has opened: at least one queue.
+struct Opened {
+    files: Vec<File>,
+    adopted: bool,
+    has_vnet_header: bool,
+}
+
+fn open_vnet(name: &str, queues: usize) -> Result<Opened, TapError> {
+    // Multi-queue only when it is needed: otherwise the kernel itself refuses a second opener, and
+    // saves the work of spreading frames over queues.
+    let mut multi_queue = queues > 1;
+    let first = tun::open().map_err(open_error(name))?;
+    // Creating exclusively is what tells a new device from an old one without a race, and without
+    // /sys, which shows the namespace of its mount and not that of this thread.
+    let adopted = match tun::attach(
+        &first,
+        name,
+        Attach {
+            create: true,
+            multi_queue,
+        },
+    ) {
+        Ok(()) => false,
+        Err(error) if error.raw_os_error() == Some(sys::EBUSY) => {
+            multi_queue = adopt(&first, name, multi_queue)?;
+            true
+        }
+        Err(error) => return Err(attach_error("create", name)(error)),
+    };
+    let mut files = vec![first];
+    while multi_queue && files.len() < queues {
+        let file = tun::open().map_err(open_error(name))?;
+        tun::attach(
+            &file,
+            name,
+            Attach {
+                create: false,
+                multi_queue,
+            },
+        )
+        .map_err(attach_error("add a queue to", name))?;
+        files.push(file);
+    }
+    tun::set_vnet_header_size(&files[0], size_of::<VnetHeader>())
+        .map_err(io_error("set the header size of", name))?;
+    Ok(Opened {
+        files,
+        adopted,
+        has_vnet_header: true,
+    })
+}
+
+/// Attaches to a device that exists. The kernel takes over every flag of the first queue, except
+/// multi-queue, which must agree: `EINVAL` both ways means that this is no TAP. Returns whether the
+/// device is multi-queue.
+fn adopt(file: &File, name: &str, multi_queue: bool) -> Result<bool, TapError> {
+    for multi_queue in [multi_queue, !multi_queue] {
+        match tun::attach(
+            file,
+            name,
+            Attach {
+                create: false,
+                multi_queue,
+            },
+        ) {
+            Ok(()) => return Ok(multi_queue),
+            Err(error) if error.raw_os_error() == Some(sys::EINVAL) => {}
+            Err(error) => return Err(attach_error("attach to", name)(error)),
+        }
+    }
+    Err(TapError::NotATap {
+        name: name.to_owned(),
+    })
+}
+
+fn open_plain(name: &str) -> Result<Opened, TapError> {
+    // `tun-tap` opens and attaches in one call; this tells the errors of the two apart.
+    drop(tun::open().map_err(open_error(name))?);
+    let adopted = sys::interface_index(name).is_ok();
+    let file = tun::open_plain(name).map_err(|error| match error.raw_os_error() {
+        Some(sys::EINVAL) if adopted => TapError::NotPlain {
+            name: name.to_owned(),
+        },
+        _ => attach_error("open", name)(error),
+    })?;
+    Ok(Opened {
+        files: vec![file],
+        adopted,
+        has_vnet_header: false,
+    })
+}
+
+fn check_name(name: &str) -> Result<(), TapError> {
+    let reason = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > tun::MAX_NAME {
+        "the kernel allows 15 bytes"
+    } else if name == "." || name == ".." {
+        "the kernel reserves it"
+    } else if name
+        .bytes()
+        .any(|byte| b"/:%".contains(&byte) || !byte.is_ascii_graphic())
+    {
+        "the kernel allows no spaces, `/`, `:` or `%`"
+    } else {
+        return Ok(());
+    };
+    Err(TapError::BadName {
+        name: name.to_owned(),
+        reason,
+    })
+}
+
+fn open_error(name: &str) -> impl FnOnce(io::Error) -> TapError {
+    move |error| match error.raw_os_error() {
+        Some(sys::ENOENT | sys::ENXIO | sys::ENODEV) => TapError::NoDriver(error),
+        _ => attach_error("open /dev/net/tun for", name)(error),
+    }
+}
+
+fn attach_error(action: &'static str, name: &str) -> impl FnOnce(io::Error) -> TapError {
+    move |error| match error.raw_os_error() {
+        Some(sys::EBUSY) => TapError::Busy {
+            name: name.to_owned(),
+        },
+        _ if error.kind() == io::ErrorKind::PermissionDenied => TapError::NotPermitted {
+            name: name.to_owned(),
+            source: error,
+        },
+        _ => io_error(action, name)(error),
+    }
+}
+
+fn io_error(action: &'static str, name: &str) -> impl FnOnce(io::Error) -> TapError {
+    move |source| TapError::Io {
+        action,
+        name: name.to_owned(),
+        source,
+    }
+}
+
+/// An error and its cause in one line.
+fn with_source(error: &TapError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::io::testing::{Namespace, in_namespace, ip, wait_for_carrier};
+    use crate::io::waker;
+
+    fn open(name: &str, backend: Backend, queues: usize) -> Result<(Tap, Vec<TapQueue>), TapError> {
+        Tap::open(
+            &TapOptions {
+                name: name.to_owned(),
+                backend,
+            },
+            queues,
+        )
+    }
+
+    /// An Ethernet frame of `len` bytes with an experimental ethertype, behind `tags` VLAN tags.
+    fn frame(len: usize, tags: usize) -> Vec<u8> {
+        let mut frame = vec![0xff; 6];
+        frame.extend([2, 0, 0, 0, 0, 1]);
+        for tag in 0..tags {
+            frame.extend([0x81, 0x00, 0x20, 100 + tag as u8]);
+        }
+        frame.extend([0x88, 0xb5]);
+        frame.extend((frame.len()..len).map(|at| (at % 253) as u8));
+        frame
+    }
+
+    /// The next frame of ours; the kernel adds neighbour discovery and such of its own.
+    fn read_ours(queues: &[TapQueue]) -> Option<Vec<u8>> {
+        let mut buf = vec![0; 70_000];
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < deadline {
+            for queue in queues {
+                while let Some((header, len)) = queue.try_read(&mut buf).unwrap() {
+                    if buf[6..12] == [2, 0, 0, 0, 0, 1] {
+                        assert_eq!(header, VnetHeader::NONE);
+                        return Some(buf[..len].to_vec());
+                    }
+                }
+            }
+            let fds: Vec<_> = queues.iter().map(AsFd::as_fd).collect();
+            waker::wait(&fds, Some(Duration::from_millis(100))).unwrap();
+        }
+        None
+    }
+
+    /// Two TAPs in one bridge, ready for frames of 9000 bytes.
+    fn bridged(backend: Backend, queues: usize) -> [(Tap, Vec<TapQueue>); 2] {
+        ip("link add br0 type bridge mcast_snooping 0");
+        ip("link set br0 up");
+        ["left", "right"].map(|name| {
+            let (tap, queues) = open(name, backend, queues).unwrap();
+            ip(&format!("link set {name} mtu 9000 master br0 up"));
+            tap.set_carrier(true).unwrap();
+            wait_for_carrier(name);
+            (tap, queues)
+        })
+    }
+
+    #[test]
+    fn frames_cross_a_bridge_byte_by_byte() {
+        for (backend, queues) in [(Backend::Vnet, 1), (Backend::Vnet, 2), (Backend::Plain, 1)] {
+            in_namespace(|| {
+                let [(_left, from), (right, to)] = bridged(backend, queues);
+                assert_eq!(to.len(), queues);
+                for (len, tags) in [(60, 0), (61, 1), (1514, 0), (1522, 2), (9014, 0), (9018, 1)] {
+                    let frame = frame(len, tags);
+                    from[0].write(&VnetHeader::NONE, &frame).unwrap();
+                    let arrived = read_ours(&to);
+                    assert!(arrived == Some(frame), "{len} bytes, {}", right.backend());
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_frame_in_pieces_arrives_whole() {
+        for backend in [Backend::Vnet, Backend::Plain] {
+            in_namespace(|| {
+                let [(_left, from), (_right, to)] = bridged(backend, 1);
+                let frame = frame(8000, 0);
+                for pieces in [1, 2, 7, 8, 100, 127] {
+                    let size = frame.len().div_ceil(pieces);
+                    let parts: Vec<_> = frame.chunks(size).map(IoSlice::new).collect();
+                    from[0].write_parts(&VnetHeader::NONE, &parts).unwrap();
+                    assert!(read_ours(&to).as_ref() == Some(&frame), "{pieces} pieces");
+                }
+                let parts = [IoSlice::new(&frame[..10]); MAX_PARTS + 1];
+                let error = from[0].write_parts(&VnetHeader::NONE, &parts).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            });
+        }
+    }
+
+    #[test]
+    fn an_idle_tap_has_nothing_to_read() {
+        for backend in [Backend::Vnet, Backend::Plain] {
+            in_namespace(|| {
+                let (_tap, queues) = open("h3idle", backend, 1).unwrap();
+                assert_eq!(queues[0].try_read(&mut [0; 2000]).unwrap(), None);
+            });
+        }
+    }
+
+    #[test]
+    fn the_carrier_starts_off() {
+        for backend in [Backend::Auto, Backend::Vnet, Backend::Plain] {
+            in_namespace(|| {
+                let (tap, _queues) = open("tap7", backend, 1).unwrap();
+                ip("link set tap7 up");
+                assert!(ip("link show tap7").contains("NO-CARRIER"));
+                tap.set_carrier(true).unwrap();
+                wait_for_carrier("tap7");
+                assert!(tap.index() > 0 && !tap.adopted() && tap.fallback().is_none());
+            });
+        }
+    }
+
+    #[test]
+    fn a_new_device_goes_with_its_last_handle() {
+        in_namespace(|| {
+            let (tap, queues) = open("tap7", Backend::Vnet, 2).unwrap();
+            drop(tap);
+            ip("link show tap7");
+            drop(queues);
+            assert!(sys::interface_index("tap7").is_err());
+        });
+    }
+
+    #[test]
+    fn persistent_taps_of_every_make_are_adopted() {
+        for (make, backend, wanted, queues) in [
+            ("", Backend::Auto, 1, 1),
+            ("", Backend::Vnet, 4, 1),
+            ("", Backend::Plain, 1, 1),
+            ("pi", Backend::Vnet, 1, 1),
+            ("vnet_hdr", Backend::Plain, 1, 1),
+            ("multi_queue vnet_hdr", Backend::Auto, 2, 2),
+            ("multi_queue vnet_hdr", Backend::Vnet, 1, 1),
+            ("multi_queue", Backend::Vnet, 2, 2),
+        ] {
+            in_namespace(|| {
+                ip(&format!("tuntap add tap7 mode tap {make}"));
+                ip("link add br0 type bridge");
+                ip("link set br0 up");
+                ip("link set tap7 master br0 up");
+                let (tap, from) = open("tap7", backend, wanted).unwrap();
+                assert!(tap.adopted(), "{make} {backend:?}");
+                assert_eq!(from.len(), queues, "{make} {backend:?}");
+                let (other, to) = open("other", Backend::Vnet, 1).unwrap();
+                ip("link set other master br0 up");
+                other.set_carrier(true).unwrap();
+                tap.set_carrier(true).unwrap();
+                wait_for_carrier("other");
+                wait_for_carrier("tap7");
+                for (from, to) in [(&from, &to), (&to, &from)] {
+                    let frame = frame(1514, 0);
+                    from[0].write(&VnetHeader::NONE, &frame).unwrap();
+                    assert!(read_ours(to) == Some(frame), "{make} {backend:?}");
+                }
+                drop((tap, from));
+                ip("link show tap7");
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_tap_is_refused() {
+        in_namespace(|| {
+            ip("link add br0 type bridge");
+            ip("link add veth0 type veth peer name veth1");
+            ip("tuntap add tun0 mode tun");
+            for name in ["lo", "br0", "veth0", "tun0"] {
+                for backend in [Backend::Auto, Backend::Vnet] {
+                    let error = open(name, backend, 2).unwrap_err().to_string();
+                    let expected =
+                        format!("`{name}` exists and is not a TAP: choose another device.name");
+                    assert_eq!(error, expected);
+                }
+                let error = open(name, Backend::Plain, 1).unwrap_err().to_string();
+                assert!(error.contains("is not a TAP"), "{error}");
+            }
+            ip("tuntap add tap7 mode tap multi_queue");
+            let error = open("tap7", Backend::Plain, 1).unwrap_err().to_string();
+            assert!(error.contains("use device.backend = \"vnet\""), "{error}");
+        });
+    }
+
+    #[test]
+    fn a_device_in_use_is_refused_and_another_namespace_is_free() {
+        let other = Namespace::new();
+        in_namespace(|| {
+            let _first = open("tap7", Backend::Vnet, 1).unwrap();
+            for backend in [Backend::Auto, Backend::Plain] {
+                let error = open("tap7", backend, 1).unwrap_err();
+                assert!(matches!(error, TapError::Busy { .. }), "{error:?}");
+            }
+            other.run(|| open("tap7", Backend::Vnet, 1)).unwrap();
+        });
+    }
+
+    #[test]
+    fn impossible_names_are_refused() {
+        for name in [
+            "",
+            "sixteen-letters-",
+            "a/b",
+            "a b",
+            "tap%d",
+            "..",
+            "a:b",
+            "é",
+        ] {
+            let error = open(name, Backend::Auto, 1).unwrap_err();
+            assert!(
+                matches!(error, TapError::BadName { .. }),
+                "{name}: {error:?}"
+            );
+        }
+        in_namespace(|| open("fifteen-letters", Backend::Auto, 1)).unwrap();
+    }
+
+    #[test]
+    fn a_deleted_device_is_noticed() {
+        for backend in [Backend::Vnet, Backend::Plain] {
+            in_namespace(|| {
+                let (_tap, queues) = open("tap7", backend, 1).unwrap();
+                ip("link delete tap7");
+                let ready = waker::wait(&[queues[0].as_fd()], None).unwrap();
+                assert!(ready.is_broken(0));
+                assert!(queues[0].try_read(&mut [0; 100]).is_err());
+                assert!(queues[0].write(&VnetHeader::NONE, &frame(60, 0)).is_err());
+            });
+        }
+    }
+
+    #[test]
+    fn offloads_are_what_the_kernel_grants() {
+        in_namespace(|| {
+            let all = Offloads {
+                checksum: true,
+                tcp: true,
+                udp: true,
+            };
+            let (vnet, _queues) = open("vnet", Backend::Vnet, 1).unwrap();
+            assert_eq!(vnet.set_offloads(all).unwrap(), all);
+            assert_eq!(vnet.set_offloads(Offloads::NONE).unwrap(), Offloads::NONE);
+            let (plain, queues) = open("plain", Backend::Plain, 1).unwrap();
+            assert_eq!(plain.set_offloads(all).unwrap(), Offloads::NONE);
+            let header = VnetHeader {
+                flags: VnetHeader::NEEDS_CHECKSUM,
+                ..VnetHeader::NONE
+            };
+            assert!(queues[0].write(&header, &frame(60, 0)).is_err());
+        });
+    }
+
+    #[test]
+    fn the_kernel_finishes_frames_for_a_reader_without_offloads() {
+        in_namespace(|| {
+            let (tap, queues) = open("tap7", Backend::Vnet, 1).unwrap();
+            ip("address add 10.0.0.1/24 dev tap7");
+            ip("link set tap7 up");
+            ip("neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev tap7");
+            tap.set_carrier(true).unwrap();
+            wait_for_carrier("tap7");
+            let socket = std::net::UdpSocket::bind("10.0.0.1:0").unwrap();
+            socket.send_to(b"checksum me", "10.0.0.2:9").unwrap();
+            let mut buf = [0; 2000];
+            let (header, len) = std::iter::from_fn(|| queues[0].try_read(&mut buf).unwrap())
+                .find(|&(_, len)| len == 14 + 20 + 8 + 11)
+                .unwrap();
+            assert_eq!(header, VnetHeader::NONE);
+            let headers = etherparse::SlicedPacket::from_ethernet(&buf[..len]).unwrap();
+            let (Some(etherparse::NetSlice::Ipv4(ip)), Some(etherparse::TransportSlice::Udp(udp))) =
+                (headers.net, headers.transport)
+            else {
+                panic!("not the datagram that was sent");
+            };
+            let sum = udp
+                .to_header()
+                .calc_checksum_ipv4(&ip.header().to_header(), b"checksum me");
+            assert_eq!(udp.checksum(), sum.unwrap());
+        });
+    }
+}
