@@ -14,6 +14,7 @@
 //! and netlink connections belong to the network namespace of the thread that opens them.
 
 pub mod tap;
+pub mod udp;
 pub mod waker;
 
 mod sys;

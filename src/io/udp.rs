@@ -1,0 +1,781 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The UDP socket: trains of datagrams out (GSO), merged datagrams in (GRO).
+//!
+//! A *train* is one piece of memory with datagrams of equal size back to back, of which the last may
+//! be shorter. DF is always set and the path MTU that the kernel has learnt is ignored: finding it is
+//! the tunnel's own work, and a forged ICMP message changes nothing. The socket is never connected,
+//! so that no ICMP error ends up in it.
+//!
+//! The pipeline's threads call this; nothing here waits longer than [`PATIENCE`].
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::sys::{self, SocketOption};
+
+/// The most datagrams in one GSO send; newer kernels take 128.
+pub const MAX_SEGMENTS: usize = 64;
+
+/// The most bytes in one GSO send: with its headers it must fit the length field of an IP packet.
+pub const MAX_TRAIN: usize = 65_000;
+
+/// How long one send waits for room in the socket before it drops.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// What the socket asks for in each direction; enough for 8 ms at 8 Gbit/s.
+const BUFFER_BYTES: usize = 8 << 20;
+
+/// Why a socket cannot be opened. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// Another socket has the port.
+    #[error(
+        "UDP port {} is in use at {}: stop the program that uses it (`ss -lunp` shows it) or \
+         choose another tunnel.listen", .0.port(), .0.ip()
+    )]
+    InUse(SocketAddr),
+    /// No interface has the address.
+    #[error(
+        "address {} is not on this machine: choose one that `ip address` shows, or `[::]:{}` for \
+         all of them, as tunnel.listen", .0.ip(), .0.port()
+    )]
+    NotLocal(SocketAddr),
+    /// Ports below 1024 belong to root.
+    #[error(
+        "UDP port {} needs CAP_NET_BIND_SERVICE: run as root or choose a tunnel.listen above 1023",
+        .0.port()
+    )]
+    Forbidden(SocketAddr),
+    /// Anything else.
+    #[error("cannot {action} a UDP socket at {listen}")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// Where.
+        listen: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// What a kernel can do for UDP; probed when a socket is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Cuts a train into datagrams (UDP_SEGMENT).
+    pub gso: bool,
+    /// Merges received datagrams into trains (UDP_GRO).
+    pub gro: bool,
+}
+
+/// What became of the datagrams of a train.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendReport {
+    /// Taken by the kernel.
+    pub sent: usize,
+    /// Dropped here, because the kernel had no room for them.
+    pub dropped: usize,
+}
+
+/// Why the rest of a train was not sent. None of these harms the socket.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The datagrams are larger than the MTU of the interface that they would leave by.
+    #[error("datagrams of {datagram_bytes} bytes are too big for the interface to {to}")]
+    TooBig {
+        /// The destination.
+        to: SocketAddr,
+        /// The size of the datagrams, without UDP and IP headers.
+        datagram_bytes: usize,
+    },
+    /// There is no way to the destination now, or a packet filter forbids it.
+    #[error("{to} cannot be reached")]
+    Unreachable {
+        /// The destination.
+        to: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("cannot send to {to}")]
+    Io {
+        /// The destination.
+        to: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// An unconnected, non-blocking UDP socket. All methods take `&self`; threads may share it.
+#[derive(Debug)]
+pub struct UdpSocket {
+    socket: Socket,
+    is_ipv6: bool,
+    /// Shared by clones: EIO on one of them is true for all.
+    gso: Arc<AtomicBool>,
+    gro: bool,
+}
+
+impl UdpSocket {
+    /// Opens a socket at `listen`. `[::]` receives IPv4 as well, and means `0.0.0.0` on a machine
+    /// without IPv6.
+    ///
+    /// # Errors
+    /// When the port is taken, the address is not ours, or the kernel refuses.
+    pub fn bind(listen: SocketAddr) -> Result<Self, BindError> {
+        match Self::bind_one(listen) {
+            Err(error) if listen.ip() == Ipv6Addr::UNSPECIFIED && is_without_ipv6(&error) => {
+                Self::bind_one(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), listen.port()))
+            }
+            result => result,
+        }
+    }
+
+    fn bind_one(listen: SocketAddr) -> Result<Self, BindError> {
+        let io = |action| {
+            move |source| BindError::Io {
+                action,
+                listen,
+                source,
+            }
+        };
+        let socket = Socket::new(
+            Domain::for_address(listen),
+            Type::DGRAM,
+            Some(Protocol::UDP),
+        )
+        .map_err(io("open"))?;
+        if listen.is_ipv6() {
+            socket.set_only_v6(false).map_err(io("open to IPv4"))?;
+        }
+        socket.set_nonblocking(true).map_err(io("configure"))?;
+        set_probing(&socket, listen.is_ipv6()).map_err(io("set DF on"))?;
+        grow_buffers(&socket);
+        socket
+            .bind(&listen.into())
+            .map_err(|source| match source.raw_os_error() {
+                Some(sys::EADDRINUSE) => BindError::InUse(listen),
+                Some(sys::EADDRNOTAVAIL) => BindError::NotLocal(listen),
+                _ if source.kind() == io::ErrorKind::PermissionDenied => {
+                    BindError::Forbidden(listen)
+                }
+                _ => BindError::Io {
+                    action: "bind",
+                    listen,
+                    source,
+                },
+            })?;
+        // Segment size 0 means "no segmentation unless a message asks for it": a probe without effect.
+        let gso = sys::set_option(socket.as_fd(), SocketOption::UdpSegment, 0).is_ok();
+        let gro = sys::set_option(socket.as_fd(), SocketOption::UdpGro, 1).is_ok();
+        let gso = Arc::new(AtomicBool::new(gso));
+        Ok(Self {
+            socket,
+            is_ipv6: listen.is_ipv6(),
+            gso,
+            gro,
+        })
+    }
+
+    /// The address that the socket is bound to.
+    ///
+    /// # Errors
+    /// Never on a socket that is open.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        let address = self.socket.local_addr()?;
+        address
+            .as_socket()
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Another handle to the same socket and the same port.
+    ///
+    /// # Errors
+    /// When the process has too many open files.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let (is_ipv6, gro) = (self.is_ipv6, self.gro);
+        Ok(Self {
+            socket: self.socket.try_clone()?,
+            is_ipv6,
+            gso: Arc::clone(&self.gso),
+            gro,
+        })
+    }
+
+    /// What the kernel does for this socket. `gso` turns false once a send has shown that the
+    /// interface cannot.
+    pub fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            gso: self.gso.load(Ordering::Relaxed),
+            gro: self.gro,
+        }
+    }
+
+    /// The sizes in bytes of the kernel's receive and send buffer, as granted.
+    ///
+    /// # Errors
+    /// Never on a socket that is open.
+    pub fn buffer_bytes(&self) -> io::Result<(usize, usize)> {
+        Ok((
+            self.socket.recv_buffer_size()?,
+            self.socket.send_buffer_size()?,
+        ))
+    }
+
+    /// Sends `train` as datagrams of `segment_size` bytes, the last of which may be shorter.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what was already sent is on its way, the rest is not attempted.
+    /// No error is lasting: the next call starts afresh.
+    pub fn send_train(
+        &self,
+        to: SocketAddr,
+        train: &[u8],
+        segment_size: usize,
+    ) -> Result<SendReport, SendError> {
+        let mut report = SendReport::default();
+        let error = |source| send_error(to, segment_size.min(train.len()), source);
+        if segment_size == 0 {
+            return Err(error(io::ErrorKind::InvalidInput.into()));
+        }
+        let address = self.kernel_address(to);
+        let segments = (MAX_TRAIN / segment_size).clamp(1, MAX_SEGMENTS);
+        for part in train.chunks(segments * segment_size) {
+            self.send_part(&address, part, segment_size, &mut report)
+                .map_err(error)?;
+        }
+        Ok(report)
+    }
+
+    /// Sends what fits one GSO send, in one call where possible.
+    fn send_part(
+        &self,
+        to: &SockAddr,
+        part: &[u8],
+        segment_size: usize,
+        report: &mut SendReport,
+    ) -> io::Result<()> {
+        let fd = self.socket.as_fd();
+        // More than one segment in at most MAX_TRAIN bytes: the size fits 16 bits.
+        if part.len() > segment_size && self.gso.load(Ordering::Relaxed) {
+            let send = || sys::mmsg::send_segments(fd, to, part, segment_size as u16);
+            match self.with_patience(send) {
+                Ok(outcome) => {
+                    let datagrams = part.len().div_ceil(segment_size);
+                    *outcome.map_or(&mut report.dropped, |()| &mut report.sent) += datagrams;
+                    return Ok(());
+                }
+                // The interface cannot checksum: GSO will not work there the next time either.
+                Err(error) if has_code(&error, sys::EIO) => {
+                    self.gso.store(false, Ordering::Relaxed)
+                }
+                // Older kernels say so when a segment exceeds the MTU, some with IPv6 over virtio.
+                // Datagrams one by one find out which, and it may be different the next time.
+                Err(error) if has_code(&error, sys::EINVAL) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.send_one_by_one(to, part, segment_size, report)
+    }
+
+    fn send_one_by_one(
+        &self,
+        to: &SockAddr,
+        mut rest: &[u8],
+        segment_size: usize,
+        report: &mut SendReport,
+    ) -> io::Result<()> {
+        while !rest.is_empty() {
+            let send = || sys::mmsg::send_each(self.socket.as_fd(), to, rest, segment_size);
+            let Some(sent) = self.with_patience(send)? else {
+                report.dropped += rest.len().div_ceil(segment_size);
+                break;
+            };
+            report.sent += sent;
+            rest = rest.get(sent * segment_size..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Repeats `send` while the socket is full, for [`PATIENCE`] at most. None: it still is.
+    fn with_patience<T>(&self, mut send: impl FnMut() -> io::Result<T>) -> io::Result<Option<T>> {
+        const ATTEMPTS: u32 = 3;
+        for _ in 0..ATTEMPTS {
+            match send() {
+                Ok(value) => return Ok(Some(value)),
+                Err(error) => match error.raw_os_error() {
+                    Some(sys::EINTR) => {}
+                    Some(sys::EAGAIN | sys::ENOBUFS) => self.wait_for_room(PATIENCE / ATTEMPTS)?,
+                    _ => return Err(error),
+                },
+            }
+        }
+        Ok(None)
+    }
+
+    fn wait_for_room(&self, timeout: Duration) -> io::Result<()> {
+        let entry = sys::PollEntry::new(self.socket.as_fd(), sys::POLLOUT);
+        match sys::poll(&mut [entry], Some(timeout)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Fills `batch` with what has arrived, without waiting. Returns how many trains it holds now, 0
+    /// when nothing is there.
+    ///
+    /// # Errors
+    /// Only those that make the socket useless; errors about single datagrams are skipped.
+    pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
+        batch.filled = 0;
+        // Bounded, so that a flood of ICMP errors cannot hold the thread here.
+        for _ in 0..16 {
+            match sys::mmsg::receive(self.socket.as_fd(), &mut batch.slots) {
+                Ok(filled) => {
+                    batch.filled = filled;
+                    return Ok(filled);
+                }
+                Err(error) if has_code(&error, sys::EAGAIN) => return Ok(0),
+                Err(error) if has_code(&error, sys::EINTR) || is_passing(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(0)
+    }
+
+    /// The form of an address that this socket takes: an IPv6 socket wants IPv4 mapped.
+    fn kernel_address(&self, to: SocketAddr) -> SockAddr {
+        match to {
+            SocketAddr::V4(v4) if self.is_ipv6 => {
+                SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
+            }
+            _ => to.into(),
+        }
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Buffers for [`UdpSocket::recv_batch`], allocated once; 64 KiB each, because one may be a train.
+pub struct RecvBatch {
+    slots: sys::mmsg::Slots,
+    filled: usize,
+}
+
+impl RecvBatch {
+    /// Free bytes before what was received, for a header in front of it.
+    pub const HEADROOM: usize = sys::mmsg::HEADROOM;
+
+    /// A batch of `buffers` buffers, from 1 to 64.
+    pub fn new(buffers: usize) -> Self {
+        Self {
+            slots: sys::mmsg::Slots::new(buffers),
+            filled: 0,
+        }
+    }
+
+    /// What the last [`UdpSocket::recv_batch`] brought, in the order of arrival.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = Received<'_>> {
+        self.slots.filled(self.filled).filter_map(|slot| {
+            let stride = slot.segment_size.max(1);
+            Some(Received {
+                from: canonical(slot.source?),
+                stride,
+                buffer: slot.bytes,
+            })
+        })
+    }
+}
+
+/// One received train: one or more datagrams of the same sender.
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// The sender; IPv4 senders have an IPv4 address on every socket.
+    pub from: SocketAddr,
+    /// Datagrams are this far apart, the last may be shorter. At least 1, for `chunks_mut`.
+    pub stride: usize,
+    buffer: &'a mut [u8],
+}
+
+impl<'a> Received<'a> {
+    /// The datagrams, back to back. Empty for an empty datagram.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.buffer[RecvBatch::HEADROOM..]
+    }
+
+    /// [`RecvBatch::HEADROOM`] free bytes, then the datagrams.
+    pub fn with_headroom(self) -> &'a mut [u8] {
+        self.buffer
+    }
+
+    /// The datagrams one by one.
+    pub fn datagrams(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        let stride = self.stride;
+        self.bytes().chunks_mut(stride)
+    }
+}
+
+/// Sets DF and ignores learnt path MTUs. An IPv6 socket carries IPv4 too and needs both options.
+fn set_probing(socket: &Socket, is_ipv6: bool) -> io::Result<()> {
+    let fd = socket.as_fd();
+    let set = |option| sys::set_option(fd, option, sys::PMTUDISC_PROBE);
+    if !is_ipv6 {
+        return set(SocketOption::Ipv4MtuDiscover);
+    }
+    set(SocketOption::Ipv6MtuDiscover)?;
+    // Refused where the kernel has no IPv4, and then not needed.
+    match set(SocketOption::Ipv4MtuDiscover) {
+        Err(error) if !has_code(&error, sys::ENOPROTOOPT) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Asks for large buffers. Without CAP_NET_ADMIN in the first user namespace the kernel grants what
+/// `net.core.rmem_max` and `wmem_max` allow, and the tunnel works with that.
+fn grow_buffers(socket: &Socket) {
+    let (fd, bytes) = (socket.as_fd(), BUFFER_BYTES as i32);
+    if sys::set_option(fd, SocketOption::ReceiveBufferForce, bytes).is_err() {
+        let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
+    }
+    if sys::set_option(fd, SocketOption::SendBufferForce, bytes).is_err() {
+        let _ = socket.set_send_buffer_size(BUFFER_BYTES);
+    }
+}
+
+/// IPv4-mapped addresses as IPv4; scope and flow of real IPv6 addresses stay.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
+        IpAddr::V6(_) => address,
+    }
+}
+
+fn has_code(error: &io::Error, code: i32) -> bool {
+    error.raw_os_error() == Some(code)
+}
+
+/// Whether an error is about one datagram, or about the network at this moment.
+fn is_passing(error: &io::Error) -> bool {
+    use sys::{ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EMSGSIZE, ENETDOWN, ENETUNREACH, EPERM};
+    let codes = [
+        ECONNREFUSED,
+        EHOSTDOWN,
+        EHOSTUNREACH,
+        EMSGSIZE,
+        ENETDOWN,
+        ENETUNREACH,
+        EPERM,
+    ];
+    codes.iter().any(|&code| has_code(error, code))
+}
+
+/// Whether a bind failed because this machine has no IPv6 at all.
+fn is_without_ipv6(error: &BindError) -> bool {
+    match error {
+        BindError::NotLocal(_) => true,
+        BindError::Io { source, .. } => has_code(source, sys::EAFNOSUPPORT),
+        _ => false,
+    }
+}
+
+fn send_error(to: SocketAddr, datagram_bytes: usize, source: io::Error) -> SendError {
+    match source.raw_os_error() {
+        Some(sys::EMSGSIZE) => SendError::TooBig { to, datagram_bytes },
+        _ if is_passing(&source) => SendError::Unreachable { to, source },
+        // No address to send from, or an IPv6 destination on a machine without IPv6.
+        Some(sys::EADDRNOTAVAIL | sys::EAFNOSUPPORT) => SendError::Unreachable { to, source },
+        _ => SendError::Io { to, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::testing::{Namespace, in_namespace, ip};
+    use crate::io::waker;
+
+    fn at(address: &str) -> SocketAddr {
+        address.parse().unwrap()
+    }
+
+    fn bind(address: &str) -> UdpSocket {
+        UdpSocket::bind(at(address)).unwrap()
+    }
+
+    fn port(socket: &UdpSocket) -> u16 {
+        socket.local_addr().unwrap().port()
+    }
+
+    /// A train in which every datagram can be told from every other one.
+    fn train(bytes: usize) -> Vec<u8> {
+        (0..bytes)
+            .map(|at| (at % 251) as u8 ^ (at >> 8) as u8)
+            .collect()
+    }
+
+    /// Receives datagrams until there are `count`, or none comes for a while. Returns them with their
+    /// sender and the number of trains in which they came.
+    fn receive(socket: &UdpSocket, count: usize) -> (Vec<(SocketAddr, Vec<u8>)>, usize) {
+        let mut batch = RecvBatch::new(8);
+        let (mut datagrams, mut trains) = (Vec::new(), 0);
+        while datagrams.len() < count {
+            let wait = Some(Duration::from_millis(300));
+            if waker::wait(&[socket.as_fd()], wait).unwrap().is_timeout() {
+                break;
+            }
+            trains += socket.recv_batch(&mut batch).unwrap();
+            for mut received in batch.iter_mut() {
+                let from = received.from;
+                datagrams.extend(received.datagrams().map(|bytes| (from, bytes.to_vec())));
+            }
+        }
+        (datagrams, trains)
+    }
+
+    fn assert_arrives(
+        sender: &UdpSocket,
+        receiver: &UdpSocket,
+        to: SocketAddr,
+        size: usize,
+    ) -> usize {
+        let bytes = train(size);
+        let expected: Vec<_> = bytes.chunks(1000).collect();
+        let report = sender.send_train(to, &bytes, 1000).unwrap();
+        assert_eq!(
+            report,
+            SendReport {
+                sent: expected.len(),
+                dropped: 0
+            }
+        );
+        let (datagrams, trains) = receive(receiver, expected.len());
+        let bytes: Vec<_> = datagrams.iter().map(|(_, bytes)| &bytes[..]).collect();
+        assert!(
+            bytes == expected,
+            "{size} bytes: {} datagrams of {}",
+            bytes.len(),
+            expected.len()
+        );
+        trains
+    }
+
+    #[test]
+    fn trains_arrive_datagram_by_datagram() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (sender, receiver) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+            let to = receiver.local_addr().unwrap();
+            // One short, one full, a short last one, exactly one super-send, and several of them.
+            for size in [1, 1000, 1001, 4300, 64_000, 64_001, 200_500] {
+                let trains = assert_arrives(&sender, &receiver, to, size);
+                assert_eq!(trains, size.div_ceil(64_000), "{size} bytes");
+            }
+        });
+    }
+
+    #[test]
+    fn trains_arrive_without_gso() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (sender, receiver) = (bind("[::]:0"), bind("[::]:0"));
+            sender.gso.store(false, Ordering::Relaxed);
+            let to = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port(&receiver));
+            for size in [1, 1000, 4300, 70_700] {
+                let trains = assert_arrives(&sender, &receiver, to, size);
+                assert_eq!(trains, size.div_ceil(1000));
+            }
+        });
+    }
+
+    /// Two namespaces with a veth between them: 10.0.0.1 and 10.0.0.2, MTU 1500.
+    fn cable() -> (Namespace, Namespace) {
+        let (left, right) = (Namespace::new(), Namespace::new());
+        left.run(|| {
+            ip(&format!(
+                "link add veth0 type veth peer name veth1 netns {}",
+                right.path()
+            ));
+            ip("address add 10.0.0.1/24 dev veth0");
+            ip("link set veth0 up");
+        });
+        right.run(|| {
+            ip("address add 10.0.0.2/24 dev veth1");
+            ip("link set veth1 up");
+        });
+        (left, right)
+    }
+
+    #[test]
+    fn trains_cross_a_veth_in_one_piece() {
+        let (left, right) = cable();
+        let (sender, receiver) = (left.run(|| bind("[::]:0")), right.run(|| bind("[::]:4789")));
+        assert_eq!(
+            assert_arrives(&sender, &receiver, at("10.0.0.2:4789"), 40_300),
+            1
+        );
+    }
+
+    #[test]
+    fn datagrams_larger_than_the_interface_are_reported_with_and_without_gso() {
+        let (left, right) = cable();
+        let (sender, receiver) = (
+            left.run(|| bind("0.0.0.0:0")),
+            right.run(|| bind("[::]:4789")),
+        );
+        let to = at("10.0.0.2:4789");
+        for gso in [true, false] {
+            sender.gso.store(gso, Ordering::Relaxed);
+            for (bytes, size) in [(1473, 1473), (1473, 65_535), (14_730, 1473)] {
+                let error = sender.send_train(to, &train(bytes), size).unwrap_err();
+                let SendError::TooBig {
+                    datagram_bytes: 1473,
+                    ..
+                } = error
+                else {
+                    panic!("{error:?}, gso {gso}, {bytes} bytes in datagrams of {size}");
+                };
+            }
+            assert_eq!(
+                sender.capabilities().gso,
+                gso,
+                "too big says nothing about GSO"
+            );
+            // The socket is as good as before, and 1472 bytes are what fits.
+            assert_eq!(sender.send_train(to, &train(2944), 1472).unwrap().sent, 2);
+            assert_eq!(receive(&receiver, 2).0.len(), 2);
+        }
+    }
+
+    #[test]
+    fn a_dual_stack_socket_speaks_ipv4_under_ipv4_addresses() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (dual, four) = (bind("[::]:0"), bind("127.0.0.1:0"));
+            let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port(&dual));
+            assert_eq!(four.send_train(to, b"ping", 4).unwrap().sent, 1);
+            let (datagrams, _) = receive(&dual, 1);
+            assert_eq!(datagrams, [(four.local_addr().unwrap(), b"ping".to_vec())]);
+            assert_eq!(dual.send_train(datagrams[0].0, b"pong", 4).unwrap().sent, 1);
+            assert_eq!(receive(&four, 1).0, [(to, b"pong".to_vec())]);
+            let to = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port(&dual));
+            assert_eq!(dual.send_train(to, b"self", 4).unwrap().sent, 1);
+            assert_eq!(receive(&dual, 1).0, [(to, b"self".to_vec())]);
+        });
+    }
+
+    #[test]
+    fn an_icmp_error_does_not_break_the_socket() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let sender = bind("[::]:0");
+            for to in ["127.0.0.1:9", "[::1]:9"] {
+                for _ in 0..3 {
+                    assert_eq!(sender.send_train(at(to), &train(300), 100).unwrap().sent, 3);
+                }
+                assert!(receive(&sender, 1).0.is_empty());
+            }
+        });
+    }
+
+    #[test]
+    fn no_way_to_the_destination_is_an_error_of_that_send_only() {
+        in_namespace(|| {
+            let (dual, four) = (bind("[::]:0"), bind("0.0.0.0:0"));
+            for (socket, to) in [
+                (&dual, "192.0.2.1:9"),
+                (&dual, "[2001:db8::1]:9"),
+                (&four, "192.0.2.1:9"),
+                (&four, "[2001:db8::1]:9"),
+            ] {
+                let error = socket.send_train(at(to), b"x", 1).unwrap_err();
+                assert!(
+                    matches!(error, SendError::Unreachable { .. }),
+                    "{to}: {error:?}"
+                );
+            }
+            ip("link set lo up");
+            let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port(&four));
+            assert_eq!(dual.send_train(to, b"x", 1).unwrap().sent, 1);
+            assert_eq!(receive(&four, 1).0.len(), 1);
+        });
+    }
+
+    #[test]
+    fn empty_datagrams_are_skipped_over_safely() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let receiver = bind("127.0.0.1:0");
+            let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            sender.send_to(b"", receiver.local_addr().unwrap()).unwrap();
+            let mut batch = RecvBatch::new(2);
+            waker::wait(&[receiver.as_fd()], None).unwrap();
+            assert_eq!(receiver.recv_batch(&mut batch).unwrap(), 1);
+            let mut received = batch.iter_mut().next().unwrap();
+            assert!(received.bytes().is_empty() && received.stride == 1);
+            assert_eq!(receiver.recv_batch(&mut batch).unwrap(), 0);
+            assert_eq!(batch.iter_mut().count(), 0);
+        });
+    }
+
+    #[test]
+    fn a_clone_is_the_same_socket() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (sender, receiver) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+            let clone = receiver.try_clone().unwrap();
+            sender
+                .send_train(receiver.local_addr().unwrap(), b"x", 1)
+                .unwrap();
+            drop(receiver);
+            assert_eq!(receive(&clone, 1).0.len(), 1);
+        });
+    }
+
+    #[test]
+    fn start_up_errors_name_the_remedy() {
+        in_namespace(|| {
+            let first = bind("[::]:4789");
+            for listen in ["[::]:4789", "0.0.0.0:4789"] {
+                let error = UdpSocket::bind(at(listen)).unwrap_err().to_string();
+                assert!(error.starts_with("UDP port 4789 is in use"), "{error}");
+                assert!(error.contains("choose another tunnel.listen"), "{error}");
+            }
+            drop(first);
+            // A namespace without any address takes every address for its own.
+            ip("link set lo up");
+            for listen in ["192.0.2.1:1", "[2001:db8::1]:1"] {
+                let error = UdpSocket::bind(at(listen)).unwrap_err().to_string();
+                assert!(error.contains("is not on this machine"), "{error}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_new_socket_has_large_buffers_and_knows_the_kernel() {
+        let socket = bind("127.0.0.1:0");
+        assert_eq!(
+            socket.capabilities(),
+            Capabilities {
+                gso: true,
+                gro: true
+            }
+        );
+        // The kernel doubles what it is asked for; rmem_max alone would allow less.
+        let (receive, send) = socket.buffer_bytes().unwrap();
+        assert!(
+            receive >= 2 * BUFFER_BYTES && send >= 2 * BUFFER_BYTES,
+            "{receive} {send}"
+        );
+    }
+}
