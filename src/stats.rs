@@ -113,7 +113,10 @@ impl Drops {
 
     /// The reasons that were counted at least once, in a fixed order.
     pub fn nonzero(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
-        DropReason::ALL.iter().map(|&reason| (reason, self.total(reason))).filter(|&(_, n)| n > 0)
+        DropReason::ALL
+            .iter()
+            .map(|&reason| (reason, self.total(reason)))
+            .filter(|&(_, n)| n > 0)
     }
 }
 
