@@ -2,6 +2,7 @@
 //! Encrypted Ethernet tunnels.
 #![deny(unsafe_code)]
 
+pub mod config;
 pub mod control;
 pub mod io;
 pub mod stats;

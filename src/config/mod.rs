@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A tunnel's configuration: from a TOML file to a [`Config`] that is valid by construction.
+//!
+//! ```text
+//! NAME or FILE -> file_of -> Config::load -> text, key files   (load: the only I/O)
+//!                                 └> Config::parse -> Config   (parse, section, value: pure)
+//! ```
+//! Whoever holds a [`Config`] need not check any of it again. A file that is wrong yields *all* its
+//! errors at once, each with line, column, key and remedy, and none with a secret in it.
+
+mod error;
+mod load;
+mod parse;
+mod section;
+mod value;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use patchcord_bridge::MacAddr;
+
+use crate::crypto::keys::{PresharedKey, PrivateKey, PublicKey};
+
+pub use error::{ConfigError, ConfigErrors};
+pub use load::{CONFIG_DIR, KeyFileError, file_of, read_key_file, tunnel_name};
+
+/// Everything that a tunnel is told at start.
+#[derive(Debug)]
+pub struct Config {
+    /// The stem of the file's name; also names the control socket.
+    pub name: String,
+    /// `[tunnel]`
+    pub tunnel: TunnelConfig,
+    /// `[device]`
+    pub device: DeviceConfig,
+    /// Every `[[peer]]`, at least one, in the order of the file.
+    pub peers: Vec<PeerConfig>,
+    /// `[pipeline]`
+    pub pipeline: PipelineConfig,
+}
+
+/// `[tunnel]`: who we are on the underlay.
+#[derive(Debug)]
+pub struct TunnelConfig {
+    /// Read from `private-key-file`.
+    pub private_key: PrivateKey,
+    /// `listen`: the UDP address; `[::]:0`, any port, when absent.
+    pub listen: SocketAddr,
+    /// `cipher`
+    pub cipher: CipherChoice,
+    /// `network-id`: 24 bits, 0 when absent; both ends must agree on it.
+    pub network_id: u32,
+    /// `rekey-interval`: 1 s to 120 s, 120 s when absent.
+    pub rekey_interval: Duration,
+}
+
+/// Which AEAD seals the frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CipherChoice {
+    /// AES-256-GCM where both ends have the instructions for it, else ChaCha20-Poly1305.
+    #[default]
+    Auto,
+    /// AES-256-GCM only.
+    Aes256Gcm,
+    /// ChaCha20-Poly1305 only.
+    ChaCha20Poly1305,
+}
+
+/// `[device]`: the TAP.
+#[derive(Debug)]
+pub struct DeviceConfig {
+    /// `name`: 1 to 15 bytes that the kernel takes as an interface name.
+    pub name: String,
+    /// `mtu`: the overlay MTU, 68 to 65521, 1500 when absent; 1280 or more with an IPv6 address.
+    pub mtu: u32,
+    /// `bridge`: the Linux bridge to become a port of.
+    pub bridge: Option<String>,
+    /// `mac`: a unicast address.
+    pub mac: Option<MacAddr>,
+    /// `addresses`: without duplicates.
+    pub addresses: Vec<IpNet>,
+    /// `backend`
+    pub backend: Backend,
+}
+
+/// How the TAP is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// `vnet` where the kernel can, else `plain`.
+    #[default]
+    Auto,
+    /// With the virtio header: offloads and several queues.
+    Vnet,
+    /// One queue, no offloads: any kernel.
+    Plain,
+}
+
+/// One `[[peer]]`.
+#[derive(Debug)]
+pub struct PeerConfig {
+    /// `name`: unique; the public key in base64 when absent.
+    pub name: String,
+    /// `public-key`: unique, and not our own.
+    pub public_key: PublicKey,
+    /// `endpoint`: where to find the peer; one without is waited for.
+    pub endpoint: Option<Endpoint>,
+    /// `keepalive`: 1 s to 1 h, 10 s when absent.
+    pub keepalive: Duration,
+    /// Read from `preshared-key-file`.
+    pub preshared_key: Option<PresharedKey>,
+}
+
+/// Where a peer is to be found at first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// An address.
+    Addr(SocketAddr),
+    /// A name that is resolved at start, and again when the peer does not answer.
+    Host {
+        /// The name.
+        name: String,
+        /// Never 0.
+        udp_port: u16,
+    },
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addr(addr) => write!(f, "{addr}"),
+            Self::Host { name, udp_port } => write!(f, "{name}:{udp_port}"),
+        }
+    }
+}
+
+/// `[pipeline]`: how the work is spread over cores; the defaults suit nearly everyone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PipelineConfig {
+    /// `plan`
+    pub plan: PlanChoice,
+    /// `workers`: 1 to 64; chosen by the number of cores when absent.
+    pub workers: Option<usize>,
+    /// `pin`: whether threads are pinned to cores; when there is a core for each if absent.
+    pub pin: Option<bool>,
+}
+
+/// Which core plan to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlanChoice {
+    /// By the number of cores.
+    #[default]
+    Auto,
+    /// Each direction runs to completion in one thread.
+    Inline,
+    /// Workers seal and open.
+    Staged,
+}

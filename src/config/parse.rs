@@ -1,0 +1,516 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The whole file: from text to [`Config`], including what one key demands of another.
+//!
+//! Pure: the contents of key files come through a function that the caller passes in. Goes on after
+//! an error wherever it can, so that one run shows them all.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::ops::Range;
+use std::path::Path;
+use std::time::Duration;
+
+use toml::de::DeTable;
+use zeroize::Zeroizing;
+
+use super::error::Report;
+use super::section::{self, DEVICE, PEER, PIPELINE, Section, TUNNEL};
+use super::value;
+use super::{
+    Config, ConfigErrors, DeviceConfig, Endpoint, KeyFileError, PeerConfig, PipelineConfig,
+    TunnelConfig,
+};
+use crate::crypto::keys::{KeyError, PresharedKey, PrivateKey};
+
+/// Reads a key file, given its full path.
+type ReadKeyFile<'a> = &'a dyn Fn(&Path) -> Result<Zeroizing<String>, KeyFileError>;
+
+impl Config {
+    /// Reads the text of the file at `file`, whose stem is the tunnel's name.
+    ///
+    /// `file` is not opened: it goes into errors, and key files are relative to its directory.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the text and with the key files that it names.
+    pub fn parse(
+        text: &str,
+        file: &Path,
+        read_key_file: ReadKeyFile<'_>,
+    ) -> Result<Self, ConfigErrors> {
+        let mut report = Report::new(file, text);
+        let (document, syntax_errors) = DeTable::parse_recoverable(text);
+        if !syntax_errors.is_empty() {
+            // What was recovered would only yield errors that are not there.
+            for error in syntax_errors {
+                let problem = format!("not valid TOML: {}", error.message());
+                report.add(&error.span().unwrap_or_default(), "", problem);
+            }
+            return report.finish(None);
+        }
+        let mut parser = Parser {
+            file,
+            read_key_file,
+            report,
+        };
+        let config = parser.config(document.get_ref());
+        parser.report.finish(config)
+    }
+}
+
+struct Parser<'a> {
+    file: &'a Path,
+    read_key_file: ReadKeyFile<'a>,
+    report: Report<'a>,
+}
+
+impl Parser<'_> {
+    /// None only after an error was reported; but with errors reported there may be a value.
+    fn config(&mut self, document: &DeTable<'_>) -> Option<Config> {
+        for (name, _) in document {
+            let known = [TUNNEL, DEVICE, PEER, PIPELINE].map(|schema| schema.name);
+            if !known.contains(&name.get_ref().as_ref()) {
+                let problem = section::unknown_section(name.get_ref());
+                self.report
+                    .add(&name.span(), name.get_ref().as_ref(), problem);
+            }
+        }
+        let name = super::tunnel_name(self.file)
+            .map_err(|error| self.report.add(&(0..0), "", error.problem().to_owned()))
+            .ok();
+        let tunnel = self.section(document, &TUNNEL);
+        let peers = self.peer_sections(document);
+        let device = self.section(document, &DEVICE);
+        let pipeline = self.section(document, &PIPELINE);
+
+        let tunnel_config = self.tunnel(&tunnel);
+        let device = self.device(&device);
+        let pipeline = self.pipeline(&pipeline);
+        let peer_configs: Vec<_> = peers.iter().filter_map(|peer| self.peer(peer)).collect();
+        self.check_someone_can_begin(&tunnel, &peers);
+        self.check_peers_differ(&peer_configs);
+        if let Some(tunnel) = &tunnel_config {
+            self.check_peers_fit(tunnel, &peer_configs);
+        }
+        Some(Config {
+            name: name?,
+            tunnel: tunnel_config?,
+            device: device?,
+            peers: peer_configs.into_iter().map(|(_, peer)| peer).collect(),
+            pipeline,
+        })
+    }
+
+    fn section<'t, 'i>(
+        &mut self,
+        document: &'t DeTable<'i>,
+        schema: &'static section::Schema,
+    ) -> Section<'t, 'i> {
+        let Some(value) = document.get(schema.name) else {
+            return Section::absent(schema);
+        };
+        let Some(table) = value.get_ref().as_table() else {
+            let problem = format!("must be one section; write `{}` once", schema.header);
+            self.report.add(&value.span(), schema.header, problem);
+            return Section::absent(schema);
+        };
+        Section::new(schema, table, value.span(), &mut self.report)
+    }
+
+    fn peer_sections<'t, 'i>(&mut self, document: &'t DeTable<'i>) -> Vec<Section<'t, 'i>> {
+        let header = PEER.header;
+        let Some(value) = document.get(PEER.name) else {
+            let problem = "there is no peer; add a section `[[peer]]` with its `public-key`";
+            self.report.add(&(0..0), header, problem.into());
+            return Vec::new();
+        };
+        let tables = value.get_ref().as_array().map(|items| {
+            items
+                .iter()
+                .map(|item| Some((item.get_ref().as_table()?, item.span())))
+                .collect()
+        });
+        let tables: Vec<_> = tables.flatten().unwrap_or_default();
+        if tables.is_empty() {
+            let problem = "must be a list of sections; write `[[peer]]`, with two brackets";
+            self.report.add(&value.span(), header, problem.into());
+        }
+        let report = &mut self.report;
+        tables
+            .into_iter()
+            .map(|(table, span)| Section::new(&PEER, table, span, report))
+            .collect()
+    }
+
+    fn tunnel(&mut self, section: &Section<'_, '_>) -> Option<TunnelConfig> {
+        let remedy = "make a key with `umask 077; patchcord genkey > a.key` and name the file here";
+        let report = &mut self.report;
+        let key_path = section.require("private-key-file", report, remedy, value::key_path);
+        let listen = section.read("listen", report, value::listen);
+        let cipher = section.read("cipher", report, value::cipher);
+        let network_id = section.read("network-id", report, value::network_id);
+        let rekey_interval = section.read("rekey-interval", report, value::rekey_interval);
+        let private_key = self.key(section, "private-key-file", &key_path?, |text| {
+            PrivateKey::from_base64(text).map_err(|error| (error, "patchcord genkey"))
+        });
+        Some(TunnelConfig {
+            private_key: private_key?,
+            listen: listen.unwrap_or(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
+            cipher: cipher.unwrap_or_default(),
+            network_id: network_id.unwrap_or(0),
+            rekey_interval: rekey_interval.unwrap_or(Duration::from_secs(120)),
+        })
+    }
+
+    fn device(&mut self, section: &Section<'_, '_>) -> Option<DeviceConfig> {
+        let report = &mut self.report;
+        let remedy = "name the interface, for example `name = \"pc0\"`";
+        let name = section.require("name", report, remedy, value::interface_name);
+        let overlay_mtu = section
+            .read("mtu", report, value::overlay_mtu)
+            .unwrap_or(1500);
+        let bridge = section.read("bridge", report, value::interface_name);
+        let mac = section.read("mac", report, value::mac);
+        let addresses = section
+            .read("addresses", report, value::addresses)
+            .unwrap_or_default();
+        let backend = section
+            .read("backend", report, value::backend)
+            .unwrap_or_default();
+
+        if bridge.is_some() && bridge == name {
+            let problem = "is the name of the device itself; name the bridge that it joins";
+            section.refuse("bridge", report, problem.into());
+        }
+        // Below that the kernel drops every IPv6 address of the interface.
+        if overlay_mtu < 1280 && addresses.iter().any(|net| net.addr().is_ipv6()) {
+            let problem =
+                format!("{overlay_mtu} is too small for the IPv6 address; write 1280 or more");
+            section.refuse("mtu", report, problem);
+        }
+        Some(DeviceConfig {
+            name: name?,
+            mtu: overlay_mtu,
+            bridge,
+            mac,
+            addresses,
+            backend,
+        })
+    }
+
+    fn pipeline(&mut self, section: &Section<'_, '_>) -> PipelineConfig {
+        let report = &mut self.report;
+        PipelineConfig {
+            plan: section
+                .read("plan", report, value::plan)
+                .unwrap_or_default(),
+            workers: section.read("workers", report, value::workers),
+            pin: section.read("pin", report, value::pin),
+        }
+    }
+
+    /// With the position of its public key, for the checks between peers.
+    fn peer(&mut self, section: &Section<'_, '_>) -> Option<(PeerSpans, PeerConfig)> {
+        let report = &mut self.report;
+        let remedy = "write what `patchcord pubkey` printed at the peer";
+        let public_key = section.require("public-key", report, remedy, value::public_key);
+        let name = section.read("name", report, value::peer_name);
+        let endpoint = section.read("endpoint", report, value::endpoint);
+        let keepalive = section.read("keepalive", report, value::keepalive);
+        let preshared_path = section.read("preshared-key-file", report, value::key_path);
+        let preshared_key = preshared_path.and_then(|path| {
+            self.key(section, "preshared-key-file", &path, |text| {
+                PresharedKey::from_base64(text).map_err(|error| (error, "patchcord genpsk"))
+            })
+        });
+        let spans = PeerSpans {
+            name: section.span_of("name"),
+            public_key: section.span_of("public-key"),
+            endpoint: section.span_of("endpoint"),
+        };
+        let public_key = public_key?;
+        Some((
+            spans,
+            PeerConfig {
+                name: name.unwrap_or_else(|| public_key.to_string()),
+                public_key,
+                endpoint,
+                keepalive: keepalive.unwrap_or(Duration::from_secs(10)),
+                preshared_key,
+            },
+        ))
+    }
+
+    /// Reads the key file at `path`, relative to the configuration file.
+    fn key<T>(
+        &mut self,
+        section: &Section<'_, '_>,
+        key: &str,
+        path: &Path,
+        decode: impl FnOnce(&str) -> Result<T, (KeyError, &'static str)>,
+    ) -> Option<T> {
+        let path = self.file.parent().unwrap_or(Path::new("")).join(path);
+        let decoded = (self.read_key_file)(&path)
+            .map_err(|error| error.to_string())
+            .and_then(|text| {
+                decode(&text).map_err(|(error, command)| {
+                    format!("{} {error}; make a key with `{command}`", path.display())
+                })
+            });
+        decoded
+            .map_err(|problem| section.refuse(key, &mut self.report, problem))
+            .ok()
+    }
+
+    fn check_someone_can_begin(&mut self, tunnel: &Section<'_, '_>, peers: &[Section<'_, '_>]) {
+        if peers.is_empty() || tunnel.has("listen") || peers.iter().any(|p| p.has("endpoint")) {
+            return;
+        }
+        let problem = "is missing and no peer has an `endpoint`, so neither side can begin; \
+                       write `listen = \"[::]:51830\"` or give a peer an `endpoint`";
+        tunnel.refuse("listen", &mut self.report, problem.into());
+    }
+
+    fn check_peers_fit(&mut self, tunnel: &TunnelConfig, peers: &[(PeerSpans, PeerConfig)]) {
+        let own = tunnel.private_key.public_key();
+        for (spans, peer) in peers {
+            if peer.public_key == own {
+                let problem = "is this tunnel's own public key; write the peer's, which \
+                               `patchcord pubkey` prints there";
+                self.report
+                    .add(&spans.public_key, "[[peer]] public-key", problem.into());
+            }
+            if let Some(Endpoint::Addr(endpoint)) = peer.endpoint
+                && !value::is_reachable(tunnel.listen, endpoint)
+            {
+                let listen = tunnel.listen;
+                let problem = format!(
+                    "`{endpoint}` cannot be reached from `listen = \"{listen}\"`, which is of the \
+                     other IP version; write `listen = \"[::]:{}\"`",
+                    listen.port()
+                );
+                self.report
+                    .add(&spans.endpoint, "[[peer]] endpoint", problem);
+            }
+        }
+    }
+
+    fn check_peers_differ(&mut self, peers: &[(PeerSpans, PeerConfig)]) {
+        let keys = peers
+            .iter()
+            .map(|(spans, peer)| (&peer.public_key, &spans.public_key));
+        for (span, _) in repeated(keys) {
+            let problem = "is also the key of an earlier peer; each peer has its own key pair";
+            self.report
+                .add(&span, "[[peer]] public-key", problem.into());
+        }
+        let names = peers.iter().map(|(spans, peer)| (&peer.name, &spans.name));
+        for (span, name) in repeated(names) {
+            let problem = format!("`{name}` is also the name of an earlier peer; rename one");
+            self.report.add(&span, "[[peer]] name", problem);
+        }
+    }
+}
+
+struct PeerSpans {
+    name: Range<usize>,
+    public_key: Range<usize>,
+    endpoint: Range<usize>,
+}
+
+/// Every value but the first of those that are equal.
+fn repeated<'a, T: Eq + Hash>(
+    values: impl Iterator<Item = (&'a T, &'a Range<usize>)>,
+) -> Vec<(Range<usize>, &'a T)> {
+    let mut seen = HashSet::new();
+    values
+        .filter(|(value, _)| !seen.insert(*value))
+        .map(|(value, span)| (span.clone(), value))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{Backend, CipherChoice, PlanChoice};
+
+    // RFC 7748, section 6.1.
+    const OWN: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
+    const PEER_A: &str = "3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08=";
+    const PRESHARED: &str = "XasIfmJKikt54X+Lg4AO5m87sSkmGLb9HC+LJ/+I4Os=";
+
+    #[test]
+    fn fills_in_defaults() {
+        let text = format!(
+            "[tunnel]\nprivate-key-file = 'a.key'\nlisten = '0.0.0.0:51830'\n\
+             [device]\nname = 'pc0'\n[[peer]]\npublic-key = '{PEER_A}'"
+        );
+        let config = parse(&text).unwrap();
+        assert_eq!(config.name, "site-a");
+        assert_eq!(*config.tunnel.private_key.to_base64(), OWN);
+        assert_eq!(config.tunnel.listen, "0.0.0.0:51830".parse().unwrap());
+        assert_eq!(config.tunnel.cipher, CipherChoice::Auto);
+        assert_eq!(config.tunnel.network_id, 0);
+        assert_eq!(config.tunnel.rekey_interval, Duration::from_secs(120));
+        assert_eq!(
+            (config.device.name.as_str(), config.device.mtu),
+            ("pc0", 1500)
+        );
+        assert_eq!((&config.device.bridge, config.device.mac), (&None, None));
+        assert!(config.device.addresses.is_empty());
+        assert_eq!(config.device.backend, Backend::Auto);
+        assert_eq!(config.pipeline, PipelineConfig::default());
+        let [peer] = &config.peers[..] else {
+            panic!("one peer: {:?}", config.peers)
+        };
+        assert_eq!(
+            (peer.name.as_str(), peer.public_key.to_string()),
+            (PEER_A, PEER_A.into())
+        );
+        assert_eq!(
+            (&peer.endpoint, peer.keepalive),
+            (&None, Duration::from_secs(10))
+        );
+        assert!(peer.preshared_key.is_none());
+    }
+
+    #[test]
+    fn takes_every_key() {
+        let config = parse(&everything()).unwrap();
+        assert_eq!(config.tunnel.listen, "[::]:51830".parse().unwrap());
+        assert_eq!(config.tunnel.cipher, CipherChoice::ChaCha20Poly1305);
+        assert_eq!(config.tunnel.network_id, 0xff_ffff);
+        assert_eq!(config.tunnel.rekey_interval, Duration::from_secs(1));
+        assert_eq!(config.device.mtu, 9216);
+        assert_eq!(config.device.bridge.as_deref(), Some("br-lan"));
+        assert_eq!(config.device.mac.unwrap().to_string(), "02:00:5e:10:00:01");
+        let addresses: Vec<_> = config
+            .device
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(addresses, ["10.99.0.1/24", "fd00::1/64"]);
+        assert_eq!(config.device.backend, Backend::Plain);
+        assert_eq!(
+            config.pipeline,
+            PipelineConfig {
+                plan: PlanChoice::Staged,
+                workers: Some(2),
+                pin: Some(false)
+            }
+        );
+        let [peer] = &config.peers[..] else {
+            panic!("one peer: {:?}", config.peers)
+        };
+        assert_eq!(peer.name, "site-b");
+        assert_eq!(
+            peer.endpoint.as_ref().unwrap().to_string(),
+            "site-b.example.net:51830"
+        );
+        assert_eq!(peer.keepalive, Duration::from_secs(25));
+        assert_eq!(*peer.preshared_key.as_ref().unwrap().to_base64(), PRESHARED);
+    }
+
+    #[test]
+    fn reports_every_error_in_the_order_of_the_file() {
+        let text = "[tunnel]\nlisten = 51830\n\n[device]\nname = 'a-very-long-name'\n\
+                    \tmtu = 67 # ä\nlisten = '[::]:1'\n[[peer]]\nendpoint = 'b'\nfoo = 1\n";
+        let errors = parse(text).unwrap_err();
+        let seen: Vec<_> = errors
+            .iter()
+            .map(|error| (error.line(), error.key()))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (Some(1), "[tunnel] private-key-file"),
+                (Some(2), "[tunnel] listen"),
+                (Some(5), "[device] name"),
+                (Some(6), "[device] mtu"),
+                (Some(7), "[device] listen"),
+                (Some(8), "[[peer]] public-key"),
+                (Some(9), "[[peer]] endpoint"),
+                (Some(10), "[[peer]] foo"),
+            ]
+        );
+        let printed = errors.to_string();
+        let mtu = "/etc/patchcord/site-a.toml:6:8: [device] mtu: `67` is out of range; \
+                   write 68 to 65521";
+        assert!(printed.lines().any(|line| line == mtu), "{printed}");
+    }
+
+    #[test]
+    fn no_secret_in_debug_output() {
+        let printed = format!("{:?}", parse(&everything()).unwrap());
+        for secret in [OWN, PRESHARED] {
+            assert!(!printed.contains(secret), "{printed}");
+        }
+    }
+
+    proptest! {
+        /// Every cut and every replaced character of a full file ends in a value or in errors.
+        #[test]
+        fn survives_damage(cut in 0usize..600, at in 0usize..600, with in any::<char>()) {
+            let whole = everything();
+            let damaged: String = whole
+                .chars()
+                .enumerate()
+                .map(|(index, c)| if index == at { with } else { c })
+                .take(cut)
+                .collect();
+            if let Err(errors) = parse(&damaged) {
+                prop_assert!(errors.iter().count() > 0);
+            }
+        }
+
+        #[test]
+        fn survives_garbage(text in any::<String>()) {
+            prop_assert!(parse(&text).is_err());
+        }
+    }
+
+    fn everything() -> String {
+        format!(
+            r#"
+[tunnel]
+private-key-file = "a.key"
+listen = "[::]:51830"
+cipher = "chacha20-poly1305"
+network-id = 0xffffff
+rekey-interval = "1s"
+[device]
+name = "pc0"
+mtu = 9216
+bridge = "br-lan"
+mac = "02:00:5e:10:00:01"
+addresses = ["10.99.0.1/24", "fd00::1/64"]
+backend = "plain"
+[[peer]]
+name = "site-b"
+public-key = "{PEER_A}"
+endpoint = "site-b.example.net:51830"
+keepalive = "25s"
+preshared-key-file = "/keys/ab.psk"
+[pipeline]
+plan = "staged"
+workers = 2
+pin = false
+"#
+        )
+    }
+
+    fn parse(text: &str) -> Result<Config, ConfigErrors> {
+        Config::parse(
+            text,
+            Path::new("/etc/patchcord/site-a.toml"),
+            &|path| match path.to_str() {
+                Some("/etc/patchcord/a.key") => Ok(OWN.to_owned().into()),
+                Some("/keys/ab.psk") => Ok(PRESHARED.to_owned().into()),
+                _ => Err(KeyFileError::Missing(path.into())),
+            },
+        )
+    }
+}
