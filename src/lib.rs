@@ -4,6 +4,8 @@
 
 pub mod config;
 pub mod control;
+pub mod crypto;
 pub mod io;
+pub mod proto;
 pub mod stats;
 pub mod wire;

@@ -142,8 +142,7 @@ impl Responder {
             .map_err(|_| DropReason::Malformed)?;
         let initiator = state
             .get_remote_static()
-            .and_then(|key| key.try_into().ok())
-            .map(PublicKey::from_bytes)
+            .and_then(|key| PublicKey::from_bytes(key.try_into().ok()?).ok())
             .ok_or(DropReason::BadHandshake)?;
         Ok(Self { state, initiator, payload })
     }
@@ -188,7 +187,7 @@ mod tests {
     #[test]
     fn both_sides_derive_the_same_keys_and_learn_the_payloads() {
         let (alice, bob) = (PrivateKey::generate(), PrivateKey::generate());
-        let psk = PresharedKey::from_bytes([5; 32]);
+        let psk = PresharedKey::generate();
         let (mut first, offer) = initiation();
         let mut initiator =
             Initiator::start(&alice, &bob.public_key(), Some(&psk), &offer, &mut first);
@@ -215,7 +214,7 @@ mod tests {
         assert_eq!(Responder::read(&eve, &first).err(), Some(DropReason::BadHandshake));
 
         let (mut second, choice) = response();
-        let psk = PresharedKey::from_bytes([5; 32]);
+        let psk = PresharedKey::generate();
         let responder = Responder::read(&bob, &first).unwrap();
         responder.respond(Some(&psk), &choice, &mut second).unwrap();
         assert_eq!(initiator.finish(&second).err(), Some(DropReason::BadHandshake));
