@@ -6,6 +6,8 @@ pub mod config;
 pub mod control;
 pub mod crypto;
 pub mod io;
+pub mod pipeline;
 pub mod proto;
+pub mod queue;
 pub mod stats;
 pub mod wire;

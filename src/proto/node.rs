@@ -3,7 +3,8 @@
 //!
 //! Inputs are `handle_*`, effects are taken with `poll_*` until they return `None`:
 //!
-//! - [`Node::handle_datagram`]: a handshake message, or a datagram of the control lane;
+//! - [`Node::handle_handshake`]: a handshake message came;
+//! - [`Node::handle_control`]: a data thread accepted a datagram of the control lane;
 //! - [`Node::handle_roamed`], [`Node::handle_too_big`]: what the data threads noticed;
 //! - [`Node::handle_resolved`], [`Node::handle_network_change`]: what the host noticed;
 //! - [`Node::handle_timeout`]: the time of [`Node::poll_timeout`] has come;
@@ -27,7 +28,6 @@ use super::{
     guard::{Guard, Verdict},
     limits::{INITIATION_INTERVAL, RESOLVE_AFTER_ATTEMPTS},
     peer::{Attempt, Peer, PeerSettings},
-    replay::ReplayWindow,
     session::{Agreement, Role, Session, Tables},
     tai64n::tai64n,
 };
@@ -40,7 +40,7 @@ use crate::{
     },
     stats::{DropReason, Traffic},
     wire::{
-        CookieReply, DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, Initiation, InitiationPayload, Lane,
+        CookieReply, DATA_HEADER_LEN, DATA_OVERHEAD, Initiation, InitiationPayload, Lane,
         MessageType, Response, ResponsePayload, SessionIndex, TAG_LEN,
         chunk::{Chunk, Chunks, ECHO_LEN, push_control},
         handshake::MacFields,
@@ -120,8 +120,8 @@ pub struct PeerView {
 enum Owner {
     /// An initiation of this peer waits for its response.
     Attempt(PortId),
-    /// A session, with the replay window of its control lane.
-    Session(Arc<Session>, ReplayWindow),
+    /// A session.
+    Session(Arc<Session>),
 }
 
 /// The protocol state of a tunnel.
@@ -181,24 +181,57 @@ impl Node {
         self.peers.iter().map(|peer| view(peer, now)).collect()
     }
 
-    /// A handshake message or a datagram of the control lane came from the network. It may be
-    /// overwritten.
+    /// A datagram of one of the handshake types came from the network.
     ///
     /// # Errors
     /// Why it was dropped.
-    pub fn handle_datagram(
+    pub fn handle_handshake(
         &mut self,
         now: Instant,
         wall: SystemTime,
         from: SocketAddr,
-        datagram: &mut [u8],
+        datagram: &[u8],
     ) -> Result<(), DropReason> {
         match MessageType::of(datagram)? {
             MessageType::Initiation => self.handle_initiation(now, from, datagram),
             MessageType::Response => self.handle_response(now, from, datagram),
             MessageType::CookieReply => self.handle_cookie_reply(now, wall, datagram),
-            MessageType::Frame | MessageType::Chunks => self.handle_control(now, from, datagram),
+            MessageType::Frame | MessageType::Chunks => Err(DropReason::UnknownType),
         }
+    }
+
+    /// A data thread opened and accepted a datagram of the control lane of session `receiver`.
+    /// `newest`: none with a higher counter came before.
+    ///
+    /// # Errors
+    /// Why it was dropped.
+    pub fn handle_control(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        receiver: SessionIndex,
+        newest: bool,
+        plaintext: &[u8],
+    ) -> Result<(), DropReason> {
+        let Some(Owner::Session(session)) = self.indices.get(&receiver) else {
+            return Err(DropReason::UnknownSession);
+        };
+        let port = session.port;
+        let at = usize::from(port.0) - 1;
+        if self.peers[at].next.as_ref().is_some_and(|next| next.agreement.local == receiver) {
+            self.promote(now, at);
+        }
+        self.peers[at].liveness.handle_heard(now);
+        if newest {
+            self.handle_roamed(now, port, from);
+        }
+        if !self.peers[at].is_up && self.peers[at].current.is_some() {
+            self.handle_back(at);
+        }
+        for chunk in Chunks::new(plaintext) {
+            self.handle_chunk(now, at, chunk?);
+        }
+        Ok(())
     }
 
     /// A data thread got an authentic datagram of `port` from another address.
@@ -476,7 +509,7 @@ impl Node {
 
     fn install(&mut self, session: Arc<Session>, ended: Option<Arc<Session>>) {
         let index = session.agreement.local;
-        self.indices.insert(index, Owner::Session(session, ReplayWindow::default()));
+        self.indices.insert(index, Owner::Session(session));
         self.uninstall(ended);
     }
 
@@ -537,41 +570,6 @@ impl Node {
     }
 
     // The control lane.
-
-    fn handle_control(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        datagram: &mut [u8],
-    ) -> Result<(), DropReason> {
-        let receiver = DataHeader::parse(datagram)?.receiver();
-        let Some(Owner::Session(session, window)) = self.indices.get_mut(&receiver) else {
-            return Err(DropReason::UnknownSession);
-        };
-        let (counter, plaintext) = session.open(datagram)?;
-        if counter.lane() != Lane::CONTROL {
-            return Err(DropReason::Malformed);
-        }
-        let newest = window.accept(counter.sequence())?;
-        session.confirm();
-        session.traffic.inbound.add_datagrams(1);
-        let (port, is_next) = (session.port, session.agreement.role == Role::Responder);
-        let at = usize::from(port.0) - 1;
-        if is_next && self.peers[at].next.as_ref().is_some_and(|next| next.agreement.local == receiver) {
-            self.promote(now, at);
-        }
-        self.peers[at].liveness.handle_heard(now);
-        if newest {
-            self.handle_roamed(now, port, from);
-        }
-        if !self.peers[at].is_up && self.peers[at].current.is_some() {
-            self.handle_back(at);
-        }
-        for chunk in Chunks::new(plaintext) {
-            self.handle_chunk(now, at, chunk?);
-        }
-        Ok(())
-    }
 
     /// A peer that was down is heard again, under a session that is still good.
     fn handle_back(&mut self, at: usize) {

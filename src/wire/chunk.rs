@@ -163,9 +163,9 @@ impl<'a> Iterator for Chunks<'a> {
 
 /// `Ok(None)` for a kind of a later version.
 fn parse(kind: u8, body: &[u8]) -> Result<Option<Chunk<'_>>, DropReason> {
-    let token = || {
-        let (token, _) = U64::ref_from_prefix(body).map_err(|_| DropReason::Malformed)?;
-        Ok(token.get())
+    let token = || match U64::ref_from_prefix(body) {
+        Ok((token, _)) => Ok(token.get()),
+        Err(_) => Err(DropReason::Malformed),
     };
     Ok(Some(match kind {
         FRAME => Chunk::Frame(body),

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The one place that reads clocks; everything pure gets its time as an argument.
+
+use std::time::{Instant, SystemTime};
+
+/// Monotonic time for the protocol.
+#[expect(clippy::disallowed_methods, reason = "this is the clock")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// Time of day, for the timestamps of handshakes.
+#[expect(clippy::disallowed_methods, reason = "this is the clock")]
+pub(crate) fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
+/// Seconds since the start of the engine, for the switch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SwitchClock {
+    start: Instant,
+}
+
+impl SwitchClock {
+    pub(crate) fn start() -> Self {
+        Self { start: now() }
+    }
+
+    pub(crate) fn seconds(self) -> u32 {
+        u32::try_from(now().saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX)
+    }
+}

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Drives [`Node`] on the control thread: notices and timers in, tables and datagrams out.
+//!
+//! An event is carried out before the datagrams that follow it are sent: when the peer uses a new
+//! session, the data threads know it already.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use patchcord_bridge::PortId;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    EngineEvent, EngineView, Stopped,
+    clock::{now, wall},
+    shared::{Notice, Shared},
+};
+use crate::{
+    io::udp::UdpSocket,
+    proto::node::{Event, Node},
+    stats::{DropReason, Drops},
+};
+
+/// How long a name may take to be looked up, and how soon one that failed is tried again.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+const RESOLVE_RETRY: Duration = Duration::from_secs(2);
+/// Repeated refusals are logged at most this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// From the engine's owner.
+pub(super) enum Command {
+    View(oneshot::Sender<EngineView>),
+    NetworkChanged,
+    Close(oneshot::Sender<()>),
+}
+
+/// A peer's name for people, and the host to look up.
+type Label = (String, Option<String>);
+
+pub(super) struct ControlTask {
+    node: Node,
+    labels: Vec<Label>,
+    shared: Arc<Shared>,
+    drops: Arc<Drops>,
+    socket: UdpSocket,
+    events: mpsc::Sender<EngineEvent>,
+    was_reachable: bool,
+    lookups: JoinSet<(PortId, Option<SocketAddr>)>,
+    /// When each kind of refusal may be logged again.
+    quiet_until: HashMap<DropReason, std::time::Instant>,
+}
+
+impl ControlTask {
+    pub(super) fn new(
+        node: Node,
+        labels: Vec<Label>,
+        shared: Arc<Shared>,
+        socket: UdpSocket,
+        events: mpsc::Sender<EngineEvent>,
+    ) -> Self {
+        Self {
+            node,
+            labels,
+            drops: shared.new_drops(),
+            shared,
+            socket,
+            events,
+            was_reachable: false,
+            lookups: JoinSet::new(),
+            quiet_until: HashMap::new(),
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut notices: mpsc::Receiver<Notice>,
+        mut commands: mpsc::Receiver<Command>,
+    ) {
+        for place in 0..self.labels.len() {
+            self.look_up(PortId(place as u16 + 1), Duration::ZERO);
+        }
+        loop {
+            self.pump();
+            let due = self.node.poll_timeout();
+            tokio::select! {
+                Some(notice) = notices.recv() => self.handle_notice(notice),
+                Some(command) = commands.recv() => self.handle_command(command),
+                Some(found) = self.lookups.join_next() => self.handle_lookup(found),
+                () = sleep_until(due) => self.node.handle_timeout(now(), wall()),
+                else => return,
+            }
+        }
+    }
+
+    fn handle_notice(&mut self, notice: Notice) {
+        let now = now();
+        match notice {
+            Notice::Handshake { from, len, bytes } => {
+                if let Err(reason) = self.node.handle_handshake(now, wall(), from, &bytes[..len]) {
+                    self.drops.count(reason);
+                    self.log_refusal(reason, from);
+                }
+            }
+            Notice::Control { from, receiver, newest, bytes } => {
+                let handled = self.node.handle_control(now, from, receiver, newest, &bytes);
+                handled.unwrap_or_else(|reason| self.drops.count(reason));
+            }
+            Notice::Roamed { port, from } => self.node.handle_roamed(now, port, from),
+            Notice::TooBig { port } => self.node.handle_too_big(now, port),
+            Notice::Ended(Stopped::Asked) => {}
+            Notice::Ended(stopped) => self.tell(EngineEvent::Broken(stopped)),
+        }
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        match command {
+            // Whoever asked may have gone; that is their business.
+            Command::View(reply) => {
+                let _ = reply.send(self.view());
+            }
+            Command::NetworkChanged => self.node.handle_network_change(now()),
+            Command::Close(done) => {
+                self.node.close();
+                self.pump();
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// Carries out what the node wants.
+    fn pump(&mut self) {
+        let mut tables_changed = false;
+        while let Some(event) = self.node.poll_event() {
+            match event {
+                Event::TablesChanged => tables_changed = true,
+                Event::PeerUp(port) => self.log_up(port),
+                Event::PeerDown(port) => {
+                    info!(peer = self.name(port), "peer is down");
+                    self.shared.switch.fdb().forget_port(port);
+                }
+                Event::PeerMoved(port, to) => {
+                    info!(peer = self.name(port), "peer moved to another address");
+                    debug!(peer = self.name(port), %to, "peer moved");
+                }
+                Event::Resolve(port) => self.look_up(port, Duration::ZERO),
+            }
+        }
+        if tables_changed {
+            self.shared.tables.store(Arc::new(self.node.tables()));
+        }
+        self.send_all();
+        self.tell_reachability();
+    }
+
+    fn send_all(&mut self) {
+        while let Some(transmit) = self.node.poll_transmit() {
+            let datagram = &transmit.datagram;
+            // A probe that is too big is an answer in itself; anything else is sent again in time.
+            if let Err(error) = self.socket.send_train(transmit.to, datagram, datagram.len()) {
+                debug!(to = %transmit.to, %error, "control datagram not sent");
+            }
+        }
+    }
+
+    fn tell_reachability(&mut self) {
+        let is_reachable = self.node.is_any_up();
+        if std::mem::replace(&mut self.was_reachable, is_reachable) != is_reachable {
+            self.tell(if is_reachable { EngineEvent::Reachable } else { EngineEvent::Unreachable });
+        }
+    }
+
+    fn tell(&self, event: EngineEvent) {
+        if self.events.try_send(event).is_err() {
+            debug!("nobody takes the engine's events");
+        }
+    }
+
+    // Names.
+
+    fn look_up(&mut self, port: PortId, delay: Duration) {
+        let Some((_, Some(host))) = self.labels.get(usize::from(port.0) - 1) else { return };
+        let host = host.clone();
+        self.lookups.spawn(async move {
+            tokio::time::sleep(delay).await;
+            let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(host)).await;
+            let address = found.ok().and_then(Result::ok).and_then(|mut all| all.next());
+            (port, address)
+        });
+    }
+
+    fn handle_lookup(
+        &mut self,
+        found: Result<(PortId, Option<SocketAddr>), tokio::task::JoinError>,
+    ) {
+        match found {
+            Ok((port, Some(address))) => self.node.handle_resolved(now(), port, address),
+            Ok((port, None)) => {
+                warn!(peer = self.name(port), "the endpoint's name cannot be resolved; trying again");
+                self.look_up(port, RESOLVE_RETRY);
+            }
+            Err(error) => warn!(%error, "looking up a name failed"),
+        }
+    }
+
+    // What people see.
+
+    fn name(&self, port: PortId) -> &str {
+        self.labels.get(usize::from(port.0).wrapping_sub(1)).map_or("?", |(name, _)| name)
+    }
+
+    fn log_up(&self, port: PortId) {
+        let views = self.node.views(now());
+        let Some(view) = views.get(usize::from(port.0) - 1) else { return };
+        let cipher = view.cipher.map_or("none", |cipher| cipher.name());
+        info!(peer = self.name(port), cipher, "peer is up");
+        if view.max_frame != 0 && u32::from(view.max_frame) < self.shared.max_frame {
+            warn!(
+                peer = self.name(port),
+                theirs = view.max_frame,
+                ours = self.shared.max_frame,
+                "the peer takes smaller frames than this end may send; give both ends the same device.mtu"
+            );
+        }
+    }
+
+    fn log_refusal(&mut self, reason: DropReason, from: SocketAddr) {
+        let remedy = match reason {
+            DropReason::UnknownPeer => "its public key is in no [[peer]] of this tunnel",
+            DropReason::BadHandshake => {
+                "its key or preshared key does not fit; compare the output of `patchcord pubkey` and the preshared-key-file of both ends"
+            }
+            DropReason::Incompatible => "the ends allow no common cipher, or differ in network-id",
+            DropReason::ReplayedHandshake => {
+                "its initiation is not newer than an earlier one; if it is genuine, its clock went backwards"
+            }
+            _ => return,
+        };
+        let now = now();
+        let quiet_until = self.quiet_until.entry(reason).or_insert(now);
+        if now >= *quiet_until {
+            *quiet_until = now + LOG_INTERVAL;
+            warn!(reason = reason.name(), remedy, "a handshake was refused");
+            debug!(%from, reason = reason.name(), "a handshake was refused");
+        }
+    }
+
+    fn view(&self) -> EngineView {
+        let names = self.labels.iter().map(|(name, _)| name.clone());
+        let flow = |flow: &crate::stats::Flow| (flow.frames(), flow.bytes());
+        let fdb = self.shared.switch.fdb().entries(self.shared.clock.seconds());
+        EngineView {
+            peers: names.zip(self.node.views(now())).collect(),
+            tap: [flow(&self.shared.tap.outbound), flow(&self.shared.tap.inbound)],
+            drops: self.shared.total_drops(),
+            fdb: fdb
+                .map(|entry| (entry.vid.value(), entry.mac, entry.port.0, entry.age_s))
+                .collect(),
+        }
+    }
+}
+
+async fn sleep_until(due: Option<std::time::Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}

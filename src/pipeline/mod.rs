@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The engine of a tunnel: the only place where `io` meets `proto` and the switch.
+//!
+//! ```text
+//!             ┌── outbound ── switch ── pack ── seal ──┐
+//!  TAP queue ─┤                  │                     ├─ UDP socket      pinned threads
+//!             └── inbound ─── unpack ── accept ── open ┘
+//!                                │ notices    ^ tables
+//!                            ┌───┴────────────┴───┐
+//!                            │ control: proto::Node│                       async, one thread
+//!                            └─────────────────────┘
+//! ```
+//! [`Engine::start`] is given the TAP's queue and the socket, chooses the core plan and starts the
+//! threads; it knows nothing of configuration files, interfaces or providers. Tables reach the data
+//! threads as immutable snapshots, and what they notice reaches the control task through a bounded
+//! channel.
+
+mod clock;
+mod control;
+mod inbound;
+mod outbound;
+pub mod plan;
+mod shared;
+
+use std::{
+    io,
+    net::SocketAddr,
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use patchcord_bridge::{MacAddr, Switch, SwitchConfig};
+use tokio::sync::{mpsc, oneshot};
+
+use self::{
+    control::{Command, ControlTask},
+    inbound::{Arrivals, Delivery, Inbound, Inlet, Opener},
+    outbound::{Departures, Outbound, Outlet},
+    plan::{CorePlan, PlanRequest},
+    shared::{NOTICES, Notice, Shared},
+};
+use crate::{
+    crypto::mac,
+    io::{tap::TapQueue, udp::UdpSocket},
+    proto::{
+        node::{Node, NodeConfig, PeerView},
+        guard::Mac1Check,
+        peer::PeerSettings,
+        train::Train,
+    },
+    queue,
+    stats::DropReason,
+    wire::Lane,
+};
+
+pub use self::shared::Stopped;
+
+/// What an engine works with.
+pub struct EngineConfig {
+    /// Identity and ciphers.
+    pub node: NodeConfig,
+    /// The peers, in the order of their ports.
+    pub peers: Vec<EnginePeer>,
+    /// The switch between the TAP and the peers.
+    pub switch: SwitchConfig,
+    /// How to use the cores.
+    pub plan: PlanRequest,
+}
+
+/// A peer, with what only people and the resolver need.
+pub struct EnginePeer {
+    /// What the protocol needs.
+    pub settings: PeerSettings,
+    /// For logs and `show`.
+    pub name: String,
+    /// `name:port`, looked up at start and when the peer does not answer.
+    pub host: Option<String>,
+}
+
+/// What the engine tells its owner.
+#[derive(Debug)]
+pub enum EngineEvent {
+    /// The first peer became reachable.
+    Reachable,
+    /// The last reachable peer was lost.
+    Unreachable,
+    /// A data thread ended unasked: the tunnel is broken.
+    Broken(Stopped),
+}
+
+/// A snapshot for `show`.
+#[derive(Debug)]
+pub struct EngineView {
+    /// The peers, in the order of their ports.
+    pub peers: Vec<(String, PeerView)>,
+    /// Frames and bytes read off the TAP, then those written to it.
+    pub tap: [(u64, u64); 2],
+    /// What did not arrive.
+    pub drops: Vec<(DropReason, u64)>,
+    /// What the switch has learned: VLAN, address, port (0 is the TAP), seconds since it was seen.
+    pub fdb: Vec<(u16, MacAddr, u16, u32)>,
+}
+
+/// A running engine. Dropped without [`Engine::stop`], it stops without saying good-bye to peers.
+pub struct Engine {
+    plan: CorePlan,
+    local_addr: SocketAddr,
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    control: tokio::task::JoinHandle<()>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Starts the threads and the control task. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel has no threads or descriptors left.
+    pub fn start(
+        config: EngineConfig,
+        queue: TapQueue,
+        socket: UdpSocket,
+    ) -> io::Result<(Self, mpsc::Receiver<EngineEvent>)> {
+        let plan = CorePlan::choose(config.plan);
+        let (notices_in, notices) = mpsc::channel(NOTICES);
+        let (events_in, events) = mpsc::channel(16);
+        let (commands, commands_out) = mpsc::channel(8);
+        let max_frame = config.node.max_frame.into();
+        let (settings, labels) =
+            config.peers.into_iter().map(|peer| (peer.settings, (peer.name, peer.host))).unzip();
+        let node = Node::new(config.node, settings, clock::now());
+        let mac1 = Mac1Check::new(&node.public_key());
+        let switch = Switch::new(config.switch, hash_key());
+        let shared = Arc::new(Shared::new(switch, mac1, max_frame, notices_in)?);
+        let local_addr = socket.local_addr()?;
+
+        let threads = spawn_data_threads(&plan, &shared, Arc::new(queue), &socket)?;
+        let task = ControlTask::new(node, labels, shared.clone(), socket, events_in);
+        let control = tokio::spawn(task.run(notices, commands_out));
+        Ok((Self { plan, local_addr, shared, commands, control, threads }, events))
+    }
+
+    /// The plan in use.
+    pub fn plan(&self) -> &CorePlan {
+        &self.plan
+    }
+
+    /// The UDP address in use.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The state of peers, counters and switch. `None` if the control task has ended.
+    pub async fn view(&self) -> Option<EngineView> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::View(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Addresses or routes of this machine changed: peers hear from us at once.
+    pub async fn handle_network_change(&self) {
+        // A control task that has ended has nobody to tell.
+        let _ = self.commands.send(Command::NetworkChanged).await;
+    }
+
+    /// Says good-bye to the peers and ends all threads.
+    pub async fn stop(mut self) {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let (reply, done) = oneshot::channel();
+        if self.commands.send(Command::Close(reply)).await.is_ok() {
+            let _ = tokio::time::timeout(PATIENCE, done).await;
+        }
+        self.shared.stop.wake();
+        self.control.abort();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.stop.wake();
+        self.control.abort();
+    }
+}
+
+/// A random key for the switch's table, so that nobody can aim at one of its buckets.
+fn hash_key() -> [u64; 2] {
+    std::array::from_fn(|_| {
+        let mut word = [0; 8];
+        mac::random(&mut word);
+        u64::from_ne_bytes(word)
+    })
+}
+
+fn spawn_data_threads(
+    plan: &CorePlan,
+    shared: &Arc<Shared>,
+    queue: Arc<TapQueue>,
+    socket: &UdpSocket,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    let mut threads = Threads { plan, shared, spawned: Vec::new() };
+    let result = match plan.workers {
+        None => spawn_inline(&mut threads, queue, socket),
+        Some(workers) => spawn_staged(&mut threads, workers, queue, socket),
+    };
+    if result.is_err() {
+        shared.stop.wake();
+    }
+    result.map(|()| threads.spawned)
+}
+
+fn spawn_inline(threads: &mut Threads<'_>, queue: Arc<TapQueue>, socket: &UdpSocket) -> io::Result<()> {
+    let shared = threads.shared;
+    let departures = Departures::new(shared.clone(), socket.try_clone()?);
+    let outlet = Outlet::inline(departures);
+    let outbound = Outbound::new(shared.clone(), queue.clone(), Lane::FIRST_DATA, outlet);
+    threads.spawn("outbound", || outbound.run())?;
+
+    let opener = Opener::new(shared.clone());
+    let delivery = Box::new(Delivery::new(shared.clone(), queue));
+    let inlet = Inlet::Inline { arrivals: Box::default(), opener, delivery };
+    let inbound = Inbound::new(shared.clone(), socket.try_clone()?, inlet);
+    threads.spawn("inbound", || inbound.run())
+}
+
+fn spawn_staged(
+    threads: &mut Threads<'_>,
+    workers: usize,
+    queue: Arc<TapQueue>,
+    socket: &UdpSocket,
+) -> io::Result<()> {
+    let shared = threads.shared;
+    let (dealer, sealers, sealed) = queue::ordered::<Train>(workers);
+    let outlet = Outlet::Staged(dealer);
+    let outbound = Outbound::new(shared.clone(), queue.clone(), Lane::FIRST_DATA, outlet);
+    threads.spawn("tap-rx", || outbound.run())?;
+    for (number, worker) in (1..).zip(sealers) {
+        threads.spawn_worker(&format!("seal-{number}"), move || worker.run(Train::seal))?;
+    }
+    let departures = Departures::new(shared.clone(), socket.try_clone()?);
+    threads.spawn_worker("udp-tx", || departures.run(sealed))?;
+
+    let (dealer, openers, opened) = queue::ordered::<Arrivals>(workers);
+    let inbound = Inbound::new(shared.clone(), socket.try_clone()?, Inlet::Staged(dealer));
+    threads.spawn("udp-rx", || inbound.run())?;
+    for (number, worker) in (1..).zip(openers) {
+        let mut opener = Opener::new(shared.clone());
+        let open = move || worker.run(|arrivals| opener.open(arrivals));
+        threads.spawn_worker(&format!("open-{number}"), open)?;
+    }
+    let delivery = Delivery::new(shared.clone(), queue);
+    threads.spawn_worker("tap-tx", || delivery.run(opened))
+}
+
+struct Threads<'a> {
+    plan: &'a CorePlan,
+    shared: &'a Arc<Shared>,
+    spawned: Vec<JoinHandle<()>>,
+}
+
+impl Threads<'_> {
+    /// A thread that ends when its queue does, which is when the one before it has.
+    fn spawn_worker(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        self.spawn(name, move || {
+            work();
+            Stopped::Asked
+        })
+    }
+
+    /// The control task hears of the thread's end, even if it panics.
+    fn spawn(
+        &mut self,
+        name: &str,
+        work: impl FnOnce() -> Stopped + Send + 'static,
+    ) -> io::Result<()> {
+        let core = self.plan.core_of(name);
+        let shared = self.shared.clone();
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            if let Some(core) = core
+                && !core_affinity::set_for_current(core)
+            {
+                tracing::warn!(core = core.id, "cannot pin a thread to its core");
+            }
+            let stopped = panic::catch_unwind(AssertUnwindSafe(work))
+                .unwrap_or_else(|_| Stopped::Failed(io::Error::other("a data thread panicked")));
+            shared.notify(Notice::Ended(stopped));
+        })?;
+        self.spawned.push(thread);
+        Ok(())
+    }
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Overlay to underlay: from frames read off the TAP to datagrams on the wire.
+//!
+//! 1. read a frame      `try_read`, until none is left       in order
+//! 2. choose the ports  `Switch::forward`                    in order
+//! 3. number and pack   `Train::push`                        in order
+//! 4. seal              `Train::seal`                        any order (a worker, when staged)
+//! 5. send              `Departures::send`                   in order again
+//!
+//! Functions appear in this order. What one wake-up found on the TAP is sent at once: no timer holds
+//! a frame back. Nothing here waits on a peer: a full queue drops and counts.
+
+use std::{os::fd::AsFd, sync::Arc};
+
+use patchcord_bridge::{Egress, PortId};
+
+use super::shared::{Notice, Shared, SharedTables, Stopped};
+use crate::{
+    io::{
+        tap::TapQueue,
+        udp::{SendError, UdpSocket},
+        waker,
+    },
+    proto::{
+        session::Tables,
+        train::{Outgoing, Pushed, Train},
+    },
+    queue::{Collector, Dealer},
+    stats::{DropReason, Drops},
+    wire::Lane,
+};
+
+/// Frames read in a row before what they filled is sent: it keeps the queues short, and more buys no
+/// throughput.
+const BATCH_FRAMES: usize = 64;
+/// Trains that may be filling at the same time, one for each peer that has frames in this batch.
+const OPEN_TRAINS: usize = 8;
+/// The largest super-frame that a TAP can hand over, with some room.
+const READ_BYTES: usize = 65_536 + 64;
+
+/// Where full trains go.
+pub(super) enum Outlet {
+    /// Sealed and sent on the spot.
+    Inline { departures: Departures, empties: Vec<Train> },
+    /// To the workers.
+    Staged(Dealer<Train>),
+}
+
+/// The first three steps; with an inline outlet, all five.
+pub(super) struct Outbound {
+    shared: Arc<Shared>,
+    tables: SharedTables,
+    drops: Arc<Drops>,
+    tap: Arc<TapQueue>,
+    lane: Lane,
+    outlet: Outlet,
+    /// Trains that are filling, with their ports.
+    filling: Vec<(PortId, Train)>,
+    frame: Box<[u8]>,
+    next_frame_id: u32,
+}
+
+impl Outbound {
+    pub(super) fn new(shared: Arc<Shared>, tap: Arc<TapQueue>, lane: Lane, outlet: Outlet) -> Self {
+        Self {
+            tables: shared.subscribe(),
+            drops: shared.new_drops(),
+            shared,
+            tap,
+            lane,
+            outlet,
+            filling: Vec::with_capacity(OPEN_TRAINS),
+            frame: vec![0; READ_BYTES].into(),
+            next_frame_id: 0,
+        }
+    }
+
+    /// Works until the tunnel stops or the TAP is gone.
+    pub(super) fn run(mut self) -> Stopped {
+        loop {
+            match waker::wait(&[self.tap.as_fd(), self.shared.stop.as_fd()], None) {
+                Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
+                Ok(ready) if ready.is_broken(0) => return Stopped::TapLost,
+                Ok(_) => {}
+                Err(error) => return Stopped::Failed(error),
+            }
+            if let Err(stopped) = self.forward_batch() {
+                return stopped;
+            }
+        }
+    }
+
+    fn forward_batch(&mut self) -> Result<(), Stopped> {
+        let tables = self.tables.load();
+        let now_s = self.shared.clock.seconds();
+        let (mut frames, mut bytes) = (0, 0);
+        let mut frame = std::mem::take(&mut self.frame);
+        let mut outcome = Ok(());
+        for _ in 0..BATCH_FRAMES {
+            match self.tap.try_read(&mut frame) {
+                Ok(Some((_, len))) => {
+                    frames += 1;
+                    bytes += len as u64;
+                    self.forward(&tables, &frame[..len], now_s);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    outcome = Err(Stopped::of_tap(error));
+                    break;
+                }
+            }
+        }
+        self.frame = frame;
+        self.shared.tap.outbound.add_frames(frames, bytes);
+        self.depart_all();
+        outcome
+    }
+
+    fn forward(&mut self, tables: &Tables, frame: &[u8], now_s: u32) {
+        match self.shared.switch.forward(PortId::TAP, frame, now_s) {
+            Ok(Egress::Port(port)) => self.push(tables, port, frame),
+            Ok(Egress::Flood) => {
+                for port in 1..=tables.routes.len() as u16 {
+                    self.push(tables, PortId(port), frame);
+                }
+            }
+            Err(reason) => self.drops.count(reason.into()),
+        }
+    }
+
+    /// Lays the frame out in the train of `port`, and in further ones as they fill.
+    fn push(&mut self, tables: &Tables, port: PortId, frame: &[u8]) {
+        let frame_id = self.next_frame_id;
+        self.next_frame_id = frame_id.wrapping_add(1);
+        let mut offset = 0;
+        loop {
+            let lane = self.lane;
+            let pushed = self
+                .train_for(tables, port)
+                .and_then(|train| train.push(lane, Outgoing { frame, frame_id, offset }));
+            match pushed {
+                Ok(Pushed::Done) => break,
+                Ok(Pushed::Full { offset: next }) => {
+                    offset = next;
+                    self.depart_one(port);
+                }
+                Err(reason) => return self.drops.count(reason),
+            }
+        }
+        if let Some(train) = self.train_of(port)
+            && let Some(session) = train.session()
+        {
+            session.traffic.outbound.add_frames(1, frame.len() as u64);
+        }
+    }
+
+    fn train_of(&mut self, port: PortId) -> Option<&mut Train> {
+        self.filling.iter_mut().find(|(owner, _)| *owner == port).map(|(_, train)| train)
+    }
+
+    /// The train of `port`, a new one if need be.
+    fn train_for(&mut self, tables: &Tables, port: PortId) -> Result<&mut Train, DropReason> {
+        if self.train_of(port).is_none() {
+            let route = tables.route(port).ok_or(DropReason::NoPort)?;
+            let session = route.session.clone().ok_or(DropReason::NoSession)?;
+            let to = route.endpoint.ok_or(DropReason::NoSession)?;
+            if self.filling.len() == OPEN_TRAINS {
+                self.depart_all();
+            }
+            let mut train = self.outlet.empty().ok_or(DropReason::PipelineQueueFull)?;
+            train.bind(session, to, route.datagram_len);
+            self.filling.push((port, train));
+        }
+        self.train_of(port).ok_or(DropReason::PipelineQueueFull)
+    }
+
+    fn depart_one(&mut self, port: PortId) {
+        if let Some(place) = self.filling.iter().position(|(owner, _)| *owner == port) {
+            let (_, train) = self.filling.swap_remove(place);
+            self.depart(train);
+        }
+    }
+
+    fn depart_all(&mut self) {
+        while let Some((_, train)) = self.filling.pop() {
+            self.depart(train);
+        }
+    }
+
+    fn depart(&mut self, mut train: Train) {
+        if let Err(reason) = train.close(self.lane) {
+            self.drops.count(reason);
+        }
+        match &mut self.outlet {
+            Outlet::Inline { departures, empties } => {
+                train.seal();
+                departures.send(&train);
+                train.clear();
+                empties.push(train);
+            }
+            Outlet::Staged(dealer) => {
+                let datagrams = train.len() as u64;
+                if dealer.deal(train).is_err() {
+                    self.drops.add(DropReason::PipelineQueueFull, datagrams);
+                }
+            }
+        }
+    }
+}
+
+impl Outlet {
+    pub(super) fn inline(departures: Departures) -> Self {
+        Self::Inline {
+            departures,
+            empties: std::iter::repeat_with(Train::default).take(OPEN_TRAINS).collect(),
+        }
+    }
+
+    fn empty(&mut self) -> Option<Train> {
+        match self {
+            Self::Inline { empties, .. } => empties.pop(),
+            Self::Staged(dealer) => dealer.empty(),
+        }
+    }
+}
+
+/// The last step.
+pub(super) struct Departures {
+    shared: Arc<Shared>,
+    drops: Arc<Drops>,
+    socket: UdpSocket,
+}
+
+impl Departures {
+    pub(super) fn new(shared: Arc<Shared>, socket: UdpSocket) -> Self {
+        Self { drops: shared.new_drops(), shared, socket }
+    }
+
+    /// Sends what the workers have sealed until the first step has ended.
+    pub(super) fn run(mut self, mut sealed: Collector<Train>) {
+        while let Some(mut train) = sealed.next() {
+            self.send(&train);
+            train.clear();
+            sealed.give_back(train);
+        }
+    }
+
+    fn send(&mut self, train: &Train) {
+        let (Some(to), Some(session)) = (train.destination(), train.session()) else { return };
+        let mut sent = 0;
+        for (run, size) in train.runs() {
+            match self.socket.send_train(to, run, size) {
+                Ok(report) => {
+                    sent += report.sent as u64;
+                    self.drops.add(DropReason::SendFailed, report.dropped as u64);
+                }
+                Err(error) => self.handle_send_error(&error, session.port, run.len().div_ceil(size)),
+            }
+        }
+        session.traffic.outbound.add_datagrams(sent);
+    }
+
+    fn handle_send_error(&mut self, error: &SendError, port: PortId, datagrams: usize) {
+        if let SendError::TooBig { .. } = error {
+            self.drops.add(DropReason::DatagramTooBig, datagrams as u64);
+            self.shared.notify(Notice::TooBig { port });
+        } else {
+            self.drops.add(DropReason::SendFailed, datagrams as u64);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the threads of one tunnel share: immutable tables, the lock-free switch, counters, and the
+//! way to the control thread. No lock is taken per frame.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arc_swap::{ArcSwap, Cache};
+use patchcord_bridge::{PortId, Switch};
+use tokio::sync::mpsc;
+
+use super::clock::SwitchClock;
+use crate::{
+    io::waker::Waker,
+    proto::{guard::Mac1Check, session::Tables},
+    stats::{DropReason, Drops, Traffic},
+    wire::{SessionIndex, handshake::INITIATION_LEN},
+};
+
+/// Messages that wait for the control thread. A flood fills this and nothing else.
+pub(super) const NOTICES: usize = 256;
+/// Bytes of a control datagram that are handed on; what follows its chunks is padding.
+pub(super) const CONTROL_BYTES: usize = 64;
+
+/// From a data thread to the control thread.
+pub(super) enum Notice {
+    /// A handshake message with a good mac1, or a cookie reply.
+    Handshake { from: SocketAddr, len: usize, bytes: [u8; INITIATION_LEN] },
+    /// An accepted datagram of the control lane.
+    Control { from: SocketAddr, receiver: SessionIndex, newest: bool, bytes: [u8; CONTROL_BYTES] },
+    /// A peer was heard from another address.
+    Roamed { port: PortId, from: SocketAddr },
+    /// A datagram to this peer was too big for its way out.
+    TooBig { port: PortId },
+    /// A data thread ended.
+    Ended(Stopped),
+}
+
+/// Why a data thread ended.
+#[derive(Debug)]
+pub enum Stopped {
+    /// It was asked to.
+    Asked,
+    /// The TAP was deleted.
+    TapLost,
+    /// The kernel refused something that must work.
+    Failed(io::Error),
+}
+
+impl Stopped {
+    /// What an error of the TAP means: only a deleted device is lost for good.
+    pub(super) fn of_tap(error: io::Error) -> Self {
+        const EBADFD: i32 = 77;
+        match error.raw_os_error() {
+            Some(EBADFD) => Self::TapLost,
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+/// Each thread's cached view of the tables.
+pub(super) type SharedTables = TablesCache;
+
+/// Reads the present tables: one atomic load unless they changed.
+pub(super) struct TablesCache(Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>);
+
+impl TablesCache {
+    pub(super) fn load(&mut self) -> Arc<Tables> {
+        self.0.load().clone()
+    }
+}
+
+/// Shared by all threads of a tunnel.
+pub(super) struct Shared {
+    pub(super) tables: Arc<ArcSwap<Tables>>,
+    pub(super) switch: Switch,
+    pub(super) clock: SwitchClock,
+    pub(super) mac1: Mac1Check,
+    /// Bytes of the largest frame that goes to the TAP.
+    pub(super) max_frame: u32,
+    /// Frames over the TAP.
+    pub(super) tap: Traffic,
+    /// Wakes every data thread, for good.
+    pub(super) stop: Waker,
+    drops: Mutex<Vec<Arc<Drops>>>,
+    /// Counted by whoever could not reach the control thread.
+    unheard: Drops,
+    notices: mpsc::Sender<Notice>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        switch: Switch,
+        mac1: Mac1Check,
+        max_frame: u32,
+        notices: mpsc::Sender<Notice>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            tables: Arc::default(),
+            switch,
+            clock: SwitchClock::start(),
+            mac1,
+            max_frame,
+            tap: Traffic::default(),
+            stop: Waker::new()?,
+            drops: Mutex::default(),
+            unheard: Drops::default(),
+            notices,
+        })
+    }
+
+    pub(super) fn subscribe(&self) -> TablesCache {
+        TablesCache(Cache::new(self.tables.clone()))
+    }
+
+    /// Counters for one thread's own use.
+    pub(super) fn new_drops(&self) -> Arc<Drops> {
+        let drops = Arc::new(Drops::default());
+        self.drops.lock().unwrap_or_else(PoisonError::into_inner).push(drops.clone());
+        drops
+    }
+
+    /// The sum over all threads.
+    pub(super) fn total_drops(&self) -> Vec<(DropReason, u64)> {
+        let sum = Drops::default();
+        let threads = self.drops.lock().unwrap_or_else(PoisonError::into_inner);
+        for drops in threads.iter().map(Arc::as_ref).chain([&self.unheard]) {
+            for (reason, count) in drops.nonzero() {
+                sum.add(reason, count);
+            }
+        }
+        sum.nonzero().collect()
+    }
+
+    /// Tells the control thread; it does without if it is behind.
+    pub(super) fn notify(&self, notice: Notice) {
+        if self.notices.try_send(notice).is_err() {
+            self.unheard.count(DropReason::ControlQueueFull);
+        }
+    }
+
+    /// Hands a handshake message on.
+    pub(super) fn notify_handshake(
+        &self,
+        from: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
+        let mut bytes = [0; INITIATION_LEN];
+        let len = datagram.len();
+        bytes.get_mut(..len).ok_or(DropReason::Truncated)?.copy_from_slice(datagram);
+        self.notify(Notice::Handshake { from, len, bytes });
+        Ok(())
+    }
+}
+
+impl From<patchcord_bridge::DropReason> for DropReason {
+    fn from(reason: patchcord_bridge::DropReason) -> Self {
+        match reason {
+            patchcord_bridge::DropReason::Runt => Self::Runt,
+            patchcord_bridge::DropReason::BadSource => Self::BadSource,
+            patchcord_bridge::DropReason::SamePort => Self::SamePort,
+            patchcord_bridge::DropReason::NoPort => Self::NoPort,
+        }
+    }
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Work for several threads that must come back in order.
+//!
+//! Batches are dealt to the workers in turn and collected in the same turn, so order is kept without
+//! sorting and without a lock: what one thread puts in, one thread takes out, in the order in which
+//! it was put in. The price is that a slow worker holds up the others for as long as its batch
+//! takes, which is short, and which order demands anyway.
+//!
+//! ```text
+//!            ┌─> worker 1 ─┐
+//!   Dealer ──┼─> worker 2 ─┼──> Collector      batches: A→1 B→2 C→3 D→1 …
+//!      ^     └─> worker 3 ─┘        │          collected: A B C D …
+//!      └────────── empties ─────────┘
+//! ```
+//! Every queue is bounded and nothing is allocated after [`ordered`]: batches go round. A full queue
+//! makes the dealer drop, never wait. Carries batches, never frames; knows nothing of their contents.
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+/// Batches that wait for one worker.
+pub const DEPTH: usize = 4;
+
+/// Hands out batches.
+#[derive(Debug)]
+pub struct Dealer<T> {
+    workers: Vec<Sender<T>>,
+    turn: usize,
+    empties: Receiver<T>,
+}
+
+/// Works on batches.
+#[derive(Debug)]
+pub struct Worker<T> {
+    batches: Receiver<T>,
+    done: Sender<T>,
+}
+
+/// Takes finished batches in the order in which they were dealt.
+#[derive(Debug)]
+pub struct Collector<T> {
+    workers: Vec<Receiver<T>>,
+    turn: usize,
+    empties: Sender<T>,
+}
+
+/// A dealer, `workers` workers (at least one) and a collector, with as many batches as can be on
+/// their way at a time.
+pub fn ordered<T: Default>(workers: usize) -> (Dealer<T>, Vec<Worker<T>>, Collector<T>) {
+    // Each worker may have its queue full, one batch in hand and its results uncollected.
+    let batches = workers * (2 * DEPTH + 1) + 1;
+    let (give_back, empties) = bounded(batches);
+    for _ in 0..batches {
+        give_back.try_send(T::default()).unwrap_or_else(|_| unreachable!("there is room for all"));
+    }
+    let (mut inlets, mut stages, mut outlets) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..workers {
+        let (inlet, batches) = bounded(DEPTH);
+        let (done, outlet) = bounded(DEPTH);
+        inlets.push(inlet);
+        stages.push(Worker { batches, done });
+        outlets.push(outlet);
+    }
+    let dealer = Dealer { workers: inlets, turn: 0, empties };
+    let collector = Collector { workers: outlets, turn: 0, empties: give_back };
+    (dealer, stages, collector)
+}
+
+impl<T> Dealer<T> {
+    /// An empty batch, if one is back.
+    pub fn empty(&self) -> Option<T> {
+        self.empties.try_recv().ok()
+    }
+
+    /// Gives a batch to the worker whose turn it is.
+    ///
+    /// # Errors
+    /// Hands the batch back when that worker is behind (its queue is full) or gone.
+    pub fn deal(&mut self, batch: T) -> Result<(), T> {
+        match self.workers[self.turn].try_send(batch) {
+            Ok(()) => {
+                self.turn = (self.turn + 1) % self.workers.len();
+                Ok(())
+            }
+            Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => Err(batch),
+        }
+    }
+}
+
+impl<T> Worker<T> {
+    /// Works on every batch until the dealer is gone.
+    pub fn run(self, mut work: impl FnMut(&mut T)) {
+        for mut batch in self.batches {
+            work(&mut batch);
+            if self.done.send(batch).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl<T> Collector<T> {
+    /// The next batch in order; waits for it. `None` when the dealer is gone and all is collected.
+    pub fn next(&mut self) -> Option<T> {
+        let batch = self.workers[self.turn].recv().ok()?;
+        self.turn = (self.turn + 1) % self.workers.len();
+        Some(batch)
+    }
+
+    /// Returns a batch for the next use.
+    pub fn give_back(&self, batch: T) {
+        // There is room for every batch; only a dealer that is gone refuses.
+        let _ = self.empties.try_send(batch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn batches_come_back_in_order_whatever_the_workers_take() {
+        let (mut dealer, workers, mut collector) = ordered::<(u32, u32)>(3);
+        thread::scope(|scope| {
+            for (number, worker) in workers.into_iter().enumerate() {
+                scope.spawn(move || {
+                    worker.run(|batch| {
+                        for _ in 0..(batch.0 as usize * (number + 1)) % 5 * 200 {
+                            std::hint::spin_loop();
+                        }
+                        batch.1 = batch.0 * 2;
+                    });
+                });
+            }
+            let collected = scope.spawn(move || {
+                let mut seen = Vec::new();
+                while let Some(batch) = collector.next() {
+                    seen.push(batch);
+                    collector.give_back(batch);
+                }
+                seen
+            });
+            let mut dealt = Vec::new();
+            for number in 0..20_000 {
+                let Some(_) = dealer.empty() else { continue };
+                if dealer.deal((number, 0)).is_ok() {
+                    dealt.push((number, number * 2));
+                }
+            }
+            drop(dealer);
+            assert!(dealt.len() > 10);
+            assert_eq!(collected.join().unwrap(), dealt);
+        });
+    }
+
+    #[test]
+    fn a_full_queue_hands_the_batch_back() {
+        let (mut dealer, _workers, _collector) = ordered::<u8>(1);
+        for number in 0..DEPTH as u8 {
+            assert_eq!(dealer.deal(number), Ok(()));
+        }
+        assert_eq!(dealer.deal(99), Err(99));
+    }
+
+    #[test]
+    fn everything_ends_when_the_dealer_goes() {
+        let (mut dealer, workers, mut collector) = ordered::<u8>(2);
+        dealer.deal(1).unwrap();
+        dealer.deal(2).unwrap();
+        drop(dealer);
+        for worker in workers {
+            worker.run(|batch| *batch += 10);
+        }
+        assert_eq!((collector.next(), collector.next(), collector.next()), (Some(11), Some(12), None));
+    }
+}
