@@ -15,7 +15,7 @@
 //! threads as immutable snapshots, and what they notice reaches the control task through a bounded
 //! channel.
 
-mod clock;
+pub(crate) mod clock;
 mod control;
 mod inbound;
 mod outbound;
@@ -120,7 +120,7 @@ impl Engine {
     /// When the kernel has no threads or descriptors left.
     pub fn start(
         config: EngineConfig,
-        queue: TapQueue,
+        queue: Arc<TapQueue>,
         socket: UdpSocket,
     ) -> io::Result<(Self, mpsc::Receiver<EngineEvent>)> {
         let plan = CorePlan::choose(config.plan);
@@ -136,7 +136,7 @@ impl Engine {
         let shared = Arc::new(Shared::new(switch, mac1, max_frame, notices_in)?);
         let local_addr = socket.local_addr()?;
 
-        let threads = spawn_data_threads(&plan, &shared, Arc::new(queue), &socket)?;
+        let threads = spawn_data_threads(&plan, &shared, queue, &socket)?;
         let task = ControlTask::new(node, labels, shared.clone(), socket, events_in);
         let control = tokio::spawn(task.run(notices, commands_out));
         Ok((Self { plan, local_addr, shared, commands, control, threads }, events))

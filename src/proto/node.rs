@@ -264,13 +264,12 @@ impl Node {
     /// learns our new address.
     pub fn handle_network_change(&mut self, now: Instant) {
         for at in 0..self.peers.len() {
-            self.peers[at].path.restart(now);
+            self.peers[at].path.handle_network_change(now);
             self.send_echo(now, at);
             if !self.peers[at].is_up && self.peers[at].calling.due.is_some() {
                 self.peers[at].calling.due = Some(now);
             }
         }
-        self.events.push_back(Event::TablesChanged);
     }
 
     /// Tells every peer that we stop.

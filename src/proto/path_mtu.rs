@@ -101,6 +101,12 @@ impl PathMtu {
         }
     }
 
+    /// Routes changed, perhaps the one to the peer: prove the size now.
+    pub fn handle_network_change(&mut self, now: Instant) {
+        self.next_confirm = now;
+        self.handle_traffic(now);
+    }
+
     /// An echo reply came. True if `current` changed.
     pub fn handle_reply(&mut self, token: u64, now: Instant) -> bool {
         let Some(at) = self.outstanding.iter().position(|&(sent, _)| sent == token) else {

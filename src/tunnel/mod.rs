@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `patchcord up`: the built-in provider, and the process around it.
+//!
+//! [`TunnelProvider`] turns a [`Config`] into settings and an [`Engine`]; it is a provider like any
+//! other. [`run`] hosts it on the control thread, answers the control socket, and tells systemd.
+
+mod provider;
+mod status;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+
+use bytes::Bytes;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
+use tracing::{info, warn};
+
+pub use self::provider::TunnelProvider;
+use crate::{
+    config::Config,
+    control::{
+        RUN_DIR,
+        message::{Reply, Request},
+        server::Server,
+        socket_path,
+    },
+    io::lock::{LockError, RunLock},
+    provider::{
+        Deadlines, Host, HostHandle, SessionEnd, SessionError, StartOptions, StartSource, StopReason,
+    },
+};
+
+/// Requests of the control socket that wait for the control thread.
+const REQUESTS: usize = 4;
+
+/// Why a tunnel did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// Another process runs it.
+    #[error(transparent)]
+    Locked(#[from] LockError),
+    /// The control socket cannot be made.
+    #[error("cannot make the control socket {}", path.display())]
+    ControlSocket {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel has no threads or descriptors left.
+    #[error("cannot start the control thread")]
+    Runtime(#[source] io::Error),
+    /// The session did not start, or failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The control thread panicked.
+    #[error("the control thread panicked; please report this with the lines above")]
+    Panicked,
+}
+
+/// Runs the tunnel until it is told to stop, by a signal or by `patchcord down`.
+///
+/// # Errors
+/// Says what failed and the remedy. Everything that was set up is removed by then.
+pub fn run(config: Config) -> Result<(), RunError> {
+    let control = thread::Builder::new().name("control".into()).spawn(move || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(RunError::Runtime)?
+            .block_on(serve(config, Path::new(RUN_DIR)))
+    });
+    control.map_err(RunError::Runtime)?.join().map_err(|_| RunError::Panicked)?
+}
+
+async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
+    let name = config.name.clone();
+    let _lock = RunLock::acquire(run_dir, &name)?;
+    let path = socket_path(run_dir, &name);
+    let server =
+        Server::bind(&path).map_err(|source| RunError::ControlSocket { path, source })?;
+    let (requests_in, requests) = mpsc::channel(REQUESTS);
+    let server = tokio::spawn(server.serve(requests_in));
+
+    let host = Host::new(
+        Arc::new(TunnelProvider::new(config)),
+        name.clone(),
+        run_dir,
+        Deadlines::default(),
+    );
+    let signals = tokio::spawn(stop_on_signal(host.handle()));
+    let (ended_in, ended) = oneshot::channel();
+    let answers = tokio::spawn(answer(host.handle(), requests, ended));
+    let options = StartOptions { options: None, source: StartSource::System };
+    let end = host.run(options, || tell_ready(&name)).await;
+    signals.abort();
+    notify_systemd(&[sd_notify::NotifyState::Stopping]);
+
+    // Whoever asked for the end hears of it now that everything is gone, and then the socket goes.
+    drop(ended_in);
+    let _ = answers.await;
+    let _ = server.await;
+    finish(end)
+}
+
+fn finish(end: SessionEnd) -> Result<(), RunError> {
+    match end.error {
+        Some(error) => Err(error.into()),
+        None => {
+            info!(reason = ?end.reason, "stopped");
+            Ok(())
+        }
+    }
+}
+
+fn tell_ready(tunnel: &str) {
+    info!(tunnel, "ready");
+    notify_systemd(&[sd_notify::NotifyState::Ready]);
+}
+
+fn notify_systemd(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!(%error, "cannot notify systemd");
+    }
+}
+
+/// Answers the control socket until the session has `ended`.
+async fn answer(
+    host: HostHandle,
+    mut requests: mpsc::Receiver<(Request, oneshot::Sender<Reply>)>,
+    mut ended: oneshot::Receiver<()>,
+) {
+    let mut waiting_for_end = Vec::new();
+    loop {
+        let (request, reply) = tokio::select! {
+            Some(request) = requests.recv() => request,
+            _ = &mut ended => break,
+        };
+        match request {
+            Request::Show => {
+                // Whoever asked may have gone.
+                let _ = reply.send(show(&host).await);
+            }
+            Request::Down => {
+                host.stop(StopReason::UserInitiated);
+                waiting_for_end.push(reply);
+            }
+        }
+    }
+    for reply in waiting_for_end {
+        let _ = reply.send(Reply::Stopped);
+    }
+}
+
+async fn show(host: &HostHandle) -> Reply {
+    let answer = host.send_message(Bytes::from_static(status::SHOW)).await;
+    let status = answer.and_then(|json| serde_json::from_slice(&json).ok());
+    match status {
+        Some(status) => Reply::Status(Box::new(status)),
+        None => {
+            let state = host.status().name();
+            Reply::Refused { message: format!("nothing to show while {state}; try again") }
+        }
+    }
+}
+
+async fn stop_on_signal(host: HostHandle) {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        warn!("signals cannot be caught; use `patchcord down`");
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    host.stop(StopReason::UserInitiated);
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The built-in provider: thin, it turns configuration into settings and an engine.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use patchcord_bridge::{MacAddr, SwitchConfig};
+use tokio::{sync::mpsc, task::JoinHandle};
+use tracing::{debug, info};
+
+use super::status::{self, SHOW, Snapshot};
+use crate::{
+    config::{
+        Backend, CipherChoice, Config, DeviceConfig, Endpoint, PeerConfig, PipelineConfig, PlanChoice,
+    },
+    crypto::{
+        aead::{Cipher, CipherOffer},
+        keys::PublicKey,
+        mac,
+    },
+    io::{
+        link::{LinkEvent, Links},
+        tap,
+        udp::UdpSocket,
+    },
+    pipeline::{Engine, EngineConfig, EngineEvent, EnginePeer, Stopped, clock, plan::PlanRequest},
+    proto::{node::NodeConfig, peer::PeerSettings},
+    provider::{
+        BoxFut, EthernetTunnelProvider, EthernetTunnelSettings, ProviderContext, ProviderError,
+        StartOptions, StopReason,
+    },
+};
+
+/// An Ethernet header and two VLAN tags: what a frame has beside its payload.
+const FRAME_OVERHEAD: u32 = 14 + 2 * 4;
+/// One lane: one TAP queue and one socket.
+const LANES: u8 = 1;
+
+/// A tunnel as a configuration file describes it.
+pub struct TunnelProvider {
+    name: String,
+    public_key: PublicKey,
+    started: Instant,
+    /// Taken by `start`.
+    config: Mutex<Option<Config>>,
+    running: tokio::sync::Mutex<Option<Running>>,
+}
+
+struct Running {
+    engine: Engine,
+    watchers: Vec<JoinHandle<()>>,
+}
+
+impl TunnelProvider {
+    /// A tunnel that is not started.
+    pub fn new(config: Config) -> Self {
+        Self {
+            name: config.name.clone(),
+            public_key: config.tunnel.private_key.public_key(),
+            started: clock::now(),
+            config: Mutex::new(Some(config)),
+            running: tokio::sync::Mutex::default(),
+        }
+    }
+
+    async fn start(&self, context: &ProviderContext) -> Result<(), ProviderError> {
+        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let config = config.ok_or_else(|| ProviderError::new("a session starts once"))?;
+        // The socket first: a port in use must not disturb an interface.
+        let socket = UdpSocket::bind(config.tunnel.listen)
+            .map_err(|error| ProviderError::with_source("no UDP socket", error))?;
+        let settings = settings(&config.device, &self.public_key);
+        context.set_network_settings(Some(settings)).await?;
+        let queue =
+            context.take_queue().ok_or_else(|| ProviderError::new("the interface has no queue"))?;
+
+        let mut running = self.running.lock().await;
+        let (engine, events) = Engine::start(engine_config(config), queue, socket)
+            .map_err(|error| ProviderError::with_source("cannot start the data threads", error))?;
+        info!(
+            listen = %engine.local_addr(),
+            plan = engine.plan().name(),
+            public_key = %self.public_key,
+            "engine started"
+        );
+        let watchers = vec![tokio::spawn(watch_engine(context.clone(), events))];
+        *running = Some(Running { engine, watchers });
+        Ok(())
+    }
+
+    /// Watches the network of this machine, so that peers learn of a new address at once.
+    async fn watch_links(&self, context: &ProviderContext) {
+        let Ok(mut events) = Links::watch() else { return };
+        let own = context.interface().map(|interface| interface.index);
+        while let Some(event) = events.recv().await {
+            match event {
+                LinkEvent::LinkChanged { index, deleted: true, .. } if Some(index) == own => {
+                    context.cancel_tunnel(Some(tap_lost()));
+                }
+                LinkEvent::AddressesChanged => {
+                    if let Some(running) = &*self.running.lock().await {
+                        running.engine.handle_network_change().await;
+                    }
+                }
+                LinkEvent::LinkChanged { .. } => {}
+            }
+        }
+    }
+
+    async fn show(&self, context: &ProviderContext) -> Option<Bytes> {
+        let running = self.running.lock().await;
+        let Running { engine, .. } = running.as_ref()?;
+        let snapshot = Snapshot {
+            tunnel: &self.name,
+            state: *context.status().borrow(),
+            uptime: clock::now().saturating_duration_since(self.started),
+            public_key: self.public_key,
+            listen: engine.local_addr(),
+            device: context.device_info()?,
+            carrier: context.carrier(),
+            plan: engine.plan(),
+            engine: engine.view().await?,
+        };
+        serde_json::to_vec(&status::status(snapshot)).ok().map(Bytes::from)
+    }
+}
+
+impl EthernetTunnelProvider for TunnelProvider {
+    fn start<'a>(
+        &'a self,
+        context: &'a ProviderContext,
+        _options: StartOptions,
+    ) -> BoxFut<'a, Result<(), ProviderError>> {
+        Box::pin(self.start(context))
+    }
+
+    fn stop<'a>(&'a self, _context: &'a ProviderContext, reason: StopReason) -> BoxFut<'a, ()> {
+        Box::pin(async move {
+            debug!(?reason, "stopping");
+            if let Some(Running { engine, watchers }) = self.running.lock().await.take() {
+                watchers.iter().for_each(JoinHandle::abort);
+                engine.stop().await;
+            }
+        })
+    }
+
+    fn handle_app_message<'a>(
+        &'a self,
+        context: &'a ProviderContext,
+        message: Bytes,
+    ) -> BoxFut<'a, Option<Bytes>> {
+        Box::pin(async move { if message == SHOW { self.show(context).await } else { None } })
+    }
+}
+
+/// Carrier and state follow the peers: up as long as one of them is.
+async fn watch_engine(context: ProviderContext, mut events: mpsc::Receiver<EngineEvent>) {
+    while let Some(event) = events.recv().await {
+        match event {
+            EngineEvent::Reachable => {
+                context.set_carrier(true).await;
+                context.set_reasserting(false);
+            }
+            EngineEvent::Unreachable => {
+                context.set_carrier(false).await;
+                context.set_reasserting(true);
+            }
+            EngineEvent::Broken(Stopped::TapLost) => context.cancel_tunnel(Some(tap_lost())),
+            EngineEvent::Broken(Stopped::Failed(error)) => {
+                let error = ProviderError::with_source("a data thread failed", error);
+                context.cancel_tunnel(Some(error));
+            }
+            EngineEvent::Broken(Stopped::Asked) => {}
+        }
+    }
+}
+
+fn tap_lost() -> ProviderError {
+    ProviderError::new("the TAP was deleted by somebody else; start the tunnel again")
+}
+
+fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSettings {
+    let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let mac = device.mac.unwrap_or_else(|| stable_mac(public_key, &device.name));
+    let mut settings = EthernetTunnelSettings::new(anywhere, mac, device.mtu, &device.name);
+    settings.keep_existing_address = device.mac.is_none();
+    settings.addresses.clone_from(&device.addresses);
+    settings.bridge.clone_from(&device.bridge);
+    settings.backend = match device.backend {
+        Backend::Auto => tap::Backend::Auto,
+        Backend::Vnet => tap::Backend::Vnet,
+        Backend::Plain => tap::Backend::Plain,
+    };
+    settings
+}
+
+/// A locally administered address that is the same at each start and differs between the ends.
+fn stable_mac(public_key: &PublicKey, device: &str) -> MacAddr {
+    let message = [public_key.as_bytes(), device.as_bytes()].concat();
+    let hash = mac::mac(b"patchcord device address", &message);
+    let [first, rest @ ..] = hash;
+    MacAddr([(first | 0x02) & 0xfe, rest[0], rest[1], rest[2], rest[3], rest[4]])
+}
+
+fn engine_config(config: Config) -> EngineConfig {
+    let Config { tunnel, device, peers, pipeline, .. } = config;
+    let ciphers = match tunnel.cipher {
+        CipherChoice::Auto => CipherOffer::auto(),
+        CipherChoice::Aes256Gcm => CipherOffer::only(Cipher::Aes256Gcm),
+        CipherChoice::ChaCha20Poly1305 => CipherOffer::only(Cipher::ChaCha20Poly1305),
+    };
+    let max_frame = u16::try_from(device.mtu + FRAME_OVERHEAD).unwrap_or(u16::MAX);
+    EngineConfig {
+        node: NodeConfig {
+            private_key: tunnel.private_key,
+            ciphers,
+            network_id: tunnel.network_id,
+            lanes: LANES,
+            max_frame,
+            rekey_interval: tunnel.rekey_interval,
+        },
+        peers: peers.into_iter().map(engine_peer).collect(),
+        switch: SwitchConfig::default(),
+        plan: plan_request(&pipeline),
+    }
+}
+
+fn engine_peer(peer: PeerConfig) -> EnginePeer {
+    let (endpoint, host) = match &peer.endpoint {
+        Some(Endpoint::Addr(address)) => (Some(*address), None),
+        Some(host @ Endpoint::Host { .. }) => (None, Some(host.to_string())),
+        None => (None, None),
+    };
+    let settings = PeerSettings {
+        public_key: peer.public_key,
+        preshared_key: peer.preshared_key,
+        endpoint,
+        has_name: host.is_some(),
+        keepalive: peer.keepalive,
+    };
+    EnginePeer { settings, name: peer.name, host }
+}
+
+fn plan_request(pipeline: &PipelineConfig) -> PlanRequest {
+    let staged = match pipeline.plan {
+        PlanChoice::Auto => None,
+        PlanChoice::Inline => Some(false),
+        PlanChoice::Staged => Some(true),
+    };
+    PlanRequest { staged, workers: pipeline.workers, pin: pipeline.pin }
+}

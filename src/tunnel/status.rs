@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What `show` prints, put together from the host's and the engine's snapshots. Pure.
+
+use std::{net::SocketAddr, time::Duration};
+
+use patchcord_bridge::MacAddr;
+
+use crate::{
+    control::message::{
+        CorePlanStatus, Counters, DeviceStatus, FdbStatus, PeerStatus, Status, ThreadStatus,
+    },
+    crypto::keys::PublicKey,
+    io::device::DeviceInfo,
+    pipeline::{EngineView, plan::CorePlan},
+    proto::node::PeerView,
+    provider::SessionStatus,
+    stats::Traffic,
+};
+
+/// The message by which `show` asks the provider.
+pub(super) const SHOW: &[u8] = b"show";
+
+/// Everything there is to show.
+pub(super) struct Snapshot<'a> {
+    pub(super) tunnel: &'a str,
+    pub(super) state: SessionStatus,
+    pub(super) uptime: Duration,
+    pub(super) public_key: PublicKey,
+    pub(super) listen: SocketAddr,
+    pub(super) device: DeviceInfo,
+    pub(super) carrier: bool,
+    pub(super) plan: &'a CorePlan,
+    pub(super) engine: EngineView,
+}
+
+pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
+    let EngineView { peers, tap: [outbound, inbound], drops, fdb } = snapshot.engine;
+    let fdb = fdb
+        .into_iter()
+        .map(|(vid, mac, port, age_s)| FdbStatus {
+            vid,
+            mac: mac.to_string(),
+            port: port_name(&peers, port),
+            age_s,
+        })
+        .collect();
+    Status {
+        tunnel: snapshot.tunnel.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        state: snapshot.state.name().to_owned(),
+        pid: std::process::id(),
+        uptime_s: snapshot.uptime.as_secs_f64(),
+        public_key: snapshot.public_key.to_string(),
+        listen: snapshot.listen.to_string(),
+        device: device_status(snapshot.device, snapshot.carrier),
+        core_plan: plan_status(snapshot.plan),
+        counters: Counters {
+            outbound_frames: outbound.0,
+            outbound_bytes: outbound.1,
+            outbound_datagrams: peers.iter().map(|(_, peer)| peer.traffic.outbound.datagrams()).sum(),
+            inbound_frames: inbound.0,
+            inbound_bytes: inbound.1,
+            inbound_datagrams: peers.iter().map(|(_, peer)| peer.traffic.inbound.datagrams()).sum(),
+        },
+        peers: peers.into_iter().map(|(name, view)| peer_status(name, &view)).collect(),
+        drops: drops.into_iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect(),
+        fdb,
+    }
+}
+
+fn port_name(peers: &[(String, PeerView)], port: u16) -> String {
+    match usize::from(port).checked_sub(1) {
+        None => "tap".to_owned(),
+        Some(place) => peers.get(place).map_or_else(|| "?".to_owned(), |(name, _)| name.clone()),
+    }
+}
+
+fn device_status(device: DeviceInfo, carrier: bool) -> DeviceStatus {
+    DeviceStatus {
+        name: device.name,
+        index: device.index,
+        mac: MacAddr(device.mac).to_string(),
+        mtu: device.mtu,
+        bridge: device.bridge,
+        carrier,
+        backend: device.backend.to_owned(),
+        adopted: device.adopted,
+    }
+}
+
+fn plan_status(plan: &CorePlan) -> CorePlanStatus {
+    let names = plan.thread_names().into_iter().chain(["control".to_owned()]);
+    let threads = names
+        .map(|name| ThreadStatus { core: plan.core_of(&name).map(|core| core.id), name })
+        .collect();
+    CorePlanStatus { plan: plan.name().to_owned(), cores: plan.cores.len(), threads }
+}
+
+fn peer_status(name: String, view: &PeerView) -> PeerStatus {
+    let state = match (view.is_up, view.endpoint) {
+        (true, _) => "up",
+        (false, Some(_)) => "connecting",
+        (false, None) => "waiting",
+    };
+    PeerStatus {
+        name,
+        public_key: view.public_key.to_string(),
+        endpoint: view.endpoint.map(|endpoint| endpoint.to_string()),
+        state: state.to_owned(),
+        cipher: view.cipher.map(|cipher| cipher.name().to_owned()),
+        handshake_age_s: view.handshake_age.map(|age| age.as_secs_f64()),
+        last_received_s: view.silent_for.map(|silent| silent.as_secs_f64()),
+        rtt_us: view.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+        path_mtu: view.path_mtu.map(u32::from),
+        handshakes: view.handshakes,
+        counters: counters(&view.traffic),
+    }
+}
+
+fn counters(traffic: &Traffic) -> Counters {
+    let Traffic { outbound, inbound } = traffic;
+    Counters {
+        outbound_frames: outbound.frames(),
+        outbound_bytes: outbound.bytes(),
+        outbound_datagrams: outbound.datagrams(),
+        inbound_frames: inbound.frames(),
+        inbound_bytes: inbound.bytes(),
+        inbound_datagrams: inbound.datagrams(),
+    }
+}
