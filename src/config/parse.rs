@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
@@ -155,7 +155,7 @@ impl Parser<'_> {
         });
         Some(TunnelConfig {
             private_key: private_key?,
-            listen: listen.unwrap_or(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
+            listen: listen.unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, 0).into()),
             cipher: cipher.unwrap_or_default(),
             network_id: network_id.unwrap_or(0),
             rekey_interval: rekey_interval.unwrap_or(Duration::from_secs(120)),
@@ -249,7 +249,7 @@ impl Parser<'_> {
         path: &Path,
         decode: impl FnOnce(&str) -> Result<T, (KeyError, &'static str)>,
     ) -> Option<T> {
-        let path = self.file.parent().unwrap_or(Path::new("")).join(path);
+        let path = self.file.with_file_name(path);
         let decoded = (self.read_key_file)(&path)
             .map_err(|error| error.to_string())
             .and_then(|text| {

@@ -98,7 +98,7 @@ impl<'t, 'i> Section<'t, 'i> {
     pub(super) fn span_of(&self, key: &str) -> Range<usize> {
         self.table
             .and_then(|table| table.get(key))
-            .map_or(self.span.clone(), Spanned::span)
+            .map_or_else(|| self.span.clone(), Spanned::span)
     }
 
     /// The value of `key`; none when it is absent or when `parse` refused it, which is reported.
