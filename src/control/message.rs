@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::MAX_REQUEST_BYTES;
+
 /// A request, one line of JSON: `{"verb":"show"}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
@@ -16,6 +18,36 @@ pub enum Request {
     Show,
     /// Stop the tunnel; the reply comes when everything is removed.
     Down,
+}
+
+impl Request {
+    /// The line that asks for it, newline included.
+    pub fn to_line(self) -> Vec<u8> {
+        to_line(&self)
+    }
+
+    /// Reads a line; a newline at its end is not required.
+    ///
+    /// # Errors
+    /// Says what is wrong with the line; the text is fit for the caller.
+    pub fn from_line(line: &[u8]) -> Result<Self, RequestError> {
+        if line.len() > MAX_REQUEST_BYTES {
+            return Err(RequestError::TooLong);
+        }
+        serde_json::from_slice(line).map_err(RequestError::Malformed)
+    }
+}
+
+/// Why a line is not a [`Request`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// More than [`MAX_REQUEST_BYTES`].
+    #[error("the request is longer than {MAX_REQUEST_BYTES} bytes")]
+    TooLong,
+    /// Not JSON, or not a request that this version knows.
+    #[error("the request is not one that this version knows: {0}")]
+    Malformed(serde_json::Error),
 }
 
 /// The reply to a [`Request`].
@@ -31,6 +63,27 @@ pub enum Reply {
         /// For a person.
         message: String,
     },
+}
+
+impl Reply {
+    /// The line that says it, newline included.
+    pub fn to_line(&self) -> Vec<u8> {
+        to_line(self)
+    }
+
+    /// Reads a line; fields that a newer version added are ignored.
+    ///
+    /// # Errors
+    /// Not JSON, or not a reply that this version knows.
+    pub fn from_line(line: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(line)
+    }
+}
+
+fn to_line(message: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(message).expect("messages hold nothing that JSON lacks");
+    line.push(b'\n');
+    line
 }
 
 /// Everything `show` knows. Ages are in seconds, sizes in bytes.
@@ -160,4 +213,143 @@ pub struct FdbStatus {
     pub port: String,
     /// Seconds since it was last seen.
     pub age_s: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn requests_are_the_lines_that_scripts_may_send() {
+        for (request, line) in [
+            (Request::Show, &b"{\"verb\":\"show\"}\n"[..]),
+            (Request::Down, b"{\"verb\":\"down\"}\n"),
+        ] {
+            assert_eq!(request.to_line(), line);
+            assert_eq!(Request::from_line(line).unwrap(), request);
+            assert_eq!(Request::from_line(line.trim_ascii()).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn refuses_long_requests_before_it_reads_them() {
+        let mut line = Request::Show.to_line();
+        line.resize(MAX_REQUEST_BYTES, b' ');
+        assert!(Request::from_line(&line).is_ok());
+        line.push(b' ');
+        assert!(matches!(
+            Request::from_line(&line),
+            Err(RequestError::TooLong)
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn replies_survive_the_line(reply in reply()) {
+            let line = reply.to_line();
+            prop_assert_eq!(line.iter().position(|&b| b == b'\n'), Some(line.len() - 1));
+            prop_assert_eq!(Reply::from_line(&line).unwrap(), reply);
+        }
+
+        #[test]
+        fn garbage_is_an_error(line in any::<Vec<u8>>()) {
+            prop_assert!(Request::from_line(&line).is_err());
+            prop_assert!(Reply::from_line(&line).is_err());
+        }
+    }
+
+    fn reply() -> impl Strategy<Value = Reply> {
+        prop_oneof![
+            Just(Reply::Stopped),
+            any::<String>().prop_map(|message| Reply::Refused { message }),
+            status().prop_map(|status| Reply::Status(Box::new(status))),
+        ]
+    }
+
+    fn status() -> impl Strategy<Value = Status> {
+        let texts = proptest::array::uniform4(any::<String>());
+        let peers = proptest::collection::vec(peer(), 0..3);
+        let drops = proptest::collection::btree_map(any::<String>(), any::<u64>(), 0..4);
+        let fdb = proptest::collection::vec((any::<u16>(), any::<String>(), any::<u32>()), 0..3);
+        (
+            texts,
+            0..1_000_000u32,
+            any::<Option<String>>(),
+            peers,
+            drops,
+            fdb,
+        )
+            .prop_map(
+                |([tunnel, state, listen, name], number, bridge, peers, drops, fdb)| Status {
+                    tunnel: tunnel.clone(),
+                    version: state.clone(),
+                    state,
+                    pid: number,
+                    // Quarters have an exact decimal form.
+                    uptime_s: f64::from(number) / 4.0,
+                    public_key: tunnel,
+                    listen,
+                    device: DeviceStatus {
+                        name: name.clone(),
+                        index: number,
+                        mac: name.clone(),
+                        mtu: number,
+                        bridge,
+                        carrier: number % 2 == 0,
+                        backend: name.clone(),
+                        adopted: number % 3 == 0,
+                    },
+                    core_plan: CorePlanStatus {
+                        plan: name.clone(),
+                        cores: number as usize,
+                        threads: vec![ThreadStatus {
+                            name,
+                            core: Some(number as usize),
+                        }],
+                    },
+                    peers,
+                    counters: Counters {
+                        outbound_frames: u64::MAX,
+                        ..Counters::default()
+                    },
+                    drops,
+                    fdb: fdb
+                        .into_iter()
+                        .map(|(vid, mac, age_s)| FdbStatus {
+                            vid,
+                            port: mac.clone(),
+                            mac,
+                            age_s,
+                        })
+                        .collect(),
+                },
+            )
+    }
+
+    fn peer() -> impl Strategy<Value = PeerStatus> {
+        (
+            any::<String>(),
+            any::<Option<String>>(),
+            any::<Option<u32>>(),
+            any::<u64>(),
+        )
+            .prop_map(|(name, endpoint, path_mtu, handshakes)| PeerStatus {
+                public_key: name.clone(),
+                state: name.clone(),
+                cipher: endpoint.clone(),
+                handshake_age_s: path_mtu.map(|age| f64::from(age) / 4.0),
+                last_received_s: None,
+                rtt_us: Some(handshakes),
+                counters: Counters {
+                    inbound_bytes: handshakes,
+                    ..Counters::default()
+                },
+                name,
+                endpoint,
+                path_mtu,
+                handshakes,
+            })
+    }
 }
