@@ -112,7 +112,7 @@ impl Parser<'_> {
         let Some(table) = value.get_ref().as_table() else {
             let problem = format!("must be one section; write `{}` once", schema.header);
             self.report.add(&value.span(), schema.header, problem);
-            return Section::absent(schema);
+            return Section::unreadable(schema);
         };
         Section::new(schema, table, value.span(), &mut self.report)
     }

@@ -57,6 +57,7 @@ pub(super) struct Section<'t, 'i> {
     schema: &'static Schema,
     table: Option<&'t DeTable<'i>>,
     span: Range<usize>,
+    is_readable: bool,
 }
 
 impl<'t, 'i> Section<'t, 'i> {
@@ -66,6 +67,15 @@ impl<'t, 'i> Section<'t, 'i> {
             schema,
             table: None,
             span: 0..0,
+            is_readable: true,
+        }
+    }
+
+    /// A section that is not a table, which is reported: no key in it is said to be missing.
+    pub(super) fn unreadable(schema: &'static Schema) -> Self {
+        Self {
+            is_readable: false,
+            ..Self::absent(schema)
         }
     }
 
@@ -87,11 +97,13 @@ impl<'t, 'i> Section<'t, 'i> {
             schema,
             table: Some(table),
             span,
+            is_readable: true,
         }
     }
 
+    /// Whether `key` is there, or would be if the section could be read.
     pub(super) fn has(&self, key: &str) -> bool {
-        self.table.is_some_and(|table| table.contains_key(key))
+        !self.is_readable || self.table.is_some_and(|table| table.contains_key(key))
     }
 
     /// Where errors about `key` point: at its value, or at the section when it is absent.
