@@ -10,4 +10,4 @@ pub mod pipeline;
 pub mod proto;
 pub mod queue;
 pub mod stats;
-pub mod wire;
+pub mod tunnel;

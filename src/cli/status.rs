@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How a [`Status`] looks on a screen. Pure: from a status to text.
+
+use std::time::Duration;
+
+use patchcord::control::message::{Counters, PeerStatus, Status};
+
+use super::tunnel::plural;
+
+/// One line per tunnel.
+pub(super) fn list(running: &[Status]) -> String {
+    if running.is_empty() {
+        return "no tunnel is running\n".into();
+    }
+    let rows = running.iter().map(|status| {
+        let up = status
+            .peers
+            .iter()
+            .filter(|peer| peer.state == "up")
+            .count();
+        vec![
+            status.tunnel.clone(),
+            status.state.clone(),
+            status.device.name.clone(),
+            format!("{up} of {} up", plural(status.peers.len(), "peer")),
+            format!("{} out", bytes(status.counters.outbound_bytes)),
+            format!("{} in", bytes(status.counters.inbound_bytes)),
+            format!("for {}", age(status.uptime_s)),
+        ]
+    });
+    table("", rows.collect())
+}
+
+/// Everything about one tunnel.
+pub(super) fn page(status: &Status) -> String {
+    let mut sections = vec![overview(status)];
+    sections.extend(status.peers.iter().map(peer));
+    if !status.drops.is_empty() {
+        let rows = status
+            .drops
+            .iter()
+            .map(|(reason, n)| vec![reason.clone(), number(*n)]);
+        sections.push(format!("drops\n{}", table("  ", rows.collect())));
+    }
+    if !status.fdb.is_empty() {
+        let rows = status.fdb.iter().map(|entry| {
+            let vid = if entry.vid == 0 {
+                "untagged".into()
+            } else {
+                format!("VID {}", entry.vid)
+            };
+            vec![
+                entry.mac.clone(),
+                vid,
+                entry.port.clone(),
+                ago(f64::from(entry.age_s)),
+            ]
+        });
+        sections.push(format!("addresses\n{}", table("  ", rows.collect())));
+    }
+    sections.join("\n")
+}
+
+fn overview(status: &Status) -> String {
+    let device = &status.device;
+    let mut device_text = format!(
+        "{}, {}, MTU {}, {}, {}",
+        device.name,
+        device.mac,
+        device.mtu,
+        if device.carrier {
+            "carrier"
+        } else {
+            "no carrier"
+        },
+        device.backend,
+    );
+    if let Some(bridge) = &device.bridge {
+        device_text += &format!(", port of {bridge}");
+    }
+    if device.adopted {
+        device_text += ", adopted";
+    }
+    let rows = vec![
+        row(
+            "state",
+            format!("{} for {}", status.state, age(status.uptime_s)),
+        ),
+        row("public key", status.public_key.clone()),
+        row("listen", status.listen.clone()),
+        row("device", device_text),
+        row("core plan", core_plan(status)),
+        row("outbound", outbound(&status.counters)),
+        row("inbound", inbound(&status.counters)),
+        row(
+            "process",
+            format!("{}, patchcord {}", status.pid, status.version),
+        ),
+    ];
+    format!("tunnel {}\n{}", status.tunnel, table("  ", rows))
+}
+
+fn core_plan(status: &Status) -> String {
+    let plan = &status.core_plan;
+    let threads: Vec<_> = plan
+        .threads
+        .iter()
+        .map(|thread| match thread.core {
+            Some(core) => format!("{} on core {core}", thread.name),
+            None => thread.name.clone(),
+        })
+        .collect();
+    format!(
+        "{} on {}: {}",
+        plan.plan,
+        plural(plan.cores, "core"),
+        threads.join(", ")
+    )
+}
+
+fn peer(peer: &PeerStatus) -> String {
+    let unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
+    let mut rows = vec![
+        row("state", peer.state.clone()),
+        row("public key", peer.public_key.clone()),
+        row("endpoint", unknown(&peer.endpoint)),
+        row(
+            "last handshake",
+            peer.handshake_age_s.map_or_else(|| "never".into(), ago),
+        ),
+        row(
+            "last received",
+            peer.last_received_s.map_or_else(|| "never".into(), ago),
+        ),
+        row("handshakes", number(peer.handshakes)),
+    ];
+    rows.extend(peer.cipher.clone().map(|cipher| row("cipher", cipher)));
+    rows.extend(peer.rtt_us.map(|rtt| row("round trip", milliseconds(rtt))));
+    rows.extend(
+        peer.path_mtu
+            .map(|mtu| row("path MTU", format!("{mtu} bytes"))),
+    );
+    rows.push(row("outbound", outbound(&peer.counters)));
+    rows.push(row("inbound", inbound(&peer.counters)));
+    format!("peer {}\n{}", peer.name, table("  ", rows))
+}
+
+fn outbound(counters: &Counters) -> String {
+    let Counters {
+        outbound_frames,
+        outbound_bytes,
+        outbound_datagrams,
+        ..
+    } = *counters;
+    traffic(outbound_frames, outbound_bytes, outbound_datagrams)
+}
+
+fn inbound(counters: &Counters) -> String {
+    let Counters {
+        inbound_frames,
+        inbound_bytes,
+        inbound_datagrams,
+        ..
+    } = *counters;
+    traffic(inbound_frames, inbound_bytes, inbound_datagrams)
+}
+
+fn traffic(frames: u64, size: u64, datagrams: u64) -> String {
+    format!(
+        "{}, {} frames, {} datagrams",
+        bytes(size),
+        number(frames),
+        number(datagrams)
+    )
+}
+
+fn row(label: &str, value: String) -> Vec<String> {
+    vec![label.into(), value]
+}
+
+/// Left-aligned columns, two spaces apart, without spaces at the ends of lines.
+fn table(indent: &str, rows: Vec<Vec<String>>) -> String {
+    let mut widths = Vec::new();
+    for row in &rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, &width)| format!("{cell:width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        text += &format!("{indent}{}\n", line.trim_end());
+    }
+    text
+}
+
+/// With binary units and three digits or so: `1.50 MiB`.
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.2} {}", UNITS[unit])
+}
+
+/// With spaces between thousands: `1 234 567`.
+fn number(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn milliseconds(us: u64) -> String {
+    format!("{:.3} ms", us as f64 / 1000.0)
+}
+
+fn ago(seconds: f64) -> String {
+    format!("{} ago", age(seconds))
+}
+
+/// Whole seconds: `2m 5s`.
+fn age(seconds: f64) -> String {
+    // Out of range comes only from a tunnel of another version.
+    let age = Duration::try_from_secs_f64(seconds.floor()).unwrap_or_default();
+    humantime::format_duration(age).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use patchcord::control::message::{CorePlanStatus, DeviceStatus, FdbStatus, ThreadStatus};
+
+    use super::*;
+
+    #[test]
+    fn numbers_have_units() {
+        for (n, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (1_572_864, "1.50 MiB"),
+            (u64::MAX, "16384.00 PiB"),
+        ] {
+            assert_eq!(bytes(n), text);
+        }
+        for (n, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1 000"),
+            (1_234_567, "1 234 567"),
+        ] {
+            assert_eq!(number(n), text);
+        }
+        for (seconds, text) in [
+            (0.4, "0s"),
+            (125.9, "2m 5s"),
+            (-1.0, "0s"),
+            (f64::NAN, "0s"),
+        ] {
+            assert_eq!(age(seconds), text);
+        }
+    }
+
+    #[test]
+    fn the_page_of_a_tunnel() {
+        let expected = "\
+tunnel a
+  state       connected for 1h 1m 1s
+  public key  own=
+  listen      [::]:51830
+  device      pc0, 02:00:5e:10:00:01, MTU 1500, carrier, vnet, port of br-lan, adopted
+  core plan   inline on 2 cores: lane-0 on core 1, control
+  outbound    1.50 KiB, 1 234 frames, 5 datagrams
+  inbound     0 B, 0 frames, 0 datagrams
+  process     42, patchcord 0.1.0
+
+peer site-b
+  state           up
+  public key      theirs=
+  endpoint        192.0.2.1:51830
+  last handshake  2s ago
+  last received   never
+  handshakes      3
+  cipher          aes-256-gcm
+  round trip      1.234 ms
+  path MTU        1500 bytes
+  outbound        1.50 KiB, 1 234 frames, 5 datagrams
+  inbound         0 B, 0 frames, 0 datagrams
+
+drops
+  bad-tag   7
+  replayed  1 000
+
+addresses
+  02:00:00:00:00:01  untagged  tap     3s ago
+  02:00:00:00:00:02  VID 100   site-b  0s ago
+";
+        assert_eq!(page(&status()), expected);
+    }
+
+    #[test]
+    fn the_list_of_tunnels() {
+        let connecting = Status {
+            tunnel: "longer".into(),
+            state: "connecting".into(),
+            peers: Vec::new(),
+            ..status()
+        };
+        let expected = "\
+a       connected   pc0  1 of 1 peer up   1.50 KiB out  0 B in  for 1h 1m 1s
+longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
+";
+        assert_eq!(list(&[status(), connecting]), expected);
+        assert_eq!(list(&[]), "no tunnel is running\n");
+    }
+
+    fn status() -> Status {
+        let counters = Counters {
+            outbound_frames: 1234,
+            outbound_bytes: 1536,
+            outbound_datagrams: 5,
+            ..Counters::default()
+        };
+        let fdb = |vid, mac: &str, port: &str, age_s| FdbStatus {
+            vid,
+            mac: mac.into(),
+            port: port.into(),
+            age_s,
+        };
+        let thread = |name: &str, core| ThreadStatus {
+            name: name.into(),
+            core,
+        };
+        Status {
+            tunnel: "a".into(),
+            version: "0.1.0".into(),
+            state: "connected".into(),
+            pid: 42,
+            uptime_s: 3661.5,
+            public_key: "own=".into(),
+            listen: "[::]:51830".into(),
+            device: DeviceStatus {
+                name: "pc0".into(),
+                index: 7,
+                mac: "02:00:5e:10:00:01".into(),
+                mtu: 1500,
+                bridge: Some("br-lan".into()),
+                carrier: true,
+                backend: "vnet".into(),
+                adopted: true,
+            },
+            core_plan: CorePlanStatus {
+                plan: "inline".into(),
+                cores: 2,
+                threads: vec![thread("lane-0", Some(1)), thread("control", None)],
+            },
+            peers: vec![PeerStatus {
+                name: "site-b".into(),
+                public_key: "theirs=".into(),
+                endpoint: Some("192.0.2.1:51830".into()),
+                state: "up".into(),
+                cipher: Some("aes-256-gcm".into()),
+                handshake_age_s: Some(2.0),
+                last_received_s: None,
+                rtt_us: Some(1234),
+                path_mtu: Some(1500),
+                handshakes: 3,
+                counters,
+            }],
+            counters,
+            drops: BTreeMap::from([("bad-tag".into(), 7), ("replayed".into(), 1000)]),
+            fdb: vec![
+                fdb(0, "02:00:00:00:00:01", "tap", 3),
+                fdb(100, "02:00:00:00:00:02", "site-b", 0),
+            ],
+        }
+    }
+}

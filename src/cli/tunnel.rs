@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `up`, `check` and `down`.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use patchcord::config::{self, CipherChoice, Config, ConfigErrors, PeerConfig};
+use patchcord::control::client::{self, ClientError};
+use patchcord::control::message::{Reply, Request};
+use patchcord::control::socket_path;
+
+use super::{Failure, RunDir, logs, print};
+
+pub(super) fn up(name_or_file: &str) -> Result<(), Failure> {
+    let config = load(name_or_file)?;
+    logs::start();
+    patchcord::tunnel::run(config)?;
+    Ok(())
+}
+
+pub(super) fn check(name_or_file: &str) -> Result<(), Failure> {
+    let config = load(name_or_file)?;
+    print(&summary(&config))?;
+    Ok(())
+}
+
+pub(super) fn down(name_or_file: &str, run_dir: &RunDir) -> Result<(), Failure> {
+    let name = name_of(name_or_file)?;
+    match ask(&name, &run_dir.path, Request::Down)? {
+        Reply::Stopped => Ok(()),
+        reply => Err(unexpected(&name, &reply)),
+    }
+}
+
+fn load(name_or_file: &str) -> Result<Config, Failure> {
+    Config::load(&config::file_of(name_or_file)).map_err(Failure::Config)
+}
+
+/// The tunnel's name, whether the name or its file was given.
+pub(super) fn name_of(name_or_file: &str) -> Result<String, Failure> {
+    config::tunnel_name(&config::file_of(name_or_file))
+        .map_err(|error| Failure::Config(ConfigErrors::from(error)))
+}
+
+/// Sends a request to the running tunnel `name`.
+pub(super) fn ask(name: &str, run_dir: &Path, request: Request) -> Result<Reply, Failure> {
+    let reply = client::request_at(&socket_path(run_dir, name), request);
+    if let Err(error @ ClientError::NotRunning(_)) = reply {
+        let remedy = format!("start it with `patchcord up {name}`");
+        return Err(anyhow!("tunnel `{name}` is {error}; {remedy}").into());
+    }
+    Ok(reply.with_context(|| format!("tunnel `{name}`"))?)
+}
+
+/// The failure for a reply that is no answer to the request.
+pub(super) fn unexpected(name: &str, reply: &Reply) -> Failure {
+    match reply {
+        Reply::Refused { message } => anyhow!("tunnel `{name}`: {message}").into(),
+        _ => anyhow!("tunnel `{name}` answered something else; is it of another version?").into(),
+    }
+}
+
+fn summary(config: &Config) -> String {
+    let Config {
+        name,
+        tunnel,
+        device,
+        peers,
+        ..
+    } = config;
+    let mut text = format!(
+        "{name}: valid. Own public key {}",
+        tunnel.private_key.public_key()
+    );
+    // Writing to a string does not fail.
+    let _ = match tunnel.listen.port() {
+        0 => write!(text, ", any UDP port"),
+        _ => write!(text, ", listening on {}", tunnel.listen),
+    };
+    let cipher = match tunnel.cipher {
+        CipherChoice::Auto => "chosen with the peer",
+        CipherChoice::Aes256Gcm => "aes-256-gcm",
+        CipherChoice::ChaCha20Poly1305 => "chacha20-poly1305",
+    };
+    let _ = write!(
+        text,
+        ", cipher {cipher}. Device {}, MTU {}",
+        device.name, device.mtu
+    );
+    if let Some(bridge) = &device.bridge {
+        let _ = write!(text, ", port of {bridge}");
+    }
+    for address in &device.addresses {
+        let _ = write!(text, ", {address}");
+    }
+    let peers: Vec<_> = peers.iter().map(peer_summary).collect();
+    let _ = writeln!(
+        text,
+        ". {}: {}.",
+        plural(peers.len(), "peer"),
+        peers.join(", ")
+    );
+    text
+}
+
+fn peer_summary(peer: &PeerConfig) -> String {
+    let preshared = if peer.preshared_key.is_some() {
+        " with a preshared key"
+    } else {
+        ""
+    };
+    match &peer.endpoint {
+        Some(endpoint) => format!("{} at {endpoint}{preshared}", peer.name),
+        None => format!("{} (waited for){preshared}", peer.name),
+    }
+}
+
+/// `1 peer`, `2 peers`.
+pub(super) fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
