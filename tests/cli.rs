@@ -1,0 +1,762 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The command line as scripts see it: runs the real binary, looks at exit codes and output only.
+//!
+//! Needs no privileges and no network; nothing outside temporary directories is touched.
+#![allow(clippy::unwrap_used)] // clippy takes the functions that tests share for other code
+
+use std::fs::{self, File, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use patchcord::control::message::Reply;
+use patchcord::control::server::Server;
+use patchcord::control::socket_path;
+
+// RFC 7748, section 6.1.
+const OWN_PRIVATE: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
+const OWN_PUBLIC: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+const PRESHARED: &str = "XasIfmJKikt54X+Lg4AO5m87sSkmGLb9HC+LJ/+I4Os=";
+
+/// Two sites need no more than this. Rows of the tables below change one line of it.
+const CONFIG: &str = r#"[tunnel]
+private-key-file = "a.key"
+listen = "[::]:51830"
+
+[device]
+name = "pc0"
+
+[[peer]]
+name = "site-b"
+public-key = "3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08="
+"#;
+
+const KEY: &str = r#"private-key-file = "a.key""#;
+const LISTEN: &str = r#"listen = "[::]:51830""#;
+const DEVICE: &str = r#"name = "pc0""#;
+const PEER_KEY: &str = r#"public-key = "3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08=""#;
+const PEER_NAME: &str = r#"name = "site-b""#;
+
+#[test]
+fn genkey_and_pubkey_fit_together() {
+    for command in ["genkey", "genpsk"] {
+        let (one, two) = (run(&[command]), run(&[command]));
+        assert_eq!(
+            (one.code, one.stdout.len(), one.stderr.as_str()),
+            (0, 45, ""),
+            "{command}"
+        );
+        assert_ne!(one.stdout, two.stdout, "{command}");
+    }
+    let key = run(&["genkey"]).stdout;
+    let public = run_with_stdin(&["pubkey"], &key);
+    assert_eq!((public.code, public.stdout.len()), (0, 45));
+    assert_eq!(
+        run_with_stdin(&["pubkey"], OWN_PRIVATE).stdout.trim_end(),
+        OWN_PUBLIC
+    );
+}
+
+#[test]
+fn pubkey_says_what_is_wrong_without_repeating_it() {
+    for (input, expected) in [
+        ("", "is empty"),
+        (
+            "dwdtCnMY!X08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=",
+            "character 9",
+        ),
+        (
+            "dwdtCnMYpX08FsFyUbJmRd9ML4fr",
+            "decodes to 21 bytes instead of 32",
+        ),
+        (&OWN_PRIVATE[..43], "this has 43"),
+    ] {
+        let ran = run_with_stdin(&["pubkey"], input);
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{input:?}");
+        assert!(ran.stderr.contains(expected), "{input:?}: {}", ran.stderr);
+        assert!(
+            ran.stderr.contains("patchcord pubkey < a.key"),
+            "{input:?}: {}",
+            ran.stderr
+        );
+        assert!(!ran.stderr.contains("dwdt"), "{input:?}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn secrets_are_not_printed_to_a_terminal_unless_forced() {
+    for command in ["genkey", "genpsk"] {
+        let (code, stderr, screen) = run_on_terminal(&[command]);
+        assert_eq!((code, screen.as_str()), (2, ""), "{command}: {stderr}");
+        assert!(
+            stderr.contains("umask 077") && stderr.contains("--force"),
+            "{command}: {stderr}"
+        );
+
+        let (code, stderr, screen) = run_on_terminal(&[command, "--force"]);
+        assert_eq!(
+            (code, screen.trim_end().len(), stderr.as_str()),
+            (0, 44, ""),
+            "{command}"
+        );
+    }
+}
+
+#[test]
+fn bad_usage_ends_with_2_and_help_with_0() {
+    for (args, code) in [
+        (&[][..], 2),
+        (&["fly"], 2),
+        (&["up"], 2),
+        (&["check", "a", "b"], 2),
+        (&["show", "--yaml"], 2),
+        (&["up", "no such name"], 2),
+        (&["down", "-/.."], 2),
+        (&["--help"], 0),
+        (&["up", "--help"], 0),
+        (&["--version"], 0),
+    ] {
+        assert_eq!(run(args).code, code, "{args:?}");
+    }
+    assert!(run(&["--help"]).stdout.contains("Examples:"));
+    assert_eq!(
+        run(&["--version"]).stdout,
+        format!("patchcord {}\n", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn check_summarises_what_is_valid() {
+    let site = Site::new();
+    let ran = site.check(CONFIG);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    for expected in [
+        "a: valid",
+        OWN_PUBLIC,
+        "[::]:51830",
+        "pc0",
+        "MTU 1500",
+        "1 peer: site-b",
+    ] {
+        assert!(ran.stdout.contains(expected), "{expected}: {}", ran.stdout);
+    }
+    assert_eq!(ran.stdout.lines().count(), 1);
+
+    // Everything that the contract promises, and both ways to name a key file.
+    for preshared in ["ab.psk".into(), site.path("ab.psk").display().to_string()] {
+        let peer = format!(
+            "{PEER_NAME}\nendpoint = \"site-b.example.net:51830\"\nkeepalive = \"25s\"\n\
+             preshared-key-file = \"{preshared}\""
+        );
+        let device = format!(
+            "{DEVICE}\nmtu = 1500\nbridge = \"br-lan\"\nmac = \"02:00:5e:10:00:01\"\n\
+             addresses = [\"10.99.0.1/24\"]"
+        );
+        let text = CONFIG.replace(PEER_NAME, &peer).replace(DEVICE, &device);
+        let ran = site.check(&text);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+        assert!(
+            ran.stdout.contains("with a preshared key"),
+            "{}",
+            ran.stdout
+        );
+    }
+}
+
+#[test]
+fn accepts() {
+    let site = Site::new();
+    for (line, replacement) in [
+        (LISTEN, "listen = \"0.0.0.0:51830\""),
+        (LISTEN, "listen = \"127.0.0.1:1\""),
+        (DEVICE, "name = \"exactly15bytes.\""),
+        (DEVICE, "name = \"pc0\"\nmtu = 68"),
+        (DEVICE, "name = \"pc0\"\nmtu = 65521"),
+        (
+            DEVICE,
+            "name = \"pc0\"\nmtu = 1280\naddresses = [\"fd00::1/64\"]",
+        ),
+        (
+            DEVICE,
+            "name = \"pc0\"\nmtu = 68\naddresses = [\"10.0.0.1/8\"]",
+        ),
+        (
+            PEER_NAME,
+            "name = \"ö\"\nendpoint = \"[2001:db8::1]:65535\"",
+        ),
+        (PEER_NAME, "endpoint = \"localhost:1\"\nkeepalive = \"1h\""),
+        (
+            PEER_NAME,
+            "endpoint = \"a_b.example.net.:1\"\nkeepalive = \"1s\"",
+        ),
+    ] {
+        let ran = site.check(&CONFIG.replace(line, replacement));
+        assert_eq!(ran.code, 0, "{replacement}: {}", ran.stderr);
+    }
+}
+
+/// The line to replace, its replacement, and how the errors begin after `a.toml:` and what else is
+/// in them.
+type Refusal<'a> = (&'a str, &'a str, &'a str, &'a [&'a str]);
+
+#[test]
+#[rustfmt::skip] // one row, one refusal
+fn refuses_keys_and_sections() {
+    refuses(&[
+        (LISTEN, "lisen = \"[::]:1\"", "1:1: [tunnel] listen: is missing", &[
+            "3:1: [tunnel] lisen: unknown key; did you mean `listen`?",
+        ]),
+        (KEY, "private_key_file = \"a.key\"", "1:1: [tunnel] private-key-file: is missing", &[
+            "2:1: [tunnel] private_key_file: unknown key; did you mean `private-key-file`?",
+        ]),
+        (DEVICE, "name = \"pc0\"\nwifi = 1", "7:1: [device] wifi: unknown key", &["`mtu`"]),
+        (LISTEN, "listen = \"[::]:1\"\nmtu = 1500", "4:1: [tunnel] mtu:", &["belongs in [device]"]),
+        (LISTEN, "listen = \"[::]:1\"\nkeepalve = \"1s\"", "4:1: [tunnel] keepalve:", &[
+            "did you mean `keepalive` in [[peer]]?",
+        ]),
+        ("[tunnel]", "cipher = \"auto\"\n[tunnel]", "1:1: cipher:", &["belongs in [tunnel]"]),
+        ("[device]", "[devise]", "1:1: [device] name: is missing", &["did you mean `[device]`?"]),
+        ("[device]", "[[device]]", "5:1: [device]:", &["write `[device]` once"]),
+        ("[[peer]]", "[peer]", "8:1: [[peer]]:", &["write `[[peer]]`"]),
+        ("[[peer]]", "[[peers]]", "1:1: [[peer]]: there is no peer", &["did you mean `[[peer]]`?"]),
+        ("[tunnel]", "[tunnel", "1:8: not valid TOML:", &[]),
+        (LISTEN, "listen = ", "3:10: not valid TOML:", &[]),
+        (LISTEN, "listen = \"[::]:1\"\nlisten = \"[::]:2\"", "4:1: not valid TOML: duplicate", &[]),
+    ]);
+}
+
+#[test]
+#[rustfmt::skip] // one row, one refusal
+fn refuses_values_of_the_tunnel() {
+    refuses(&[
+        (KEY, "", "1:1: [tunnel] private-key-file: is missing", &["patchcord genkey"]),
+        (KEY, "private-key-file = \"\"", "2:20: [tunnel] private-key-file: is empty", &[]),
+        (KEY, "private-key-file = \"b.key\"", "2:20: [tunnel] private-key-file:", &[
+            "b.key does not exist",
+        ]),
+        (KEY, "private-key-file = \".\"", "2:20: [tunnel]", &["is not a regular file"]),
+        (KEY, "private-key-file = \"/dev/null\"", "2:20: [tunnel]", &["is not a regular file"]),
+        (KEY, "private-key-file = \"empty.key\"", "2:20: [tunnel]", &[
+            "empty.key is empty",
+            "patchcord genkey",
+        ]),
+        (KEY, "private-key-file = \"bad.key\"", "2:20: [tunnel]", &["bad.key is not base64"]),
+        (KEY, "private-key-file = \"binary.key\"", "2:20: [tunnel]", &["does not hold a key"]),
+        (KEY, "private-key-file = 5", "2:20: [tunnel] private-key-file:", &["not a string"]),
+        (LISTEN, "listen = \"51830\"", "3:10: [tunnel] listen:", &["write `[::]:51830`"]),
+        (LISTEN, "listen = 51830", "3:10: [tunnel] listen:", &["\"[::]:51830\""]),
+        (LISTEN, "listen = \":51830\"", "3:10: [tunnel] listen:", &["write `[::]:51830`"]),
+        (LISTEN, "listen = \"*:51830\"", "3:10: [tunnel] listen:", &["write `[::]:51830`"]),
+        (LISTEN, "listen = \"0.0.0.0\"", "3:10: [tunnel] listen:", &["`0.0.0.0:51830`"]),
+        (LISTEN, "listen = \"::\"", "3:10: [tunnel] listen:", &["`[::]:51830`"]),
+        (LISTEN, "listen = \"host:1\"", "3:10: [tunnel] listen:", &["ADDRESS:PORT"]),
+        (LISTEN, "listen = \"[::]:70000\"", "3:10: [tunnel] listen:", &["ADDRESS:PORT"]),
+        (LISTEN, "listen = \"[ff02::1]:1\"", "3:10: [tunnel] listen:", &["multicast"]),
+        (LISTEN, "", "1:1: [tunnel] listen: is missing", &[
+            "endpoint",
+            "`listen = \"[::]:51830\"`",
+        ]),
+        (LISTEN, "listen = \"[::]:1\"\ncipher = \"aes\"", "4:10: [tunnel] cipher:", &[
+            "`auto` or `aes-256-gcm` or `chacha20-poly1305`",
+        ]),
+        (LISTEN, "listen = \"[::]:1\"\nnetwork-id = 16777216", "4:14: [tunnel] network-id:", &[
+            "0 to 16777215",
+        ]),
+        (LISTEN, "listen = \"[::]:1\"\nnetwork-id = \"1\"", "4:14: [tunnel] network-id:", &[
+            "is a string",
+            "`network-id = 100`",
+        ]),
+        (LISTEN, "listen = \"[::]:1\"\nrekey-interval = \"121s\"", "4:18: [tunnel]", &["1s to 2m"]),
+        (LISTEN, "listen = \"[::]:1\"\nrekey-interval = \"0s\"", "4:18: [tunnel]", &["1s to 2m"]),
+        (LISTEN, "listen = \"[::]:1\"\nrekey-interval = 60", "4:18: [tunnel]", &["`\"60s\"`"]),
+    ]);
+}
+
+#[test]
+#[rustfmt::skip] // one row, one refusal
+fn refuses_values_of_the_device() {
+    refuses(&[
+        (DEVICE, "", "5:1: [device] name: is missing", &["name = \"pc0\""]),
+        (DEVICE, "name = \"\"", "6:8: [device] name: is empty", &["1 to 15 bytes"]),
+        (DEVICE, "name = \"sixteen-bytes-16\"", "6:8: [device] name:", &[
+            "name is 16 bytes, at most 15",
+        ]),
+        (DEVICE, "name = \"a/b\"", "6:8: [device] name:", &["contains '/'"]),
+        (DEVICE, "name = \"a:b\"", "6:8: [device] name:", &["contains ':'"]),
+        (DEVICE, "name = \"a b\"", "6:8: [device] name:", &["contains ' '"]),
+        (DEVICE, "name = \"tap%d\"", "6:8: [device] name:", &["contains '%'"]),
+        (DEVICE, "name = \".\"", "6:8: [device] name:", &["not an interface name"]),
+        (DEVICE, "name = \"..\"", "6:8: [device] name:", &["not an interface name"]),
+        (DEVICE, "name = 0", "6:8: [device] name:", &["is an integer, not a string"]),
+        (DEVICE, "name = \"pc0\"\nmtu = 67", "7:7: [device] mtu: `67`", &["68 to 65521"]),
+        (DEVICE, "name = \"pc0\"\nmtu = 65522", "7:7: [device] mtu:", &["68 to 65521"]),
+        (DEVICE, "name = \"pc0\"\nmtu = -1", "7:7: [device] mtu:", &["68 to 65521"]),
+        (DEVICE, "name = \"pc0\"\nmtu = \"auto\"", "7:7: [device] mtu:", &["`mtu = 1500`"]),
+        (DEVICE, "name = \"pc0\"\nmtu = 1279\naddresses = [\"fd00::1/64\"]", "7:7: [device] mtu:", &[
+            "IPv6",
+            "1280 or more",
+        ]),
+        (DEVICE, "name = \"pc0\"\nbridge = \"pc0\"", "7:10: [device] bridge:", &["device itself"]),
+        (DEVICE, "name = \"pc0\"\nbridge = \"br/0\"", "7:10: [device] bridge:", &["contains '/'"]),
+        (DEVICE, "name = \"pc0\"\nmac = \"01:00:5e:00:00:01\"", "7:7: [device] mac:", &[
+            "multicast",
+        ]),
+        (DEVICE, "name = \"pc0\"\nmac = \"ff:ff:ff:ff:ff:ff\"", "7:7: [device] mac:", &[
+            "broadcast",
+        ]),
+        (DEVICE, "name = \"pc0\"\nmac = \"0:0:0:0:0:0\"", "7:7: [device] mac:", &["all zero"]),
+        (DEVICE, "name = \"pc0\"\nmac = \"02:00:5e:10:00\"", "7:7: [device] mac:", &["six groups"]),
+        (DEVICE, "name = \"pc0\"\naddresses = [\"10.99.0.1\"]", "7:13: [device] addresses:", &[
+            "`10.99.0.1/24`",
+        ]),
+        (DEVICE, "name = \"pc0\"\naddresses = \"10.99.0.1/24\"", "7:13: [device] addresses:", &[
+            "not an array",
+        ]),
+        (DEVICE, "name = \"pc0\"\naddresses = [\"224.0.0.1/24\"]", "7:13: [device]", &[
+            "of a host",
+        ]),
+        (DEVICE, "name = \"pc0\"\naddresses = [\"::/64\"]", "7:13: [device]", &["of a host"]),
+        (DEVICE, "name = \"pc0\"\naddresses = [\"10.0.0.1/33\"]", "7:13: [device]", &["PREFIX"]),
+        (DEVICE, "name = \"pc0\"\naddresses = [\"10.0.0.1/8\", \"10.0.0.1/9\"]", "7:13: [dev", &[
+            "twice",
+        ]),
+        (DEVICE, "name = \"pc0\"\nbackend = \"tun\"", "7:11: [device] backend:", &[
+            "`auto` or `vnet` or `plain`",
+        ]),
+        (DEVICE, "name = \"pc0\"\n[pipeline]\nplan = \"fast\"", "8:8: [pipeline] plan:", &[
+            "`auto` or `inline` or `staged`",
+        ]),
+        (DEVICE, "name = \"pc0\"\n[pipeline]\nworkers = 0", "8:11: [pipeline] workers:", &[
+            "1 to 64",
+        ]),
+        (DEVICE, "name = \"pc0\"\n[pipeline]\npin = 1", "8:7: [pipeline] pin:", &["true or false"]),
+    ]);
+}
+
+#[test]
+#[rustfmt::skip] // one row, one refusal
+fn refuses_values_of_peers() {
+    let own = format!("public-key = \"{OWN_PUBLIC}\"");
+    let twice = format!("{PEER_KEY}\n[[peer]]\nname = \"site-c\"\n{PEER_KEY}");
+    let same_name = format!("{PEER_KEY}\n[[peer]]\n{PEER_NAME}\npublic-key = \"{PRESHARED}\"");
+    let low_order = "public-key = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"";
+    refuses(&[
+        ("[[peer]]", "[pipeline]", "1:1: [[peer]]: there is no peer", &["`public-key`"]),
+        (PEER_KEY, "", "8:1: [[peer]] public-key: is missing", &["patchcord pubkey"]),
+        (PEER_KEY, "public-key = \"…\"", "10:14: [[peer]] public-key:", &["character 1"]),
+        (PEER_KEY, "public-key = \"AAAA\"", "10:14: [[peer]]", &["3 bytes instead of 32"]),
+        (PEER_KEY, low_order, "10:14: [[peer]] public-key:", &["the same secret"]),
+        (PEER_KEY, &own, "10:14: [[peer]] public-key: is this tunnel's own public key", &[]),
+        (PEER_KEY, &twice, "13:14: [[peer]] public-key:", &["earlier peer"]),
+        (PEER_KEY, &same_name, "12:8: [[peer]] name: `site-b`", &["earlier peer; rename one"]),
+        (PEER_NAME, "name = \"site b\"", "9:8: [[peer]] name:", &["without white space"]),
+        (PEER_NAME, "name = \"\"", "9:8: [[peer]] name:", &["1 to 64 bytes"]),
+        (PEER_NAME, "name = \"tap\"", "9:8: [[peer]] name: `tap`", &["another name"]),
+        (PEER_NAME, "endpoint = \"site-b\"", "9:12: [[peer]] endpoint:", &["HOST:PORT"]),
+        (PEER_NAME, "endpoint = \"site-b:0\"", "9:12: [[peer]] endpoint:", &["1 to 65535"]),
+        (PEER_NAME, "endpoint = \"site-b:65536\"", "9:12: [[peer]] endpoint:", &["1 to 65535"]),
+        (PEER_NAME, "endpoint = \"192.0.2.1:0\"", "9:12: [[peer]] endpoint:", &["1 to 65535"]),
+        (PEER_NAME, "endpoint = \"192.0.2.1\"", "9:12: [[peer]]", &["`192.0.2.1:51830`"]),
+        (PEER_NAME, "endpoint = \"2001:db8::1\"", "9:12: [[peer]]", &["`[2001:db8::1]:51830`"]),
+        (PEER_NAME, "endpoint = \"2001:db8:0:0:0:0:0:0:1:5\"", "9:12: [[peer]]", &["brackets"]),
+        (PEER_NAME, "endpoint = \":51830\"", "9:12: [[peer]] endpoint:", &["name of a host"]),
+        (PEER_NAME, "endpoint = \"300.1.1.1:1\"", "9:12: [[peer]] endpoint:", &["name of a host"]),
+        (PEER_NAME, "endpoint = \"a b:1\"", "9:12: [[peer]] endpoint:", &["name of a host"]),
+        (PEER_NAME, "endpoint = \"0.0.0.0:1\"", "9:12: [[peer]] endpoint:", &["of one host"]),
+        (PEER_NAME, "keepalive = \"off\"", "9:13: [[peer]] keepalive:", &["example `25s`"]),
+        (PEER_NAME, "keepalive = 25", "9:13: [[peer]] keepalive:", &["`\"25s\"`"]),
+        (PEER_NAME, "keepalive = \"61m\"", "9:13: [[peer]] keepalive:", &["1s to 1h"]),
+        (PEER_NAME, "keepalive = \"999ms\"", "9:13: [[peer]] keepalive:", &["1s to 1h"]),
+        (PEER_NAME, "preshared-key-file = \"no.psk\"", "9:22: [[peer]]", &["does not exist"]),
+        (PEER_NAME, "preshared-key-file = \"bad.key\"", "9:22: [[peer]]", &["patchcord genpsk"]),
+        (PEER_NAME, "preshared-key = \"x\"", "9:1: [[peer]] preshared-key: unknown key", &[
+            "did you mean `preshared-key-file`?",
+        ]),
+    ]);
+    let other_version = CONFIG
+        .replace(LISTEN, "listen = \"0.0.0.0:51830\"")
+        .replace(PEER_NAME, "endpoint = \"[2001:db8::1]:51830\"");
+    let ran = Site::new().check(&other_version);
+    assert!(
+        ran.stderr.contains("a.toml:9:12: [[peer]] endpoint:"),
+        "{}",
+        ran.stderr
+    );
+    assert!(
+        ran.stderr.contains("write `listen = \"[::]:51830\"`"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn refuses_key_files_that_others_can_use() {
+    let site = Site::new();
+    for (mode, fits) in [
+        (0o600, true),
+        (0o400, true),
+        (0o700, true),
+        (0o640, false),
+        (0o604, false),
+        (0o620, false),
+        (0o602, false),
+    ] {
+        fs::set_permissions(site.path("a.key"), Permissions::from_mode(mode)).unwrap();
+        let ran = site.check(CONFIG);
+        assert_eq!(
+            ran.code,
+            if fits { 0 } else { 2 },
+            "{mode:o}: {}",
+            ran.stderr
+        );
+        let path = site.path("a.key").display().to_string();
+        for expected in [
+            format!("has mode {mode:o}"),
+            format!("run `chmod 600 {path}`"),
+        ] {
+            assert_eq!(
+                ran.stderr.contains(&expected),
+                !fits,
+                "{mode:o}: {}",
+                ran.stderr
+            );
+        }
+    }
+}
+
+#[test]
+fn refuses_files_that_are_no_configuration() {
+    let site = Site::new();
+    site.write("not-utf8.toml", b"[tunnel]\n\xff");
+    fs::create_dir(site.path("dir.toml")).unwrap();
+    site.write(".toml", CONFIG.as_bytes());
+    site.write("two words.toml", CONFIG.as_bytes());
+    for (name, expected) in [
+        ("absent.toml", "absent.toml: no such file"),
+        ("dir.toml", "dir.toml: is a directory"),
+        ("not-utf8.toml", "not-utf8.toml:2:1: is not UTF-8"),
+        (".toml", "rename the file"),
+        ("two words.toml", "rename the file"),
+    ] {
+        for command in ["check", "up"] {
+            let ran = run(&[command, site.path(name).to_str().unwrap()]);
+            assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{command} {name}");
+            assert!(
+                ran.stderr.contains(expected),
+                "{command} {name}: {}",
+                ran.stderr
+            );
+        }
+    }
+    let ran = run(&["check", "no-such-tunnel"]);
+    assert_eq!(ran.code, 2);
+    assert!(
+        ran.stderr
+            .contains("/etc/patchcord/no-such-tunnel.toml: no such"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn reports_all_errors_of_a_file_at_once() {
+    let text = CONFIG
+        .replace(LISTEN, "listen = 1")
+        .replace(DEVICE, "name = \"/\"\nmtu = 1");
+    let ran = Site::new().check(&text);
+    let lines: Vec<_> = ran.stderr.lines().collect();
+    assert_eq!((ran.code, lines.len()), (2, 3), "{}", ran.stderr);
+}
+
+#[test]
+fn secrets_are_never_in_output() {
+    let site = Site::new();
+    for key in [OWN_PRIVATE, &OWN_PRIVATE[..43], PRESHARED] {
+        for (line, replacement) in [
+            (KEY, format!("private-key-file = \"{key}\"")),
+            (KEY, format!("private-key = \"{key}\"")),
+            (KEY, format!("private-key-file = {key}")),
+            (KEY, format!("private-key-file = \"{key}")),
+            (LISTEN, format!("listen = \"{key}\"")),
+            (DEVICE, format!("name = \"{key}\"")),
+            (DEVICE, format!("name = \"pc0\"\nmac = \"{key}\"")),
+            (DEVICE, format!("name = \"pc0\"\naddresses = [\"{key}\"]")),
+            (PEER_NAME, format!("preshared-key-file = \"{key}\"")),
+            (PEER_NAME, format!("preshared-key = \"{key}\"")),
+            (PEER_NAME, format!("endpoint = \"{key}\"")),
+            (PEER_NAME, format!("keepalive = \"{key}\"")),
+            (PEER_KEY, format!("public-key = \"{key}!\"")),
+            (PEER_KEY, format!("{PEER_KEY}\n{key}")),
+        ] {
+            let ran = site.check(&CONFIG.replace(line, &replacement));
+            assert_eq!(ran.code, 2, "{replacement}");
+            let shown = ran.stdout + &ran.stderr;
+            // Eight characters of a key in a row are no accident.
+            for part in (0..key.len() - 8).map(|begin| &key[begin..begin + 8]) {
+                assert!(!shown.contains(part), "{replacement}: {shown}");
+            }
+        }
+    }
+    let text = CONFIG.replace(PEER_NAME, "preshared-key-file = \"ab.psk\"");
+    let ran = site.check(&text);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(
+        !ran.stdout.contains(OWN_PRIVATE) && !ran.stdout.contains(PRESHARED),
+        "{}",
+        ran.stdout
+    );
+}
+
+#[test]
+fn show_and_down_say_that_a_tunnel_is_not_running() {
+    let site = Site::new();
+    let run_dir = site.path("run").display().to_string();
+    let socket = format!("no socket {run_dir}/ghost.sock");
+    for args in [
+        &["show", "ghost"][..],
+        &["show", "ghost", "--json"],
+        &["down", "x/ghost.toml"],
+    ] {
+        for stale in [false, true] {
+            if stale {
+                leave_stale_socket(&socket_path(Path::new(&run_dir), "ghost"));
+            }
+            let ran = run(&[args, &["--run-dir", &run_dir]].concat());
+            assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{args:?}");
+            for expected in [
+                "tunnel `ghost` is not running",
+                &socket,
+                "`patchcord up ghost`",
+            ] {
+                assert!(ran.stderr.contains(expected), "{args:?}: {}", ran.stderr);
+            }
+        }
+        let list = run(&["show", "--run-dir", &run_dir]);
+        assert_eq!(
+            (list.code, list.stdout.as_str()),
+            (0, "no tunnel is running\n")
+        );
+        let list = run(&["show", "--json", "--run-dir", &run_dir]);
+        assert_eq!((list.code, list.stdout.as_str()), (0, "[]\n"));
+        fs::remove_dir_all(&run_dir).unwrap();
+    }
+}
+
+#[test]
+fn show_and_down_reach_a_running_tunnel() {
+    let site = Site::new();
+    let run_dir = site.path("run").display().to_string();
+    let tunnel = serve(socket_path(Path::new(&run_dir), "a"));
+
+    let page = run(&["show", "a", "--run-dir", &run_dir]);
+    assert_eq!((page.code, page.stderr.as_str()), (0, ""));
+    assert!(
+        page.stdout.starts_with("tunnel a\n  state "),
+        "{}",
+        page.stdout
+    );
+    let list = run(&["show", "--run-dir", &run_dir]);
+    assert!(
+        list.stdout.starts_with("a  connected  pc0"),
+        "{}",
+        list.stdout
+    );
+    for (args, pointer) in [(&["show", "a"][..], "/tunnel"), (&["show"], "/0/tunnel")] {
+        let ran = run(&[args, &["--json", "--run-dir", &run_dir]].concat());
+        let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(
+            json.pointer(pointer).and_then(|name| name.as_str()),
+            Some("a"),
+            "{args:?}"
+        );
+    }
+
+    let down = run(&["down", "a", "--run-dir", &run_dir]);
+    assert_eq!(
+        (down.code, down.stdout.as_str(), down.stderr.as_str()),
+        (0, "", "")
+    );
+    tunnel.join().unwrap();
+    assert_eq!(run(&["show", "a", "--run-dir", &run_dir]).code, 1);
+}
+
+/// Every row is refused by `check` with exit code 2, on stderr only.
+fn refuses(rows: &[Refusal<'_>]) {
+    let site = Site::new();
+    for (line, replacement, begin, parts) in rows {
+        let text = CONFIG.replacen(line, replacement, 1);
+        assert_ne!(text, CONFIG, "{line} is not in the file");
+        let ran = site.check(&text);
+        assert_eq!(
+            (ran.code, ran.stdout.as_str()),
+            (2, ""),
+            "{replacement}: {}",
+            ran.stderr
+        );
+        let begin = format!("{}:{begin}", site.path("a.toml").display());
+        assert!(
+            ran.stderr.starts_with(&begin),
+            "{replacement}: no {begin}: {}",
+            ran.stderr
+        );
+        for part in *parts {
+            assert!(
+                ran.stderr.contains(part),
+                "{replacement}: no {part}: {}",
+                ran.stderr
+            );
+        }
+    }
+}
+
+/// A directory with `a.toml` and its keys, as an administrator keeps them.
+struct Site(tempfile::TempDir);
+
+impl Site {
+    fn new() -> Self {
+        let site = Self(tempfile::tempdir().unwrap());
+        site.write("a.key", format!("{OWN_PRIVATE}\n").as_bytes());
+        site.write("ab.psk", format!("{PRESHARED}\n").as_bytes());
+        site.write("empty.key", b"\n");
+        site.write("bad.key", b"not a key\n");
+        site.write("binary.key", b"\xff\xfe\n");
+        site
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, contents: &[u8]) {
+        fs::write(self.path(name), contents).unwrap();
+        fs::set_permissions(self.path(name), Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn check(&self, text: &str) -> Ran {
+        self.write("a.toml", text.as_bytes());
+        run(&["check", self.path("a.toml").to_str().unwrap()])
+    }
+}
+
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().expect("not killed by a signal"),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+fn patchcord(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_patchcord"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Ran {
+    patchcord(args).output().unwrap().into()
+}
+
+fn run_with_stdin(args: &[&str], input: &str) -> Ran {
+    let mut command = patchcord(args);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    child.wait_with_output().unwrap().into()
+}
+
+/// Runs with a terminal for stdout: exit code, stderr, and what is on the screen.
+fn run_on_terminal(args: &[&str]) -> (i32, String, String) {
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let mut command = patchcord(args);
+    command.stdout(terminal.slave).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    // Its copy of the slave must go, or reading the screen would never end.
+    drop(command);
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    let mut screen = Vec::new();
+    // Linux ends the screen of a closed terminal with EIO.
+    let _ = File::from(terminal.master).read_to_end(&mut screen);
+    (ran.code, ran.stderr, String::from_utf8(screen).unwrap())
+}
+
+fn leave_stale_socket(path: &Path) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+}
+
+/// Answers at `path` as a tunnel would, until `down`.
+fn serve(path: PathBuf) -> std::thread::JoinHandle<()> {
+    use patchcord::control::message::Request;
+    let (bound, is_bound) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let server = Server::bind(&path).unwrap();
+            bound.send(()).unwrap();
+            let (sender, mut requests) = tokio::sync::mpsc::channel(1);
+            let serving = tokio::spawn(server.serve(sender));
+            while let Some((request, reply_to)) = requests.recv().await {
+                match request {
+                    Request::Show => {
+                        let status = serde_json::from_str(STATUS).unwrap();
+                        reply_to.send(Reply::Status(status)).unwrap();
+                    }
+                    Request::Down => {
+                        reply_to.send(Reply::Stopped).unwrap();
+                        break;
+                    }
+                }
+            }
+            drop(requests);
+            serving.await.unwrap();
+        });
+    });
+    is_bound.recv().unwrap();
+    thread
+}
+
+/// The names of these fields are what scripts rely on.
+const STATUS: &str = r#"{
+  "tunnel": "a", "version": "0.1.0", "state": "connected", "pid": 42, "uptime_s": 1.5,
+  "public_key": "own=", "listen": "[::]:51830",
+  "device": {
+    "name": "pc0", "index": 7, "mac": "02:00:5e:10:00:01", "mtu": 1500, "bridge": null,
+    "carrier": true, "backend": "vnet", "adopted": false
+  },
+  "core_plan": { "plan": "inline", "cores": 2, "threads": [{ "name": "control", "core": null }] },
+  "peers": [{
+    "name": "site-b", "public_key": "theirs=", "endpoint": "192.0.2.1:51830", "state": "up",
+    "cipher": "aes-256-gcm", "handshake_age_s": 2.0, "last_received_s": 0.5, "rtt_us": 1234,
+    "path_mtu": 1500, "handshakes": 1,
+    "counters": {
+      "outbound_frames": 1, "outbound_bytes": 60, "outbound_datagrams": 1,
+      "inbound_frames": 0, "inbound_bytes": 0, "inbound_datagrams": 0
+    }
+  }],
+  "counters": {
+    "outbound_frames": 1, "outbound_bytes": 60, "outbound_datagrams": 1,
+    "inbound_frames": 0, "inbound_bytes": 0, "inbound_datagrams": 0
+  },
+  "drops": { "no-session": 1 },
+  "fdb": [{ "vid": 0, "mac": "02:00:00:00:00:01", "port": "tap", "age_s": 3 }]
+}"#;
