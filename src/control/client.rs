@@ -66,7 +66,11 @@ pub fn request_at(path: &Path, request: Request) -> Result<Reply, ClientError> {
     stream
         .set_read_timeout(Some(patience(request)))
         .map_err(no_reply)?;
-    stream.write_all(&request.to_line()).map_err(no_reply)?;
+    match stream.write_all(&request.to_line()) {
+        // A server that refuses us may hang up before we have asked; its reply is there to read.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written.map_err(no_reply)?,
+    }
     let mut line = Vec::new();
     let mut reader = BufReader::new(stream).take(MAX_REPLY_BYTES);
     reader.read_until(b'\n', &mut line).map_err(no_reply)?;
