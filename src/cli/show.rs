@@ -9,16 +9,15 @@ use patchcord::control::client::{self, ClientError};
 use patchcord::control::message::{Reply, Request, Status};
 use patchcord::control::socket_path;
 
-use super::tunnel::{ask, name_of, unexpected};
+use super::tunnel::{ask, unexpected};
 use super::{Failure, ShowOptions, print, status};
 
 pub(super) fn show(options: &ShowOptions) -> Result<(), Failure> {
     let text = match &options.name {
         Some(name) => {
-            let name = name_of(name)?;
-            let reply = ask(&name, &options.run_dir.path, Request::Show)?;
+            let reply = ask(name, &options.run_dir.path, Request::Show)?;
             let Reply::Status(status) = reply else {
-                return Err(unexpected(&name, &reply));
+                return Err(unexpected(name, &reply));
             };
             if options.json {
                 json(&status)?

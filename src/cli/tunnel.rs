@@ -26,10 +26,9 @@ pub(super) fn check(name_or_file: &str) -> Result<(), Failure> {
 }
 
 pub(super) fn down(name_or_file: &str, run_dir: &RunDir) -> Result<(), Failure> {
-    let name = name_of(name_or_file)?;
-    match ask(&name, &run_dir.path, Request::Down)? {
+    match ask(name_or_file, &run_dir.path, Request::Down)? {
         Reply::Stopped => Ok(()),
-        reply => Err(unexpected(&name, &reply)),
+        reply => Err(unexpected(name_or_file, &reply)),
     }
 }
 
@@ -37,17 +36,13 @@ fn load(name_or_file: &str) -> Result<Config, Failure> {
     Config::load(&config::file_of(name_or_file)).map_err(Failure::Config)
 }
 
-/// The tunnel's name, whether the name or its file was given.
-pub(super) fn name_of(name_or_file: &str) -> Result<String, Failure> {
-    config::tunnel_name(&config::file_of(name_or_file))
-        .map_err(|error| Failure::Config(ConfigErrors::from(error)))
-}
-
-/// Sends a request to the running tunnel `name`.
-pub(super) fn ask(name: &str, run_dir: &Path, request: Request) -> Result<Reply, Failure> {
-    let reply = client::request_at(&socket_path(run_dir, name), request);
+/// Sends a request to a running tunnel, given by its name or by its file.
+pub(super) fn ask(name_or_file: &str, run_dir: &Path, request: Request) -> Result<Reply, Failure> {
+    let name = config::tunnel_name(&config::file_of(name_or_file))
+        .map_err(|error| Failure::Config(ConfigErrors::from(error)))?;
+    let reply = client::request_at(&socket_path(run_dir, &name), request);
     if let Err(error @ ClientError::NotRunning(_)) = reply {
-        let remedy = format!("start it with `patchcord up {name}`");
+        let remedy = format!("start it with `patchcord up {name_or_file}`");
         return Err(anyhow!("tunnel `{name}` is {error}; {remedy}").into());
     }
     Ok(reply.with_context(|| format!("tunnel `{name}`"))?)
