@@ -7,6 +7,7 @@
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -527,7 +528,7 @@ fn show_and_down_say_that_a_tunnel_is_not_running() {
             for expected in [
                 "tunnel `ghost` is not running",
                 &socket,
-                "`patchcord up ghost`",
+                &format!("`patchcord up {}`", args[1]),
             ] {
                 assert!(ran.stderr.contains(expected), "{args:?}: {}", ran.stderr);
             }
@@ -580,6 +581,40 @@ fn show_and_down_reach_a_running_tunnel() {
     tunnel.join().unwrap();
     assert_eq!(run(&["show", "a", "--run-dir", &run_dir]).code, 1);
 }
+
+#[test]
+fn others_are_kept_out_by_the_file_and_by_the_server() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // only root can call as somebody else
+    }
+    let site = Site::new();
+    fs::set_permissions(site.0.path(), Permissions::from_mode(0o755)).unwrap();
+    let run_dir = site.path("run").display().to_string();
+    let socket = socket_path(Path::new(&run_dir), "a");
+    let tunnel = serve(socket.clone());
+    for (mode, expected) in [(0o600, "run as root"), (0o666, "only root and the owner")] {
+        fs::set_permissions(&socket, Permissions::from_mode(mode)).unwrap();
+        for verb in ["show", "down"] {
+            let mut command = patchcord(&[verb, "a", "--run-dir", &run_dir]);
+            let ran: Ran = command.uid(NOBODY).gid(NOBODY).output().unwrap().into();
+            assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{verb} {mode:o}");
+            assert!(
+                ran.stderr.contains("tunnel `a`"),
+                "{verb} {mode:o}: {}",
+                ran.stderr
+            );
+            assert!(
+                ran.stderr.contains(expected),
+                "{verb} {mode:o}: {}",
+                ran.stderr
+            );
+        }
+    }
+    assert_eq!(run(&["down", "a", "--run-dir", &run_dir]).code, 0);
+    tunnel.join().unwrap();
+}
+
+const NOBODY: u32 = 65534;
 
 /// Every row is refused by `check` with exit code 2, on stderr only.
 fn refuses(rows: &[Refusal<'_>]) {
