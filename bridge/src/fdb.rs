@@ -200,24 +200,21 @@ impl Fdb {
         if !moves && !is_later(now_s, held.seen_s) {
             return Learning::Known;
         }
-        let seen_s = if is_later(now_s, held.seen_s) {
-            now_s
-        } else {
-            held.seen_s
-        };
         let refreshed = Value {
             state: State::Held(Origin::Learned),
             port,
-            seen_s,
+            seen_s: latest(now_s, held.seen_s),
             ..held
         };
         if !self.replace(bucket, slot, held, refreshed) {
             return Learning::Raced;
         }
-        match moves {
-            _ if self.is_expired(held, now_s) => Learning::New,
-            true => Learning::Moved { from: held.port },
-            false => Learning::Known,
+        if self.is_expired(held, now_s) {
+            Learning::New
+        } else if moves {
+            Learning::Moved { from: held.port }
+        } else {
+            Learning::Known
         }
     }
 
@@ -472,6 +469,14 @@ impl Assignment {
 /// Whether `now_s` is after `seen_s` on a clock that wraps: at most half a turn, 68 years, ahead.
 fn is_later(now_s: u32, seen_s: u32) -> bool {
     now_s.wrapping_sub(seen_s).cast_signed() > 0
+}
+
+fn latest(now_s: u32, seen_s: u32) -> u32 {
+    if is_later(now_s, seen_s) {
+        now_s
+    } else {
+        seen_s
+    }
 }
 
 /// Zero if `now_s` is the earlier of the two: a thread whose clock is a little behind sees an entry
