@@ -241,7 +241,7 @@ impl Tap {
             fallback,
             control,
         };
-        // On at once, as far as the kernel is concerned; but nobody is at the other end yet.
+        // Nobody is at the other end yet, whatever the kernel thinks.
         tap.set_carrier(false)
             .map_err(io_error("take the carrier from", name))?;
         // An earlier user of an adopted device may have left offloads on.

@@ -37,8 +37,9 @@ pub(in crate::io) fn open() -> io::Result<File> {
 }
 
 /// Makes `tun` a queue of the TAP `name`: no packet information, a vnet header before every frame.
+/// Kernels since 6.0 leave the carrier off; older ones do not know the flag and switch it on.
 pub(in crate::io) fn attach(tun: &File, name: &str, attach: Attach) -> io::Result<()> {
-    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_NO_CARRIER;
     if attach.create {
         flags |= libc::IFF_TUN_EXCL;
     }
