@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Locks against a second process on the same tunnel or the same device.
+//!
+//! A lock is a file in the run directory under `flock`: the kernel frees it with the process, however
+//! that ends. The file names its holder for the error message. `device` takes both kinds.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Why a lock cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// This tunnel runs already.
+    #[error("tunnel `{tunnel}` is already up{}: stop it first with `patchcord down {tunnel}`", by(*.pid))]
+    TunnelHeld {
+        /// The tunnel.
+        tunnel: String,
+        /// The process that holds the lock, as far as it can be told.
+        pid: Option<u32>,
+    },
+    /// Another tunnel uses the device.
+    #[error("device `{device}` belongs to another tunnel{}: choose another device.name", by(*.pid))]
+    DeviceHeld {
+        /// The device.
+        device: String,
+        /// The process that holds the lock, as far as it can be told.
+        pid: Option<u32>,
+    },
+    /// The run directory does not take a lock file.
+    #[error("cannot lock {}", path.display())]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn by(pid: Option<u32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
+}
+
+/// The name of a tunnel, for this process alone.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: LockFile,
+}
+
+impl RunLock {
+    /// Takes the lock of `tunnel` in the run directory `dir`, which is made when it does not exist.
+    ///
+    /// # Errors
+    /// When another holder lives, or the directory is not writable.
+    pub fn acquire(dir: &Path, tunnel: &str) -> Result<Self, LockError> {
+        let file = LockFile::acquire(dir.join(format!("{tunnel}.lock")));
+        let held = |pid| LockError::TunnelHeld {
+            tunnel: tunnel.to_owned(),
+            pid,
+        };
+        Ok(Self {
+            _file: file.map_err(|refusal| refusal.into_error(held))?,
+        })
+    }
+}
+
+/// The name of a device in the network namespace of this thread, for this process alone.
+///
+/// The kernel guards only devices with a single queue: any process may join a multi-queue TAP, and
+/// would take away some of its frames.
+#[derive(Debug)]
+pub struct DeviceLock {
+    _file: LockFile,
+}
+
+impl DeviceLock {
+    /// Takes the lock of `device` in the run directory `dir`.
+    ///
+    /// # Errors
+    /// When another holder lives, or the directory is not writable.
+    pub fn acquire(dir: &Path, device: &str) -> Result<Self, LockError> {
+        let at = |source| LockError::Io {
+            path: PathBuf::from(NAMESPACE),
+            source,
+        };
+        let namespace = namespace_inode().map_err(at)?;
+        let file = LockFile::acquire(dir.join(format!("{namespace}-{device}.device-lock")));
+        let held = |pid| LockError::DeviceHeld {
+            device: device.to_owned(),
+            pid,
+        };
+        Ok(Self {
+            _file: file.map_err(|refusal| refusal.into_error(held))?,
+        })
+    }
+}
+
+const NAMESPACE: &str = "/proc/thread-self/ns/net";
+
+/// What tells the network namespace of this thread from every other one that exists now.
+pub(super) fn namespace_inode() -> io::Result<u64> {
+    Ok(fs::metadata(NAMESPACE)?.ino())
+}
+
+/// A locked file, deleted on drop.
+#[derive(Debug)]
+struct LockFile {
+    path: PathBuf,
+    _file: File,
+}
+
+enum Refusal {
+    Held(Option<u32>),
+    Io(PathBuf, io::Error),
+}
+
+impl Refusal {
+    fn into_error(self, held: impl FnOnce(Option<u32>) -> LockError) -> LockError {
+        match self {
+            Self::Held(pid) => held(pid),
+            Self::Io(path, source) => LockError::Io { path, source },
+        }
+    }
+}
+
+impl LockFile {
+    fn acquire(path: PathBuf) -> Result<Self, Refusal> {
+        match Self::try_acquire(&path) {
+            Ok(Ok(file)) => Ok(Self { path, _file: file }),
+            Ok(Err(pid)) => Err(Refusal::Held(pid)),
+            Err(error) => Err(Refusal::Io(path, error)),
+        }
+    }
+
+    /// The locked file, or the process that holds it.
+    fn try_acquire(path: &Path) -> io::Result<Result<File, Option<u32>>> {
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        loop {
+            let mut file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(Err(read_pid(&mut file))),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            // The holder before us deletes the file when it leaves. If that happened between our open
+            // and our lock, we hold a lock that nobody else can see.
+            if fs::metadata(path).is_ok_and(|there| is_same_file(&there, &file)) {
+                file.set_len(0)?;
+                file.write_all(std::process::id().to_string().as_bytes())?;
+                return Ok(Ok(file));
+            }
+        }
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        // While still locked: afterwards it may be another process's file.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn is_same_file(there: &fs::Metadata, file: &File) -> bool {
+    file.metadata()
+        .is_ok_and(|here| here.ino() == there.ino() && here.dev() == there.dev())
+}
+
+fn read_pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::testing::in_namespace;
+
+    #[test]
+    fn a_second_holder_is_told_who_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = RunLock::acquire(dir.path(), "office").unwrap();
+        let error = RunLock::acquire(dir.path(), "office")
+            .unwrap_err()
+            .to_string();
+        let pid = std::process::id();
+        assert!(
+            error.contains(&format!("`office` is already up (process {pid})")),
+            "{error}"
+        );
+        RunLock::acquire(dir.path(), "home").unwrap();
+        drop(first);
+        RunLock::acquire(dir.path(), "office").unwrap();
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            0,
+            "nothing is left behind"
+        );
+    }
+
+    #[test]
+    fn a_device_is_locked_per_namespace() {
+        let dir = tempfile::tempdir().unwrap();
+        let _here = DeviceLock::acquire(dir.path(), "tap7").unwrap();
+        let error = DeviceLock::acquire(dir.path(), "tap7").unwrap_err();
+        assert!(matches!(error, LockError::DeviceHeld { .. }), "{error:?}");
+        let _there = in_namespace(|| DeviceLock::acquire(dir.path(), "tap7")).unwrap();
+    }
+
+    #[test]
+    fn a_file_left_by_a_dead_process_does_not_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(
+            dir.path().join("office.lock"),
+            "4194304 and longer than a pid",
+        )
+        .unwrap();
+        let _lock = RunLock::acquire(dir.path(), "office").unwrap();
+        let text = fs::read_to_string(dir.path().join("office.lock")).unwrap();
+        assert_eq!(text, std::process::id().to_string());
+    }
+
+    #[test]
+    fn a_lock_whose_file_was_replaced_is_not_taken_for_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("office.lock");
+        let _ours = RunLock::acquire(dir.path(), "office").unwrap();
+        let opened = File::open(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        assert!(!is_same_file(&fs::metadata(&path).unwrap(), &opened));
+    }
+
+    #[test]
+    fn a_run_directory_that_cannot_be_made_is_an_error_with_its_path() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = RunLock::acquire(&file.path().join("run"), "office")
+            .unwrap_err()
+            .to_string();
+        assert!(error.ends_with("run/office.lock"), "{error}");
+    }
+}
