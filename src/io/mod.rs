@@ -13,6 +13,7 @@
 //! `io` knows bytes, never peers, keys or VLANs; `pipeline` brings them together. Sockets, devices
 //! and netlink connections belong to the network namespace of the thread that opens them.
 
+pub mod link;
 pub mod lock;
 pub mod tap;
 pub mod udp;

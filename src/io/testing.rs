@@ -71,3 +71,11 @@ pub(super) fn wait_for_carrier(name: &str) {
     }
     panic!("{name} has no carrier");
 }
+
+/// Runs a future on a runtime of this thread, as the control thread does.
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(future)
+}
