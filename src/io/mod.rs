@@ -13,12 +13,14 @@
 //! `io` knows bytes, never peers, keys or VLANs; `pipeline` brings them together. Sockets, devices
 //! and netlink connections belong to the network namespace of the thread that opens them.
 
+pub mod device;
 pub mod link;
 pub mod lock;
 pub mod tap;
 pub mod udp;
 pub mod waker;
 
+mod journal;
 mod sys;
 #[cfg(test)]
 mod testing;

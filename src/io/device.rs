@@ -1,0 +1,754 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The tunnel's device, from nothing to ready and back.
+//!
+//! ```text
+//! create   lock -> clear leftovers -> open TAP -> carrier off -> MAC -> MTU -> no IPv6 of its own
+//!          -> bridge -> addresses -> up
+//! remove   the same backwards; a device that was adopted is left as it was found
+//! ```
+//!
+//! A step that fails undoes the ones before it. Ties together `tap`, `link`, `lock` and `journal`; the
+//! provider calls it when settings are applied, on the control thread.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use tracing::{debug, info, warn};
+
+use super::journal::{Change, Journal, Record};
+use super::link::{ADDR_GEN_NONE, LinkError, LinkInfo, Links};
+use super::lock::{DeviceLock, LockError, RunLock, namespace_inode};
+use super::tap::{Backend, Tap, TapError, TapOptions, TapQueue};
+
+/// What the device shall be.
+#[derive(Clone, Debug)]
+pub struct DeviceRequest {
+    /// The name of the interface; it is made unless a TAP of this name exists.
+    pub name: String,
+    /// The way to the kernel.
+    pub backend: Backend,
+    /// How many queues, if the device can have several.
+    pub queues: usize,
+    /// The MAC address. None leaves an adopted device its own.
+    pub mac: Option<[u8; 6]>,
+    /// The MAC address of a new device when `mac` is None; the same after every start.
+    pub default_mac: [u8; 6],
+    /// The overlay MTU: bytes behind the Ethernet header.
+    pub mtu: u32,
+    /// The bridge to join. None leaves an adopted device where it is.
+    pub bridge: Option<String>,
+    /// The addresses to add. With none, IPv6 is kept from making one.
+    pub addresses: Vec<IpNet>,
+}
+
+/// What the device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// The name of the interface.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Its overlay MTU.
+    pub mtu: u32,
+    /// The bridge that it is in.
+    pub bridge: Option<String>,
+    /// `vnet` or `plain`.
+    pub backend: &'static str,
+    /// Whether it existed before and will stay.
+    pub adopted: bool,
+}
+
+/// Why the device is not as asked for. Nothing of it is left then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// Another process has the tunnel or the device.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The TAP cannot be opened.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// A link cannot be changed.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The journal cannot be kept.
+    #[error("cannot keep a journal in {}", path.display())]
+    Journal {
+        /// The journal file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A TAP in use, with everything around it. Dropping it without [`remove`](Self::remove) leaves an
+/// adopted device changed, until the next [`create`](Self::create) of the same tunnel.
+#[derive(Debug)]
+pub struct Device {
+    // Fields are dropped in this order: the locks last, when nothing of ours is left to protect.
+    tap: Tap,
+    info: DeviceInfo,
+    links: Links,
+    journal: Journal,
+    record: Record,
+    _device_lock: DeviceLock,
+    _run_lock: RunLock,
+}
+
+impl Device {
+    /// Makes the device as `request` says, with the carrier off. The locks and the journal of `tunnel`
+    /// are kept in `run_dir`. Must be called on a tokio runtime, in the network namespace where the
+    /// device shall be.
+    ///
+    /// # Errors
+    /// When any step fails; the earlier ones are undone.
+    pub async fn create(
+        request: DeviceRequest,
+        run_dir: &Path,
+        tunnel: &str,
+    ) -> Result<(Self, Vec<TapQueue>), DeviceError> {
+        let run_lock = RunLock::acquire(run_dir, tunnel)?;
+        let links = Links::connect()?;
+        let journal = Journal::new(run_dir, tunnel);
+        clear_leftovers(&journal, &links, run_dir).await?;
+        let device_lock = DeviceLock::acquire(run_dir, &request.name)?;
+        let before = links.find(&request.name).await?;
+        // The kernel lets anyone join a multi-queue TAP, and would share our frames with them.
+        if before
+            .as_ref()
+            .and_then(|link| link.tap_queues)
+            .is_some_and(|open| open > 0)
+        {
+            return Err(TapError::Busy { name: request.name }.into());
+        }
+        let options = TapOptions {
+            name: request.name.clone(),
+            backend: request.backend,
+        };
+        let (tap, queues) = Tap::open(&options, request.queues)?;
+        let namespace = namespace_inode().map_err(journal_error(&journal))?;
+        let mut device = Self {
+            info: DeviceInfo {
+                name: tap.name().to_owned(),
+                index: tap.index(),
+                mac: request.default_mac,
+                mtu: request.mtu,
+                bridge: None,
+                backend: tap.backend(),
+                adopted: tap.adopted(),
+            },
+            record: Record::new(namespace, tap.name(), tap.index()),
+            tap,
+            links,
+            journal,
+            _device_lock: device_lock,
+            _run_lock: run_lock,
+        };
+        if let Err(error) = device.set_up(&request).await {
+            drop(queues);
+            device.remove().await;
+            return Err(error);
+        }
+        device.log();
+        Ok((device, queues))
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    /// The TAP, for its offloads.
+    pub fn tap(&self) -> &Tap {
+        &self.tap
+    }
+
+    /// Plugs the cable in or out.
+    pub fn set_carrier(&self, on: bool) {
+        if let Err(error) = self.tap.set_carrier(on) {
+            // Only a deleted device refuses, and its queues tell that to those who must know.
+            debug!(device = self.info.name, on, %error, "the carrier cannot be switched");
+        }
+    }
+
+    /// Undoes what [`create`](Self::create) did. Others may have deleted the device meanwhile, and may
+    /// still hold its queues.
+    pub async fn remove(self) {
+        self.set_carrier(false);
+        if self.info.adopted {
+            self.record.undo(&self.links).await;
+        } else if let Err(error) = self.delete().await {
+            let name = &self.info.name;
+            warn!(device = name, %error, "the device stays until its last queue is closed");
+        }
+        if let Err(error) = self.journal.clear() {
+            warn!(path = %self.journal.path().display(), %error, "the journal cannot be deleted");
+        }
+        debug!(device = self.info.name, "device removed");
+    }
+
+    /// Deletes the device, unless another one has its index now.
+    async fn delete(&self) -> Result<(), LinkError> {
+        match self.links.find_index(self.info.index).await? {
+            Some(link) if link.name == self.info.name => self.links.delete(link.index).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The steps after the TAP is open, each journalled before it is made.
+    async fn set_up(&mut self, request: &DeviceRequest) -> Result<(), DeviceError> {
+        let link = self.link().await?;
+        self.set_mac(request, &link).await?;
+        self.set_mtu(request, &link).await?;
+        if request.addresses.is_empty() {
+            self.silence_ipv6(&link).await?;
+        }
+        self.join_bridge(request, &link).await?;
+        self.add_addresses(&request.addresses).await?;
+        self.bring_up(&link).await?;
+        let link = self.link().await?;
+        self.info.mac = link.mac.unwrap_or(self.info.mac);
+        self.info.mtu = link.mtu;
+        if let Some(index) = link.controller {
+            self.info.bridge = self
+                .links
+                .find_index(index)
+                .await?
+                .map(|bridge| bridge.name);
+        }
+        Ok(())
+    }
+
+    async fn set_mac(
+        &mut self,
+        request: &DeviceRequest,
+        link: &LinkInfo,
+    ) -> Result<(), DeviceError> {
+        let default = (!self.info.adopted).then_some(request.default_mac);
+        let wanted = request.mac.or(default);
+        let change = wanted.and_then(|mac| Change::needed(link.mac.unwrap_or_default(), mac));
+        let Some(change) = change else { return Ok(()) };
+        self.record.mac = Some(change);
+        self.note()?;
+        Ok(self.links.set_mac(link.index, change.to).await?)
+    }
+
+    async fn set_mtu(
+        &mut self,
+        request: &DeviceRequest,
+        link: &LinkInfo,
+    ) -> Result<(), DeviceError> {
+        let Some(change) = Change::needed(link.mtu, request.mtu) else {
+            return Ok(());
+        };
+        self.record.mtu = Some(change);
+        self.note()?;
+        Ok(self.links.set_mtu(link.index, change.to).await?)
+    }
+
+    /// Keeps IPv6 from giving a mere port a link-local address, and from talking through it.
+    async fn silence_ipv6(&mut self, link: &LinkInfo) -> Result<(), DeviceError> {
+        // Read again: with an MTU below 1280 the device has no IPv6 any more, and needs no silence.
+        let Some(mode) = self.link().await?.addr_gen_mode else {
+            return Ok(());
+        };
+        let Some(change) = Change::needed(mode, ADDR_GEN_NONE) else {
+            return Ok(());
+        };
+        self.record.addr_gen_mode = Some(change);
+        self.note()?;
+        Ok(self.links.set_addr_gen_mode(link.index, change.to).await?)
+    }
+
+    async fn join_bridge(
+        &mut self,
+        request: &DeviceRequest,
+        link: &LinkInfo,
+    ) -> Result<(), DeviceError> {
+        let Some(name) = &request.bridge else {
+            return Ok(());
+        };
+        let bridge = self.links.bridge(name).await?;
+        let Some(change) = Change::needed(link.controller.unwrap_or(0), bridge.index) else {
+            return Ok(());
+        };
+        self.record.controller = Some(change);
+        self.note()?;
+        Ok(self.links.set_controller(link.index, change.to).await?)
+    }
+
+    async fn add_addresses(&mut self, wanted: &[IpNet]) -> Result<(), DeviceError> {
+        let present = self.links.addresses(self.info.index).await?;
+        // What is there already is someone else's and stays when we go.
+        for &address in wanted.iter().filter(|address| !present.contains(address)) {
+            self.record.addresses.push(address);
+            self.note()?;
+            self.links.add_address(self.info.index, address).await?;
+        }
+        Ok(())
+    }
+
+    async fn bring_up(&mut self, link: &LinkInfo) -> Result<(), DeviceError> {
+        let Some(change) = Change::needed(link.up, true) else {
+            return Ok(());
+        };
+        self.record.up = Some(change);
+        self.note()?;
+        Ok(self.links.set_up(link.index, true).await?)
+    }
+
+    async fn link(&self) -> Result<LinkInfo, LinkError> {
+        let link = self.links.find_index(self.info.index).await?;
+        link.ok_or_else(|| LinkError::Missing {
+            name: self.info.name.clone(),
+        })
+    }
+
+    /// Writes the record down; a device of our own needs none.
+    fn note(&self) -> Result<(), DeviceError> {
+        if !self.info.adopted {
+            return Ok(());
+        }
+        self.journal
+            .write(&self.record)
+            .map_err(journal_error(&self.journal))
+    }
+
+    fn log(&self) {
+        let DeviceInfo {
+            name,
+            index,
+            mtu,
+            bridge,
+            backend,
+            adopted,
+            ..
+        } = &self.info;
+        info!(
+            device = name,
+            index, mtu, bridge, backend, adopted, "device is ready"
+        );
+        if let Some(reason) = self.tap.fallback() {
+            warn!(device = name, reason, "using the slower plain back-end");
+        }
+    }
+}
+
+/// Undoes what a killed process left, if the device is still the same and in this namespace.
+async fn clear_leftovers(
+    journal: &Journal,
+    links: &Links,
+    run_dir: &Path,
+) -> Result<(), DeviceError> {
+    let Some(record) = journal.read().map_err(journal_error(journal))? else {
+        return Ok(());
+    };
+    let here = namespace_inode().map_err(journal_error(journal))?;
+    let device = &record.device;
+    if record.namespace != here {
+        warn!(
+            device,
+            "leftovers of an earlier run are in another network namespace, and stay"
+        );
+    } else if let Ok(_lock) = DeviceLock::acquire(run_dir, device) {
+        info!(device, "undoing what an earlier run left behind");
+        record.undo(links).await;
+    } else {
+        warn!(
+            device,
+            "another tunnel uses the device now, leftovers of an earlier run stay"
+        );
+    }
+    journal.clear().map_err(journal_error(journal))
+}
+
+fn journal_error(journal: &Journal) -> impl FnOnce(io::Error) -> DeviceError {
+    let path = journal.path().to_owned();
+    move |source| DeviceError::Journal { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::io::testing::{Namespace, block_on, in_namespace, ip};
+
+    fn request(name: &str) -> DeviceRequest {
+        DeviceRequest {
+            name: name.to_owned(),
+            backend: Backend::Auto,
+            queues: 1,
+            mac: None,
+            default_mac: [2, 0, 0, 0, 0, 7],
+            mtu: 1400,
+            bridge: None,
+            addresses: Vec::new(),
+        }
+    }
+
+    /// Runs `test` in a namespace of its own, with a run directory.
+    fn test<F: Future<Output = ()>>(test: impl FnOnce(TempDir) -> F + Send) {
+        in_namespace(|| block_on(test(tempfile::tempdir().unwrap())));
+    }
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    /// Everything that a stop must restore, as another program sees it.
+    fn look(name: &str) -> String {
+        let link = ip(&format!("-d -o link show {name}"));
+        let until = link.find(" numtxqueues").unwrap();
+        // Two traces stay that matter to nobody: how a TAP was last opened, and that it was up once.
+        let traces = [
+            (" vnet_hdr on", ""),
+            (" vnet_hdr off", ""),
+            ("qdisc noop", "qdisc pfifo_fast"),
+        ];
+        let clean = |link: String, (from, to): (&str, &str)| link.replace(from, to);
+        let link = traces.into_iter().fold(link[..until].to_owned(), clean);
+        link + &ip(&format!("-o address show {name}"))
+    }
+
+    fn is_empty(dir: &TempDir) -> bool {
+        std::fs::read_dir(dir.path()).unwrap().count() == 0
+    }
+
+    #[test]
+    fn a_new_device_is_as_asked_for_and_goes_without_a_trace() {
+        test(|dir| async move {
+            ip("link add br0 type bridge");
+            let request = DeviceRequest {
+                queues: 2,
+                bridge: Some("br0".to_owned()),
+                addresses: nets(&["10.0.0.1/24", "fd00::1/64"]),
+                ..request("tap7")
+            };
+            let (device, queues) = Device::create(request, dir.path(), "office").await.unwrap();
+            let expected = DeviceInfo {
+                name: "tap7".to_owned(),
+                index: device.tap.index(),
+                mac: [2, 0, 0, 0, 0, 7],
+                mtu: 1400,
+                bridge: Some("br0".to_owned()),
+                backend: "vnet",
+                adopted: false,
+            };
+            assert_eq!((device.info(), queues.len()), (&expected, 2));
+            let seen = look("tap7");
+            for part in [
+                "NO-CARRIER",
+                ",UP",
+                "mtu 1400",
+                "master br0",
+                "02:00:00:00:00:07",
+                "10.0.0.1/24",
+            ] {
+                assert!(seen.contains(part), "{part} in {seen}");
+            }
+            device.set_carrier(true);
+            crate::io::testing::wait_for_carrier("tap7");
+            // Although a data thread still holds its queue.
+            device.remove().await;
+            assert!(
+                Links::connect()
+                    .unwrap()
+                    .find("tap7")
+                    .await
+                    .unwrap()
+                    .is_none()
+            );
+            assert!(is_empty(&dir));
+            drop(queues);
+        });
+    }
+
+    #[test]
+    fn a_mere_port_has_no_ipv6_of_its_own() {
+        test(|dir| async move {
+            for (name, mtu, addresses) in [
+                ("port", 1400, nets(&[])),
+                ("small", 1000, nets(&[])),
+                ("host", 1400, nets(&["10.0.0.1/31"])),
+            ] {
+                let is_host = !addresses.is_empty();
+                let request = DeviceRequest {
+                    mtu,
+                    addresses,
+                    ..request(name)
+                };
+                let (device, _queues) = Device::create(request, dir.path(), name).await.unwrap();
+                device.set_carrier(true);
+                crate::io::testing::wait_for_carrier(name);
+                let addresses = device.links.addresses(device.info.index).await.unwrap();
+                let link_local = addresses.iter().any(|net| matches!(net, IpNet::V6(_)));
+                assert_eq!(link_local, is_host, "{name}: {addresses:?}");
+                device.remove().await;
+            }
+        });
+    }
+
+    /// A persistent TAP with a life of its own.
+    fn make_foreign(flags: &str, up: bool) {
+        ip(&format!("tuntap add tap7 mode tap {flags}"));
+        ip("link set tap7 address 02:aa:aa:aa:aa:aa mtu 1450");
+        ip("link add br0 type bridge");
+        ip("link add br1 type bridge");
+        ip("link set tap7 master br1");
+        if up {
+            ip("link set tap7 up");
+        }
+        ip("address add 192.0.2.1/24 dev tap7");
+    }
+
+    fn adopting(queues: usize) -> DeviceRequest {
+        DeviceRequest {
+            queues,
+            mac: Some([2, 0xbb, 0, 0, 0, 1]),
+            bridge: Some("br0".to_owned()),
+            addresses: nets(&["192.0.2.1/24", "10.0.0.1/24", "fd00::1/64"]),
+            ..request("tap7")
+        }
+    }
+
+    #[test]
+    fn an_adopted_device_is_left_as_it_was_found() {
+        for (flags, queues, up) in [
+            ("", 1, false),
+            ("", 1, true),
+            ("multi_queue vnet_hdr", 2, true),
+        ] {
+            test(|dir| async move {
+                make_foreign(flags, up);
+                let before = look("tap7");
+                let created = Device::create(adopting(queues), dir.path(), "office").await;
+                let (device, got) = created.unwrap();
+                assert!(device.info().adopted && got.len() == queues);
+                assert_eq!(device.info().bridge.as_deref(), Some("br0"));
+                let during = look("tap7");
+                for part in ["mtu 1400", "02:bb:00:00:00:01", "10.0.0.1/24", "master br0"] {
+                    assert!(during.contains(part), "{part} in {during}");
+                }
+                drop(got);
+                device.remove().await;
+                assert_eq!(look("tap7"), before);
+                assert!(is_empty(&dir));
+            });
+        }
+    }
+
+    #[test]
+    fn a_start_after_a_kill_clears_what_is_ours_only() {
+        test(|dir| async move {
+            make_foreign("", false);
+            let before = look("tap7");
+            let (device, queues) = Device::create(adopting(1), dir.path(), "office")
+                .await
+                .unwrap();
+            kill(device, queues);
+            // Someone works on the device before the next start.
+            ip("address add 198.51.100.1/24 dev tap7");
+            ip("link set tap7 mtu 1300");
+            let (device, queues) = Device::create(
+                DeviceRequest {
+                    mtu: 1300,
+                    ..request("tap7")
+                },
+                dir.path(),
+                "office",
+            )
+            .await
+            .unwrap();
+            let seen = look("tap7");
+            for (part, expected) in [
+                ("10.0.0.1/24", false),
+                ("fd00::1/64", false),
+                ("192.0.2.1/24", true),
+                ("198.51.100.1/24", true),
+                ("02:aa:aa:aa:aa:aa", true),
+                ("mtu 1300", true),
+                ("master br1", true),
+            ] {
+                assert_eq!(seen.contains(part), expected, "{part} in {seen}");
+            }
+            drop(queues);
+            device.remove().await;
+            ip("address delete 198.51.100.1/24 dev tap7");
+            ip("link set tap7 mtu 1450");
+            assert_eq!(look("tap7"), before);
+        });
+    }
+
+    /// What the kernel does for a killed process: descriptors are closed, nothing else happens.
+    fn kill(device: Device, queues: Vec<TapQueue>) {
+        drop(queues);
+        let Device {
+            tap,
+            journal,
+            _device_lock,
+            _run_lock,
+            ..
+        } = device;
+        assert!(journal.path().exists());
+        drop((tap, _device_lock, _run_lock));
+    }
+
+    #[test]
+    fn leftovers_on_another_device_are_cleared_too() {
+        test(|dir| async move {
+            make_foreign("", false);
+            let before = look("tap7");
+            let (device, queues) = Device::create(adopting(1), dir.path(), "office")
+                .await
+                .unwrap();
+            kill(device, queues);
+            let created = Device::create(request("tap8"), dir.path(), "office").await;
+            let (device, _queues) = created.unwrap();
+            assert_eq!(look("tap7"), before);
+            device.remove().await;
+        });
+    }
+
+    #[test]
+    fn leftovers_stay_where_another_tunnel_works_now() {
+        test(|dir| async move {
+            make_foreign("", false);
+            let (device, queues) = Device::create(adopting(1), dir.path(), "office")
+                .await
+                .unwrap();
+            kill(device, queues);
+            let created = Device::create(adopting(1), dir.path(), "home").await;
+            let (_home, _queues) = created.unwrap();
+            let seen = look("tap7");
+            let created = Device::create(request("tap8"), dir.path(), "office").await;
+            let (_office, _queues) = created.unwrap();
+            assert_eq!(look("tap7"), seen);
+        });
+    }
+
+    #[test]
+    fn a_step_that_fails_undoes_the_others() {
+        test(|dir| async move {
+            make_foreign("", true);
+            let before = look("tap7");
+            let wrong = DeviceRequest {
+                bridge: Some("br9".to_owned()),
+                ..adopting(1)
+            };
+            let error = Device::create(wrong, dir.path(), "office")
+                .await
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("no bridge `br9`"), "{error}");
+            assert!(error.contains("(there are: br0, br1)"), "{error}");
+            assert_eq!(look("tap7"), before);
+
+            let wrong = DeviceRequest {
+                bridge: Some("tap7".to_owned()),
+                ..request("tap8")
+            };
+            let error = Device::create(wrong, dir.path(), "office")
+                .await
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("`tap7` is a tun device and not a bridge"),
+                "{error}"
+            );
+            let wrong = DeviceRequest {
+                mtu: 100_000,
+                ..request("tap8")
+            };
+            let error = Device::create(wrong, dir.path(), "office")
+                .await
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("MTU") && error.contains("100000"), "{error}");
+            assert!(
+                Links::connect()
+                    .unwrap()
+                    .find("tap8")
+                    .await
+                    .unwrap()
+                    .is_none()
+            );
+            assert!(is_empty(&dir));
+        });
+    }
+
+    #[test]
+    fn one_tunnel_and_one_device_at_a_time() {
+        test(|dir| async move {
+            let first = Device::create(request("tap7"), dir.path(), "office")
+                .await
+                .unwrap();
+            let again = Device::create(request("tap8"), dir.path(), "office")
+                .await
+                .unwrap_err();
+            assert!(
+                matches!(again, DeviceError::Lock(LockError::TunnelHeld { .. })),
+                "{again:?}"
+            );
+            let same = Device::create(request("tap7"), dir.path(), "home")
+                .await
+                .unwrap_err();
+            assert!(
+                matches!(same, DeviceError::Lock(LockError::DeviceHeld { .. })),
+                "{same:?}"
+            );
+            let path = dir.path();
+            Namespace::new().run(|| {
+                block_on(async {
+                    let there = Device::create(request("tap7"), path, "home").await;
+                    there.unwrap().0.remove().await;
+                });
+            });
+            first.0.remove().await;
+        });
+    }
+
+    #[test]
+    fn a_multi_queue_tap_that_another_program_has_open_is_busy() {
+        test(|dir| async move {
+            ip("tuntap add tap7 mode tap multi_queue");
+            let options = TapOptions {
+                name: "tap7".to_owned(),
+                backend: Backend::Vnet,
+            };
+            let foreign = Tap::open(&options, 2).unwrap();
+            let error = Device::create(request("tap7"), dir.path(), "office")
+                .await
+                .unwrap_err();
+            assert!(
+                matches!(error, DeviceError::Tap(TapError::Busy { .. })),
+                "{error:?}"
+            );
+            drop(foreign);
+            Device::create(request("tap7"), dir.path(), "office")
+                .await
+                .unwrap();
+        });
+    }
+
+    #[test]
+    fn a_device_that_someone_deleted_is_removed_quietly() {
+        test(|dir| async move {
+            let (device, _queues) = Device::create(request("tap7"), dir.path(), "office")
+                .await
+                .unwrap();
+            ip("link delete tap7");
+            // The name is free, and whoever took it keeps it.
+            ip("tuntap add tap7 mode tap");
+            device.set_carrier(true);
+            device.remove().await;
+            ip("link show tap7");
+            assert!(is_empty(&dir));
+        });
+    }
+}

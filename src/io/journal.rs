@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a tunnel changed on a device that outlives it, so that a stop restores it and a start after
+//! a kill -9 clears what was left: ours only, never anything foreign.
+//!
+//! Each change is written down before it is made, as "from what, to what". It is undone only where the
+//! device still shows the "to": whoever changed it since has the last word. A device that the tunnel
+//! made itself needs no journal, the kernel removes it with the process. Called by `device`.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use tracing::{debug, warn};
+
+use super::link::{LinkError, LinkInfo, Links};
+
+/// One value before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Change<T> {
+    pub(super) from: T,
+    pub(super) to: T,
+}
+
+impl<T: PartialEq> Change<T> {
+    /// The change that is needed, if any.
+    pub(super) fn needed(from: T, to: T) -> Option<Self> {
+        (from != to).then_some(Self { from, to })
+    }
+
+    /// What to go back to: nothing, when `now` is not what the change made.
+    fn undo(self, now: &T) -> Option<T> {
+        (*now == self.to).then_some(self.from)
+    }
+}
+
+/// Everything that was changed on one device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// The inode of the network namespace.
+    pub(super) namespace: u64,
+    /// The device's name; with `index` it tells the device from a later one of the same name.
+    pub(super) device: String,
+    pub(super) index: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) mac: Option<Change<[u8; 6]>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) mtu: Option<Change<u32>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) addr_gen_mode: Option<Change<u8>>,
+    /// The index of the bridge; 0 is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) controller: Option<Change<u32>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) addresses: Vec<IpNet>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) up: Option<Change<bool>>,
+}
+
+impl Record {
+    /// Nothing changed yet.
+    pub(super) fn new(namespace: u64, device: &str, index: u32) -> Self {
+        Self {
+            namespace,
+            device: device.to_owned(),
+            index,
+            mac: None,
+            mtu: None,
+            addr_gen_mode: None,
+            controller: None,
+            addresses: Vec::new(),
+            up: None,
+        }
+    }
+
+    /// Goes back, the latest change first. What fails is logged and left: the rest matters as much.
+    pub(super) async fn undo(&self, links: &Links) {
+        let link = match links.find(&self.device).await {
+            Ok(Some(link)) if link.index == self.index => link,
+            Ok(_) => return debug!(device = self.device, "nothing to undo, the device is gone"),
+            Err(error) => return warn_left(&self.device, &error),
+        };
+        let attempt = |result: Result<(), LinkError>| {
+            result.unwrap_or_else(|error| warn_left(&self.device, &error));
+        };
+        if let Some(up) = self.up.and_then(|change| change.undo(&link.up)) {
+            attempt(links.set_up(link.index, up).await);
+        }
+        for &address in self.addresses.iter().rev() {
+            attempt(links.remove_address(link.index, address).await.map(drop));
+        }
+        if let Some(controller) = self.controller_before(&link) {
+            attempt(links.set_controller(link.index, controller).await);
+        }
+        if let (Some(change), Some(now)) = (self.addr_gen_mode, link.addr_gen_mode)
+            && let Some(mode) = change.undo(&now)
+        {
+            attempt(links.set_addr_gen_mode(link.index, mode).await);
+        }
+        if let Some(mtu) = self.mtu.and_then(|change| change.undo(&link.mtu)) {
+            attempt(links.set_mtu(link.index, mtu).await);
+        }
+        if let (Some(change), Some(now)) = (self.mac, link.mac)
+            && let Some(mac) = change.undo(&now)
+        {
+            attempt(links.set_mac(link.index, mac).await);
+        }
+    }
+
+    fn controller_before(&self, link: &LinkInfo) -> Option<u32> {
+        self.controller?.undo(&link.controller.unwrap_or(0))
+    }
+}
+
+fn warn_left(device: &str, error: &LinkError) {
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    warn!(device, %error, source, "a change to the device is not undone");
+}
+
+/// The file of one tunnel's [`Record`].
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+}
+
+impl Journal {
+    /// The journal of `tunnel` in the run directory; no file is made yet.
+    pub(super) fn new(run_dir: &Path, tunnel: &str) -> Self {
+        Self {
+            path: run_dir.join(format!("{tunnel}.journal")),
+        }
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What an earlier run left. A file that cannot be understood is reported and counts as none:
+    /// guessing what to undo could harm what is not ours.
+    pub(super) fn read(&self) -> io::Result<Option<Record>> {
+        let text = match fs::read_to_string(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text?,
+        };
+        let record = serde_json::from_str(&text);
+        Ok(record
+            .inspect_err(|error| warn!(path = %self.path.display(), %error, "unreadable journal"))
+            .ok())
+    }
+
+    /// Replaces the file: a reader finds the old or the new record, never half of one. Not synced,
+    /// because the run directory does not outlive the kernel, and neither do the changes.
+    pub(super) fn write(&self, record: &Record) -> io::Result<()> {
+        let new = self.path.with_extension("journal.new");
+        let mut options = OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(&serde_json::to_vec(record)?)?;
+        fs::rename(&new, &self.path)
+    }
+
+    /// Deletes the file, if there is one.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_back_as_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::new(dir.path(), "office");
+        assert_eq!(journal.read().unwrap(), None);
+        let mut record = Record::new(4_026_531_840, "tap7", 3);
+        journal.write(&record).unwrap();
+        assert_eq!(journal.read().unwrap().as_ref(), Some(&record));
+        record.mac = Some(Change {
+            from: [2; 6],
+            to: [6; 6],
+        });
+        record.up = Change::needed(false, true);
+        record.addresses = vec![
+            "10.0.0.1/24".parse().unwrap(),
+            "fd00::1/64".parse().unwrap(),
+        ];
+        journal.write(&record).unwrap();
+        assert_eq!(journal.read().unwrap().as_ref(), Some(&record));
+        let mode = fs::metadata(journal.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        journal.clear().unwrap();
+        journal.clear().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_mangled_journal_counts_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::new(dir.path(), "office");
+        for text in ["", "{", "[]", r#"{"device":"tap7"}"#] {
+            fs::write(journal.path(), text).unwrap();
+            assert_eq!(journal.read().unwrap(), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_change_is_undone_only_while_it_stands() {
+        let change = Change::needed(1500, 9000).unwrap();
+        assert_eq!(change.undo(&9000), Some(1500));
+        assert_eq!(change.undo(&1400), None, "someone else's MTU");
+        assert_eq!(Change::needed(1500, 1500), None);
+    }
+}
