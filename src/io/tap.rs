@@ -821,32 +821,113 @@ mod tests {
         });
     }
 
+    /// Sends a datagram through tap7 as a program would, and returns the frame that comes out.
+    fn frame_from_the_stack(tap: &Tap, queue: &TapQueue) -> (VnetHeader, Vec<u8>) {
+        ip("address add 10.0.0.1/24 dev tap7");
+        ip("link set tap7 up");
+        ip("neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev tap7");
+        tap.set_carrier(true).unwrap();
+        wait_for_carrier("tap7");
+        let socket = std::net::UdpSocket::bind("10.0.0.1:0").unwrap();
+        socket.send_to(b"checksum me", "10.0.0.2:9").unwrap();
+        let mut buf = [0; 2000];
+        let (header, len) = std::iter::from_fn(|| queue.try_read(&mut buf).unwrap())
+            .find(|&(_, len)| len == 14 + 20 + 8 + 11)
+            .unwrap();
+        (header, buf[..len].to_vec())
+    }
+
+    fn has_good_checksum(frame: &[u8]) -> bool {
+        let headers = etherparse::SlicedPacket::from_ethernet(frame).unwrap();
+        let (Some(etherparse::NetSlice::Ipv4(ip)), Some(etherparse::TransportSlice::Udp(udp))) =
+            (headers.net, headers.transport)
+        else {
+            panic!("not the datagram that was sent");
+        };
+        let sum = udp
+            .to_header()
+            .calc_checksum_ipv4(&ip.header().to_header(), udp.payload());
+        udp.checksum() == sum.unwrap()
+    }
+
     #[test]
-    fn the_kernel_finishes_frames_for_a_reader_without_offloads() {
+    fn the_kernel_leaves_the_checksum_to_a_reader_that_wants_it() {
         in_namespace(|| {
             let (tap, queues) = open("tap7", Backend::Vnet, 1).unwrap();
-            ip("address add 10.0.0.1/24 dev tap7");
-            ip("link set tap7 up");
-            ip("neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev tap7");
-            tap.set_carrier(true).unwrap();
-            wait_for_carrier("tap7");
-            let socket = std::net::UdpSocket::bind("10.0.0.1:0").unwrap();
-            socket.send_to(b"checksum me", "10.0.0.2:9").unwrap();
-            let mut buf = [0; 2000];
-            let (header, len) = std::iter::from_fn(|| queues[0].try_read(&mut buf).unwrap())
-                .find(|&(_, len)| len == 14 + 20 + 8 + 11)
-                .unwrap();
-            assert_eq!(header, VnetHeader::NONE);
-            let headers = etherparse::SlicedPacket::from_ethernet(&buf[..len]).unwrap();
-            let (Some(etherparse::NetSlice::Ipv4(ip)), Some(etherparse::TransportSlice::Udp(udp))) =
-                (headers.net, headers.transport)
-            else {
-                panic!("not the datagram that was sent");
-            };
-            let sum = udp
-                .to_header()
-                .calc_checksum_ipv4(&ip.header().to_header(), b"checksum me");
-            assert_eq!(udp.checksum(), sum.unwrap());
+            tap.set_offloads(Offloads {
+                checksum: true,
+                ..Offloads::NONE
+            })
+            .unwrap();
+            let (header, frame) = frame_from_the_stack(&tap, &queues[0]);
+            assert_eq!(header.flags, VnetHeader::NEEDS_CHECKSUM);
+            assert_eq!((header.csum_start, header.csum_offset), (34, 6));
+            assert!(!has_good_checksum(&frame));
         });
+    }
+
+    #[test]
+    fn the_kernel_finishes_frames_even_where_an_earlier_reader_did() {
+        for backend in [Backend::Vnet, Backend::Plain] {
+            in_namespace(|| {
+                ip("tuntap add tap7 mode tap");
+                let (earlier, queues) = open("tap7", Backend::Vnet, 1).unwrap();
+                let all = Offloads {
+                    checksum: true,
+                    tcp: true,
+                    udp: true,
+                };
+                assert_eq!(earlier.set_offloads(all).unwrap(), all);
+                drop((earlier, queues));
+                let (tap, queues) = open("tap7", backend, 1).unwrap();
+                let (header, frame) = frame_from_the_stack(&tap, &queues[0]);
+                assert_eq!(header, VnetHeader::NONE);
+                assert!(has_good_checksum(&frame));
+            });
+        }
+    }
+
+    /// Opens a TAP where a test below has taken something away, and says what came of it.
+    #[test]
+    #[ignore = "run by other tests, in a process of its own"]
+    fn open_in_a_poor_environment() {
+        let open = |backend| open("tap7", backend, 1).unwrap_err();
+        panic!("[{}] [{}]", open(Backend::Auto), open(Backend::Plain));
+    }
+
+    /// Runs the test above behind `command`.
+    fn open_behind(command: &[&str]) -> String {
+        let test = "io::tap::tests::open_in_a_poor_environment";
+        let output = std::process::Command::new(command[0])
+            .args(&command[1..])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--ignored", "--nocapture"])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    #[test]
+    fn a_missing_capability_is_named() {
+        let without = [
+            "setpriv",
+            "--bounding-set=-net_admin",
+            "--inh-caps=-net_admin",
+        ];
+        let said = open_behind(&without);
+        let expected = "[opening the TAP `tap7` needs CAP_NET_ADMIN: run as root";
+        assert_eq!(said.matches(expected).count(), 2, "{said}");
+    }
+
+    #[test]
+    fn a_missing_driver_is_named() {
+        let hide = "mount -t tmpfs none /dev/net && exec \"$0\" \"$@\"";
+        let said = open_behind(&["unshare", "--mount", "sh", "-c", hide]);
+        assert_eq!(
+            said.matches("[no /dev/net/tun: load the driver").count(),
+            2,
+            "{said}"
+        );
+        assert_eq!(said.matches("`--device /dev/net/tun`").count(), 2, "{said}");
     }
 }
