@@ -6,7 +6,7 @@
 //! the tunnel's own work, and a forged ICMP message changes nothing. The socket is never connected,
 //! so that no ICMP error ends up in it.
 //!
-//! The pipeline's threads call this; nothing here waits longer than [`PATIENCE`].
+//! The pipeline's threads call this; a full socket holds them for 2 ms at most.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -614,6 +614,19 @@ mod tests {
             ip("link set veth1 up");
         });
         (left, right)
+    }
+
+    #[test]
+    fn a_train_that_the_kernel_cannot_cut_is_sent_in_singles() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (sender, receiver) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+            // A socket without checksums gets EINVAL for every GSO send.
+            sys::set_option(sender.as_fd(), SocketOption::NoChecksum, 1).unwrap();
+            let to = receiver.local_addr().unwrap();
+            assert_eq!(assert_arrives(&sender, &receiver, to, 70_300), 71);
+            assert!(sender.capabilities().gso, "EINVAL is not for ever");
+        });
     }
 
     #[test]

@@ -34,6 +34,8 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 pub(in crate::io) enum SocketOption {
     Ipv4MtuDiscover,
     Ipv6MtuDiscover,
+    #[cfg(test)]
+    NoChecksum,
     ReceiveBufferForce,
     SendBufferForce,
     UdpGro,
@@ -50,6 +52,8 @@ impl SocketOption {
         match self {
             Self::Ipv4MtuDiscover => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
             Self::Ipv6MtuDiscover => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+            #[cfg(test)]
+            Self::NoChecksum => (libc::SOL_SOCKET, libc::SO_NO_CHECK),
             Self::ReceiveBufferForce => (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE),
             Self::SendBufferForce => (libc::SOL_SOCKET, libc::SO_SNDBUFFORCE),
             Self::UdpGro => (libc::SOL_UDP, libc::UDP_GRO),
