@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Two and more sites on one machine, with real kernel objects and the real program. Needs root.
+//!
+//! ```text
+//!  host 1 --+                                                            +-- host 1
+//!  host 2 --+-- br-lan -- pc0 = patchcord      patchcord = pc0 -- br-lan --+-- host 2
+//!  cable  --+                       |             |                      +-- cable
+//!           site A                 wan           wan              site B
+//!           198.18.1.2, fd18:1::2   |             |               198.18.2.2, fd18:2::2
+//!                                   +-- router ---+
+//! ```
+//!
+//! Every box is a network namespace that lives as long as its value ([`namespace`]). A `cable` is the
+//! bare end of an Ethernet cable: the test itself reads and writes its frames ([`cable`]). The router
+//! stands for the Internet; tests make its links narrow, its firewall rude, or put a NAT before it.
+//!
+//! Nothing here sleeps to synchronise: tests poll for what they wait for, with a deadline. Run
+//! `PATCHCORD=/usr/bin/patchcord cargo test --test netns` to try an installed program.
+// A test fails by panicking, waits by the real clock, and prints its logs.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr)]
+
+mod cable;
+mod frames;
+mod namespace;
+mod process;
+mod topology;
+
+mod transparency;

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A child process with a log file, and the one way of waiting that the tests use.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Polls until `attempt` gives a value; fails the test, naming `what`, when `limit` is over.
+pub(crate) fn eventually<T>(
+    limit: Duration,
+    what: &str,
+    mut attempt: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "within {limit:?}: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub(crate) const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+pub(crate) const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Ends with its value, by SIGKILL if need be.
+pub(crate) struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    pub(crate) fn spawn(mut command: Command, log: &Path) -> Self {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("the log can be opened");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a file can be cloned"))
+            .stderr(file)
+            .process_group(0)
+            .spawn()
+            .expect("nsenter can be run");
+        Self {
+            child,
+            log: log.to_owned(),
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits for a word in the log.
+    pub(crate) fn wait_for(&mut self, word: &str, limit: Duration) {
+        eventually(
+            limit,
+            &format!("`{word}` in {}", self.log.display()),
+            || {
+                if self.log().contains(word) {
+                    return Some(());
+                }
+                let ended = self.child.try_wait().expect("a child can be waited for");
+                assert!(
+                    ended.is_none(),
+                    "the process ended ({ended:?}) before `{word}`:\n{}",
+                    self.log()
+                );
+                None
+            },
+        );
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("the child is there");
+    }
+
+    /// Waits until the process ends by itself.
+    pub(crate) fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
+        eventually(limit, "the process ended", || {
+            self.child.try_wait().expect("a child can be waited for")
+        })
+    }
+
+    /// As a power cut would end it.
+    pub(crate) fn kill_9(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// A field of /proc/PID/status, in KiB.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process lives");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .expect("VmRSS is there");
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|kib| kib.parse().ok())
+            .expect("VmRSS is a number")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill_9();
+    }
+}

@@ -1,0 +1,581 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Sites, hosts and the underlay between them; `patchcord` itself is run by [`Site`].
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Uid;
+use patchcord::control::message::{PeerStatus, Status};
+
+use crate::cable::Cable;
+use crate::frames::{self, Flow, Mac};
+use crate::namespace::Namespace;
+use crate::process::{Process, eventually, millis, secs};
+
+pub(crate) const UDP_PORT: u16 = 51830;
+pub(crate) const BRIDGE: &str = "br-lan";
+pub(crate) const DEVICE: &str = "pc0";
+
+/// The program under test; `PATCHCORD` names another one, an installed package for example.
+pub(crate) fn binary() -> String {
+    std::env::var("PATCHCORD").unwrap_or_else(|_| env!("CARGO_BIN_EXE_patchcord").to_owned())
+}
+
+/// One test's directory of keys, configurations and logs. A failing test prints the logs.
+pub(crate) struct Sandbox {
+    dir: tempfile::TempDir,
+    id: String,
+}
+
+impl Sandbox {
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        assert!(
+            Uid::effective().is_root(),
+            "these tests make network namespaces: run them as root"
+        );
+        let id = format!(
+            "{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let dir = tempfile::Builder::new()
+            .prefix("patchcord-netns-")
+            .tempdir()
+            .expect("a directory for the test");
+        Self { dir, id }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn namespace(&self, role: &str) -> Arc<Namespace> {
+        Arc::new(Namespace::new(&format!("{role}-{}", self.id)))
+    }
+
+    fn print_logs(&self) {
+        let mut files: Vec<_> = fs::read_dir(self.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect();
+        files.sort_by_key(fs::DirEntry::file_name);
+        for file in files
+            .iter()
+            .filter(|file| file.path().extension().is_some_and(|ext| ext == "log"))
+        {
+            let text = fs::read_to_string(file.path()).unwrap_or_default();
+            let skipped = text.lines().count().saturating_sub(40);
+            let tail: Vec<_> = text.lines().skip(skipped).collect();
+            eprintln!(
+                "--- {} ---\n{}",
+                file.file_name().to_string_lossy(),
+                tail.join("\n")
+            );
+        }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.print_logs();
+        }
+    }
+}
+
+/// A router of the underlay: the Internet, or a box that does NAT.
+pub(crate) struct Router {
+    pub(crate) ns: Arc<Namespace>,
+    v4: [u8; 2],
+    v6: u16,
+}
+
+/// Where something is plugged into a router. The router's own end is `.1` and `::1` of the same network.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Uplink {
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
+    /// Ethernet addresses of the `wan` port and of the router's end of the cable.
+    pub(crate) mac: Mac,
+    pub(crate) router_mac: Mac,
+    n: u8,
+}
+
+impl Uplink {
+    /// The router's interface towards it.
+    pub(crate) fn router_port(&self) -> String {
+        format!("to{}", self.n)
+    }
+
+    /// Another address in the same network.
+    pub(crate) fn other_v4(&self, last: u8) -> Ipv4Addr {
+        let [a, b, c, _] = self.v4.octets();
+        Ipv4Addr::new(a, b, c, last)
+    }
+}
+
+impl Router {
+    pub(crate) fn internet(sandbox: &Sandbox) -> Self {
+        Self::new(sandbox.namespace("internet"), [198, 18], 0xfd18)
+    }
+
+    /// A router with its own uplink to `outside`; what it masquerades is up to the test.
+    pub(crate) fn behind(sandbox: &Sandbox, outside: &Self, n: u8) -> (Self, Uplink) {
+        let ns = sandbox.namespace("nat");
+        let uplink = outside.attach(&ns, n, 1500);
+        (Self::new(ns, [10, 200], 0xfd20), uplink)
+    }
+
+    fn new(ns: Arc<Namespace>, v4: [u8; 2], v6: u16) -> Self {
+        ns.run(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"]);
+        Self { ns, v4, v6 }
+    }
+
+    /// Joins `ns` to this router as network `n`: a cable `wan`, addresses and a default route.
+    pub(crate) fn attach(&self, ns: &Namespace, n: u8, mtu: u32) -> Uplink {
+        let uplink = Uplink {
+            v4: Ipv4Addr::new(self.v4[0], self.v4[1], n, 2),
+            v6: Ipv6Addr::new(self.v6, n.into(), 0, 0, 0, 0, 0, 2),
+            mac: [0x02, 0, self.v4[1], n, 0, 2],
+            router_mac: [0x02, 0, self.v4[1], n, 0, 1],
+            n,
+        };
+        let (inner, outer, port) = (
+            mac(uplink.mac),
+            mac(uplink.router_mac),
+            uplink.router_port(),
+        );
+        let (gateway_v4, gateway_v6) = (
+            uplink.other_v4(1),
+            Ipv6Addr::new(self.v6, n.into(), 0, 0, 0, 0, 0, 1),
+        );
+        let create = format!(
+            "link add {port} address {outer} mtu {mtu} type veth peer name wan netns {} address {inner} mtu {mtu}",
+            ns.pid()
+        );
+        self.ns.ip(&format!(
+            "{create}\nlink set {port} up\naddr add {gateway_v4}/24 dev {port}\naddr add {gateway_v6}/64 dev {port} nodad"
+        ));
+        let (v4, v6) = (uplink.v4, uplink.v6);
+        ns.ip(&format!(
+            "link set wan up\naddr add {v4}/24 dev wan\naddr add {v6}/64 dev wan nodad\n\
+             route add default via {gateway_v4}\nroute add default via {gateway_v6}"
+        ));
+        uplink
+    }
+}
+
+pub(crate) fn mac(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// A machine behind a site's bridge.
+pub(crate) struct Host {
+    pub(crate) ns: Arc<Namespace>,
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
+    pub(crate) mac: Mac,
+}
+
+impl Host {
+    /// The link-local address that the kernel makes from [`Host::mac`].
+    pub(crate) fn link_local(&self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.mac.map(u16::from);
+        Ipv6Addr::new(
+            0xfe80,
+            0,
+            0,
+            0,
+            (a ^ 2) << 8 | b,
+            c << 8 | 0xff,
+            0xfe00 | d,
+            e << 8 | f,
+        )
+    }
+}
+
+/// A `[[peer]]` of a configuration.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Peer {
+    pub(crate) name: String,
+    pub(crate) public_key: String,
+    pub(crate) endpoint: Option<String>,
+    /// Base64.
+    pub(crate) preshared_key: Option<String>,
+}
+
+/// What a test wants in a configuration, besides keys and peers.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) listen: String,
+    pub(crate) overlay_mtu: u32,
+    /// Further lines of `[tunnel]` and `[device]`.
+    pub(crate) tunnel: &'static str,
+    pub(crate) device: &'static str,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: format!("[::]:{UDP_PORT}"),
+            overlay_mtu: 1500,
+            tunnel: "",
+            device: "",
+        }
+    }
+}
+
+/// A place with a bridge, an uplink, and a patchcord that joins the two.
+pub(crate) struct Site {
+    pub(crate) tunnel: String,
+    pub(crate) public_key: String,
+    pub(crate) config: PathBuf,
+    pub(crate) uplink: Uplink,
+    process: Option<Process>,
+    n: u8,
+    dir: PathBuf,
+    id: String,
+    pub(crate) ns: Arc<Namespace>,
+}
+
+impl Site {
+    pub(crate) fn new(sandbox: &Sandbox, router: &Router, n: u8, underlay_mtu: u32) -> Self {
+        let ns = sandbox.namespace(&format!("site{n}"));
+        let uplink = router.attach(&ns, n, underlay_mtu);
+        ns.ip(&format!(
+            "link add {BRIDGE} type bridge mcast_snooping 0 group_fwd_mask 0xfff8\n\
+             link set {BRIDGE} addrgenmode none\nlink set {BRIDGE} up"
+        ));
+        let tunnel = format!("t{n}-{}", sandbox.id);
+        let private_key = patchcord(&["genkey"], "");
+        let public_key = patchcord(&["pubkey"], &private_key).trim().to_owned();
+        let dir = sandbox.path().to_owned();
+        write_secret(&dir.join(format!("{tunnel}.key")), &private_key);
+        let config = dir.join(format!("{tunnel}.toml"));
+        Self {
+            tunnel,
+            public_key,
+            config,
+            uplink,
+            process: None,
+            n,
+            dir,
+            id: sandbox.id.clone(),
+            ns,
+        }
+    }
+
+    /// A machine on the bridge, with addresses of its own.
+    pub(crate) fn host(&self, k: u8) -> Host {
+        let n = self.n;
+        let ns = Arc::new(Namespace::new(&format!("host{n}{k}-{}", self.id)));
+        let host = Host {
+            ns,
+            v4: Ipv4Addr::new(10, 77, n, k),
+            v6: Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, n.into(), k.into()),
+            mac: [0x02, 0x77, 0, 0, n, k],
+        };
+        let (pid, address, v4, v6) = (host.ns.pid(), mac(host.mac), host.v4, host.v6);
+        self.ns.ip(&format!(
+            "link add host{k} type veth peer name eth0 netns {pid} address {address}\n\
+             link set host{k} addrgenmode none\nlink set host{k} master {BRIDGE} up"
+        ));
+        host.ns.ip(&format!(
+            "link set eth0 up\naddr add {v4}/16 brd + dev eth0\naddr add {v6}/64 dev eth0 nodad\nroute add default dev eth0"
+        ));
+        host
+    }
+
+    /// The bare end of a cable in the bridge.
+    pub(crate) fn cable(&self, k: u8, mtu: u32) -> Cable {
+        Cable::plug(
+            &self.ns,
+            BRIDGE,
+            &format!("cable{k}"),
+            [0x02, 0xca, 0, 0, self.n, k],
+            mtu,
+        )
+    }
+
+    /// This site as a peer of another one.
+    pub(crate) fn as_peer(&self, endpoint: Option<IpAddr>) -> Peer {
+        Peer {
+            name: format!("site{}", self.n),
+            public_key: self.public_key.clone(),
+            endpoint: endpoint.map(|ip| std::net::SocketAddr::new(ip, UDP_PORT).to_string()),
+            preshared_key: None,
+        }
+    }
+
+    pub(crate) fn configure(&self, settings: &Settings, peers: &[Peer]) {
+        let Settings {
+            listen,
+            overlay_mtu,
+            tunnel,
+            device,
+        } = settings;
+        let mut text = format!(
+            "[tunnel]\nprivate-key-file = \"{}.key\"\nlisten = \"{listen}\"\n{tunnel}\n\
+             [device]\nname = \"{DEVICE}\"\nmtu = {overlay_mtu}\nbridge = \"{BRIDGE}\"\n{device}\n",
+            self.tunnel
+        );
+        for peer in peers {
+            text += &format!(
+                "[[peer]]\nname = \"{}\"\npublic-key = \"{}\"\n",
+                peer.name, peer.public_key
+            );
+            if let Some(endpoint) = &peer.endpoint {
+                text += &format!("endpoint = \"{endpoint}\"\n");
+            }
+            if let Some(key) = &peer.preshared_key {
+                let file = format!("{}-{}.psk", self.tunnel, peer.name);
+                write_secret(&self.dir.join(&file), key);
+                text += &format!("preshared-key-file = \"{file}\"\n");
+            }
+        }
+        fs::write(&self.config, text).expect("the configuration can be written");
+    }
+
+    /// `patchcord up`, without waiting for anything.
+    pub(crate) fn up(&mut self) -> &mut Process {
+        let log = self.dir.join(format!("{}.log", self.tunnel));
+        let config = self.config.display().to_string();
+        let process = self.ns.spawn(&log, &[&binary(), "up", &config]);
+        self.process.insert(process)
+    }
+
+    pub(crate) fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("up was called")
+    }
+
+    pub(crate) fn kill_9(&mut self) {
+        self.process().kill_9();
+        self.process = None;
+    }
+
+    /// SIGTERM, and a clean end.
+    pub(crate) fn terminate(&mut self) {
+        self.process().signal(Signal::SIGTERM);
+        let status = self.process().wait_exit(secs(5));
+        assert!(status.success(), "SIGTERM ends patchcord with {status}");
+        self.process = None;
+    }
+
+    /// Runs the program inside the site, with `PATCHCORD`'s words as arguments.
+    pub(crate) fn patchcord(&self, args: &[&str]) -> Output {
+        let program = binary();
+        self.ns.output(&[&[program.as_str()], args].concat())
+    }
+
+    /// `patchcord show --json`, none while the tunnel does not answer.
+    pub(crate) fn try_status(&self) -> Option<Status> {
+        let output = self.patchcord(&["show", &self.tunnel, "--json"]);
+        let status = output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout))?;
+        Some(status.unwrap_or_else(|error| {
+            panic!(
+                "show --json: {error}: {}",
+                String::from_utf8_lossy(&output.stdout)
+            )
+        }))
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        eventually(secs(5), "patchcord show answers", || self.try_status())
+    }
+
+    /// The first, usually only, peer.
+    pub(crate) fn peer(&self) -> PeerStatus {
+        self.status()
+            .peers
+            .into_iter()
+            .next()
+            .expect("a peer is configured")
+    }
+
+    pub(crate) fn drops(&self, reason: &str) -> u64 {
+        self.status().drops.get(reason).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn wait_state(&self, state: &str, limit: Duration) {
+        eventually(
+            limit,
+            &format!("{}: the peer is {state}", self.tunnel),
+            || {
+                self.try_status()?
+                    .peers
+                    .iter()
+                    .all(|peer| peer.state == state)
+                    .then_some(())
+            },
+        );
+    }
+
+    /// A link of the site as `ip -j -d link` shows it.
+    pub(crate) fn link(&self, name: &str) -> Option<serde_json::Value> {
+        let output = self
+            .ns
+            .output(&["ip", "-j", "-d", "link", "show", "dev", name]);
+        let links: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).ok()?;
+        links.into_iter().next()
+    }
+
+    /// Whether the device has a carrier, none when there is no device.
+    pub(crate) fn carrier(&self) -> Option<bool> {
+        let flags = self.link(DEVICE)?["flags"].clone();
+        Some(flags.as_array()?.iter().any(|flag| flag == "LOWER_UP"))
+    }
+}
+
+/// Runs a command of the program that needs no network.
+pub(crate) fn patchcord(args: &[&str], input: &str) -> String {
+    let mut child = Command::new(binary())
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("patchcord can be run");
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    // A command that needs no input may be gone already.
+    let _ = std::io::Write::write_all(&mut stdin, input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().expect("patchcord ends");
+    assert!(output.status.success(), "patchcord {args:?} failed");
+    String::from_utf8(output.stdout).expect("keys are text")
+}
+
+fn write_secret(path: &Path, text: &str) {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = fs::OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .expect("a key file");
+    std::io::Write::write_all(&mut file, text.as_bytes()).expect("a key can be written");
+}
+
+/// What a [`Pair`] is made of.
+pub(crate) struct Plan {
+    pub(crate) settings: Settings,
+    pub(crate) underlay_mtu: u32,
+    pub(crate) ipv6: bool,
+    /// Which sides know where the other is.
+    pub(crate) a_knows_b: bool,
+    pub(crate) b_knows_a: bool,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            settings: Settings::default(),
+            underlay_mtu: 1500,
+            ipv6: false,
+            a_knows_b: true,
+            b_knows_a: true,
+        }
+    }
+}
+
+/// Two sites with a cable in each bridge, joined over a router; see the picture in `main.rs`.
+pub(crate) struct Pair {
+    pub(crate) at_a: Cable,
+    pub(crate) at_b: Cable,
+    pub(crate) a: Site,
+    pub(crate) b: Site,
+    pub(crate) internet: Router,
+    pub(crate) settings: Settings,
+    pub(crate) sandbox: Sandbox,
+}
+
+impl Pair {
+    /// Everything but a running patchcord.
+    pub(crate) fn prepare(plan: Plan) -> Self {
+        let sandbox = Sandbox::new();
+        let internet = Router::internet(&sandbox);
+        let a = Site::new(&sandbox, &internet, 1, plan.underlay_mtu);
+        let b = Site::new(&sandbox, &internet, 2, plan.underlay_mtu);
+        let address = |site: &Site| {
+            if plan.ipv6 {
+                IpAddr::V6(site.uplink.v6)
+            } else {
+                IpAddr::V4(site.uplink.v4)
+            }
+        };
+        a.configure(
+            &plan.settings,
+            &[b.as_peer(plan.a_knows_b.then(|| address(&b)))],
+        );
+        b.configure(
+            &plan.settings,
+            &[a.as_peer(plan.b_knows_a.then(|| address(&a)))],
+        );
+        let overlay_mtu = plan.settings.overlay_mtu;
+        let (at_a, at_b) = (a.cable(1, overlay_mtu), b.cable(1, overlay_mtu));
+        Self {
+            at_a,
+            at_b,
+            a,
+            b,
+            internet,
+            settings: plan.settings,
+            sandbox,
+        }
+    }
+
+    /// Both sides up, and frames flow.
+    pub(crate) fn start(plan: Plan) -> Self {
+        let mut pair = Self::prepare(plan);
+        pair.up();
+        pair.connect(secs(10));
+        pair
+    }
+
+    pub(crate) fn up(&mut self) {
+        self.a.up();
+        self.b.up();
+    }
+
+    /// Waits until a broadcast crosses in each direction, which also tells the switches who is where.
+    pub(crate) fn connect(&self, limit: Duration) {
+        connect(&self.at_a, &self.at_b, limit);
+        connect(&self.at_b, &self.at_a, limit);
+    }
+
+    /// The flow from the cable at A to the one at B, and the way back.
+    pub(crate) fn there(&self) -> Flow {
+        Flow::between(&self.at_a, &self.at_b, 1)
+    }
+
+    pub(crate) fn back(&self) -> Flow {
+        Flow::between(&self.at_b, &self.at_a, 2)
+    }
+}
+
+/// Sends broadcasts from one cable until the other gets one.
+pub(crate) fn connect(from: &Cable, to: &Cable, limit: Duration) {
+    let hello = frames::frame(
+        frames::BROADCAST,
+        from.mac,
+        &[],
+        frames::EXPERIMENTAL,
+        60,
+        0,
+    );
+    eventually(limit, "a broadcast crosses", || {
+        from.send(&hello);
+        to.receives(&hello, millis(50)).then_some(())
+    });
+}
