@@ -25,4 +25,5 @@ mod namespace;
 mod process;
 mod topology;
 
+mod lan;
 mod transparency;
