@@ -20,10 +20,12 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr)]
 
 mod cable;
+mod continuity;
 mod frames;
 mod namespace;
 mod process;
 mod topology;
+mod wiretap;
 
 mod lan;
 mod transparency;
