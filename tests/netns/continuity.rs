@@ -25,10 +25,16 @@ impl<'a> Probes<'a> {
         let way = |from: &Cable, to: &'a Cable, id| {
             let flow = Flow::between(from, to, id);
             let stream = from.stream(flow, PROBE_INTERVAL, |_| 200);
-            assert!(flow.wait_number(to, 20, secs(3)), "the probes of flow {id} arrive");
+            assert!(
+                flow.wait_number(to, 20, secs(3)),
+                "the probes of flow {id} arrive"
+            );
             (flow, to, stream)
         };
-        Self { ways: [way(at_a, at_b, 11), way(at_b, at_a, 12)], since: Instant::now() }
+        Self {
+            ways: [way(at_a, at_b, 11), way(at_b, at_a, 12)],
+            since: Instant::now(),
+        }
     }
 
     /// Waits until both directions have delivered 100 frames in a row that were sent after `since`,
@@ -43,7 +49,10 @@ impl<'a> Probes<'a> {
             });
         }
         let until = Instant::now();
-        let gaps = self.ways.each_ref().map(|(flow, to, _)| longest_gap(&flow.arrivals(to), self.since, until));
+        let gaps = self
+            .ways
+            .each_ref()
+            .map(|(flow, to, _)| longest_gap(&flow.arrivals(to), self.since, until));
         for (_, _, stream) in self.ways {
             stream.stop();
         }
@@ -53,7 +62,10 @@ impl<'a> Probes<'a> {
     fn assert_short_gaps(self, what: &str) {
         let [there, back] = self.settle();
         println!("{what}: longest gap {there:?} from A to B, {back:?} from B to A");
-        assert!(there < GAP_MAX && back < GAP_MAX, "{what}: A to B {there:?}, B to A {back:?}");
+        assert!(
+            there < GAP_MAX && back < GAP_MAX,
+            "{what}: A to B {there:?}, B to A {back:?}"
+        );
     }
 }
 
@@ -69,15 +81,26 @@ fn move_to(site: &Site, last: u8) -> Ipv4Addr {
 
 fn assert_followed(follower: &Site, address: Ipv4Addr) {
     let expected = format!("{address}:{UDP_PORT}");
-    eventually(secs(5), &format!("show names the new endpoint {expected}"), || {
-        // An IPv4 address may be shown as such or mapped into IPv6.
-        follower.peer().endpoint.is_some_and(|shown| shown.replace(['[', ']'], "").ends_with(&expected)).then_some(())
-    });
+    eventually(
+        secs(5),
+        &format!("show names the new endpoint {expected}"),
+        || {
+            // An IPv4 address may be shown as such or mapped into IPv6.
+            follower
+                .peer()
+                .endpoint
+                .is_some_and(|shown| shown.replace(['[', ']'], "").ends_with(&expected))
+                .then_some(())
+        },
+    );
 }
 
 #[test]
 fn a_side_without_a_known_address_may_roam() {
-    let pair = Pair::start(Plan { b_knows_a: false, ..Plan::default() });
+    let pair = Pair::start(Plan {
+        b_knows_a: false,
+        ..Plan::default()
+    });
     let probes = Probes::start(&pair.at_a, &pair.at_b);
     let address = move_to(&pair.a, 77);
     probes.assert_short_gaps("A moved");
@@ -105,7 +128,10 @@ fn both_sides_roam_one_after_the_other() {
 
 #[test]
 fn traffic_is_back_after_a_restart_of_the_side_that_calls() {
-    let mut pair = Pair::start(Plan { b_knows_a: false, ..Plan::default() });
+    let mut pair = Pair::start(Plan {
+        b_knows_a: false,
+        ..Plan::default()
+    });
     let probes = Probes::start(&pair.at_a, &pair.at_b);
     pair.a.kill_9();
     pair.a.up();
@@ -114,7 +140,10 @@ fn traffic_is_back_after_a_restart_of_the_side_that_calls() {
 
 #[test]
 fn traffic_is_back_after_a_restart_of_the_side_that_waits() {
-    let mut pair = Pair::start(Plan { b_knows_a: false, ..Plan::default() });
+    let mut pair = Pair::start(Plan {
+        b_knows_a: false,
+        ..Plan::default()
+    });
     let probes = Probes::start(&pair.at_a, &pair.at_b);
     pair.b.kill_9();
     pair.b.up();
@@ -136,23 +165,45 @@ fn traffic_is_back_after_the_underlay_was_cut() {
     let probes = Probes::start(&pair.at_a, &pair.at_b);
     let (port, gateway) = (pair.a.uplink.router_port(), pair.a.uplink.other_v4(1));
     pair.internet.ns.ip(&format!("link set {port} down"));
-    eventually(secs(15), "A notices that B is gone", || (pair.a.peer().state != "up").then_some(()));
+    eventually(secs(15), "A notices that B is gone", || {
+        (pair.a.peer().state != "up").then_some(())
+    });
     let cut_until = Instant::now();
     pair.internet.ns.ip(&format!("link set {port} up"));
-    pair.a.ns.ip(&format!("route replace default via {gateway}"));
-    let [there, back] = Probes { since: cut_until, ..probes }.settle();
-    assert!(there < secs(6) && back < secs(6), "after the cut: A to B {there:?}, B to A {back:?}");
+    pair.a
+        .ns
+        .ip(&format!("route replace default via {gateway}"));
+    let [there, back] = Probes {
+        since: cut_until,
+        ..probes
+    }
+    .settle();
+    assert!(
+        there < secs(6) && back < secs(6),
+        "after the cut: A to B {there:?}, B to A {back:?}"
+    );
 }
 
 #[test]
 fn rekeying_under_load_loses_nothing() {
-    let settings = Settings { tunnel: "rekey-interval = \"1s\"", ..Settings::default() };
-    let pair = Pair::start(Plan { settings, ..Plan::default() });
+    let settings = Settings {
+        tunnel: "rekey-interval = \"1s\"",
+        ..Settings::default()
+    };
+    let pair = Pair::start(Plan {
+        settings,
+        ..Plan::default()
+    });
     let before = pair.a.peer().handshakes;
     let sizes = |number: u64| [60, 1514, 500, 1514][number as usize % 4];
-    let ways = [(pair.there(), &pair.at_a, &pair.at_b), (pair.back(), &pair.at_b, &pair.at_a)];
+    let ways = [
+        (pair.there(), &pair.at_a, &pair.at_b),
+        (pair.back(), &pair.at_b, &pair.at_a),
+    ];
     let streams = ways.map(|(flow, from, _)| from.stream(flow, millis(1), sizes));
-    eventually(secs(20), "five handshakes under load", || (pair.a.peer().handshakes >= before + 5).then_some(()));
+    eventually(secs(20), "five handshakes under load", || {
+        (pair.a.peer().handshakes >= before + 5).then_some(())
+    });
     for ((flow, _, to), stream) in ways.into_iter().zip(streams) {
         let sent = stream.stop();
         flow.wait_number(to, sent - 1, secs(2));

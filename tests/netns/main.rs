@@ -17,15 +17,21 @@
 //! Nothing here sleeps to synchronise: tests poll for what they wait for, with a deadline. Run
 //! `PATCHCORD=/usr/bin/patchcord cargo test --test netns` to try an installed program.
 // A test fails by panicking, waits by the real clock, and prints its logs.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    clippy::print_stdout
+)]
 
 mod cable;
-mod continuity;
 mod frames;
 mod namespace;
 mod process;
 mod topology;
 mod wiretap;
 
+mod continuity;
+mod hostile;
 mod lan;
 mod transparency;

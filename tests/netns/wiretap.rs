@@ -36,7 +36,9 @@ impl Wiretap {
     pub(crate) fn before(router: &Router, site: &Site) -> Self {
         let port = site.uplink.router_port();
         // Datagrams as they would be on a wire: no trains, checksums filled in.
-        let off = ["tx-udp-segmentation", "tso", "gso", "gro", "tx", "rx"].map(|feature| [feature, "off"]).concat();
+        let off = ["tx-udp-segmentation", "tso", "gso", "gro", "tx", "rx"]
+            .map(|feature| [feature, "off"])
+            .concat();
         for (ns, interface) in [(&router.ns, port.as_str()), (&site.ns, "wan")] {
             ns.run(&[&["ethtool", "-K", interface], &off[..]].concat());
         }
@@ -46,21 +48,38 @@ impl Wiretap {
             let (seen, stop) = (Arc::clone(&seen), Arc::clone(&stop));
             move || listen(receiver, &seen, &stop)
         });
-        let injector = Injector { sender, src: site.uplink.router_mac, dst: site.uplink.mac };
-        Self { seen, stop, reader: Some(reader), injector }
+        let injector = Injector {
+            sender,
+            src: site.uplink.router_mac,
+            dst: site.uplink.mac,
+        };
+        Self {
+            seen,
+            stop,
+            reader: Some(reader),
+            injector,
+        }
     }
 
     /// The datagrams from `src` so far.
     pub(crate) fn from(&self, src: Ipv4Addr) -> Vec<Datagram> {
         let seen = self.seen.lock().expect("the reader does not panic");
-        seen.iter().filter(|datagram| *datagram.src.ip() == src).cloned().collect()
+        seen.iter()
+            .filter(|datagram| *datagram.src.ip() == src)
+            .cloned()
+            .collect()
     }
 
-    /// Bytes of UDP payload from `src` to each address.
-    pub(crate) fn bytes_from(&self, src: Ipv4Addr) -> HashMap<SocketAddrV4, u64> {
-        let mut bytes = HashMap::new();
-        for datagram in self.from(src) {
-            *bytes.entry(datagram.dst).or_default() += datagram.payload.len() as u64;
+    /// Bytes of UDP payload that each stranger sent to `site`, and got from it.
+    pub(crate) fn exchanged_with(&self, site: Ipv4Addr) -> HashMap<SocketAddrV4, (u64, u64)> {
+        let mut bytes: HashMap<_, (u64, u64)> = HashMap::new();
+        for datagram in self.seen.lock().expect("the reader does not panic").iter() {
+            let len = datagram.payload.len() as u64;
+            if *datagram.dst.ip() == site {
+                bytes.entry(datagram.src).or_default().0 += len;
+            } else if *datagram.src.ip() == site {
+                bytes.entry(datagram.dst).or_default().1 += len;
+            }
         }
         bytes
     }
@@ -93,9 +112,14 @@ impl Injector {
             .ipv4(src.ip().octets(), dst.ip().octets(), 64)
             .udp(src.port(), dst.port());
         let mut bytes = Vec::with_capacity(builder.size(payload.len()));
-        builder.write(&mut bytes, payload).expect("a datagram that was on a wire fits a packet");
+        builder
+            .write(&mut bytes, payload)
+            .expect("a datagram that was on a wire fits a packet");
         // A full queue of the interface loses it, as a wire would.
-        let _ = self.sender.send_to(&bytes, None).expect("pnet sends on Linux");
+        let _ = self
+            .sender
+            .send_to(&bytes, None)
+            .expect("pnet sends on Linux");
     }
 }
 
@@ -107,7 +131,9 @@ fn open(ns: &Namespace, interface: &str) -> (Box<dyn DataLinkSender>, Box<dyn Da
         ..Config::default()
     };
     let channel = ns.enter(|| {
-        let found = datalink::interfaces().into_iter().find(|found| found.name == interface);
+        let found = datalink::interfaces()
+            .into_iter()
+            .find(|found| found.name == interface);
         datalink::channel(&found.expect("the interface is there"), config)
     });
     match channel.expect("root may open a raw socket") {
@@ -121,7 +147,9 @@ fn listen(mut receiver: Box<dyn DataLinkReceiver>, seen: &Mutex<Vec<Datagram>>, 
         match receiver.next() {
             Ok(bytes) => {
                 if let Some(datagram) = parse(bytes) {
-                    seen.lock().expect("no test panics while it looks").push(datagram);
+                    seen.lock()
+                        .expect("no test panics while it looks")
+                        .push(datagram);
                 }
             }
             Err(error) if error.kind() == ErrorKind::TimedOut => {}
@@ -132,7 +160,9 @@ fn listen(mut receiver: Box<dyn DataLinkReceiver>, seen: &Mutex<Vec<Datagram>>, 
 
 fn parse(bytes: &[u8]) -> Option<Datagram> {
     let headers = PacketHeaders::from_ethernet_slice(bytes).ok()?;
-    let (Some(NetHeaders::Ipv4(ip, _)), Some(TransportHeader::Udp(udp))) = (headers.net, headers.transport) else {
+    let (Some(NetHeaders::Ipv4(ip, _)), Some(TransportHeader::Udp(udp))) =
+        (headers.net, headers.transport)
+    else {
         return None;
     };
     Some(Datagram {
@@ -141,4 +171,3 @@ fn parse(bytes: &[u8]) -> Option<Datagram> {
         payload: headers.payload.slice().to_vec(),
     })
 }
-
