@@ -33,5 +33,6 @@ mod wiretap;
 
 mod continuity;
 mod hostile;
+mod keys;
 mod lan;
 mod transparency;
