@@ -35,4 +35,5 @@ mod continuity;
 mod hostile;
 mod keys;
 mod lan;
+mod mtu;
 mod transparency;
