@@ -37,3 +37,4 @@ mod keys;
 mod lan;
 mod mtu;
 mod transparency;
+mod underlay;
