@@ -35,6 +35,7 @@ mod continuity;
 mod hostile;
 mod keys;
 mod lan;
+mod lifecycle;
 mod mtu;
 mod transparency;
 mod underlay;

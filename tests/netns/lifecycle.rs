@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The device and the program: what comes up, what goes away, and what is said when it cannot.
+
+use std::net::UdpSocket;
+use std::process::Output;
+
+use nix::sys::signal::Signal;
+
+use crate::process::{eventually, secs};
+use crate::topology::{BRIDGE, DEVICE, Pair, Plan, Settings, Site, UDP_PORT, binary};
+
+fn waits_for_device(site: &Site) {
+    eventually(secs(5), "the device is there", || {
+        site.link(DEVICE).map(drop)
+    });
+}
+
+fn waits_for_no_device(site: &Site) {
+    eventually(secs(5), "the device is gone", || {
+        site.link(DEVICE).is_none().then_some(())
+    });
+}
+
+fn master(site: &Site) -> Option<String> {
+    Some(site.link(DEVICE)?["master"].as_str()?.to_owned())
+}
+
+fn carrier_becomes(site: &Site, on: bool, limit: u64) {
+    eventually(
+        secs(limit),
+        &format!("the carrier of {} is {on}", site.tunnel),
+        || (site.carrier() == Some(on)).then_some(()),
+    );
+}
+
+#[test]
+fn the_carrier_follows_the_peer() {
+    let mut pair = Pair::prepare(Plan::default());
+    pair.b.up();
+    waits_for_device(&pair.b);
+    eventually(secs(5), "B answers", || pair.b.try_status().map(drop));
+    carrier_becomes(&pair.b, false, 2);
+    assert!(!pair.b.status().device.carrier, "show says the same");
+    pair.a.up();
+    carrier_becomes(&pair.b, true, 10);
+    carrier_becomes(&pair.a, true, 10);
+    pair.connect(secs(5));
+    assert!(pair.b.status().device.carrier, "show says the same");
+    pair.a.kill_9();
+    carrier_becomes(&pair.b, false, 20);
+    pair.a.up();
+    carrier_becomes(&pair.b, true, 10);
+    pair.connect(secs(5));
+}
+
+#[test]
+fn the_device_is_made_as_configured() {
+    let settings = Settings {
+        overlay_mtu: 1600,
+        device: "mac = \"02:00:5e:10:00:01\"\naddresses = [\"10.99.0.1/24\", \"fd99::1/64\"]",
+        ..Settings::default()
+    };
+    let mut pair = Pair::prepare(Plan {
+        settings,
+        ..Plan::default()
+    });
+    pair.a.up().wait_for("ready", secs(5));
+    let link = pair.a.link(DEVICE).expect("the device is there");
+    assert_eq!(link["mtu"], 1600);
+    assert_eq!(link["address"], "02:00:5e:10:00:01");
+    assert_eq!(link["master"], BRIDGE);
+    let addresses = pair
+        .a
+        .ns
+        .run(&["ip", "-brief", "addr", "show", "dev", DEVICE]);
+    assert!(
+        addresses.contains("10.99.0.1/24") && addresses.contains("fd99::1/64"),
+        "{addresses}"
+    );
+}
+
+#[test]
+fn the_mac_address_is_the_same_after_a_restart() {
+    let mut pair = Pair::prepare(Plan::default());
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        pair.a.up().wait_for("ready", secs(5));
+        seen.push(pair.a.link(DEVICE).expect("the device is there")["address"].clone());
+        pair.a.terminate();
+    }
+    assert_eq!(seen[0], seen[1]);
+}
+
+#[test]
+fn down_removes_the_device() {
+    let mut pair = Pair::start(Plan::default());
+    let output = pair.a.patchcord(&["down", &pair.a.tunnel]);
+    assert!(
+        output.status.success(),
+        "down: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        pair.a.link(DEVICE).is_none(),
+        "the device is gone when down returns"
+    );
+    let status = pair.a.process().wait_exit(secs(5));
+    assert!(status.success(), "up ended with {status}");
+    assert!(pair.a.try_status().is_none(), "nobody answers any more");
+}
+
+#[test]
+fn sigterm_and_sigint_remove_the_device() {
+    let mut pair = Pair::prepare(Plan::default());
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        pair.a.up().wait_for("ready", secs(5));
+        waits_for_device(&pair.a);
+        pair.a.process().signal(signal);
+        let status = pair.a.process().wait_exit(secs(5));
+        assert!(status.success(), "{signal}: {status}");
+        assert!(pair.a.link(DEVICE).is_none(), "{signal} removes the device");
+    }
+}
+
+#[test]
+fn a_killed_program_leaves_nothing_in_the_way() {
+    let mut pair = Pair::start(Plan::default());
+    pair.a.kill_9();
+    waits_for_no_device(&pair.a);
+    pair.a.up();
+    pair.connect(secs(5));
+    pair.a.terminate();
+    waits_for_no_device(&pair.a);
+}
+
+/// A TAP that somebody else made, with an address of its own.
+fn make_tap(site: &Site) {
+    site.ns.ip(&format!(
+        "tuntap add mode tap name {DEVICE}\naddr add 192.168.7.1/24 dev {DEVICE}"
+    ));
+}
+
+fn adopting() -> Pair {
+    let settings = Settings {
+        device: "addresses = [\"10.99.0.1/24\"]",
+        ..Settings::default()
+    };
+    let pair = Pair::prepare(Plan {
+        settings,
+        ..Plan::default()
+    });
+    make_tap(&pair.a);
+    pair
+}
+
+fn assert_adopted(pair: &Pair) {
+    assert!(pair.a.status().device.adopted, "show says adopted");
+    assert_eq!(master(&pair.a).as_deref(), Some(BRIDGE));
+    assert!(
+        addresses(&pair.a).contains("10.99.0.1/24"),
+        "the configured address is there"
+    );
+}
+
+fn addresses(site: &Site) -> String {
+    site.ns
+        .run(&["ip", "-brief", "addr", "show", "dev", DEVICE])
+}
+
+/// The device is there and has lost what patchcord added, and only that.
+fn assert_given_back(site: &Site) {
+    assert!(site.link(DEVICE).is_some(), "an adopted device stays");
+    assert_eq!(master(site), None, "it is no port of the bridge any more");
+    let addresses = addresses(site);
+    assert!(
+        !addresses.contains("10.99.0.1"),
+        "what was added is gone: {addresses}"
+    );
+    assert!(
+        addresses.contains("192.168.7.1/24"),
+        "what was there stays: {addresses}"
+    );
+}
+
+#[test]
+fn an_adopted_device_stays() {
+    let mut pair = adopting();
+    pair.up();
+    pair.connect(secs(10));
+    assert_adopted(&pair);
+    let output = pair.a.patchcord(&["down", &pair.a.tunnel]);
+    assert!(
+        output.status.success(),
+        "down: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_given_back(&pair.a);
+}
+
+#[test]
+fn an_adopted_device_is_given_back_even_after_a_crash() {
+    let mut pair = adopting();
+    pair.up();
+    pair.connect(secs(10));
+    pair.a.kill_9();
+    assert!(
+        pair.a.link(DEVICE).is_some(),
+        "an adopted device survives its user"
+    );
+    pair.a.up();
+    pair.connect(secs(10));
+    assert_adopted(&pair);
+    pair.a.terminate();
+    assert_given_back(&pair.a);
+}
+
+/// What a failed start says.
+fn refusal(output: &Output, code: i32, words: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "exit code; it said: {text}"
+    );
+    for word in words {
+        assert!(
+            text.to_lowercase().contains(&word.to_lowercase()),
+            "`{word}` is missing in: {text}"
+        );
+    }
+}
+
+/// `patchcord up` that is expected to end by itself.
+fn failed_up(site: &Site, prefix: &[&str]) -> Output {
+    let (program, config) = (binary(), site.config.display().to_string());
+    let mut argv = vec!["timeout", "10"];
+    argv.extend(prefix);
+    argv.extend([program.as_str(), "up", config.as_str()]);
+    site.ns.output(&argv)
+}
+
+#[test]
+fn a_second_up_of_the_same_tunnel_is_refused() {
+    let mut pair = Pair::start(Plan::default());
+    let pid = pair.a.process().pid().to_string();
+    refusal(&failed_up(&pair.a, &[]), 1, &["running", &pid]);
+    assert!(
+        pair.a.link(DEVICE).is_some(),
+        "the first one keeps its device"
+    );
+    pair.connect(secs(2));
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let pair = Pair::prepare(Plan::default());
+    let _taken = pair
+        .a
+        .ns
+        .enter(|| UdpSocket::bind(("::", UDP_PORT)).expect("the port is free"));
+    refusal(&failed_up(&pair.a, &[]), 1, &["51830", "in use"]);
+    assert!(pair.a.link(DEVICE).is_none(), "no device is left behind");
+}
+
+#[test]
+fn a_missing_bridge_is_named_with_the_remedy() {
+    let pair = Pair::prepare(Plan::default());
+    pair.a.ns.ip(&format!("link del {BRIDGE}"));
+    refusal(&failed_up(&pair.a, &[]), 1, &[BRIDGE, "ip link add"]);
+    assert!(pair.a.link(DEVICE).is_none(), "no device is left behind");
+}
+
+#[test]
+fn a_missing_capability_is_named_with_the_remedy() {
+    let pair = Pair::prepare(Plan::default());
+    let without = [
+        "setpriv",
+        "--bounding-set",
+        "-net_admin",
+        "--inh-caps",
+        "-net_admin",
+        "--",
+    ];
+    refusal(&failed_up(&pair.a, &without), 1, &["CAP_NET_ADMIN"]);
+}
+
+#[test]
+fn a_device_in_use_by_another_tunnel_is_named() {
+    let pair = Pair::start(Plan::default());
+    let other = pair
+        .a
+        .config
+        .with_file_name(format!("other-{}.toml", pair.a.tunnel));
+    let text = std::fs::read_to_string(&pair.a.config).expect("the configuration is there");
+    std::fs::write(&other, text.replace("51830\"\n", "51831\"\n")).expect("it can be written");
+    let argv = [
+        "timeout",
+        "10",
+        &binary(),
+        "up",
+        &other.display().to_string(),
+    ];
+    refusal(&pair.a.ns.output(&argv), 1, &[DEVICE, "in use"]);
+    pair.connect(secs(2));
+}
+
+#[test]
+fn a_mistake_in_the_configuration_is_a_usage_error() {
+    let pair = Pair::prepare(Plan::default());
+    let text = std::fs::read_to_string(&pair.a.config).expect("the configuration is there");
+    std::fs::write(&pair.a.config, text.replace("bridge =", "brigde ="))
+        .expect("it can be written");
+    refusal(&failed_up(&pair.a, &[]), 2, &["brigde", "bridge"]);
+    let check = pair
+        .a
+        .patchcord(&["check", &pair.a.config.display().to_string()]);
+    refusal(&check, 2, &["brigde", "bridge"]);
+    assert!(pair.a.link(DEVICE).is_none(), "nothing was made");
+}
+
+#[test]
+fn show_and_down_of_a_tunnel_that_is_not_up_fail() {
+    let pair = Pair::prepare(Plan::default());
+    for verb in ["show", "down"] {
+        refusal(
+            &pair.a.patchcord(&[verb, &pair.a.tunnel]),
+            1,
+            &[&pair.a.tunnel],
+        );
+    }
+}
