@@ -37,5 +37,6 @@ mod keys;
 mod lan;
 mod lifecycle;
 mod mtu;
+mod soak;
 mod transparency;
 mod underlay;

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Several flows of random sizes both ways for a while: all arrive, once, in order, unchanged.
+
+use std::time::Instant;
+
+use crate::cable::Cable;
+use crate::frames::{Flow, Tally};
+use crate::process::{eventually, millis, secs};
+use crate::topology::{Pair, Plan, Settings};
+
+/// A size from 60 to `max` that depends on the number only.
+fn size(number: u64, salt: u64, max: u64) -> usize {
+    let mut state =
+        (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ salt.wrapping_mul(0xd134_2543_de82_ef95);
+    state ^= state >> 29;
+    state = state.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    state ^= state >> 32;
+    usize::try_from(60 + state % (max - 59)).expect("a frame size")
+}
+
+fn soak(max: u64, interval_ms: u64) {
+    let overlay_mtu = u32::try_from(max - 14).expect("an MTU");
+    let settings = Settings {
+        overlay_mtu,
+        ..Settings::default()
+    };
+    let pair = Pair::start(Plan {
+        settings,
+        ..Plan::default()
+    });
+    let pid_before = pair.a.status().pid;
+    let way = |id: u16| -> (Flow, &Cable, &Cable) {
+        let (from, to) = if id.is_multiple_of(2) {
+            (&pair.at_a, &pair.at_b)
+        } else {
+            (&pair.at_b, &pair.at_a)
+        };
+        (Flow::between(from, to, 50 + id), from, to)
+    };
+    let ways = [0, 1, 2, 3].map(way);
+    let begun = Instant::now();
+    let streams = ways.map(|(flow, from, _)| {
+        from.stream(flow, millis(interval_ms), move |number| {
+            size(number, flow.id.into(), max)
+        })
+    });
+    eventually(secs(20), "the soak has run", || {
+        (begun.elapsed() > secs(6)).then_some(())
+    });
+    for ((flow, _, to), stream) in ways.into_iter().zip(streams) {
+        let sent = stream.stop();
+        flow.wait_number(to, sent - 1, secs(3));
+        assert_eq!(
+            flow.tally(to, sent),
+            Tally::perfect(sent),
+            "flow {}",
+            flow.id
+        );
+        assert!(sent > 1000, "only {sent} frames were sent");
+    }
+    assert_eq!(pair.a.status().pid, pid_before, "the same process serves");
+}
+
+#[test]
+fn frames_of_random_sizes_all_arrive() {
+    soak(1514, 2);
+}
+
+#[test]
+fn jumbo_frames_of_random_sizes_all_arrive() {
+    soak(9014, 4);
+}
