@@ -8,6 +8,8 @@ pub mod crypto;
 pub mod io;
 pub mod pipeline;
 pub mod proto;
+pub mod provider;
 pub mod queue;
 pub mod stats;
 pub mod tunnel;
+pub mod wire;

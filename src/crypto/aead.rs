@@ -6,7 +6,9 @@
 //! used once (`proto::session`).
 
 use aws_lc_rs::{
-    aead::{AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    aead::{
+        AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
+    },
     hkdf::{HKDF_SHA256, Prk},
 };
 
@@ -65,12 +67,18 @@ impl CipherOffer {
     /// Both ciphers; which one is fast is read from the CPU.
     pub fn auto() -> Self {
         let allowed = Cipher::Aes256Gcm as u8 | Cipher::ChaCha20Poly1305 as u8;
-        Self { allowed, fast_aes: cpu_has_fast_aes() }
+        Self {
+            allowed,
+            fast_aes: cpu_has_fast_aes(),
+        }
     }
 
     /// Only `cipher`.
     pub fn only(cipher: Cipher) -> Self {
-        Self { allowed: cipher as u8, fast_aes: cpu_has_fast_aes() }
+        Self {
+            allowed: cipher as u8,
+            fast_aes: cpu_has_fast_aes(),
+        }
     }
 
     /// The cipher of a session between two sides: AES where it is fast on both or the only one
@@ -126,7 +134,9 @@ impl LaneKey {
             .0
             .seal_in_place_separate_tag(nonce(counter), Aad::from(aad), in_out)
             .expect("a datagram is shorter than an AEAD's limit");
-        tag.as_ref().try_into().expect("both ciphers have tags of 16 bytes")
+        tag.as_ref()
+            .try_into()
+            .expect("both ciphers have tags of 16 bytes")
     }
 
     /// Checks the tag at the end of `in_out` and decrypts the rest in place.
@@ -163,10 +173,22 @@ mod tests {
     fn aes_is_chosen_only_where_it_is_fast_or_alone() {
         let offer = |allowed, fast_aes| CipherOffer { allowed, fast_aes };
         for (ours, theirs, chosen) in [
-            (offer(BOTH, true), offer(BOTH, true), Some(Cipher::Aes256Gcm)),
-            (offer(BOTH, true), offer(BOTH, false), Some(Cipher::ChaCha20Poly1305)),
+            (
+                offer(BOTH, true),
+                offer(BOTH, true),
+                Some(Cipher::Aes256Gcm),
+            ),
+            (
+                offer(BOTH, true),
+                offer(BOTH, false),
+                Some(Cipher::ChaCha20Poly1305),
+            ),
             (offer(BOTH, true), offer(1, false), Some(Cipher::Aes256Gcm)),
-            (offer(2, true), offer(BOTH, true), Some(Cipher::ChaCha20Poly1305)),
+            (
+                offer(2, true),
+                offer(BOTH, true),
+                Some(Cipher::ChaCha20Poly1305),
+            ),
             (offer(1, true), offer(2, true), None),
             (offer(BOTH, true), offer(0x80, true), None),
         ] {
@@ -188,9 +210,13 @@ mod tests {
 
             let open = |key: &LaneKey, counter, aad: &[u8], sealed: &[u8]| {
                 let mut datagram = sealed.to_vec();
-                key.open(counter, aad, &mut datagram).map(|plaintext| plaintext.to_vec())
+                key.open(counter, aad, &mut datagram)
+                    .map(|plaintext| plaintext.to_vec())
             };
-            assert_eq!(open(&key, counter, b"header", &sealed).unwrap(), b"an Ethernet frame");
+            assert_eq!(
+                open(&key, counter, b"header", &sealed).unwrap(),
+                b"an Ethernet frame"
+            );
             let mut mangled = sealed.clone();
             mangled[3] ^= 1;
             for refused in [
@@ -216,7 +242,10 @@ mod tests {
                 32
             }
         }
-        prk.expand(&[b"patchcord1 lane", &[2, 1]], Raw).unwrap().fill(&mut key).unwrap();
+        prk.expand(&[b"patchcord1 lane", &[2, 1]], Raw)
+            .unwrap()
+            .fill(&mut key)
+            .unwrap();
 
         let counter = Counter::new(Lane(1), 77);
         let mut ours = b"payload".to_vec();

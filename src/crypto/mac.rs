@@ -47,7 +47,11 @@ pub fn cookie_key(public_key: &PublicKey) -> [u8; 32] {
 }
 
 fn labelled_hash(label: &[u8], public_key: &PublicKey) -> [u8; 32] {
-    Blake2s256::new().chain_update(label).chain_update(public_key.as_bytes()).finalize().into()
+    Blake2s256::new()
+        .chain_update(label)
+        .chain_update(public_key.as_bytes())
+        .finalize()
+        .into()
 }
 
 /// The cookie of whoever receives at `from`, address and port.
@@ -72,7 +76,13 @@ pub fn seal_cookie(
     cookie: &Cookie,
 ) -> [u8; MAC_LEN + 16] {
     XChaCha20Poly1305::new(key.into())
-        .encrypt(nonce.into(), Payload { msg: cookie, aad: mac1 })
+        .encrypt(
+            nonce.into(),
+            Payload {
+                msg: cookie,
+                aad: mac1,
+            },
+        )
         .ok()
         .and_then(|sealed| sealed.try_into().ok())
         .expect("16 bytes and a tag")
@@ -86,7 +96,13 @@ pub fn open_cookie(
     sealed: &[u8; MAC_LEN + 16],
 ) -> Option<Cookie> {
     let opened = XChaCha20Poly1305::new(key.into())
-        .decrypt(nonce.into(), Payload { msg: sealed, aad: mac1 })
+        .decrypt(
+            nonce.into(),
+            Payload {
+                msg: sealed,
+                aad: mac1,
+            },
+        )
         .ok()?;
     opened.try_into().ok()
 }
@@ -114,14 +130,20 @@ mod tests {
         assert_eq!(at("192.0.2.1:1000"), at("192.0.2.1:1000"));
         assert_ne!(at("192.0.2.1:1000"), at("192.0.2.1:1001"));
         assert_ne!(at("192.0.2.1:1000"), at("192.0.2.2:1000"));
-        assert_ne!(at("192.0.2.1:1000"), cookie(&[2; 32], "192.0.2.1:1000".parse().unwrap()));
+        assert_ne!(
+            at("192.0.2.1:1000"),
+            cookie(&[2; 32], "192.0.2.1:1000".parse().unwrap())
+        );
     }
 
     #[test]
     fn a_sealed_cookie_opens_only_for_its_message() {
         let (key, nonce, mac1) = ([1; 32], [2; 24], [3; MAC_LEN]);
         let sealed = seal_cookie(&key, &nonce, &mac1, &[4; MAC_LEN]);
-        assert_eq!(open_cookie(&key, &nonce, &mac1, &sealed), Some([4; MAC_LEN]));
+        assert_eq!(
+            open_cookie(&key, &nonce, &mac1, &sealed),
+            Some([4; MAC_LEN])
+        );
         assert_eq!(open_cookie(&key, &nonce, &[5; MAC_LEN], &sealed), None);
         assert_eq!(open_cookie(&[9; 32], &nonce, &mac1, &sealed), None);
     }

@@ -64,9 +64,15 @@ fn split(state: &mut HandshakeState) -> SplitKeys {
     let (initiator, responder) = state.dangerously_get_raw_split();
     let (initiator, responder) = (SplitKey(initiator), SplitKey(responder));
     if state.is_initiator() {
-        SplitKeys { seal: initiator, open: responder }
+        SplitKeys {
+            seal: initiator,
+            open: responder,
+        }
     } else {
-        SplitKeys { seal: responder, open: initiator }
+        SplitKeys {
+            seal: responder,
+            open: initiator,
+        }
     }
 }
 
@@ -144,7 +150,11 @@ impl Responder {
             .get_remote_static()
             .and_then(|key| PublicKey::from_bytes(key.try_into().ok()?).ok())
             .ok_or(DropReason::BadHandshake)?;
-        Ok(Self { state, initiator, payload })
+        Ok(Self {
+            state,
+            initiator,
+            payload,
+        })
     }
 
     /// Writes message 2 into `message`, which is exactly as long as it will be.
@@ -192,12 +202,18 @@ mod tests {
         let mut initiator =
             Initiator::start(&alice, &bob.public_key(), Some(&psk), &offer, &mut first);
         let responder = Responder::read(&bob, &first).unwrap();
-        assert_eq!((responder.initiator, responder.payload), (alice.public_key(), offer));
+        assert_eq!(
+            (responder.initiator, responder.payload),
+            (alice.public_key(), offer)
+        );
         let (mut second, choice) = response();
         let bobs = responder.respond(Some(&psk), &choice, &mut second).unwrap();
         let mut forged = second.clone();
         forged[40] ^= 1;
-        assert_eq!(initiator.finish(&forged).err(), Some(DropReason::BadHandshake));
+        assert_eq!(
+            initiator.finish(&forged).err(),
+            Some(DropReason::BadHandshake)
+        );
         let (payload, alices) = initiator.finish(&second).unwrap();
         assert_eq!(payload, choice);
         assert_eq!(alices.seal.as_bytes(), bobs.open.as_bytes());
@@ -207,16 +223,25 @@ mod tests {
 
     #[test]
     fn a_wrong_key_fails_at_message_1_and_a_wrong_psk_at_message_2() {
-        let (alice, bob, eve) =
-            (PrivateKey::generate(), PrivateKey::generate(), PrivateKey::generate());
+        let (alice, bob, eve) = (
+            PrivateKey::generate(),
+            PrivateKey::generate(),
+            PrivateKey::generate(),
+        );
         let (mut first, offer) = initiation();
         let mut initiator = Initiator::start(&alice, &bob.public_key(), None, &offer, &mut first);
-        assert_eq!(Responder::read(&eve, &first).err(), Some(DropReason::BadHandshake));
+        assert_eq!(
+            Responder::read(&eve, &first).err(),
+            Some(DropReason::BadHandshake)
+        );
 
         let (mut second, choice) = response();
         let psk = PresharedKey::generate();
         let responder = Responder::read(&bob, &first).unwrap();
         responder.respond(Some(&psk), &choice, &mut second).unwrap();
-        assert_eq!(initiator.finish(&second).err(), Some(DropReason::BadHandshake));
+        assert_eq!(
+            initiator.finish(&second).err(),
+            Some(DropReason::BadHandshake)
+        );
     }
 }

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use super::sys;
 
+pub(crate) use super::sys::readiness::Readiness;
+
 /// Ends a [`wait`] from any thread. Clones share one state: awake or not.
 #[derive(Clone, Debug)]
 pub struct Waker {

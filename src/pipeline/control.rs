@@ -104,8 +104,15 @@ impl ControlTask {
                     self.log_refusal(reason, from);
                 }
             }
-            Notice::Control { from, receiver, newest, bytes } => {
-                let handled = self.node.handle_control(now, from, receiver, newest, &bytes);
+            Notice::Control {
+                from,
+                receiver,
+                newest,
+                bytes,
+            } => {
+                let handled = self
+                    .node
+                    .handle_control(now, from, receiver, newest, &bytes);
                 handled.unwrap_or_else(|reason| self.drops.count(reason));
             }
             Notice::Roamed { port, from } => self.node.handle_roamed(now, port, from),
@@ -159,7 +166,10 @@ impl ControlTask {
         while let Some(transmit) = self.node.poll_transmit() {
             let datagram = &transmit.datagram;
             // A probe that is too big is an answer in itself; anything else is sent again in time.
-            if let Err(error) = self.socket.send_train(transmit.to, datagram, datagram.len()) {
+            if let Err(error) = self
+                .socket
+                .send_train(transmit.to, datagram, datagram.len())
+            {
                 debug!(to = %transmit.to, %error, "control datagram not sent");
             }
         }
@@ -168,7 +178,11 @@ impl ControlTask {
     fn tell_reachability(&mut self) {
         let is_reachable = self.node.is_any_up();
         if std::mem::replace(&mut self.was_reachable, is_reachable) != is_reachable {
-            self.tell(if is_reachable { EngineEvent::Reachable } else { EngineEvent::Unreachable });
+            self.tell(if is_reachable {
+                EngineEvent::Reachable
+            } else {
+                EngineEvent::Unreachable
+            });
         }
     }
 
@@ -181,12 +195,17 @@ impl ControlTask {
     // Names.
 
     fn look_up(&mut self, port: PortId, delay: Duration) {
-        let Some((_, Some(host))) = self.labels.get(usize::from(port.0) - 1) else { return };
+        let Some((_, Some(host))) = self.labels.get(usize::from(port.0) - 1) else {
+            return;
+        };
         let host = host.clone();
         self.lookups.spawn(async move {
             tokio::time::sleep(delay).await;
             let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(host)).await;
-            let address = found.ok().and_then(Result::ok).and_then(|mut all| all.next());
+            let address = found
+                .ok()
+                .and_then(Result::ok)
+                .and_then(|mut all| all.next());
             (port, address)
         });
     }
@@ -198,7 +217,10 @@ impl ControlTask {
         match found {
             Ok((port, Some(address))) => self.node.handle_resolved(now(), port, address),
             Ok((port, None)) => {
-                warn!(peer = self.name(port), "the endpoint's name cannot be resolved; trying again");
+                warn!(
+                    peer = self.name(port),
+                    "the endpoint's name cannot be resolved; trying again"
+                );
                 self.look_up(port, RESOLVE_RETRY);
             }
             Err(error) => warn!(%error, "looking up a name failed"),
@@ -208,12 +230,16 @@ impl ControlTask {
     // What people see.
 
     fn name(&self, port: PortId) -> &str {
-        self.labels.get(usize::from(port.0).wrapping_sub(1)).map_or("?", |(name, _)| name)
+        self.labels
+            .get(usize::from(port.0).wrapping_sub(1))
+            .map_or("?", |(name, _)| name)
     }
 
     fn log_up(&self, port: PortId) {
         let views = self.node.views(now());
-        let Some(view) = views.get(usize::from(port.0) - 1) else { return };
+        let Some(view) = views.get(usize::from(port.0) - 1) else {
+            return;
+        };
         let cipher = view.cipher.map_or("none", |cipher| cipher.name());
         info!(peer = self.name(port), cipher, "peer is up");
         if view.max_frame != 0 && u32::from(view.max_frame) < self.shared.max_frame {
@@ -250,10 +276,17 @@ impl ControlTask {
     fn view(&self) -> EngineView {
         let names = self.labels.iter().map(|(name, _)| name.clone());
         let flow = |flow: &crate::stats::Flow| (flow.frames(), flow.bytes());
-        let fdb = self.shared.switch.fdb().entries(self.shared.clock.seconds());
+        let fdb = self
+            .shared
+            .switch
+            .fdb()
+            .entries(self.shared.clock.seconds());
         EngineView {
             peers: names.zip(self.node.views(now())).collect(),
-            tap: [flow(&self.shared.tap.outbound), flow(&self.shared.tap.inbound)],
+            tap: [
+                flow(&self.shared.tap.outbound),
+                flow(&self.shared.tap.inbound),
+            ],
             drops: self.shared.total_drops(),
             fdb: fdb
                 .map(|entry| (entry.vid.value(), entry.mac, entry.port.0, entry.age_s))

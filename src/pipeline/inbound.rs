@@ -49,21 +49,32 @@ pub(super) struct Arrivals {
 #[derive(Clone, Copy)]
 enum Opened {
     /// Authentic.
-    Data { message_type: MessageType, receiver: SessionIndex, counter: Counter },
+    Data {
+        message_type: MessageType,
+        receiver: SessionIndex,
+        counter: Counter,
+    },
     /// Dropped and counted, or on its way to the control thread.
     Gone,
 }
 
 impl Default for Arrivals {
     fn default() -> Self {
-        Self { batch: RecvBatch::new(BATCH_BUFFERS), opened: Vec::with_capacity(1024) }
+        Self {
+            batch: RecvBatch::new(BATCH_BUFFERS),
+            opened: Vec::with_capacity(1024),
+        }
     }
 }
 
 /// Where received batches go.
 pub(super) enum Inlet {
     /// Opened and delivered on the spot.
-    Inline { arrivals: Box<Arrivals>, opener: Opener, delivery: Box<Delivery> },
+    Inline {
+        arrivals: Box<Arrivals>,
+        opener: Opener,
+        delivery: Box<Delivery>,
+    },
     /// To the workers.
     Staged(Dealer<Arrivals>),
 }
@@ -78,7 +89,12 @@ pub(super) struct Inbound {
 
 impl Inbound {
     pub(super) fn new(shared: Arc<Shared>, socket: UdpSocket, inlet: Inlet) -> Self {
-        Self { drops: shared.new_drops(), shared, socket, inlet }
+        Self {
+            drops: shared.new_drops(),
+            shared,
+            socket,
+            inlet,
+        }
     }
 
     /// Works until the tunnel stops.
@@ -97,7 +113,11 @@ impl Inbound {
 
     fn receive_batch(&mut self) -> std::io::Result<()> {
         match &mut self.inlet {
-            Inlet::Inline { arrivals, opener, delivery } => {
+            Inlet::Inline {
+                arrivals,
+                opener,
+                delivery,
+            } => {
                 self.socket.recv_batch(&mut arrivals.batch)?;
                 opener.open(arrivals);
                 delivery.deliver(arrivals);
@@ -127,7 +147,11 @@ pub(super) struct Opener {
 
 impl Opener {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { tables: shared.subscribe(), drops: shared.new_drops(), shared }
+        Self {
+            tables: shared.subscribe(),
+            drops: shared.new_drops(),
+            shared,
+        }
     }
 
     pub(super) fn open(&mut self, arrivals: &mut Arrivals) {
@@ -138,10 +162,12 @@ impl Opener {
         for mut received in arrivals.batch.iter_mut() {
             let from = received.from;
             for datagram in received.datagrams() {
-                let opened = self.open_one(&tables, from, datagram).unwrap_or_else(|reason| {
-                    self.drops.count(reason);
-                    Opened::Gone
-                });
+                let opened = self
+                    .open_one(&tables, from, datagram)
+                    .unwrap_or_else(|reason| {
+                        self.drops.count(reason);
+                        Opened::Gone
+                    });
                 arrivals.opened.push(opened);
             }
         }
@@ -159,9 +185,16 @@ impl Opener {
             return Ok(Opened::Gone);
         }
         let receiver = DataHeader::parse(datagram)?.receiver();
-        let session = tables.sessions.get(&receiver).ok_or(DropReason::UnknownSession)?;
+        let session = tables
+            .sessions
+            .get(&receiver)
+            .ok_or(DropReason::UnknownSession)?;
         let (counter, _) = session.open(datagram)?;
-        Ok(Opened::Data { message_type, receiver, counter })
+        Ok(Opened::Data {
+            message_type,
+            receiver,
+            counter,
+        })
     }
 
     /// Only what has the length of a handshake message and a good mac1 reaches the control thread.
@@ -224,8 +257,20 @@ impl Delivery {
         for mut received in arrivals.batch.iter_mut() {
             let from = received.from;
             for (datagram, opened) in received.datagrams().zip(&mut opened) {
-                let &Opened::Data { message_type, receiver, counter } = opened else { continue };
-                let arrival = Arrival { message_type, receiver, counter, from };
+                let &Opened::Data {
+                    message_type,
+                    receiver,
+                    counter,
+                } = opened
+                else {
+                    continue;
+                };
+                let arrival = Arrival {
+                    message_type,
+                    receiver,
+                    counter,
+                    from,
+                };
                 let plaintext = &datagram[DATA_HEADER_LEN..datagram.len() - TAG_LEN];
                 if let Err(reason) = self.accept(&tables, arrival, plaintext, now_s) {
                     self.drops.count(reason);
@@ -237,7 +282,8 @@ impl Delivery {
     /// Forgets lanes of sessions that ended.
     fn sweep(&mut self, tables: &Arc<Tables>) {
         if !Arc::ptr_eq(tables, &self.swept_for) {
-            self.lanes.retain(|(receiver, _), _| tables.sessions.contains_key(receiver));
+            self.lanes
+                .retain(|(receiver, _), _| tables.sessions.contains_key(receiver));
             self.swept_for = tables.clone();
         }
     }
@@ -249,11 +295,19 @@ impl Delivery {
         plaintext: &[u8],
         now_s: u32,
     ) -> Result<(), DropReason> {
-        let Arrival { message_type, receiver, counter, from } = arrival;
+        let Arrival {
+            message_type,
+            receiver,
+            counter,
+            from,
+        } = arrival;
         let lane = match self.lanes.entry((receiver, counter.lane())) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
-                let session = tables.sessions.get(&receiver).ok_or(DropReason::UnknownSession)?;
+                let session = tables
+                    .sessions
+                    .get(&receiver)
+                    .ok_or(DropReason::UnknownSession)?;
                 entry.insert(LaneState {
                     session: session.clone(),
                     window: ReplayWindow::default(),
@@ -269,13 +323,27 @@ impl Delivery {
             let mut bytes = [0; CONTROL_BYTES];
             let len = plaintext.len().min(CONTROL_BYTES);
             bytes[..len].copy_from_slice(&plaintext[..len]);
-            self.shared.notify(Notice::Control { from, receiver, newest, bytes });
+            self.shared.notify(Notice::Control {
+                from,
+                receiver,
+                newest,
+                bytes,
+            });
             return Ok(());
         }
-        if newest && tables.route(port).is_some_and(|route| route.endpoint != Some(from)) {
+        if newest
+            && tables
+                .route(port)
+                .is_some_and(|route| route.endpoint != Some(from))
+        {
             self.shared.notify(Notice::Roamed { port, from });
         }
-        let exit = Exit { shared: &self.shared, drops: &self.drops, tap: &self.tap, now_s };
+        let exit = Exit {
+            shared: &self.shared,
+            drops: &self.drops,
+            tap: &self.tap,
+            now_s,
+        };
         if message_type == MessageType::Frame {
             return exit.forward(&lane.session, plaintext);
         }
@@ -302,7 +370,11 @@ struct Exit<'a> {
 
 impl Exit<'_> {
     fn unpack(&self, lane: &mut LaneState, plaintext: &[u8]) -> Result<(), DropReason> {
-        let LaneState { session, reassembly, .. } = lane;
+        let LaneState {
+            session,
+            reassembly,
+            ..
+        } = lane;
         for chunk in Chunks::new(plaintext) {
             let forwarded = match chunk? {
                 Chunk::Frame(frame) => self.forward(session, frame),
@@ -334,7 +406,11 @@ impl Exit<'_> {
         }
         let bytes = frame.len() as u64;
         session.traffic.inbound.add_frames(1, bytes);
-        match self.shared.switch.forward(session.port, frame, self.now_s)? {
+        match self
+            .shared
+            .switch
+            .forward(session.port, frame, self.now_s)?
+        {
             Egress::Port(PortId::TAP) | Egress::Flood => {
                 self.tap
                     .write(&VnetHeader::NONE, frame)

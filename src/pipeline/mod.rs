@@ -45,8 +45,8 @@ use crate::{
     crypto::mac,
     io::{tap::TapQueue, udp::UdpSocket},
     proto::{
-        node::{Node, NodeConfig, PeerView},
         guard::Mac1Check,
+        node::{Node, NodeConfig, PeerView},
         peer::PeerSettings,
         train::Train,
     },
@@ -128,8 +128,11 @@ impl Engine {
         let (events_in, events) = mpsc::channel(16);
         let (commands, commands_out) = mpsc::channel(8);
         let max_frame = config.node.max_frame.into();
-        let (settings, labels) =
-            config.peers.into_iter().map(|peer| (peer.settings, (peer.name, peer.host))).unzip();
+        let (settings, labels) = config
+            .peers
+            .into_iter()
+            .map(|peer| (peer.settings, (peer.name, peer.host)))
+            .unzip();
         let node = Node::new(config.node, settings, clock::now());
         let mac1 = Mac1Check::new(&node.public_key());
         let switch = Switch::new(config.switch, hash_key());
@@ -139,7 +142,17 @@ impl Engine {
         let threads = spawn_data_threads(&plan, &shared, queue, &socket)?;
         let task = ControlTask::new(node, labels, shared.clone(), socket, events_in);
         let control = tokio::spawn(task.run(notices, commands_out));
-        Ok((Self { plan, local_addr, shared, commands, control, threads }, events))
+        Ok((
+            Self {
+                plan,
+                local_addr,
+                shared,
+                commands,
+                control,
+                threads,
+            },
+            events,
+        ))
     }
 
     /// The plan in use.
@@ -203,7 +216,11 @@ fn spawn_data_threads(
     queue: Arc<TapQueue>,
     socket: &UdpSocket,
 ) -> io::Result<Vec<JoinHandle<()>>> {
-    let mut threads = Threads { plan, shared, spawned: Vec::new() };
+    let mut threads = Threads {
+        plan,
+        shared,
+        spawned: Vec::new(),
+    };
     let result = match plan.workers {
         None => spawn_inline(&mut threads, queue, socket),
         Some(workers) => spawn_staged(&mut threads, workers, queue, socket),
@@ -214,7 +231,11 @@ fn spawn_data_threads(
     result.map(|()| threads.spawned)
 }
 
-fn spawn_inline(threads: &mut Threads<'_>, queue: Arc<TapQueue>, socket: &UdpSocket) -> io::Result<()> {
+fn spawn_inline(
+    threads: &mut Threads<'_>,
+    queue: Arc<TapQueue>,
+    socket: &UdpSocket,
+) -> io::Result<()> {
     let shared = threads.shared;
     let departures = Departures::new(shared.clone(), socket.try_clone()?);
     let outlet = Outlet::inline(departures);
@@ -223,7 +244,11 @@ fn spawn_inline(threads: &mut Threads<'_>, queue: Arc<TapQueue>, socket: &UdpSoc
 
     let opener = Opener::new(shared.clone());
     let delivery = Box::new(Delivery::new(shared.clone(), queue));
-    let inlet = Inlet::Inline { arrivals: Box::default(), opener, delivery };
+    let inlet = Inlet::Inline {
+        arrivals: Box::default(),
+        opener,
+        delivery,
+    };
     let inbound = Inbound::new(shared.clone(), socket.try_clone()?, inlet);
     threads.spawn("inbound", || inbound.run())
 }
@@ -280,16 +305,19 @@ impl Threads<'_> {
     ) -> io::Result<()> {
         let core = self.plan.core_of(name);
         let shared = self.shared.clone();
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            if let Some(core) = core
-                && !core_affinity::set_for_current(core)
-            {
-                tracing::warn!(core = core.id, "cannot pin a thread to its core");
-            }
-            let stopped = panic::catch_unwind(AssertUnwindSafe(work))
-                .unwrap_or_else(|_| Stopped::Failed(io::Error::other("a data thread panicked")));
-            shared.notify(Notice::Ended(stopped));
-        })?;
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                if let Some(core) = core
+                    && !core_affinity::set_for_current(core)
+                {
+                    tracing::warn!(core = core.id, "cannot pin a thread to its core");
+                }
+                let stopped = panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+                    Stopped::Failed(io::Error::other("a data thread panicked"))
+                });
+                shared.notify(Notice::Ended(stopped));
+            })?;
         self.spawned.push(thread);
         Ok(())
     }

@@ -41,7 +41,10 @@ const READ_BYTES: usize = 65_536 + 64;
 /// Where full trains go.
 pub(super) enum Outlet {
     /// Sealed and sent on the spot.
-    Inline { departures: Departures, empties: Vec<Train> },
+    Inline {
+        departures: Departures,
+        empties: Vec<Train>,
+    },
     /// To the workers.
     Staged(Dealer<Train>),
 }
@@ -135,9 +138,16 @@ impl Outbound {
         let mut offset = 0;
         loop {
             let lane = self.lane;
-            let pushed = self
-                .train_for(tables, port)
-                .and_then(|train| train.push(lane, Outgoing { frame, frame_id, offset }));
+            let pushed = self.train_for(tables, port).and_then(|train| {
+                train.push(
+                    lane,
+                    Outgoing {
+                        frame,
+                        frame_id,
+                        offset,
+                    },
+                )
+            });
             match pushed {
                 Ok(Pushed::Done) => break,
                 Ok(Pushed::Full { offset: next }) => {
@@ -155,7 +165,10 @@ impl Outbound {
     }
 
     fn train_of(&mut self, port: PortId) -> Option<&mut Train> {
-        self.filling.iter_mut().find(|(owner, _)| *owner == port).map(|(_, train)| train)
+        self.filling
+            .iter_mut()
+            .find(|(owner, _)| *owner == port)
+            .map(|(_, train)| train)
     }
 
     /// The train of `port`, a new one if need be.
@@ -192,7 +205,10 @@ impl Outbound {
             self.drops.count(reason);
         }
         match &mut self.outlet {
-            Outlet::Inline { departures, empties } => {
+            Outlet::Inline {
+                departures,
+                empties,
+            } => {
                 train.seal();
                 departures.send(&train);
                 train.clear();
@@ -212,7 +228,9 @@ impl Outlet {
     pub(super) fn inline(departures: Departures) -> Self {
         Self::Inline {
             departures,
-            empties: std::iter::repeat_with(Train::default).take(OPEN_TRAINS).collect(),
+            empties: std::iter::repeat_with(Train::default)
+                .take(OPEN_TRAINS)
+                .collect(),
         }
     }
 
@@ -233,7 +251,11 @@ pub(super) struct Departures {
 
 impl Departures {
     pub(super) fn new(shared: Arc<Shared>, socket: UdpSocket) -> Self {
-        Self { drops: shared.new_drops(), shared, socket }
+        Self {
+            drops: shared.new_drops(),
+            shared,
+            socket,
+        }
     }
 
     /// Sends what the workers have sealed until the first step has ended.
@@ -246,15 +268,20 @@ impl Departures {
     }
 
     fn send(&mut self, train: &Train) {
-        let (Some(to), Some(session)) = (train.destination(), train.session()) else { return };
+        let (Some(to), Some(session)) = (train.destination(), train.session()) else {
+            return;
+        };
         let mut sent = 0;
         for (run, size) in train.runs() {
             match self.socket.send_train(to, run, size) {
                 Ok(report) => {
                     sent += report.sent as u64;
-                    self.drops.add(DropReason::SendFailed, report.dropped as u64);
+                    self.drops
+                        .add(DropReason::SendFailed, report.dropped as u64);
                 }
-                Err(error) => self.handle_send_error(&error, session.port, run.len().div_ceil(size)),
+                Err(error) => {
+                    self.handle_send_error(&error, session.port, run.len().div_ceil(size))
+                }
             }
         }
         session.traffic.outbound.add_datagrams(sent);

@@ -49,9 +49,15 @@ impl CorePlan {
         let staged = request.staged.unwrap_or(cores.len() >= STAGED_FROM_CORES);
         let workers = staged.then(|| {
             let spare = cores.len().saturating_sub(ENDS) / 2;
-            request.workers.unwrap_or(spare.clamp(1, MAX_CHOSEN_WORKERS))
+            request
+                .workers
+                .unwrap_or(spare.clamp(1, MAX_CHOSEN_WORKERS))
         });
-        let mut plan = Self { workers, cores, pinned: false };
+        let mut plan = Self {
+            workers,
+            cores,
+            pinned: false,
+        };
         let has_spare_core = plan.cores.len() > plan.thread_names().len();
         plan.pinned = !plan.cores.is_empty() && request.pin.unwrap_or(has_spare_core);
         plan
@@ -59,7 +65,11 @@ impl CorePlan {
 
     /// `inline` or `staged`.
     pub fn name(&self) -> &'static str {
-        if self.workers.is_some() { "staged" } else { "inline" }
+        if self.workers.is_some() {
+            "staged"
+        } else {
+            "inline"
+        }
     }
 
     /// The data threads.
@@ -105,13 +115,21 @@ mod tests {
             (64, Some(8), true),
         ] {
             let plan = plan(cores, PlanRequest::default());
-            assert_eq!((plan.workers, plan.pinned), (workers, pinned), "{cores} cores");
+            assert_eq!(
+                (plan.workers, plan.pinned),
+                (workers, pinned),
+                "{cores} cores"
+            );
         }
     }
 
     #[test]
     fn requests_override() {
-        let request = PlanRequest { staged: Some(true), workers: Some(3), pin: Some(true) };
+        let request = PlanRequest {
+            staged: Some(true),
+            workers: Some(3),
+            pin: Some(true),
+        };
         let plan = plan(2, request);
         assert_eq!(plan.name(), "staged");
         assert_eq!(

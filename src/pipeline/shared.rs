@@ -28,9 +28,18 @@ pub(super) const CONTROL_BYTES: usize = 64;
 /// From a data thread to the control thread.
 pub(super) enum Notice {
     /// A handshake message with a good mac1, or a cookie reply.
-    Handshake { from: SocketAddr, len: usize, bytes: [u8; INITIATION_LEN] },
+    Handshake {
+        from: SocketAddr,
+        len: usize,
+        bytes: [u8; INITIATION_LEN],
+    },
     /// An accepted datagram of the control lane.
-    Control { from: SocketAddr, receiver: SessionIndex, newest: bool, bytes: [u8; CONTROL_BYTES] },
+    Control {
+        from: SocketAddr,
+        receiver: SessionIndex,
+        newest: bool,
+        bytes: [u8; CONTROL_BYTES],
+    },
     /// A peer was heard from another address.
     Roamed { port: PortId, from: SocketAddr },
     /// A datagram to this peer was too big for its way out.
@@ -119,7 +128,10 @@ impl Shared {
     /// Counters for one thread's own use.
     pub(super) fn new_drops(&self) -> Arc<Drops> {
         let drops = Arc::new(Drops::default());
-        self.drops.lock().unwrap_or_else(PoisonError::into_inner).push(drops.clone());
+        self.drops
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(drops.clone());
         drops
     }
 
@@ -150,7 +162,10 @@ impl Shared {
     ) -> Result<(), DropReason> {
         let mut bytes = [0; INITIATION_LEN];
         let len = datagram.len();
-        bytes.get_mut(..len).ok_or(DropReason::Truncated)?.copy_from_slice(datagram);
+        bytes
+            .get_mut(..len)
+            .ok_or(DropReason::Truncated)?
+            .copy_from_slice(datagram);
         self.notify(Notice::Handshake { from, len, bytes });
         Ok(())
     }

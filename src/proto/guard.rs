@@ -36,7 +36,9 @@ pub struct Mac1Check {
 impl Mac1Check {
     /// For messages to the owner of `public_key`.
     pub fn new(public_key: &PublicKey) -> Self {
-        Self { key: mac::mac1_key(public_key) }
+        Self {
+            key: mac::mac1_key(public_key),
+        }
     }
 
     /// # Errors
@@ -92,7 +94,11 @@ impl Guard {
             cookie_key: mac::cookie_key(public_key),
             secret: mac::cookie_secret(),
             secret_expires: now + COOKIE_LIFETIME,
-            load: Load { window_ends: now, count: 0, until: None },
+            load: Load {
+                window_ends: now,
+                count: 0,
+                until: None,
+            },
             sources: HashMap::new(),
         }
     }
@@ -153,7 +159,10 @@ impl Guard {
                 return false;
             }
         }
-        let full = Bucket { millitokens: SOURCE_BURST * 1000, filled: now };
+        let full = Bucket {
+            millitokens: SOURCE_BURST * 1000,
+            filled: now,
+        };
         self.sources.entry(ip).or_insert(full).take(now)
     }
 }
@@ -184,8 +193,13 @@ impl Load {
 impl Bucket {
     fn fill(&mut self, now: Instant) {
         let millis = now.saturating_duration_since(self.filled).as_millis();
-        let gained = u32::try_from(millis).unwrap_or(u32::MAX).saturating_mul(SOURCE_RATE);
-        self.millitokens = self.millitokens.saturating_add(gained).min(SOURCE_BURST * 1000);
+        let gained = u32::try_from(millis)
+            .unwrap_or(u32::MAX)
+            .saturating_mul(SOURCE_RATE);
+        self.millitokens = self
+            .millitokens
+            .saturating_add(gained)
+            .min(SOURCE_BURST * 1000);
         self.filled = now;
     }
 
@@ -238,29 +252,50 @@ mod tests {
         let mut forged = message.clone();
         forged.mac1[0] ^= 1;
         for _ in 0..2 * LOAD_THRESHOLD {
-            assert!(matches!(judge(&mut guard, now, from, &forged), Verdict::Drop(DropReason::BadMac)));
+            assert!(matches!(
+                judge(&mut guard, now, from, &forged),
+                Verdict::Drop(DropReason::BadMac)
+            ));
         }
         for _ in 0..LOAD_THRESHOLD {
-            assert!(matches!(judge(&mut guard, now, from, &message), Verdict::Pass));
+            assert!(matches!(
+                judge(&mut guard, now, from, &message),
+                Verdict::Pass
+            ));
         }
         let Verdict::Challenge(reply) = judge(&mut guard, now, from, &message) else {
             panic!("load is not noticed");
         };
         let cookie = mac::open_cookie(
-            &mac::cookie_key(&key), &reply.nonce, &message.mac1, &reply.sealed_cookie,
+            &mac::cookie_key(&key),
+            &reply.nonce,
+            &message.mac1,
+            &reply.sealed_cookie,
         )
         .unwrap();
         let answer = with_mac2(message.clone(), &cookie);
         for _ in 0..SOURCE_BURST {
-            assert!(matches!(judge(&mut guard, now, from, &answer), Verdict::Pass));
+            assert!(matches!(
+                judge(&mut guard, now, from, &answer),
+                Verdict::Pass
+            ));
         }
         let limited = judge(&mut guard, now, from, &answer);
-        assert!(matches!(limited, Verdict::Drop(DropReason::HandshakeRateLimited)));
+        assert!(matches!(
+            limited,
+            Verdict::Drop(DropReason::HandshakeRateLimited)
+        ));
 
         let other_port: SocketAddr = "192.0.2.1:1001".parse().unwrap();
-        assert!(matches!(judge(&mut guard, now, other_port, &answer), Verdict::Challenge(_)));
+        assert!(matches!(
+            judge(&mut guard, now, other_port, &answer),
+            Verdict::Challenge(_)
+        ));
         let later = now + 3 * LOAD_HOLD;
-        assert!(matches!(judge(&mut guard, later, from, &message), Verdict::Pass), "load is over");
+        assert!(
+            matches!(judge(&mut guard, later, from, &message), Verdict::Pass),
+            "load is over"
+        );
     }
 
     #[test]
@@ -273,7 +308,10 @@ mod tests {
         }
         assert_eq!(guard.sources.len(), SOURCES);
         now += Duration::from_secs(5);
-        assert!(guard.admit(now, "203.0.113.9".parse().unwrap()), "idle ones made room");
+        assert!(
+            guard.admit(now, "203.0.113.9".parse().unwrap()),
+            "idle ones made room"
+        );
     }
 
     #[test]

@@ -39,7 +39,14 @@ pub(crate) struct Liveness {
 impl Liveness {
     pub(crate) fn new(now: Instant) -> Self {
         let (last_heard, silent_since) = (None, None);
-        Self { sent: 0, received: 0, last_sent: now, last_heard, silent_since, next_sample: now }
+        Self {
+            sent: 0,
+            received: 0,
+            last_sent: now,
+            last_heard,
+            silent_since,
+            next_sample: now,
+        }
     }
 
     /// When the next look is due.
@@ -76,8 +83,9 @@ impl Liveness {
         } else if has_sent && self.silent_since.is_none() {
             self.silent_since = Some(now);
         }
-        let silent_for =
-            self.silent_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let silent_for = self
+            .silent_since
+            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         let idle_for = now.saturating_duration_since(self.last_sent);
         Findings {
             sent: has_sent,
@@ -98,7 +106,12 @@ mod tests {
     fn silence_leads_from_a_question_to_a_handshake_to_down() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let findings = |sent, ask, rekey, down| Findings { sent, ask, rekey, down };
+        let findings = |sent, ask, rekey, down| Findings {
+            sent,
+            ask,
+            rekey,
+            down,
+        };
         let mut liveness = Liveness::new(start);
         for (millis, sent, received, expected) in [
             (0, 0, 0, findings(false, false, false, false)),

@@ -144,7 +144,10 @@ impl Node {
             .zip(peers)
             .map(|(port, settings)| Peer::new(PortId(port), settings, now))
             .collect();
-        let by_key = peers.iter().map(|peer| (peer.settings.public_key, peer.port)).collect();
+        let by_key = peers
+            .iter()
+            .map(|peer| (peer.settings.public_key, peer.port))
+            .collect();
         Self {
             guard: Guard::new(&public_key, now),
             config,
@@ -167,7 +170,9 @@ impl Node {
         let sessions = self.peers.iter().flat_map(Peer::sessions);
         Tables {
             routes: self.peers.iter().map(Peer::route).collect(),
-            sessions: sessions.map(|session| (session.agreement.local, session.clone())).collect(),
+            sessions: sessions
+                .map(|session| (session.agreement.local, session.clone()))
+                .collect(),
         }
     }
 
@@ -218,7 +223,11 @@ impl Node {
         };
         let port = session.port;
         let at = usize::from(port.0) - 1;
-        if self.peers[at].next.as_ref().is_some_and(|next| next.agreement.local == receiver) {
+        if self.peers[at]
+            .next
+            .as_ref()
+            .is_some_and(|next| next.agreement.local == receiver)
+        {
             self.promote(now, at);
         }
         self.peers[at].liveness.handle_heard(now);
@@ -238,7 +247,8 @@ impl Node {
     pub fn handle_roamed(&mut self, now: Instant, port: PortId, from: SocketAddr) {
         let Some(peer) = self.peer(port) else { return };
         if peer.handle_endpoint(from, now) {
-            self.events.extend([Event::PeerMoved(port, from), Event::TablesChanged]);
+            self.events
+                .extend([Event::PeerMoved(port, from), Event::TablesChanged]);
         }
     }
 
@@ -301,19 +311,31 @@ impl Node {
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.peers.iter().filter_map(|peer| peer.poll_timeout(self.config.rekey_interval)).min()
+        self.peers
+            .iter()
+            .filter_map(|peer| peer.poll_timeout(self.config.rekey_interval))
+            .min()
     }
 
     // Handshake, in the order of its messages.
 
     fn call_if_due(&mut self, now: Instant, wall: SystemTime, at: usize) {
         let peer = &mut self.peers[at];
-        let rekey = peer.rekey_at(self.config.rekey_interval).is_some_and(|rekey| now >= rekey);
-        if rekey || peer.current.as_ref().is_some_and(|session| session.is_worn_out()) {
+        let rekey = peer
+            .rekey_at(self.config.rekey_interval)
+            .is_some_and(|rekey| now >= rekey);
+        if rekey
+            || peer
+                .current
+                .as_ref()
+                .is_some_and(|session| session.is_worn_out())
+        {
             peer.call(now);
         }
         if peer.calling.due.is_some_and(|due| now >= due) {
-            if peer.settings.has_name && peer.calling.attempts % RESOLVE_AFTER_ATTEMPTS == RESOLVE_AFTER_ATTEMPTS - 1 {
+            if peer.settings.has_name
+                && peer.calling.attempts % RESOLVE_AFTER_ATTEMPTS == RESOLVE_AFTER_ATTEMPTS - 1
+            {
                 self.events.push_back(Event::Resolve(peer.port));
             }
             self.initiate(now, wall, at);
@@ -331,7 +353,11 @@ impl Node {
             timestamp: tai64n(wall),
             network_id: network_id_bytes(self.config.network_id),
             ciphers: self.config.ciphers.allowed,
-            flags: if self.config.ciphers.fast_aes { FAST_AES } else { 0 },
+            flags: if self.config.ciphers.fast_aes {
+                FAST_AES
+            } else {
+                0
+            },
             lanes: self.config.lanes,
             max_frame: self.config.max_frame.into(),
             ..InitiationPayload::new_zeroed()
@@ -353,8 +379,12 @@ impl Node {
         if let Some(former) = former {
             self.indices.remove(&former.index);
         }
-        self.indices.insert(index, Owner::Attempt(PortId(at as u16 + 1)));
-        self.transmits.push_back(Transmit { to, datagram: message.as_bytes().to_vec() });
+        self.indices
+            .insert(index, Owner::Attempt(PortId(at as u16 + 1)));
+        self.transmits.push_back(Transmit {
+            to,
+            datagram: message.as_bytes().to_vec(),
+        });
     }
 
     fn handle_initiation(
@@ -366,7 +396,10 @@ impl Node {
         let message = Initiation::parse(datagram)?;
         self.pass_guard(now, from, datagram, message.sender)?;
         let responder = Responder::read(&self.config.private_key, &message.noise)?;
-        let port = *self.by_key.get(&responder.initiator).ok_or(DropReason::UnknownPeer)?;
+        let port = *self
+            .by_key
+            .get(&responder.initiator)
+            .ok_or(DropReason::UnknownPeer)?;
         let offer = responder.payload;
         if offer.network_id != network_id_bytes(self.config.network_id) {
             return Err(DropReason::Incompatible);
@@ -375,11 +408,21 @@ impl Node {
         if offer.timestamp <= peer.newest_timestamp {
             return Err(DropReason::ReplayedHandshake);
         }
-        if peer.last_initiation.is_some_and(|last| now < last + INITIATION_INTERVAL) {
+        if peer
+            .last_initiation
+            .is_some_and(|last| now < last + INITIATION_INTERVAL)
+        {
             return Err(DropReason::HandshakeRateLimited);
         }
-        let theirs = CipherOffer { allowed: offer.ciphers, fast_aes: offer.flags & FAST_AES != 0 };
-        let cipher = self.config.ciphers.choose(theirs).ok_or(DropReason::Incompatible)?;
+        let theirs = CipherOffer {
+            allowed: offer.ciphers,
+            fast_aes: offer.flags & FAST_AES != 0,
+        };
+        let cipher = self
+            .config
+            .ciphers
+            .choose(theirs)
+            .ok_or(DropReason::Incompatible)?;
         peer.newest_timestamp = offer.timestamp;
         peer.last_initiation = Some(now);
         peer.max_frame = offer.max_frame.get();
@@ -405,20 +448,41 @@ impl Node {
         };
         let peer = &mut self.peers[usize::from(port.0) - 1];
         let mut message = Response::new(remote, local, [0; _]);
-        let keys =
-            responder.respond(peer.settings.preshared_key.as_ref(), &payload, &mut message.noise)?;
+        let keys = responder.respond(
+            peer.settings.preshared_key.as_ref(),
+            &payload,
+            &mut message.noise,
+        )?;
         let cookie = peer.fresh_cookie(now);
-        (message.mac1, message.mac2) =
-            macs(&peer.settings.public_key, cookie.as_ref(), message.as_bytes());
+        (message.mac1, message.mac2) = macs(
+            &peer.settings.public_key,
+            cookie.as_ref(),
+            message.as_bytes(),
+        );
 
         let role = Role::Responder;
         let local_lanes = self.config.lanes;
-        let agreement = Agreement { local, remote, role, cipher, local_lanes, remote_lanes };
-        let session =
-            Arc::new(Session::new(agreement, &keys, port, now, peer.traffic.clone()));
+        let agreement = Agreement {
+            local,
+            remote,
+            role,
+            cipher,
+            local_lanes,
+            remote_lanes,
+        };
+        let session = Arc::new(Session::new(
+            agreement,
+            &keys,
+            port,
+            now,
+            peer.traffic.clone(),
+        ));
         let ended = peer.establish_as_responder(session.clone());
         self.install(session, ended);
-        self.transmits.push_back(Transmit { to: from, datagram: message.as_bytes().to_vec() });
+        self.transmits.push_back(Transmit {
+            to: from,
+            datagram: message.as_bytes().to_vec(),
+        });
         Ok(())
     }
 
@@ -451,7 +515,13 @@ impl Node {
             remote_lanes: payload.lanes,
         };
         peer.max_frame = payload.max_frame.get();
-        let session = Arc::new(Session::new(agreement, &keys, port, now, peer.traffic.clone()));
+        let session = Arc::new(Session::new(
+            agreement,
+            &keys,
+            port,
+            now,
+            peer.traffic.clone(),
+        ));
         let ended = peer.establish_as_initiator(session.clone());
         peer.handle_endpoint(from, now);
         self.install(session, ended);
@@ -474,7 +544,11 @@ impl Node {
         };
         let at = usize::from(port.0) - 1;
         let peer = &mut self.peers[at];
-        let mac1 = peer.attempt.as_ref().ok_or(DropReason::UnknownSession)?.mac1;
+        let mac1 = peer
+            .attempt
+            .as_ref()
+            .ok_or(DropReason::UnknownSession)?
+            .mac1;
         let key = mac::cookie_key(&peer.settings.public_key);
         let cookie = mac::open_cookie(&key, &reply.nonce, &mac1, &reply.sealed_cookie)
             .ok_or(DropReason::BadMac)?;
@@ -498,7 +572,10 @@ impl Node {
             Verdict::Pass => Ok(()),
             Verdict::Drop(reason) => Err(reason),
             Verdict::Challenge(reply) => {
-                self.transmits.push_back(Transmit { to: from, datagram: reply.as_bytes().to_vec() });
+                self.transmits.push_back(Transmit {
+                    to: from,
+                    datagram: reply.as_bytes().to_vec(),
+                });
                 Err(DropReason::CookieRequired)
             }
         }
@@ -552,7 +629,8 @@ impl Node {
     fn set_down(&mut self, now: Instant, at: usize) {
         let peer = &mut self.peers[at];
         if std::mem::replace(&mut peer.is_up, false) {
-            self.events.extend([Event::PeerDown(peer.port), Event::TablesChanged]);
+            self.events
+                .extend([Event::PeerDown(peer.port), Event::TablesChanged]);
         }
         peer.call(now);
     }
@@ -574,7 +652,8 @@ impl Node {
     fn handle_back(&mut self, at: usize) {
         let peer = &mut self.peers[at];
         peer.is_up = true;
-        self.events.extend([Event::PeerUp(peer.port), Event::TablesChanged]);
+        self.events
+            .extend([Event::PeerUp(peer.port), Event::TablesChanged]);
     }
 
     fn handle_chunk(&mut self, now: Instant, at: usize, chunk: Chunk<'_>) {
@@ -613,13 +692,17 @@ impl Node {
     /// Sends chunks on the control lane, padded to `len` bytes of UDP payload if they are shorter.
     fn send_control(&mut self, at: usize, chunks: &[Chunk<'_>], len: usize) {
         let peer = &self.peers[at];
-        let (Some(session), Some(to)) = (&peer.current, peer.endpoint) else { return };
+        let (Some(session), Some(to)) = (&peer.current, peer.endpoint) else {
+            return;
+        };
         let mut datagram = vec![0; DATA_HEADER_LEN];
         for &chunk in chunks {
             push_control(&mut datagram, chunk);
         }
         datagram.resize((datagram.len() + TAG_LEN).max(len), 0);
-        let Ok(counter) = session.next_counter(Lane::CONTROL) else { return };
+        let Ok(counter) = session.next_counter(Lane::CONTROL) else {
+            return;
+        };
         session.seal(MessageType::Chunks, counter, &mut datagram);
         session.traffic.outbound.add_datagrams(1);
         self.transmits.push_back(Transmit { to, datagram });
@@ -639,9 +722,13 @@ impl Node {
         if peer.current.is_none() {
             return;
         }
-        let (sent, received) =
-            (peer.traffic.outbound.datagrams(), peer.traffic.inbound.datagrams());
-        let findings = peer.liveness.sample(now, sent, received, peer.settings.keepalive);
+        let (sent, received) = (
+            peer.traffic.outbound.datagrams(),
+            peer.traffic.inbound.datagrams(),
+        );
+        let findings = peer
+            .liveness
+            .sample(now, sent, received, peer.settings.keepalive);
         let heard_again = !peer.is_up && peer.liveness.last_heard() == Some(now);
         if findings.sent {
             peer.path.handle_traffic(now);
@@ -689,7 +776,10 @@ fn view(peer: &Peer, now: Instant) -> PeerView {
         is_up: peer.is_up,
         cipher: session.map(|session| session.agreement.cipher),
         handshake_age: session.map(|session| session.age(now)),
-        silent_for: peer.liveness.last_heard().map(|heard| now.saturating_duration_since(heard)),
+        silent_for: peer
+            .liveness
+            .last_heard()
+            .map(|heard| now.saturating_duration_since(heard)),
         rtt: peer.rtt,
         path_mtu: session.map(|_| peer.path.current()),
         handshakes: peer.handshakes,

@@ -14,8 +14,34 @@ use super::limits::{PATH_MTU_BASE, PATH_MTU_MAX};
 /// IP packet sizes worth asking for: the floors of RFC 791 and RFC 8200, common tunnels and access
 /// lines, Ethernet, jumbo frames.
 const SIZES: &[u16] = &[
-    576, 1000, 1200, PATH_MTU_BASE, 1300, 1320, 1340, 1360, 1380, 1400, 1420, 1440, 1460, 1472,
-    1480, 1492, ETHERNET, 1600, 2000, 3000, 4000, 4352, 6000, 8000, 8900, 9000, 9198, PATH_MTU_MAX,
+    576,
+    1000,
+    1200,
+    PATH_MTU_BASE,
+    1300,
+    1320,
+    1340,
+    1360,
+    1380,
+    1400,
+    1420,
+    1440,
+    1460,
+    1472,
+    1480,
+    1492,
+    ETHERNET,
+    1600,
+    2000,
+    3000,
+    4000,
+    4352,
+    6000,
+    8000,
+    8900,
+    9000,
+    9198,
+    PATH_MTU_MAX,
 ];
 const ETHERNET: u16 = 1500;
 /// What every IPv4 path carries (RFC 791: 576).
@@ -61,7 +87,10 @@ impl PathMtu {
     pub fn new(now: Instant) -> Self {
         let mut path = Self {
             current: PATH_MTU_BASE,
-            phase: Phase::Settled { lost: 0, proving: false },
+            phase: Phase::Settled {
+                lost: 0,
+                proving: false,
+            },
             due: None,
             next_confirm: now,
             raise_at: now,
@@ -85,7 +114,10 @@ impl PathMtu {
 
     /// The kernel refused a datagram as too big (EMSGSIZE).
     pub fn handle_too_big(&mut self, now: Instant) {
-        if self.too_big_at.is_some_and(|at| now < at + TOO_BIG_INTERVAL) {
+        if self
+            .too_big_at
+            .is_some_and(|at| now < at + TOO_BIG_INTERVAL)
+        {
             return;
         }
         self.too_big_at = Some(now);
@@ -136,7 +168,10 @@ impl PathMtu {
             return false;
         }
         match self.phase {
-            Phase::Search { limit, rounds_left: rounds_left @ 1.. } => {
+            Phase::Search {
+                limit,
+                rounds_left: rounds_left @ 1..,
+            } => {
                 self.ask(limit, rounds_left, now);
                 false
             }
@@ -144,7 +179,10 @@ impl PathMtu {
                 self.settle(now);
                 false
             }
-            Phase::Settled { lost, proving: true } if lost + 1 < ROUNDS => {
+            Phase::Settled {
+                lost,
+                proving: true,
+            } if lost + 1 < ROUNDS => {
                 self.prove(lost + 1, now);
                 false
             }
@@ -182,12 +220,19 @@ impl PathMtu {
 
     /// Below the base only if the base itself does not arrive.
     fn fall_back(&mut self, now: Instant) {
-        let size = if self.current > PATH_MTU_BASE { PATH_MTU_BASE } else { FLOOR };
+        let size = if self.current > PATH_MTU_BASE {
+            PATH_MTU_BASE
+        } else {
+            FLOOR
+        };
         self.search_from(size, now);
     }
 
     fn ask(&mut self, limit: u16, rounds: u8, now: Instant) {
-        self.phase = Phase::Search { limit, rounds_left: rounds - 1 };
+        self.phase = Phase::Search {
+            limit,
+            rounds_left: rounds - 1,
+        };
         self.due = Some(now + PROBE_TIMEOUT);
         self.outstanding.truncate(SIZES.len());
         self.wanted = SIZES
@@ -198,7 +243,10 @@ impl PathMtu {
     }
 
     fn prove(&mut self, lost: u8, now: Instant) {
-        self.phase = Phase::Settled { lost, proving: true };
+        self.phase = Phase::Settled {
+            lost,
+            proving: true,
+        };
         self.due = Some(now + PROBE_TIMEOUT);
         self.wanted = vec![self.current];
     }
@@ -207,7 +255,10 @@ impl PathMtu {
         if matches!(self.phase, Phase::Search { .. }) {
             self.raise_at = now + RAISE_INTERVAL;
         }
-        self.phase = Phase::Settled { lost: 0, proving: false };
+        self.phase = Phase::Settled {
+            lost: 0,
+            proving: false,
+        };
         self.due = Some(self.raise_at);
         self.next_confirm = now + CONFIRM_INTERVAL;
         self.outstanding.clear();

@@ -124,7 +124,9 @@ impl Peer {
 
     /// Every session that may receive.
     pub(crate) fn sessions(&self) -> impl Iterator<Item = &Arc<Session>> {
-        [&self.current, &self.previous, &self.next].into_iter().flatten()
+        [&self.current, &self.previous, &self.next]
+            .into_iter()
+            .flatten()
     }
 
     pub(crate) fn route(&self) -> Route {
@@ -145,7 +147,9 @@ impl Peer {
 
     /// The cookie to show, if it is fresh.
     pub(crate) fn fresh_cookie(&self, now: Instant) -> Option<Cookie> {
-        self.cookie.filter(|&(_, received)| now < received + COOKIE_USE).map(|(cookie, _)| cookie)
+        self.cookie
+            .filter(|&(_, received)| now < received + COOKIE_USE)
+            .map(|(cookie, _)| cookie)
     }
 
     /// We asked, the peer answered: the session sends from now on. Returns the one that ended.
@@ -202,7 +206,11 @@ impl Peer {
     /// Where the attempt goes: the last known address and the configured one by turns.
     pub(crate) fn call_address(&self) -> Option<SocketAddr> {
         let configured = self.settings.endpoint;
-        if self.calling.attempts % 2 == 1 { configured.or(self.endpoint) } else { self.endpoint }
+        if self.calling.attempts % 2 == 1 {
+            configured.or(self.endpoint)
+        } else {
+            self.endpoint
+        }
     }
 
     /// When the current session should be replaced.
@@ -231,7 +239,14 @@ impl Peer {
         // A session that waits for its confirmation is looked at as often as one that is used.
         let waiting = self.next.as_ref().map(|_| self.liveness.next_sample());
         let path = self.current.as_ref().and_then(|_| self.path.poll_timeout());
-        let rekey = if self.calling.due.is_none() { self.rekey_at(rekey_interval) } else { None };
-        [self.calling.due, with_session, waiting, path, rekey].into_iter().flatten().min()
+        let rekey = if self.calling.due.is_none() {
+            self.rekey_at(rekey_interval)
+        } else {
+            None
+        };
+        [self.calling.due, with_session, waiting, path, rekey]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }

@@ -30,7 +30,9 @@ impl Slot {
 
     /// Files the range as present.
     fn insert(&mut self, piece: Range<u32>) -> Result<(), DropReason> {
-        let at = self.present.partition_point(|range| range.end < piece.start);
+        let at = self
+            .present
+            .partition_point(|range| range.end < piece.start);
         match self.present.get_mut(at) {
             Some(next) if next.end == piece.start => {
                 next.end = piece.end;
@@ -75,7 +77,12 @@ pub struct Reassembly {
 impl Reassembly {
     /// `max_frame`: bytes of the largest frame that is accepted.
     pub fn new(max_frame: u32) -> Self {
-        Self { max_frame, slots: Default::default(), begun: 0, evicted: 0 }
+        Self {
+            max_frame,
+            slots: Default::default(),
+            begun: 0,
+            evicted: 0,
+        }
     }
 
     /// Adds a piece; returns the frame when it was the last one that was missing.
@@ -84,11 +91,17 @@ impl Reassembly {
     /// [`DropReason::Malformed`] for a piece that contradicts itself or an earlier one (the frame is
     /// forgotten then), [`DropReason::Oversize`] for a frame larger than allowed.
     pub fn add(&mut self, fragment: Fragment, piece: &[u8]) -> Result<Option<&[u8]>, DropReason> {
-        let Fragment { frame_id, total, offset } = fragment;
+        let Fragment {
+            frame_id,
+            total,
+            offset,
+        } = fragment;
         if total > self.max_frame {
             return Err(DropReason::Oversize);
         }
-        let end = offset.checked_add(piece.len() as u32).ok_or(DropReason::Malformed)?;
+        let end = offset
+            .checked_add(piece.len() as u32)
+            .ok_or(DropReason::Malformed)?;
         if piece.is_empty() || end > total {
             return Err(DropReason::Malformed);
         }
@@ -117,7 +130,11 @@ impl Reassembly {
 
     /// The slot of the frame, or the one that it gets: a free one, else that of the oldest frame.
     fn slot_for(&mut self, frame_id: u32, total: u32) -> &mut Slot {
-        if let Some(at) = self.slots.iter().position(|slot| slot.frame_id == Some(frame_id)) {
+        if let Some(at) = self
+            .slots
+            .iter()
+            .position(|slot| slot.frame_id == Some(frame_id))
+        {
             return &mut self.slots[at];
         }
         let at = (0..REASSEMBLY_SLOTS)
@@ -143,13 +160,24 @@ mod tests {
     use super::*;
 
     fn at(frame_id: u32, total: u32, offset: u32) -> Fragment {
-        Fragment { frame_id, total, offset }
+        Fragment {
+            frame_id,
+            total,
+            offset,
+        }
     }
 
     #[test]
     fn pieces_in_any_order_make_a_frame_once() {
         let mut reassembly = Reassembly::new(100);
-        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1], [2, 0, 1], [1, 0, 2]] {
+        for order in [
+            [0, 1, 2],
+            [2, 1, 0],
+            [1, 2, 0],
+            [0, 2, 1],
+            [2, 0, 1],
+            [1, 0, 2],
+        ] {
             for (step, piece) in order.into_iter().enumerate() {
                 let (offset, bytes) = [(0, &b"abc"[..]), (3, b"de"), (5, b"fgh")][piece];
                 let frame = reassembly.add(at(1, 8, offset), bytes).unwrap();
@@ -170,7 +198,11 @@ mod tests {
         ] {
             let mut reassembly = Reassembly::new(100);
             assert_eq!(reassembly.add(first.0, first.1), Ok(None));
-            assert_eq!(reassembly.add(second.0, second.1), Err(DropReason::Malformed), "{second:?}");
+            assert_eq!(
+                reassembly.add(second.0, second.1),
+                Err(DropReason::Malformed),
+                "{second:?}"
+            );
             assert_eq!(reassembly.add(at(1, 8, 4), b"efgh"), Ok(None), "begun anew");
         }
         let mut reassembly = Reassembly::new(100);
@@ -191,8 +223,16 @@ mod tests {
             assert_eq!(reassembly.add(at(frame_id, 4, 0), b"ab"), Ok(None));
         }
         assert_eq!(reassembly.take_evicted(), 1);
-        assert_eq!(reassembly.add(at(1, 4, 2), b"cd"), Ok(Some(&b"abcd"[..])), "still there");
-        assert_eq!(reassembly.add(at(0, 4, 2), b"cd"), Ok(None), "its first half is gone");
+        assert_eq!(
+            reassembly.add(at(1, 4, 2), b"cd"),
+            Ok(Some(&b"abcd"[..])),
+            "still there"
+        );
+        assert_eq!(
+            reassembly.add(at(0, 4, 2), b"cd"),
+            Ok(None),
+            "its first half is gone"
+        );
     }
 
     proptest! {

@@ -22,7 +22,10 @@ pub struct ReplayWindow {
 
 impl Default for ReplayWindow {
     fn default() -> Self {
-        Self { next: 0, seen: Box::new([0; WORDS]) }
+        Self {
+            next: 0,
+            seen: Box::new([0; WORDS]),
+        }
     }
 }
 
@@ -50,7 +53,9 @@ impl ReplayWindow {
 
     /// Clears the words that the window enters when `sequence` becomes the newest number.
     fn clear_words_between(&mut self, sequence: u64) {
-        let Some(newest) = self.next.checked_sub(1) else { return };
+        let Some(newest) = self.next.checked_sub(1) else {
+            return;
+        };
         let entered = (sequence / WORD_BITS - newest / WORD_BITS).min(WORDS as u64);
         for step in 1..=entered {
             self.seen[(newest / WORD_BITS + step) as usize % WORDS] = 0;

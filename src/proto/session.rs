@@ -24,7 +24,10 @@ use crate::{
         noise::SplitKeys,
     },
     stats::{DropReason, Traffic},
-    wire::{Counter, DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, Lane, MessageType, SessionIndex, TAG_LEN},
+    wire::{
+        Counter, DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, Lane, MessageType, SessionIndex,
+        TAG_LEN,
+    },
 };
 
 /// Which side of the handshake we were.
@@ -83,17 +86,32 @@ impl Session {
         established: Instant,
         traffic: Arc<Traffic>,
     ) -> Self {
-        let Agreement { cipher, local_lanes, remote_lanes, role, .. } = agreement;
+        let Agreement {
+            cipher,
+            local_lanes,
+            remote_lanes,
+            role,
+            ..
+        } = agreement;
         let seal = (0..=local_lanes)
             .map(|lane| SealLane {
                 key: LaneKey::derive(&keys.seal, cipher, Lane(lane)),
                 next: AtomicU64::new(0),
             })
             .collect();
-        let open =
-            (0..=remote_lanes).map(|lane| LaneKey::derive(&keys.open, cipher, Lane(lane))).collect();
+        let open = (0..=remote_lanes)
+            .map(|lane| LaneKey::derive(&keys.open, cipher, Lane(lane)))
+            .collect();
         let confirmed = AtomicBool::new(role == Role::Initiator);
-        Self { agreement, port, established, traffic, seal, open, confirmed }
+        Self {
+            agreement,
+            port,
+            established,
+            traffic,
+            seal,
+            open,
+            confirmed,
+        }
     }
 
     /// Takes the next counter of `lane`. Only the lane's own thread calls this.
@@ -101,7 +119,9 @@ impl Session {
     /// # Errors
     /// [`DropReason::CountersExhausted`]; the session must be replaced.
     pub fn next_counter(&self, lane: Lane) -> Result<Counter, DropReason> {
-        let sequence = self.seal[usize::from(lane.0)].next.fetch_add(1, Ordering::Relaxed);
+        let sequence = self.seal[usize::from(lane.0)]
+            .next
+            .fetch_add(1, Ordering::Relaxed);
         if sequence >= REJECT_AFTER_DATAGRAMS {
             return Err(DropReason::CountersExhausted);
         }
@@ -125,12 +145,12 @@ impl Session {
     /// # Errors
     /// [`DropReason::Truncated`], [`DropReason::Malformed`] for a lane that the peer did not
     /// announce, [`DropReason::BadTag`].
-    pub fn open<'a>(
-        &self,
-        datagram: &'a mut [u8],
-    ) -> Result<(Counter, &'a mut [u8]), DropReason> {
+    pub fn open<'a>(&self, datagram: &'a mut [u8]) -> Result<(Counter, &'a mut [u8]), DropReason> {
         let counter = DataHeader::parse(datagram)?.counter();
-        let key = self.open.get(usize::from(counter.lane().0)).ok_or(DropReason::Malformed)?;
+        let key = self
+            .open
+            .get(usize::from(counter.lane().0))
+            .ok_or(DropReason::Malformed)?;
         let (header, sealed) = datagram.split_at_mut(DATA_HEADER_LEN);
         Ok((counter, key.open(counter, header, sealed)?))
     }
@@ -155,7 +175,9 @@ impl Session {
 
     /// Whether a lane has sent so much that a new session is due.
     pub fn is_worn_out(&self) -> bool {
-        self.seal.iter().any(|lane| lane.next.load(Ordering::Relaxed) >= REKEY_AFTER_DATAGRAMS)
+        self.seal
+            .iter()
+            .any(|lane| lane.next.load(Ordering::Relaxed) >= REKEY_AFTER_DATAGRAMS)
     }
 
     /// Its age.

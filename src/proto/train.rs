@@ -99,7 +99,11 @@ impl Train {
     /// Binds an empty train to a peer. `datagram_len` is the largest UDP payload of the path.
     pub fn bind(&mut self, session: Arc<Session>, to: SocketAddr, datagram_len: usize) {
         debug_assert!(self.is_empty());
-        self.bound = Some(Bound { session, to, datagram_len: datagram_len.min(TRAIN_BYTES) });
+        self.bound = Some(Bound {
+            session,
+            to,
+            datagram_len: datagram_len.min(TRAIN_BYTES),
+        });
     }
 
     /// Whether nothing is in it.
@@ -121,7 +125,11 @@ impl Train {
     pub fn push(&mut self, lane: Lane, outgoing: Outgoing<'_>) -> Result<Pushed, DropReason> {
         let bound = self.bound.as_ref().ok_or(DropReason::NoSession)?;
         let capacity = bound.datagram_len - DATA_OVERHEAD;
-        let Outgoing { frame, frame_id, mut offset } = outgoing;
+        let Outgoing {
+            frame,
+            frame_id,
+            mut offset,
+        } = outgoing;
         if frame.len() <= capacity {
             return self.push_whole(lane, frame);
         }
@@ -135,8 +143,11 @@ impl Train {
             }
             self.turn_into_chunks();
             let piece = (self.room() - FRAGMENT_HEADER_LEN).min(frame.len() - offset);
-            let fragment =
-                Fragment { frame_id, total: frame.len() as u32, offset: offset as u32 };
+            let fragment = Fragment {
+                frame_id,
+                total: frame.len() as u32,
+                offset: offset as u32,
+            };
             self.append(|header| emit_fragment_header(header, fragment, piece as u16));
             self.append_bytes(&frame[offset..offset + piece]);
             offset += piece;
@@ -164,11 +175,17 @@ impl Train {
     /// # Errors
     /// [`DropReason::CountersExhausted`]; the datagram is lost.
     pub fn close(&mut self, lane: Lane) -> Result<(), DropReason> {
-        let Some(open) = self.open.take() else { return Ok(()) };
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
         let session = &self.bound.as_ref().ok_or(DropReason::NoSession)?.session;
         let counter = session.next_counter(lane)?;
         let end = open.end + TAG_LEN;
-        self.datagrams.push(Datagram { message_type: open.message_type, counter, end });
+        self.datagrams.push(Datagram {
+            message_type: open.message_type,
+            counter,
+            end,
+        });
         Ok(())
     }
 
@@ -178,7 +195,9 @@ impl Train {
         let mut begin = 0;
         for datagram in &self.datagrams {
             let bytes = &mut self.bytes[begin..datagram.end];
-            bound.session.seal(datagram.message_type, datagram.counter, bytes);
+            bound
+                .session
+                .seal(datagram.message_type, datagram.counter, bytes);
             begin = datagram.end;
         }
     }
@@ -224,24 +243,33 @@ impl Train {
 
     fn begin_of(&self, at: usize) -> Option<usize> {
         self.datagrams.get(at)?;
-        Some(at.checked_sub(1).map_or(0, |before| self.datagrams[before].end))
+        Some(
+            at.checked_sub(1)
+                .map_or(0, |before| self.datagrams[before].end),
+        )
     }
 
     /// Opens a datagram behind the last one; false if the train has no place for a full one.
     fn begin(&mut self, message_type: MessageType) -> bool {
         let begin = self.datagrams.last().map_or(0, |last| last.end);
         let datagram_len = self.bound.as_ref().map_or(0, |bound| bound.datagram_len);
-        let has_place = begin + datagram_len <= self.bytes.len()
-            && self.datagrams.len() < TRAIN_DATAGRAMS;
+        let has_place =
+            begin + datagram_len <= self.bytes.len() && self.datagrams.len() < TRAIN_DATAGRAMS;
         if has_place {
-            self.open = Some(OpenDatagram { message_type, begin, end: begin + DATA_HEADER_LEN });
+            self.open = Some(OpenDatagram {
+                message_type,
+                begin,
+                end: begin + DATA_HEADER_LEN,
+            });
         }
         has_place
     }
 
     /// Plaintext bytes that the open datagram can still take, were it one of chunks.
     fn room(&self) -> usize {
-        let (Some(open), Some(bound)) = (&self.open, &self.bound) else { return 0 };
+        let (Some(open), Some(bound)) = (&self.open, &self.bound) else {
+            return 0;
+        };
         let upgrade = match open.message_type {
             MessageType::Frame => CHUNK_HEADER_LEN,
             _ => 0,
@@ -257,8 +285,11 @@ impl Train {
         }
         let plaintext = open.begin + DATA_HEADER_LEN;
         let frame_len = open.end - plaintext;
-        self.bytes.copy_within(plaintext..open.end, plaintext + CHUNK_HEADER_LEN);
-        let header = self.bytes[plaintext..].first_chunk_mut().expect("room was checked");
+        self.bytes
+            .copy_within(plaintext..open.end, plaintext + CHUNK_HEADER_LEN);
+        let header = self.bytes[plaintext..]
+            .first_chunk_mut()
+            .expect("room was checked");
         emit_frame_header(header, frame_len as u16);
         open.end += CHUNK_HEADER_LEN;
         open.message_type = MessageType::Chunks;
@@ -266,7 +297,9 @@ impl Train {
 
     /// Fills the open datagram up: one short datagram would end a run of equal ones.
     fn pad(&mut self) {
-        let (Some(open), Some(bound)) = (&mut self.open, &self.bound) else { return };
+        let (Some(open), Some(bound)) = (&mut self.open, &self.bound) else {
+            return;
+        };
         if open.message_type == MessageType::Chunks {
             let end = open.begin + bound.datagram_len - TAG_LEN;
             self.bytes[open.end..end].fill(0);
@@ -276,7 +309,11 @@ impl Train {
 
     fn append<const N: usize>(&mut self, write: impl FnOnce(&mut [u8; N])) {
         let Some(open) = &mut self.open else { return };
-        write(self.bytes[open.end..].first_chunk_mut().expect("room was checked"));
+        write(
+            self.bytes[open.end..]
+                .first_chunk_mut()
+                .expect("room was checked"),
+        );
         open.end += N;
     }
 
@@ -304,7 +341,10 @@ mod tests {
             reassembly::Reassembly,
             session::{Agreement, Role},
         },
-        wire::{SessionIndex, chunk::{Chunk, Chunks}},
+        wire::{
+            SessionIndex,
+            chunk::{Chunk, Chunks},
+        },
     };
 
     const LANE: Lane = Lane::FIRST_DATA;
@@ -319,8 +359,17 @@ mod tests {
             local_lanes: 1,
             remote_lanes: 1,
         };
-        let keys = SplitKeys { seal: SplitKey::from_bytes([1; 32]), open: SplitKey::from_bytes([1; 32]) };
-        Arc::new(Session::new(agreement, &keys, PortId(1), Instant::now(), Arc::default()))
+        let keys = SplitKeys {
+            seal: SplitKey::from_bytes([1; 32]),
+            open: SplitKey::from_bytes([1; 32]),
+        };
+        Arc::new(Session::new(
+            agreement,
+            &keys,
+            PortId(1),
+            Instant::now(),
+            Arc::default(),
+        ))
     }
 
     /// Packs the frames; returns every datagram in order, and its number of trains.
@@ -341,9 +390,17 @@ mod tests {
             let mut offset = 0;
             loop {
                 if train.is_empty() {
-                    train.bind(session.clone(), "192.0.2.1:1".parse().unwrap(), datagram_len);
+                    train.bind(
+                        session.clone(),
+                        "192.0.2.1:1".parse().unwrap(),
+                        datagram_len,
+                    );
                 }
-                let outgoing = Outgoing { frame, frame_id: frame_id as u32, offset };
+                let outgoing = Outgoing {
+                    frame,
+                    frame_id: frame_id as u32,
+                    offset,
+                };
                 match train.push(LANE, outgoing).unwrap() {
                     Pushed::Done => break,
                     Pushed::Full { offset: next } => {
@@ -383,18 +440,24 @@ mod tests {
     }
 
     fn frames_of(lens: &[usize]) -> Vec<Vec<u8>> {
-        lens.iter().enumerate().map(|(at, &len)| vec![at as u8; len]).collect()
+        lens.iter()
+            .enumerate()
+            .map(|(at, &len)| vec![at as u8; len])
+            .collect()
     }
 
     #[test]
     fn datagrams_have_the_sizes_of_protocol_md() {
         for (frame_lens, datagram_lens) in [
-            (&[60][..], &[60 + 28][..]),                            // alone: no chunk header
-            (&[60, 60], &[28 + 2 * 63]),                            // packed
-            (&[1444, 1444], &[1472, 1472]),                         // whole, one each
-            (&[1400, 60], &[1400 + 28, 60 + 28]),                   // no room: the next begins anew
-            (&[1514], &[1472, 28 + 13 + 1514 - 1431]),              // cut
-(&[1514, 1514], &[1472, 1472, 28 + 13 + 2 * 1514 - 1431 - 83 - 1335]),
+            (&[60][..], &[60 + 28][..]),               // alone: no chunk header
+            (&[60, 60], &[28 + 2 * 63]),               // packed
+            (&[1444, 1444], &[1472, 1472]),            // whole, one each
+            (&[1400, 60], &[1400 + 28, 60 + 28]),      // no room: the next begins anew
+            (&[1514], &[1472, 28 + 13 + 1514 - 1431]), // cut
+            (
+                &[1514, 1514],
+                &[1472, 1472, 28 + 13 + 2 * 1514 - 1431 - 83 - 1335],
+            ),
         ] {
             let (datagrams, _) = pack(&frames_of(frame_lens), 1472);
             let lens: Vec<_> = datagrams.iter().map(Vec::len).collect();
@@ -405,7 +468,10 @@ mod tests {
     #[test]
     fn long_streams_fill_whole_trains_of_equal_datagrams() {
         let (datagrams, trains) = pack(&frames_of(&[1514; 120]), 1472);
-        let full = datagrams.iter().filter(|datagram| datagram.len() == 1472).count();
+        let full = datagrams
+            .iter()
+            .filter(|datagram| datagram.len() == 1472)
+            .count();
         assert_eq!((datagrams.len(), full), (128, 127));
         assert_eq!(trains, 3);
     }
@@ -416,11 +482,18 @@ mod tests {
         let mut train = Train::default();
         train.bind(session, "192.0.2.1:1".parse().unwrap(), 1472);
         for frame in &frames_of(&[1400, 1400, 1300, 1444, 1444]) {
-            let outgoing = Outgoing { frame, frame_id: 0, offset: 0 };
+            let outgoing = Outgoing {
+                frame,
+                frame_id: 0,
+                offset: 0,
+            };
             assert_eq!(train.push(LANE, outgoing), Ok(Pushed::Done));
         }
         train.close(LANE).unwrap();
-        let runs: Vec<_> = train.runs().map(|(bytes, size)| (bytes.len(), size)).collect();
+        let runs: Vec<_> = train
+            .runs()
+            .map(|(bytes, size)| (bytes.len(), size))
+            .collect();
         assert_eq!(runs, [(1428 + 1428 + 1328, 1428), (2 * 1472, 1472)]);
     }
 

@@ -65,7 +65,9 @@ impl ProviderContext {
             failure: Mutex::default(),
             carrier: Mutex::default(),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The name of the tunnel.
@@ -89,23 +91,39 @@ impl ProviderContext {
             return Err(SettingsError::Canceled);
         }
         self.remove_device(&mut device).await;
-        let Some(settings) = settings else { return Ok(None) };
+        let Some(settings) = settings else {
+            return Ok(None);
+        };
         let request = device_request(settings);
         let (created, queues) =
-            Device::create(&request, &self.inner.run_dir, &self.inner.tunnel).await?;
+            Device::create(request, &self.inner.run_dir, &self.inner.tunnel).await?;
         let info = created.info().clone();
-        let interface = Interface { index: info.index, name: info.name.clone() };
-        info!(device = info.name, index = info.index, mtu = info.mtu, backend = info.backend, "interface is up");
+        let interface = Interface {
+            index: info.index,
+            name: info.name.clone(),
+        };
+        info!(
+            device = info.name,
+            index = info.index,
+            mtu = info.mtu,
+            backend = info.backend,
+            "interface is up"
+        );
         *device = Some(created);
         *lock(&self.inner.info) = Some(info);
-        self.inner.queue.send_replace(queues.into_iter().next().map(Arc::new));
+        self.inner
+            .queue
+            .send_replace(queues.into_iter().next().map(Arc::new));
         Ok(Some(Applied { interface }))
     }
 
     /// The interface; `None` before the first settings.
     pub fn interface(&self) -> Option<Interface> {
         let info = lock(&self.inner.info);
-        info.as_ref().map(|info| Interface { index: info.index, name: info.name.clone() })
+        info.as_ref().map(|info| Interface {
+            index: info.index,
+            name: info.name.clone(),
+        })
     }
 
     /// Everything that is known of the interface.
@@ -136,10 +154,16 @@ impl ProviderContext {
     /// Says that the provider is trying to get the tunnel back, or has it. False, without effect,
     /// unless the session is connected.
     pub fn set_reasserting(&self, reasserting: bool) -> bool {
-        let wanted =
-            if reasserting { SessionStatus::Reasserting } else { SessionStatus::Connected };
+        let wanted = if reasserting {
+            SessionStatus::Reasserting
+        } else {
+            SessionStatus::Connected
+        };
         self.inner.status.send_if_modified(|status| {
-            let counts = matches!(status, SessionStatus::Connected | SessionStatus::Reasserting);
+            let counts = matches!(
+                status,
+                SessionStatus::Connected | SessionStatus::Reasserting
+            );
             counts && std::mem::replace(status, wanted) != wanted
         });
         *self.inner.status.borrow() == wanted
@@ -195,7 +219,11 @@ impl ProviderContext {
 
     pub(super) fn set_status(&self, status: SessionStatus) {
         if self.inner.status.send_replace(status) != status {
-            debug!(tunnel = self.inner.tunnel, status = status.name(), "session status");
+            debug!(
+                tunnel = self.inner.tunnel,
+                status = status.name(),
+                "session status"
+            );
         }
     }
 

@@ -4,9 +4,12 @@
 use std::{io, os::fd::AsFd, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use tokio::{io::unix::AsyncFd, sync::watch};
+use tokio::sync::watch;
 
-use crate::io::tap::{TapQueue, VnetHeader};
+use crate::io::{
+    tap::{TapQueue, VnetHeader},
+    waker::Readiness,
+};
 
 /// Frames that one call returns at most.
 const BATCH_FRAMES: usize = 64;
@@ -58,7 +61,10 @@ pub struct FrameWriter {
 
 impl FrameReader {
     pub(super) fn new(queue: Queue) -> Self {
-        Self { queue, frame: vec![0; MAX_FRAME].into() }
+        Self {
+            queue,
+            frame: vec![0; MAX_FRAME].into(),
+        }
     }
 
     /// Waits for at least one frame and appends what is there to `batch`, up to 64. Whole Ethernet
@@ -68,10 +74,14 @@ impl FrameReader {
     /// [`FlowError::Closed`] when the session has ended, [`FlowError::InterfaceLost`].
     pub async fn recv_batch(&mut self, batch: &mut Vec<Bytes>) -> Result<usize, FlowError> {
         loop {
-            let queue = self.queue.wait_for(Option::is_some).await.map_err(|_| FlowError::Closed)?;
+            let queue = self
+                .queue
+                .wait_for(Option::is_some)
+                .await
+                .map_err(|_| FlowError::Closed)?;
             let Some(queue) = queue.clone() else { continue };
-            let descriptor = AsyncFd::new(queue.as_fd().try_clone_to_owned()?)?;
-            let mut ready = descriptor.readable().await?;
+            let readiness = Readiness::of(queue.as_fd())?;
+            let mut ready = readiness.wait().await?;
             let before = batch.len();
             while batch.len() - before < BATCH_FRAMES {
                 match queue.try_read(&mut self.frame) {

@@ -25,7 +25,11 @@ pub struct Deadlines {
 impl Default for Deadlines {
     fn default() -> Self {
         let start = Duration::from_secs(60);
-        Self { start, abandon: Duration::from_secs(1), stop: Duration::from_secs(20) }
+        Self {
+            start,
+            abandon: Duration::from_secs(1),
+            stop: Duration::from_secs(20),
+        }
     }
 }
 
@@ -82,12 +86,19 @@ impl Host {
         run_dir: impl Into<PathBuf>,
         deadlines: Deadlines,
     ) -> Self {
-        Self { provider, context: ProviderContext::new(tunnel.into(), run_dir.into()), deadlines }
+        Self {
+            provider,
+            context: ProviderContext::new(tunnel.into(), run_dir.into()),
+            deadlines,
+        }
     }
 
     /// A handle for others.
     pub fn handle(&self) -> HostHandle {
-        HostHandle { provider: self.provider.clone(), context: self.context.clone() }
+        HostHandle {
+            provider: self.provider.clone(),
+            context: self.context.clone(),
+        }
     }
 
     /// Runs the session. Calls `ready` when it is connected. Returns when everything is removed.

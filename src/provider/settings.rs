@@ -68,11 +68,20 @@ impl EthernetTunnelSettings {
         }
         if !MTU_RANGE.contains(&self.mtu) {
             let (least, most) = (MTU_RANGE.start(), MTU_RANGE.end());
-            return invalid("mtu", format!("{} is not within {least} to {most}", self.mtu));
+            return invalid(
+                "mtu",
+                format!("{} is not within {least} to {most}", self.mtu),
+            );
         }
-        let has_ipv6 = self.addresses.iter().any(|address| matches!(address, IpNet::V6(_)));
+        let has_ipv6 = self
+            .addresses
+            .iter()
+            .any(|address| matches!(address, IpNet::V6(_)));
         if has_ipv6 && self.mtu < IPV6_MIN_MTU {
-            return invalid("mtu", format!("{} is below the {IPV6_MIN_MTU} of IPv6", self.mtu));
+            return invalid(
+                "mtu",
+                format!("{} is below the {IPV6_MIN_MTU} of IPv6", self.mtu),
+            );
         }
         Ok(())
     }
@@ -131,8 +140,14 @@ mod tests {
             "pc0",
         );
         assert!(good.validate().is_ok());
-        let mac = |bytes| EthernetTunnelSettings { ethernet_address: MacAddr(bytes), ..good.clone() };
-        let mtu = |mtu| EthernetTunnelSettings { mtu, ..good.clone() };
+        let mac = |bytes| EthernetTunnelSettings {
+            ethernet_address: MacAddr(bytes),
+            ..good.clone()
+        };
+        let mtu = |mtu| EthernetTunnelSettings {
+            mtu,
+            ..good.clone()
+        };
         let ipv6 = EthernetTunnelSettings {
             mtu: 1279,
             addresses: vec!["2001:db8::1/64".parse().unwrap()],

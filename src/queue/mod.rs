@@ -50,7 +50,9 @@ pub fn ordered<T: Default>(workers: usize) -> (Dealer<T>, Vec<Worker<T>>, Collec
     let batches = workers * (2 * DEPTH + 1) + 1;
     let (give_back, empties) = bounded(batches);
     for _ in 0..batches {
-        give_back.try_send(T::default()).unwrap_or_else(|_| unreachable!("there is room for all"));
+        give_back
+            .try_send(T::default())
+            .unwrap_or_else(|_| unreachable!("there is room for all"));
     }
     let (mut inlets, mut stages, mut outlets) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..workers {
@@ -60,8 +62,16 @@ pub fn ordered<T: Default>(workers: usize) -> (Dealer<T>, Vec<Worker<T>>, Collec
         stages.push(Worker { batches, done });
         outlets.push(outlet);
     }
-    let dealer = Dealer { workers: inlets, turn: 0, empties };
-    let collector = Collector { workers: outlets, turn: 0, empties: give_back };
+    let dealer = Dealer {
+        workers: inlets,
+        turn: 0,
+        empties,
+    };
+    let collector = Collector {
+        workers: outlets,
+        turn: 0,
+        empties: give_back,
+    };
     (dealer, stages, collector)
 }
 
@@ -172,6 +182,9 @@ mod tests {
         for worker in workers {
             worker.run(|batch| *batch += 10);
         }
-        assert_eq!((collector.next(), collector.next(), collector.next()), (Some(11), Some(12), None));
+        assert_eq!(
+            (collector.next(), collector.next(), collector.next()),
+            (Some(11), Some(12), None)
+        );
     }
 }

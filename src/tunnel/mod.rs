@@ -32,7 +32,8 @@ use crate::{
     },
     io::lock::{LockError, RunLock},
     provider::{
-        Deadlines, Host, HostHandle, SessionEnd, SessionError, StartOptions, StartSource, StopReason,
+        Deadlines, Host, HostHandle, SessionEnd, SessionError, StartOptions, StartSource,
+        StopReason,
     },
 };
 
@@ -70,22 +71,26 @@ pub enum RunError {
 /// # Errors
 /// Says what failed and the remedy. Everything that was set up is removed by then.
 pub fn run(config: Config) -> Result<(), RunError> {
-    let control = thread::Builder::new().name("control".into()).spawn(move || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(RunError::Runtime)?
-            .block_on(serve(config, Path::new(RUN_DIR)))
-    });
-    control.map_err(RunError::Runtime)?.join().map_err(|_| RunError::Panicked)?
+    let control = thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(RunError::Runtime)?
+                .block_on(serve(config, Path::new(RUN_DIR)))
+        });
+    control
+        .map_err(RunError::Runtime)?
+        .join()
+        .map_err(|_| RunError::Panicked)?
 }
 
 async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     let name = config.name.clone();
     let _lock = RunLock::acquire(run_dir, &name)?;
     let path = socket_path(run_dir, &name);
-    let server =
-        Server::bind(&path).map_err(|source| RunError::ControlSocket { path, source })?;
+    let server = Server::bind(&path).map_err(|source| RunError::ControlSocket { path, source })?;
     let (requests_in, requests) = mpsc::channel(REQUESTS);
     let server = tokio::spawn(server.serve(requests_in));
 
@@ -98,7 +103,10 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     let signals = tokio::spawn(stop_on_signal(host.handle()));
     let (ended_in, ended) = oneshot::channel();
     let answers = tokio::spawn(answer(host.handle(), requests, ended));
-    let options = StartOptions { options: None, source: StartSource::System };
+    let options = StartOptions {
+        options: None,
+        source: StartSource::System,
+    };
     let end = host.run(options, || tell_ready(&name)).await;
     signals.abort();
     notify_systemd(&[sd_notify::NotifyState::Stopping]);
@@ -166,15 +174,18 @@ async fn show(host: &HostHandle) -> Reply {
         Some(status) => Reply::Status(Box::new(status)),
         None => {
             let state = host.status().name();
-            Reply::Refused { message: format!("nothing to show while {state}; try again") }
+            Reply::Refused {
+                message: format!("nothing to show while {state}; try again"),
+            }
         }
     }
 }
 
 async fn stop_on_signal(host: HostHandle) {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         warn!("signals cannot be caught; use `patchcord down`");
         return;
     };

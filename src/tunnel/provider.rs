@@ -3,19 +3,20 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
 use bytes::Bytes;
 use patchcord_bridge::{MacAddr, SwitchConfig};
 use tokio::{sync::mpsc, task::JoinHandle};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::status::{self, SHOW, Snapshot};
 use crate::{
     config::{
-        Backend, CipherChoice, Config, DeviceConfig, Endpoint, PeerConfig, PipelineConfig, PlanChoice,
+        Backend, CipherChoice, Config, DeviceConfig, Endpoint, PeerConfig, PipelineConfig,
+        PlanChoice,
     },
     crypto::{
         aead::{Cipher, CipherOffer},
@@ -47,7 +48,7 @@ pub struct TunnelProvider {
     started: Instant,
     /// Taken by `start`.
     config: Mutex<Option<Config>>,
-    running: tokio::sync::Mutex<Option<Running>>,
+    running: Arc<tokio::sync::Mutex<Option<Running>>>,
 }
 
 struct Running {
@@ -63,20 +64,25 @@ impl TunnelProvider {
             public_key: config.tunnel.private_key.public_key(),
             started: clock::now(),
             config: Mutex::new(Some(config)),
-            running: tokio::sync::Mutex::default(),
+            running: Arc::default(),
         }
     }
 
     async fn start(&self, context: &ProviderContext) -> Result<(), ProviderError> {
-        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let config = self
+            .config
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         let config = config.ok_or_else(|| ProviderError::new("a session starts once"))?;
         // The socket first: a port in use must not disturb an interface.
         let socket = UdpSocket::bind(config.tunnel.listen)
             .map_err(|error| ProviderError::with_source("no UDP socket", error))?;
         let settings = settings(&config.device, &self.public_key);
         context.set_network_settings(Some(settings)).await?;
-        let queue =
-            context.take_queue().ok_or_else(|| ProviderError::new("the interface has no queue"))?;
+        let queue = context
+            .take_queue()
+            .ok_or_else(|| ProviderError::new("the interface has no queue"))?;
 
         let mut running = self.running.lock().await;
         let (engine, events) = Engine::start(engine_config(config), queue, socket)
@@ -87,36 +93,21 @@ impl TunnelProvider {
             public_key = %self.public_key,
             "engine started"
         );
-        let watchers = vec![tokio::spawn(watch_engine(context.clone(), events))];
+        let watchers = vec![
+            tokio::spawn(watch_engine(context.clone(), events)),
+            tokio::spawn(watch_links(context.clone(), self.running.clone())),
+        ];
         *running = Some(Running { engine, watchers });
         Ok(())
-    }
-
-    /// Watches the network of this machine, so that peers learn of a new address at once.
-    async fn watch_links(&self, context: &ProviderContext) {
-        let Ok(mut events) = Links::watch() else { return };
-        let own = context.interface().map(|interface| interface.index);
-        while let Some(event) = events.recv().await {
-            match event {
-                LinkEvent::LinkChanged { index, deleted: true, .. } if Some(index) == own => {
-                    context.cancel_tunnel(Some(tap_lost()));
-                }
-                LinkEvent::AddressesChanged => {
-                    if let Some(running) = &*self.running.lock().await {
-                        running.engine.handle_network_change().await;
-                    }
-                }
-                LinkEvent::LinkChanged { .. } => {}
-            }
-        }
     }
 
     async fn show(&self, context: &ProviderContext) -> Option<Bytes> {
         let running = self.running.lock().await;
         let Running { engine, .. } = running.as_ref()?;
+        let state = *context.status().borrow();
         let snapshot = Snapshot {
             tunnel: &self.name,
-            state: *context.status().borrow(),
+            state,
             uptime: clock::now().saturating_duration_since(self.started),
             public_key: self.public_key,
             listen: engine.local_addr(),
@@ -125,7 +116,9 @@ impl TunnelProvider {
             plan: engine.plan(),
             engine: engine.view().await?,
         };
-        serde_json::to_vec(&status::status(snapshot)).ok().map(Bytes::from)
+        serde_json::to_vec(&status::status(snapshot))
+            .ok()
+            .map(Bytes::from)
     }
 }
 
@@ -153,7 +146,13 @@ impl EthernetTunnelProvider for TunnelProvider {
         context: &'a ProviderContext,
         message: Bytes,
     ) -> BoxFut<'a, Option<Bytes>> {
-        Box::pin(async move { if message == SHOW { self.show(context).await } else { None } })
+        Box::pin(async move {
+            if message == SHOW {
+                self.show(context).await
+            } else {
+                None
+            }
+        })
     }
 }
 
@@ -179,13 +178,45 @@ async fn watch_engine(context: ProviderContext, mut events: mpsc::Receiver<Engin
     }
 }
 
+/// Watches the network of this machine: peers learn of a new address of ours at once, and a TAP
+/// that somebody deletes ends the session.
+async fn watch_links(context: ProviderContext, running: Arc<tokio::sync::Mutex<Option<Running>>>) {
+    let mut events = match Links::watch() {
+        Ok(events) => events,
+        Err(error) => {
+            warn!(%error, "changes of addresses and routes will not be noticed at once");
+            return;
+        }
+    };
+    let own = context.interface().map(|interface| interface.index);
+    while let Some(event) = events.recv().await {
+        match event {
+            LinkEvent::LinkChanged {
+                index,
+                deleted: true,
+                ..
+            } if Some(index) == own => {
+                context.cancel_tunnel(Some(tap_lost()));
+            }
+            LinkEvent::AddressesChanged => {
+                if let Some(running) = &*running.lock().await {
+                    running.engine.handle_network_change().await;
+                }
+            }
+            LinkEvent::LinkChanged { .. } => {}
+        }
+    }
+}
+
 fn tap_lost() -> ProviderError {
     ProviderError::new("the TAP was deleted by somebody else; start the tunnel again")
 }
 
 fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSettings {
     let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let mac = device.mac.unwrap_or_else(|| stable_mac(public_key, &device.name));
+    let mac = device
+        .mac
+        .unwrap_or_else(|| stable_mac(public_key, &device.name));
     let mut settings = EthernetTunnelSettings::new(anywhere, mac, device.mtu, &device.name);
     settings.keep_existing_address = device.mac.is_none();
     settings.addresses.clone_from(&device.addresses);
@@ -203,11 +234,24 @@ fn stable_mac(public_key: &PublicKey, device: &str) -> MacAddr {
     let message = [public_key.as_bytes(), device.as_bytes()].concat();
     let hash = mac::mac(b"patchcord device address", &message);
     let [first, rest @ ..] = hash;
-    MacAddr([(first | 0x02) & 0xfe, rest[0], rest[1], rest[2], rest[3], rest[4]])
+    MacAddr([
+        (first | 0x02) & 0xfe,
+        rest[0],
+        rest[1],
+        rest[2],
+        rest[3],
+        rest[4],
+    ])
 }
 
 fn engine_config(config: Config) -> EngineConfig {
-    let Config { tunnel, device, peers, pipeline, .. } = config;
+    let Config {
+        tunnel,
+        device,
+        peers,
+        pipeline,
+        ..
+    } = config;
     let ciphers = match tunnel.cipher {
         CipherChoice::Auto => CipherOffer::auto(),
         CipherChoice::Aes256Gcm => CipherOffer::only(Cipher::Aes256Gcm),
@@ -242,7 +286,11 @@ fn engine_peer(peer: PeerConfig) -> EnginePeer {
         has_name: host.is_some(),
         keepalive: peer.keepalive,
     };
-    EnginePeer { settings, name: peer.name, host }
+    EnginePeer {
+        settings,
+        name: peer.name,
+        host,
+    }
 }
 
 fn plan_request(pipeline: &PipelineConfig) -> PlanRequest {
@@ -251,5 +299,9 @@ fn plan_request(pipeline: &PipelineConfig) -> PlanRequest {
         PlanChoice::Inline => Some(false),
         PlanChoice::Staged => Some(true),
     };
-    PlanRequest { staged, workers: pipeline.workers, pin: pipeline.pin }
+    PlanRequest {
+        staged,
+        workers: pipeline.workers,
+        pin: pipeline.pin,
+    }
 }

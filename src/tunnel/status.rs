@@ -34,7 +34,12 @@ pub(super) struct Snapshot<'a> {
 }
 
 pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
-    let EngineView { peers, tap: [outbound, inbound], drops, fdb } = snapshot.engine;
+    let EngineView {
+        peers,
+        tap: [outbound, inbound],
+        drops,
+        fdb,
+    } = snapshot.engine;
     let fdb = fdb
         .into_iter()
         .map(|(vid, mac, port, age_s)| FdbStatus {
@@ -57,13 +62,25 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         counters: Counters {
             outbound_frames: outbound.0,
             outbound_bytes: outbound.1,
-            outbound_datagrams: peers.iter().map(|(_, peer)| peer.traffic.outbound.datagrams()).sum(),
+            outbound_datagrams: peers
+                .iter()
+                .map(|(_, peer)| peer.traffic.outbound.datagrams())
+                .sum(),
             inbound_frames: inbound.0,
             inbound_bytes: inbound.1,
-            inbound_datagrams: peers.iter().map(|(_, peer)| peer.traffic.inbound.datagrams()).sum(),
+            inbound_datagrams: peers
+                .iter()
+                .map(|(_, peer)| peer.traffic.inbound.datagrams())
+                .sum(),
         },
-        peers: peers.into_iter().map(|(name, view)| peer_status(name, &view)).collect(),
-        drops: drops.into_iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect(),
+        peers: peers
+            .into_iter()
+            .map(|(name, view)| peer_status(name, &view))
+            .collect(),
+        drops: drops
+            .into_iter()
+            .map(|(reason, count)| (reason.name().to_owned(), count))
+            .collect(),
         fdb,
     }
 }
@@ -71,7 +88,9 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
 fn port_name(peers: &[(String, PeerView)], port: u16) -> String {
     match usize::from(port).checked_sub(1) {
         None => "tap".to_owned(),
-        Some(place) => peers.get(place).map_or_else(|| "?".to_owned(), |(name, _)| name.clone()),
+        Some(place) => peers
+            .get(place)
+            .map_or_else(|| "?".to_owned(), |(name, _)| name.clone()),
     }
 }
 
@@ -89,11 +108,21 @@ fn device_status(device: DeviceInfo, carrier: bool) -> DeviceStatus {
 }
 
 fn plan_status(plan: &CorePlan) -> CorePlanStatus {
-    let names = plan.thread_names().into_iter().chain(["control".to_owned()]);
+    let names = plan
+        .thread_names()
+        .into_iter()
+        .chain(["control".to_owned()]);
     let threads = names
-        .map(|name| ThreadStatus { core: plan.core_of(&name).map(|core| core.id), name })
+        .map(|name| ThreadStatus {
+            core: plan.core_of(&name).map(|core| core.id),
+            name,
+        })
         .collect();
-    CorePlanStatus { plan: plan.name().to_owned(), cores: plan.cores.len(), threads }
+    CorePlanStatus {
+        plan: plan.name().to_owned(),
+        cores: plan.cores.len(),
+        threads,
+    }
 }
 
 fn peer_status(name: String, view: &PeerView) -> PeerStatus {
@@ -110,7 +139,9 @@ fn peer_status(name: String, view: &PeerView) -> PeerStatus {
         cipher: view.cipher.map(|cipher| cipher.name().to_owned()),
         handshake_age_s: view.handshake_age.map(|age| age.as_secs_f64()),
         last_received_s: view.silent_for.map(|silent| silent.as_secs_f64()),
-        rtt_us: view.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+        rtt_us: view
+            .rtt
+            .map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
         path_mtu: view.path_mtu.map(u32::from),
         handshakes: view.handshakes,
         counters: counters(&view.traffic),

@@ -85,14 +85,26 @@ fn from_u24([a, b, c]: [u8; 3]) -> u32 {
 
 /// Writes the header of a frame chunk; the frame of `len` bytes follows.
 pub fn emit_frame_header(out: &mut [u8; CHUNK_HEADER_LEN], len: u16) {
-    out.copy_from_slice(ChunkHeader { kind: FRAME, len: U16::new(len) }.as_bytes());
+    out.copy_from_slice(
+        ChunkHeader {
+            kind: FRAME,
+            len: U16::new(len),
+        }
+        .as_bytes(),
+    );
 }
 
 /// Writes the header of a fragment chunk; a piece of `len` bytes follows.
 pub fn emit_fragment_header(out: &mut [u8; FRAGMENT_HEADER_LEN], fragment: Fragment, len: u16) {
     let body_len = len + (FRAGMENT_HEADER_LEN - CHUNK_HEADER_LEN) as u16;
     let (chunk, body) = out.split_at_mut(CHUNK_HEADER_LEN);
-    chunk.copy_from_slice(ChunkHeader { kind: FRAGMENT, len: U16::new(body_len) }.as_bytes());
+    chunk.copy_from_slice(
+        ChunkHeader {
+            kind: FRAGMENT,
+            len: U16::new(body_len),
+        }
+        .as_bytes(),
+    );
     let header = FragmentHeader {
         frame_id: U32::new(fragment.frame_id),
         total: u24(fragment.total),
@@ -105,7 +117,13 @@ pub fn emit_fragment_header(out: &mut [u8; FRAGMENT_HEADER_LEN], fragment: Fragm
 /// place.
 pub fn push_control(out: &mut Vec<u8>, chunk: Chunk<'_>) {
     let mut push = |kind, body: &[u8]| {
-        out.extend_from_slice(ChunkHeader { kind, len: U16::new(body.len() as u16) }.as_bytes());
+        out.extend_from_slice(
+            ChunkHeader {
+                kind,
+                len: U16::new(body.len() as u16),
+            }
+            .as_bytes(),
+        );
         out.extend_from_slice(body);
     };
     match chunk {
@@ -134,8 +152,9 @@ impl<'a> Chunks<'a> {
         }
         let (header, rest) =
             ChunkHeader::ref_from_prefix(self.rest).map_err(|_| DropReason::Malformed)?;
-        let (body, rest) =
-            rest.split_at_checked(header.len.get().into()).ok_or(DropReason::Malformed)?;
+        let (body, rest) = rest
+            .split_at_checked(header.len.get().into())
+            .ok_or(DropReason::Malformed)?;
         self.rest = rest;
         Ok(Some((header.kind, body)))
     }
@@ -206,12 +225,18 @@ mod tests {
 
     #[test]
     fn chunks_come_back_in_order_and_padding_ends_them() {
-        let fragment = Fragment { frame_id: 7, total: 70_000, offset: 65_600 };
+        let fragment = Fragment {
+            frame_id: 7,
+            total: 70_000,
+            offset: 65_600,
+        };
         let mut plaintext = frame_chunk(b"frame");
         plaintext.extend(fragment_chunk(fragment, b"piece"));
-        for control in
-            [Chunk::EchoRequest { token: 1 }, Chunk::EchoReply { token: 2 }, Chunk::Close]
-        {
+        for control in [
+            Chunk::EchoRequest { token: 1 },
+            Chunk::EchoReply { token: 2 },
+            Chunk::Close,
+        ] {
             push_control(&mut plaintext, control);
         }
         plaintext.extend([0, 1, 2, 3]);
@@ -232,7 +257,10 @@ mod tests {
     fn unknown_kinds_are_skipped_and_broken_ones_end_the_sequence() {
         let mut plaintext = vec![0x70, 0, 2, 9, 9];
         plaintext.extend(frame_chunk(b"x"));
-        assert_eq!(Chunks::new(&plaintext).collect::<Vec<_>>(), [Ok(Chunk::Frame(b"x"))]);
+        assert_eq!(
+            Chunks::new(&plaintext).collect::<Vec<_>>(),
+            [Ok(Chunk::Frame(b"x"))]
+        );
 
         for broken in [
             &[FRAME][..],

@@ -62,7 +62,9 @@ pub struct CookieReply {
 }
 
 /// What the initiator says of itself, readable by the responder alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct InitiationPayload {
     /// TAI64N; a responder accepts only newer ones from the same initiator.
@@ -82,7 +84,9 @@ pub struct InitiationPayload {
 }
 
 /// What the responder chose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct ResponsePayload {
     /// The one cipher of the session.
@@ -108,7 +112,13 @@ impl Initiation {
     /// A message with empty macs.
     pub fn new(sender: SessionIndex, noise: [u8; NOISE_1_LEN]) -> Self {
         let first_byte = MessageType::Initiation.first_byte();
-        Self { first_byte, sender, noise, mac1: [0; MAC_LEN], mac2: [0; MAC_LEN] }
+        Self {
+            first_byte,
+            sender,
+            noise,
+            mac1: [0; MAC_LEN],
+            mac2: [0; MAC_LEN],
+        }
     }
 
     /// Reads a datagram of type [`MessageType::Initiation`].
@@ -125,7 +135,15 @@ impl Response {
     pub fn new(receiver: SessionIndex, sender: SessionIndex, noise: [u8; NOISE_2_LEN]) -> Self {
         let first_byte = MessageType::Response.first_byte();
         let (mac1, mac2) = ([0; MAC_LEN], [0; MAC_LEN]);
-        Self { first_byte, receiver, sender, reserved: 0, noise, mac1, mac2 }
+        Self {
+            first_byte,
+            receiver,
+            sender,
+            reserved: 0,
+            noise,
+            mac1,
+            mac2,
+        }
     }
 
     /// Reads a datagram of type [`MessageType::Response`].
@@ -141,7 +159,12 @@ impl CookieReply {
     /// A reply to the message whose sender index is `receiver`.
     pub fn new(receiver: SessionIndex, nonce: [u8; 24], sealed_cookie: [u8; MAC_LEN + 16]) -> Self {
         let first_byte = MessageType::CookieReply.first_byte();
-        Self { first_byte, receiver, nonce, sealed_cookie }
+        Self {
+            first_byte,
+            receiver,
+            nonce,
+            sealed_cookie,
+        }
     }
 
     /// Reads a datagram of type [`MessageType::CookieReply`].
@@ -166,7 +189,12 @@ impl<'a> MacFields<'a> {
     pub(crate) fn of(message: &'a [u8]) -> Option<Self> {
         let (before_mac2, &mac2) = message.split_last_chunk::<MAC_LEN>()?;
         let (before_mac1, &mac1) = before_mac2.split_last_chunk::<MAC_LEN>()?;
-        Some(Self { before_mac1, before_mac2, mac1, mac2 })
+        Some(Self {
+            before_mac1,
+            before_mac2,
+            mac1,
+            mac2,
+        })
     }
 }
 
@@ -178,16 +206,21 @@ mod tests {
     fn only_the_exact_length_parses() {
         let bytes = [0_u8; INITIATION_LEN + 1];
         for len in 0..bytes.len() {
-            assert_eq!(Initiation::parse(&bytes[..len]).is_ok(), len == INITIATION_LEN);
+            assert_eq!(
+                Initiation::parse(&bytes[..len]).is_ok(),
+                len == INITIATION_LEN
+            );
             assert_eq!(Response::parse(&bytes[..len]).is_ok(), len == RESPONSE_LEN);
-            assert_eq!(CookieReply::parse(&bytes[..len]).is_ok(), len == COOKIE_REPLY_LEN);
+            assert_eq!(
+                CookieReply::parse(&bytes[..len]).is_ok(),
+                len == COOKIE_REPLY_LEN
+            );
         }
     }
 
     #[test]
     fn the_macs_are_the_last_bytes_of_both_messages() {
-        let mut initiation =
-            Initiation::new(SessionIndex::from_low_bits(7), [3; NOISE_1_LEN]);
+        let mut initiation = Initiation::new(SessionIndex::from_low_bits(7), [3; NOISE_1_LEN]);
         initiation.mac1 = [1; MAC_LEN];
         initiation.mac2 = [2; MAC_LEN];
         let fields = MacFields::of(initiation.as_bytes()).unwrap();

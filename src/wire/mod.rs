@@ -70,8 +70,20 @@ impl MessageType {
 
 /// A session's name on the wire: 24 bits, chosen at random by the receiver.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord,
-    FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(transparent)]
 pub struct SessionIndex([u8; 3]);
@@ -161,7 +173,9 @@ impl DataHeader {
         if datagram.len() < DATA_OVERHEAD {
             return Err(DropReason::Truncated);
         }
-        Self::ref_from_prefix(datagram).map(|(header, _)| header).map_err(|_| DropReason::Truncated)
+        Self::ref_from_prefix(datagram)
+            .map(|(header, _)| header)
+            .map_err(|_| DropReason::Truncated)
     }
 
     /// The receiver's session.
@@ -177,7 +191,10 @@ impl DataHeader {
 
 /// `size_of::<T>()`, checked at compile time against the size in PROTOCOL.md.
 pub(crate) const fn size_must_be<T>(size: usize) -> usize {
-    assert!(size_of::<T>() == size, "a wire layout differs from PROTOCOL.md");
+    assert!(
+        size_of::<T>() == size,
+        "a wire layout differs from PROTOCOL.md"
+    );
     size
 }
 
