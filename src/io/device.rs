@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::journal::{Change, Journal, Record};
 use super::link::{ADDR_GEN_NONE, LinkError, LinkInfo, Links};
-use super::lock::{DeviceLock, LockError, RunLock, namespace_inode};
+use super::lock::{DeviceLock, LockError, namespace_inode};
 use super::tap::{Backend, Tap, TapError, TapOptions, TapQueue};
 
 /// What the device shall be.
@@ -95,12 +95,11 @@ pub struct Device {
     journal: Journal,
     record: Record,
     _device_lock: DeviceLock,
-    _run_lock: RunLock,
 }
 
 impl Device {
-    /// Makes the device as `request` says, with the carrier off. The locks and the journal of `tunnel`
-    /// are kept in `run_dir`. Must be called on a tokio runtime, in the network namespace where the
+    /// Makes the device as `request` says, with the carrier off. Its lock and the journal of `tunnel`
+    /// are kept in `run_dir`; the caller holds the tunnel's own lock. Must be called on a tokio runtime, in the network namespace where the
     /// device shall be.
     ///
     /// # Errors
@@ -110,7 +109,6 @@ impl Device {
         run_dir: &Path,
         tunnel: &str,
     ) -> Result<(Self, Vec<TapQueue>), DeviceError> {
-        let run_lock = RunLock::acquire(run_dir, tunnel)?;
         let links = Links::connect()?;
         let journal = Journal::new(run_dir, tunnel);
         clear_leftovers(&journal, &links, run_dir).await?;
@@ -145,7 +143,6 @@ impl Device {
             links,
             journal,
             _device_lock: device_lock,
-            _run_lock: run_lock,
         };
         if let Err(error) = device.set_up(&request).await {
             drop(queues);
@@ -592,11 +589,10 @@ mod tests {
             tap,
             journal,
             _device_lock,
-            _run_lock,
             ..
         } = device;
         assert!(journal.path().exists());
-        drop((tap, _device_lock, _run_lock));
+        drop((tap, _device_lock));
     }
 
     #[test]
