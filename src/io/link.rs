@@ -747,6 +747,19 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_leaves_its_bridge_is_not_deleted() {
+        let mut message = LinkMessage::default();
+        message.header.index = 3;
+        let mut burst = Burst::default();
+        burst.add_link(&message, true);
+        assert_eq!(burst.into_events().count(), 1);
+        message.header.interface_family = AddressFamily::Bridge;
+        let mut burst = Burst::default();
+        burst.add_link(&message, true);
+        assert_eq!(burst.into_events().count(), 0);
+    }
+
+    #[test]
     fn others_changes_are_seen_in_bursts() {
         test(|links| async move {
             ip("link add br0 type bridge");

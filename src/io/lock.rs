@@ -108,7 +108,7 @@ pub(super) fn namespace_inode() -> io::Result<u64> {
 #[derive(Debug)]
 struct LockFile {
     path: PathBuf,
-    _file: File,
+    file: File,
 }
 
 enum Refusal {
@@ -128,7 +128,7 @@ impl Refusal {
 impl LockFile {
     fn acquire(path: PathBuf) -> Result<Self, Refusal> {
         match Self::try_acquire(&path) {
-            Ok(Ok(file)) => Ok(Self { path, _file: file }),
+            Ok(Ok(file)) => Ok(Self { path, file }),
             Ok(Err(pid)) => Err(Refusal::Held(pid)),
             Err(error) => Err(Refusal::Io(path, error)),
         }
@@ -166,6 +166,8 @@ impl Drop for LockFile {
     fn drop(&mut self) {
         // While still locked: afterwards it may be another process's file.
         let _ = fs::remove_file(&self.path);
+        // Closing is not enough while a child, between fork and exec, has a copy of the descriptor.
+        let _ = self.file.unlock();
     }
 }
 

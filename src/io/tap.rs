@@ -566,7 +566,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::io::testing::{Namespace, in_namespace, ip, wait_for_carrier};
+    use crate::io::testing::{Namespace, eventually, in_namespace, ip, wait_for_carrier};
     use crate::io::waker;
 
     fn open(name: &str, backend: Backend, queues: usize) -> Result<(Tap, Vec<TapQueue>), TapError> {
@@ -689,7 +689,8 @@ mod tests {
             drop(tap);
             ip("link show tap7");
             drop(queues);
-            assert!(sys::interface_index("tap7").is_err());
+            let is_gone = || sys::interface_index("tap7").is_err().then_some(());
+            assert!(eventually(is_gone).is_some());
         });
     }
 
@@ -879,7 +880,7 @@ mod tests {
                 };
                 assert_eq!(earlier.set_offloads(all).unwrap(), all);
                 drop((earlier, queues));
-                let (tap, queues) = open("tap7", backend, 1).unwrap();
+                let (tap, queues) = eventually(|| open("tap7", backend, 1).ok()).unwrap();
                 let (header, frame) = frame_from_the_stack(&tap, &queues[0]);
                 assert_eq!(header, VnetHeader::NONE);
                 assert!(has_good_checksum(&frame));

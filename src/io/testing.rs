@@ -63,13 +63,12 @@ pub(super) fn ip(arguments: &str) -> String {
 /// Waits until the kernel has acted on a carrier that was switched on: it does so in the background,
 /// and until then neither the device nor a bridge sends through it.
 pub(super) fn wait_for_carrier(name: &str) {
-    for _ in 0..200 {
-        if ip(&format!("link show {name}")).contains("LOWER_UP") {
-            return;
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    panic!("{name} has no carrier");
+    let has_carrier = || {
+        ip(&format!("link show {name}"))
+            .contains("LOWER_UP")
+            .then_some(())
+    };
+    eventually(has_carrier).unwrap_or_else(|| panic!("{name} has no carrier"));
 }
 
 /// Runs a future on a runtime of this thread, as the control thread does.
@@ -78,4 +77,17 @@ pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
         .enable_all()
         .build();
     runtime.unwrap().block_on(future)
+}
+
+/// Tries again for a while as long as `attempt` says None. Descriptors that a test has closed can live
+/// on for a moment in a child that another test's thread is about to start.
+pub(super) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    for _ in 0..200 {
+        let outcome = attempt();
+        if outcome.is_some() {
+            return outcome;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    None
 }

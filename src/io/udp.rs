@@ -502,7 +502,7 @@ fn send_error(to: SocketAddr, datagram_bytes: usize, source: io::Error) -> SendE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::testing::{Namespace, in_namespace, ip};
+    use crate::io::testing::{Namespace, in_namespace, ip, wait_for_carrier};
     use crate::io::waker;
 
     fn at(address: &str) -> SocketAddr {
@@ -612,7 +612,9 @@ mod tests {
         right.run(|| {
             ip("address add 10.0.0.2/24 dev veth1");
             ip("link set veth1 up");
+            wait_for_carrier("veth1");
         });
+        left.run(|| wait_for_carrier("veth0"));
         (left, right)
     }
 
