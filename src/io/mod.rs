@@ -5,9 +5,11 @@
 //! device   one call that makes the TAP as asked for, and one that undoes it
 //!   lock     no second process on a tunnel's name or on a device
 //!   journal  what must be undone after a stop, or after a kill -9
-//!   link     netlink: addresses, MTU, MAC, bridges, and what others change
-//! tap      frames in and out of the kernel      udp    datagrams in and out of the network
-//! waker    waiting for both, and ending a wait  sys    system calls, and all unsafe code
+//!   link     netlink: addresses, MTU, MAC, bridges; in `watch`, what others change
+//! tap      frames in and out of the kernel; in `vnet`, what travels beside them
+//! udp      datagrams in and out of the network
+//! waker    waiting for both, and ending a wait
+//! sys      system calls, and all unsafe code
 //! ```
 //!
 //! `io` knows bytes, never peers, keys or VLANs; `pipeline` brings them together. Sockets, devices
@@ -24,3 +26,4 @@ mod journal;
 mod sys;
 #[cfg(test)]
 mod testing;
+mod vnet;

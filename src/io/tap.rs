@@ -12,17 +12,19 @@
 //! (`ip tuntap add`) is *adopted*: it stays. Here are only the device and its frames; MAC, MTU,
 //! addresses and bridges are set through `link`, and `device` ties them together.
 //!
-//! The kernel takes frames far larger than the MTU from a writer; bounding them is the caller's work.
-//! A write fails with `EIO` while the device is down, and with `EINVAL` for less than 14 bytes.
+//! The kernel takes frames far larger than the MTU from a writer; bounding them is the caller's
+//! work. A write fails with `EIO` while the device is down, and with `EINVAL` for less than 14
+//! bytes.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::IntoBytes;
 
 use super::sys;
 use super::sys::tun::{self, Attach};
+pub use super::vnet::{Offloads, VnetHeader};
 
 /// Which way to the kernel a TAP uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,82 +45,6 @@ pub struct TapOptions {
     pub name: String,
     /// The way to the kernel.
     pub backend: Backend,
-}
-
-/// What the reader of a TAP accepts instead of finished frames of at most the MTU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offloads {
-    /// Frames whose checksum is not complete ([`VnetHeader::NEEDS_CHECKSUM`]).
-    pub checksum: bool,
-    /// TCP super-frames of up to 64 KiB. Needs `checksum`.
-    pub tcp: bool,
-    /// UDP super-frames of up to 64 KiB. Needs `checksum`.
-    pub udp: bool,
-}
-
-impl Offloads {
-    /// Finished frames only.
-    pub const NONE: Self = Self {
-        checksum: false,
-        tcp: false,
-        udp: false,
-    };
-
-    fn bits(self) -> u32 {
-        let bit = |on, bits| if on { bits } else { 0 };
-        bit(self.checksum, tun::OFFLOAD_CHECKSUM)
-            | bit(self.tcp, tun::OFFLOAD_TSO)
-            | bit(self.udp, tun::OFFLOAD_USO)
-    }
-}
-
-/// What the kernel says about a frame beside its bytes: `struct virtio_net_hdr`, in the byte order of
-/// this machine.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct VnetHeader {
-    /// [`NEEDS_CHECKSUM`](Self::NEEDS_CHECKSUM), [`DATA_VALID`](Self::DATA_VALID).
-    pub flags: u8,
-    /// [`GSO_NONE`](Self::GSO_NONE) and following, and the bit [`GSO_ECN`](Self::GSO_ECN).
-    pub gso_type: u8,
-    /// Bytes of Ethernet, IP and transport header. Not to be trusted: the kernel may say more or 0.
-    pub hdr_len: u16,
-    /// Payload bytes of each segment of a super-frame.
-    pub gso_size: u16,
-    /// Where the transport header starts, from the start of the frame.
-    pub csum_start: u16,
-    /// Where the checksum is, from `csum_start`.
-    pub csum_offset: u16,
-}
-
-const _: () = assert!(size_of::<VnetHeader>() == 10);
-
-impl VnetHeader {
-    /// A finished frame.
-    pub const NONE: Self = Self {
-        flags: 0,
-        gso_type: Self::GSO_NONE,
-        hdr_len: 0,
-        gso_size: 0,
-        csum_start: 0,
-        csum_offset: 0,
-    };
-    /// In `flags`: the checksum field holds the pseudo-header's sum only.
-    pub const NEEDS_CHECKSUM: u8 = 1;
-    /// In `flags`: the checksum was verified.
-    pub const DATA_VALID: u8 = 2;
-    /// Not a super-frame.
-    pub const GSO_NONE: u8 = 0;
-    /// TCP over IPv4.
-    pub const GSO_TCPV4: u8 = 1;
-    /// TCP over IPv6.
-    pub const GSO_TCPV6: u8 = 4;
-    /// UDP over IPv4 or IPv6, in datagrams of `gso_size`.
-    pub const GSO_UDP_L4: u8 = 5;
-    /// A bit beside the TCP types: the first segment carries CWR.
-    pub const GSO_ECN: u8 = 0x80;
 }
 
 /// Why a TAP cannot be opened. Each message says what to do.
@@ -291,8 +217,8 @@ impl Tap {
         tun::set_carrier(&self.control, on)
     }
 
-    /// Asks for `wanted` and returns what the kernel grants: it may have no UDP super-frames, and the
-    /// plain back-end has nothing. For the whole device: every queue's reader must cope.
+    /// Asks for `wanted` and returns what the kernel grants: it may have no UDP super-frames, and
+    /// the plain back-end has nothing. For the whole device: every queue's reader must cope.
     ///
     /// # Errors
     /// When the device was deleted.
