@@ -1,28 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Links and addresses, through netlink.
 //!
-//! [`Links`] changes them, [`Links::watch`] tells what anyone changes. Both belong to the network
-//! namespace of the thread that calls [`Links::connect`] or `watch`, and run on its tokio runtime.
-//! The control thread calls this, mostly through `device`.
+//! Belongs to the network namespace of the thread that calls [`Links::connect`], and runs on its
+//! tokio runtime. The control thread calls this, mostly through `device`; `watch` tells what others
+//! change.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use ipnet::IpNet;
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload, Nla};
+use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, LinkAttribute, LinkFlags,
     LinkInfo as LinkKind, LinkMessage,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, MulticastGroup};
-use tokio::sync::mpsc;
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use super::sys;
+pub use super::watch::LinkEvent;
 
 /// Why a link is not as asked for. Each message says what to do, where something can be done.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +112,7 @@ impl LinkInfo {
         self.kind.as_deref() == Some("bridge")
     }
 
-    fn parse(message: &LinkMessage) -> Self {
+    pub(super) fn parse(message: &LinkMessage) -> Self {
         let mut info = Self {
             index: message.header.index,
             name: String::new(),
@@ -327,14 +324,14 @@ impl Links {
         }
     }
 
-    /// Puts the link into the bridge or bond with index `controller`, out of any other one; 0 takes it
-    /// out only.
+    /// Puts the link into the bridge or bond with index `controller`, out of any other one; 0 takes
+    /// it out only.
     ///
-    /// The MTUs need not agree. A bridge whose MTU nobody has set takes the smallest of its ports and
-    /// goes back by itself when we leave. Otherwise a larger frame from the tunnel is dropped at the
-    /// port that cannot send it; it comes to no harm elsewhere. A bridge whose MAC address nobody has
-    /// set takes the numerically lowest of its ports: a MAC address below those of the other ports
-    /// would change the bridge's own.
+    /// The MTUs need not agree. A bridge whose MTU nobody has set takes the smallest of its ports
+    /// and goes back by itself when we leave. Otherwise a larger frame from the tunnel is dropped
+    /// at the port that cannot send it; it comes to no harm elsewhere. A bridge whose MAC address
+    /// nobody has set takes the numerically lowest of its ports: a MAC address below those of the
+    /// other ports would change the bridge's own.
     ///
     /// # Errors
     /// When one of the links is gone, or this one cannot be a port.
@@ -439,117 +436,6 @@ impl Links {
             }),
             _ => Ok(()),
         }
-    }
-
-    /// Watches links, addresses and routes in the namespace of this thread. The background task ends
-    /// when the receiver is dropped; the stream ends when the kernel closes the socket.
-    ///
-    /// # Errors
-    /// When no netlink socket can be had.
-    pub fn watch() -> Result<mpsc::Receiver<LinkEvent>, LinkError> {
-        use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
-        let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
-        let (connection, handle, messages) =
-            rtnetlink::new_multicast_connection(&groups).map_err(LinkError::Connect)?;
-        let (sender, receiver) = mpsc::channel(64);
-        tokio::spawn(async move {
-            let connection = tokio::spawn(connection);
-            tokio::select! {
-                () = forward(messages.map(|(message, _)| message), &sender) => {}
-                () = sender.closed() => {}
-            }
-            connection.abort();
-            drop(handle);
-        });
-        Ok(receiver)
-    }
-}
-
-/// What someone, perhaps this process, changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LinkEvent {
-    /// Addresses or routes: another path may be better now, or the only one left. Also sent when
-    /// there were more changes than the kernel could queue.
-    AddressesChanged,
-    /// A link appeared, changed or disappeared.
-    LinkChanged {
-        /// Its index.
-        index: u32,
-        /// Its name.
-        name: String,
-        /// Whether it is administratively up.
-        up: bool,
-        /// Whether it is gone.
-        deleted: bool,
-    },
-}
-
-/// Changes come in bursts (an interface with addresses and routes); one burst is one set of events.
-const SETTLE: Duration = Duration::from_millis(30);
-
-async fn forward(
-    messages: impl futures_util::Stream<Item = NetlinkMessage<RouteNetlinkMessage>>,
-    events: &mpsc::Sender<LinkEvent>,
-) {
-    let mut messages = std::pin::pin!(messages);
-    while let Some(first) = messages.next().await {
-        let mut burst = Burst::default();
-        burst.add(first);
-        tokio::time::sleep(SETTLE).await;
-        while let Some(Some(message)) = messages.next().now_or_never() {
-            burst.add(message);
-        }
-        for event in burst.into_events() {
-            if events.send(event).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-/// The changes since the last events were sent: of each link only the latest state.
-#[derive(Default)]
-struct Burst {
-    addresses: bool,
-    links: BTreeMap<u32, LinkEvent>,
-}
-
-impl Burst {
-    fn add(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) {
-        use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewRoute};
-        match message.payload {
-            NetlinkPayload::InnerMessage(NewLink(link)) => self.add_link(&link, false),
-            NetlinkPayload::InnerMessage(DelLink(link)) => self.add_link(&link, true),
-            NetlinkPayload::InnerMessage(
-                NewAddress(_) | DelAddress(_) | NewRoute(_) | DelRoute(_),
-            )
-            | NetlinkPayload::Overrun(_) => self.addresses = true,
-            _ => {}
-        }
-    }
-
-    fn add_link(&mut self, message: &LinkMessage, deleted: bool) {
-        // A bridge speaks of its ports in the same words: there, "deleted" means "left the bridge".
-        if message.header.interface_family == AddressFamily::Bridge {
-            return;
-        }
-        let LinkInfo {
-            index, name, up, ..
-        } = LinkInfo::parse(message);
-        self.links.insert(
-            index,
-            LinkEvent::LinkChanged {
-                index,
-                name,
-                up,
-                deleted,
-            },
-        );
-    }
-
-    fn into_events(self) -> impl Iterator<Item = LinkEvent> {
-        let addresses = self.addresses.then_some(LinkEvent::AddressesChanged);
-        self.links.into_values().chain(addresses)
     }
 }
 
@@ -726,77 +612,6 @@ mod tests {
                 error.starts_with("`veth0` is a veth device and not a bridge"),
                 "{error}"
             );
-        });
-    }
-
-    async fn next(events: &mut mpsc::Receiver<LinkEvent>) -> Option<LinkEvent> {
-        tokio::time::timeout(Duration::from_secs(1), events.recv())
-            .await
-            .ok()
-            .flatten()
-    }
-
-    /// All events until nothing happens for a while.
-    async fn settle(events: &mut mpsc::Receiver<LinkEvent>) -> Vec<LinkEvent> {
-        let mut seen = Vec::new();
-        let quiet = Duration::from_millis(300);
-        while let Ok(Some(event)) = tokio::time::timeout(quiet, events.recv()).await {
-            seen.push(event);
-        }
-        seen
-    }
-
-    #[test]
-    fn a_port_that_leaves_its_bridge_is_not_deleted() {
-        let mut message = LinkMessage::default();
-        message.header.index = 3;
-        let mut burst = Burst::default();
-        burst.add_link(&message, true);
-        assert_eq!(burst.into_events().count(), 1);
-        message.header.interface_family = AddressFamily::Bridge;
-        let mut burst = Burst::default();
-        burst.add_link(&message, true);
-        assert_eq!(burst.into_events().count(), 0);
-    }
-
-    #[test]
-    fn others_changes_are_seen_in_bursts() {
-        test(|links| async move {
-            ip("link add br0 type bridge");
-            ip("tuntap add tap7 mode tap");
-            let index = links.find("tap7").await.unwrap().unwrap().index;
-            let event = |up, deleted| LinkEvent::LinkChanged {
-                index,
-                name: "tap7".to_owned(),
-                up,
-                deleted,
-            };
-            let mut events = Links::watch().unwrap();
-            ip("link set tap7 up");
-            assert!(settle(&mut events).await.contains(&event(true, false)));
-            for last in 1..=20 {
-                links
-                    .add_address(index, net(&format!("10.0.{last}.1/24")))
-                    .await
-                    .unwrap();
-            }
-            let seen = settle(&mut events).await;
-            assert!(seen.contains(&LinkEvent::AddressesChanged));
-            assert!(seen.len() < 10, "{seen:?}");
-            ip("link set tap7 master br0");
-            settle(&mut events).await;
-            ip("link set tap7 nomaster");
-            let seen = settle(&mut events).await;
-            assert!(
-                !seen.contains(&event(true, true)) && !seen.is_empty(),
-                "{seen:?}"
-            );
-            ip("route add 192.0.2.0/24 via 10.0.1.2 dev tap7 onlink");
-            assert_eq!(next(&mut events).await, Some(LinkEvent::AddressesChanged));
-            ip("link delete tap7");
-            let seen = settle(&mut events).await;
-            let deleted = |event: &LinkEvent| matches!(event, LinkEvent::LinkChanged { deleted: true, name, .. } if name == "tap7");
-            assert!(seen.iter().any(deleted), "{seen:?}");
         });
     }
 }

@@ -27,3 +27,4 @@ mod sys;
 #[cfg(test)]
 mod testing;
 mod vnet;
+mod watch;

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What others change: links, addresses and routes, as a stream of events.
+//!
+//! For roaming (another path may be better now) and for noticing that someone deleted our device.
+//! Changes nothing itself. The control thread listens.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use tokio::sync::mpsc;
+
+use super::link::{LinkError, LinkInfo, Links};
+
+impl Links {
+    /// Watches links, addresses and routes in the namespace of this thread. The background task
+    /// ends when the receiver is dropped; the stream ends when the kernel closes the socket.
+    ///
+    /// # Errors
+    /// When no netlink socket can be had.
+    pub fn watch() -> Result<mpsc::Receiver<LinkEvent>, LinkError> {
+        use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
+        let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
+        let (connection, handle, messages) =
+            rtnetlink::new_multicast_connection(&groups).map_err(LinkError::Connect)?;
+        let (sender, receiver) = mpsc::channel(64);
+        tokio::spawn(async move {
+            let connection = tokio::spawn(connection);
+            tokio::select! {
+                () = forward(messages.map(|(message, _)| message), &sender) => {}
+                () = sender.closed() => {}
+            }
+            connection.abort();
+            drop(handle);
+        });
+        Ok(receiver)
+    }
+}
+
+/// What someone, perhaps this process, changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// Addresses or routes: another path may be better now, or the only one left. Also sent when
+    /// there were more changes than the kernel could queue.
+    AddressesChanged,
+    /// A link appeared, changed or disappeared.
+    LinkChanged {
+        /// Its index.
+        index: u32,
+        /// Its name.
+        name: String,
+        /// Whether it is administratively up.
+        up: bool,
+        /// Whether it is gone.
+        deleted: bool,
+    },
+}
+
+/// Changes come in bursts (an interface with addresses and routes); one burst is one set of events.
+const SETTLE: Duration = Duration::from_millis(30);
+
+async fn forward(
+    messages: impl futures_util::Stream<Item = NetlinkMessage<RouteNetlinkMessage>>,
+    events: &mpsc::Sender<LinkEvent>,
+) {
+    let mut messages = std::pin::pin!(messages);
+    while let Some(first) = messages.next().await {
+        let mut burst = Burst::default();
+        burst.add(first);
+        tokio::time::sleep(SETTLE).await;
+        while let Some(Some(message)) = messages.next().now_or_never() {
+            burst.add(message);
+        }
+        for event in burst.into_events() {
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The changes since the last events were sent: of each link only the latest state.
+#[derive(Default)]
+struct Burst {
+    addresses: bool,
+    links: BTreeMap<u32, LinkEvent>,
+}
+
+impl Burst {
+    fn add(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) {
+        use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewRoute};
+        match message.payload {
+            NetlinkPayload::InnerMessage(NewLink(link)) => self.add_link(&link, false),
+            NetlinkPayload::InnerMessage(DelLink(link)) => self.add_link(&link, true),
+            NetlinkPayload::InnerMessage(
+                NewAddress(_) | DelAddress(_) | NewRoute(_) | DelRoute(_),
+            )
+            | NetlinkPayload::Overrun(_) => self.addresses = true,
+            _ => {}
+        }
+    }
+
+    fn add_link(&mut self, message: &LinkMessage, deleted: bool) {
+        // A bridge speaks of its ports in the same words: there, "deleted" means "left the bridge".
+        if message.header.interface_family == AddressFamily::Bridge {
+            return;
+        }
+        let LinkInfo {
+            index, name, up, ..
+        } = LinkInfo::parse(message);
+        self.links.insert(
+            index,
+            LinkEvent::LinkChanged {
+                index,
+                name,
+                up,
+                deleted,
+            },
+        );
+    }
+
+    fn into_events(self) -> impl Iterator<Item = LinkEvent> {
+        let addresses = self.addresses.then_some(LinkEvent::AddressesChanged);
+        self.links.into_values().chain(addresses)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::testing::{block_on, in_namespace, ip};
+
+    async fn next(events: &mut mpsc::Receiver<LinkEvent>) -> Option<LinkEvent> {
+        tokio::time::timeout(Duration::from_secs(1), events.recv())
+            .await
+            .ok()
+            .flatten()
+    }
+
+    /// All events until nothing happens for a while.
+    async fn settle(events: &mut mpsc::Receiver<LinkEvent>) -> Vec<LinkEvent> {
+        let mut seen = Vec::new();
+        let quiet = Duration::from_millis(300);
+        while let Ok(Some(event)) = tokio::time::timeout(quiet, events.recv()).await {
+            seen.push(event);
+        }
+        seen
+    }
+
+    #[test]
+    fn a_port_that_leaves_its_bridge_is_not_deleted() {
+        let mut message = LinkMessage::default();
+        message.header.index = 3;
+        let mut burst = Burst::default();
+        burst.add_link(&message, true);
+        assert_eq!(burst.into_events().count(), 1);
+        message.header.interface_family = AddressFamily::Bridge;
+        let mut burst = Burst::default();
+        burst.add_link(&message, true);
+        assert_eq!(burst.into_events().count(), 0);
+    }
+
+    #[test]
+    fn others_changes_are_seen_in_bursts() {
+        in_namespace(|| {
+            block_on(async {
+                let links = Links::connect().unwrap();
+                ip("link add br0 type bridge");
+                ip("tuntap add tap7 mode tap");
+                let index = links.find("tap7").await.unwrap().unwrap().index;
+                let event = |up, deleted| LinkEvent::LinkChanged {
+                    index,
+                    name: "tap7".to_owned(),
+                    up,
+                    deleted,
+                };
+                let mut events = Links::watch().unwrap();
+                ip("link set tap7 up");
+                assert!(settle(&mut events).await.contains(&event(true, false)));
+                for last in 1..=20 {
+                    links
+                        .add_address(index, format!("10.0.{last}.1/24").parse().unwrap())
+                        .await
+                        .unwrap();
+                }
+                let seen = settle(&mut events).await;
+                assert!(seen.contains(&LinkEvent::AddressesChanged));
+                assert!(seen.len() < 10, "{seen:?}");
+                ip("link set tap7 master br0");
+                settle(&mut events).await;
+                ip("link set tap7 nomaster");
+                let seen = settle(&mut events).await;
+                assert!(
+                    !seen.contains(&event(true, true)) && !seen.is_empty(),
+                    "{seen:?}"
+                );
+                ip("route add 192.0.2.0/24 via 10.0.1.2 dev tap7 onlink");
+                assert_eq!(next(&mut events).await, Some(LinkEvent::AddressesChanged));
+                ip("link delete tap7");
+                let seen = settle(&mut events).await;
+                let LinkEvent::LinkChanged { name, deleted, .. } = &seen[0] else {
+                    panic!("{seen:?}");
+                };
+                assert!(name == "tap7" && *deleted);
+            })
+        });
+    }
+}
