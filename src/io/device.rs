@@ -7,8 +7,8 @@
 //! remove   the same backwards; a device that was adopted is left as it was found
 //! ```
 //!
-//! A step that fails undoes the ones before it. Ties together `tap`, `link`, `lock` and `journal`; the
-//! provider calls it when settings are applied, on the control thread.
+//! A step that fails undoes the ones before it. Ties together `tap`, `link`, `lock` and `journal`;
+//! the provider calls it when settings are applied, on the control thread.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -98,9 +98,9 @@ pub struct Device {
 }
 
 impl Device {
-    /// Makes the device as `request` says, with the carrier off. Its lock and the journal of `tunnel`
-    /// are kept in `run_dir`; the caller holds the tunnel's own lock. Must be called on a tokio runtime, in the network namespace where the
-    /// device shall be.
+    /// Makes the device as `request` says, with the carrier off. Its lock and the journal of
+    /// `tunnel` are kept in `run_dir`; the caller holds the tunnel's own lock. Must be called on a
+    /// tokio runtime, in the network namespace where the device shall be.
     ///
     /// # Errors
     /// When any step fails; the earlier ones are undone.
@@ -171,8 +171,8 @@ impl Device {
         }
     }
 
-    /// Undoes what [`create`](Self::create) did. Others may have deleted the device meanwhile, and may
-    /// still hold its queues.
+    /// Undoes what [`create`](Self::create) did. Others may have deleted the device meanwhile, and
+    /// may still hold its queues.
     pub async fn remove(self) {
         self.set_carrier(false);
         if self.info.adopted {
@@ -403,7 +403,8 @@ mod tests {
     fn look(name: &str) -> String {
         let link = ip(&format!("-d -o link show {name}"));
         let until = link.find(" numtxqueues").unwrap();
-        // Two traces stay that matter to nobody: how a TAP was last opened, and that it was up once.
+        // Two traces stay that matter to nobody: how a TAP was last opened, and that it was up
+        // once.
         let traces = [
             (" vnet_hdr on", ""),
             (" vnet_hdr off", ""),
@@ -420,7 +421,8 @@ mod tests {
         }
     }
 
-    /// [`Device::create`], again while another test's child has a descriptor that this one has closed.
+    /// [`Device::create`], again while another test's child has a descriptor that this one has
+    /// closed.
     async fn create(
         request: DeviceRequest,
         run_dir: &Path,

@@ -2,9 +2,9 @@
 //! What a tunnel changed on a device that outlives it, so that a stop restores it and a start after
 //! a kill -9 clears what was left: ours only, never anything foreign.
 //!
-//! Each change is written down before it is made, as "from what, to what". It is undone only where the
-//! device still shows the "to": whoever changed it since has the last word. A device that the tunnel
-//! made itself needs no journal, the kernel removes it with the process. Called by `device`.
+//! Each change is written down before it is made, as "from what, to what". It is undone only where
+//! the device still shows the "to": whoever changed it since has the last word. A device that the
+//! tunnel made itself needs no journal, the kernel removes it with the process. Called by `device`.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};

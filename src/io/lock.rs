@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Locks against a second process on the same tunnel or the same device.
 //!
-//! A lock is a file in the run directory under `flock`: the kernel frees it with the process, however
-//! that ends. The file names its holder for the error message. `device` takes both kinds.
+//! A lock is a file in the run directory under `flock`: the kernel frees it with the process,
+//! however that ends. The file names its holder for the error message. `device` takes both kinds.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum LockError {
     /// This tunnel runs already.
-    #[error("tunnel `{tunnel}` is already up{}: stop it first with `patchcord down {tunnel}`", by(*.pid))]
+    #[error(
+        "tunnel `{tunnel}` is already up{}: stop it first with `patchcord down {tunnel}`", by(*.pid)
+    )]
     TunnelHeld {
         /// The tunnel.
         tunnel: String,
@@ -151,8 +153,8 @@ impl LockFile {
                 Err(TryLockError::WouldBlock) => return Ok(Err(read_pid(&mut file))),
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            // The holder before us deletes the file when it leaves. If that happened between our open
-            // and our lock, we hold a lock that nobody else can see.
+            // The holder before us deletes the file when it leaves. If that happened between our
+            // open and our lock, we hold a lock that nobody else can see.
             if fs::metadata(path).is_ok_and(|there| is_same_file(&there, &file)) {
                 file.set_len(0)?;
                 file.write_all(std::process::id().to_string().as_bytes())?;

@@ -60,8 +60,8 @@ pub(super) fn ip(arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Waits until the kernel has acted on a carrier that was switched on: it does so in the background,
-/// and until then neither the device nor a bridge sends through it.
+/// Waits until the kernel has acted on a carrier that was switched on: it does so in the
+/// background, and until then neither the device nor a bridge sends through it.
 pub(super) fn wait_for_carrier(name: &str) {
     let has_carrier = || {
         ip(&format!("link show {name}"))
@@ -79,8 +79,8 @@ pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.unwrap().block_on(future)
 }
 
-/// Tries again for a while as long as `attempt` says None. Descriptors that a test has closed can live
-/// on for a moment in a child that another test's thread is about to start.
+/// Tries again for a while as long as `attempt` says None. Descriptors that a test has closed can
+/// live on for a moment in a child that another test's thread is about to start.
 pub(super) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     for _ in 0..200 {
         let outcome = attempt();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The UDP socket: trains of datagrams out (GSO), merged datagrams in (GRO).
 //!
-//! A *train* is one piece of memory with datagrams of equal size back to back, of which the last may
-//! be shorter. DF is always set and the path MTU that the kernel has learnt is ignored: finding it is
-//! the tunnel's own work, and a forged ICMP message changes nothing. The socket is never connected,
-//! so that no ICMP error ends up in it.
+//! A *train* is one piece of memory with datagrams of equal size back to back, of which the last
+//! may be shorter. DF is always set and the path MTU that the kernel has learnt is ignored: finding
+//! it is the tunnel's own work, and a forged ICMP message changes nothing. The socket is never
+//! connected, so that no ICMP error ends up in it.
 //!
 //! The pipeline's threads call this; a full socket holds them for 2 ms at most.
 
@@ -172,7 +172,8 @@ impl UdpSocket {
                     source,
                 },
             })?;
-        // Segment size 0 means "no segmentation unless a message asks for it": a probe without effect.
+        // Segment size 0 means "no segmentation unless a message asks for it": a probe without
+        // effect.
         let gso = sys::set_option(socket.as_fd(), SocketOption::UdpSegment, 0).is_ok();
         let gro = sys::set_option(socket.as_fd(), SocketOption::UdpGro, 1).is_ok();
         let gso = Arc::new(AtomicBool::new(gso));
@@ -328,8 +329,8 @@ impl UdpSocket {
         }
     }
 
-    /// Fills `batch` with what has arrived, without waiting. Returns how many trains it holds now, 0
-    /// when nothing is there.
+    /// Fills `batch` with what has arrived, without waiting. Returns how many trains it holds now,
+    /// 0 when nothing is there.
     ///
     /// # Errors
     /// Only those that make the socket useless; errors about single datagrams are skipped.
@@ -524,8 +525,8 @@ mod tests {
             .collect()
     }
 
-    /// Receives datagrams until there are `count`, or none comes for a while. Returns them with their
-    /// sender and the number of trains in which they came.
+    /// Receives datagrams until there are `count`, or none comes for a while. Returns them with
+    /// their sender and the number of trains in which they came.
     fn receive(socket: &UdpSocket, count: usize) -> (Vec<(SocketAddr, Vec<u8>)>, usize) {
         let mut batch = RecvBatch::new(8);
         let (mut datagrams, mut trains) = (Vec::new(), 0);

@@ -67,8 +67,8 @@ impl Ready {
         self.readable >> position & 1 == 1
     }
 
-    /// Whether descriptor `position` is in error, was hung up or is not open. A TAP whose device was
-    /// deleted shows this.
+    /// Whether descriptor `position` is in error, was hung up or is not open. A TAP whose device
+    /// was deleted shows this.
     pub fn is_broken(self, position: usize) -> bool {
         self.broken >> position & 1 == 1
     }

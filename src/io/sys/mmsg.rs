@@ -46,9 +46,9 @@ pub(in crate::io) fn send_segments(
     let mut header = header_to(to, &mut part);
     header.msg_control = (&raw mut control).cast();
     header.msg_controllen = GSO_SPACE as _;
-    // SAFETY: `msg_control` points to GSO_SPACE zeroed, aligned bytes, so that the first header exists
-    // and its data has room for a u16. The kernel reads `to`, `train` and `control`, which outlive the
-    // call, and keeps no pointer.
+    // SAFETY: `msg_control` points to GSO_SPACE zeroed, aligned bytes, so that the first header
+    // exists and its data has room for a u16. The kernel reads `to`, `train` and `control`, which
+    // outlive the call, and keeps no pointer.
     let sent = unsafe {
         let message = libc::CMSG_FIRSTHDR(&raw const header);
         (*message).cmsg_level = libc::SOL_UDP;
@@ -175,9 +175,9 @@ pub(in crate::io) fn receive(socket: BorrowedFd<'_>, slots: &mut Slots) -> io::R
         });
         count += 1;
     }
-    // SAFETY: the first `count` headers are written. Each points to its own address, control and data
-    // room with the length of it, all of which are live and exclusive until the call returns. The
-    // kernel keeps no pointer. A null timeout means none.
+    // SAFETY: the first `count` headers are written. Each points to its own address, control and
+    // data room with the length of it, all of which are live and exclusive until the call returns.
+    // The kernel keeps no pointer. A null timeout means none.
     let received = unsafe {
         libc::recvmmsg(
             socket.as_raw_fd(),
@@ -222,8 +222,9 @@ fn examine(header: &libc::mmsghdr, source: SockAddrStorage) -> Arrived {
 
 /// The segment size that UDP GRO reports; None for a single datagram.
 fn gro_size(header: &libc::msghdr) -> Option<usize> {
-    // SAFETY: `msg_control` and `msg_controllen` describe what the kernel wrote, and the room outlives
-    // this call; CMSG_FIRSTHDR and CMSG_NXTHDR stay inside of it, and the data of UDP_GRO is an int.
+    // SAFETY: `msg_control` and `msg_controllen` describe what the kernel wrote, and the room
+    // outlives this call; CMSG_FIRSTHDR and CMSG_NXTHDR stay inside of it, and the data of UDP_GRO
+    // is an int.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(header);
         while !message.is_null() {

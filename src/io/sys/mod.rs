@@ -70,7 +70,8 @@ pub(in crate::io) fn set_option(
     value: i32,
 ) -> io::Result<()> {
     let (level, name) = option.level_and_name();
-    // SAFETY: the pointer and the length describe `value`, which the kernel copies before it returns.
+    // SAFETY: the pointer and the length describe `value`, which the kernel copies before it
+    // returns.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -136,9 +137,9 @@ pub(in crate::io) fn poll(
     let timeout = timeout
         .as_ref()
         .map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: `PollEntry` is a transparent `pollfd`, so pointer and length describe an exclusive array
-    // of them; its descriptors are borrowed and open; `timeout` is null or points to a live value. A
-    // null signal mask is allowed. The kernel keeps nothing.
+    // SAFETY: `PollEntry` is a transparent `pollfd`, so pointer and length describe an exclusive
+    // array of them; its descriptors are borrowed and open; `timeout` is null or points to a live
+    // value. A null signal mask is allowed. The kernel keeps nothing.
     let ready = unsafe {
         libc::ppoll(
             entries.as_mut_ptr().cast(),
