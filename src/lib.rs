@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Encrypted Ethernet tunnels.
 #![deny(unsafe_code)]
+// Tests live in real time.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod config;
 pub mod control;

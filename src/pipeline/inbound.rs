@@ -243,7 +243,7 @@ impl Delivery {
 
     /// Delivers what the workers have opened until the first step has ended.
     pub(super) fn run(mut self, mut opened: Collector<Arrivals>) {
-        while let Some(mut arrivals) = opened.next() {
+        while let Some(mut arrivals) = opened.collect() {
             self.deliver(&mut arrivals);
             opened.give_back(arrivals);
         }

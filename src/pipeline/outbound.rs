@@ -260,7 +260,7 @@ impl Departures {
 
     /// Sends what the workers have sealed until the first step has ended.
     pub(super) fn run(mut self, mut sealed: Collector<Train>) {
-        while let Some(mut train) = sealed.next() {
+        while let Some(mut train) = sealed.collect() {
             self.send(&train);
             train.clear();
             sealed.give_back(train);

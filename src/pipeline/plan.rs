@@ -51,7 +51,7 @@ impl CorePlan {
             let spare = cores.len().saturating_sub(ENDS) / 2;
             request
                 .workers
-                .unwrap_or(spare.clamp(1, MAX_CHOSEN_WORKERS))
+                .unwrap_or_else(|| spare.clamp(1, MAX_CHOSEN_WORKERS))
         });
         let mut plan = Self {
             workers,

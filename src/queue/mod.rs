@@ -110,7 +110,7 @@ impl<T> Worker<T> {
 
 impl<T> Collector<T> {
     /// The next batch in order; waits for it. `None` when the dealer is gone and all is collected.
-    pub fn next(&mut self) -> Option<T> {
+    pub fn collect(&mut self) -> Option<T> {
         let batch = self.workers[self.turn].recv().ok()?;
         self.turn = (self.turn + 1) % self.workers.len();
         Some(batch)
@@ -145,7 +145,7 @@ mod tests {
             }
             let collected = scope.spawn(move || {
                 let mut seen = Vec::new();
-                while let Some(batch) = collector.next() {
+                while let Some(batch) = collector.collect() {
                     seen.push(batch);
                     collector.give_back(batch);
                 }
@@ -183,7 +183,11 @@ mod tests {
             worker.run(|batch| *batch += 10);
         }
         assert_eq!(
-            (collector.next(), collector.next(), collector.next()),
+            (
+                collector.collect(),
+                collector.collect(),
+                collector.collect()
+            ),
             (Some(11), Some(12), None)
         );
     }
