@@ -123,14 +123,14 @@ impl Inbound {
                 delivery.deliver(arrivals);
             }
             Inlet::Staged(dealer) => {
-                let Some(mut arrivals) = dealer.empty() else {
-                    // The workers are behind: the socket's own buffer is the queue, and drops.
-                    std::thread::yield_now();
+                // While the workers are behind, the socket's buffer is the queue, and drops.
+                let Some(mut arrivals) = dealer.wait_for_empty() else {
                     return Ok(());
                 };
                 self.socket.recv_batch(&mut arrivals.batch)?;
-                if dealer.deal(arrivals).is_err() {
+                if let Err(arrivals) = dealer.deal(arrivals) {
                     self.drops.count(DropReason::PipelineQueueFull);
+                    dealer.keep(arrivals);
                 }
             }
         }

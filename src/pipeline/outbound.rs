@@ -216,8 +216,10 @@ impl Outbound {
             }
             Outlet::Staged(dealer) => {
                 let datagrams = train.len() as u64;
-                if dealer.deal(train).is_err() {
+                if let Err(mut train) = dealer.deal(train) {
                     self.drops.add(DropReason::PipelineQueueFull, datagrams);
+                    train.clear();
+                    dealer.keep(train);
                 }
             }
         }

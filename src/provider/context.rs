@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::sync::watch;
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::{
     Applied, EthernetTunnelSettings, FrameReader, FrameWriter, ProviderError, SessionStatus,
@@ -102,13 +102,6 @@ impl ProviderContext {
             index: info.index,
             name: info.name.clone(),
         };
-        info!(
-            device = info.name,
-            index = info.index,
-            mtu = info.mtu,
-            backend = info.backend,
-            "interface is up"
-        );
         *device = Some(created);
         *lock(&self.inner.info) = Some(info);
         self.inner

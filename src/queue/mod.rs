@@ -26,6 +26,8 @@ pub struct Dealer<T> {
     workers: Vec<Sender<T>>,
     turn: usize,
     empties: Receiver<T>,
+    /// Empty ones that never left.
+    kept: Vec<T>,
 }
 
 /// Works on batches.
@@ -66,6 +68,7 @@ pub fn ordered<T: Default>(workers: usize) -> (Dealer<T>, Vec<Worker<T>>, Collec
         workers: inlets,
         turn: 0,
         empties,
+        kept: Vec::with_capacity(batches),
     };
     let collector = Collector {
         workers: outlets,
@@ -77,14 +80,25 @@ pub fn ordered<T: Default>(workers: usize) -> (Dealer<T>, Vec<Worker<T>>, Collec
 
 impl<T> Dealer<T> {
     /// An empty batch, if one is back.
-    pub fn empty(&self) -> Option<T> {
-        self.empties.try_recv().ok()
+    pub fn empty(&mut self) -> Option<T> {
+        self.kept.pop().or_else(|| self.empties.try_recv().ok())
+    }
+
+    /// An empty batch; waits for one to come back. `None` when the collector is gone.
+    pub fn wait_for_empty(&mut self) -> Option<T> {
+        self.kept.pop().or_else(|| self.empties.recv().ok())
+    }
+
+    /// Takes back a batch that was not dealt, for the next [`empty`](Self::empty).
+    pub fn keep(&mut self, batch: T) {
+        self.kept.push(batch);
     }
 
     /// Gives a batch to the worker whose turn it is.
     ///
     /// # Errors
-    /// Hands the batch back when that worker is behind (its queue is full) or gone.
+    /// Hands the batch back when that worker is behind (its queue is full) or gone. Empty it and
+    /// [`keep`](Self::keep) it.
     pub fn deal(&mut self, batch: T) -> Result<(), T> {
         match self.workers[self.turn].try_send(batch) {
             Ok(()) => {
@@ -171,6 +185,8 @@ mod tests {
             assert_eq!(dealer.deal(number), Ok(()));
         }
         assert_eq!(dealer.deal(99), Err(99));
+        dealer.keep(99);
+        assert_eq!(dealer.empty(), Some(99), "no batch is ever lost");
     }
 
     #[test]
