@@ -2,7 +2,7 @@
 //! mac1, mac2 and cookies: what a handshake message must carry before any costly work is done
 //! (PROTOCOL.md, "Denial of service"; the construction is WireGuard's, section 5.4.7 of its paper).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use blake2::{
@@ -59,12 +59,13 @@ fn labelled_hash(label: &[u8], public_key: &PublicKey) -> [u8; 32] {
 /// The port is part of it: several peers may share one NAT address, and a cookie of one must not
 /// serve the others.
 pub fn cookie(secret: &[u8; COOKIE_SECRET_LEN], from: SocketAddr) -> Cookie {
-    let mut message = Vec::with_capacity(18);
-    match from.ip() {
-        std::net::IpAddr::V4(ip) => message.extend_from_slice(&ip.octets()),
-        std::net::IpAddr::V6(ip) => message.extend_from_slice(&ip.octets()),
-    }
-    message.extend_from_slice(&from.port().to_be_bytes());
+    let mut message = [0; 18];
+    let ip = match from.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    message[..16].copy_from_slice(&ip.octets());
+    message[16..].copy_from_slice(&from.port().to_be_bytes());
     mac(secret, &message)
 }
 

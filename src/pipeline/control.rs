@@ -49,6 +49,8 @@ pub(super) struct ControlTask {
     events: mpsc::Sender<EngineEvent>,
     was_reachable: bool,
     lookups: JoinSet<(PortId, Option<SocketAddr>)>,
+    /// Lookups so far; each takes the next of a name's addresses, as one of them may be dead.
+    lookups_done: usize,
     /// When each kind of refusal may be logged again.
     quiet_until: HashMap<DropReason, std::time::Instant>,
 }
@@ -70,6 +72,7 @@ impl ControlTask {
             events,
             was_reachable: false,
             lookups: JoinSet::new(),
+            lookups_done: 0,
             quiet_until: HashMap::new(),
         }
     }
@@ -199,13 +202,18 @@ impl ControlTask {
             return;
         };
         let host = host.clone();
+        let turn = self.lookups_done;
+        self.lookups_done += 1;
         self.lookups.spawn(async move {
             tokio::time::sleep(delay).await;
             let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(host)).await;
-            let address = found
+            let all: Vec<_> = found
                 .ok()
                 .and_then(Result::ok)
-                .and_then(|mut all| all.next());
+                .into_iter()
+                .flatten()
+                .collect();
+            let address = all.get(turn % all.len().max(1)).copied();
             (port, address)
         });
     }
