@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use patchcord::control::message::{Counters, PeerStatus, Status};
+use patchcord::control::message::{Counters, PeerStatus, Rates, Status};
 
 use super::tunnel::plural;
 
@@ -142,6 +142,24 @@ fn peer(peer: &PeerStatus) -> String {
     );
     rows.push(row("outbound", outbound(&peer.counters)));
     rows.push(row("inbound", inbound(&peer.counters)));
+    let Rates {
+        outbound_bits_per_s,
+        outbound_frames_per_s,
+        ..
+    } = peer.rates;
+    rows.push(row(
+        "rate out",
+        rate(outbound_bits_per_s, outbound_frames_per_s),
+    ));
+    let Rates {
+        inbound_bits_per_s,
+        inbound_frames_per_s,
+        ..
+    } = peer.rates;
+    rows.push(row(
+        "rate in",
+        rate(inbound_bits_per_s, inbound_frames_per_s),
+    ));
     format!("peer {}\n{}", peer.name, table("  ", rows))
 }
 
@@ -171,6 +189,20 @@ fn traffic(frames: u64, size: u64, datagrams: u64) -> String {
         bytes(size),
         number(frames),
         number(datagrams)
+    )
+}
+
+fn rate(bits_per_s: f64, frames_per_s: f64) -> String {
+    const UNITS: [&str; 4] = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s"];
+    let (mut value, mut unit) = (bits_per_s, 0);
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!(
+        "{value:.1} {}, {} frames/s",
+        UNITS[unit],
+        number(frames_per_s.round() as u64)
     )
 }
 
@@ -304,6 +336,8 @@ peer site-b
   path MTU        1500 bytes
   outbound        1.50 KiB, 1 234 frames, 5 datagrams
   inbound         0 B, 0 frames, 0 datagrams
+  rate out        1.5 Mbit/s, 1 200 frames/s
+  rate in         0.0 bit/s, 0 frames/s
 
 drops
   bad-tag   7
@@ -384,6 +418,11 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
                 path_mtu: Some(1500),
                 handshakes: 3,
                 counters,
+                rates: Rates {
+                    outbound_bits_per_s: 1_540_000.0,
+                    outbound_frames_per_s: 1200.4,
+                    ..Rates::default()
+                },
             }],
             counters,
             drops: BTreeMap::from([("bad-tag".into(), 7), ("replayed".into(), 1000)]),

@@ -183,6 +183,8 @@ pub struct PeerStatus {
     pub handshakes: u64,
     /// Traffic with this peer.
     pub counters: Counters,
+    /// Its speed over the last second.
+    pub rates: Rates,
 }
 
 /// Traffic in both directions, seen from the overlay: outbound goes into the tunnel.
@@ -200,6 +202,19 @@ pub struct Counters {
     pub inbound_bytes: u64,
     /// Datagrams accepted.
     pub inbound_datagrams: u64,
+}
+
+/// Traffic per second, measured over the last full second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Bits of frames into the tunnel.
+    pub outbound_bits_per_s: f64,
+    /// Frames into the tunnel.
+    pub outbound_frames_per_s: f64,
+    /// Bits of frames out of the tunnel.
+    pub inbound_bits_per_s: f64,
+    /// Frames out of the tunnel.
+    pub inbound_frames_per_s: f64,
 }
 
 /// One learned address.
@@ -350,6 +365,7 @@ mod tests {
                 endpoint,
                 path_mtu,
                 handshakes,
+                rates: Rates::default(),
             })
     }
 }

@@ -10,12 +10,14 @@ use patchcord_bridge::PortId;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
+    time::MissedTickBehavior,
 };
 use tracing::{debug, info, warn};
 
 use super::{
     EngineEvent, EngineView, Stopped,
     clock::{now, wall},
+    meter::{self, Meter},
     shared::{Notice, Shared},
 };
 use crate::{
@@ -51,6 +53,8 @@ pub(super) struct ControlTask {
     lookups: JoinSet<(PortId, Option<SocketAddr>)>,
     /// Lookups so far; each takes the next of a name's addresses, as one of them may be dead.
     lookups_done: usize,
+    /// One for each peer, in the order of their ports.
+    meters: Vec<Meter>,
     /// When each kind of refusal may be logged again.
     quiet_until: HashMap<DropReason, std::time::Instant>,
 }
@@ -63,6 +67,7 @@ impl ControlTask {
         socket: UdpSocket,
         events: mpsc::Sender<EngineEvent>,
     ) -> Self {
+        let meters = labels.iter().map(|_| Meter::new(now())).collect();
         Self {
             node,
             labels,
@@ -73,6 +78,7 @@ impl ControlTask {
             was_reachable: false,
             lookups: JoinSet::new(),
             lookups_done: 0,
+            meters,
             quiet_until: HashMap::new(),
         }
     }
@@ -85,6 +91,8 @@ impl ControlTask {
         for place in 0..self.labels.len() {
             self.look_up(PortId(place as u16 + 1), Duration::ZERO);
         }
+        let mut meter_tick = tokio::time::interval(meter::INTERVAL);
+        meter_tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             self.pump();
             let due = self.node.poll_timeout();
@@ -92,8 +100,8 @@ impl ControlTask {
                 Some(notice) = notices.recv() => self.handle_notice(notice),
                 Some(command) = commands.recv() => self.handle_command(command),
                 Some(found) = self.lookups.join_next() => self.handle_lookup(found),
+                _ = meter_tick.tick() => self.read_meters(),
                 () = sleep_until(due) => self.node.handle_timeout(now(), wall()),
-                else => return,
             }
         }
     }
@@ -243,6 +251,13 @@ impl ControlTask {
             .map_or("?", |(name, _)| name)
     }
 
+    fn read_meters(&mut self) {
+        let now = now();
+        for (meter, view) in self.meters.iter_mut().zip(self.node.views(now)) {
+            meter.read(now, &view.traffic);
+        }
+    }
+
     fn log_up(&self, port: PortId) {
         let views = self.node.views(now());
         let Some(view) = views.get(usize::from(port.0) - 1) else {
@@ -290,7 +305,11 @@ impl ControlTask {
             .fdb()
             .entries(self.shared.clock.seconds());
         EngineView {
-            peers: names.zip(self.node.views(now())).collect(),
+            peers: names
+                .zip(self.node.views(now()))
+                .zip(&self.meters)
+                .map(|((name, view), meter)| (name, view, meter.rates()))
+                .collect(),
             tap: [
                 flow(&self.shared.tap.outbound),
                 flow(&self.shared.tap.inbound),

@@ -18,6 +18,7 @@
 pub(crate) mod clock;
 mod control;
 mod inbound;
+mod meter;
 mod outbound;
 pub mod plan;
 mod shared;
@@ -42,6 +43,7 @@ use self::{
     shared::{NOTICES, Notice, Shared},
 };
 use crate::{
+    control::message::Rates,
     crypto::mac,
     io::{tap::TapQueue, udp::UdpSocket},
     proto::{
@@ -94,7 +96,7 @@ pub enum EngineEvent {
 #[derive(Debug)]
 pub struct EngineView {
     /// The peers, in the order of their ports.
-    pub peers: Vec<(String, PeerView)>,
+    pub peers: Vec<(String, PeerView, Rates)>,
     /// Frames and bytes read off the TAP, then those written to it.
     pub tap: [(u64, u64); 2],
     /// What did not arrive.

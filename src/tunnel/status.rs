@@ -7,7 +7,7 @@ use patchcord_bridge::MacAddr;
 
 use crate::{
     control::message::{
-        CorePlanStatus, Counters, DeviceStatus, FdbStatus, PeerStatus, Status, ThreadStatus,
+        CorePlanStatus, Counters, DeviceStatus, FdbStatus, PeerStatus, Rates, Status, ThreadStatus,
     },
     crypto::keys::PublicKey,
     io::device::DeviceInfo,
@@ -64,18 +64,18 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
             outbound_bytes: outbound.1,
             outbound_datagrams: peers
                 .iter()
-                .map(|(_, peer)| peer.traffic.outbound.datagrams())
+                .map(|(_, peer, _)| peer.traffic.outbound.datagrams())
                 .sum(),
             inbound_frames: inbound.0,
             inbound_bytes: inbound.1,
             inbound_datagrams: peers
                 .iter()
-                .map(|(_, peer)| peer.traffic.inbound.datagrams())
+                .map(|(_, peer, _)| peer.traffic.inbound.datagrams())
                 .sum(),
         },
         peers: peers
             .into_iter()
-            .map(|(name, view)| peer_status(name, &view))
+            .map(|(name, view, rates)| peer_status(name, &view, rates))
             .collect(),
         drops: drops
             .into_iter()
@@ -85,12 +85,12 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
     }
 }
 
-fn port_name(peers: &[(String, PeerView)], port: u16) -> String {
+fn port_name(peers: &[(String, PeerView, Rates)], port: u16) -> String {
     match usize::from(port).checked_sub(1) {
         None => "tap".to_owned(),
         Some(place) => peers
             .get(place)
-            .map_or_else(|| "?".to_owned(), |(name, _)| name.clone()),
+            .map_or_else(|| "?".to_owned(), |(name, ..)| name.clone()),
     }
 }
 
@@ -125,7 +125,7 @@ fn plan_status(plan: &CorePlan) -> CorePlanStatus {
     }
 }
 
-fn peer_status(name: String, view: &PeerView) -> PeerStatus {
+fn peer_status(name: String, view: &PeerView, rates: Rates) -> PeerStatus {
     let state = match (view.is_up, view.endpoint) {
         (true, _) => "up",
         (false, Some(_)) => "connecting",
@@ -145,6 +145,7 @@ fn peer_status(name: String, view: &PeerView) -> PeerStatus {
         path_mtu: view.path_mtu.map(u32::from),
         handshakes: view.handshakes,
         counters: counters(&view.traffic),
+        rates,
     }
 }
 
