@@ -240,6 +240,7 @@ pub(crate) struct Site {
     pub(crate) config: PathBuf,
     pub(crate) uplink: Uplink,
     process: Option<Process>,
+    runs: u32,
     n: u8,
     dir: PathBuf,
     id: String,
@@ -266,6 +267,7 @@ impl Site {
             config,
             uplink,
             process: None,
+            runs: 0,
             n,
             dir,
             id: sandbox.id.clone(),
@@ -344,9 +346,12 @@ impl Site {
         fs::write(&self.config, text).expect("the configuration can be written");
     }
 
-    /// `patchcord up`, without waiting for anything.
+    /// `patchcord up`, without waiting for anything. Each run has a log of its own.
     pub(crate) fn up(&mut self) -> &mut Process {
-        let log = self.dir.join(format!("{}.log", self.tunnel));
+        self.runs += 1;
+        let log = self
+            .dir
+            .join(format!("{}-run{}.log", self.tunnel, self.runs));
         let config = self.config.display().to_string();
         let process = self.ns.spawn(&log, &[&binary(), "up", &config]);
         self.process.insert(process)
