@@ -2,7 +2,8 @@
 //! Somebody on the path replays, mangles and floods; the link does not care.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::frames::{EXPERIMENTAL, frame};
 use crate::process::{eventually, millis, secs};
@@ -158,16 +159,23 @@ fn stranger(n: u32) -> SocketAddrV4 {
     )
 }
 
-/// Sends `count` datagrams that `make` makes of a number; returns the bytes sent per stranger.
-fn flood(wiretap: &mut Wiretap, to: Ipv4Addr, count: u32, make: impl Fn(u32) -> Vec<u8>) {
-    for n in 0..count {
-        let payload = make(n);
+/// A burst of a flood, and the distance of two.
+const FLOOD_BURST: u32 = 100;
+const FLOOD_INTERVAL: Duration = millis(20);
+
+/// Sends a burst of datagrams that `make` makes of a number, from a stranger each.
+fn flood(wiretap: &mut Wiretap, to: Ipv4Addr, round: u32, make: impl Fn(u32) -> Vec<u8>) {
+    for n in round * FLOOD_BURST..(round + 1) * FLOOD_BURST {
         wiretap.inject(&Datagram {
             src: stranger(n % 4096),
             dst: SocketAddrV4::new(to, UDP_PORT),
-            payload,
+            payload: make(n),
         });
     }
+}
+
+fn noise(seed: u32, len: usize) -> Vec<u8> {
+    frame([0; 6], [0; 6], &[], 0, 14 + len, seed.into()).split_off(14)
 }
 
 #[test]
@@ -195,43 +203,34 @@ fn a_flood_of_garbage_and_handshakes_hurts_nobody() {
     ];
     let streams = probes.map(|(flow, from, _)| from.stream(flow, millis(5), |_| 200));
     let begun = Instant::now();
-    let mut round = 0;
-    // Long enough that a table without a bound, or an answer per datagram, shows.
-    while begun.elapsed() < secs(4) {
-        round += 1;
+    // Long enough that a table without a bound, or an answer per datagram, shows; and at a rate that
+    // does not depend on how fast this machine can send.
+    for round in 0..200 {
         // An honest initiation from strange addresses: replayed.
-        flood(&mut wiretap, b, 500, |_| initiation.clone());
+        flood(&mut wiretap, b, round, |_| initiation.clone());
         // With a flipped bit anywhere, so mostly with a wrong mac1.
-        flood(&mut wiretap, b, 500, |n| {
+        flood(&mut wiretap, b, round, |n| {
             let mut payload = initiation.clone();
-            let bit = (n + round * 500) as usize % (payload.len() * 8);
+            let bit = n as usize % (payload.len() * 8);
             payload[bit / 8] ^= 1 << (bit % 8);
             payload
         });
         // Of the right type and size, otherwise noise; and plain noise of many sizes.
-        flood(&mut wiretap, b, 500, |n| {
-            let mut payload = frame(
-                [0; 6],
-                [0; 6],
-                &[],
-                0,
-                initiation.len(),
-                u64::from(n + round * 977),
-            );
+        flood(&mut wiretap, b, round, |n| {
+            let mut payload = noise(n, initiation.len());
             payload[..4].copy_from_slice(&initiation[..4]);
             payload
         });
-        flood(&mut wiretap, b, 500, |n| {
-            let noise = frame([0; 6], [0; 6], &[], 0, 1400, u64::from(n + round * 911));
-            noise[14..14 + n as usize * 2].to_vec()
-        });
+        flood(&mut wiretap, b, round, |n| noise(n, n as usize % 1400));
+        let due = begun + FLOOD_INTERVAL * (round + 1);
+        thread::sleep(due.saturating_duration_since(Instant::now()));
     }
     // Frames kept flowing in the meantime. A queue that is flooded may lose some of them.
     for ((flow, _, to), stream) in probes.into_iter().zip(streams) {
         let sent = stream.stop();
         flow.wait_number(to, sent - 1, secs(1));
         let tally = flow.tally(to, sent);
-        println!("flow {} under {round} rounds of flood: {tally:?}", flow.id);
+        println!("flow {} under flood: {tally:?}", flow.id);
         assert!(
             tally.lost * 20 <= sent && tally.duplicates == 0,
             "{tally:?}"
@@ -273,15 +272,22 @@ fn a_restarted_peer_connects_during_a_flood() {
         .expect("A called")
         .payload;
     pair.a.kill_9();
-    flood(&mut wiretap, b, 2000, |_| initiation.clone());
+    (0..20).for_each(|round| flood(&mut wiretap, b, round, |_| initiation.clone()));
     pair.at_b.clear();
     let begun = Instant::now();
     pair.a.up();
-    let mut n = 0;
+    let mut n = 20;
     eventually(secs(3), "A is back within three seconds", || {
         n += 1;
-        flood(&mut wiretap, b, 300, |_| initiation.clone());
-        let hello = frame(pair.at_b.mac, pair.at_a.mac, &[], EXPERIMENTAL, 100, n);
+        flood(&mut wiretap, b, n, |_| initiation.clone());
+        let hello = frame(
+            pair.at_b.mac,
+            pair.at_a.mac,
+            &[],
+            EXPERIMENTAL,
+            100,
+            n.into(),
+        );
         pair.at_a.send(&hello);
         pair.at_b.receives(&hello, millis(20)).then_some(())
     });

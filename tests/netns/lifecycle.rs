@@ -243,7 +243,7 @@ fn failed_up(site: &Site, prefix: &[&str]) -> Output {
 fn a_second_up_of_the_same_tunnel_is_refused() {
     let mut pair = Pair::start(Plan::default());
     let pid = pair.a.process().pid().to_string();
-    refusal(&failed_up(&pair.a, &[]), 1, &["running", &pid]);
+    refusal(&failed_up(&pair.a, &[]), 1, &["already up", &pid]);
     assert!(
         pair.a.link(DEVICE).is_some(),
         "the first one keeps its device"
@@ -286,7 +286,7 @@ fn a_missing_capability_is_named_with_the_remedy() {
 
 #[test]
 fn a_device_in_use_by_another_tunnel_is_named() {
-    let pair = Pair::start(Plan::default());
+    let mut pair = Pair::start(Plan::default());
     let other = pair
         .a
         .config
@@ -300,7 +300,8 @@ fn a_device_in_use_by_another_tunnel_is_named() {
         "up",
         &other.display().to_string(),
     ];
-    refusal(&pair.a.ns.output(&argv), 1, &[DEVICE, "in use"]);
+    let pid = pair.a.process().pid().to_string();
+    refusal(&pair.a.ns.output(&argv), 1, &[DEVICE, &pid]);
     pair.connect(secs(2));
 }
 

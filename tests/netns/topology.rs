@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -569,15 +569,17 @@ impl Pair {
     }
 }
 
-/// Sends broadcasts from one cable until the other gets one.
+/// Sends broadcasts from one cable until the other gets one, of this call and not of an earlier one.
 pub(crate) fn connect(from: &Cable, to: &Cable, limit: Duration) {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let seed = CALLS.fetch_add(1, Ordering::Relaxed);
     let hello = frames::frame(
         frames::BROADCAST,
         from.mac,
         &[],
         frames::EXPERIMENTAL,
         60,
-        0,
+        seed,
     );
     eventually(limit, "a broadcast crosses", || {
         from.send(&hello);

@@ -29,6 +29,8 @@ pub(crate) struct Wiretap {
     stop: Arc<AtomicBool>,
     reader: Option<JoinHandle<()>>,
     injector: Injector,
+    /// Bytes by whom they claimed to be from; the raw socket itself may lose some under a flood.
+    injected: HashMap<SocketAddrV4, u64>,
 }
 
 impl Wiretap {
@@ -58,6 +60,7 @@ impl Wiretap {
             stop,
             reader: Some(reader),
             injector,
+            injected: HashMap::new(),
         }
     }
 
@@ -70,22 +73,22 @@ impl Wiretap {
             .collect()
     }
 
-    /// Bytes of UDP payload that each stranger sent to `site`, and got from it.
+    /// Bytes of UDP payload that were injected in each stranger's name, and that it got from `site`.
     pub(crate) fn exchanged_with(&self, site: Ipv4Addr) -> HashMap<SocketAddrV4, (u64, u64)> {
-        let mut bytes: HashMap<_, (u64, u64)> = HashMap::new();
-        for datagram in self.seen.lock().expect("the reader does not panic").iter() {
-            let len = datagram.payload.len() as u64;
-            if *datagram.dst.ip() == site {
-                bytes.entry(datagram.src).or_default().0 += len;
-            } else if *datagram.src.ip() == site {
-                bytes.entry(datagram.dst).or_default().1 += len;
-            }
+        let mut bytes: HashMap<_, (u64, u64)> = self
+            .injected
+            .iter()
+            .map(|(&src, &sent)| (src, (sent, 0)))
+            .collect();
+        for datagram in self.from(site) {
+            bytes.entry(datagram.dst).or_default().1 += datagram.payload.len() as u64;
         }
         bytes
     }
 
     /// Puts a datagram on the cable towards the site, from whoever it claims to be from.
     pub(crate) fn inject(&mut self, datagram: &Datagram) {
+        *self.injected.entry(datagram.src).or_default() += datagram.payload.len() as u64;
         self.injector.send(datagram);
     }
 }
