@@ -5,8 +5,9 @@ use std::time::Duration;
 
 /// A session older than this starts a new handshake (the configured `rekey-interval` may be less).
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
-/// The responder of a session starts one this much later, if the initiator did not.
-pub const RESPONDER_REKEY_DELAY: Duration = Duration::from_secs(15);
+/// The side with the larger public key leaves the rekey to the other for this long, whoever began
+/// the session: two sides that called each other at the same time must not go on doing so.
+pub const SECOND_REKEY_DELAY: Duration = Duration::from_secs(15);
 /// A session older than this is not used any more, in either direction.
 pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 /// A lane that sent this many datagrams asks for a new session. AES-GCM keeps a confidentiality
@@ -15,11 +16,13 @@ pub const REKEY_AFTER_DATAGRAMS: u64 = 1 << 28;
 /// A lane never sends more than this under one session.
 pub const REJECT_AFTER_DATAGRAMS: u64 = REKEY_AFTER_DATAGRAMS + (1 << 24);
 
-/// The first attempts of a handshake follow each other at this distance …
-pub const HANDSHAKE_RETRY: Duration = Duration::from_millis(500);
-/// … and after this many of them the distance doubles with each …
-pub const FAST_ATTEMPTS: u32 = 10;
-/// … up to this.
+/// The second attempt of a handshake follows the first after this; then the distance doubles …
+pub const HANDSHAKE_RETRY: Duration = Duration::from_millis(100);
+/// … up to this for the first attempts, since the peer may just be starting …
+pub const HANDSHAKE_RETRY_EARLY_MAX: Duration = Duration::from_millis(500);
+/// … of which there are so many …
+pub const EARLY_ATTEMPTS: u32 = 12;
+/// … and then up to this.
 pub const HANDSHAKE_RETRY_MAX: Duration = Duration::from_secs(5);
 /// A name is looked up again after this many attempts without an answer.
 pub const RESOLVE_AFTER_ATTEMPTS: u32 = 4;

@@ -142,7 +142,7 @@ impl Node {
         let public_key = config.private_key.public_key();
         let peers: Vec<Peer> = (1..)
             .zip(peers)
-            .map(|(port, settings)| Peer::new(PortId(port), settings, now))
+            .map(|(port, settings)| Peer::new(PortId(port), settings, &public_key, now))
             .collect();
         let by_key = peers
             .iter()

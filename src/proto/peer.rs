@@ -21,11 +21,12 @@ use patchcord_bridge::PortId;
 
 use super::{
     limits::{
-        COOKIE_USE, FAST_ATTEMPTS, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, RESPONDER_REKEY_DELAY,
+        COOKIE_USE, EARLY_ATTEMPTS, HANDSHAKE_RETRY, HANDSHAKE_RETRY_EARLY_MAX,
+        HANDSHAKE_RETRY_MAX, SECOND_REKEY_DELAY,
     },
     liveness::Liveness,
     path_mtu::PathMtu,
-    session::{Role, Route, Session},
+    session::{Route, Session},
     tai64n::Tai64N,
 };
 use crate::{
@@ -72,6 +73,8 @@ pub(crate) struct Calling {
 pub(crate) struct Peer {
     pub(crate) port: PortId,
     pub(crate) settings: PeerSettings,
+    /// We start the rekey, the peer only if we do not.
+    leads_rekey: bool,
     /// Where the peer was last heard of under authentication, or is called.
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) traffic: Arc<Traffic>,
@@ -97,11 +100,17 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(port: PortId, settings: PeerSettings, now: Instant) -> Self {
+    pub(crate) fn new(
+        port: PortId,
+        settings: PeerSettings,
+        own_key: &PublicKey,
+        now: Instant,
+    ) -> Self {
         let due = settings.endpoint.map(|_| now);
         Self {
             port,
             endpoint: settings.endpoint,
+            leads_rekey: *own_key < settings.public_key,
             settings,
             traffic: Arc::default(),
             attempt: None,
@@ -198,8 +207,15 @@ impl Peer {
     /// An attempt goes out now: when, at the latest, the next one follows.
     pub(crate) fn handle_attempt(&mut self, now: Instant, jitter: Duration) {
         self.calling.attempts = self.calling.attempts.saturating_add(1);
-        let doublings = self.calling.attempts.saturating_sub(FAST_ATTEMPTS).min(8);
-        let distance = (HANDSHAKE_RETRY * (1 << doublings)).min(HANDSHAKE_RETRY_MAX);
+        let (from, longest, step) = match self.calling.attempts.checked_sub(EARLY_ATTEMPTS + 1) {
+            None => (
+                HANDSHAKE_RETRY,
+                HANDSHAKE_RETRY_EARLY_MAX,
+                self.calling.attempts - 1,
+            ),
+            Some(late) => (HANDSHAKE_RETRY_EARLY_MAX, HANDSHAKE_RETRY_MAX, late + 1),
+        };
+        let distance = (from * (1 << step.min(8))).min(longest);
         self.calling.due = Some(now + distance + jitter);
     }
 
@@ -216,9 +232,10 @@ impl Peer {
     /// When the current session should be replaced.
     pub(crate) fn rekey_at(&self, interval: Duration) -> Option<Instant> {
         let session = self.current.as_ref()?;
-        let delay = match session.agreement.role {
-            Role::Initiator => Duration::ZERO,
-            Role::Responder => RESPONDER_REKEY_DELAY,
+        let delay = if self.leads_rekey {
+            Duration::ZERO
+        } else {
+            SECOND_REKEY_DELAY
         };
         Some(session.established + interval + delay)
     }
