@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Several flows of random sizes both ways for a while: all arrive, once, in order, unchanged.
+//! Several flows of random sizes both ways for a while: all arrive, once, in order, unchanged,
+//! whatever the core plan and the back-end of the device.
 
 use std::time::Instant;
 
@@ -18,11 +19,12 @@ fn size(number: u64, salt: u64, max: u64) -> usize {
     usize::try_from(60 + state % (max - 59)).expect("a frame size")
 }
 
-fn soak(max: u64, interval_ms: u64) {
+/// Returns the core plan and the back-end in use.
+fn soak(max: u64, interval_ms: u64, settings: Settings) -> (String, String) {
     let overlay_mtu = u32::try_from(max - 14).expect("an MTU");
     let settings = Settings {
         overlay_mtu,
-        ..Settings::default()
+        ..settings
     };
     let pair = Pair::start(Plan {
         settings,
@@ -58,15 +60,36 @@ fn soak(max: u64, interval_ms: u64) {
         );
         assert!(sent > 1000, "only {sent} frames were sent");
     }
-    assert_eq!(pair.a.status().pid, pid_before, "the same process serves");
+    let status = pair.a.status();
+    assert_eq!(status.pid, pid_before, "the same process serves");
+    (status.core_plan.plan, status.device.backend)
 }
 
 #[test]
 fn frames_of_random_sizes_all_arrive() {
-    soak(1514, 2);
+    soak(1514, 2, Settings::default());
 }
 
 #[test]
 fn jumbo_frames_of_random_sizes_all_arrive() {
-    soak(9014, 4);
+    soak(9014, 4, Settings::default());
+}
+
+#[test]
+fn the_staged_plan_keeps_every_frame_and_its_order() {
+    let settings = Settings {
+        // `[tunnel]` is followed by `[device]`; a section of its own may stand in between.
+        tunnel: "[pipeline]\nplan = \"staged\"\nworkers = 3",
+        ..Settings::default()
+    };
+    assert_eq!(soak(1514, 2, settings).0, "staged");
+}
+
+#[test]
+fn the_plain_back_end_carries_everything_too() {
+    let settings = Settings {
+        device: "backend = \"plain\"",
+        ..Settings::default()
+    };
+    assert_eq!(soak(1514, 2, settings).1, "plain");
 }
