@@ -63,8 +63,6 @@ drop_reasons! {
     NoSession = "no-session",
     /// Local limit: the session used up its counters and waits for a new one.
     CountersExhausted = "counters-exhausted",
-    /// Local limit: the workers are behind and their queue is full.
-    PipelineQueueFull = "pipeline-queue-full",
     /// Local kernel: the UDP send failed.
     SendFailed = "send-failed",
     /// Network: the datagram was larger than the path now takes (EMSGSIZE).

@@ -82,7 +82,6 @@ pub(super) enum Inlet {
 /// The first step; with an inline inlet, all six.
 pub(super) struct Inbound {
     shared: Arc<Shared>,
-    drops: Arc<Drops>,
     socket: UdpSocket,
     inlet: Inlet,
 }
@@ -90,7 +89,6 @@ pub(super) struct Inbound {
 impl Inbound {
     pub(super) fn new(shared: Arc<Shared>, socket: UdpSocket, inlet: Inlet) -> Self {
         Self {
-            drops: shared.new_drops(),
             shared,
             socket,
             inlet,
@@ -123,15 +121,12 @@ impl Inbound {
                 delivery.deliver(arrivals);
             }
             Inlet::Staged(dealer) => {
-                // While the workers are behind, the socket's buffer is the queue, and drops.
-                let Some(mut arrivals) = dealer.wait_for_empty() else {
+                let Some(mut arrivals) = dealer.empty() else {
                     return Ok(());
                 };
                 self.socket.recv_batch(&mut arrivals.batch)?;
-                if let Err(arrivals) = dealer.deal(arrivals) {
-                    self.drops.count(DropReason::PipelineQueueFull);
-                    dealer.keep(arrivals);
-                }
+                // Fails only when the workers are gone, and then the tunnel is being stopped.
+                let _ = dealer.deal(arrivals);
             }
         }
         Ok(())

@@ -8,7 +8,8 @@
 //! 5. send              `Departures::send`                   in order again
 //!
 //! Functions appear in this order. What one wake-up found on the TAP is sent at once: no timer holds
-//! a frame back. Nothing here waits on a peer: a full queue drops and counts.
+//! a frame back. Nothing here waits on a peer; while sealing or sending is behind, frames wait in
+//! the TAP's own queue, where the kernel drops what is too much.
 
 use std::{os::fd::AsFd, sync::Arc};
 
@@ -180,11 +181,11 @@ impl Outbound {
             if self.filling.len() == OPEN_TRAINS {
                 self.depart_all();
             }
-            let mut train = self.outlet.empty().ok_or(DropReason::PipelineQueueFull)?;
+            let mut train = self.outlet.empty().ok_or(DropReason::NoPort)?;
             train.bind(session, to, route.datagram_len);
             self.filling.push((port, train));
         }
-        self.train_of(port).ok_or(DropReason::PipelineQueueFull)
+        self.train_of(port).ok_or(DropReason::NoPort)
     }
 
     fn depart_one(&mut self, port: PortId) {
@@ -215,12 +216,8 @@ impl Outbound {
                 empties.push(train);
             }
             Outlet::Staged(dealer) => {
-                let datagrams = train.len() as u64;
-                if let Err(mut train) = dealer.deal(train) {
-                    self.drops.add(DropReason::PipelineQueueFull, datagrams);
-                    train.clear();
-                    dealer.keep(train);
-                }
+                // Fails only when the workers are gone, and then the tunnel is being stopped.
+                let _ = dealer.deal(train);
             }
         }
     }

@@ -12,10 +12,12 @@
 //!      ^     └─> worker 3 ─┘        │          collected: A B C D …
 //!      └────────── empties ─────────┘
 //! ```
-//! Every queue is bounded and nothing is allocated after [`ordered`]: batches go round. A full queue
-//! makes the dealer drop, never wait. Carries batches, never frames; knows nothing of their contents.
+//! Every queue is bounded and nothing is allocated after [`ordered`]: batches go round. While the
+//! workers are behind, the dealer waits, and what comes next stays in the kernel's queue of the TAP
+//! or the socket, which is bounded too. Waiting is safe: no worker ever waits for a dealer's other
+//! direction or for a peer. Carries batches, never frames; knows nothing of their contents.
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, SendError, Sender, bounded};
 
 /// Batches that wait for one worker.
 pub const DEPTH: usize = 4;
@@ -26,8 +28,6 @@ pub struct Dealer<T> {
     workers: Vec<Sender<T>>,
     turn: usize,
     empties: Receiver<T>,
-    /// Empty ones that never left.
-    kept: Vec<T>,
 }
 
 /// Works on batches.
@@ -68,7 +68,6 @@ pub fn ordered<T: Default>(workers: usize) -> (Dealer<T>, Vec<Worker<T>>, Collec
         workers: inlets,
         turn: 0,
         empties,
-        kept: Vec::with_capacity(batches),
     };
     let collector = Collector {
         workers: outlets,
@@ -79,34 +78,21 @@ pub fn ordered<T: Default>(workers: usize) -> (Dealer<T>, Vec<Worker<T>>, Collec
 }
 
 impl<T> Dealer<T> {
-    /// An empty batch, if one is back.
-    pub fn empty(&mut self) -> Option<T> {
-        self.kept.pop().or_else(|| self.empties.try_recv().ok())
-    }
-
     /// An empty batch; waits for one to come back. `None` when the collector is gone.
-    pub fn wait_for_empty(&mut self) -> Option<T> {
-        self.kept.pop().or_else(|| self.empties.recv().ok())
+    pub fn empty(&self) -> Option<T> {
+        self.empties.recv().ok()
     }
 
-    /// Takes back a batch that was not dealt, for the next [`empty`](Self::empty).
-    pub fn keep(&mut self, batch: T) {
-        self.kept.push(batch);
-    }
-
-    /// Gives a batch to the worker whose turn it is.
+    /// Gives a batch to the worker whose turn it is; waits while its queue is full.
     ///
     /// # Errors
-    /// Hands the batch back when that worker is behind (its queue is full) or gone. Empty it and
-    /// [`keep`](Self::keep) it.
+    /// Hands the batch back when that worker is gone.
     pub fn deal(&mut self, batch: T) -> Result<(), T> {
-        match self.workers[self.turn].try_send(batch) {
-            Ok(()) => {
-                self.turn = (self.turn + 1) % self.workers.len();
-                Ok(())
-            }
-            Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => Err(batch),
-        }
+        self.workers[self.turn]
+            .send(batch)
+            .map_err(SendError::into_inner)?;
+        self.turn = (self.turn + 1) % self.workers.len();
+        Ok(())
     }
 }
 
@@ -165,28 +151,23 @@ mod tests {
                 }
                 seen
             });
-            let mut dealt = Vec::new();
-            for number in 0..20_000 {
-                let Some(_) = dealer.empty() else { continue };
-                if dealer.deal((number, 0)).is_ok() {
-                    dealt.push((number, number * 2));
-                }
+            let dealt: Vec<_> = (0..20_000).map(|number| (number, number * 2)).collect();
+            for &(number, _) in &dealt {
+                dealer.empty().unwrap();
+                dealer.deal((number, 0)).unwrap();
             }
             drop(dealer);
-            assert!(dealt.len() > 10);
             assert_eq!(collected.join().unwrap(), dealt);
         });
     }
 
     #[test]
-    fn a_full_queue_hands_the_batch_back() {
-        let (mut dealer, _workers, _collector) = ordered::<u8>(1);
-        for number in 0..DEPTH as u8 {
-            assert_eq!(dealer.deal(number), Ok(()));
-        }
-        assert_eq!(dealer.deal(99), Err(99));
-        dealer.keep(99);
-        assert_eq!(dealer.empty(), Some(99), "no batch is ever lost");
+    fn there_are_as_many_batches_as_places_and_no_more() {
+        let (dealer, _workers, collector) = ordered::<u8>(2);
+        let batches = std::iter::from_fn(|| dealer.empties.try_recv().ok()).count();
+        assert_eq!(batches, 2 * (2 * DEPTH + 1) + 1);
+        collector.give_back(7);
+        assert_eq!(dealer.empty(), Some(7));
     }
 
     #[test]
