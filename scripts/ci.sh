@@ -3,12 +3,13 @@
 #
 # The one door: every check that this repository has, for people and for CI alike.
 #
-#   scripts/ci.sh quick     fmt, layers, clippy and unit tests: what to run before a commit
+#   scripts/ci.sh quick     fmt, layers, vectors, clippy and unit tests: what to run before a commit
 #   scripts/ci.sh fmt       formatting
 #   scripts/ci.sh clippy    lints, warnings are errors
 #   scripts/ci.sh test      every test that needs no privileges
 #   scripts/ci.sh doc       documentation of all items, warnings are errors
 #   scripts/ci.sh layers    which module may import which
+#   scripts/ci.sh vectors   the test vectors against a second implementation of the protocol
 #   scripts/ci.sh deny      licences, advisories and sources of the dependencies
 #   scripts/ci.sh msrv      nothing newer than `rust-version` is used
 #   scripts/ci.sh fuzz      every fuzz target for FUZZ_SECONDS (10)
@@ -19,9 +20,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 main() {
   case "${1:-}" in
-    quick) run fmt layers clippy unit ;;
-    all) run fmt layers clippy test doc msrv deny fuzz netns ;;
-    fmt | clippy | test | doc | layers | deny | msrv | fuzz | netns) run "$1" ;;
+    quick) run fmt layers vectors clippy unit ;;
+    all) run fmt layers vectors clippy test doc msrv deny fuzz netns ;;
+    fmt | clippy | test | doc | layers | vectors | deny | msrv | fuzz | netns) run "$1" ;;
     *)
       sed -n 's/^#   //p' "${BASH_SOURCE[0]}" >&2
       exit 2
@@ -58,7 +59,7 @@ job_doc() {
   RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 }
 
-# Imports are read up to the first `#[cfg(test)]` of a file: tests may use what they like. Comments
+# Imports are read up to the first `#[cfg(test)]` or `#![cfg(test)]` of a file: tests may use what they like. Comments
 # do not count.
 job_layers() {
   python3 - <<'EOF'
@@ -129,7 +130,7 @@ def ancestors(module):
 
 def code(path):
     for line, text in enumerate(path.read_text().splitlines(), 1):
-        if text.strip().startswith("#[cfg(test)]"):
+        if text.strip().startswith(("#[cfg(test)]", "#![cfg(test)]")):
             return
         yield line, re.sub(r"//.*", "", text)
 
@@ -166,6 +167,10 @@ def group(text):
 
 main()
 EOF
+}
+
+job_vectors() {
+  python3 scripts/vectors.py
 }
 
 job_deny() {

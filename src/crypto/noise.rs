@@ -88,7 +88,19 @@ impl Initiator {
         payload: &InitiationPayload,
         message: &mut [u8],
     ) -> Self {
-        let mut state = Builder::new(params())
+        let builder = Builder::new(params());
+        Self::start_with(builder, private_key, responder, psk, payload, message)
+    }
+
+    fn start_with<'a>(
+        builder: Builder<'a>,
+        private_key: &'a PrivateKey,
+        responder: &'a PublicKey,
+        psk: Option<&'a PresharedKey>,
+        payload: &InitiationPayload,
+        message: &mut [u8],
+    ) -> Self {
+        let mut state = builder
             .prologue(PROLOGUE)
             .and_then(|builder| builder.local_private_key(private_key.as_bytes()))
             .and_then(|builder| builder.remote_public_key(responder.as_bytes()))
@@ -135,7 +147,15 @@ impl Responder {
     /// # Errors
     /// [`DropReason::BadHandshake`] when it was not made for our key.
     pub fn read(private_key: &PrivateKey, message: &[u8]) -> Result<Self, DropReason> {
-        let mut state = Builder::new(params())
+        Self::read_with(Builder::new(params()), private_key, message)
+    }
+
+    fn read_with<'a>(
+        builder: Builder<'a>,
+        private_key: &'a PrivateKey,
+        message: &[u8],
+    ) -> Result<Self, DropReason> {
+        let mut state = builder
             .prologue(PROLOGUE)
             .and_then(|builder| builder.local_private_key(private_key.as_bytes()))
             .and_then(Builder::build_responder)
@@ -174,6 +194,36 @@ impl Responder {
             .write_message(payload.as_bytes(), message)
             .map_err(|_| DropReason::BadHandshake)?;
         Ok(split(&mut self.state))
+    }
+}
+
+/// The same with ephemeral keys that are known, which only test vectors may have.
+#[cfg(test)]
+pub(crate) mod with_ephemeral {
+    use super::*;
+
+    fn builder(ephemeral: &[u8; 32]) -> Builder<'_> {
+        Builder::new(params()).fixed_ephemeral_key_for_testing_only(ephemeral)
+    }
+
+    pub(crate) fn start(
+        ephemeral: &[u8; 32],
+        private_key: &PrivateKey,
+        responder: &PublicKey,
+        psk: Option<&PresharedKey>,
+        payload: &InitiationPayload,
+        message: &mut [u8],
+    ) -> Initiator {
+        let builder = builder(ephemeral);
+        Initiator::start_with(builder, private_key, responder, psk, payload, message)
+    }
+
+    pub(crate) fn read(
+        ephemeral: &[u8; 32],
+        private_key: &PrivateKey,
+        message: &[u8],
+    ) -> Result<Responder, DropReason> {
+        Responder::read_with(builder(ephemeral), private_key, message)
     }
 }
 

@@ -11,3 +11,5 @@ pub mod replay;
 pub mod session;
 mod tai64n;
 pub mod train;
+#[cfg(test)]
+mod vectors;

@@ -794,7 +794,7 @@ fn network_id_bytes(network_id: u32) -> [u8; 3] {
 }
 
 /// mac1 and mac2 of a message to the owner of `public_key`.
-fn macs(
+pub(super) fn macs(
     public_key: &PublicKey,
     cookie: Option<&mac::Cookie>,
     message: &[u8],
