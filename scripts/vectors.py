@@ -401,7 +401,7 @@ def compute():
 
 def one_handshake(keys, initiator_public, responder_public, psk):
     offer = {"timestamp": tai64n(1_760_000_000, 123_456_789).hex(), "network_id": 0x0A0B0C, "ciphers": 3, "flags": 1,
-             "lanes": 1, "max_frame": 1522}
+             "lanes": 4, "max_frame": 1522}
     choice = {"cipher": 1, "lanes": 2, "max_frame": 9022}
     first_payload = bytes.fromhex(offer["timestamp"]) + u24(offer["network_id"]) + struct.pack(
         ">BBBH", offer["ciphers"], offer["flags"], offer["lanes"], offer["max_frame"]) + bytes(12)
