@@ -74,12 +74,15 @@ impl FrameReader {
     /// [`FlowError::Closed`] when the session has ended, [`FlowError::InterfaceLost`].
     pub async fn recv_batch(&mut self, batch: &mut Vec<Bytes>) -> Result<usize, FlowError> {
         loop {
+            // Cloned at once: who holds on to what `wait_for` returns keeps the host from removing
+            // the interface.
             let queue = self
                 .queue
                 .wait_for(Option::is_some)
                 .await
-                .map_err(|_| FlowError::Closed)?;
-            let Some(queue) = queue.clone() else { continue };
+                .map_err(|_| FlowError::Closed)?
+                .clone();
+            let Some(queue) = queue else { continue };
             let readiness = Readiness::of(queue.as_fd())?;
             let mut ready = readiness.wait().await?;
             let before = batch.len();
