@@ -2,7 +2,7 @@
 //! The provider API as a library user meets it: providers of our own on a real TAP, each test in a
 //! network namespace of its own. Needs root.
 
-#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 use std::{
     net::{IpAddr, Ipv4Addr},
