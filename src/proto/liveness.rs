@@ -54,6 +54,11 @@ impl Liveness {
         self.next_sample
     }
 
+    /// There is no session to judge: look again later.
+    pub(crate) fn postpone(&mut self, now: Instant) {
+        self.next_sample = now + SAMPLE_INTERVAL;
+    }
+
     pub(crate) fn last_heard(&self) -> Option<Instant> {
         self.last_heard
     }
@@ -72,7 +77,7 @@ impl Liveness {
         received: u64,
         keepalive: Duration,
     ) -> Findings {
-        self.next_sample = now + SAMPLE_INTERVAL;
+        self.postpone(now);
         let has_sent = std::mem::replace(&mut self.sent, sent) != sent;
         let has_heard = std::mem::replace(&mut self.received, received) != received;
         if has_sent {

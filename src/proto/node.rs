@@ -720,6 +720,7 @@ impl Node {
         }
         let peer = &mut self.peers[at];
         if peer.current.is_none() {
+            peer.liveness.postpone(now);
             return;
         }
         let (sent, received) = (
