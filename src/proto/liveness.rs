@@ -63,6 +63,11 @@ impl Liveness {
         self.last_heard
     }
 
+    /// Whether nothing has been heard for so long that the peer may be gone.
+    pub(crate) fn is_suspect(&self, now: Instant) -> bool {
+        self.silent_for(now) >= SUSPECT_AFTER
+    }
+
     /// Something authentic came outside the data path's counters (a handshake).
     pub(crate) fn handle_heard(&mut self, now: Instant) {
         self.last_heard = Some(now);
@@ -88,9 +93,7 @@ impl Liveness {
         } else if has_sent && self.silent_since.is_none() {
             self.silent_since = Some(now);
         }
-        let silent_for = self
-            .silent_since
-            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let silent_for = self.silent_for(now);
         let idle_for = now.saturating_duration_since(self.last_sent);
         Findings {
             sent: has_sent,
@@ -98,6 +101,11 @@ impl Liveness {
             rekey: silent_for >= REKEY_WHEN_SILENT_AFTER,
             down: silent_for >= DOWN_AFTER,
         }
+    }
+
+    fn silent_for(&self, now: Instant) -> Duration {
+        self.silent_since
+            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 }
 

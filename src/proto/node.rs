@@ -752,7 +752,9 @@ impl Node {
         if peer.current.is_none() {
             return;
         }
-        if peer.path.handle_timeout(now) {
+        if peer.liveness.is_suspect(now) {
+            peer.path.handle_silence(now);
+        } else if peer.path.handle_timeout(now) {
             self.events.push_back(Event::TablesChanged);
         }
         while let Some(size) = self.peers[at].path.poll_probe() {

@@ -197,6 +197,13 @@ impl PathMtu {
         }
     }
 
+    /// Time passed in which nothing at all arrived: that says nothing about sizes.
+    pub fn handle_silence(&mut self, now: Instant) {
+        if self.due.is_some_and(|due| now >= due) {
+            self.due = Some(now + PROBE_TIMEOUT);
+        }
+    }
+
     /// The next size to send an echo request of, as an IP packet.
     pub fn poll_probe(&mut self) -> Option<u16> {
         self.wanted.pop()
@@ -319,6 +326,20 @@ mod tests {
         path.handle_too_big(now);
         assert_eq!(path.current(), PATH_MTU_BASE, "EMSGSIZE");
         run(&mut path, &mut now, &mut token, 1500, 2);
+        assert_eq!(path.current(), 1500);
+    }
+
+    #[test]
+    fn silence_keeps_the_size() {
+        let (mut now, mut token) = (Instant::now(), 0);
+        let mut path = PathMtu::new(now);
+        run(&mut path, &mut now, &mut token, 1500, 3);
+        run(&mut path, &mut now, &mut token, 0, 1);
+        for _ in 0..100 {
+            path.handle_silence(now);
+            now += PROBE_TIMEOUT;
+        }
+        run(&mut path, &mut now, &mut token, 1500, 3);
         assert_eq!(path.current(), 1500);
     }
 
