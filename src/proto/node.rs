@@ -610,7 +610,9 @@ impl Node {
     }
 
     fn promote(&mut self, now: Instant, at: usize) {
-        let ended = self.peers[at].promote_next();
+        let peer = &mut self.peers[at];
+        let ours_goes_first = self.public_key < peer.settings.public_key;
+        let ended = peer.promote_next(ours_goes_first);
         self.uninstall(ended);
         self.handle_established(now, at);
     }

@@ -175,9 +175,20 @@ impl Peer {
     }
 
     /// The peer has used the keys of `next`: send under them. Returns the session that ended.
-    pub(crate) fn promote_next(&mut self) -> Option<Arc<Session>> {
+    ///
+    /// When both sides called at once, each has a `current` that is younger than `next`, and would
+    /// swap it for the other's. Only one does, so that both send under the same session: with two
+    /// in use, a rekey would push out one that the peer still sends under.
+    pub(crate) fn promote_next(&mut self, ours_goes_first: bool) -> Option<Arc<Session>> {
         let session = self.next.take()?;
         self.calling = Calling::default();
+        let crossed = self
+            .current
+            .as_ref()
+            .is_some_and(|current| current.established >= session.established);
+        if crossed && ours_goes_first {
+            return self.previous.replace(session);
+        }
         self.rotate(session)
     }
 
