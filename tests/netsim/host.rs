@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One end of a tunnel: a node, and what the data threads keep beside it.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use patchcord::{
+    crypto::{
+        aead::{Cipher, CipherOffer},
+        keys::{PresharedKey, PrivateKey},
+    },
+    proto::{
+        guard::Mac1Check,
+        node::{Event, Node, NodeConfig, PeerView},
+        peer::PeerSettings,
+        reassembly::Reassembly,
+        replay::ReplayWindow,
+        session::{Session, Tables},
+        train::{Outgoing, Pushed, Train},
+    },
+    stats::DropReason,
+    wire::{
+        DataHeader, Lane, MessageType, SessionIndex,
+        chunk::{Chunk, Chunks},
+    },
+};
+use patchcord_bridge::PortId;
+
+use crate::net::Sent;
+
+pub(crate) const MAX_FRAME: u16 = 10_000;
+
+/// What the configuration of a host says; a restart reads it again.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    /// The number of each peer, and whether its address is configured.
+    pub(crate) peers: Vec<(usize, bool)>,
+    pub(crate) preshared_key: Option<[u8; 32]>,
+    pub(crate) ciphers: CipherOffer,
+    pub(crate) network_id: u32,
+    pub(crate) rekey_interval: Duration,
+    pub(crate) keepalive: Duration,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            peers: Vec::new(),
+            preshared_key: None,
+            ciphers: CipherOffer::only(Cipher::ChaCha20Poly1305),
+            network_id: 7,
+            rekey_interval: Duration::from_secs(120),
+            keepalive: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What a lane of a session has received.
+struct LaneState {
+    session: Arc<Session>,
+    window: ReplayWindow,
+    reassembly: Reassembly,
+}
+
+pub(crate) struct Host {
+    pub(crate) node: Node,
+    pub(crate) address: SocketAddr,
+    /// Larger datagrams are refused with EMSGSIZE (in bytes of an IP packet).
+    pub(crate) interface_mtu: u16,
+    /// Frames that came out of the tunnel.
+    pub(crate) received: Vec<(PortId, Vec<u8>)>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) drops: HashMap<DropReason, u64>,
+    mac1: Mac1Check,
+    tables: Tables,
+    lanes: HashMap<(SessionIndex, Lane), LaneState>,
+    train: Train,
+    next_frame_id: u32,
+}
+
+impl Host {
+    pub(crate) fn new(
+        key: &str,
+        address: SocketAddr,
+        setup: &Setup,
+        peers: Vec<PeerSettings>,
+        now: Instant,
+    ) -> Self {
+        let private_key = PrivateKey::from_base64(key).unwrap();
+        let mac1 = Mac1Check::new(&private_key.public_key());
+        let config = NodeConfig {
+            private_key,
+            ciphers: setup.ciphers,
+            network_id: setup.network_id,
+            lanes: 1,
+            max_frame: MAX_FRAME,
+            rekey_interval: setup.rekey_interval,
+        };
+        Self {
+            node: Node::new(config, peers, now),
+            address,
+            interface_mtu: u16::MAX,
+            received: Vec::new(),
+            events: Vec::new(),
+            drops: HashMap::new(),
+            mac1,
+            tables: Tables::default(),
+            lanes: HashMap::new(),
+            train: Train::default(),
+            next_frame_id: 0,
+        }
+    }
+
+    pub(crate) fn view(&self, port: u16, now: Instant) -> PeerView {
+        self.node.views(now).swap_remove(usize::from(port) - 1)
+    }
+
+    /// What the data threads know.
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    pub(crate) fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops.get(&reason).copied().unwrap_or_default()
+    }
+
+    fn count(&mut self, reason: DropReason) {
+        *self.drops.entry(reason).or_default() += 1;
+    }
+
+    /// Carries out what the node wants: events first, then datagrams (as `pipeline::control`).
+    pub(crate) fn pump(&mut self) -> Vec<Sent> {
+        while let Some(event) = self.node.poll_event() {
+            if event == Event::TablesChanged {
+                self.tables = self.node.tables();
+                let tables = &self.tables;
+                self.lanes
+                    .retain(|(receiver, _), _| tables.sessions.contains_key(receiver));
+            } else {
+                self.events.push(event);
+            }
+        }
+        let (mtu, from) = (self.interface_mtu, self.address);
+        std::iter::from_fn(|| self.node.poll_transmit())
+            .map(|transmit| Sent {
+                from,
+                to: transmit.to,
+                bytes: transmit.datagram,
+            })
+            .filter(|sent| sent.packet_len() <= usize::from(mtu))
+            .collect()
+    }
+
+    /// Sends a frame into the tunnel (as `pipeline::outbound`).
+    pub(crate) fn send(
+        &mut self,
+        now: Instant,
+        port: PortId,
+        frame: &[u8],
+    ) -> Result<Vec<Sent>, DropReason> {
+        let route = self.tables.route(port).ok_or(DropReason::NoPort)?;
+        let session = route.session.clone().ok_or(DropReason::NoSession)?;
+        let to = route.endpoint.ok_or(DropReason::NoSession)?;
+        let datagram_len = route.datagram_len;
+        let mut sent = Vec::new();
+        let mut offset = 0;
+        loop {
+            self.train.bind(session.clone(), to, datagram_len);
+            let outgoing = Outgoing {
+                frame,
+                frame_id: self.next_frame_id,
+                offset,
+            };
+            let pushed = self.train.push(Lane::FIRST_DATA, outgoing)?;
+            self.train.close(Lane::FIRST_DATA)?;
+            self.train.seal();
+            for (run, size) in self.train.runs() {
+                sent.extend(run.chunks(size).map(|datagram| Sent {
+                    from: self.address,
+                    to,
+                    bytes: datagram.to_vec(),
+                }));
+            }
+            self.train.clear();
+            match pushed {
+                Pushed::Done => break,
+                Pushed::Full { offset: next } => offset = next,
+            }
+        }
+        self.next_frame_id += 1;
+        let all = sent.len();
+        sent.retain(|sent| sent.packet_len() <= usize::from(self.interface_mtu));
+        if sent.len() < all {
+            self.node.handle_too_big(now, port);
+        }
+        session.traffic.outbound.add_datagrams(sent.len() as u64);
+        Ok(sent)
+    }
+
+    /// A datagram came off the underlay (as `pipeline::inbound`).
+    pub(crate) fn handle_datagram(
+        &mut self,
+        now: Instant,
+        wall: SystemTime,
+        from: SocketAddr,
+        datagram: Vec<u8>,
+    ) {
+        if let Err(reason) = self.accept(now, wall, from, datagram) {
+            self.count(reason);
+        }
+    }
+
+    fn accept(
+        &mut self,
+        now: Instant,
+        wall: SystemTime,
+        from: SocketAddr,
+        mut datagram: Vec<u8>,
+    ) -> Result<(), DropReason> {
+        let message_type = MessageType::of(&datagram)?;
+        if !matches!(message_type, MessageType::Frame | MessageType::Chunks) {
+            if message_type != MessageType::CookieReply {
+                self.mac1.check(&datagram)?;
+            }
+            return self.node.handle_handshake(now, wall, from, &datagram);
+        }
+        let receiver = DataHeader::parse(&datagram)?.receiver();
+        let session = self
+            .tables
+            .sessions
+            .get(&receiver)
+            .ok_or(DropReason::UnknownSession)?;
+        let (counter, plaintext) = session.open(&mut datagram)?;
+        let lane = self
+            .lanes
+            .entry((receiver, counter.lane()))
+            .or_insert_with(|| LaneState {
+                session: session.clone(),
+                window: ReplayWindow::default(),
+                reassembly: Reassembly::new(MAX_FRAME.into()),
+            });
+        let newest = lane.window.accept(counter.sequence())?;
+        let port = lane.session.port;
+        lane.session.confirm();
+        lane.session.traffic.inbound.add_datagrams(1);
+        if counter.lane() == Lane::CONTROL {
+            return self
+                .node
+                .handle_control(now, from, receiver, newest, plaintext);
+        }
+        let endpoint = self.tables.route(port).and_then(|route| route.endpoint);
+        if newest && endpoint != Some(from) {
+            self.node.handle_roamed(now, port, from);
+        }
+        if message_type == MessageType::Frame {
+            self.received.push((port, plaintext.to_vec()));
+            return Ok(());
+        }
+        for chunk in Chunks::new(plaintext) {
+            let frame = match chunk? {
+                Chunk::Frame(frame) => Some(frame),
+                Chunk::Fragment(fragment, piece) => lane.reassembly.add(fragment, piece)?,
+                _ => return Err(DropReason::Malformed),
+            };
+            self.received
+                .extend(frame.map(|frame| (port, frame.to_vec())));
+        }
+        Ok(())
+    }
+}
+
+/// Settings of a peer as seen by a host with `setup`.
+pub(crate) fn peer_settings(
+    setup: &Setup,
+    key: &str,
+    endpoint: Option<SocketAddr>,
+) -> PeerSettings {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    PeerSettings {
+        public_key: PrivateKey::from_base64(key).unwrap().public_key(),
+        preshared_key: setup
+            .preshared_key
+            .map(|bytes| PresharedKey::from_base64(&STANDARD.encode(bytes)).unwrap()),
+        endpoint,
+        has_name: false,
+        keepalive: setup.keepalive,
+    }
+}
