@@ -60,13 +60,15 @@ fn labelled_hash(label: &[u8], public_key: &PublicKey) -> [u8; 32] {
 /// serve the others.
 pub fn cookie(secret: &[u8; COOKIE_SECRET_LEN], from: SocketAddr) -> Cookie {
     let mut message = [0; 18];
-    let ip = match from.ip() {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        IpAddr::V6(ip) => ip,
-    };
-    message[..16].copy_from_slice(&ip.octets());
-    message[16..].copy_from_slice(&from.port().to_be_bytes());
-    mac(secret, &message)
+    let (ip, port) = message.split_at_mut(16);
+    port.copy_from_slice(&from.port().to_be_bytes());
+    match from.ip() {
+        // Directly before the port, so that the two are one slice.
+        IpAddr::V4(address) => ip[12..].copy_from_slice(&address.octets()),
+        IpAddr::V6(address) => ip.copy_from_slice(&address.octets()),
+    }
+    let unused = if from.is_ipv4() { 12 } else { 0 };
+    mac(secret, &message[unused..])
 }
 
 /// Seals `cookie` for the sender of the message with this `mac1`.
