@@ -192,7 +192,8 @@ impl Opener {
         })
     }
 
-    /// Only what has the length of a handshake message and a good mac1 reaches the control thread.
+    /// Initiations and responses with a good mac1 reach the control thread, and cookie replies, which
+    /// have none.
     fn hand_to_control(
         &self,
         message_type: MessageType,

@@ -11,7 +11,7 @@ pub const SECOND_REKEY_DELAY: Duration = Duration::from_secs(15);
 /// A session older than this is not used any more, in either direction.
 pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 /// A lane that sent this many datagrams asks for a new session. AES-GCM keeps a confidentiality
-/// margin of 2^-60 at this number and 1500 bytes each.
+/// margin of 2^-60 at this number and 1500 bytes each, and of 2^-54 at 9216 (CFRG's AEAD limits).
 pub const REKEY_AFTER_DATAGRAMS: u64 = 1 << 28;
 /// A lane never sends more than this under one session.
 pub const REJECT_AFTER_DATAGRAMS: u64 = REKEY_AFTER_DATAGRAMS + (1 << 24);
@@ -36,11 +36,11 @@ pub const REKEY_WHEN_SILENT_AFTER: Duration = Duration::from_millis(1000);
 /// … for this long: the peer counts as down.
 pub const DOWN_AFTER: Duration = Duration::from_secs(5);
 
-/// A cookie serves its holder for this long.
+/// The secret of cookies is replaced this often, so a cookie serves its holder for as long at most.
 pub const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
 /// A holder gives one up a little before its maker does.
 pub const COOKIE_USE: Duration = Duration::from_secs(110);
-/// More handshake messages than this in a second with a valid mac1 mean load.
+/// More initiations than this in a second with a valid mac1 mean load.
 pub const LOAD_THRESHOLD: u32 = 64;
 /// Load is over after this long below the threshold.
 pub const LOAD_HOLD: Duration = Duration::from_secs(1);
