@@ -392,7 +392,7 @@ def compute():
         "cookie": cookie_vector(handshakes[1], r),
         "split_key": split_key.hex(),
         "lane_keys": [{"cipher": cipher, "lane": lane, "key": lane_key(split_key, cipher, lane).hex()}
-                      for cipher in CIPHERS for lane in (0, 1, 255)],
+                      for cipher in CIPHERS for lane in (0, 1, 16)],
         "datagrams": [datagram for cipher in CIPHERS for datagram in sealed_datagrams(split_key, cipher)],
         "packing": [vector for cipher in CIPHERS for vector in packing(split_key, cipher)],
         "reassembly": reassembly(),
@@ -441,7 +441,7 @@ def sealed_datagrams(split_key, cipher):
     small, other = ethernet(60, 1), ethernet(64, 2)
     for name, message_type, lane, sequence, plaintext in (
         ("one frame", FRAME, 1, 0, small),
-        ("a high lane and sequence", FRAME, 255, 2**28 + 2**24 - 1, small),
+        ("a high lane and sequence", FRAME, 16, 2**28 + 2**24 - 1, small),
         ("two frames", CHUNKS, 1, 1, chunk(FRAME_CHUNK, small) + chunk(FRAME_CHUNK, other)),
         ("a fragment", CHUNKS, 1, 2, fragment(0xDEADBEEF, 0x012345, 0x010203, pattern(40))),
         ("a chunk of a later version is skipped", CHUNKS, 1, 3, chunk(0x70, pattern(5)) + chunk(FRAME_CHUNK, small)),

@@ -15,10 +15,10 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    EngineEvent, EngineView, Stopped,
+    EngineEvent, EngineView,
     clock::{now, wall},
     meter::{self, Meter},
-    shared::{Notice, Shared},
+    shared::{Handshake, Notice, Shared},
 };
 use crate::{
     io::udp::UdpSocket,
@@ -55,6 +55,8 @@ pub(super) struct ControlTask {
     lookups_done: usize,
     /// One for each peer, in the order of their ports.
     meters: Vec<Meter>,
+    /// As of the last tick.
+    bad_macs: u64,
     /// When each kind of refusal may be logged again.
     quiet_until: HashMap<DropReason, std::time::Instant>,
 }
@@ -79,6 +81,7 @@ impl ControlTask {
             lookups: JoinSet::new(),
             lookups_done: 0,
             meters,
+            bad_macs: 0,
             quiet_until: HashMap::new(),
         }
     }
@@ -86,6 +89,7 @@ impl ControlTask {
     pub(super) async fn run(
         mut self,
         mut notices: mpsc::Receiver<Notice>,
+        mut handshakes: mpsc::Receiver<Handshake>,
         mut commands: mpsc::Receiver<Command>,
     ) {
         for place in 0..self.labels.len() {
@@ -97,11 +101,14 @@ impl ControlTask {
             self.pump();
             let due = self.node.poll_timeout();
             tokio::select! {
+                // What authentic peers and people want goes before what anybody can send.
+                biased;
                 Some(notice) = notices.recv() => self.handle_notice(notice),
                 Some(command) = commands.recv() => self.handle_command(command),
                 Some(found) = self.lookups.join_next() => self.handle_lookup(found),
-                _ = meter_tick.tick() => self.read_meters(),
+                _ = meter_tick.tick() => self.handle_tick(),
                 () = sleep_until(due) => self.node.handle_timeout(now(), wall()),
+                Some(handshake) = handshakes.recv() => self.handle_handshake(&handshake),
             }
         }
     }
@@ -109,12 +116,6 @@ impl ControlTask {
     fn handle_notice(&mut self, notice: Notice) {
         let now = now();
         match notice {
-            Notice::Handshake { from, len, bytes } => {
-                if let Err(reason) = self.node.handle_handshake(now, wall(), from, &bytes[..len]) {
-                    self.drops.count(reason);
-                    self.log_refusal(reason, from);
-                }
-            }
             Notice::Control {
                 from,
                 receiver,
@@ -126,10 +127,16 @@ impl ControlTask {
                     .handle_control(now, from, receiver, newest, &bytes);
                 handled.unwrap_or_else(|reason| self.drops.count(reason));
             }
-            Notice::Roamed { port, from } => self.node.handle_roamed(now, port, from),
+            Notice::Roamed { receiver, from } => self.node.handle_roamed(now, receiver, from),
             Notice::TooBig { port } => self.node.handle_too_big(now, port),
-            Notice::Ended(Stopped::Asked) => {}
-            Notice::Ended(stopped) => self.tell(EngineEvent::Broken(stopped)),
+        }
+    }
+
+    fn handle_handshake(&mut self, handshake: &Handshake) {
+        let (from, message) = (handshake.from(), handshake.message());
+        if let Err(reason) = self.node.handle_handshake(now(), wall(), from, message) {
+            self.drops.count(reason);
+            self.log_refusal(reason, Some(from));
         }
     }
 
@@ -163,6 +170,10 @@ impl ControlTask {
                     info!(peer = self.name(port), "peer moved to another address");
                     debug!(peer = self.name(port), %to, "peer moved");
                 }
+                Event::NoAnswer(port) => warn!(
+                    peer = self.name(port),
+                    "no answer yet; check endpoint and public-key here, and there that the tunnel is up, that a firewall lets the UDP port through, and its log"
+                ),
                 Event::Resolve(port) => self.look_up(port, Duration::ZERO),
             }
         }
@@ -251,8 +262,14 @@ impl ControlTask {
             .map_or("?", |(name, _)| name)
     }
 
-    fn read_meters(&mut self) {
+    /// Once per second.
+    fn handle_tick(&mut self) {
         let now = now();
+        // The data threads count these; nobody else would say what they mean.
+        let bad_macs = self.shared.total(DropReason::BadMac);
+        if bad_macs > std::mem::replace(&mut self.bad_macs, bad_macs) {
+            self.log_refusal(DropReason::BadMac, None);
+        }
         for (meter, view) in self.meters.iter_mut().zip(self.node.views(now)) {
             meter.read(now, &view.traffic);
         }
@@ -275,8 +292,11 @@ impl ControlTask {
         }
     }
 
-    fn log_refusal(&mut self, reason: DropReason, from: SocketAddr) {
+    fn log_refusal(&mut self, reason: DropReason, from: Option<SocketAddr>) {
         let remedy = match reason {
+            DropReason::BadMac => {
+                "it was made for another public key than ours; compare public-key in the caller's [[peer]] with this tunnel's"
+            }
             DropReason::UnknownPeer => "its public key is in no [[peer]] of this tunnel",
             DropReason::BadHandshake => {
                 "its key or preshared key does not fit; compare the output of `patchcord pubkey` and the preshared-key-file of both ends"
@@ -292,7 +312,7 @@ impl ControlTask {
         if now >= *quiet_until {
             *quiet_until = now + LOG_INTERVAL;
             warn!(reason = reason.name(), remedy, "a handshake was refused");
-            debug!(%from, reason = reason.name(), "a handshake was refused");
+            debug!(?from, reason = reason.name(), "a handshake was refused");
         }
     }
 

@@ -30,7 +30,7 @@ use crate::{
     queue::{Collector, Dealer},
     stats::{DropReason, Drops},
     wire::{
-        Counter, DATA_HEADER_LEN, DataHeader, Lane, MessageType, SessionIndex, TAG_LEN,
+        self, Counter, DATA_HEADER_LEN, DataHeader, Lane, MessageType, SessionIndex, TAG_LEN,
         chunk::{Chunk, Chunks},
     },
 };
@@ -176,7 +176,7 @@ impl Opener {
     ) -> Result<Opened, DropReason> {
         let message_type = MessageType::of(datagram)?;
         if !matches!(message_type, MessageType::Frame | MessageType::Chunks) {
-            self.hand_to_control(message_type, from, datagram)?;
+            self.hand_to_control(tables, message_type, from, datagram)?;
             return Ok(Opened::Gone);
         }
         let receiver = DataHeader::parse(datagram)?.receiver();
@@ -192,14 +192,19 @@ impl Opener {
         })
     }
 
-    /// Initiations and responses with a good mac1 reach the control thread, and cookie replies, which
-    /// have none.
+    /// Initiations with a good mac1 reach the control thread, and what answers an initiation of ours.
     fn hand_to_control(
         &self,
+        tables: &Tables,
         message_type: MessageType,
         from: SocketAddr,
         datagram: &[u8],
     ) -> Result<(), DropReason> {
+        if message_type != MessageType::Initiation
+            && !tables.attempts.contains(&wire::index_of(datagram)?)
+        {
+            return Err(DropReason::UnknownSession);
+        }
         if message_type != MessageType::CookieReply {
             self.shared.mac1.check(datagram)?;
         }
@@ -279,7 +284,7 @@ impl Delivery {
     fn sweep(&mut self, tables: &Arc<Tables>) {
         if !Arc::ptr_eq(tables, &self.swept_for) {
             self.lanes
-                .retain(|(receiver, _), _| tables.sessions.contains_key(receiver));
+                .retain(|(receiver, _), lane| tables.has(*receiver, &lane.session));
             self.swept_for = tables.clone();
         }
     }
@@ -316,6 +321,9 @@ impl Delivery {
         lane.session.confirm();
         lane.session.traffic.inbound.add_datagrams(1);
         if counter.lane() == Lane::CONTROL {
+            if message_type != MessageType::Chunks {
+                return Err(DropReason::Malformed);
+            }
             let mut bytes = [0; CONTROL_BYTES];
             let len = plaintext.len().min(CONTROL_BYTES);
             bytes[..len].copy_from_slice(&plaintext[..len]);
@@ -332,7 +340,7 @@ impl Delivery {
                 .route(port)
                 .is_some_and(|route| route.endpoint != Some(from))
         {
-            self.shared.notify(Notice::Roamed { port, from });
+            self.shared.notify(Notice::Roamed { receiver, from });
         }
         let exit = Exit {
             shared: &self.shared,

@@ -40,7 +40,7 @@ use self::{
     inbound::{Arrivals, Delivery, Inbound, Inlet, Opener},
     outbound::{Departures, Outbound, Outlet},
     plan::{CorePlan, PlanRequest},
-    shared::{NOTICES, Notice, Shared},
+    shared::{HANDSHAKES, NOTICES, Shared},
 };
 use crate::{
     control::message::Rates,
@@ -127,6 +127,7 @@ impl Engine {
     ) -> io::Result<(Self, mpsc::Receiver<EngineEvent>)> {
         let plan = CorePlan::choose(config.plan);
         let (notices_in, notices) = mpsc::channel(NOTICES);
+        let (handshakes_in, handshakes) = mpsc::channel(HANDSHAKES);
         let (events_in, events) = mpsc::channel(16);
         let (commands, commands_out) = mpsc::channel(8);
         let max_frame = config.node.max_frame.into();
@@ -138,12 +139,18 @@ impl Engine {
         let node = Node::new(config.node, settings, clock::now());
         let mac1 = Mac1Check::new(&node.public_key());
         let switch = Switch::new(config.switch, hash_key());
-        let shared = Arc::new(Shared::new(switch, mac1, max_frame, notices_in)?);
+        let shared = Arc::new(Shared::new(
+            switch,
+            mac1,
+            max_frame,
+            notices_in,
+            handshakes_in,
+        )?);
         let local_addr = socket.local_addr()?;
 
-        let threads = spawn_data_threads(&plan, &shared, queue, &socket)?;
+        let threads = spawn_data_threads(&plan, &shared, &events_in, queue, &socket)?;
         let task = ControlTask::new(node, labels, shared.clone(), socket, events_in);
-        let control = tokio::spawn(task.run(notices, commands_out));
+        let control = tokio::spawn(task.run(notices, handshakes, commands_out));
         Ok((
             Self {
                 plan,
@@ -215,12 +222,14 @@ fn hash_key() -> [u64; 2] {
 fn spawn_data_threads(
     plan: &CorePlan,
     shared: &Arc<Shared>,
+    events: &mpsc::Sender<EngineEvent>,
     queue: Arc<TapQueue>,
     socket: &UdpSocket,
 ) -> io::Result<Vec<JoinHandle<()>>> {
     let mut threads = Threads {
         plan,
         shared,
+        events,
         spawned: Vec::new(),
     };
     let result = match plan.workers {
@@ -287,6 +296,7 @@ fn spawn_staged(
 struct Threads<'a> {
     plan: &'a CorePlan,
     shared: &'a Arc<Shared>,
+    events: &'a mpsc::Sender<EngineEvent>,
     spawned: Vec<JoinHandle<()>>,
 }
 
@@ -299,14 +309,14 @@ impl Threads<'_> {
         })
     }
 
-    /// The control task hears of the thread's end, even if it panics.
+    /// The engine's owner hears of the thread's end, even if it panics.
     fn spawn(
         &mut self,
         name: &str,
         work: impl FnOnce() -> Stopped + Send + 'static,
     ) -> io::Result<()> {
         let core = self.plan.core_of(name);
-        let shared = self.shared.clone();
+        let events = self.events.clone();
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
@@ -318,7 +328,10 @@ impl Threads<'_> {
                 let stopped = panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
                     Stopped::Failed(io::Error::other("a data thread panicked"))
                 });
-                shared.notify(Notice::Ended(stopped));
+                if !matches!(stopped, Stopped::Asked) {
+                    // Fails when the owner is gone, or has heard of other threads already.
+                    let _ = events.try_send(EngineEvent::Broken(stopped));
+                }
             })?;
         self.spawned.push(thread);
         Ok(())

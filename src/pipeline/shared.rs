@@ -20,19 +20,32 @@ use crate::{
     wire::{SessionIndex, handshake::INITIATION_LEN},
 };
 
-/// Messages that wait for the control thread. A flood fills this and nothing else.
+/// Notices that wait for the control thread; all come from authentic datagrams or from ourselves.
 pub(super) const NOTICES: usize = 256;
+/// Handshake messages that wait for it. A flood fills this and nothing else.
+pub(super) const HANDSHAKES: usize = 128;
 /// Bytes of a control datagram that are handed on; what follows its chunks is padding.
 pub(super) const CONTROL_BYTES: usize = 64;
 
+/// A handshake message on its way to the control thread.
+pub(super) struct Handshake {
+    from: SocketAddr,
+    len: usize,
+    bytes: [u8; INITIATION_LEN],
+}
+
+impl Handshake {
+    pub(super) fn from(&self) -> SocketAddr {
+        self.from
+    }
+
+    pub(super) fn message(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
 /// From a data thread to the control thread.
 pub(super) enum Notice {
-    /// A handshake message with a good mac1, or a cookie reply.
-    Handshake {
-        from: SocketAddr,
-        len: usize,
-        bytes: [u8; INITIATION_LEN],
-    },
     /// An accepted datagram of the control lane.
     Control {
         from: SocketAddr,
@@ -41,11 +54,12 @@ pub(super) enum Notice {
         bytes: [u8; CONTROL_BYTES],
     },
     /// A peer was heard from another address.
-    Roamed { port: PortId, from: SocketAddr },
+    Roamed {
+        receiver: SessionIndex,
+        from: SocketAddr,
+    },
     /// A datagram to this peer was too big for its way out.
     TooBig { port: PortId },
-    /// A data thread ended.
-    Ended(Stopped),
 }
 
 /// Why a data thread ended.
@@ -98,6 +112,7 @@ pub(super) struct Shared {
     /// Counted by whoever could not reach the control thread.
     unheard: Drops,
     notices: mpsc::Sender<Notice>,
+    handshakes: mpsc::Sender<Handshake>,
 }
 
 impl Shared {
@@ -106,6 +121,7 @@ impl Shared {
         mac1: Mac1Check,
         max_frame: u32,
         notices: mpsc::Sender<Notice>,
+        handshakes: mpsc::Sender<Handshake>,
     ) -> io::Result<Self> {
         Ok(Self {
             tables: Arc::default(),
@@ -118,6 +134,7 @@ impl Shared {
             drops: Mutex::default(),
             unheard: Drops::default(),
             notices,
+            handshakes,
         })
     }
 
@@ -147,6 +164,12 @@ impl Shared {
         sum.nonzero().collect()
     }
 
+    /// The sum over all threads for one reason.
+    pub(super) fn total(&self, reason: DropReason) -> u64 {
+        let threads = self.drops.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.iter().map(|drops| drops.total(reason)).sum()
+    }
+
     /// Tells the control thread; it does without if it is behind.
     pub(super) fn notify(&self, notice: Notice) {
         if self.notices.try_send(notice).is_err() {
@@ -166,8 +189,10 @@ impl Shared {
             .get_mut(..len)
             .ok_or(DropReason::Truncated)?
             .copy_from_slice(datagram);
-        self.notify(Notice::Handshake { from, len, bytes });
-        Ok(())
+        let handshake = Handshake { from, len, bytes };
+        self.handshakes
+            .try_send(handshake)
+            .map_err(|_| DropReason::ControlQueueFull)
     }
 }
 

@@ -61,6 +61,9 @@ pub const PATH_MTU_BASE: u16 = 1280;
 /// The largest IP packet that is probed for.
 pub const PATH_MTU_MAX: u16 = 9216;
 
+/// Lanes of a peer that are received; a datagram on a higher one is malformed. It bounds what the
+/// lanes of a session can hold in unfinished frames.
+pub const MAX_LANES: u8 = 16;
 /// Frames that a lane may have in pieces at the same time.
 pub const REASSEMBLY_SLOTS: usize = 16;
 /// Sessions of one peer that may receive at the same time: the current one, the one before, and

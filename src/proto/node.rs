@@ -26,7 +26,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::{
     guard::{Guard, Verdict},
-    limits::{INITIATION_INTERVAL, RESOLVE_AFTER_ATTEMPTS},
+    limits::{EARLY_ATTEMPTS, INITIATION_INTERVAL, RESOLVE_AFTER_ATTEMPTS},
     peer::{Attempt, Peer, PeerSettings},
     session::{Agreement, Role, Session, Tables},
     tai64n::tai64n,
@@ -85,6 +85,8 @@ pub enum Event {
     PeerDown(PortId),
     /// The peer was heard from another address than before.
     PeerMoved(PortId, SocketAddr),
+    /// The peer has been called in vain for some seconds.
+    NoAnswer(PortId),
     /// The peer does not answer: look its name up again.
     Resolve(PortId),
 }
@@ -173,6 +175,11 @@ impl Node {
             sessions: sessions
                 .map(|session| (session.agreement.local, session.clone()))
                 .collect(),
+            attempts: self
+                .peers
+                .iter()
+                .filter_map(|peer| Some(peer.attempt.as_ref()?.index))
+                .collect(),
         }
     }
 
@@ -221,7 +228,7 @@ impl Node {
         let Some(Owner::Session(session)) = self.indices.get(&receiver) else {
             return Err(DropReason::UnknownSession);
         };
-        let port = session.port;
+        let (port, established) = (session.port, session.established);
         let at = usize::from(port.0) - 1;
         if self.peers[at]
             .next
@@ -232,23 +239,37 @@ impl Node {
         }
         self.peers[at].liveness.handle_heard(now);
         if newest {
-            self.handle_roamed(now, port, from);
+            self.handle_roamed(now, receiver, from);
         }
         if !self.peers[at].is_up && self.peers[at].current.is_some() {
             self.handle_back(at);
         }
         for chunk in Chunks::new(plaintext) {
-            self.handle_chunk(now, at, chunk?);
+            self.handle_chunk(now, at, established, chunk?);
         }
         Ok(())
     }
 
-    /// A data thread got an authentic datagram of `port` from another address.
-    pub fn handle_roamed(&mut self, now: Instant, port: PortId, from: SocketAddr) {
+    /// A data thread got an authentic datagram of session `receiver` from another address.
+    ///
+    /// One of a session that was replaced says nothing of where the peer is now: whoever held it
+    /// back could send it from anywhere.
+    pub fn handle_roamed(&mut self, now: Instant, receiver: SessionIndex, from: SocketAddr) {
+        let Some(Owner::Session(session)) = self.indices.get(&receiver) else {
+            return;
+        };
+        let port = session.port;
         let Some(peer) = self.peer(port) else { return };
+        let is_former = |former: &Arc<Session>| former.agreement.local == receiver;
+        if peer.previous.as_ref().is_some_and(is_former) {
+            return;
+        }
+        let had_endpoint = peer.endpoint.is_some();
         if peer.handle_endpoint(from, now) {
-            self.events
-                .extend([Event::PeerMoved(port, from), Event::TablesChanged]);
+            self.events.push_back(Event::TablesChanged);
+            if had_endpoint {
+                self.events.push_back(Event::PeerMoved(port, from));
+            }
         }
     }
 
@@ -338,6 +359,9 @@ impl Node {
             {
                 self.events.push_back(Event::Resolve(peer.port));
             }
+            if peer.calling.attempts == EARLY_ATTEMPTS {
+                self.events.push_back(Event::NoAnswer(peer.port));
+            }
             self.initiate(now, wall, at);
         }
     }
@@ -381,6 +405,8 @@ impl Node {
         }
         self.indices
             .insert(index, Owner::Attempt(PortId(at as u16 + 1)));
+        // Data threads pass on only answers to what they know was asked.
+        self.events.push_back(Event::TablesChanged);
         self.transmits.push_back(Transmit {
             to,
             datagram: message.as_bytes().to_vec(),
@@ -618,7 +644,7 @@ impl Node {
     }
 
     fn expire(&mut self, now: Instant, at: usize) {
-        let ended = self.peers[at].expire_sessions(now);
+        let ended = self.peers[at].end_sessions(|session| session.is_expired(now));
         if !ended.is_empty() {
             self.uninstall(ended);
         }
@@ -658,21 +684,24 @@ impl Node {
             .extend([Event::PeerUp(peer.port), Event::TablesChanged]);
     }
 
-    fn handle_chunk(&mut self, now: Instant, at: usize, chunk: Chunk<'_>) {
+    /// `established`: of the session under which the chunk came.
+    fn handle_chunk(&mut self, now: Instant, at: usize, established: Instant, chunk: Chunk<'_>) {
         match chunk {
             Chunk::EchoRequest { token } => self.send_control(at, &[Chunk::EchoReply { token }], 0),
             Chunk::EchoReply { token } => self.handle_echo_reply(now, at, token),
-            Chunk::Close => {
-                let peer = &mut self.peers[at];
-                let ended: Vec<_> = [peer.current.take(), peer.previous.take(), peer.next.take()]
-                    .into_iter()
-                    .flatten()
-                    .collect();
-                self.uninstall(ended);
-                self.set_down(now, at);
-            }
+            Chunk::Close => self.handle_close(now, at, established),
             // Frames travel on data lanes; here they would bypass the switch.
             Chunk::Frame(_) | Chunk::Fragment(..) => {}
+        }
+    }
+
+    /// The peer stops. A session that is younger than the close was made after it, by a peer that
+    /// runs again.
+    fn handle_close(&mut self, now: Instant, at: usize, established: Instant) {
+        let ended = self.peers[at].end_sessions(|session| session.established <= established);
+        self.uninstall(ended);
+        if self.peers[at].current.is_none() {
+            self.set_down(now, at);
         }
     }
 

@@ -76,6 +76,8 @@ pub struct PathMtu {
     next_confirm: Instant,
     raise_at: Instant,
     too_big_at: Option<Instant>,
+    /// Whether `current` was answered for since the search began; until then it is taken on trust.
+    is_proved: bool,
     /// Probes that may still be answered: token and size.
     outstanding: Vec<(u64, u16)>,
     /// Sizes to ask for now.
@@ -95,6 +97,7 @@ impl PathMtu {
             next_confirm: now,
             raise_at: now,
             too_big_at: None,
+            is_proved: false,
             outstanding: Vec::new(),
             wanted: Vec::new(),
         };
@@ -150,6 +153,7 @@ impl PathMtu {
             Phase::Settled { .. } => {}
             Phase::Search { limit, .. } => {
                 let changed = size > self.current;
+                self.is_proved = true;
                 self.current = self.current.max(size);
                 if self.current == limit && limit < PATH_MTU_MAX {
                     self.ask(PATH_MTU_MAX, ROUNDS, now);
@@ -174,6 +178,10 @@ impl PathMtu {
             } => {
                 self.ask(limit, rounds_left, now);
                 false
+            }
+            Phase::Search { .. } if !self.is_proved && self.current > FLOOR => {
+                self.fall_back(now);
+                true
             }
             Phase::Search { .. } => {
                 self.settle(now);
@@ -221,6 +229,7 @@ impl PathMtu {
 
     fn search_from(&mut self, size: u16, now: Instant) {
         self.current = size;
+        self.is_proved = false;
         self.outstanding.clear();
         self.ask(ETHERNET, ROUNDS, now);
     }
@@ -245,7 +254,8 @@ impl PathMtu {
         self.wanted = SIZES
             .iter()
             .copied()
-            .filter(|&size| size > self.current && size <= limit)
+            .filter(|&size| size > self.current || size == self.current && !self.is_proved)
+            .filter(|&size| size <= limit)
             .collect();
     }
 
@@ -311,6 +321,14 @@ mod tests {
             run(&mut path, &mut now, &mut 0, carries, 8);
             assert_eq!(path.current(), found, "a path of {carries}");
         }
+    }
+
+    #[test]
+    fn a_path_below_the_base_is_found_out_within_a_second() {
+        let mut now = Instant::now();
+        let mut path = PathMtu::new(now);
+        run(&mut path, &mut now, &mut 0, 1100, 1);
+        assert_eq!(path.current(), 1000);
     }
 
     #[test]

@@ -200,11 +200,11 @@ impl Peer {
         }
     }
 
-    /// Drops sessions that are too old to be used.
-    pub(crate) fn expire_sessions(&mut self, now: Instant) -> Vec<Arc<Session>> {
+    /// Takes out the sessions that are to end.
+    pub(crate) fn end_sessions(&mut self, ends: impl Fn(&Session) -> bool) -> Vec<Arc<Session>> {
         [&mut self.current, &mut self.previous, &mut self.next]
             .into_iter()
-            .filter_map(|slot| slot.take_if(|session| session.is_expired(now)))
+            .filter_map(|slot| slot.take_if(|session| ends(session)))
             .collect()
     }
 

@@ -6,6 +6,7 @@
 //! (`proto::replay`), not here.
 
 use std::{
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::{
         Arc,
@@ -17,7 +18,7 @@ use std::{
 use patchcord_bridge::PortId;
 use zerocopy::IntoBytes;
 
-use super::limits::{REJECT_AFTER_DATAGRAMS, REJECT_AFTER_TIME, REKEY_AFTER_DATAGRAMS};
+use super::limits::{MAX_LANES, REJECT_AFTER_DATAGRAMS, REJECT_AFTER_TIME, REKEY_AFTER_DATAGRAMS};
 use crate::{
     crypto::{
         aead::{Cipher, LaneKey},
@@ -99,7 +100,7 @@ impl Session {
                 next: AtomicU64::new(0),
             })
             .collect();
-        let open = (0..=remote_lanes)
+        let open = (0..=remote_lanes.min(MAX_LANES))
             .map(|lane| LaneKey::derive(&keys.open, cipher, Lane(lane)))
             .collect();
         let confirmed = AtomicBool::new(role == Role::Initiator);
@@ -203,10 +204,19 @@ pub struct Tables {
     /// By port: the route of `PortId(n)` is at `n - 1`.
     pub routes: Vec<Route>,
     /// Every session that may receive.
-    pub sessions: std::collections::HashMap<SessionIndex, Arc<Session>>,
+    pub sessions: HashMap<SessionIndex, Arc<Session>>,
+    /// Our initiations that wait for an answer.
+    pub attempts: HashSet<SessionIndex>,
 }
 
 impl Tables {
+    /// Whether `session` is the one that `receiver` stands for.
+    pub fn has(&self, receiver: SessionIndex, session: &Arc<Session>) -> bool {
+        self.sessions
+            .get(&receiver)
+            .is_some_and(|present| Arc::ptr_eq(present, session))
+    }
+
     /// The route to the peer behind `port`.
     pub fn route(&self, port: PortId) -> Option<&Route> {
         self.routes.get(usize::from(port.0).checked_sub(1)?)

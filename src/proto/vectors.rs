@@ -238,8 +238,8 @@ fn session(split_key: &Hex, cipher: u8, index: u32) -> Arc<Session> {
         remote: SessionIndex::from_low_bits(index),
         role: Role::Initiator,
         cipher: Cipher::from_bit(cipher).unwrap(),
-        local_lanes: 255,
-        remote_lanes: 255,
+        local_lanes: 16,
+        remote_lanes: 16,
     };
     let keys = SplitKeys {
         seal: split_key.split_key(),

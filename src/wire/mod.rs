@@ -101,6 +101,15 @@ impl SessionIndex {
     }
 }
 
+/// The index in the head of any datagram: after type and version, three bytes.
+///
+/// # Errors
+/// [`DropReason::Truncated`].
+pub fn index_of(datagram: &[u8]) -> Result<SessionIndex, DropReason> {
+    let index = datagram.get(1..4).and_then(|bytes| bytes.try_into().ok());
+    index.map(SessionIndex).ok_or(DropReason::Truncated)
+}
+
 /// A lane's number: the top byte of a counter, so that lanes never share one.
 ///
 /// Lane 0 belongs to the control thread (echoes, probes, close); data travels on lanes 1 and up.

@@ -254,7 +254,7 @@ impl Host {
         }
         let endpoint = self.tables.route(port).and_then(|route| route.endpoint);
         if newest && endpoint != Some(from) {
-            self.node.handle_roamed(now, port, from);
+            self.node.handle_roamed(now, receiver, from);
         }
         if message_type == MessageType::Frame {
             self.received.push((port, plaintext.to_vec()));
