@@ -786,7 +786,9 @@ const STATUS: &str = r#"{
     "counters": {
       "outbound_frames": 1, "outbound_bytes": 60, "outbound_datagrams": 1,
       "inbound_frames": 0, "inbound_bytes": 0, "inbound_datagrams": 0
-    }
+    },
+    "rates": {"outbound_bits_per_s": 0, "outbound_frames_per_s": 0,
+              "inbound_bits_per_s": 0, "inbound_frames_per_s": 0}
   }],
   "counters": {
     "outbound_frames": 1, "outbound_bytes": 60, "outbound_datagrams": 1,

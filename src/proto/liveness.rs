@@ -74,13 +74,15 @@ impl Liveness {
         self.silent_since = None;
     }
 
-    /// A look at how many datagrams went out and came in until now.
+    /// A look at how many datagrams went out and came in until now. `rtt`: the time that an answer
+    /// takes.
     pub(crate) fn sample(
         &mut self,
         now: Instant,
         sent: u64,
         received: u64,
         keepalive: Duration,
+        rtt: Duration,
     ) -> Findings {
         self.postpone(now);
         let has_sent = std::mem::replace(&mut self.sent, sent) != sent;
@@ -93,7 +95,8 @@ impl Liveness {
         } else if has_sent && self.silent_since.is_none() {
             self.silent_since = Some(now);
         }
-        let silent_for = self.silent_for(now);
+        // Silence begins when an answer could have come.
+        let silent_for = self.silent_for(now).saturating_sub(rtt);
         let idle_for = now.saturating_duration_since(self.last_sent);
         Findings {
             sent: has_sent,
@@ -139,10 +142,14 @@ mod tests {
             (12_750, 11, 6, findings(false, true, true, false)),
             (16_750, 12, 6, findings(true, true, true, true)),
         ] {
-            let found = liveness.sample(at(millis), sent, received, KEEPALIVE);
+            let found = liveness.sample(at(millis), sent, received, KEEPALIVE, Duration::ZERO);
             assert_eq!(found, expected, "at {millis} ms");
         }
         liveness.handle_heard(at(17_000));
-        assert!(!liveness.sample(at(17_000), 12, 6, KEEPALIVE).down);
+        assert!(
+            !liveness
+                .sample(at(17_000), 12, 6, KEEPALIVE, Duration::ZERO)
+                .down
+        );
     }
 }

@@ -452,6 +452,10 @@ impl Node {
         peer.newest_timestamp = offer.timestamp;
         peer.last_initiation = Some(now);
         peer.max_frame = offer.max_frame.get();
+        if peer.next.as_ref().is_some_and(|next| next.is_confirmed()) {
+            // The peer sends under it already; the new session must not take its place.
+            self.promote(now, usize::from(port.0) - 1);
+        }
         self.respond(now, from, message.sender, responder, cipher, port)
     }
 
@@ -528,6 +532,7 @@ impl Node {
         let attempt = peer.attempt.as_mut().ok_or(DropReason::UnknownSession)?;
         let (payload, keys) = attempt.noise.finish(&message.noise)?;
         let local = attempt.index;
+        peer.attempt = None;
         self.indices.remove(&local);
         let cipher = Cipher::from_bit(payload.cipher)
             .filter(|&cipher| self.config.ciphers.allowed & cipher as u8 != 0)
@@ -639,6 +644,10 @@ impl Node {
         let peer = &mut self.peers[at];
         let ours_goes_first = self.public_key < peer.settings.public_key;
         let ended = peer.promote_next(ours_goes_first);
+        // What we asked for is there.
+        if let Some(attempt) = peer.attempt.take() {
+            self.indices.remove(&attempt.index);
+        }
         self.uninstall(ended);
         self.handle_established(now, at);
     }
@@ -708,7 +717,9 @@ impl Node {
     fn handle_echo_reply(&mut self, now: Instant, at: usize, token: u64) {
         let peer = &mut self.peers[at];
         if let Some((_, sent)) = peer.echo.take_if(|&mut (expected, _)| expected == token) {
-            peer.rtt = Some(now.saturating_duration_since(sent));
+            let rtt = now.saturating_duration_since(sent);
+            peer.rtt = Some(rtt);
+            peer.path.handle_rtt(rtt);
         } else if peer.path.handle_reply(token, now) {
             self.events.push_back(Event::TablesChanged);
         }
@@ -758,9 +769,8 @@ impl Node {
             peer.traffic.outbound.datagrams(),
             peer.traffic.inbound.datagrams(),
         );
-        let findings = peer
-            .liveness
-            .sample(now, sent, received, peer.settings.keepalive);
+        let (keepalive, rtt) = (peer.settings.keepalive, peer.rtt.unwrap_or_default());
+        let findings = peer.liveness.sample(now, sent, received, keepalive, rtt);
         let heard_again = !peer.is_up && peer.liveness.last_heard() == Some(now);
         if findings.sent {
             peer.path.handle_traffic(now);

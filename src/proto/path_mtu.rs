@@ -47,8 +47,10 @@ const ETHERNET: u16 = 1500;
 /// What every IPv4 path carries (RFC 791: 576).
 const FLOOR: u16 = SIZES[0];
 
-/// Time for an answer before a probe counts as lost.
+/// Time for an answer before a probe counts as lost: three round trips, at least …
 const PROBE_TIMEOUT: Duration = Duration::from_millis(300);
+/// … and at most this.
+const PROBE_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 /// How often the unanswered sizes of a search are asked for (RFC 8899: MAX_PROBES).
 const ROUNDS: u8 = 3;
 /// How often the present size is proved while traffic flows.
@@ -73,6 +75,8 @@ pub struct PathMtu {
     phase: Phase,
     /// When the phase has something to do.
     due: Option<Instant>,
+    /// Time for an answer.
+    patience: Duration,
     next_confirm: Instant,
     raise_at: Instant,
     too_big_at: Option<Instant>,
@@ -94,6 +98,7 @@ impl PathMtu {
                 proving: false,
             },
             due: None,
+            patience: PROBE_TIMEOUT,
             next_confirm: now,
             raise_at: now,
             too_big_at: None,
@@ -134,6 +139,11 @@ impl PathMtu {
         {
             self.prove(0, now);
         }
+    }
+
+    /// A round trip was measured.
+    pub fn handle_rtt(&mut self, rtt: Duration) {
+        self.patience = (3 * rtt).clamp(PROBE_TIMEOUT, PROBE_TIMEOUT_MAX);
     }
 
     /// Routes changed, perhaps the one to the peer: prove the size now.
@@ -208,7 +218,7 @@ impl PathMtu {
     /// Time passed in which nothing at all arrived: that says nothing about sizes.
     pub fn handle_silence(&mut self, now: Instant) {
         if self.due.is_some_and(|due| now >= due) {
-            self.due = Some(now + PROBE_TIMEOUT);
+            self.due = Some(now + self.patience);
         }
     }
 
@@ -249,7 +259,7 @@ impl PathMtu {
             limit,
             rounds_left: rounds - 1,
         };
-        self.due = Some(now + PROBE_TIMEOUT);
+        self.due = Some(now + self.patience);
         self.outstanding.truncate(SIZES.len());
         self.wanted = SIZES
             .iter()
@@ -264,7 +274,7 @@ impl PathMtu {
             lost,
             proving: true,
         };
-        self.due = Some(now + PROBE_TIMEOUT);
+        self.due = Some(now + self.patience);
         self.wanted = vec![self.current];
     }
 

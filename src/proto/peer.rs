@@ -227,6 +227,8 @@ impl Peer {
             Some(late) => (HANDSHAKE_RETRY_EARLY_MAX, HANDSHAKE_RETRY_MAX, late + 1),
         };
         let distance = (from * (1 << step.min(8))).min(longest);
+        // On a long path the answer must have a chance to come before the question is replaced.
+        let distance = distance.max(2 * self.rtt.unwrap_or_default());
         self.calling.due = Some(now + distance + jitter);
     }
 
@@ -267,7 +269,8 @@ impl Peer {
         // A session that waits for its confirmation is looked at as often as one that is used.
         let waiting = self.next.as_ref().map(|_| self.liveness.next_sample());
         let path = self.current.as_ref().and_then(|_| self.path.poll_timeout());
-        let rekey = if self.calling.due.is_none() {
+        let can_call = self.calling.due.is_none() && self.endpoint.is_some();
+        let rekey = if can_call {
             self.rekey_at(rekey_interval)
         } else {
             None
