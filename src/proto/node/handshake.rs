@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The node's part in handshakes: calling, and its two messages in their order (PROTOCOL.md,
+//! "Handshake").
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use patchcord_bridge::PortId;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{Event, Node, Owner, Transmit, upkeep::random_token};
+use crate::{
+    crypto::{
+        aead::{Cipher, CipherOffer},
+        keys::PublicKey,
+        mac,
+        noise::{Initiator, Responder},
+    },
+    proto::{
+        guard::Verdict,
+        limits::{EARLY_ATTEMPTS, INITIATION_INTERVAL, RESOLVE_AFTER_ATTEMPTS},
+        peer::Attempt,
+        session::{Agreement, Role, Session},
+        tai64n::tai64n,
+    },
+    stats::DropReason,
+    wire::{
+        CookieReply, Initiation, InitiationPayload, Response, ResponsePayload, SessionIndex,
+        handshake::MacFields,
+    },
+};
+
+const FAST_AES: u8 = 1;
+
+impl Node {
+    pub(super) fn call_if_due(&mut self, now: Instant, wall: SystemTime, at: usize) {
+        let peer = &mut self.peers[at];
+        let rekey = peer
+            .rekey_at(self.config.rekey_interval)
+            .is_some_and(|rekey| now >= rekey);
+        if rekey
+            || peer
+                .current
+                .as_ref()
+                .is_some_and(|session| session.is_worn_out())
+        {
+            peer.call(now);
+        }
+        if peer.calling.due.is_some_and(|due| now >= due) {
+            if peer.settings.has_name
+                && peer.calling.attempts % RESOLVE_AFTER_ATTEMPTS == RESOLVE_AFTER_ATTEMPTS - 1
+            {
+                self.events.push_back(Event::Resolve(peer.port));
+            }
+            if peer.calling.attempts == EARLY_ATTEMPTS {
+                self.events.push_back(Event::NoAnswer(peer.port));
+            }
+            self.initiate(now, wall, at);
+        }
+    }
+
+    pub(super) fn initiate(&mut self, now: Instant, wall: SystemTime, at: usize) {
+        let index = self.fresh_index();
+        let peer = &mut self.peers[at];
+        let to = peer.call_address();
+        peer.handle_attempt(now, jitter());
+        let Some(to) = to else { return };
+
+        let payload = InitiationPayload {
+            timestamp: tai64n(wall),
+            network_id: network_id_bytes(self.config.network_id),
+            ciphers: self.config.ciphers.allowed,
+            flags: if self.config.ciphers.fast_aes {
+                FAST_AES
+            } else {
+                0
+            },
+            lanes: self.config.lanes,
+            max_frame: self.config.max_frame.into(),
+            ..InitiationPayload::new_zeroed()
+        };
+        let settings = &peer.settings;
+        let mut message = Initiation::new(index, [0; _]);
+        let noise = Initiator::start(
+            &self.config.private_key,
+            &settings.public_key,
+            settings.preshared_key.as_ref(),
+            &payload,
+            &mut message.noise,
+        );
+        let cookie = peer.fresh_cookie(now);
+        let (mac1, mac2) = macs(&settings.public_key, cookie.as_ref(), message.as_bytes());
+        (message.mac1, message.mac2) = (mac1, mac2);
+
+        let former = peer.attempt.replace(Attempt { noise, index, mac1 });
+        if let Some(former) = former {
+            self.indices.remove(&former.index);
+        }
+        self.indices
+            .insert(index, Owner::Attempt(PortId(at as u16 + 1)));
+        // Data threads pass on only answers to what they know was asked.
+        self.events.push_back(Event::TablesChanged);
+        self.transmits.push_back(Transmit {
+            to,
+            datagram: message.as_bytes().to_vec(),
+        });
+    }
+
+    pub(super) fn handle_initiation(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
+        let message = Initiation::parse(datagram)?;
+        self.pass_guard(now, from, datagram, message.sender)?;
+        let responder = Responder::read(&self.config.private_key, &message.noise)?;
+        let port = *self
+            .by_key
+            .get(&responder.initiator)
+            .ok_or(DropReason::UnknownPeer)?;
+        let offer = responder.payload;
+        if offer.network_id != network_id_bytes(self.config.network_id) {
+            return Err(DropReason::Incompatible);
+        }
+        let peer = &mut self.peers[usize::from(port.0) - 1];
+        if offer.timestamp <= peer.newest_timestamp {
+            return Err(DropReason::ReplayedHandshake);
+        }
+        if peer
+            .last_initiation
+            .is_some_and(|last| now < last + INITIATION_INTERVAL)
+        {
+            return Err(DropReason::HandshakeRateLimited);
+        }
+        let theirs = CipherOffer {
+            allowed: offer.ciphers,
+            fast_aes: offer.flags & FAST_AES != 0,
+        };
+        let cipher = self
+            .config
+            .ciphers
+            .choose(theirs)
+            .ok_or(DropReason::Incompatible)?;
+        peer.newest_timestamp = offer.timestamp;
+        peer.last_initiation = Some(now);
+        peer.max_frame = offer.max_frame.get();
+        if peer.next.as_ref().is_some_and(|next| next.is_confirmed()) {
+            // The peer sends under it already; the new session must not take its place.
+            self.promote(now, usize::from(port.0) - 1);
+        }
+        self.respond(now, from, message.sender, responder, cipher, port)
+    }
+
+    pub(super) fn respond(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        remote: SessionIndex,
+        responder: Responder,
+        cipher: Cipher,
+        port: PortId,
+    ) -> Result<(), DropReason> {
+        let local = self.fresh_index();
+        let remote_lanes = responder.payload.lanes;
+        let payload = ResponsePayload {
+            cipher: cipher as u8,
+            lanes: self.config.lanes,
+            max_frame: self.config.max_frame.into(),
+            ..ResponsePayload::new_zeroed()
+        };
+        let peer = &mut self.peers[usize::from(port.0) - 1];
+        let mut message = Response::new(remote, local, [0; _]);
+        let keys = responder.respond(
+            peer.settings.preshared_key.as_ref(),
+            &payload,
+            &mut message.noise,
+        )?;
+        let cookie = peer.fresh_cookie(now);
+        (message.mac1, message.mac2) = macs(
+            &peer.settings.public_key,
+            cookie.as_ref(),
+            message.as_bytes(),
+        );
+
+        let role = Role::Responder;
+        let local_lanes = self.config.lanes;
+        let agreement = Agreement {
+            local,
+            remote,
+            role,
+            cipher,
+            local_lanes,
+            remote_lanes,
+        };
+        let session = Arc::new(Session::new(
+            agreement,
+            &keys,
+            port,
+            now,
+            peer.traffic.clone(),
+        ));
+        let ended = peer.establish_as_responder(session.clone());
+        self.install(session, ended);
+        self.transmits.push_back(Transmit {
+            to: from,
+            datagram: message.as_bytes().to_vec(),
+        });
+        Ok(())
+    }
+
+    pub(super) fn handle_response(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
+        let message = Response::parse(datagram)?;
+        let Some(&Owner::Attempt(port)) = self.indices.get(&message.receiver) else {
+            return Err(DropReason::UnknownSession);
+        };
+        // No cookie is asked for: only who saw our initiation knows the index.
+        self.guard.check_mac1(datagram)?;
+        let peer = &mut self.peers[usize::from(port.0) - 1];
+        let attempt = peer.attempt.as_mut().ok_or(DropReason::UnknownSession)?;
+        let (payload, keys) = attempt.noise.finish(&message.noise)?;
+        let local = attempt.index;
+        peer.attempt = None;
+        self.indices.remove(&local);
+        let cipher = Cipher::from_bit(payload.cipher)
+            .filter(|&cipher| self.config.ciphers.allowed & cipher as u8 != 0)
+            .ok_or(DropReason::Incompatible)?;
+        let agreement = Agreement {
+            local,
+            remote: message.sender,
+            role: Role::Initiator,
+            cipher,
+            local_lanes: self.config.lanes,
+            remote_lanes: payload.lanes,
+        };
+        peer.max_frame = payload.max_frame.get();
+        let session = Arc::new(Session::new(
+            agreement,
+            &keys,
+            port,
+            now,
+            peer.traffic.clone(),
+        ));
+        let ended = peer.establish_as_initiator(session.clone());
+        peer.handle_endpoint(from, now);
+        self.install(session, ended);
+        let at = usize::from(port.0) - 1;
+        self.handle_established(now, at);
+        // The responder may send only after it has heard from us under the new keys.
+        self.send_echo(now, at);
+        Ok(())
+    }
+
+    pub(super) fn handle_cookie_reply(
+        &mut self,
+        now: Instant,
+        wall: SystemTime,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
+        let reply = CookieReply::parse(datagram)?;
+        let Some(&Owner::Attempt(port)) = self.indices.get(&reply.receiver) else {
+            return Err(DropReason::UnknownSession);
+        };
+        let at = usize::from(port.0) - 1;
+        let peer = &mut self.peers[at];
+        let mac1 = peer
+            .attempt
+            .as_ref()
+            .ok_or(DropReason::UnknownSession)?
+            .mac1;
+        let key = mac::cookie_key(&peer.settings.public_key);
+        let cookie = mac::open_cookie(&key, &reply.nonce, &mac1, &reply.sealed_cookie)
+            .ok_or(DropReason::BadMac)?;
+        let had_one = peer.fresh_cookie(now).is_some();
+        peer.cookie = Some((cookie, now));
+        if !had_one {
+            // Once per cookie: a responder that goes on asking must not make us flood it.
+            self.initiate(now, wall, at);
+        }
+        Ok(())
+    }
+
+    pub(super) fn pass_guard(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+        sender: SessionIndex,
+    ) -> Result<(), DropReason> {
+        match self.guard.judge(now, from, datagram, sender) {
+            Verdict::Pass => Ok(()),
+            Verdict::Drop(reason) => Err(reason),
+            Verdict::Challenge(reply) => {
+                self.transmits.push_back(Transmit {
+                    to: from,
+                    datagram: reply.as_bytes().to_vec(),
+                });
+                Err(DropReason::CookieRequired)
+            }
+        }
+    }
+}
+
+fn network_id_bytes(network_id: u32) -> [u8; 3] {
+    let [_, a, b, c] = network_id.to_be_bytes();
+    [a, b, c]
+}
+
+/// mac1 and mac2 of a message to the owner of `public_key`.
+pub(in crate::proto) fn macs(
+    public_key: &PublicKey,
+    cookie: Option<&mac::Cookie>,
+    message: &[u8],
+) -> ([u8; 16], [u8; 16]) {
+    let fields = MacFields::of(message).expect("handshake messages end with two macs");
+    let mac1 = mac::mac(&mac::mac1_key(public_key), fields.before_mac1);
+    let mac2 = cookie.map_or([0; 16], |cookie| {
+        let covered = [fields.before_mac1, &mac1].concat();
+        mac::mac(cookie, &covered)
+    });
+    (mac1, mac2)
+}
+
+/// Up to a tenth of a second, so that two sides that call each other at once do not go on so.
+fn jitter() -> Duration {
+    Duration::from_millis(random_token() % 100)
+}

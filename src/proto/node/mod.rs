@@ -1,0 +1,433 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The protocol of one tunnel with all its peers, without sockets, threads or clocks.
+//!
+//! Inputs are `handle_*`, effects are taken with `poll_*` until they return `None`:
+//!
+//! - [`Node::handle_handshake`]: a handshake message came;
+//! - [`Node::handle_control`]: a data thread accepted a datagram of the control lane;
+//! - [`Node::handle_roamed`], [`Node::handle_too_big`]: what the data threads noticed;
+//! - [`Node::handle_resolved`], [`Node::handle_network_change`]: what the host noticed;
+//! - [`Node::handle_timeout`]: the time of [`Node::poll_timeout`] has come;
+//! - [`Node::poll_event`] before [`Node::poll_transmit`]: an event may bring keys that the answer to
+//!   a transmit needs.
+//!
+//! The control thread drives it (`pipeline::control`), and so does `tests/netsim`, with a virtual
+//! clock. Everything about calling and answering is in [`handshake`], what keeps an established peer
+//! going in [`upkeep`].
+
+mod handshake;
+mod upkeep;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use patchcord_bridge::PortId;
+
+#[cfg(test)]
+pub(super) use self::handshake::macs;
+use super::{
+    guard::Guard,
+    peer::{Peer, PeerSettings},
+    session::{Session, Tables},
+};
+use crate::{
+    crypto::{
+        aead::{Cipher, CipherOffer},
+        keys::{PrivateKey, PublicKey},
+        mac,
+    },
+    stats::{DropReason, Traffic},
+    wire::{
+        MessageType, SessionIndex,
+        chunk::{Chunk, Chunks},
+    },
+};
+
+/// What a node is.
+pub struct NodeConfig {
+    /// Our identity.
+    pub private_key: PrivateKey,
+    /// The data ciphers that we allow.
+    pub ciphers: CipherOffer,
+    /// 24 bits; peers must name the same.
+    pub network_id: u32,
+    /// Our highest data lane.
+    pub lanes: u8,
+    /// The largest frame that we take, in bytes.
+    pub max_frame: u16,
+    /// A session is replaced at this age.
+    pub rekey_interval: Duration,
+}
+
+/// A datagram to send.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub to: SocketAddr,
+    /// What.
+    pub datagram: Vec<u8>,
+}
+
+/// Something that the host must do or may tell.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Sessions, endpoints or path MTUs changed: publish [`Node::tables`] to the data threads.
+    TablesChanged,
+    /// The peer can be reached.
+    PeerUp(PortId),
+    /// The peer cannot be reached any more.
+    PeerDown(PortId),
+    /// The peer was heard from another address than before.
+    PeerMoved(PortId, SocketAddr),
+    /// The peer has been called in vain for some seconds.
+    NoAnswer(PortId),
+    /// The peer does not answer: look its name up again.
+    Resolve(PortId),
+}
+
+/// A snapshot of a peer for `show`.
+#[derive(Debug)]
+pub struct PeerView {
+    /// Its identity.
+    pub public_key: PublicKey,
+    /// Its present address.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether it can be reached.
+    pub is_up: bool,
+    /// Cipher of the session that sends.
+    pub cipher: Option<Cipher>,
+    /// Age of that session.
+    pub handshake_age: Option<Duration>,
+    /// Since the last authentic datagram.
+    pub silent_for: Option<Duration>,
+    /// Round trip of the last echo.
+    pub rtt: Option<Duration>,
+    /// IP packet size that arrives there, while there is a session.
+    pub path_mtu: Option<u16>,
+    /// Handshakes completed.
+    pub handshakes: u64,
+    /// The largest frame that the peer takes; 0 when it did not say.
+    pub max_frame: u16,
+    /// Its counters.
+    pub traffic: Arc<Traffic>,
+}
+
+/// What an index of ours stands for.
+enum Owner {
+    /// An initiation of this peer waits for its response.
+    Attempt(PortId),
+    /// A session.
+    Session(Arc<Session>),
+}
+
+/// The protocol state of a tunnel.
+pub struct Node {
+    config: NodeConfig,
+    public_key: PublicKey,
+    guard: Guard,
+    peers: Vec<Peer>,
+    by_key: HashMap<PublicKey, PortId>,
+    indices: HashMap<SessionIndex, Owner>,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+}
+
+impl Node {
+    /// A node that calls its peers at once. The peer at place `n` gets `PortId(n + 1)`.
+    pub fn new(config: NodeConfig, peers: Vec<PeerSettings>, now: Instant) -> Self {
+        let public_key = config.private_key.public_key();
+        let peers: Vec<Peer> = (1..)
+            .zip(peers)
+            .map(|(port, settings)| Peer::new(PortId(port), settings, &public_key, now))
+            .collect();
+        let by_key = peers
+            .iter()
+            .map(|peer| (peer.settings.public_key, peer.port))
+            .collect();
+        Self {
+            guard: Guard::new(&public_key, now),
+            config,
+            public_key,
+            peers,
+            by_key,
+            indices: HashMap::new(),
+            transmits: VecDeque::new(),
+            events: VecDeque::from([Event::TablesChanged]),
+        }
+    }
+
+    /// Our public key.
+    pub fn public_key(&self) -> PublicKey {
+        self.public_key
+    }
+
+    /// What the data threads need, as of now.
+    pub fn tables(&self) -> Tables {
+        let sessions = self.peers.iter().flat_map(Peer::sessions);
+        Tables {
+            routes: self.peers.iter().map(Peer::route).collect(),
+            sessions: sessions
+                .map(|session| (session.agreement.local, session.clone()))
+                .collect(),
+            attempts: self
+                .peers
+                .iter()
+                .filter_map(|peer| Some(peer.attempt.as_ref()?.index))
+                .collect(),
+        }
+    }
+
+    /// Whether any peer can be reached.
+    pub fn is_any_up(&self) -> bool {
+        self.peers.iter().any(|peer| peer.is_up)
+    }
+
+    /// The peers, in the order of their ports.
+    pub fn views(&self, now: Instant) -> Vec<PeerView> {
+        self.peers.iter().map(|peer| view(peer, now)).collect()
+    }
+
+    /// A datagram of one of the handshake types came from the network.
+    ///
+    /// # Errors
+    /// Why it was dropped.
+    pub fn handle_handshake(
+        &mut self,
+        now: Instant,
+        wall: SystemTime,
+        from: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
+        match MessageType::of(datagram)? {
+            MessageType::Initiation => self.handle_initiation(now, from, datagram),
+            MessageType::Response => self.handle_response(now, from, datagram),
+            MessageType::CookieReply => self.handle_cookie_reply(now, wall, datagram),
+            MessageType::Frame | MessageType::Chunks => Err(DropReason::UnknownType),
+        }
+    }
+
+    /// A data thread opened and accepted a datagram of the control lane of session `receiver`.
+    /// `newest`: none with a higher counter came before.
+    ///
+    /// # Errors
+    /// Why it was dropped.
+    pub fn handle_control(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        receiver: SessionIndex,
+        newest: bool,
+        plaintext: &[u8],
+    ) -> Result<(), DropReason> {
+        let Some(Owner::Session(session)) = self.indices.get(&receiver) else {
+            return Err(DropReason::UnknownSession);
+        };
+        let (port, established) = (session.port, session.established);
+        let at = usize::from(port.0) - 1;
+        if self.peers[at]
+            .next
+            .as_ref()
+            .is_some_and(|next| next.agreement.local == receiver)
+        {
+            self.promote(now, at);
+        }
+        self.peers[at].liveness.handle_heard(now);
+        if newest {
+            self.handle_roamed(now, receiver, from);
+        }
+        if !self.peers[at].is_up && self.peers[at].current.is_some() {
+            self.handle_back(at);
+        }
+        for chunk in Chunks::new(plaintext) {
+            self.handle_chunk(now, at, established, chunk?);
+        }
+        Ok(())
+    }
+
+    /// A data thread got an authentic datagram of session `receiver` from another address.
+    ///
+    /// One of a session that was replaced says nothing of where the peer is now: whoever held it
+    /// back could send it from anywhere.
+    pub fn handle_roamed(&mut self, now: Instant, receiver: SessionIndex, from: SocketAddr) {
+        let Some(Owner::Session(session)) = self.indices.get(&receiver) else {
+            return;
+        };
+        let port = session.port;
+        let Some(peer) = self.peer(port) else { return };
+        let is_former = |former: &Arc<Session>| former.agreement.local == receiver;
+        if peer.previous.as_ref().is_some_and(is_former) {
+            return;
+        }
+        let had_endpoint = peer.endpoint.is_some();
+        if peer.handle_endpoint(from, now) {
+            self.events.push_back(Event::TablesChanged);
+            if had_endpoint {
+                self.events.push_back(Event::PeerMoved(port, from));
+            }
+        }
+    }
+
+    /// The kernel refused a datagram to `port` as too big.
+    pub fn handle_too_big(&mut self, now: Instant, port: PortId) {
+        let Some(peer) = self.peer(port) else { return };
+        peer.path.handle_too_big(now);
+        self.events.push_back(Event::TablesChanged);
+    }
+
+    /// The name of a peer stands for this address now.
+    pub fn handle_resolved(&mut self, now: Instant, port: PortId, address: SocketAddr) {
+        let Some(peer) = self.peer(port) else { return };
+        peer.settings.endpoint = Some(address);
+        if !peer.is_up {
+            peer.handle_endpoint(address, now);
+            peer.call(now);
+            self.events.push_back(Event::TablesChanged);
+        }
+    }
+
+    /// Addresses or routes of this machine changed: let every peer hear from us at once, so that it
+    /// learns our new address.
+    pub fn handle_network_change(&mut self, now: Instant) {
+        for at in 0..self.peers.len() {
+            self.peers[at].path.handle_network_change(now);
+            self.send_echo(now, at);
+            if !self.peers[at].is_up && self.peers[at].calling.due.is_some() {
+                self.peers[at].calling.due = Some(now);
+            }
+        }
+    }
+
+    /// Tells every peer that we stop.
+    pub fn close(&mut self) {
+        for at in 0..self.peers.len() {
+            self.send_control(at, &[Chunk::Close], 0);
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant, wall: SystemTime) {
+        for at in 0..self.peers.len() {
+            self.expire(now, at);
+            self.sample(now, at);
+            self.probe_path(now, at);
+            self.call_if_due(now, wall, at);
+        }
+    }
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.peers
+            .iter()
+            .filter_map(|peer| peer.poll_timeout(self.config.rekey_interval))
+            .min()
+    }
+
+    // Sessions.
+
+    fn install(&mut self, session: Arc<Session>, ended: Option<Arc<Session>>) {
+        let index = session.agreement.local;
+        self.indices.insert(index, Owner::Session(session));
+        self.uninstall(ended);
+    }
+
+    fn uninstall(&mut self, ended: impl IntoIterator<Item = Arc<Session>>) {
+        for session in ended {
+            self.indices.remove(&session.agreement.local);
+        }
+        self.events.push_back(Event::TablesChanged);
+    }
+
+    /// A session sends from now on.
+    fn handle_established(&mut self, now: Instant, at: usize) {
+        let peer = &mut self.peers[at];
+        peer.handshakes += 1;
+        peer.liveness.handle_heard(now);
+        if !peer.is_up {
+            peer.is_up = true;
+            peer.path.restart(now);
+            self.events.push_back(Event::PeerUp(peer.port));
+        }
+        self.events.push_back(Event::TablesChanged);
+    }
+
+    fn promote(&mut self, now: Instant, at: usize) {
+        let peer = &mut self.peers[at];
+        let ours_goes_first = self.public_key < peer.settings.public_key;
+        let ended = peer.promote_next(ours_goes_first);
+        // What we asked for is there.
+        if let Some(attempt) = peer.attempt.take() {
+            self.indices.remove(&attempt.index);
+        }
+        self.uninstall(ended);
+        self.handle_established(now, at);
+    }
+
+    fn expire(&mut self, now: Instant, at: usize) {
+        let ended = self.peers[at].end_sessions(|session| session.is_expired(now));
+        if !ended.is_empty() {
+            self.uninstall(ended);
+        }
+        let peer = &self.peers[at];
+        if peer.is_up && peer.current.is_none() {
+            self.set_down(now, at);
+        }
+    }
+
+    fn set_down(&mut self, now: Instant, at: usize) {
+        let peer = &mut self.peers[at];
+        if std::mem::replace(&mut peer.is_up, false) {
+            self.events
+                .extend([Event::PeerDown(peer.port), Event::TablesChanged]);
+        }
+        peer.call(now);
+    }
+
+    fn fresh_index(&self) -> SessionIndex {
+        loop {
+            let mut bits = [0; 4];
+            mac::random(&mut bits);
+            let index = SessionIndex::from_low_bits(u32::from_be_bytes(bits));
+            if !self.indices.contains_key(&index) {
+                return index;
+            }
+        }
+    }
+
+    fn peer(&mut self, port: PortId) -> Option<&mut Peer> {
+        self.peers.get_mut(usize::from(port.0).checked_sub(1)?)
+    }
+}
+
+fn view(peer: &Peer, now: Instant) -> PeerView {
+    let session = peer.current.as_ref();
+    PeerView {
+        public_key: peer.settings.public_key,
+        endpoint: peer.endpoint,
+        is_up: peer.is_up,
+        cipher: session.map(|session| session.agreement.cipher),
+        handshake_age: session.map(|session| session.age(now)),
+        silent_for: peer
+            .liveness
+            .last_heard()
+            .map(|heard| now.saturating_duration_since(heard)),
+        rtt: peer.rtt,
+        path_mtu: session.map(|_| peer.path.current()),
+        handshakes: peer.handshakes,
+        max_frame: peer.max_frame,
+        traffic: peer.traffic.clone(),
+    }
+}

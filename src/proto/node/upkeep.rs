@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What keeps an established peer going: echoes, probes, closes on the control lane, and the looks at
+//! counters that ask for them (PROTOCOL.md, "Control lane" and "Sessions").
+
+use std::time::Instant;
+
+use super::{Event, Node, Transmit};
+use crate::{
+    crypto::mac,
+    wire::{
+        DATA_HEADER_LEN, DATA_OVERHEAD, Lane, MessageType, TAG_LEN,
+        chunk::{Chunk, ECHO_LEN, push_control},
+    },
+};
+
+impl Node {
+    /// A peer that was down is heard again, under a session that is still good.
+    pub(super) fn handle_back(&mut self, at: usize) {
+        let peer = &mut self.peers[at];
+        peer.is_up = true;
+        self.events
+            .extend([Event::PeerUp(peer.port), Event::TablesChanged]);
+    }
+
+    /// `established`: of the session under which the chunk came.
+    pub(super) fn handle_chunk(
+        &mut self,
+        now: Instant,
+        at: usize,
+        established: Instant,
+        chunk: Chunk<'_>,
+    ) {
+        match chunk {
+            Chunk::EchoRequest { token } => self.send_control(at, &[Chunk::EchoReply { token }], 0),
+            Chunk::EchoReply { token } => self.handle_echo_reply(now, at, token),
+            Chunk::Close => self.handle_close(now, at, established),
+            // Frames travel on data lanes; here they would bypass the switch.
+            Chunk::Frame(_) | Chunk::Fragment(..) => {}
+        }
+    }
+
+    /// The peer stops. A session that is younger than the close was made after it, by a peer that
+    /// runs again.
+    pub(super) fn handle_close(&mut self, now: Instant, at: usize, established: Instant) {
+        let ended = self.peers[at].end_sessions(|session| session.established <= established);
+        self.uninstall(ended);
+        if self.peers[at].current.is_none() {
+            self.set_down(now, at);
+        }
+    }
+
+    pub(super) fn handle_echo_reply(&mut self, now: Instant, at: usize, token: u64) {
+        let peer = &mut self.peers[at];
+        if let Some((_, sent)) = peer.echo.take_if(|&mut (expected, _)| expected == token) {
+            let rtt = now.saturating_duration_since(sent);
+            peer.rtt = Some(rtt);
+            peer.path.handle_rtt(rtt);
+        } else if peer.path.handle_reply(token, now) {
+            self.events.push_back(Event::TablesChanged);
+        }
+    }
+
+    pub(super) fn send_echo(&mut self, now: Instant, at: usize) {
+        let token = random_token();
+        self.peers[at].echo = Some((token, now));
+        self.send_control(at, &[Chunk::EchoRequest { token }], 0);
+    }
+
+    /// Sends chunks on the control lane, padded to `len` bytes of UDP payload if they are shorter.
+    pub(super) fn send_control(&mut self, at: usize, chunks: &[Chunk<'_>], len: usize) {
+        let peer = &self.peers[at];
+        let (Some(session), Some(to)) = (&peer.current, peer.endpoint) else {
+            return;
+        };
+        let mut datagram = vec![0; DATA_HEADER_LEN];
+        for &chunk in chunks {
+            push_control(&mut datagram, chunk);
+        }
+        datagram.resize((datagram.len() + TAG_LEN).max(len), 0);
+        let Ok(counter) = session.next_counter(Lane::CONTROL) else {
+            return;
+        };
+        session.seal(MessageType::Chunks, counter, &mut datagram);
+        session.traffic.outbound.add_datagrams(1);
+        self.transmits.push_back(Transmit { to, datagram });
+    }
+
+    pub(super) fn sample(&mut self, now: Instant, at: usize) {
+        let peer = &mut self.peers[at];
+        if now < peer.liveness.next_sample() {
+            return;
+        }
+        if peer.next.as_ref().is_some_and(|next| next.is_confirmed()) {
+            self.promote(now, at);
+        }
+        let peer = &mut self.peers[at];
+        if peer.current.is_none() {
+            peer.liveness.postpone(now);
+            return;
+        }
+        let (sent, received) = (
+            peer.traffic.outbound.datagrams(),
+            peer.traffic.inbound.datagrams(),
+        );
+        let (keepalive, rtt) = (peer.settings.keepalive, peer.rtt.unwrap_or_default());
+        let findings = peer.liveness.sample(now, sent, received, keepalive, rtt);
+        let heard_again = !peer.is_up && peer.liveness.last_heard() == Some(now);
+        if findings.sent {
+            peer.path.handle_traffic(now);
+        }
+        if findings.rekey {
+            peer.call(now);
+        }
+        if findings.ask {
+            self.send_echo(now, at);
+        }
+        if findings.down {
+            self.set_down(now, at);
+        } else if heard_again {
+            self.handle_back(at);
+        }
+    }
+
+    pub(super) fn probe_path(&mut self, now: Instant, at: usize) {
+        let peer = &mut self.peers[at];
+        if peer.current.is_none() {
+            return;
+        }
+        if peer.liveness.is_suspect(now) {
+            peer.path.handle_silence(now);
+        } else if peer.path.handle_timeout(now) {
+            self.events.push_back(Event::TablesChanged);
+        }
+        while let Some(size) = self.peers[at].path.poll_probe() {
+            let token = random_token();
+            self.peers[at].path.handle_sent(token, size);
+            let len = usize::from(size) - self.peers[at].ip_overhead();
+            debug_assert!(len > DATA_OVERHEAD + ECHO_LEN);
+            self.send_control(at, &[Chunk::EchoRequest { token }], len);
+        }
+    }
+}
+
+pub(super) fn random_token() -> u64 {
+    let mut token = [0; 8];
+    mac::random(&mut token);
+    u64::from_be_bytes(token)
+}
