@@ -66,6 +66,9 @@ pub const PATH_MTU_MAX: u16 = 9216;
 pub const MAX_LANES: u8 = 16;
 /// Frames that a lane may have in pieces at the same time.
 pub const REASSEMBLY_SLOTS: usize = 16;
+/// Parts of an unfinished frame that may lie apart. The largest frame crosses the narrowest path in
+/// 135 pieces, of which every second may be late; in crumbs, the list of its parts would outgrow it.
+pub const REASSEMBLY_PARTS: usize = 128;
 /// Sessions of one peer that may receive at the same time: the current one, the one before, and
 /// one that is not yet confirmed.
 pub const SESSIONS_PER_PEER: usize = 3;
