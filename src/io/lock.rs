@@ -4,10 +4,12 @@
 //! A lock is a file in the run directory under `flock`: the kernel frees it with the process,
 //! however that ends. The file names its holder for the error message. `device` takes both kinds.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use super::sys;
 
 /// Why a lock cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +141,7 @@ impl LockFile {
     /// The locked file, or the process that holds it.
     fn try_acquire(path: &Path) -> io::Result<Result<File, Option<u32>>> {
         if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir)?;
+            make_run_dir(dir)?;
         }
         loop {
             let mut file = OpenOptions::new()
@@ -147,6 +149,9 @@ impl LockFile {
                 .write(true)
                 .create(true)
                 .truncate(false)
+                // Whoever can open a file for reading can lock it.
+                .mode(0o600)
+                .custom_flags(sys::O_NOFOLLOW)
                 .open(path)?;
             match file.try_lock() {
                 Ok(()) => {}
@@ -172,6 +177,21 @@ impl Drop for LockFile {
         let _ = self.file.unlock();
     }
 }
+
+/// Only its owner may put files there, whatever the umask is: links in it would lead us astray.
+fn make_run_dir(dir: &Path) -> io::Result<()> {
+    if dir.exists() {
+        return Ok(());
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(RUN_DIR_MODE)
+        .create(dir)?;
+    // Again, because the umask may have taken bits away.
+    fs::set_permissions(dir, Permissions::from_mode(RUN_DIR_MODE))
+}
+
+const RUN_DIR_MODE: u32 = 0o755;
 
 fn is_same_file(there: &fs::Metadata, file: &File) -> bool {
     file.metadata()
@@ -231,6 +251,30 @@ mod tests {
         let _lock = RunLock::acquire(dir.path(), "office").unwrap();
         let text = fs::read_to_string(dir.path().join("office.lock")).unwrap();
         assert_eq!(text, std::process::id().to_string());
+    }
+
+    #[test]
+    fn others_can_neither_hold_a_lock_nor_lead_it_astray() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode_of = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let run_dir = dir.path().join("run");
+        // The umask of this thread alone.
+        let modes = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+                nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+                let _lock = RunLock::acquire(&run_dir, "office").unwrap();
+                (mode_of(&run_dir), mode_of(&run_dir.join("office.lock")))
+            });
+            thread.join().unwrap()
+        });
+        assert_eq!(modes, (0o755, 0o600));
+
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, run_dir.join("home.lock")).unwrap();
+        assert!(RunLock::acquire(&run_dir, "home").is_err());
+        assert_eq!(fs::read(&precious).unwrap(), b"precious");
     }
 
     #[test]
