@@ -4,7 +4,12 @@
 //! An event is carried out before the datagrams that follow it are sent: when the peer uses a new
 //! session, the data threads know it already.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use patchcord_bridge::PortId;
 use tokio::{
@@ -51,6 +56,8 @@ pub(super) struct ControlTask {
     events: mpsc::Sender<EngineEvent>,
     was_reachable: bool,
     lookups: JoinSet<(PortId, Option<SocketAddr>)>,
+    /// Whose name is being looked up, or will be again.
+    looking_up: HashSet<PortId>,
     /// Lookups so far; each takes the next of a name's addresses, as one of them may be dead.
     lookups_done: usize,
     /// One for each peer, in the order of their ports.
@@ -79,6 +86,7 @@ impl ControlTask {
             events,
             was_reachable: false,
             lookups: JoinSet::new(),
+            looking_up: HashSet::new(),
             lookups_done: 0,
             meters,
             bad_macs: 0,
@@ -216,10 +224,15 @@ impl ControlTask {
 
     // Names.
 
+    /// Looks the peer's name up, and again until it is found. One that is under way is enough: calls
+    /// in vain ask for it every few seconds, in an outage for hours.
     fn look_up(&mut self, port: PortId, delay: Duration) {
         let Some((_, Some(host))) = self.labels.get(usize::from(port.0) - 1) else {
             return;
         };
+        if !self.looking_up.insert(port) {
+            return;
+        }
         let host = host.clone();
         let turn = self.lookups_done;
         self.lookups_done += 1;
@@ -241,6 +254,11 @@ impl ControlTask {
         &mut self,
         found: Result<(PortId, Option<SocketAddr>), tokio::task::JoinError>,
     ) {
+        match &found {
+            Ok((port, _)) => drop(self.looking_up.remove(port)),
+            // Nobody knows whose it was.
+            Err(_) => self.looking_up.clear(),
+        }
         match found {
             Ok((port, Some(address))) => self.node.handle_resolved(now(), port, address),
             Ok((port, None)) => {
@@ -346,5 +364,75 @@ async fn sleep_until(due: Option<std::time::Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use patchcord_bridge::{Switch, SwitchConfig};
+
+    use super::*;
+    use crate::{
+        crypto::{
+            aead::CipherOffer,
+            keys::{PresharedKey, PrivateKey},
+        },
+        proto::{guard::Mac1Check, node::NodeConfig, peer::PeerSettings},
+    };
+
+    const PEER: PortId = PortId(1);
+
+    /// The task of a node with one peer, whose endpoint is a name.
+    fn task(notices: mpsc::Sender<Notice>) -> ControlTask {
+        let private_key = PrivateKey::generate();
+        let mac1 = Mac1Check::new(&private_key.public_key());
+        let config = NodeConfig {
+            private_key,
+            ciphers: CipherOffer::auto(),
+            network_id: 0,
+            lanes: 1,
+            max_frame: 1522,
+            rekey_interval: Duration::from_secs(120),
+        };
+        let peer = PeerSettings {
+            public_key: PrivateKey::generate().public_key(),
+            preshared_key: Some(PresharedKey::generate()),
+            endpoint: None,
+            has_name: true,
+            keepalive: Duration::from_secs(10),
+        };
+        let switch = Switch::new(SwitchConfig::default(), [0; 2]);
+        let shared = Shared::new(switch, mac1, 1522, notices, mpsc::channel(1).0).unwrap();
+        ControlTask::new(
+            Node::new(config, vec![peer], now()),
+            vec![("office".to_owned(), Some("name.invalid:1".to_owned()))],
+            Arc::new(shared),
+            UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
+            mpsc::channel(16).0,
+        )
+    }
+
+    fn block_on(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(test);
+    }
+
+    #[test]
+    fn a_name_is_looked_up_once_at_a_time() {
+        block_on(async {
+            let mut task = task(mpsc::channel(1).0);
+            // An outage: attempts go on, and no answer comes.
+            for _ in 0..5 {
+                task.look_up(PEER, Duration::from_secs(3600));
+            }
+            assert_eq!(task.lookups.len(), 1);
+            task.lookups.abort_all();
+            while task.lookups.join_next().await.is_some() {}
+            task.handle_lookup(Ok((PEER, None)));
+            assert_eq!(task.lookups.len(), 1, "tried again");
+        });
     }
 }
