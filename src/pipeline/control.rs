@@ -109,13 +109,14 @@ impl ControlTask {
             self.pump();
             let due = self.node.poll_timeout();
             tokio::select! {
-                // What authentic peers and people want goes before what anybody can send.
+                // What comes at its own pace goes before what a peer can send without end, and that
+                // before what anybody can.
                 biased;
-                Some(notice) = notices.recv() => self.handle_notice(notice),
+                () = sleep_until(due) => self.node.handle_timeout(now(), wall()),
                 Some(command) = commands.recv() => self.handle_command(command),
                 Some(found) = self.lookups.join_next() => self.handle_lookup(found),
                 _ = meter_tick.tick() => self.handle_tick(),
-                () = sleep_until(due) => self.node.handle_timeout(now(), wall()),
+                Some(notice) = notices.recv() => self.handle_notice(notice),
                 Some(handshake) = handshakes.recv() => self.handle_handshake(&handshake),
             }
         }
@@ -377,7 +378,9 @@ mod tests {
             aead::CipherOffer,
             keys::{PresharedKey, PrivateKey},
         },
+        pipeline::shared::{CONTROL_BYTES, NOTICES},
         proto::{guard::Mac1Check, node::NodeConfig, peer::PeerSettings},
+        wire::SessionIndex,
     };
 
     const PEER: PortId = PortId(1);
@@ -433,6 +436,34 @@ mod tests {
             while task.lookups.join_next().await.is_some() {}
             task.handle_lookup(Ok((PEER, None)));
             assert_eq!(task.lookups.len(), 1, "tried again");
+        });
+    }
+
+    #[test]
+    fn a_flood_of_notices_does_not_hold_up_the_rest() {
+        block_on(async {
+            let (notices, notices_out) = mpsc::channel(NOTICES);
+            let (commands, commands_out) = mpsc::channel(1);
+            let (_handshakes, handshakes_out) = mpsc::channel(1);
+            let task = task(notices.clone());
+            for _ in 0..NOTICES {
+                let notice = Notice::Control {
+                    from: "192.0.2.1:1".parse().unwrap(),
+                    receiver: SessionIndex::from_low_bits(1),
+                    newest: true,
+                    bytes: [0; CONTROL_BYTES],
+                };
+                notices.try_send(notice).ok().unwrap();
+            }
+            let (reply, view) = oneshot::channel();
+            commands.try_send(Command::View(reply)).ok().unwrap();
+            let running = tokio::spawn(task.run(notices_out, handshakes_out, commands_out));
+            view.await.unwrap();
+            assert!(
+                notices.capacity() < NOTICES,
+                "answered before the flood is over"
+            );
+            running.abort();
         });
     }
 }
