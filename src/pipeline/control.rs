@@ -8,7 +8,7 @@ use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use patchcord_bridge::PortId;
@@ -36,6 +36,8 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 const RESOLVE_RETRY: Duration = Duration::from_secs(2);
 /// Repeated refusals are logged at most this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// … and the moves of one peer.
+const MOVE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// From the engine's owner.
 pub(super) enum Command {
@@ -46,6 +48,13 @@ pub(super) enum Command {
 
 /// A peer's name for people, and the host to look up.
 type Label = (String, Option<String>);
+
+/// What others can make happen as often as they like.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Topic {
+    Refusal(DropReason),
+    Move(PortId),
+}
 
 pub(super) struct ControlTask {
     node: Node,
@@ -64,8 +73,8 @@ pub(super) struct ControlTask {
     meters: Vec<Meter>,
     /// As of the last tick.
     bad_macs: u64,
-    /// When each kind of refusal may be logged again.
-    quiet_until: HashMap<DropReason, std::time::Instant>,
+    /// When each of these may be logged again.
+    quiet_until: HashMap<Topic, Instant>,
 }
 
 impl ControlTask {
@@ -175,10 +184,7 @@ impl ControlTask {
                     info!(peer = self.name(port), "peer is down");
                     self.shared.switch.fdb().forget_port(port);
                 }
-                Event::PeerMoved(port, to) => {
-                    info!(peer = self.name(port), "peer moved to another address");
-                    debug!(peer = self.name(port), %to, "peer moved");
-                }
+                Event::PeerMoved(port, to) => self.log_moved(port, to),
                 Event::NoAnswer(port) => warn!(
                     peer = self.name(port),
                     "no answer yet; check endpoint and public-key here, and there that the tunnel is up, that a firewall lets the UDP port through, and its log"
@@ -311,6 +317,13 @@ impl ControlTask {
         }
     }
 
+    fn log_moved(&mut self, port: PortId, to: SocketAddr) {
+        if self.may_log(Topic::Move(port), MOVE_LOG_INTERVAL) {
+            info!(peer = self.name(port), "peer moved to another address");
+        }
+        debug!(peer = self.name(port), %to, "peer moved");
+    }
+
     fn log_refusal(&mut self, reason: DropReason, from: Option<SocketAddr>) {
         let remedy = match reason {
             DropReason::BadMac => {
@@ -326,13 +339,20 @@ impl ControlTask {
             }
             _ => return,
         };
-        let now = now();
-        let quiet_until = self.quiet_until.entry(reason).or_insert(now);
-        if now >= *quiet_until {
-            *quiet_until = now + LOG_INTERVAL;
+        if self.may_log(Topic::Refusal(reason), LOG_INTERVAL) {
             warn!(reason = reason.name(), remedy, "a handshake was refused");
             debug!(?from, reason = reason.name(), "a handshake was refused");
         }
+    }
+
+    fn may_log(&mut self, topic: Topic, interval: Duration) -> bool {
+        let now = now();
+        let quiet_until = self.quiet_until.entry(topic).or_insert(now);
+        let may = now >= *quiet_until;
+        if may {
+            *quiet_until = now + interval;
+        }
+        may
     }
 
     fn view(&self) -> EngineView {
@@ -361,7 +381,7 @@ impl ControlTask {
     }
 }
 
-async fn sleep_until(due: Option<std::time::Instant>) {
+async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
@@ -370,6 +390,8 @@ async fn sleep_until(due: Option<std::time::Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use std::{io, sync::Mutex};
+
     use patchcord_bridge::{Switch, SwitchConfig};
 
     use super::*;
@@ -465,5 +487,40 @@ mod tests {
             );
             running.abort();
         });
+    }
+
+    #[test]
+    fn a_peer_that_moves_all_the_time_does_not_fill_the_log() {
+        block_on(async {
+            let mut task = task(mpsc::channel(1).0);
+            let log = Log::default();
+            let subscriber = tracing_subscriber::fmt()
+                .with_writer({
+                    let log = log.clone();
+                    move || log.clone()
+                })
+                .finish();
+            tracing::subscriber::with_default(subscriber, || {
+                for port in 1..=100 {
+                    task.log_moved(PEER, SocketAddr::from(([192, 0, 2, 1], port)));
+                }
+            });
+            let lines = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            assert_eq!(lines.matches("peer moved to another address").count(), 1);
+        });
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 }
