@@ -208,10 +208,10 @@ impl Peer {
             .collect()
     }
 
-    /// Asks for a handshake, unless one is under way or nobody knows where to send it.
-    pub(crate) fn call(&mut self, now: Instant) {
+    /// Asks for a handshake at `due`, unless one is under way or nobody knows where to send it.
+    pub(crate) fn call(&mut self, due: Instant) {
         if self.calling.due.is_none() && self.endpoint.is_some() {
-            self.calling.due = Some(now);
+            self.calling.due = Some(due);
         }
     }
 

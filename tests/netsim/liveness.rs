@@ -56,6 +56,22 @@ fn close_takes_the_peer_down_at_once() {
 }
 
 #[test]
+fn who_closes_what_it_has_just_opened_is_not_called_at_once() {
+    let mut net = Net::connected();
+    net.records = true;
+    net.act(B, |host, _| host.node.close());
+    let initiations = |net: &Net| {
+        net.recorded
+            .iter()
+            .filter(|sent| sent.is_handshake())
+            .count()
+    };
+    net.run_for(millis(90));
+    assert_eq!(initiations(&net), 0);
+    assert!(net.run_until(millis(250), |net| net.is_up(A)));
+}
+
+#[test]
 fn a_cut_link_is_down_after_seconds_and_up_soon_after_it_heals() {
     for outage in [1, 3, 10, 100, 300] {
         let mut net = Net::connected();

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::{Event, Node, Transmit};
 use crate::{
     crypto::mac,
+    proto::limits::HANDSHAKE_RETRY,
     wire::{
         DATA_HEADER_LEN, DATA_OVERHEAD, Lane, MessageType, TAG_LEN,
         chunk::{Chunk, ECHO_LEN, push_control},
@@ -45,6 +46,8 @@ impl Node {
         let ended = self.peers[at].end_sessions(|session| session.established <= established);
         self.uninstall(ended);
         if self.peers[at].current.is_none() {
+            // Not at once: who closes what it has just opened must not make us compute without end.
+            self.peers[at].call(now + HANDSHAKE_RETRY);
             self.set_down(now, at);
         }
     }
