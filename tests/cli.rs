@@ -223,6 +223,9 @@ fn refuses_keys_and_sections() {
         ("[[peer]]", "[[peers]]", "1:1: [[peer]]: there is no peer", &["did you mean `[[peer]]`?"]),
         ("[tunnel]", "[tunnel", "1:8: not valid TOML:", &[]),
         (LISTEN, "listen = ", "3:10: not valid TOML:", &[]),
+        (LISTEN, "listen = 0.0.0.0:51830", "3:13: not valid TOML:", &["straight quotes: `listen = \"...\"`"]),
+        ("\"pc0\"", "pc0", "6:8: not valid TOML:", &["straight quotes: `name = \"...\"`"]),
+        ("\"pc0\"", "\u{201d}pc0\u{201d}", "6:8: not valid TOML:", &["straight quotes: `name = \"...\"`"]),
         (LISTEN, "listen = \"[::]:1\"\nlisten = \"[::]:2\"", "4:1: not valid TOML: duplicate", &[]),
     ]);
 }
@@ -489,6 +492,7 @@ fn secrets_are_never_in_output() {
             (PEER_NAME, format!("keepalive = \"{key}\"")),
             (PEER_KEY, format!("public-key = \"{key}!\"")),
             (PEER_KEY, format!("{PEER_KEY}\n{key}")),
+            (PEER_KEY, format!("{PEER_KEY}\n{key} = bare")),
         ] {
             let ran = site.check(&CONFIG.replace(line, &replacement));
             assert_eq!(ran.code, 2, "{replacement}");

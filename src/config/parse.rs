@@ -43,8 +43,10 @@ impl Config {
         if !syntax_errors.is_empty() {
             // What was recovered would only yield errors that are not there.
             for error in syntax_errors {
-                let problem = format!("not valid TOML: {}", error.message());
-                report.add(&error.span().unwrap_or_default(), "", problem);
+                let span = error.span().unwrap_or_default();
+                let remedy = quotes_remedy(text, span.start).unwrap_or_default();
+                let problem = format!("not valid TOML: {}{remedy}", error.message());
+                report.add(&span, "", problem);
             }
             return report.finish(None);
         }
@@ -56,6 +58,21 @@ impl Config {
         let config = parser.config(document.get_ref());
         parser.report.finish(config)
     }
+}
+
+/// The TOML parser takes a word without quotes for a number or a boolean, and says so. Nothing but
+/// the name of the key goes into the remedy: the rest of the line may hold a secret.
+fn quotes_remedy(text: &str, offset: usize) -> Option<String> {
+    let (before, after) = text.split_at_checked(offset)?;
+    let before = before.rsplit('\n').next()?;
+    let (key, _) = before.split_once('=')?;
+    let line = before.to_owned() + after.lines().next()?;
+    let (_, value) = line.split_once('=')?;
+    let key = key.trim();
+    let is_key = key.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    let value = value.trim_start_matches(['[', ' ', '\t']);
+    let is_bare = !value.is_empty() && !value.starts_with(['"', '\'', '#']);
+    (is_key && is_bare).then(|| format!("; text goes between straight quotes: `{key} = \"...\"`"))
 }
 
 struct Parser<'a> {
