@@ -34,7 +34,7 @@ pub enum LockError {
         pid: Option<u32>,
     },
     /// The run directory does not take a lock file.
-    #[error("cannot lock {}", path.display())]
+    #[error("cannot lock {}{}", path.display(), remedy(.source))]
     Io {
         /// The lock file.
         path: PathBuf,
@@ -45,6 +45,19 @@ pub enum LockError {
 
 fn by(pid: Option<u32>) -> String {
     pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            ": run as root, or let this user write to that directory"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            ": mount a writable file system, such as a tmpfs, there"
+        }
+        io::ErrorKind::StorageFull => ": free some space there",
+        _ => "",
+    }
 }
 
 /// The name of a tunnel, for this process alone.
@@ -286,6 +299,26 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::write(&path, "").unwrap();
         assert!(!is_same_file(&fs::metadata(&path).unwrap(), &opened));
+    }
+
+    #[test]
+    fn a_refusal_of_the_kernel_comes_with_a_remedy() {
+        for (kind, remedy) in [
+            (io::ErrorKind::PermissionDenied, ": run as root"),
+            (
+                io::ErrorKind::ReadOnlyFilesystem,
+                ": mount a writable file system",
+            ),
+            (io::ErrorKind::StorageFull, ": free some space"),
+        ] {
+            let error = LockError::Io {
+                path: "run/office.lock".into(),
+                source: kind.into(),
+            };
+            let text = error.to_string();
+            let expected = format!("cannot lock run/office.lock{remedy}");
+            assert!(text.starts_with(&expected), "{text}");
+        }
     }
 
     #[test]
