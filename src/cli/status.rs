@@ -20,7 +20,7 @@ pub(super) fn list(running: &[Status]) -> String {
             .count();
         vec![
             status.tunnel.clone(),
-            status.state.clone(),
+            state(status).to_owned(),
             status.device.name.clone(),
             format!("{up} of {} up", plural(status.peers.len(), "peer")),
             format!("{} out", bytes(status.counters.outbound_bytes)),
@@ -61,6 +61,16 @@ pub(super) fn page(status: &Status) -> String {
     sections.join("\n")
 }
 
+/// The interface of providers says connected from the start on, before any peer has answered.
+fn state(status: &Status) -> &str {
+    let is_any_up = status.peers.iter().any(|peer| peer.state == "up");
+    match status.state.as_str() {
+        "connected" | "reasserting" if !is_any_up => "no peer up",
+        "reasserting" => "connected",
+        other => other,
+    }
+}
+
 fn overview(status: &Status) -> String {
     let device = &status.device;
     let mut device_text = format!(
@@ -84,7 +94,7 @@ fn overview(status: &Status) -> String {
     let rows = vec![
         row(
             "state",
-            format!("{} for {}", status.state, age(status.uptime_s)),
+            format!("{}, started {}", state(status), ago(status.uptime_s)),
         ),
         row("public key", status.public_key.clone()),
         row("listen", status.listen.clone()),
@@ -126,7 +136,11 @@ fn peer(peer: &PeerStatus) -> String {
         row("endpoint", unknown(&peer.endpoint)),
         row(
             "last handshake",
-            peer.handshake_age_s.map_or_else(|| "never".into(), ago),
+            match peer.handshake_age_s {
+                Some(seconds) => ago(seconds),
+                None if peer.handshakes > 0 => "no session now".into(),
+                None => "never".into(),
+            },
         ),
         row(
             "last received",
@@ -315,7 +329,7 @@ mod tests {
     fn the_page_of_a_tunnel() {
         let expected = "\
 tunnel a
-  state       connected for 1h 1m 1s
+  state       connected, started 1h 1m 1s ago
   public key  own=
   listen      [::]:51830
   device      pc0, 02:00:5e:10:00:01, MTU 1500, carrier, vnet, port of br-lan, adopted
@@ -364,6 +378,20 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
 ";
         assert_eq!(list(&[status(), connecting]), expected);
         assert_eq!(list(&[]), "no tunnel is running\n");
+    }
+
+    #[test]
+    fn a_tunnel_without_a_reachable_peer_does_not_look_connected() {
+        for state in ["connected", "reasserting"] {
+            let mut status = status();
+            status.state = state.into();
+            assert!(page(&status).contains("state       connected, started "));
+            status.peers[0].state = "connecting".into();
+            status.peers[0].handshake_age_s = None;
+            assert!(page(&status).contains("state       no peer up, started "));
+            assert!(page(&status).contains("last handshake  no session now"));
+            assert!(list(&[status]).starts_with("a  no peer up  pc0  0 of 1 peer up"));
+        }
     }
 
     fn status() -> Status {
