@@ -34,7 +34,7 @@ use crate::{
 /// How long a name may take to be looked up, and how soon one that failed is tried again.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 const RESOLVE_RETRY: Duration = Duration::from_secs(2);
-/// Repeated refusals are logged at most this often.
+/// Repeated refusals, and names that are not found, are logged at most this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// … and the moves of one peer.
 const MOVE_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -54,6 +54,7 @@ type Label = (String, Option<String>);
 enum Topic {
     Refusal(DropReason),
     Move(PortId),
+    UnknownName(PortId),
 }
 
 pub(super) struct ControlTask {
@@ -269,10 +270,7 @@ impl ControlTask {
         match found {
             Ok((port, Some(address))) => self.node.handle_resolved(now(), port, address),
             Ok((port, None)) => {
-                warn!(
-                    peer = self.name(port),
-                    "the endpoint's name cannot be resolved; trying again"
-                );
+                self.log_unresolved(port);
                 self.look_up(port, RESOLVE_RETRY);
             }
             Err(error) => warn!(%error, "looking up a name failed"),
@@ -322,6 +320,19 @@ impl ControlTask {
             info!(peer = self.name(port), "peer moved to another address");
         }
         debug!(peer = self.name(port), %to, "peer moved");
+    }
+
+    fn log_unresolved(&mut self, port: PortId) {
+        if !self.may_log(Topic::UnknownName(port), LOG_INTERVAL) {
+            return;
+        }
+        let label = self.labels.get(usize::from(port.0).wrapping_sub(1));
+        let endpoint = label.and_then(|(_, host)| host.as_deref()).unwrap_or("?");
+        warn!(
+            peer = self.name(port),
+            endpoint,
+            "the endpoint's name cannot be resolved; trying again every {RESOLVE_RETRY:?}; check the name, and the name servers of this machine"
+        );
     }
 
     fn log_refusal(&mut self, reason: DropReason, from: Option<SocketAddr>) {

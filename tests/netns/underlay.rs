@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::cable::Cable;
 use crate::frames::{BROADCAST, EXPERIMENTAL, Flow, Tally, frame, longest_gap};
 use crate::process::{eventually, millis, secs};
-use crate::topology::{Pair, Plan, Router, Sandbox, Settings, Site, Uplink, connect};
+use crate::topology::{Pair, Peer, Plan, Router, Sandbox, Settings, Site, Uplink, connect};
 use crate::wiretap::Wiretap;
 
 #[test]
@@ -25,6 +25,21 @@ fn an_ipv6_underlay_carries_full_frames() {
     assert_eq!(pair.back().tally(&pair.at_a, 100), Tally::perfect(100));
     let endpoint = pair.a.peer().endpoint.expect("A knows where B is");
     assert!(endpoint.contains("fd18:2::2"), "the endpoint is {endpoint}");
+}
+
+#[test]
+fn a_name_that_is_not_found_is_logged_once_for_many_attempts() {
+    let mut pair = Pair::prepare(Plan::default());
+    let b = Peer {
+        endpoint: Some("site-b.invalid:51830".to_owned()),
+        ..pair.b.as_peer(None)
+    };
+    pair.a.configure(&pair.settings, &[b]);
+    pair.a.up().wait_for("site-b.invalid:51830", secs(15));
+    // Two more attempts.
+    std::thread::sleep(secs(5));
+    let log = pair.a.process().log();
+    assert_eq!(log.matches("cannot be resolved").count(), 1, "{log}");
 }
 
 #[test]
