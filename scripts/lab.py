@@ -465,7 +465,7 @@ class Screen:
         mark, shade = ("✓", "32") if ok else ("✗", "31")
         if self.colour:
             mark = "\033[%sm%s\033[0m" % (shade, mark)
-        self.line("  %s %-58s %5.1f s  %s" % (mark, title, seconds, result))
+        self.line(("  %s %-58s %5.1f s  %s" % (mark, title, seconds, result)).rstrip())
 
 
 def perform(lab, screen, report, title, act):
@@ -554,6 +554,8 @@ def main():
         return 0
     if not options.binary:
         parser.error("run scripts/lab, which builds patchcord first, or give --binary")
+    if not (os.path.isfile(options.binary) and os.access(options.binary, os.X_OK)):
+        parser.error("--binary: %s is not a program" % options.binary)
     if kept() or os.path.exists(WORK):
         print("A lab is up already (%s); remove it first: sudo scripts/lab --down" % (", ".join(kept()) or WORK), file=sys.stderr)
         return 1
@@ -572,6 +574,9 @@ def main():
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:                                     # `scripts/lab | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # what is left to write has no reader
+        return 141
     finally:
         if finished and options.keep:
             print_keep(lab, screen)
