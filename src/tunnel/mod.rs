@@ -182,6 +182,7 @@ async fn show(host: &HostHandle) -> Reply {
     }
 }
 
+/// A terminal that is closed ends the tunnel too, unless it was started with `nohup`.
 async fn stop_on_signal(host: HostHandle) {
     let (Ok(mut terminate), Ok(mut interrupt)) = (
         signal(SignalKind::terminate()),
@@ -190,9 +191,29 @@ async fn stop_on_signal(host: HostHandle) {
         warn!("signals cannot be caught; use `patchcord down`");
         return;
     };
+    let hangup = async {
+        if is_hangup_ignored() {
+            return std::future::pending().await;
+        }
+        match signal(SignalKind::hangup()) {
+            Ok(mut hangup) => hangup.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        _ = hangup => {}
     }
     host.stop(StopReason::UserInitiated);
+}
+
+/// As `/proc/self/status` has it: to catch the signal would undo what `nohup` did.
+fn is_hangup_ignored() -> bool {
+    const SIGHUP_BIT: u64 = 1;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & SIGHUP_BIT != 0)
 }

@@ -110,9 +110,9 @@ fn down_removes_the_device() {
 }
 
 #[test]
-fn sigterm_and_sigint_remove_the_device() {
+fn a_signal_that_ends_a_program_removes_the_device() {
     let mut pair = Pair::prepare(Plan::default());
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         pair.a.up().wait_for("ready", secs(5));
         waits_for_device(&pair.a);
         pair.a.process().signal(signal);
