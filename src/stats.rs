@@ -57,6 +57,8 @@ drop_reasons! {
     ReplayedHandshake = "replayed-handshake",
     /// Peer: no cipher that both sides allow, or another network id.
     Incompatible = "incompatible",
+    /// Peer: more control datagrams in a second than any use of them needs.
+    ControlRateLimited = "control-rate-limited",
     /// Local limit: the control thread is behind and its queue is full.
     ControlQueueFull = "control-queue-full",
     /// Local: no session with the peer yet.

@@ -193,8 +193,8 @@ impl Drop for LockFile {
 
 /// Only its owner may put files there, whatever the umask is: links in it would lead us astray.
 fn make_run_dir(dir: &Path) -> io::Result<()> {
-    if dir.exists() {
-        return Ok(());
+    if let Ok(metadata) = fs::metadata(dir) {
+        return check_run_dir(&metadata);
     }
     DirBuilder::new()
         .recursive(true)
@@ -205,6 +205,18 @@ fn make_run_dir(dir: &Path) -> io::Result<()> {
 }
 
 const RUN_DIR_MODE: u32 = 0o755;
+
+fn check_run_dir(metadata: &fs::Metadata) -> io::Result<()> {
+    const ROOT: u32 = 0;
+    const WRITABLE_BY_OTHERS: u32 = 0o022;
+    let is_trusted = [ROOT, sys::effective_uid()].contains(&metadata.uid());
+    if is_trusted && metadata.mode() & WRITABLE_BY_OTHERS == 0 {
+        return Ok(());
+    }
+    Err(io::Error::other(
+        "others can change the directory: give it to the user of the tunnel, with mode 755",
+    ))
+}
 
 fn is_same_file(there: &fs::Metadata, file: &File) -> bool {
     file.metadata()
@@ -328,5 +340,20 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.ends_with("run/office.lock"), "{error}");
+    }
+
+    #[test]
+    fn a_run_directory_that_others_can_change_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for (mode, is_fine) in [
+            (0o755, true),
+            (0o700, true),
+            (0o775, false),
+            (0o1777, false),
+        ] {
+            fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+            let lock = RunLock::acquire(dir.path(), "office");
+            assert_eq!(lock.is_ok(), is_fine, "{mode:o}");
+        }
     }
 }

@@ -28,3 +28,11 @@ mod sys;
 mod testing;
 mod vnet;
 mod watch;
+
+/// Keeps this process's memory, with its keys, out of core dumps.
+///
+/// # Errors
+/// Never on Linux as it is.
+pub fn forbid_dumps() -> std::io::Result<()> {
+    sys::forbid_dumps()
+}

@@ -23,6 +23,7 @@ use crate::{
         waker,
     },
     proto::{
+        limits::CONTROL_RATE,
         reassembly::Reassembly,
         replay::ReplayWindow,
         session::{Session, Tables},
@@ -217,6 +218,31 @@ struct LaneState {
     session: Arc<Session>,
     window: ReplayWindow,
     reassembly: Reassembly,
+    control_rate: ControlRate,
+}
+
+/// Control datagrams of the present second. One peer must not keep the control thread from the
+/// others.
+#[derive(Default)]
+struct ControlRate {
+    second: u32,
+    count: u32,
+}
+
+impl ControlRate {
+    fn take(&mut self, now_s: u32) -> Result<(), DropReason> {
+        if self.second != now_s {
+            *self = Self {
+                second: now_s,
+                count: 0,
+            };
+        }
+        self.count += 1;
+        if self.count > CONTROL_RATE {
+            return Err(DropReason::ControlRateLimited);
+        }
+        Ok(())
+    }
 }
 
 /// Steps 3 to 6.
@@ -313,6 +339,7 @@ impl Delivery {
                     session: session.clone(),
                     window: ReplayWindow::default(),
                     reassembly: Reassembly::new(self.shared.max_frame),
+                    control_rate: ControlRate::default(),
                 })
             }
         };
@@ -324,6 +351,7 @@ impl Delivery {
             if message_type != MessageType::Chunks {
                 return Err(DropReason::Malformed);
             }
+            lane.control_rate.take(now_s)?;
             let mut bytes = [0; CONTROL_BYTES];
             let len = plaintext.len().min(CONTROL_BYTES);
             bytes[..len].copy_from_slice(&plaintext[..len]);
@@ -424,6 +452,22 @@ impl Exit<'_> {
             }
             // Split horizon: the switch never names another peer.
             Egress::Port(_) => Err(DropReason::NoPort),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_has_so_many_control_datagrams_in_a_second() {
+        let mut rate = ControlRate::default();
+        for second in [7, 8] {
+            for _ in 0..CONTROL_RATE {
+                assert_eq!(rate.take(second), Ok(()));
+            }
+            assert_eq!(rate.take(second), Err(DropReason::ControlRateLimited));
         }
     }
 }

@@ -61,6 +61,8 @@ pub const PATH_MTU_BASE: u16 = 1280;
 /// The largest IP packet that is probed for.
 pub const PATH_MTU_MAX: u16 = 9216;
 
+/// Control datagrams that a session takes in a second; a path MTU search needs about forty.
+pub const CONTROL_RATE: u32 = 128;
 /// Lanes of a peer that are received; a datagram on a higher one is malformed. It bounds what the
 /// lanes of a session can hold in unfinished frames.
 pub const MAX_LANES: u8 = 16;

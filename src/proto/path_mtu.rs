@@ -60,6 +60,9 @@ const RAISE_INTERVAL: Duration = Duration::from_secs(600);
 /// EMSGSIZE may come for each datagram of a batch; it counts once in this time.
 const TOO_BIG_INTERVAL: Duration = Duration::from_millis(100);
 
+/// A new endpoint begins a search at most once in this time.
+const MOVED_INTERVAL: Duration = Duration::from_secs(5);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Asking for every size in (`current`, `limit`]; so many rounds are left.
@@ -80,6 +83,8 @@ pub struct PathMtu {
     next_confirm: Instant,
     raise_at: Instant,
     too_big_at: Option<Instant>,
+    /// When a move last began a search.
+    moved_at: Option<Instant>,
     /// Whether `current` was answered for since the search began; until then it is taken on trust.
     is_proved: bool,
     /// Probes that may still be answered: token and size.
@@ -102,6 +107,7 @@ impl PathMtu {
             next_confirm: now,
             raise_at: now,
             too_big_at: None,
+            moved_at: None,
             is_proved: false,
             outstanding: Vec::new(),
             wanted: Vec::new(),
@@ -115,8 +121,18 @@ impl PathMtu {
         self.current
     }
 
-    /// The path changed (another endpoint): forget and search.
+    /// A session begins: forget and search.
     pub fn restart(&mut self, now: Instant) {
+        self.search_from(PATH_MTU_BASE, now);
+    }
+
+    /// The path changed (another endpoint): search, or only prove the size if a search has just
+    /// begun. Who moves all the time gets no burst of probes for each move.
+    pub fn handle_moved(&mut self, now: Instant) {
+        if self.moved_at.is_some_and(|at| now < at + MOVED_INTERVAL) {
+            return self.handle_network_change(now);
+        }
+        self.moved_at = Some(now);
         self.search_from(PATH_MTU_BASE, now);
     }
 
@@ -355,6 +371,19 @@ mod tests {
         assert_eq!(path.current(), PATH_MTU_BASE, "EMSGSIZE");
         run(&mut path, &mut now, &mut token, 1500, 2);
         assert_eq!(path.current(), 1500);
+    }
+
+    #[test]
+    fn who_moves_all_the_time_is_not_probed_all_the_time() {
+        let (mut now, mut probes) = (Instant::now(), 0);
+        let mut path = PathMtu::new(now);
+        for _ in 0..1000 {
+            path.handle_moved(now);
+            path.handle_timeout(now);
+            probes += std::iter::from_fn(|| path.poll_probe()).count();
+            now += Duration::from_millis(2);
+        }
+        assert!(probes < 100, "{probes} probes in two seconds");
     }
 
     #[test]

@@ -259,7 +259,7 @@ impl Peer {
             return false;
         }
         self.endpoint = Some(from);
-        self.path.restart(now);
+        self.path.handle_moved(now);
         true
     }
 

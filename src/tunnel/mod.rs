@@ -31,7 +31,10 @@ use crate::{
         server::Server,
         socket_path,
     },
-    io::lock::{LockError, RunLock},
+    io::{
+        forbid_dumps,
+        lock::{LockError, RunLock},
+    },
     provider::{
         Deadlines, Host, HostHandle, SessionEnd, SessionError, StartOptions, StartSource,
         StopReason,
@@ -72,6 +75,9 @@ pub enum RunError {
 /// # Errors
 /// Says what failed and the remedy. Everything that was set up is removed by then.
 pub fn run(config: Config) -> Result<(), RunError> {
+    if let Err(error) = forbid_dumps() {
+        warn!(%error, "a core dump would contain the private key");
+    }
     let control = thread::Builder::new()
         .name("control".into())
         .spawn(move || {

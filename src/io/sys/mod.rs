@@ -159,6 +159,18 @@ pub(in crate::io) fn eventfd() -> io::Result<File> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
 
+/// Keeps this process's memory out of core dumps, and from the debuggers of other users.
+pub(in crate::io) fn forbid_dumps() -> io::Result<()> {
+    // SAFETY: PR_SET_DUMPABLE takes one number and no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) }).map(drop)
+}
+
+/// The user that this process acts as.
+pub(in crate::io) fn effective_uid() -> u32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
 /// Makes reads and writes of `fd` return `WouldBlock` instead of waiting.
 fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let raw = fd.as_fd().as_raw_fd();

@@ -242,8 +242,14 @@ impl Node {
         if !self.peers[at].is_up && self.peers[at].current.is_some() {
             self.handle_back(at);
         }
+        let mut has_replied = false;
         for chunk in Chunks::new(plaintext) {
-            self.handle_chunk(now, at, established, chunk?);
+            let chunk = chunk?;
+            // One reply for one datagram: what a peer sends must not come back as more.
+            let asks = matches!(chunk, Chunk::EchoRequest { .. });
+            if !(asks && std::mem::replace(&mut has_replied, true)) {
+                self.handle_chunk(now, at, established, chunk);
+            }
         }
         Ok(())
     }
