@@ -200,7 +200,8 @@ impl Device {
         let link = self.link().await?;
         self.set_mac(request, &link).await?;
         self.set_mtu(request, &link).await?;
-        if request.addresses.is_empty() {
+        // Without a bridge it is an interface like any other, whoever gives it its addresses.
+        if request.bridge.is_some() && request.addresses.is_empty() {
             self.silence_ipv6(&link).await?;
         }
         self.join_bridge(request, &link).await?;
@@ -492,16 +493,18 @@ mod tests {
     }
 
     #[test]
-    fn a_mere_port_has_no_ipv6_of_its_own() {
+    fn a_mere_port_of_a_bridge_has_no_ipv6_of_its_own() {
         test(|dir| async move {
-            for (name, mtu, addresses) in [
-                ("port", 1400, nets(&[])),
-                ("small", 1000, nets(&[])),
-                ("host", 1400, nets(&["10.0.0.1/31"])),
+            ip("link add br0 type bridge");
+            for (name, mtu, bridge, addresses, has_ipv6) in [
+                ("port", 1400, Some("br0"), nets(&[]), false),
+                ("small", 1000, Some("br0"), nets(&[]), false),
+                ("host", 1400, Some("br0"), nets(&["10.0.0.1/31"]), true),
+                ("plain", 1400, None, nets(&[]), true),
             ] {
-                let is_host = !addresses.is_empty();
                 let request = DeviceRequest {
                     mtu,
+                    bridge: bridge.map(str::to_owned),
                     addresses,
                     ..request(name)
                 };
@@ -510,7 +513,7 @@ mod tests {
                 wait_for_carrier(name);
                 let addresses = device.links.addresses(device.info.index).await.unwrap();
                 let link_local = addresses.iter().any(|net| matches!(net, IpNet::V6(_)));
-                assert_eq!(link_local, is_host, "{name}: {addresses:?}");
+                assert_eq!(link_local, has_ipv6, "{name}: {addresses:?}");
                 device.remove().await;
             }
         });
