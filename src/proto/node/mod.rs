@@ -12,8 +12,8 @@
 //!   a transmit needs.
 //!
 //! The control thread drives it (`pipeline::control`), and so does `tests/netsim`, with a virtual
-//! clock. Everything about calling and answering is in [`handshake`], what keeps an established peer
-//! going in [`upkeep`].
+//! clock. Everything about calling and answering is in `handshake`, what keeps an established peer
+//! going in `upkeep`.
 
 mod handshake;
 mod upkeep;
