@@ -243,6 +243,11 @@ impl Tap {
     }
 }
 
+/// Whether an error of a queue says that somebody deleted the device.
+pub fn is_deleted(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(sys::EBADFD)
+}
+
 /// One queue of a TAP; one thread reads it and one writes it.
 #[derive(Debug)]
 pub struct TapQueue {

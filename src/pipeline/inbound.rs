@@ -15,7 +15,7 @@ use std::{collections::HashMap, net::SocketAddr, os::fd::AsFd, sync::Arc};
 
 use patchcord_bridge::{Egress, PortId};
 
-use super::shared::{CONTROL_BYTES, Notice, Shared, SharedTables, Stopped};
+use super::shared::{CONTROL_BYTES, Notice, Shared, Stopped, TablesCache};
 use crate::{
     io::{
         tap::{TapQueue, VnetHeader},
@@ -137,7 +137,7 @@ impl Inbound {
 /// Step 2.
 pub(super) struct Opener {
     shared: Arc<Shared>,
-    tables: SharedTables,
+    tables: TablesCache,
     drops: Arc<Drops>,
 }
 
@@ -248,7 +248,7 @@ impl ControlRate {
 /// Steps 3 to 6.
 pub(super) struct Delivery {
     shared: Arc<Shared>,
-    tables: SharedTables,
+    tables: TablesCache,
     /// The snapshot that `lanes` was last swept for.
     swept_for: Arc<Tables>,
     lanes: HashMap<(SessionIndex, Lane), LaneState>,

@@ -15,7 +15,7 @@ use std::{os::fd::AsFd, sync::Arc};
 
 use patchcord_bridge::{Egress, PortId};
 
-use super::shared::{Notice, Shared, SharedTables, Stopped};
+use super::shared::{Notice, Shared, Stopped, TablesCache};
 use crate::{
     io::{
         tap::TapQueue,
@@ -53,7 +53,7 @@ pub(super) enum Outlet {
 /// The first three steps; with an inline outlet, all five.
 pub(super) struct Outbound {
     shared: Arc<Shared>,
-    tables: SharedTables,
+    tables: TablesCache,
     drops: Arc<Drops>,
     tap: Arc<TapQueue>,
     lane: Lane,

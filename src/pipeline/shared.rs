@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::clock::SwitchClock;
 use crate::{
-    io::waker::Waker,
+    io::{tap, waker::Waker},
     proto::{guard::Mac1Check, session::Tables},
     stats::{DropReason, Drops, Traffic},
     wire::{SessionIndex, handshake::INITIATION_LEN},
@@ -76,18 +76,15 @@ pub enum Stopped {
 impl Stopped {
     /// What an error of the TAP means: only a deleted device is lost for good.
     pub(super) fn of_tap(error: io::Error) -> Self {
-        const EBADFD: i32 = 77;
-        match error.raw_os_error() {
-            Some(EBADFD) => Self::TapLost,
-            _ => Self::Failed(error),
+        if tap::is_deleted(&error) {
+            Self::TapLost
+        } else {
+            Self::Failed(error)
         }
     }
 }
 
-/// Each thread's cached view of the tables.
-pub(super) type SharedTables = TablesCache;
-
-/// Reads the present tables: one atomic load unless they changed.
+/// A thread's view of the present tables: reading them is one atomic load unless they changed.
 pub(super) struct TablesCache(Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>);
 
 impl TablesCache {

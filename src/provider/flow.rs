@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
 
 use crate::io::{
-    tap::{TapQueue, VnetHeader},
+    tap::{self, TapQueue, VnetHeader},
     waker::Readiness,
 };
 
@@ -129,9 +129,9 @@ impl FrameWriter {
 }
 
 fn flow_error(error: io::Error) -> FlowError {
-    const EBADFD: i32 = 77;
-    match error.raw_os_error() {
-        Some(EBADFD) => FlowError::InterfaceLost,
-        _ => FlowError::Io(error),
+    if tap::is_deleted(&error) {
+        FlowError::InterfaceLost
+    } else {
+        FlowError::Io(error)
     }
 }
