@@ -178,23 +178,25 @@ fn noise(seed: u32, len: usize) -> Vec<u8> {
     frame([0; 6], [0; 6], &[], 0, 14 + len, seed.into()).split_off(14)
 }
 
-#[test]
-fn a_flood_of_garbage_and_handshakes_hurts_nobody() {
+/// A has called B; the wiretap has A's initiation.
+fn connected_and_overheard() -> (Pair, Wiretap, Vec<u8>) {
     let mut pair = Pair::prepare(Plan {
         b_knows_a: false,
         ..Plan::default()
     });
-    let mut wiretap = Wiretap::before(&pair.internet, &pair.b);
+    let wiretap = Wiretap::before(&pair.internet, &pair.b);
     pair.b.up().wait_for("ready", secs(5));
     pair.a.up();
     pair.connect(secs(10));
+    let calls = wiretap.from(pair.a.uplink.v4);
+    let initiation = calls.into_iter().next().expect("A called").payload;
+    (pair, wiretap, initiation)
+}
+
+#[test]
+fn a_flood_of_garbage_and_handshakes_hurts_nobody() {
+    let (mut pair, mut wiretap, initiation) = connected_and_overheard();
     let b = pair.b.uplink.v4;
-    let initiation = wiretap
-        .from(pair.a.uplink.v4)
-        .into_iter()
-        .next()
-        .expect("A called")
-        .payload;
     let memory_before = pair.b.process().memory_kib();
 
     let probes = [
@@ -256,21 +258,8 @@ fn assert_no_amplification(wiretap: &Wiretap, b: Ipv4Addr) {
 
 #[test]
 fn a_restarted_peer_connects_during_a_flood() {
-    let mut pair = Pair::prepare(Plan {
-        b_knows_a: false,
-        ..Plan::default()
-    });
-    let mut wiretap = Wiretap::before(&pair.internet, &pair.b);
-    pair.b.up().wait_for("ready", secs(5));
-    pair.a.up();
-    pair.connect(secs(10));
+    let (mut pair, mut wiretap, initiation) = connected_and_overheard();
     let b = pair.b.uplink.v4;
-    let initiation = wiretap
-        .from(pair.a.uplink.v4)
-        .into_iter()
-        .next()
-        .expect("A called")
-        .payload;
     pair.a.kill_9();
     (0..20).for_each(|round| flood(&mut wiretap, b, round, |_| initiation.clone()));
     pair.at_b.clear();
