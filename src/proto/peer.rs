@@ -26,14 +26,14 @@ use super::{
     },
     liveness::Liveness,
     path_mtu::PathMtu,
-    session::{Route, Session},
+    session::{Agreement, Route, Session},
     tai64n::Tai64N,
 };
 use crate::{
     crypto::{
         keys::{PresharedKey, PublicKey},
         mac::Cookie,
-        noise::Initiator,
+        noise::{Initiator, SplitKeys},
     },
     stats::Traffic,
     wire::{SessionIndex, handshake::MAC_LEN},
@@ -159,6 +159,17 @@ impl Peer {
         self.cookie
             .filter(|&(_, received)| now < received + COOKIE_USE)
             .map(|(cookie, _)| cookie)
+    }
+
+    /// A session out of a finished handshake with this peer.
+    pub(crate) fn session(
+        &self,
+        agreement: Agreement,
+        keys: &SplitKeys,
+        now: Instant,
+    ) -> Arc<Session> {
+        let traffic = self.traffic.clone();
+        Arc::new(Session::new(agreement, keys, self.port, now, traffic))
     }
 
     /// We asked, the peer answered: the session sends from now on. Returns the one that ended.

@@ -4,7 +4,6 @@
 
 use std::{
     net::SocketAddr,
-    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -23,7 +22,7 @@ use crate::{
         guard::Verdict,
         limits::{EARLY_ATTEMPTS, INITIATION_INTERVAL, RESOLVE_AFTER_ATTEMPTS},
         peer::Attempt,
-        session::{Agreement, Role, Session},
+        session::{Agreement, Role},
         tai64n::tai64n,
     },
     stats::DropReason,
@@ -196,13 +195,7 @@ impl Node {
             local_lanes,
             remote_lanes,
         };
-        let session = Arc::new(Session::new(
-            agreement,
-            &keys,
-            port,
-            now,
-            peer.traffic.clone(),
-        ));
+        let session = peer.session(agreement, &keys, now);
         let ended = peer.establish_as_responder(session.clone());
         self.install(session, ended);
         self.transmits.push_back(Transmit {
@@ -242,13 +235,7 @@ impl Node {
             remote_lanes: payload.lanes,
         };
         peer.max_frame = payload.max_frame.get();
-        let session = Arc::new(Session::new(
-            agreement,
-            &keys,
-            port,
-            now,
-            peer.traffic.clone(),
-        ));
+        let session = peer.session(agreement, &keys, now);
         let ended = peer.establish_as_initiator(session.clone());
         peer.handle_endpoint(from, now);
         self.install(session, ended);
