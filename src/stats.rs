@@ -75,8 +75,12 @@ drop_reasons! {
     Runt = "runt",
     /// Peer or local: longer than the overlay MTU allows.
     Oversize = "oversize",
+    /// Peer: a super-frame or an open checksum whose headers are not as it says.
+    BadOffload = "bad-offload",
     /// Network: fragments of the frame were lost and its place was needed.
     ReassemblyEvicted = "reassembly-evicted",
+    /// Network: segments of super-frames were lost; the others were delivered.
+    SegmentLost = "segment-lost",
     /// Switch: the destination lives behind the port the frame came from.
     SamePort = "same-port",
     /// Switch: the source address is a group address.

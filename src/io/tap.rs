@@ -259,6 +259,11 @@ pub struct TapQueue {
 pub const MAX_PARTS: usize = 127;
 
 impl TapQueue {
+    /// Whether frames may be written with more than [`VnetHeader::NONE`].
+    pub fn takes_offloads(&self) -> bool {
+        self.has_vnet_header
+    }
+
     /// Reads one frame into `buf`, the Ethernet header first, and returns its length; None when
     /// nothing is there. A frame longer than `buf` is cut off there without notice.
     ///

@@ -26,6 +26,13 @@ impl Offloads {
         udp: false,
     };
 
+    /// Whatever the kernel has.
+    pub const ALL: Self = Self {
+        checksum: true,
+        tcp: true,
+        udp: true,
+    };
+
     pub(super) fn bits(self) -> u32 {
         let bit = |on, bits| if on { bits } else { 0 };
         bit(self.checksum, tun::OFFLOAD_CHECKSUM)

@@ -15,24 +15,29 @@ use std::{collections::HashMap, net::SocketAddr, os::fd::AsFd, sync::Arc};
 
 use patchcord_bridge::{Egress, PortId};
 
-use super::shared::{CONTROL_BYTES, Notice, Shared, Stopped, TablesCache};
+use super::{
+    offload::Leaving,
+    shared::{CONTROL_BYTES, Notice, Shared, Stopped, TablesCache},
+};
 use crate::{
     io::{
-        tap::{TapQueue, VnetHeader},
+        tap::TapQueue,
         udp::{RecvBatch, UdpSocket},
         waker,
     },
     proto::{
-        limits::CONTROL_RATE,
-        reassembly::Reassembly,
+        limits::{CONTROL_RATE, REASSEMBLY_PATIENCE},
+        reassembly::{Reassembly, Which},
         replay::ReplayWindow,
         session::{Session, Tables},
+        superframe,
     },
-    queue::{Collector, Dealer},
+    queue::{Collected, Collector, Dealer},
     stats::{DropReason, Drops},
     wire::{
         self, Counter, DATA_HEADER_LEN, DataHeader, Lane, MessageType, SessionIndex, TAG_LEN,
         chunk::{Chunk, Chunks},
+        offload::{Checksum, Offload},
     },
 };
 
@@ -98,19 +103,33 @@ impl Inbound {
 
     /// Works until the tunnel stops.
     pub(super) fn run(mut self) -> Stopped {
+        let mut patience = None;
         loop {
-            match waker::wait(&[self.socket.as_fd(), self.shared.stop.as_fd()], None) {
+            let sources = [self.socket.as_fd(), self.shared.stop.as_fd()];
+            let outcome = match waker::wait(&sources, patience) {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
-                Ok(_) => {}
+                Ok(ready) if ready.is_timeout() => Ok(self.give_up_waiting()),
+                Ok(_) => self.receive_batch(),
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(is_waiting) => patience = is_waiting.then_some(REASSEMBLY_PATIENCE),
                 Err(error) => return Stopped::Failed(error),
-            }
-            if let Err(error) = self.receive_batch() {
-                return Stopped::Failed(error);
             }
         }
     }
 
-    fn receive_batch(&mut self) -> std::io::Result<()> {
+    /// Nothing came for a while.
+    fn give_up_waiting(&mut self) -> bool {
+        match &mut self.inlet {
+            Inlet::Inline { delivery, .. } => delivery.forward_incomplete(Patience::None),
+            // Whoever collects does this.
+            Inlet::Staged(_) => false,
+        }
+    }
+
+    /// True if frames wait for missing pieces.
+    fn receive_batch(&mut self) -> std::io::Result<bool> {
         match &mut self.inlet {
             Inlet::Inline {
                 arrivals,
@@ -119,18 +138,18 @@ impl Inbound {
             } => {
                 self.socket.recv_batch(&mut arrivals.batch)?;
                 opener.open(arrivals);
-                delivery.deliver(arrivals);
+                Ok(delivery.deliver(arrivals))
             }
             Inlet::Staged(dealer) => {
                 let Some(mut arrivals) = dealer.empty() else {
-                    return Ok(());
+                    return Ok(false);
                 };
                 self.socket.recv_batch(&mut arrivals.batch)?;
                 // Fails only when the workers are gone, and then the tunnel is being stopped.
                 let _ = dealer.deal(arrivals);
+                Ok(false)
             }
         }
-        Ok(())
     }
 }
 
@@ -254,6 +273,15 @@ pub(super) struct Delivery {
     lanes: HashMap<(SessionIndex, Lane), LaneState>,
     drops: Arc<Drops>,
     tap: Arc<TapQueue>,
+    /// For a back-end without offloads.
+    scratch: Vec<u8>,
+}
+
+/// How long segments wait for those that are missing before them.
+#[derive(Clone, Copy)]
+enum Patience {
+    Some,
+    None,
 }
 
 impl Delivery {
@@ -265,18 +293,29 @@ impl Delivery {
             drops: shared.new_drops(),
             shared,
             tap,
+            scratch: Vec::new(),
         }
     }
 
     /// Delivers what the workers have opened until the first step has ended.
     pub(super) fn run(mut self, mut opened: Collector<Arrivals>) {
-        while let Some(mut arrivals) = opened.collect() {
-            self.deliver(&mut arrivals);
-            opened.give_back(arrivals);
+        let mut patience = None;
+        loop {
+            let is_waiting = match opened.collect(patience) {
+                Collected::Batch(mut arrivals) => {
+                    let is_waiting = self.deliver(&mut arrivals);
+                    opened.give_back(arrivals);
+                    is_waiting
+                }
+                Collected::Timeout => self.forward_incomplete(Patience::None),
+                Collected::Ended => return,
+            };
+            patience = is_waiting.then_some(REASSEMBLY_PATIENCE);
         }
     }
 
-    pub(super) fn deliver(&mut self, arrivals: &mut Arrivals) {
+    /// True if frames wait for missing pieces.
+    pub(super) fn deliver(&mut self, arrivals: &mut Arrivals) -> bool {
         let tables = self.tables.load();
         self.sweep(&tables);
         let now_s = self.shared.clock.seconds();
@@ -304,6 +343,7 @@ impl Delivery {
                 }
             }
         }
+        self.forward_incomplete(Patience::Some)
     }
 
     /// Forgets lanes of sessions that ended.
@@ -370,16 +410,49 @@ impl Delivery {
         {
             self.shared.notify(Notice::Roamed { receiver, from });
         }
-        let exit = Exit {
+        let mut exit = Exit {
             shared: &self.shared,
             drops: &self.drops,
             tap: &self.tap,
+            scratch: &mut self.scratch,
             now_s,
         };
         if message_type == MessageType::Frame {
-            return exit.forward(&lane.session, plaintext);
+            return exit.forward_small(lane, Leaving::finished(plaintext));
         }
-        exit.unpack(lane, plaintext)
+        exit.unpack(lane, counter.sequence(), plaintext);
+        Ok(())
+    }
+
+    /// What nothing will complete any more leaves as it is; `which` says how long to hope. True if
+    /// something goes on waiting.
+    fn forward_incomplete(&mut self, patience: Patience) -> bool {
+        let now_s = self.shared.clock.seconds();
+        let mut exit = Exit {
+            shared: &self.shared,
+            drops: &self.drops,
+            tap: &self.tap,
+            scratch: &mut self.scratch,
+            now_s,
+        };
+        let mut is_waiting = false;
+        for lane in self.lanes.values_mut() {
+            let newest = lane.window.newest();
+            let which = match patience {
+                Patience::Some => Which::LeftBehind(newest),
+                Patience::None => Which::All,
+            };
+            exit.forward_runs(lane, which);
+            lane.reassembly.forget(newest);
+            is_waiting |= lane.reassembly.is_waiting();
+            let evicted = lane.reassembly.take_evicted();
+            let lost = lane.reassembly.take_lost_segments();
+            if evicted + lost > 0 {
+                self.drops.add(DropReason::ReassemblyEvicted, evicted);
+                self.drops.add(DropReason::SegmentLost, lost);
+            }
+        }
+        is_waiting
     }
 }
 
@@ -397,43 +470,104 @@ struct Exit<'a> {
     shared: &'a Shared,
     drops: &'a Drops,
     tap: &'a TapQueue,
+    scratch: &'a mut Vec<u8>,
     now_s: u32,
 }
 
 impl Exit<'_> {
-    fn unpack(&self, lane: &mut LaneState, plaintext: &[u8]) -> Result<(), DropReason> {
-        let LaneState {
-            session,
-            reassembly,
-            ..
-        } = lane;
+    fn unpack(&mut self, lane: &mut LaneState, sequence: u64, plaintext: &[u8]) {
         for chunk in Chunks::new(plaintext) {
-            let forwarded = match chunk? {
-                Chunk::Frame(frame) => self.forward(session, frame),
-                Chunk::Fragment(fragment, piece) => match reassembly.add(fragment, piece) {
-                    Ok(Some(frame)) => self.forward(session, frame),
-                    Ok(None) => Ok(()),
-                    Err(reason) => Err(reason),
-                },
+            let forwarded = match chunk {
+                Ok(Chunk::Frame(frame)) => self.forward_small(lane, Leaving::finished(frame)),
+                Ok(Chunk::OpenFrame(checksum, frame)) => self.forward_open(lane, checksum, frame),
+                Ok(Chunk::Fragment(fragment, piece)) => lane
+                    .reassembly
+                    .add(sequence, fragment, piece)
+                    .and_then(|is_whole| self.forward_if_whole(lane, is_whole)),
+                Ok(Chunk::Offload(frame, offload, head)) => lane
+                    .reassembly
+                    .describe(sequence, frame, offload, head)
+                    .and_then(|is_whole| self.forward_if_whole(lane, is_whole)),
                 // Control chunks have a lane of their own.
-                Chunk::EchoRequest { .. } | Chunk::EchoReply { .. } | Chunk::Close => {
+                Ok(Chunk::EchoRequest { .. } | Chunk::EchoReply { .. } | Chunk::Close) => {
                     Err(DropReason::Malformed)
                 }
+                Err(reason) => Err(reason),
             };
             // One bad frame does not cost its neighbours in the datagram.
             if let Err(reason) = forwarded {
                 self.drops.count(reason);
             }
         }
-        let evicted = reassembly.take_evicted();
-        if evicted > 0 {
-            self.drops.add(DropReason::ReassemblyEvicted, evicted);
-        }
-        Ok(())
     }
 
-    fn forward(&self, session: &Session, frame: &[u8]) -> Result<(), DropReason> {
-        if frame.len() > self.shared.max_frame as usize {
+    fn forward_open(
+        &mut self,
+        lane: &mut LaneState,
+        checksum: Checksum,
+        frame: &[u8],
+    ) -> Result<(), DropReason> {
+        superframe::check_checksum(checksum, frame.len())?;
+        let offload = Offload {
+            checksum,
+            segmentation: None,
+        };
+        let leaving = Leaving {
+            open: Some((offload, None)),
+            ..Leaving::finished(frame)
+        };
+        self.forward_small(lane, leaving)
+    }
+
+    /// A frame that was not cut. Segments that came before it leave before it.
+    fn forward_small(
+        &mut self,
+        lane: &mut LaneState,
+        frame: Leaving<'_>,
+    ) -> Result<(), DropReason> {
+        if let Some(stations) = frame.head.first_chunk() {
+            self.forward_runs(lane, Which::Between(stations));
+        }
+        self.forward(&lane.session, frame)
+    }
+
+    fn forward_if_whole(
+        &mut self,
+        lane: &mut LaneState,
+        is_whole: bool,
+    ) -> Result<(), DropReason> {
+        if !is_whole {
+            return Ok(());
+        }
+        if let Some(stations) = lane.reassembly.whole_stations() {
+            self.forward_runs(lane, Which::Between(&stations));
+        }
+        let Some(whole) = lane.reassembly.take_whole() else {
+            return Ok(());
+        };
+        let leaving = Leaving {
+            open: whole.offload.map(|offload| (offload, whole.layout)),
+            ..Leaving::finished(whole.frame)
+        };
+        self.forward(&lane.session, leaving)
+    }
+
+    /// What can be saved of super-frames with holes.
+    fn forward_runs(&mut self, lane: &mut LaneState, which: Which<'_>) {
+        while let Some(run) = lane.reassembly.poll_run(which) {
+            let leaving = Leaving {
+                head: run.headers,
+                rest: run.payload,
+                open: Some((run.offload, run.layout)),
+            };
+            if let Err(reason) = self.forward(&lane.session, leaving) {
+                self.drops.count(reason);
+            }
+        }
+    }
+
+    fn forward(&mut self, session: &Session, frame: Leaving<'_>) -> Result<(), DropReason> {
+        if frame.len() > self.shared.max_frame as usize && !frame.is_super() {
             return Err(DropReason::Oversize);
         }
         let bytes = frame.len() as u64;
@@ -441,11 +575,11 @@ impl Exit<'_> {
         match self
             .shared
             .switch
-            .forward(session.port, frame, self.now_s)?
+            .forward(session.port, frame.head, self.now_s)?
         {
             Egress::Port(PortId::TAP) | Egress::Flood => {
-                self.tap
-                    .write(&VnetHeader::NONE, frame)
+                frame
+                    .write(self.tap, self.scratch)
                     .map_err(|_| DropReason::TapWriteFailed)?;
                 self.shared.tap.inbound.add_frames(1, bytes);
                 Ok(())

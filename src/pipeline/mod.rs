@@ -19,6 +19,7 @@ pub(crate) mod clock;
 mod control;
 mod inbound;
 mod meter;
+mod offload;
 mod outbound;
 pub mod plan;
 mod shared;

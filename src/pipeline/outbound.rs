@@ -15,18 +15,21 @@ use std::{os::fd::AsFd, sync::Arc};
 
 use patchcord_bridge::{Egress, PortId};
 
-use super::shared::{Notice, Shared, Stopped, TablesCache};
+use super::{
+    offload,
+    shared::{Notice, Shared, Stopped, TablesCache},
+};
 use crate::{
     io::{
-        tap::TapQueue,
+        tap::{TapQueue, VnetHeader},
         udp::{SendError, UdpSocket},
         waker,
     },
     proto::{
         session::Tables,
-        train::{Outgoing, Pushed, Train},
+        train::{Open, Outgoing, Pushed, Train},
     },
-    queue::{Collector, Dealer},
+    queue::{Collected, Collector, Dealer},
     stats::{DropReason, Drops},
     wire::Lane,
 };
@@ -102,10 +105,10 @@ impl Outbound {
         let mut outcome = Ok(());
         for _ in 0..BATCH_FRAMES {
             match self.tap.try_read(&mut frame) {
-                Ok(Some((_, len))) => {
+                Ok(Some((vnet, len))) => {
                     frames += 1;
                     bytes += len as u64;
-                    self.forward(&tables, &frame[..len], now_s);
+                    self.forward(&tables, &vnet, &mut frame[..len], now_s);
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -120,12 +123,16 @@ impl Outbound {
         outcome
     }
 
-    fn forward(&mut self, tables: &Tables, frame: &[u8], now_s: u32) {
+    fn forward(&mut self, tables: &Tables, vnet: &VnetHeader, frame: &mut [u8], now_s: u32) {
+        let open = match offload::opened(vnet, frame) {
+            Ok(open) => open,
+            Err(reason) => return self.drops.count(reason),
+        };
         match self.shared.switch.forward(PortId::TAP, frame, now_s) {
-            Ok(Egress::Port(port)) => self.push(tables, port, frame),
+            Ok(Egress::Port(port)) => self.push(tables, port, frame, open),
             Ok(Egress::Flood) => {
                 for port in 1..=tables.routes.len() as u16 {
-                    self.push(tables, PortId(port), frame);
+                    self.push(tables, PortId(port), frame, open);
                 }
             }
             Err(reason) => self.drops.count(reason.into()),
@@ -133,28 +140,18 @@ impl Outbound {
     }
 
     /// Lays the frame out in the train of `port`, and in further ones as they fill.
-    fn push(&mut self, tables: &Tables, port: PortId, frame: &[u8]) {
+    fn push(&mut self, tables: &Tables, port: PortId, frame: &[u8], open: Option<Open>) {
         let frame_id = self.next_frame_id;
         self.next_frame_id = frame_id.wrapping_add(1);
-        let mut offset = 0;
+        let mut outgoing = Outgoing::new(frame, frame_id, open);
         loop {
             let lane = self.lane;
-            let pushed = self.train_for(tables, port).and_then(|train| {
-                train.push(
-                    lane,
-                    Outgoing {
-                        frame,
-                        frame_id,
-                        offset,
-                    },
-                )
-            });
+            let pushed = self
+                .train_for(tables, port)
+                .and_then(|train| train.push(lane, &mut outgoing));
             match pushed {
                 Ok(Pushed::Done) => break,
-                Ok(Pushed::Full { offset: next }) => {
-                    offset = next;
-                    self.depart_one(port);
-                }
+                Ok(Pushed::Full) => self.depart_one(port),
                 Err(reason) => return self.drops.count(reason),
             }
         }
@@ -259,7 +256,7 @@ impl Departures {
 
     /// Sends what the workers have sealed until the first step has ended.
     pub(super) fn run(mut self, mut sealed: Collector<Train>) {
-        while let Some(mut train) = sealed.collect() {
+        while let Collected::Batch(mut train) = sealed.collect(None) {
             self.send(&train);
             train.clear();
             sealed.give_back(train);

@@ -71,6 +71,11 @@ pub const REASSEMBLY_SLOTS: usize = 16;
 /// Parts of an unfinished frame that may lie apart. The largest frame crosses the narrowest path in
 /// 135 pieces, of which every second may be late; in crumbs, the list of its parts would outgrow it.
 pub const REASSEMBLY_PARTS: usize = 128;
+/// A super-frame waits for missing pieces until this many datagrams of its lane came after the
+/// latest of its own: later pieces are delivered too, but in smaller portions.
+pub const REORDERING: u64 = 32;
+/// … or until nothing has come for this long.
+pub const REASSEMBLY_PATIENCE: Duration = Duration::from_millis(2);
 /// Sessions of one peer that may receive at the same time: the current one, the one before, and
 /// one that is not yet confirmed.
 pub const SESSIONS_PER_PEER: usize = 3;

@@ -9,6 +9,7 @@ pub mod peer;
 pub mod reassembly;
 pub mod replay;
 pub mod session;
+pub mod superframe;
 mod tai64n;
 pub mod train;
 #[cfg(test)]

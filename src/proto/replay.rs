@@ -51,6 +51,11 @@ impl ReplayWindow {
         Ok(newest)
     }
 
+    /// The highest number that was accepted, 0 before the first.
+    pub fn newest(&self) -> u64 {
+        self.next.saturating_sub(1)
+    }
+
     /// Clears the words that the window enters when `sequence` becomes the newest number.
     fn clear_words_between(&mut self, sequence: u64) {
         let Some(newest) = self.next.checked_sub(1) else {

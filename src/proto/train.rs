@@ -14,9 +14,11 @@ use crate::{
     wire::{
         Counter, DATA_HEADER_LEN, DATA_OVERHEAD, Lane, MessageType, TAG_LEN,
         chunk::{
-            CHUNK_HEADER_LEN, FRAGMENT_HEADER_LEN, Fragment, emit_fragment_header,
-            emit_frame_header,
+            CHUNK_HEADER_LEN, CutFrame, FRAGMENT_HEADER_LEN, Fragment, OFFLOAD_HEADER_LEN,
+            OPEN_FRAME_HEADER_LEN, emit_fragment_header, emit_frame_header, emit_offload_header,
+            emit_open_frame_header,
         },
+        offload::{Checksum, Offload},
     },
 };
 
@@ -66,22 +68,64 @@ struct Bound {
 pub enum Pushed {
     /// All of it is in the train.
     Done,
-    /// The train is full. Send it and go on with a new one from this offset of the frame.
-    Full {
-        /// Bytes of the frame that are in full trains.
-        offset: usize,
-    },
+    /// The train is full. Send it and push the rest to a new one.
+    Full,
 }
 
-/// A frame on its way into trains.
+/// A frame on its way into trains, and how far it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
-    /// The whole frame.
-    pub frame: &'a [u8],
-    /// Its number, should it have to be cut.
-    pub frame_id: u32,
-    /// Bytes that are in earlier trains.
-    pub offset: usize,
+    frame: &'a [u8],
+    frame_id: u32,
+    open: Option<Open>,
+    next: Next,
+}
+
+/// What is open in a frame, and how many bytes at its front are headers.
+#[derive(Clone, Copy, Debug)]
+pub struct Open {
+    /// What the far end's kernel has to finish.
+    pub offload: Offload,
+    /// Bytes that travel in the offload chunk if the frame is cut.
+    pub headers_len: usize,
+}
+
+/// What of a cut frame is to be laid out next.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    Offload,
+    Piece(usize),
+    /// Once more, because losing the first one would cost the whole frame.
+    OffloadAgain,
+}
+
+impl<'a> Outgoing<'a> {
+    /// `frame_id` is used if the frame has to be cut.
+    pub fn new(frame: &'a [u8], frame_id: u32, open: Option<Open>) -> Self {
+        let next = if open.is_some() {
+            Next::Offload
+        } else {
+            Next::Piece(0)
+        };
+        Self {
+            frame,
+            frame_id,
+            open,
+            next,
+        }
+    }
+
+    fn is_super(&self) -> bool {
+        self.open
+            .is_some_and(|open| open.offload.segmentation.is_some())
+    }
+
+    fn cut_frame(&self) -> CutFrame {
+        CutFrame {
+            frame_id: self.frame_id,
+            total: self.frame.len() as u32,
+        }
+    }
 }
 
 impl Default for Train {
@@ -118,41 +162,25 @@ impl Train {
         self.bound = None;
     }
 
-    /// Lays a frame out.
+    /// Lays a frame out, as much of it as there is room for.
     ///
     /// # Errors
     /// [`DropReason::NoSession`] when the train is not bound, [`DropReason::CountersExhausted`].
-    pub fn push(&mut self, lane: Lane, outgoing: Outgoing<'_>) -> Result<Pushed, DropReason> {
+    pub fn push(
+        &mut self,
+        lane: Lane,
+        outgoing: &mut Outgoing<'_>,
+    ) -> Result<Pushed, DropReason> {
         let bound = self.bound.as_ref().ok_or(DropReason::NoSession)?;
         let capacity = bound.datagram_len - DATA_OVERHEAD;
-        let Outgoing {
-            frame,
-            frame_id,
-            mut offset,
-        } = outgoing;
-        if frame.len() <= capacity {
-            return self.push_whole(lane, frame);
-        }
-        while offset < frame.len() {
-            if self.room() < FRAGMENT_HEADER_LEN + MIN_PIECE {
-                self.pad();
-                self.close(lane)?;
-                if !self.begin(MessageType::Chunks) {
-                    return Ok(Pushed::Full { offset });
-                }
+        let len = outgoing.frame.len();
+        match outgoing.open {
+            None if len <= capacity => self.push_whole(lane, outgoing.frame),
+            Some(open) if !outgoing.is_super() && len + OPEN_FRAME_HEADER_LEN <= capacity => {
+                self.push_open(lane, outgoing.frame, open.offload.checksum)
             }
-            self.turn_into_chunks();
-            let piece = (self.room() - FRAGMENT_HEADER_LEN).min(frame.len() - offset);
-            let fragment = Fragment {
-                frame_id,
-                total: frame.len() as u32,
-                offset: offset as u32,
-            };
-            self.append(|header| emit_fragment_header(header, fragment, piece as u16));
-            self.append_bytes(&frame[offset..offset + piece]);
-            offset += piece;
+            _ => self.push_cut(lane, outgoing),
         }
-        Ok(Pushed::Done)
     }
 
     fn push_whole(&mut self, lane: Lane, frame: &[u8]) -> Result<Pushed, DropReason> {
@@ -164,10 +192,88 @@ impl Train {
         }
         self.close(lane)?;
         if !self.begin(MessageType::Frame) {
-            return Ok(Pushed::Full { offset: 0 });
+            return Ok(Pushed::Full);
         }
         self.append_bytes(frame);
         Ok(Pushed::Done)
+    }
+
+    fn push_open(
+        &mut self,
+        lane: Lane,
+        frame: &[u8],
+        checksum: Checksum,
+    ) -> Result<Pushed, DropReason> {
+        if frame.len() + OPEN_FRAME_HEADER_LEN > self.room() {
+            self.close(lane)?;
+            if !self.begin(MessageType::Chunks) {
+                return Ok(Pushed::Full);
+            }
+        }
+        self.turn_into_chunks();
+        self.append(|header| emit_open_frame_header(header, checksum, frame.len() as u16));
+        self.append_bytes(frame);
+        Ok(Pushed::Done)
+    }
+
+    fn push_cut(
+        &mut self,
+        lane: Lane,
+        outgoing: &mut Outgoing<'_>,
+    ) -> Result<Pushed, DropReason> {
+        let len = outgoing.frame.len();
+        let is_long = len > 2 * self.bound.as_ref().map_or(0, |bound| bound.datagram_len);
+        loop {
+            let needed = match (outgoing.next, outgoing.open) {
+                (Next::Piece(offset), _) => FRAGMENT_HEADER_LEN + MIN_PIECE.min(len - offset),
+                (_, Some(open)) => OFFLOAD_HEADER_LEN + open.headers_len,
+                (_, None) => return Ok(Pushed::Done),
+            };
+            if self.room() < needed {
+                self.pad();
+                self.close(lane)?;
+                if !self.begin(MessageType::Chunks) {
+                    return Ok(Pushed::Full);
+                }
+            }
+            self.turn_into_chunks();
+            outgoing.next = match outgoing.next {
+                Next::Offload => Next::Piece(self.append_offload(outgoing)),
+                Next::OffloadAgain => {
+                    self.append_offload(outgoing);
+                    return Ok(Pushed::Done);
+                }
+                Next::Piece(offset) => match offset + self.append_piece(outgoing, offset) {
+                    end if end < len => Next::Piece(end),
+                    _ if is_long && outgoing.is_super() => Next::OffloadAgain,
+                    _ => return Ok(Pushed::Done),
+                },
+            };
+        }
+    }
+
+    fn append_offload(&mut self, outgoing: &Outgoing<'_>) -> usize {
+        let Some(open) = outgoing.open else { return 0 };
+        let headers = &outgoing.frame[..open.headers_len];
+        let len = headers.len() as u16;
+        self.append(|header| emit_offload_header(header, outgoing.cut_frame(), open.offload, len));
+        self.append_bytes(headers);
+        headers.len()
+    }
+
+    /// As much of the frame as there is room for.
+    fn append_piece(&mut self, outgoing: &Outgoing<'_>, offset: usize) -> usize {
+        let rest = &outgoing.frame[offset..];
+        let piece = &rest[..rest.len().min(self.room() - FRAGMENT_HEADER_LEN)];
+        let CutFrame { frame_id, total } = outgoing.cut_frame();
+        let fragment = Fragment {
+            frame_id,
+            total,
+            offset: offset as u32,
+        };
+        self.append(|header| emit_fragment_header(header, fragment, piece.len() as u16));
+        self.append_bytes(piece);
+        piece.len()
     }
 
     /// Ends the datagram that is being filled; the train can be sealed then.

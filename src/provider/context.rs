@@ -2,6 +2,7 @@
 //! The provider's side of the host: settings, frames, states, failure.
 
 use std::{
+    io,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::io::{
     device::{Device, DeviceInfo, DeviceRequest},
-    tap::TapQueue,
+    tap::{Offloads, TapQueue},
 };
 
 /// The interface of a session.
@@ -142,6 +143,19 @@ impl ProviderContext {
         let mut taken = lock(&self.inner.reader_taken);
         let queue = self.inner.queue.borrow().clone()?;
         (!std::mem::replace(&mut *taken, true)).then_some(queue)
+    }
+
+    /// Asks the kernel to leave checksums and segmentation to whoever holds the queue, and returns
+    /// what it grants. For holders of [`Self::take_queue`] only: a
+    /// [`FrameReader`] hands out finished frames.
+    ///
+    /// # Errors
+    /// When there is no interface, or it was deleted.
+    pub async fn set_offloads(&self, wanted: Offloads) -> io::Result<Offloads> {
+        match &*self.inner.device.lock().await {
+            Some(device) => device.tap().set_offloads(wanted),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// Says that the provider is trying to get the tunnel back, or has it. False, without effect,

@@ -17,7 +17,9 @@
 //! or the socket, which is bounded too. Waiting is safe: no worker ever waits for a dealer's other
 //! direction or for a peer. Carries batches, never frames; knows nothing of their contents.
 
-use crossbeam_channel::{Receiver, SendError, Sender, bounded};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, bounded};
 
 /// Batches that wait for one worker.
 pub const DEPTH: usize = 4;
@@ -35,6 +37,17 @@ pub struct Dealer<T> {
 pub struct Worker<T> {
     batches: Receiver<T>,
     done: Sender<T>,
+}
+
+/// What [`Collector::collect`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Collected<T> {
+    /// The next batch.
+    Batch(T),
+    /// There was none in time.
+    Timeout,
+    /// The dealer is gone and all is collected.
+    Ended,
 }
 
 /// Takes finished batches in the order in which they were dealt.
@@ -109,11 +122,21 @@ impl<T> Worker<T> {
 }
 
 impl<T> Collector<T> {
-    /// The next batch in order; waits for it. `None` when the dealer is gone and all is collected.
-    pub fn collect(&mut self) -> Option<T> {
-        let batch = self.workers[self.turn].recv().ok()?;
-        self.turn = (self.turn + 1) % self.workers.len();
-        Some(batch)
+    /// The next batch in order; waits for it, for `patience` at most (none: for ever).
+    pub fn collect(&mut self, patience: Option<Duration>) -> Collected<T> {
+        let worker = &self.workers[self.turn];
+        let received = match patience {
+            Some(patience) => worker.recv_timeout(patience),
+            None => worker.recv().map_err(RecvTimeoutError::from),
+        };
+        match received {
+            Ok(batch) => {
+                self.turn = (self.turn + 1) % self.workers.len();
+                Collected::Batch(batch)
+            }
+            Err(RecvTimeoutError::Timeout) => Collected::Timeout,
+            Err(RecvTimeoutError::Disconnected) => Collected::Ended,
+        }
     }
 
     /// Returns a batch for the next use.
@@ -145,7 +168,7 @@ mod tests {
             }
             let collected = scope.spawn(move || {
                 let mut seen = Vec::new();
-                while let Some(batch) = collector.collect() {
+                while let Collected::Batch(batch) = collector.collect(None) {
                     seen.push(batch);
                     collector.give_back(batch);
                 }
@@ -181,11 +204,15 @@ mod tests {
         }
         assert_eq!(
             (
-                collector.collect(),
-                collector.collect(),
-                collector.collect()
+                collector.collect(None),
+                collector.collect(Some(Duration::ZERO)),
+                collector.collect(None)
             ),
-            (Some(11), Some(12), None)
+            (
+                Collected::Batch(11),
+                Collected::Batch(12),
+                Collected::Ended
+            )
         );
     }
 }

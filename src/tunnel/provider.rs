@@ -25,7 +25,7 @@ use crate::{
     },
     io::{
         link::{LinkEvent, Links},
-        tap,
+        tap::{self, Offloads},
         udp::UdpSocket,
     },
     pipeline::{Engine, EngineConfig, EngineEvent, EnginePeer, Stopped, clock, plan::PlanRequest},
@@ -83,6 +83,10 @@ impl TunnelProvider {
         let queue = context
             .take_queue()
             .ok_or_else(|| ProviderError::new("the interface has no queue"))?;
+        let offloads = context
+            .set_offloads(Offloads::ALL)
+            .await
+            .map_err(|error| ProviderError::with_source("cannot set offloads", error))?;
 
         let mut running = self.running.lock().await;
         let (engine, events) = Engine::start(engine_config(config), queue, socket)
@@ -90,6 +94,7 @@ impl TunnelProvider {
         info!(
             listen = %engine.local_addr(),
             plan = engine.plan().name(),
+            ?offloads,
             public_key = %self.public_key,
             "engine started"
         );

@@ -10,19 +10,28 @@ use zerocopy::{
     big_endian::{U16, U32, U64},
 };
 
-use super::size_must_be;
+use super::{
+    offload::{Checksum, Offload, Segmentation, Transport},
+    size_must_be,
+};
 use crate::stats::DropReason;
 
 /// Bytes before a chunk's body.
 pub const CHUNK_HEADER_LEN: usize = size_must_be::<ChunkHeader>(3);
 /// Bytes before the piece of a frame in a fragment chunk.
 pub const FRAGMENT_HEADER_LEN: usize = CHUNK_HEADER_LEN + size_must_be::<FragmentHeader>(10);
+/// Bytes before the frame in a chunk of a frame with an open checksum.
+pub const OPEN_FRAME_HEADER_LEN: usize = CHUNK_HEADER_LEN + size_must_be::<OpenFrameHeader>(4);
+/// Bytes before the copied headers in an offload chunk.
+pub const OFFLOAD_HEADER_LEN: usize = CHUNK_HEADER_LEN + size_must_be::<OffloadHeader>(14);
 /// Bytes of an echo request or reply chunk.
 pub const ECHO_LEN: usize = CHUNK_HEADER_LEN + size_must_be::<U64>(8);
 
 const PADDING: u8 = 0;
 const FRAME: u8 = 1;
 const FRAGMENT: u8 = 2;
+const OPEN_FRAME: u8 = 3;
+const OFFLOAD: u8 = 4;
 const ECHO_REQUEST: u8 = 16;
 const ECHO_REPLY: u8 = 17;
 const CLOSE: u8 = 18;
@@ -42,6 +51,28 @@ struct FragmentHeader {
     offset: [u8; 3],
 }
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct OpenFrameHeader {
+    checksum_start: U16,
+    checksum_offset: U16,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct OffloadHeader {
+    frame_id: U32,
+    total: [u8; 3],
+    /// 0, or the transport protocol and [`CWR`].
+    segmentation: u8,
+    segment_size: U16,
+    checksum_start: U16,
+    checksum_offset: U16,
+}
+
+/// In `OffloadHeader::segmentation`: only the first segment has the TCP flag CWR.
+const CWR: u8 = 0x80;
+
 /// Where a piece of a frame belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
@@ -53,6 +84,15 @@ pub struct Fragment {
     pub offset: u32,
 }
 
+/// A frame that comes in pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutFrame {
+    /// As in [`Fragment`].
+    pub frame_id: u32,
+    /// As in [`Fragment`].
+    pub total: u32,
+}
+
 /// One parsed chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunk<'a> {
@@ -60,6 +100,11 @@ pub enum Chunk<'a> {
     Frame(&'a [u8]),
     /// A piece of a frame that did not fit.
     Fragment(Fragment, &'a [u8]),
+    /// A whole Ethernet frame whose checksum is open.
+    OpenFrame(Checksum, &'a [u8]),
+    /// What is open in a frame that comes in fragments, and a copy of its first bytes, which are in
+    /// none of them.
+    Offload(CutFrame, Offload, &'a [u8]),
     /// Wants an [`Chunk::EchoReply`] with the same token; padding may follow to probe the path MTU.
     EchoRequest {
         /// Chosen by the sender.
@@ -113,6 +158,91 @@ pub fn emit_fragment_header(out: &mut [u8; FRAGMENT_HEADER_LEN], fragment: Fragm
     body.copy_from_slice(header.as_bytes());
 }
 
+/// Writes the header of an open-frame chunk; the frame of `len` bytes follows.
+pub fn emit_open_frame_header(
+    out: &mut [u8; OPEN_FRAME_HEADER_LEN],
+    checksum: Checksum,
+    len: u16,
+) {
+    let body_len = len + (OPEN_FRAME_HEADER_LEN - CHUNK_HEADER_LEN) as u16;
+    let (chunk, body) = out.split_at_mut(CHUNK_HEADER_LEN);
+    chunk.copy_from_slice(
+        ChunkHeader {
+            kind: OPEN_FRAME,
+            len: U16::new(body_len),
+        }
+        .as_bytes(),
+    );
+    let header = OpenFrameHeader {
+        checksum_start: U16::new(checksum.start),
+        checksum_offset: U16::new(checksum.offset),
+    };
+    body.copy_from_slice(header.as_bytes());
+}
+
+/// Writes the header of an offload chunk; the first `len` bytes of the frame follow.
+pub fn emit_offload_header(
+    out: &mut [u8; OFFLOAD_HEADER_LEN],
+    CutFrame { frame_id, total }: CutFrame,
+    Offload {
+        checksum,
+        segmentation,
+    }: Offload,
+    len: u16,
+) {
+    let body_len = len + (OFFLOAD_HEADER_LEN - CHUNK_HEADER_LEN) as u16;
+    let (chunk, body) = out.split_at_mut(CHUNK_HEADER_LEN);
+    chunk.copy_from_slice(
+        ChunkHeader {
+            kind: OFFLOAD,
+            len: U16::new(body_len),
+        }
+        .as_bytes(),
+    );
+    let (kind, size) = match segmentation {
+        None => (0, 0),
+        Some(Segmentation {
+            transport,
+            size,
+            cwr,
+        }) => (transport as u8 | if cwr { CWR } else { 0 }, size),
+    };
+    let header = OffloadHeader {
+        frame_id: U32::new(frame_id),
+        total: u24(total),
+        segmentation: kind,
+        segment_size: U16::new(size),
+        checksum_start: U16::new(checksum.start),
+        checksum_offset: U16::new(checksum.offset),
+    };
+    body.copy_from_slice(header.as_bytes());
+}
+
+fn parse_offload(body: &[u8]) -> Result<Chunk<'_>, DropReason> {
+    let (header, copied) =
+        OffloadHeader::ref_from_prefix(body).map_err(|_| DropReason::Malformed)?;
+    let segmentation = match header.segmentation & !CWR {
+        0 => None,
+        kind => Some(Segmentation {
+            transport: Transport::from_number(kind).ok_or(DropReason::Malformed)?,
+            size: header.segment_size.get(),
+            cwr: header.segmentation & CWR != 0,
+        }),
+    };
+    let offload = Offload {
+        checksum: Checksum {
+            start: header.checksum_start.get(),
+            offset: header.checksum_offset.get(),
+        },
+        segmentation,
+    };
+    let frame = CutFrame {
+        frame_id: header.frame_id.get(),
+        total: from_u24(header.total),
+    };
+    Ok(Chunk::Offload(frame, offload, copied))
+}
+
 /// Appends a control chunk; does nothing for frames and fragments, whose headers are written in
 /// place.
 pub fn push_control(out: &mut Vec<u8>, chunk: Chunk<'_>) {
@@ -130,7 +260,7 @@ pub fn push_control(out: &mut Vec<u8>, chunk: Chunk<'_>) {
         Chunk::EchoRequest { token } => push(ECHO_REQUEST, U64::new(token).as_bytes()),
         Chunk::EchoReply { token } => push(ECHO_REPLY, U64::new(token).as_bytes()),
         Chunk::Close => push(CLOSE, &[]),
-        Chunk::Frame(_) | Chunk::Fragment(..) => {}
+        Chunk::Frame(_) | Chunk::Fragment(..) | Chunk::OpenFrame(..) | Chunk::Offload(..) => {}
     }
 }
 
@@ -198,6 +328,16 @@ fn parse(kind: u8, body: &[u8]) -> Result<Option<Chunk<'_>>, DropReason> {
             };
             Chunk::Fragment(fragment, piece)
         }
+        OPEN_FRAME => {
+            let (header, frame) =
+                OpenFrameHeader::ref_from_prefix(body).map_err(|_| DropReason::Malformed)?;
+            let checksum = Checksum {
+                start: header.checksum_start.get(),
+                offset: header.checksum_offset.get(),
+            };
+            Chunk::OpenFrame(checksum, frame)
+        }
+        OFFLOAD => parse_offload(body)?,
         ECHO_REQUEST => Chunk::EchoRequest { token: token()? },
         ECHO_REPLY => Chunk::EchoReply { token: token()? },
         CLOSE => Chunk::Close,

@@ -7,6 +7,7 @@
 
 pub mod chunk;
 pub mod handshake;
+pub mod offload;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::U64};
 

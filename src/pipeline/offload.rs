@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Between what the kernel says of a frame at the TAP and what travels with it.
+//!
+//! Outbound, the kernel's header is checked like a peer's: a wrong one costs a frame here instead of
+//! at the far end. Inbound, nothing a peer said reaches the kernel but what `proto::superframe` has
+//! checked and what is computed here.
+
+use std::io::{self, IoSlice};
+
+use crate::{
+    io::tap::{TapQueue, VnetHeader},
+    proto::{
+        superframe::{self, Layout, MAX_HEADERS},
+        train::Open,
+    },
+    stats::DropReason,
+    wire::offload::{Checksum, Offload, Segmentation, Transport},
+};
+
+/// What is open in a frame that was read off the TAP.
+///
+/// # Errors
+/// [`DropReason::BadOffload`] when the kernel's header does not describe the frame.
+pub(super) fn opened(vnet: &VnetHeader, frame: &mut [u8]) -> Result<Option<Open>, DropReason> {
+    let checksum = Checksum {
+        start: vnet.csum_start,
+        offset: vnet.csum_offset,
+    };
+    let transport = match vnet.gso_type & !VnetHeader::GSO_ECN {
+        VnetHeader::GSO_NONE if vnet.flags & VnetHeader::NEEDS_CHECKSUM == 0 => return Ok(None),
+        VnetHeader::GSO_NONE => return open_checksum(checksum, frame),
+        VnetHeader::GSO_TCPV4 | VnetHeader::GSO_TCPV6 => Transport::Tcp,
+        VnetHeader::GSO_UDP_L4 => Transport::Udp,
+        _ => return Err(DropReason::BadOffload),
+    };
+    let segmentation = Segmentation {
+        transport,
+        size: vnet.gso_size,
+        cwr: vnet.gso_type & VnetHeader::GSO_ECN != 0,
+    };
+    let offload = Offload {
+        checksum,
+        segmentation: Some(segmentation),
+    };
+    // Segments larger than the far end takes are its business.
+    let layout = Layout::parse(frame, frame.len(), &offload, usize::MAX)?;
+    Ok(Some(Open {
+        offload,
+        headers_len: layout.headers_len(),
+    }))
+}
+
+fn open_checksum(checksum: Checksum, frame: &mut [u8]) -> Result<Option<Open>, DropReason> {
+    superframe::check_checksum(checksum, frame.len())?;
+    let headers_len = usize::from(checksum.start) + usize::from(checksum.offset) + 2;
+    if headers_len > MAX_HEADERS {
+        // Deep inside of other headers, and rare.
+        superframe::finish_checksum(frame, checksum)?;
+        return Ok(None);
+    }
+    let offload = Offload {
+        checksum,
+        segmentation: None,
+    };
+    Ok(Some(Open {
+        offload,
+        headers_len,
+    }))
+}
+
+/// A frame on its way to the TAP: its front with all headers, the rest, and what is open in it.
+#[derive(Clone, Copy)]
+pub(super) struct Leaving<'a> {
+    pub(super) head: &'a [u8],
+    pub(super) rest: &'a [u8],
+    pub(super) open: Option<(Offload, Option<Layout>)>,
+}
+
+impl<'a> Leaving<'a> {
+    /// With nothing open.
+    pub(super) fn finished(frame: &'a [u8]) -> Self {
+        Self {
+            head: frame,
+            rest: &[],
+            open: None,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.head.len() + self.rest.len()
+    }
+
+    pub(super) fn is_super(&self) -> bool {
+        matches!(self.open, Some((_, Some(_))))
+    }
+
+    /// Writes it, finished first if the back-end cannot leave that to the kernel.
+    pub(super) fn write(&self, tap: &TapQueue, scratch: &mut Vec<u8>) -> io::Result<()> {
+        match self.open {
+            Some((offload, layout)) if !tap.takes_offloads() => {
+                self.write_finished(tap, offload, layout, scratch)
+            }
+            _ if self.rest.is_empty() => tap.write(&self.vnet(), self.head),
+            _ => {
+                let parts = [IoSlice::new(self.head), IoSlice::new(self.rest)];
+                tap.write_parts(&self.vnet(), &parts)
+            }
+        }
+    }
+
+    fn vnet(&self) -> VnetHeader {
+        let Some((offload, layout)) = self.open else {
+            return VnetHeader::NONE;
+        };
+        let mut vnet = VnetHeader {
+            flags: VnetHeader::NEEDS_CHECKSUM,
+            csum_start: offload.checksum.start,
+            csum_offset: offload.checksum.offset,
+            ..VnetHeader::NONE
+        };
+        if let (Some(segmentation), Some(layout)) = (offload.segmentation, layout) {
+            vnet.gso_type = match (segmentation.transport, layout.is_ipv6()) {
+                (Transport::Tcp, false) => VnetHeader::GSO_TCPV4,
+                (Transport::Tcp, true) => VnetHeader::GSO_TCPV6,
+                (Transport::Udp, _) => VnetHeader::GSO_UDP_L4,
+            };
+            if segmentation.cwr {
+                vnet.gso_type |= VnetHeader::GSO_ECN;
+            }
+            vnet.gso_size = segmentation.size;
+            vnet.hdr_len = layout.headers_len() as u16;
+        }
+        vnet
+    }
+
+    /// The slow path of the plain back-end: segment by segment, with every checksum summed up.
+    fn write_finished(
+        &self,
+        tap: &TapQueue,
+        offload: Offload,
+        layout: Option<Layout>,
+        scratch: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let whole = [self.head, self.rest].concat();
+        let segments = layout.map_or(1, |layout| layout.segments());
+        for segment in 0..segments {
+            scratch.clear();
+            let open = match layout {
+                None => {
+                    scratch.extend_from_slice(&whole);
+                    offload
+                }
+                Some(layout) => {
+                    let mut headers = [0; MAX_HEADERS];
+                    let run = segment..segment + 1;
+                    let (open, _) = layout.emit_headers(&whole, run.clone(), &mut headers);
+                    scratch.extend_from_slice(&headers[..layout.headers_len()]);
+                    scratch.extend_from_slice(&whole[layout.payload(run)]);
+                    open
+                }
+            };
+            superframe::finish_checksum(scratch, open.checksum)
+                .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+            tap.write(&VnetHeader::NONE, scratch)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the kernel left undone in a frame, and what travels with it so that the other end's kernel
+//! can finish it (PROTOCOL.md, "Offloads"). Values only; `proto::superframe` judges them.
+
+/// A checksum that holds the sum of the pseudo-header only: who sends the frame on sums up
+/// everything from `start` to the end and writes the result at `start + offset`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checksum {
+    /// Where the transport header starts, in bytes from the start of the frame.
+    pub start: u16,
+    /// Where the checksum is, in bytes from `start`.
+    pub offset: u16,
+}
+
+/// What segments are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Transport {
+    /// TCP segments of one stream.
+    Tcp = 1,
+    /// UDP datagrams of equal size.
+    Udp = 2,
+}
+
+impl Transport {
+    /// The protocol with this number on the wire.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Tcp),
+            2 => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+
+/// How to cut a super-frame into frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segmentation {
+    /// What the segments are.
+    pub transport: Transport,
+    /// Payload bytes of each segment; the last may have fewer.
+    pub size: u16,
+    /// Only the first segment has the TCP flag CWR.
+    pub cwr: bool,
+}
+
+/// What is open in a frame. A super-frame's checksum always is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offload {
+    /// The checksum to finish.
+    pub checksum: Checksum,
+    /// For a super-frame.
+    pub segmentation: Option<Segmentation>,
+}
