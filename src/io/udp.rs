@@ -6,18 +6,23 @@
 //! it is the tunnel's own work, and a forged ICMP message changes nothing. The socket is never
 //! connected, so that no ICMP error ends up in it.
 //!
+//! Where GSO fails, datagrams leave one by one: the failed train at once, later ones to the same
+//! address for as long as `pauses` says.
+//!
 //! The pipeline's threads call this; a full socket holds them for 2 ms at most.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use self::pauses::{Pauses, Place};
 use super::sys::{self, SocketOption};
+
+mod pauses;
 
 /// The most datagrams in one GSO send; newer kernels take 128.
 pub const MAX_SEGMENTS: usize = 64;
@@ -25,8 +30,11 @@ pub const MAX_SEGMENTS: usize = 64;
 /// The most bytes in one GSO send: with its headers it must fit the length field of an IP packet.
 pub const MAX_TRAIN: usize = 65_000;
 
-/// How long one send waits for room in the socket before it drops.
+/// How long one train waits for room in the socket before the rest of it is dropped.
 const PATIENCE: Duration = Duration::from_millis(2);
+
+/// In so many pieces: the kernel may say that there is room, and then have none.
+const WAITS: u32 = 3;
 
 /// What the socket asks for in each direction; enough for 8 ms at 8 Gbit/s.
 const BUFFER_BYTES: usize = 8 << 20;
@@ -118,9 +126,9 @@ pub enum SendError {
 pub struct UdpSocket {
     socket: Socket,
     is_ipv6: bool,
-    /// Shared by clones: EIO on one of them is true for all.
-    gso: Arc<AtomicBool>,
-    gro: bool,
+    capabilities: Capabilities,
+    /// Where GSO does not work now. Shared by clones: what one has found out is true for all.
+    pauses: Arc<Pauses>,
 }
 
 impl UdpSocket {
@@ -176,12 +184,11 @@ impl UdpSocket {
         // effect.
         let gso = sys::set_option(socket.as_fd(), SocketOption::UdpSegment, 0).is_ok();
         let gro = sys::set_option(socket.as_fd(), SocketOption::UdpGro, 1).is_ok();
-        let gso = Arc::new(AtomicBool::new(gso));
         Ok(Self {
             socket,
             is_ipv6: listen.is_ipv6(),
-            gso,
-            gro,
+            capabilities: Capabilities { gso, gro },
+            pauses: Arc::new(Pauses::new(now())),
         })
     }
 
@@ -201,22 +208,24 @@ impl UdpSocket {
     /// # Errors
     /// When the process has too many open files.
     pub fn try_clone(&self) -> io::Result<Self> {
-        let (is_ipv6, gro) = (self.is_ipv6, self.gro);
+        let (is_ipv6, capabilities) = (self.is_ipv6, self.capabilities);
         Ok(Self {
             socket: self.socket.try_clone()?,
             is_ipv6,
-            gso: Arc::clone(&self.gso),
-            gro,
+            capabilities,
+            pauses: Arc::clone(&self.pauses),
         })
     }
 
-    /// What the kernel does for this socket. `gso` turns false once a send has shown that the
-    /// interface cannot.
+    /// What the kernel does for this socket.
     pub fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            gso: self.gso.load(Ordering::Relaxed),
-            gro: self.gro,
-        }
+        self.capabilities
+    }
+
+    /// Whether trains to `to` leave in one piece now. Where the interface or the kernel refuses to
+    /// cut them, they leave as single datagrams for a minute; then one is tried again.
+    pub fn uses_gso(&self, to: SocketAddr) -> bool {
+        self.may_segment(Place::of(to), now)
     }
 
     /// The sizes in bytes of the kernel's receive and send buffer, as granted.
@@ -241,92 +250,38 @@ impl UdpSocket {
         train: &[u8],
         segment_size: usize,
     ) -> Result<SendReport, SendError> {
-        let mut report = SendReport::default();
+        self.send_train_by(now, to, train, segment_size)
+    }
+
+    /// [`send_train`](Self::send_train) by the time of `clock`, which is read when GSO has failed.
+    fn send_train_by(
+        &self,
+        clock: impl Fn() -> Instant + Copy,
+        to: SocketAddr,
+        train: &[u8],
+        segment_size: usize,
+    ) -> Result<SendReport, SendError> {
         let error = |source| send_error(to, segment_size.min(train.len()), source);
         if segment_size == 0 {
             return Err(error(io::ErrorKind::InvalidInput.into()));
         }
-        let address = self.kernel_address(to);
+        let mut sending = Sending {
+            socket: self,
+            to: self.kernel_address(to),
+            place: Place::of(to),
+            segment_size,
+            waits: 0,
+            report: SendReport::default(),
+        };
         let segments = (MAX_TRAIN / segment_size).clamp(1, MAX_SEGMENTS);
         for part in train.chunks(segments * segment_size) {
-            self.send_part(&address, part, segment_size, &mut report)
-                .map_err(error)?;
+            sending.send_part(part, clock).map_err(error)?;
         }
-        Ok(report)
+        Ok(sending.report)
     }
 
-    /// Sends what fits one GSO send, in one call where possible.
-    fn send_part(
-        &self,
-        to: &SockAddr,
-        part: &[u8],
-        segment_size: usize,
-        report: &mut SendReport,
-    ) -> io::Result<()> {
-        let fd = self.socket.as_fd();
-        // More than one segment in at most MAX_TRAIN bytes: the size fits 16 bits.
-        if part.len() > segment_size && self.gso.load(Ordering::Relaxed) {
-            let send = || sys::mmsg::send_segments(fd, to, part, segment_size as u16);
-            match self.with_patience(send) {
-                Ok(outcome) => {
-                    let datagrams = part.len().div_ceil(segment_size);
-                    *outcome.map_or(&mut report.dropped, |()| &mut report.sent) += datagrams;
-                    return Ok(());
-                }
-                // The interface cannot checksum: GSO will not work there the next time either.
-                Err(error) if has_code(&error, sys::EIO) => {
-                    self.gso.store(false, Ordering::Relaxed)
-                }
-                // Older kernels say so when a segment exceeds the MTU, some with IPv6 over virtio.
-                // Datagrams one by one find out which, and it may be different the next time.
-                Err(error) if has_code(&error, sys::EINVAL) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.send_one_by_one(to, part, segment_size, report)
-    }
-
-    fn send_one_by_one(
-        &self,
-        to: &SockAddr,
-        mut rest: &[u8],
-        segment_size: usize,
-        report: &mut SendReport,
-    ) -> io::Result<()> {
-        while !rest.is_empty() {
-            let send = || sys::mmsg::send_each(self.socket.as_fd(), to, rest, segment_size);
-            let Some(sent) = self.with_patience(send)? else {
-                report.dropped += rest.len().div_ceil(segment_size);
-                break;
-            };
-            report.sent += sent;
-            rest = rest.get(sent * segment_size..).unwrap_or_default();
-        }
-        Ok(())
-    }
-
-    /// Repeats `send` while the socket is full, for [`PATIENCE`] at most. None: it still is.
-    fn with_patience<T>(&self, mut send: impl FnMut() -> io::Result<T>) -> io::Result<Option<T>> {
-        const ATTEMPTS: u32 = 3;
-        for _ in 0..ATTEMPTS {
-            match send() {
-                Ok(value) => return Ok(Some(value)),
-                Err(error) => match error.raw_os_error() {
-                    Some(sys::EINTR) => {}
-                    Some(sys::EAGAIN | sys::ENOBUFS) => self.wait_for_room(PATIENCE / ATTEMPTS)?,
-                    _ => return Err(error),
-                },
-            }
-        }
-        Ok(None)
-    }
-
-    fn wait_for_room(&self, timeout: Duration) -> io::Result<()> {
-        let entry = sys::PollEntry::new(self.socket.as_fd(), sys::POLLOUT);
-        match sys::poll(&mut [entry], Some(timeout)) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-            _ => Ok(()),
-        }
+    fn may_segment(&self, place: Place, clock: impl FnOnce() -> Instant) -> bool {
+        self.capabilities.gso && !self.pauses.includes(place, clock)
     }
 
     /// Fills `batch` with what has arrived, without waiting. Returns how many trains it holds now,
@@ -365,6 +320,98 @@ impl UdpSocket {
 impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// A train on its way out.
+struct Sending<'a> {
+    socket: &'a UdpSocket,
+    to: SockAddr,
+    place: Place,
+    segment_size: usize,
+    /// How often it has waited for room in the socket.
+    waits: u32,
+    report: SendReport,
+}
+
+impl Sending<'_> {
+    /// Sends what fits one GSO send, in one call where possible.
+    fn send_part(&mut self, part: &[u8], clock: impl Fn() -> Instant + Copy) -> io::Result<()> {
+        let UdpSocket { pauses, .. } = self.socket;
+        if part.len() <= self.segment_size || !self.socket.may_segment(self.place, clock) {
+            return self.send_one_by_one(part);
+        }
+        // A send that fails has sent nothing of its part.
+        match self.send_segments(part) {
+            // The interface cannot checksum: GSO will not work there the next time either.
+            Err(error) if has_code(&error, sys::EIO) => {
+                pauses.begin(self.place, clock());
+                self.send_one_by_one(part)
+            }
+            // Older kernels say so when a segment exceeds the MTU, some with IPv6 over virtio.
+            // Datagrams one by one find out which; only if they pass it was GSO.
+            Err(error) if has_code(&error, sys::EINVAL) => {
+                self.send_one_by_one(part)?;
+                pauses.strike(self.place, clock());
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn send_segments(&mut self, part: &[u8]) -> io::Result<()> {
+        // More than one segment in at most MAX_TRAIN bytes: the size fits 16 bits.
+        let size = self.segment_size as u16;
+        let taken = self.with_patience(|fd, to| sys::mmsg::send_segments(fd, to, part, size))?;
+        let datagrams = part.len().div_ceil(self.segment_size);
+        if taken.is_some() {
+            self.socket.pauses.end(self.place);
+            self.report.sent += datagrams;
+        } else {
+            self.report.dropped += datagrams;
+        }
+        Ok(())
+    }
+
+    fn send_one_by_one(&mut self, mut rest: &[u8]) -> io::Result<()> {
+        let size = self.segment_size;
+        while !rest.is_empty() {
+            let taken = self.with_patience(|fd, to| sys::mmsg::send_each(fd, to, rest, size))?;
+            let Some(sent) = taken else {
+                self.report.dropped += rest.len().div_ceil(size);
+                break;
+            };
+            self.report.sent += sent;
+            rest = rest.get(sent * size..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Repeats `send` while the socket is full. None: it still is, and patience is at its end.
+    fn with_patience<T>(
+        &mut self,
+        send: impl Fn(BorrowedFd<'_>, &SockAddr) -> io::Result<T>,
+    ) -> io::Result<Option<T>> {
+        loop {
+            match send(self.socket.as_fd(), &self.to) {
+                Ok(value) => return Ok(Some(value)),
+                Err(error) => match error.raw_os_error() {
+                    Some(sys::EINTR) => {}
+                    Some(sys::EAGAIN | sys::ENOBUFS) if self.waits == WAITS => return Ok(None),
+                    Some(sys::EAGAIN | sys::ENOBUFS) => self.wait_for_room()?,
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    fn wait_for_room(&mut self) -> io::Result<()> {
+        self.waits += 1;
+        let entry = sys::PollEntry::new(self.socket.as_fd(), sys::POLLOUT);
+        match sys::poll(&mut [entry], Some(PATIENCE / WAITS)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -425,6 +472,15 @@ impl<'a> Received<'a> {
         let stride = self.stride;
         self.bytes().chunks_mut(stride)
     }
+}
+
+/// Read when a socket is opened, and while GSO fails somewhere.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what the kernel refused is tried again after a while; tests bring a clock of their own"
+)]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Sets DF and ignores learnt path MTUs. An IPv6 socket carries IPv4 too and needs both options.
@@ -502,6 +558,8 @@ fn send_error(to: SocketAddr, datagram_bytes: usize, source: io::Error) -> SendE
 
 #[cfg(test)]
 mod tests {
+    use sys::faults::{Call, Fault, finish, script};
+
     use super::*;
     use crate::io::testing::{Namespace, in_namespace, ip, wait_for_carrier};
     use crate::io::waker;
@@ -590,8 +648,8 @@ mod tests {
         in_namespace(|| {
             ip("link set lo up");
             let (sender, receiver) = (bind("[::]:0"), bind("[::]:0"));
-            sender.gso.store(false, Ordering::Relaxed);
             let to = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port(&receiver));
+            sender.pauses.begin(Place::of(to), now());
             for size in [1, 1000, 4300, 70_700] {
                 let trains = assert_arrives(&sender, &receiver, to, size);
                 assert_eq!(trains, size.div_ceil(1000));
@@ -627,8 +685,178 @@ mod tests {
             // A socket without checksums gets EINVAL for every GSO send.
             sys::set_option(sender.as_fd(), SocketOption::NoChecksum, 1).unwrap();
             let to = receiver.local_addr().unwrap();
-            assert_eq!(assert_arrives(&sender, &receiver, to, 70_300), 71);
-            assert!(sender.capabilities().gso, "EINVAL is not for ever");
+            // Two super-sends: the third failure in a row is in the second train.
+            for uses_gso in [true, false, false] {
+                assert_eq!(assert_arrives(&sender, &receiver, to, 70_300), 71);
+                assert_eq!(sender.uses_gso(to), uses_gso);
+            }
+            let elsewhere = at("127.0.0.2:9");
+            assert!(sender.uses_gso(elsewhere), "the pause is of one address");
+            sys::set_option(sender.as_fd(), SocketOption::NoChecksum, 0).unwrap();
+            let later = || now() + Duration::from_secs(61);
+            let report = sender.send_train_by(later, to, &train(3000), 1000).unwrap();
+            assert_eq!((report.sent, receive(&receiver, 3).1), (3, 1));
+            assert!(sender.uses_gso(to), "EINVAL is not for ever");
+        });
+    }
+
+    /// A train of ten datagrams whose calls go as scripted: what is reported, how many datagrams
+    /// from its front arrive, and whether the next train is sent in one piece.
+    #[track_caller]
+    fn assert_scripted(steps: &[(Call, Fault)], verdict: &str, arrive: usize, uses_gso: bool) {
+        let (sender, receiver) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+        let (to, bytes) = (receiver.local_addr().unwrap(), train(9300));
+        script(steps);
+        let result = sender.send_train(to, &bytes, 1000);
+        finish();
+        let found = match result {
+            Ok(report) => format!("sent {}, dropped {}", report.sent, report.dropped),
+            Err(SendError::TooBig { datagram_bytes, .. }) => format!("too big: {datagram_bytes}"),
+            Err(SendError::Unreachable { .. }) => "unreachable".to_owned(),
+            Err(error) => format!("{error:?}"),
+        };
+        assert_eq!((&found[..], sender.uses_gso(to)), (verdict, uses_gso));
+        // What comes behind them shows that nothing else was between.
+        assert_eq!(sender.send_train(to, b"end", 3).unwrap().sent, 1);
+        let expected = bytes.chunks(1000).take(arrive).chain([&b"end"[..]]);
+        let (datagrams, _) = receive(&receiver, arrive + 1);
+        assert!(
+            datagrams.iter().map(|(_, bytes)| &bytes[..]).eq(expected),
+            "{} datagrams",
+            datagrams.len()
+        );
+    }
+
+    #[test]
+    fn every_datagram_arrives_once_however_sending_fails() {
+        use Call::{SendEach as Each, SendSegments as Whole};
+        use Fault::{AtMost, Errno, Pass};
+        let full = |call| [(call, Errno(sys::EAGAIN)); 4];
+        in_namespace(|| {
+            ip("link set lo up");
+            let (all, none) = ("sent 10, dropped 0", "sent 0, dropped 10");
+            assert_scripted(&[(Whole, Pass)], all, 10, true);
+            for (code, uses_gso) in [(sys::EIO, false), (sys::EINVAL, true)] {
+                let refused = (Whole, Errno(code));
+                assert_scripted(&[refused, (Each, Pass)], all, 10, uses_gso);
+                let bumpy = [
+                    refused,
+                    (Each, AtMost(3)),
+                    (Each, Errno(sys::EINTR)),
+                    (Each, AtMost(1)),
+                    (Each, Errno(sys::EAGAIN)),
+                    (Each, Errno(sys::ENOBUFS)),
+                    (Each, Pass),
+                ];
+                assert_scripted(&bumpy, all, 10, uses_gso);
+                let stuck = [&[refused, (Each, AtMost(3))][..], &full(Each)].concat();
+                assert_scripted(&stuck, "sent 3, dropped 7", 3, uses_gso);
+                for (code, verdict) in [
+                    (sys::EMSGSIZE, "too big: 1000"),
+                    (sys::ENETUNREACH, "unreachable"),
+                ] {
+                    let cut_off = [refused, (Each, AtMost(3)), (Each, Errno(code))];
+                    assert_scripted(&cut_off, verdict, 3, uses_gso);
+                }
+            }
+            let bumpy = [sys::EAGAIN, sys::EINTR, sys::ENOBUFS].map(|code| (Whole, Errno(code)));
+            assert_scripted(&[&bumpy[..], &[(Whole, Pass)]].concat(), all, 10, true);
+            assert_scripted(&full(Whole), none, 0, true);
+            assert_scripted(&[(Whole, Errno(sys::EMSGSIZE))], "too big: 1000", 0, true);
+            assert_scripted(&[(Whole, Errno(sys::ENETUNREACH))], "unreachable", 0, true);
+        });
+    }
+
+    #[test]
+    fn gso_that_an_interface_refuses_is_tried_again_after_a_minute() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (sender, receiver) = (bind("[::]:0"), bind("[::]:0"));
+            let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port(&receiver));
+            let begin = now();
+            let refused = [
+                (Call::SendSegments, Fault::Errno(sys::EIO)),
+                (Call::SendEach, Fault::Pass),
+            ];
+            let (singly, whole) = (
+                [(Call::SendEach, Fault::Pass)],
+                [(Call::SendSegments, Fault::Pass)],
+            );
+            for (s, steps, trains) in [
+                (0, &refused[..], 3),
+                (59, &singly, 3),
+                (61, &refused, 3),
+                (119, &singly, 3),
+                (122, &whole, 1),
+                (122, &whole, 1),
+            ] {
+                script(steps);
+                let clock = || begin + Duration::from_secs(s);
+                let report = sender.send_train_by(clock, to, &train(2500), 1000).unwrap();
+                finish();
+                assert_eq!(report.sent, 3, "after {s} s");
+                let (datagrams, arrived) = receive(&receiver, 3);
+                let bytes: Vec<_> = datagrams.into_iter().flat_map(|(_, bytes)| bytes).collect();
+                assert_eq!((bytes, arrived), (train(2500), trains), "after {s} s");
+            }
+        });
+    }
+
+    #[test]
+    fn datagrams_that_are_too_big_do_not_count_against_gso() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let sender = bind("127.0.0.1:0");
+            let to = at("127.0.0.1:9");
+            for _ in 0..5 {
+                script(&[
+                    (Call::SendSegments, Fault::Errno(sys::EINVAL)),
+                    (Call::SendEach, Fault::Errno(sys::EMSGSIZE)),
+                ]);
+                let error = sender.send_train(to, &train(3000), 1000).unwrap_err();
+                finish();
+                assert!(matches!(error, SendError::TooBig { .. }), "{error:?}");
+            }
+            assert!(sender.uses_gso(to));
+        });
+    }
+
+    #[test]
+    fn errors_of_others_are_skipped_while_receiving() {
+        use sys::{EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINTR, ENETUNREACH};
+        in_namespace(|| {
+            ip("link set lo up");
+            let receiver = bind("127.0.0.1:0");
+            let mut batch = RecvBatch::new(2);
+            let mut receive_after = |codes: &[i32]| {
+                let faults = codes
+                    .iter()
+                    .map(|&code| (Call::Receive, Fault::Errno(code)));
+                script(&faults.collect::<Vec<_>>());
+                let result = receiver.recv_batch(&mut batch);
+                finish();
+                result.map_err(|error| error.raw_os_error())
+            };
+            let send = || {
+                assert_eq!(
+                    receiver
+                        .send_train(receiver.local_addr().unwrap(), b"x", 1)
+                        .unwrap()
+                        .sent,
+                    1
+                )
+            };
+            send();
+            assert_eq!(
+                receive_after(&[ECONNREFUSED, EHOSTUNREACH, EINTR, ENETUNREACH]),
+                Ok(1)
+            );
+            send();
+            assert_eq!(receive_after(&[EAGAIN]), Ok(0));
+            // A flood of them gives the thread back in between.
+            assert_eq!(receive_after(&[ECONNREFUSED; 16]), Ok(0));
+            assert_eq!(receive_after(&[sys::EBADFD]), Err(Some(sys::EBADFD)));
+            assert_eq!(receive_after(&[]), Ok(1));
         });
     }
 
@@ -651,7 +879,9 @@ mod tests {
         );
         let to = at("10.0.0.2:4789");
         for gso in [true, false] {
-            sender.gso.store(gso, Ordering::Relaxed);
+            if !gso {
+                sender.pauses.begin(Place::of(to), now());
+            }
             for (bytes, size) in [(1473, 1473), (1473, 65_535), (14_730, 1473)] {
                 let error = sender.send_train(to, &train(bytes), size).unwrap_err();
                 let SendError::TooBig {
@@ -662,11 +892,7 @@ mod tests {
                     panic!("{error:?}, gso {gso}, {bytes} bytes in datagrams of {size}");
                 };
             }
-            assert_eq!(
-                sender.capabilities().gso,
-                gso,
-                "too big says nothing about GSO"
-            );
+            assert_eq!(sender.uses_gso(to), gso, "too big says nothing about GSO");
             // The socket is as good as before, and 1472 bytes are what fits.
             assert_eq!(sender.send_train(to, &train(2944), 1472).unwrap().sent, 2);
             assert_eq!(receive(&receiver, 2).0.len(), 2);

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use socket2::{SockAddr, SockAddrStorage};
 
 use super::check;
+use super::faults::{self, Call};
 
 /// The most datagrams that one call of [`send_each`] or [`receive`] moves.
 pub(in crate::io) const MAX_BATCH: usize = 64;
@@ -41,6 +42,7 @@ pub(in crate::io) fn send_segments(
     train: &[u8],
     segment_size: u16,
 ) -> io::Result<()> {
+    faults::before(Call::SendSegments, 1)?;
     let mut control = Control { bytes: [0; 64] };
     let mut part = iovec(train);
     let mut header = header_to(to, &mut part);
@@ -81,13 +83,14 @@ pub(in crate::io) fn send_each(
         });
         count += 1;
     }
+    let count = faults::before(Call::SendEach, count)?;
     // SAFETY: the first `count` headers are written; their iovecs, addresses and bytes outlive the
     // call; the kernel writes `msg_len` only and keeps no pointer.
     let sent = unsafe {
         libc::sendmmsg(
             socket.as_raw_fd(),
             headers.as_mut_ptr().cast(),
-            count,
+            count as libc::c_uint,
             libc::MSG_DONTWAIT as _,
         )
     };
@@ -175,6 +178,7 @@ pub(in crate::io) fn receive(socket: BorrowedFd<'_>, slots: &mut Slots) -> io::R
         });
         count += 1;
     }
+    let count = faults::before(Call::Receive, count)?;
     // SAFETY: the first `count` headers are written. Each points to its own address, control and
     // data room with the length of it, all of which are live and exclusive until the call returns.
     // The kernel keeps no pointer. A null timeout means none.
@@ -182,7 +186,7 @@ pub(in crate::io) fn receive(socket: BorrowedFd<'_>, slots: &mut Slots) -> io::R
         libc::recvmmsg(
             socket.as_raw_fd(),
             headers.as_mut_ptr().cast(),
-            count,
+            count as libc::c_uint,
             libc::MSG_DONTWAIT as _,
             std::ptr::null_mut(),
         )

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Where segmentation offload does not work at the moment: a small table of destinations.
+//!
+//! It depends on the interface by which datagrams leave, so it is remembered for each destination,
+//! and only for a while, because routes change. Time is an argument. [`super::UdpSocket`] calls
+//! this, from all threads that share the socket; nothing here locks.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// How long a destination does without.
+const PAUSE_S: u32 = 60;
+
+/// After so many failures in a row that might each have been about one train.
+const STRIKES: u8 = 3;
+
+/// Destinations with a note at the same time. Two that share a place take it from each other, which
+/// costs them failed attempts and nothing else.
+const PLACES: usize = 256;
+
+/// Notes about destinations, one in each place.
+#[derive(Debug)]
+pub(super) struct Pauses {
+    /// 24 bits that tell destinations apart, 8 of strikes, 32 of the second after `start` in which
+    /// the note expires. A note without strikes is none.
+    places: [AtomicU64; PLACES],
+    start: Instant,
+}
+
+#[derive(Clone, Copy)]
+struct Note {
+    strikes: u8,
+    expires_s: u32,
+}
+
+/// Where the note about a destination is, and the bits by which it is recognized.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    index: usize,
+    tag: u64,
+}
+
+impl Place {
+    /// Ports and flow labels do not matter for the way that datagrams take; the scope does.
+    pub(super) fn of(to: SocketAddr) -> Self {
+        let (address, scope) = match to {
+            SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
+            SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
+        };
+        let (high, low) = ((address.to_bits() >> 64) as u64, address.to_bits() as u64);
+        // Fibonacci hashing: the upper bits of the product depend on all bits of the factor.
+        const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+        let high = (high ^ u64::from(scope))
+            .wrapping_mul(GOLDEN)
+            .rotate_left(32);
+        let hash = (high ^ low).wrapping_mul(GOLDEN);
+        Self {
+            index: (hash >> 56) as usize % PLACES,
+            tag: hash >> 32 & 0xff_ffff,
+        }
+    }
+}
+
+impl Pauses {
+    /// A table without notes.
+    pub(super) fn new(start: Instant) -> Self {
+        Self {
+            places: [const { AtomicU64::new(0) }; PLACES],
+            start,
+        }
+    }
+
+    /// Whether the destination does without for now. The clock is read only if it may.
+    pub(super) fn includes(&self, place: Place, now: impl FnOnce() -> Instant) -> bool {
+        self.note(place)
+            .is_some_and(|note| note.strikes >= STRIKES && self.seconds(now()) < note.expires_s)
+    }
+
+    /// Pauses the destination from now on.
+    pub(super) fn begin(&self, place: Place, now: Instant) {
+        self.put(place, STRIKES, self.seconds(now));
+    }
+
+    /// Notes a failure; the last of [`STRIKES`] in a row begins a pause.
+    pub(super) fn strike(&self, place: Place, now: Instant) {
+        let now_s = self.seconds(now);
+        let earlier = self.note(place).filter(|note| now_s < note.expires_s);
+        let strikes = earlier.map_or(0, |note| note.strikes).saturating_add(1);
+        self.put(place, strikes, now_s);
+    }
+
+    /// Forgets the failures of a destination: it works.
+    pub(super) fn end(&self, place: Place) {
+        if self.note(place).is_some() {
+            self.places[place.index].store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn note(&self, place: Place) -> Option<Note> {
+        let bits = self.places[place.index].load(Ordering::Relaxed);
+        let note = Note {
+            strikes: (bits >> 32) as u8,
+            expires_s: bits as u32,
+        };
+        (note.strikes > 0 && bits >> 40 == place.tag).then_some(note)
+    }
+
+    fn put(&self, place: Place, strikes: u8, now_s: u32) {
+        let expires_s = now_s.saturating_add(PAUSE_S);
+        let bits = place.tag << 40 | u64::from(strikes) << 32 | u64::from(expires_s);
+        self.places[place.index].store(bits, Ordering::Relaxed);
+    }
+
+    fn seconds(&self, now: Instant) -> u32 {
+        now.saturating_duration_since(self.start).as_secs() as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn place(to: &str) -> Place {
+        Place::of(to.parse().unwrap())
+    }
+
+    #[test]
+    fn a_pause_lasts_so_long_and_concerns_one_address() {
+        let pauses = Pauses::new(Instant::now());
+        let at = |s| pauses.start + Duration::from_secs(s);
+        let here = place("192.0.2.1:1");
+        pauses.begin(here, at(100));
+        for (to, now_s, verdict) in [
+            ("192.0.2.1:1", 100, true),
+            ("192.0.2.1:2", 159, true),
+            ("[::ffff:192.0.2.1]:1", 159, true),
+            ("192.0.2.1:1", 160, false),
+            ("192.0.2.2:1", 100, false),
+            ("[2001:db8::1]:1", 100, false),
+        ] {
+            let is_paused = pauses.includes(place(to), || at(now_s));
+            assert_eq!(is_paused, verdict, "{to} {now_s}");
+        }
+        pauses.end(place("192.0.2.2:1"));
+        assert!(pauses.includes(here, || at(100)));
+        pauses.end(here);
+        assert!(!pauses.includes(here, || at(100)));
+    }
+
+    #[test]
+    fn failures_in_a_row_begin_a_pause() {
+        let (pauses, here) = (Pauses::new(Instant::now()), place("[2001:db8::1]:1"));
+        let at = |s| pauses.start + Duration::from_secs(s);
+        let is_paused = |s| pauses.includes(here, || at(s));
+        pauses.strike(here, at(0));
+        pauses.strike(here, at(0));
+        pauses.end(here);
+        for now_s in [0, 59] {
+            pauses.strike(here, at(now_s));
+            assert!(!is_paused(now_s), "{now_s}");
+        }
+        pauses.strike(here, at(118));
+        assert!(is_paused(118) && is_paused(177) && !is_paused(178));
+        // What has expired does not count.
+        pauses.strike(here, at(178));
+        assert!(!is_paused(178));
+    }
+
+    #[test]
+    fn the_clock_is_not_read_without_a_pause() {
+        let (pauses, here) = (Pauses::new(Instant::now()), place("192.0.2.1:1"));
+        pauses.strike(here, pauses.start);
+        assert!(!pauses.includes(here, || unreachable!("nothing is paused")));
+    }
+
+    #[test]
+    fn neighbours_have_places_of_their_own() {
+        let networks: [fn(u32) -> String; 3] = [
+            |host| format!("10.0.0.{host}:1"),
+            |host| format!("[2001:db8::{host:x}]:1"),
+            |host| format!("[fe80::1%{host}]:1"),
+        ];
+        for network in networks {
+            let places: HashSet<_> = (1..=64).map(|host| place(&network(host)).index).collect();
+            assert!(places.len() > 48, "{}: {} of 64", network(1), places.len());
+        }
+    }
+}
