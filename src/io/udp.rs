@@ -22,6 +22,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use self::pauses::{Pauses, Place};
 use super::sys::{self, SocketOption};
 
+mod lanes;
 mod pauses;
 
 /// The most datagrams in one GSO send; newer kernels take 128.
@@ -138,15 +139,17 @@ impl UdpSocket {
     /// # Errors
     /// When the port is taken, the address is not ours, or the kernel refuses.
     pub fn bind(listen: SocketAddr) -> Result<Self, BindError> {
-        match Self::bind_one(listen) {
+        match Self::bind_one(listen, false) {
             Err(error) if listen.ip() == Ipv6Addr::UNSPECIFIED && is_without_ipv6(&error) => {
-                Self::bind_one(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), listen.port()))
+                let listen = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), listen.port());
+                Self::bind_one(listen, false)
             }
             result => result,
         }
     }
 
-    fn bind_one(listen: SocketAddr) -> Result<Self, BindError> {
+    /// Opens a socket at `listen` as it is; `shares_port` with others that do.
+    fn bind_one(listen: SocketAddr, shares_port: bool) -> Result<Self, BindError> {
         let io = |action| {
             move |source| BindError::Io {
                 action,
@@ -164,6 +167,9 @@ impl UdpSocket {
             socket.set_only_v6(false).map_err(io("open to IPv4"))?;
         }
         socket.set_nonblocking(true).map_err(io("configure"))?;
+        if shares_port {
+            socket.set_reuse_port(true).map_err(io("share"))?;
+        }
         set_probing(&socket, listen.is_ipv6()).map_err(io("set DF on"))?;
         grow_buffers(&socket);
         socket
@@ -564,15 +570,15 @@ mod tests {
     use crate::io::testing::{Namespace, in_namespace, ip, wait_for_carrier};
     use crate::io::waker;
 
-    fn at(address: &str) -> SocketAddr {
+    pub(super) fn at(address: &str) -> SocketAddr {
         address.parse().unwrap()
     }
 
-    fn bind(address: &str) -> UdpSocket {
+    pub(super) fn bind(address: &str) -> UdpSocket {
         UdpSocket::bind(at(address)).unwrap()
     }
 
-    fn port(socket: &UdpSocket) -> u16 {
+    pub(super) fn port(socket: &UdpSocket) -> u16 {
         socket.local_addr().unwrap().port()
     }
 
@@ -658,7 +664,7 @@ mod tests {
     }
 
     /// Two namespaces with a veth between them: 10.0.0.1 and 10.0.0.2, MTU 1500.
-    fn cable() -> (Namespace, Namespace) {
+    pub(super) fn cable() -> (Namespace, Namespace) {
         let (left, right) = (Namespace::new(), Namespace::new());
         left.run(|| {
             ip(&format!(

@@ -9,6 +9,7 @@ use std::io;
 /// A call that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::io) enum Call {
+    AttachFilter,
     Receive,
     SendEach,
     SendSegments,

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+pub(in crate::io) mod bpf;
 pub(in crate::io) mod faults;
 pub(in crate::io) mod mmsg;
 pub(in crate::io) mod readiness;

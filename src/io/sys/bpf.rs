@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Classic BPF: programs by which the kernel spreads datagrams over the sockets of one port.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::check;
+use super::faults::{self, Call};
+
+/// One instruction. The machine has one register and sees the UDP payload.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(in crate::io) struct Instruction(libc::sock_filter);
+
+impl Instruction {
+    const fn new(code: u32, k: u32) -> Self {
+        Self(libc::sock_filter {
+            code: code as u16,
+            jt: 0,
+            jf: 0,
+            k,
+        })
+    }
+}
+
+/// Loads the byte at `offset`. If there is none, the program ends and answers 0.
+pub(in crate::io) const fn load_byte(offset: u32) -> Instruction {
+    Instruction::new(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, offset)
+}
+
+/// Skips `then` instructions if the register is `value`, and `otherwise` if it is not.
+pub(in crate::io) const fn skip_if(value: u32, then: u8, otherwise: u8) -> Instruction {
+    let mut jump = Instruction::new(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value);
+    (jump.0.jt, jump.0.jf) = (then, otherwise);
+    jump
+}
+
+/// Subtracts `value` from the register.
+pub(in crate::io) const fn subtract(value: u32) -> Instruction {
+    Instruction::new(libc::BPF_ALU | libc::BPF_SUB | libc::BPF_K, value)
+}
+
+/// Divides the register by `value` and keeps the remainder.
+pub(in crate::io) const fn remainder(value: u32) -> Instruction {
+    Instruction::new(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, value)
+}
+
+/// Ends the program and answers with the register.
+pub(in crate::io) const fn answer() -> Instruction {
+    Instruction::new(libc::BPF_RET | libc::BPF_A, 0)
+}
+
+/// Ends the program and answers `value`.
+pub(in crate::io) const fn answer_with(value: u32) -> Instruction {
+    Instruction::new(libc::BPF_RET | libc::BPF_K, value)
+}
+
+/// Lets `program` choose the socket of each datagram, for all sockets that share the port of this
+/// one: 0 is the one that was bound first. Any other answer than that of a socket leaves the choice
+/// to the kernel.
+pub(in crate::io) fn attach_to_port(
+    socket: BorrowedFd<'_>,
+    program: &[Instruction],
+) -> io::Result<()> {
+    let len = faults::before(Call::AttachFilter, program.len())?;
+    let program = libc::sock_fprog {
+        len: u16::try_from(len).map_err(io::Error::other)?,
+        filter: program.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: pointer and length describe `program`, which in turn points to as many instructions as
+    // it says, each a transparent `sock_filter`. The kernel copies both before it returns, and writes
+    // to neither.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    };
+    check(result).map(drop)
+}

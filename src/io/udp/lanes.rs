@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One socket for each lane, all on one port: the kernel hands each datagram to the socket of its
+//! lane, so that lanes share neither a queue nor a lock.
+//!
+//! The sockets are a SO_REUSEPORT group with a program that reads the lane from the head of the
+//! datagram. Its answer is the place of a socket in the group, which is the order of binding for as
+//! long as all of them are open.
+//!
+//! A program of the same user that asks for SO_REUSEPORT can join the group later on, and nothing
+//! tells us. It gets no datagram, unless it also puts a program of its own in place of ours: whoever
+//! can run programs as our user could attach a debugger just as well.
+
+use std::io;
+use std::iter;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::{BindError, UdpSocket};
+use crate::io::sys::bpf::{self, Instruction};
+use crate::wire::{MessageType, VERSION};
+
+/// Where the lane is in a data datagram: the top byte of the counter.
+const LANE_OFFSET: u32 = 4;
+
+impl UdpSocket {
+    /// Opens a socket for each of `lanes` lanes at `listen`, all on the same port, also when `listen`
+    /// leaves its choice to the kernel. One lane is as [`bind`](Self::bind), and shares with nobody.
+    ///
+    /// Data of lane 1 arrives at the first socket, of lane 2 at the second and so on; a lane beyond
+    /// the last begins again at the first, which also gets everything that is not data. Two kinds of
+    /// datagrams come by another way, and a receiver must take them:
+    ///
+    /// - those that arrive before this returns;
+    /// - those that the network stack has merged behind one of another lane. It looks at addresses
+    ///   and sizes alone, so a train may change its lane in the middle.
+    ///
+    /// One socket comes back for all lanes if the kernel cannot do this.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind); the port is taken even if its owner would share it.
+    pub fn bind_lanes(listen: SocketAddr, lanes: usize) -> Result<Vec<Self>, BindError> {
+        // Alone at first: bound like this, the kernel lets nobody else have the port, whoever it is.
+        let first = Self::bind(listen)?;
+        // A lane's number is one byte.
+        let lanes = lanes.clamp(1, 255);
+        if lanes == 1 {
+            return Ok(vec![first]);
+        }
+        match first.share_port(lanes) {
+            Ok(others) => Ok(iter::once(first).chain(others).collect()),
+            Err(error) => {
+                warn!(%error, "one UDP socket for all lanes");
+                // Set a moment ago, so it can be set.
+                let _ = first.socket.set_reuse_port(false);
+                Ok(vec![first])
+            }
+        }
+    }
+
+    /// Opens the sockets of the other lanes.
+    fn share_port(&self, lanes: usize) -> io::Result<Vec<Self>> {
+        let at = self.local_addr()?;
+        self.socket.set_reuse_port(true)?;
+        let others = (1..lanes).map(|_| {
+            let other = Self::bind_one(at, true).map_err(io::Error::other)?;
+            Ok(Self {
+                pauses: Arc::clone(&self.pauses),
+                ..other
+            })
+        });
+        let others = others.collect::<io::Result<Vec<_>>>()?;
+        bpf::attach_to_port(self.socket.as_fd(), &program(lanes as u32))?;
+        Ok(others)
+    }
+}
+
+/// Chooses the socket of a datagram. A read beyond the end of it ends the program with 0.
+fn program(lanes: u32) -> [Instruction; 9] {
+    let first_byte = |message_type| u32::from(VERSION << 4 | message_type as u8);
+    [
+        bpf::load_byte(0),
+        bpf::skip_if(first_byte(MessageType::Frame), 1, 0),
+        bpf::skip_if(first_byte(MessageType::Chunks), 0, 5),
+        bpf::load_byte(LANE_OFFSET),
+        bpf::skip_if(0, 3, 0),
+        bpf::subtract(1),
+        bpf::remainder(lanes),
+        bpf::answer(),
+        bpf::answer_with(0),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::os::fd::BorrowedFd;
+    use std::time::Duration;
+
+    use nix::unistd::{Uid, setfsuid};
+    use socket2::{Domain, Socket, Type};
+    use zerocopy::IntoBytes;
+
+    use super::super::tests::{at, bind, cable, port};
+    use super::super::{RecvBatch, SendReport};
+    use super::*;
+    use crate::io::sys::faults::{Fault, finish, script};
+    use crate::io::testing::{Namespace, in_namespace, ip};
+    use crate::io::{sys, waker};
+    use crate::wire::{Counter, DataHeader, Lane, SessionIndex};
+
+    fn bind_lanes(listen: &str, lanes: usize) -> Vec<UdpSocket> {
+        let sockets = UdpSocket::bind_lanes(at(listen), lanes).unwrap();
+        assert_eq!(sockets.len(), lanes);
+        assert!(
+            sockets
+                .iter()
+                .all(|socket| port(socket) == port(&sockets[0]))
+        );
+        sockets
+    }
+
+    fn data(message_type: MessageType, lane: u8, sequence: u64) -> Vec<u8> {
+        let counter = Counter::new(Lane(lane), sequence);
+        let index = SessionIndex::from_low_bits(7);
+        DataHeader::new(message_type, index, counter)
+            .as_bytes()
+            .to_vec()
+    }
+
+    /// Datagrams of 1000 bytes back to back, numbered, each of its own lane.
+    fn train(lanes: &[u8]) -> Vec<u8> {
+        let mut train = Vec::new();
+        for (sequence, &lane) in (1..).zip(lanes) {
+            train.extend(data(MessageType::Chunks, lane, sequence));
+            train.resize(1000 * sequence as usize, lane);
+        }
+        train
+    }
+
+    /// What arrives at each socket, train by train, until `count` datagrams are there.
+    fn receive(sockets: &[UdpSocket], mut count: usize) -> Vec<Vec<Vec<u8>>> {
+        let mut batch = RecvBatch::new(8);
+        let mut trains = vec![Vec::new(); sockets.len()];
+        let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        while count > 0 {
+            let ready = waker::wait(&fds, Some(Duration::from_secs(1))).unwrap();
+            assert!(!ready.is_timeout(), "{count} are missing");
+            for (socket, trains) in sockets.iter().zip(&mut trains) {
+                socket.recv_batch(&mut batch).unwrap();
+                for mut received in batch.iter_mut() {
+                    count -= received.datagrams().count().max(1);
+                    trains.push(received.bytes().to_vec());
+                }
+            }
+        }
+        trains
+    }
+
+    /// A socket of another program.
+    fn stranger(listen: &str, shares_port: bool) -> io::Result<Socket> {
+        let listen = at(listen);
+        let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, None)?;
+        if listen.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_reuse_port(shares_port)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&listen.into())?;
+        Ok(socket)
+    }
+
+    /// Runs `work` with the files and sockets of another user.
+    fn as_another_user<T>(work: impl FnOnce() -> T) -> T {
+        let user = setfsuid(Uid::from_raw(65534));
+        let result = work();
+        setfsuid(user);
+        result
+    }
+
+    fn is_in_use<T>(result: io::Result<T>) -> bool {
+        result.is_err_and(|error| error.raw_os_error() == Some(sys::EADDRINUSE))
+    }
+
+    #[test]
+    fn every_lane_has_its_socket_and_the_rest_goes_to_the_first() {
+        let mut expected: Vec<(usize, Vec<u8>)> = vec![
+            (0, vec![]),
+            (0, vec![0x14]),
+            (0, vec![0x15, 0, 0, 0]),
+            (0, vec![0x11, 0, 0, 0, 3]),
+            (0, vec![0x12, 0, 0, 0, 3, 0]),
+            (0, vec![0x13, 0, 0, 0, 3, 0]),
+            (0, vec![0x16, 0, 0, 0, 3, 0]),
+            (0, vec![0x04, 0, 0, 0, 3, 0]),
+            (0, vec![0x24, 0, 0, 0, 3, 0]),
+            (2, vec![0x14, 0, 0, 0, 3]),
+        ];
+        for message_type in [MessageType::Frame, MessageType::Chunks] {
+            for lane in 0..=8 {
+                let place = usize::from(lane).saturating_sub(1);
+                expected.push((place, data(message_type, lane, 0)));
+            }
+            expected.push((254, data(message_type, 255, 0)));
+        }
+        in_namespace(|| {
+            ip("link set lo up");
+            for (listen, from) in [
+                ("127.0.0.1:0", "127.0.0.1:0"),
+                ("0.0.0.0:0", "127.0.0.1:0"),
+                ("[::1]:0", "[::1]:0"),
+                ("[::]:0", "127.0.0.1:0"),
+                ("[::]:0", "[::1]:0"),
+            ] {
+                let sender = bind(from);
+                for lanes in [1, 2, 3, 8] {
+                    let sockets = bind_lanes(listen, lanes);
+                    let to = SocketAddr::new(at(from).ip(), port(&sockets[0]));
+                    let mut per_socket = vec![Vec::new(); lanes];
+                    for (place, datagram) in &expected {
+                        per_socket[place % lanes].push(datagram.clone());
+                        sender
+                            .socket
+                            .send_to(datagram, &sender.kernel_address(to))
+                            .unwrap();
+                    }
+                    let received = receive(&sockets, expected.len());
+                    assert_eq!(
+                        received, per_socket,
+                        "{lanes} lanes at {listen} from {from}"
+                    );
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn trains_arrive_whole_at_the_socket_of_their_lane() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let sockets = bind_lanes("[::]:0", 3);
+            for to in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
+                let to = SocketAddr::new(to, port(&sockets[0]));
+                for lane in [2, 3, 1] {
+                    let train = train(&[lane; 40]);
+                    // From one of them: answers leave from the port that all of them have.
+                    sockets[0].send_train(to, &train, 1000).unwrap();
+                    let mut trains = receive(&sockets, 40);
+                    assert!(trains.swap_remove(usize::from(lane) - 1) == [train]);
+                    assert_eq!(trains, [[[0u8; 0]; 0]; 2]);
+                }
+            }
+        });
+    }
+
+    /// The cable of two namespaces as a real one: what is sent in one piece is cut, and what arrives
+    /// is merged by the receiver's network stack, which a veth does only without TSO at its peer.
+    fn merging_cable() -> (Namespace, Namespace) {
+        let (left, right) = cable();
+        left.run(|| ethtool("-K veth0 tx-udp-segmentation off tso off"));
+        right.run(|| ethtool("-K veth1 gro on"));
+        (left, right)
+    }
+
+    fn ethtool(arguments: &str) {
+        let mut command = std::process::Command::new("ethtool");
+        let output = command.args(arguments.split(' ')).output().unwrap();
+        assert!(output.status.success(), "ethtool {arguments}: {output:?}");
+    }
+
+    #[test]
+    fn merged_trains_arrive_at_the_socket_of_their_lane() {
+        let (left, right) = merging_cable();
+        let sender = left.run(|| bind("[::]:0"));
+        let sockets = right.run(|| bind_lanes("[::]:4789", 3));
+        for lane in [2, 3, 1] {
+            let train = train(&[lane; 40]);
+            let report = sender
+                .send_train(at("10.0.0.2:4789"), &train, 1000)
+                .unwrap();
+            assert_eq!(
+                report,
+                SendReport {
+                    sent: 40,
+                    dropped: 0
+                }
+            );
+            let mut trains = receive(&sockets, 40);
+            let mine = trains.swap_remove(usize::from(lane) - 1);
+            assert!(
+                mine.concat() == train && mine.len() < 40,
+                "{} trains",
+                mine.len()
+            );
+            assert_eq!(trains, [[[0u8; 0]; 0]; 2]);
+        }
+    }
+
+    #[test]
+    fn a_merged_train_may_change_its_lane_in_the_middle() {
+        let (left, right) = merging_cable();
+        let sender = left.run(|| bind("[::]:0"));
+        let sockets = right.run(|| bind_lanes("[::]:4789", 2));
+        let train = train(&[2, 1, 2]);
+        // Whether these are merged is the kernel's choice each time.
+        let is_whole = (0..20).any(|_| {
+            let report = sender.send_train(at("10.0.0.2:4789"), &train, 1000);
+            assert_eq!(report.unwrap().sent, 3);
+            receive(&sockets, 3) == [vec![], vec![train.clone()]]
+        });
+        assert!(is_whole);
+    }
+
+    #[test]
+    fn one_lane_shares_its_port_with_nobody() {
+        in_namespace(|| {
+            for listen in ["0.0.0.0:4789", "[::]:4789"] {
+                for lanes in [0, 1] {
+                    let sockets = UdpSocket::bind_lanes(at(listen), lanes).unwrap();
+                    assert_eq!(sockets.len(), 1);
+                    assert!(!sockets[0].socket.reuse_port().unwrap());
+                    assert!(is_in_use(stranger(listen, true)));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_port_of_others_is_in_use_even_if_they_would_share_it() {
+        in_namespace(|| {
+            ip("link set lo up");
+            for listen in ["127.0.0.1:4789", "0.0.0.0:4789", "[::]:4789"] {
+                let refusals = || {
+                    for lanes in [1, 4] {
+                        let error = UdpSocket::bind_lanes(at(listen), lanes).unwrap_err();
+                        assert!(matches!(error, BindError::InUse(_)), "{error:?}");
+                    }
+                };
+                for shares_port in [true, false] {
+                    let _same_user = stranger(listen, shares_port).unwrap();
+                    refusals();
+                }
+                let _other_user = as_another_user(|| stranger(listen, true)).unwrap();
+                refusals();
+            }
+            let _lanes = bind_lanes("[::]:4790", 4);
+            let error = UdpSocket::bind_lanes(at("[::]:4790"), 4).unwrap_err();
+            assert!(matches!(error, BindError::InUse(_)), "{error:?}");
+        });
+    }
+
+    #[test]
+    fn a_program_that_joins_later_gets_nothing() {
+        in_namespace(|| {
+            ip("link set lo up");
+            for (listen, to) in [
+                ("0.0.0.0:4789", "127.0.0.1:4789"),
+                ("[::]:4789", "[::1]:4789"),
+            ] {
+                let sockets = bind_lanes(listen, 3);
+                assert!(is_in_use(as_another_user(|| stranger(listen, true))));
+                assert!(is_in_use(stranger(listen, false)));
+                let stranger = stranger(listen, true).unwrap();
+                let sender = bind(to.replace("4789", "0").as_str());
+                for lane in 0..=8 {
+                    let datagram = data(MessageType::Frame, lane, 0);
+                    sender.send_train(at(to), &datagram, 100).unwrap();
+                }
+                let arrived: Vec<_> = receive(&sockets, 9).iter().map(Vec::len).collect();
+                assert_eq!(arrived, [4, 3, 2], "lanes 0, 1, 4, 7; 2, 5, 8; 3, 6");
+                let nothing = stranger.peek_from(&mut [std::mem::MaybeUninit::uninit()]);
+                assert_eq!(nothing.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            }
+        });
+    }
+
+    #[test]
+    fn a_kernel_without_programs_gives_one_socket_of_its_own() {
+        in_namespace(|| {
+            ip("link set lo up");
+            script(&[(sys::faults::Call::AttachFilter, Fault::Errno(sys::EPERM))]);
+            let sockets = UdpSocket::bind_lanes(at("[::]:4789"), 4).unwrap();
+            finish();
+            assert_eq!(sockets.len(), 1);
+            assert!(is_in_use(stranger("[::]:4789", true)));
+            for lane in 0..=8 {
+                let datagram = data(MessageType::Frame, lane, 0);
+                sockets[0]
+                    .send_train(at("[::1]:4789"), &datagram, 100)
+                    .unwrap();
+            }
+            assert_eq!(receive(&sockets, 9)[0].len(), 9);
+        });
+    }
+}
