@@ -313,16 +313,22 @@ mod tests {
         assert!(is_whole);
     }
 
+    // Each case has a port of its own: a socket that was closed may live on for a moment in a child
+    // that the thread of another test is about to start.
+
     #[test]
     fn one_lane_shares_its_port_with_nobody() {
         in_namespace(|| {
-            for listen in ["0.0.0.0:4789", "[::]:4789"] {
-                for lanes in [0, 1] {
-                    let sockets = UdpSocket::bind_lanes(at(listen), lanes).unwrap();
-                    assert_eq!(sockets.len(), 1);
-                    assert!(!sockets[0].socket.reuse_port().unwrap());
-                    assert!(is_in_use(stranger(listen, true)));
-                }
+            for (listen, lanes) in [
+                ("0.0.0.0:1", 0),
+                ("0.0.0.0:2", 1),
+                ("[::]:3", 0),
+                ("[::]:4", 1),
+            ] {
+                let sockets = UdpSocket::bind_lanes(at(listen), lanes).unwrap();
+                assert_eq!(sockets.len(), 1);
+                assert!(!sockets[0].socket.reuse_port().unwrap());
+                assert!(is_in_use(stranger(listen, true)));
             }
         });
     }
@@ -331,22 +337,23 @@ mod tests {
     fn a_port_of_others_is_in_use_even_if_they_would_share_it() {
         in_namespace(|| {
             ip("link set lo up");
-            for listen in ["127.0.0.1:4789", "0.0.0.0:4789", "[::]:4789"] {
-                let refusals = || {
+            let mut udp_port = 0;
+            for address in ["127.0.0.1", "0.0.0.0", "[::]"] {
+                let mut refuses_beside = |stranger: &dyn Fn(&str) -> io::Result<Socket>| {
+                    udp_port += 1;
+                    let listen = format!("{address}:{udp_port}");
+                    let _taken = stranger(&listen).unwrap();
                     for lanes in [1, 4] {
-                        let error = UdpSocket::bind_lanes(at(listen), lanes).unwrap_err();
+                        let error = UdpSocket::bind_lanes(at(&listen), lanes).unwrap_err();
                         assert!(matches!(error, BindError::InUse(_)), "{error:?}");
                     }
                 };
-                for shares_port in [true, false] {
-                    let _same_user = stranger(listen, shares_port).unwrap();
-                    refusals();
-                }
-                let _other_user = as_another_user(|| stranger(listen, true)).unwrap();
-                refusals();
+                refuses_beside(&|listen| stranger(listen, false));
+                refuses_beside(&|listen| stranger(listen, true));
+                refuses_beside(&|listen| as_another_user(|| stranger(listen, true)));
             }
-            let _lanes = bind_lanes("[::]:4790", 4);
-            let error = UdpSocket::bind_lanes(at("[::]:4790"), 4).unwrap_err();
+            let _lanes = bind_lanes("[::]:4789", 4);
+            let error = UdpSocket::bind_lanes(at("[::]:4789"), 4).unwrap_err();
             assert!(matches!(error, BindError::InUse(_)), "{error:?}");
         });
     }
@@ -355,15 +362,12 @@ mod tests {
     fn a_program_that_joins_later_gets_nothing() {
         in_namespace(|| {
             ip("link set lo up");
-            for (listen, to) in [
-                ("0.0.0.0:4789", "127.0.0.1:4789"),
-                ("[::]:4789", "[::1]:4789"),
-            ] {
+            for (listen, to) in [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:2", "[::1]:2")] {
                 let sockets = bind_lanes(listen, 3);
                 assert!(is_in_use(as_another_user(|| stranger(listen, true))));
                 assert!(is_in_use(stranger(listen, false)));
                 let stranger = stranger(listen, true).unwrap();
-                let sender = bind(to.replace("4789", "0").as_str());
+                let sender = bind("[::]:0");
                 for lane in 0..=8 {
                     let datagram = data(MessageType::Frame, lane, 0);
                     sender.send_train(at(to), &datagram, 100).unwrap();
