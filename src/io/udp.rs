@@ -12,16 +12,18 @@
 //! The pipeline's threads call this; a full socket holds them for 2 ms at most.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+pub use self::batch::{Received, RecvBatch};
 use self::pauses::{Pauses, Place};
 use super::sys::{self, SocketOption};
 
+mod batch;
 mod lanes;
 mod pauses;
 
@@ -296,14 +298,10 @@ impl UdpSocket {
     /// # Errors
     /// Only those that make the socket useless; errors about single datagrams are skipped.
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
-        batch.filled = 0;
         // Bounded, so that a flood of ICMP errors cannot hold the thread here.
         for _ in 0..16 {
-            match sys::mmsg::receive(self.socket.as_fd(), &mut batch.slots) {
-                Ok(filled) => {
-                    batch.filled = filled;
-                    return Ok(filled);
-                }
+            match batch.receive(self.socket.as_fd()) {
+                Ok(filled) => return Ok(filled),
                 Err(error) if has_code(&error, sys::EAGAIN) => return Ok(0),
                 Err(error) if has_code(&error, sys::EINTR) || is_passing(&error) => {}
                 Err(error) => return Err(error),
@@ -421,65 +419,6 @@ impl Sending<'_> {
     }
 }
 
-/// Buffers for [`UdpSocket::recv_batch`], allocated once; 64 KiB each, because one may be a train.
-pub struct RecvBatch {
-    slots: sys::mmsg::Slots,
-    filled: usize,
-}
-
-impl RecvBatch {
-    /// Free bytes before what was received, for a header in front of it.
-    pub const HEADROOM: usize = sys::mmsg::HEADROOM;
-
-    /// A batch of `buffers` buffers, from 1 to 64.
-    pub fn new(buffers: usize) -> Self {
-        Self {
-            slots: sys::mmsg::Slots::new(buffers),
-            filled: 0,
-        }
-    }
-
-    /// What the last [`UdpSocket::recv_batch`] brought, in the order of arrival.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = Received<'_>> {
-        self.slots.filled(self.filled).filter_map(|slot| {
-            let stride = slot.segment_size.max(1);
-            Some(Received {
-                from: canonical(slot.source?),
-                stride,
-                buffer: slot.bytes,
-            })
-        })
-    }
-}
-
-/// One received train: one or more datagrams of the same sender.
-#[derive(Debug)]
-pub struct Received<'a> {
-    /// The sender; IPv4 senders have an IPv4 address on every socket.
-    pub from: SocketAddr,
-    /// Datagrams are this far apart, the last may be shorter. At least 1, for `chunks_mut`.
-    pub stride: usize,
-    buffer: &'a mut [u8],
-}
-
-impl<'a> Received<'a> {
-    /// The datagrams, back to back. Empty for an empty datagram.
-    pub fn bytes(&mut self) -> &mut [u8] {
-        &mut self.buffer[RecvBatch::HEADROOM..]
-    }
-
-    /// [`RecvBatch::HEADROOM`] free bytes, then the datagrams.
-    pub fn with_headroom(self) -> &'a mut [u8] {
-        self.buffer
-    }
-
-    /// The datagrams one by one.
-    pub fn datagrams(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        let stride = self.stride;
-        self.bytes().chunks_mut(stride)
-    }
-}
-
 /// Read when a socket is opened, and while GSO fails somewhere.
 #[expect(
     clippy::disallowed_methods,
@@ -513,14 +452,6 @@ fn grow_buffers(socket: &Socket) {
     }
     if sys::set_option(fd, SocketOption::SendBufferForce, bytes).is_err() {
         let _ = socket.set_send_buffer_size(BUFFER_BYTES);
-    }
-}
-
-/// IPv4-mapped addresses as IPv4; scope and flow of real IPv6 addresses stay.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    match address.ip().to_canonical() {
-        IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
-        IpAddr::V6(_) => address,
     }
 }
 
