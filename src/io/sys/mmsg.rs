@@ -136,6 +136,14 @@ impl Slots {
         }
     }
 
+    /// What the first `count` buffers hold in all.
+    pub(in crate::io) fn filled_bytes(&self, count: usize) -> usize {
+        self.arrived[..count]
+            .iter()
+            .map(|arrived| arrived.len)
+            .sum()
+    }
+
     /// The first `count` buffers.
     pub(in crate::io) fn filled(&mut self, count: usize) -> impl Iterator<Item = Slot<'_>> {
         let slots = self
@@ -151,14 +159,20 @@ impl Slots {
     }
 }
 
-/// Receives what is there, without waiting. Returns how many buffers of `slots` are filled.
-pub(in crate::io) fn receive(socket: BorrowedFd<'_>, slots: &mut Slots) -> io::Result<usize> {
+/// Receives what is there into the first `offered` buffers, without waiting. Returns how many are
+/// filled.
+pub(in crate::io) fn receive(
+    socket: BorrowedFd<'_>,
+    slots: &mut Slots,
+    offered: usize,
+) -> io::Result<usize> {
     let mut parts = [iovec(&[]); MAX_BATCH];
     let mut headers = [MaybeUninit::<libc::mmsghdr>::uninit(); MAX_BATCH];
     let mut controls = [MaybeUninit::<Control>::uninit(); MAX_BATCH];
     let mut sources = [const { MaybeUninit::<SockAddrStorage>::uninit() }; MAX_BATCH];
     let mut count = 0;
-    for (slot, bytes) in slots.bytes.chunks_exact_mut(STRIDE).enumerate() {
+    let buffers = slots.bytes.chunks_exact_mut(STRIDE).take(offered);
+    for (slot, bytes) in buffers.enumerate() {
         let room = &mut bytes[HEADROOM..];
         parts[slot] = libc::iovec {
             iov_base: room.as_mut_ptr().cast(),

@@ -7,10 +7,20 @@ use std::os::fd::BorrowedFd;
 
 use crate::io::sys;
 
+/// What an adaptive batch begins with. So many whole trains stay in the cache until they have been
+/// opened and written out.
+const FEW: usize = 8;
+
+/// Bytes of a batch that the cache holds.
+const CACHED_BYTES: usize = FEW << 16;
+
 /// Buffers for [`recv_batch`](super::UdpSocket::recv_batch), allocated once; 64 KiB each, because
 /// one may be a train.
 pub struct RecvBatch {
     slots: sys::mmsg::Slots,
+    /// Buffers that the next call may fill.
+    offered: usize,
+    is_adaptive: bool,
     filled: usize,
 }
 
@@ -20,8 +30,22 @@ impl RecvBatch {
 
     /// A batch of `buffers` buffers, from 1 to 64.
     pub fn new(buffers: usize) -> Self {
+        let buffers = buffers.clamp(1, sys::mmsg::MAX_BATCH);
         Self {
             slots: sys::mmsg::Slots::new(buffers),
+            offered: buffers,
+            is_adaptive: false,
+            filled: 0,
+        }
+    }
+
+    /// A batch of 8 to 64 buffers, depending on what the last call found: few while trains come,
+    /// many while single datagrams come and wait in line.
+    pub fn adaptive() -> Self {
+        Self {
+            slots: sys::mmsg::Slots::new(sys::mmsg::MAX_BATCH),
+            offered: FEW,
+            is_adaptive: true,
             filled: 0,
         }
     }
@@ -29,7 +53,11 @@ impl RecvBatch {
     /// Fills buffers with what has arrived, without waiting. Returns how many; none on an error.
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.filled = 0;
-        self.filled = sys::mmsg::receive(socket, &mut self.slots)?;
+        self.filled = sys::mmsg::receive(socket, &mut self.slots, self.offered)?;
+        if self.is_adaptive {
+            let bytes = self.slots.filled_bytes(self.filled);
+            self.offered = next_offer(self.offered, self.filled, bytes);
+        }
         Ok(self.filled)
     }
 
@@ -44,6 +72,19 @@ impl RecvBatch {
             })
         })
     }
+}
+
+/// How many buffers to offer after a call that filled `filled` of `offered` with `bytes`.
+fn next_offer(offered: usize, filled: usize, bytes: usize) -> usize {
+    let wanted = if filled == offered {
+        offered * 2
+    } else if filled < offered / 2 {
+        offered / 2
+    } else {
+        offered
+    };
+    let cached = CACHED_BYTES * filled / bytes.max(1);
+    wanted.min(cached).clamp(FEW, sys::mmsg::MAX_BATCH)
 }
 
 /// One received train: one or more datagrams of the same sender.
@@ -79,5 +120,67 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
         IpAddr::V6(_) => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::bind;
+    use super::*;
+    use crate::io::testing::{in_namespace, ip};
+
+    #[test]
+    fn a_batch_grows_with_single_datagrams_and_shrinks_with_trains() {
+        const TRAIN: usize = 44 * 1472;
+        for (offered, filled, size, next) in [
+            (8, 8, 1472, 16),
+            (32, 32, 1472, 64),
+            (64, 64, 1472, 64),
+            (64, 64, 0, 64),
+            (64, 64, 8972, 58),
+            (8, 8, TRAIN, 8),
+            (64, 64, TRAIN, 8),
+            (64, 1, TRAIN, 8),
+            (16, 16, 20_000, 26),
+            // What comes and goes does not change it, quieter times do.
+            (32, 20, 1472, 32),
+            (32, 16, 1472, 32),
+            (32, 15, 1472, 16),
+            (16, 1, 1472, 8),
+            (8, 1, 1472, 8),
+            (64, 0, 0, 8),
+        ] {
+            let found = next_offer(offered, filled, filled * size);
+            assert_eq!(found, next, "{filled} of {offered} with {size} bytes each");
+        }
+    }
+
+    #[test]
+    fn a_batch_takes_what_was_offered_and_loses_nothing() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (sender, receiver) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+            let to = receiver.local_addr().unwrap();
+            for number in 0..200u8 {
+                sender.send_train(to, &[number; 100], 100).unwrap();
+            }
+            for _ in 0..12 {
+                sender.send_train(to, &[200; 64_000], 1000).unwrap();
+            }
+            let mut expected = 0..200u8;
+            for (mut batch, counts) in [
+                (RecvBatch::adaptive(), &[8, 16, 32, 64, 64, 28, 0][..]),
+                (RecvBatch::new(3), &[0]),
+            ] {
+                for &count in counts {
+                    assert_eq!(receiver.recv_batch(&mut batch).unwrap(), count);
+                    for mut received in batch.iter_mut() {
+                        let number = expected.next().unwrap_or(200);
+                        assert!(received.datagrams().all(|datagram| datagram[0] == number));
+                    }
+                }
+            }
+            assert!(expected.next().is_none());
+        });
     }
 }
