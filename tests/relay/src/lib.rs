@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A cable that loses, delays, repeats and reorders the Ethernet frames that pass it.
+//!
+//! ```text
+//!  site A ── veth ── port a ═══ relay ═══ port b ── veth ── site B
+//! ```
+//!
+//! For tests and measurements of tunnels on machines without a network emulator in the kernel. It
+//! carries frames of any kind, so that one path can be tried with a tunnel and without. One thread for
+//! each direction copies frames from one raw socket to another ([`Relay`]) and asks [`harm`] what
+//! becomes of each. ARP and neighbour discovery are never harmed.
+//!
+//! The relay takes frames as they are: segmentation and checksum offloads must be off at both sites
+//! (`ethtool -K wan tx off tso off gso off gro off tx-udp-segmentation off`), or it meets frames that
+//! no wire carries. It counts them.
+#![deny(unsafe_code)]
+
+mod frame;
+pub mod harm;
+mod packet;
+mod relay;
+
+pub use harm::Harm;
+pub use relay::{Counters, Relay, Report};
