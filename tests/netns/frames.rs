@@ -33,7 +33,7 @@ pub(crate) fn frame(
 }
 
 /// Appends bytes until `len`: the same for the same seed, and never compressible or repeated.
-fn fill(bytes: &mut Vec<u8>, len: usize, seed: u64) {
+pub(crate) fn fill(bytes: &mut Vec<u8>, len: usize, seed: u64) {
     let mut state = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     while bytes.len() < len {
         state ^= state << 13;

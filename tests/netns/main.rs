@@ -12,7 +12,8 @@
 //!
 //! Every box is a network namespace that lives as long as its value ([`namespace`]). A `cable` is the
 //! bare end of an Ethernet cable: the test itself reads and writes its frames ([`cable`]). The router
-//! stands for the Internet; tests make its links narrow, its firewall rude, or put a NAT before it.
+//! stands for the Internet; tests make its links narrow, its firewall rude, or put a NAT before it, and
+//! splice a relay that loses frames into its cables ([`splice`]).
 //!
 //! Nothing here sleeps to synchronise: tests poll for what they wait for, with a deadline. Run
 //! `PATCHCORD=/usr/bin/patchcord cargo test --test netns` to try an installed program.
@@ -28,6 +29,7 @@ mod cable;
 mod frames;
 mod namespace;
 mod process;
+mod splice;
 mod topology;
 mod wiretap;
 
@@ -36,6 +38,7 @@ mod hostile;
 mod keys;
 mod lan;
 mod lifecycle;
+mod loss;
 mod mtu;
 mod soak;
 mod transparency;

@@ -134,6 +134,14 @@ impl Namespace {
         self.feed(&["nft", "-f", "-"], script);
     }
 
+    /// Frames leave `interface` as they would be on a wire: no trains, checksums filled in.
+    pub(crate) fn turn_offloads_off(&self, interface: &str) {
+        let off = ["tx-udp-segmentation", "tso", "gso", "gro", "tx", "rx"]
+            .map(|feature| [feature, "off"])
+            .concat();
+        self.run(&[&["ethtool", "-K", interface], &off[..]].concat());
+    }
+
     /// Starts a process that writes its log to `log` and dies with the calling thread.
     pub(crate) fn spawn(&self, log: &Path, argv: &[&str]) -> Process {
         let guarded = [&["setpriv", "--pdeathsig", "KILL", "--"], argv].concat();

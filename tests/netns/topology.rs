@@ -56,7 +56,7 @@ impl Sandbox {
         self.dir.path()
     }
 
-    fn namespace(&self, role: &str) -> Arc<Namespace> {
+    pub(crate) fn namespace(&self, role: &str) -> Arc<Namespace> {
         Arc::new(Namespace::new(&format!("{role}-{}", self.id)))
     }
 
@@ -148,28 +148,28 @@ impl Router {
             router_mac: [0x02, 0, self.v4[1], n, 0, 1],
             n,
         };
-        let (inner, outer, port) = (
-            mac(uplink.mac),
-            mac(uplink.router_mac),
-            uplink.router_port(),
-        );
-        let (gateway_v4, gateway_v6) = (
-            uplink.other_v4(1),
-            Ipv6Addr::new(self.v6, n.into(), 0, 0, 0, 0, 0, 1),
-        );
-        let create = format!(
-            "link add {port} address {outer} mtu {mtu} type veth peer name wan netns {} address {inner} mtu {mtu}",
-            ns.pid()
-        );
-        self.ns.ip(&format!(
-            "{create}\nlink set {port} up\naddr add {gateway_v4}/24 dev {port}\naddr add {gateway_v6}/64 dev {port} nodad"
-        ));
-        let (v4, v6) = (uplink.v4, uplink.v6);
+        self.plug(&uplink, ns, "wan", mtu);
+        let (v4, v6, address) = (uplink.v4, uplink.v6, mac(uplink.mac));
+        let (gateway_v4, gateway_v6) = (uplink.other_v4(1), self.gateway_v6(&uplink));
         ns.ip(&format!(
-            "link set wan up\naddr add {v4}/24 dev wan\naddr add {v6}/64 dev wan nodad\n\
+            "link set wan address {address} up\naddr add {v4}/24 dev wan\naddr add {v6}/64 dev wan nodad\n\
              route add default via {gateway_v4}\nroute add default via {gateway_v6}"
         ));
         uplink
+    }
+
+    /// A cable from the router, whose end has the router's addresses, to a bare `end` in `ns`.
+    pub(crate) fn plug(&self, uplink: &Uplink, ns: &Namespace, end: &str, mtu: u32) {
+        let (port, address, pid) = (uplink.router_port(), mac(uplink.router_mac), ns.pid());
+        let (v4, v6) = (uplink.other_v4(1), self.gateway_v6(uplink));
+        self.ns.ip(&format!(
+            "link add {port} address {address} mtu {mtu} type veth peer name {end} netns {pid} mtu {mtu}\n\
+             link set {port} up\naddr add {v4}/24 dev {port}\naddr add {v6}/64 dev {port} nodad"
+        ));
+    }
+
+    fn gateway_v6(&self, uplink: &Uplink) -> Ipv6Addr {
+        Ipv6Addr::new(self.v6, uplink.n.into(), 0, 0, 0, 0, 0, 1)
     }
 }
 

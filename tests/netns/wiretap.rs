@@ -37,13 +37,8 @@ impl Wiretap {
     /// Listens where `router` meets `site`: everything from and to the site passes once.
     pub(crate) fn before(router: &Router, site: &Site) -> Self {
         let port = site.uplink.router_port();
-        // Datagrams as they would be on a wire: no trains, checksums filled in.
-        let off = ["tx-udp-segmentation", "tso", "gso", "gro", "tx", "rx"]
-            .map(|feature| [feature, "off"])
-            .concat();
-        for (ns, interface) in [(&router.ns, port.as_str()), (&site.ns, "wan")] {
-            ns.run(&[&["ethtool", "-K", interface], &off[..]].concat());
-        }
+        router.ns.turn_offloads_off(&port);
+        site.ns.turn_offloads_off("wan");
         let (sender, receiver) = open(&router.ns, &port);
         let (seen, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let reader = thread::spawn({

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A path that loses, reorders, repeats and delays: what arrives is right, and arrives once.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use patchcord_relay::{Harm, Report};
+
+use crate::cable::Cable;
+use crate::frames::{Flow, Tally, fill};
+use crate::namespace::Namespace;
+use crate::process::{eventually, millis, secs};
+use crate::splice::Splice;
+use crate::topology::{Host, Pair, Plan, connect};
+
+/// Two sites on a bad path.
+struct Bad {
+    splice: Splice,
+    pair: Pair,
+}
+
+impl Bad {
+    fn start(harm: &Harm) -> Self {
+        let mut pair = Pair::prepare(Plan::default());
+        let splice = Splice::into(&pair.sandbox, &pair.internet, &pair.a, harm);
+        pair.up();
+        pair.connect(secs(20));
+        Self { splice, pair }
+    }
+
+    /// Frames of all sizes both ways for a while. Panics if one of them is changed on its way.
+    fn exchange(&self) -> [Tally; 2] {
+        let pair = &self.pair;
+        let ways = [
+            (pair.there(), &pair.at_a, &pair.at_b),
+            (pair.back(), &pair.at_b, &pair.at_a),
+        ];
+        let begun = Instant::now();
+        let streams = ways.map(|(flow, from, _)| {
+            from.stream(flow, Duration::from_micros(500), |number| {
+                60 + usize::try_from(number * 769 % 1455).expect("a frame size")
+            })
+        });
+        eventually(secs(20), "enough was sent", || {
+            (begun.elapsed() > secs(4)).then_some(())
+        });
+        let sent = streams.map(|stream| stream.stop());
+        [0, 1].map(|way| {
+            let ((flow, from, to), sent) = (ways[way], sent[way]);
+            assert!(sent > 2000, "only {sent} frames were sent");
+            settle(flow, from, to, sent);
+            flow.tally(to, sent)
+        })
+    }
+}
+
+/// Waits until all has come out that will.
+fn settle(flow: Flow, from: &Cable, to: &Cable, sent: u64) {
+    connect(from, to, secs(5));
+    let deadline = Instant::now() + secs(1);
+    eventually(secs(5), "frames settle", || {
+        (flow.count(to) >= sent || Instant::now() > deadline).then_some(())
+    });
+}
+
+/// At least one frame was lost, at most `most_percent` of them, and nothing else happened to any.
+fn assert_only_lost(tally: Tally, most_percent: u64) {
+    assert!(tally.lost > 0, "{tally:?}");
+    assert!(tally.lost * 100 < tally.sent * most_percent, "{tally:?}");
+    assert_eq!((tally.duplicates, tally.reordered), (0, 0), "{tally:?}");
+}
+
+fn sum(report: &Report, count: impl Fn(&patchcord_relay::Counters) -> u64) -> u64 {
+    count(&report.a_to_b) + count(&report.b_to_a)
+}
+
+#[test]
+fn lost_datagrams_cost_their_own_frames_and_change_no_order() {
+    let bad = Bad::start(&Harm {
+        loss_percent: 1.0,
+        ..Harm::default()
+    });
+    // A frame in two pieces meets the loss twice.
+    for tally in bad.exchange() {
+        assert_only_lost(tally, 4);
+    }
+    assert!(sum(&bad.splice.cut(), |counters| counters.fates.lost) > 20);
+}
+
+#[test]
+fn bursts_of_lost_datagrams_cost_their_own_frames_and_change_no_order() {
+    let bad = Bad::start(&Harm {
+        loss_percent: 5.0,
+        loss_burst: Some(5.0),
+        ..Harm::default()
+    });
+    for tally in bad.exchange() {
+        assert_only_lost(tally, 12);
+    }
+    assert!(sum(&bad.splice.cut(), |counters| counters.fates.lost) > 100);
+}
+
+#[test]
+fn reordered_datagrams_lose_and_repeat_nothing() {
+    let bad = Bad::start(&Harm {
+        reorder_percent: 2.0,
+        reorder_by: 3,
+        ..Harm::default()
+    });
+    for tally in bad.exchange() {
+        assert_eq!((tally.lost, tally.duplicates), (0, 0), "{tally:?}");
+        assert!(tally.reordered > 0, "the path reorders: {tally:?}");
+    }
+    bad.splice.cut();
+}
+
+#[test]
+fn repeated_datagrams_do_not_surface() {
+    let bad = Bad::start(&Harm {
+        duplicate_percent: 1.0,
+        ..Harm::default()
+    });
+    for tally in bad.exchange() {
+        assert_eq!(tally, Tally::perfect(tally.sent));
+    }
+    let repeated = sum(&bad.splice.cut(), |counters| counters.fates.duplicated);
+    let refused = bad.pair.a.drops("replayed") + bad.pair.b.drops("replayed");
+    assert!(repeated > 20, "the path repeats: {repeated}");
+    // Some that are repeated are handshake messages, which have a counter of their own.
+    assert!(
+        refused <= repeated && refused + 5 >= repeated,
+        "{refused} of {repeated}"
+    );
+}
+
+#[test]
+fn a_long_path_delays_and_loses_nothing() {
+    let bad = Bad::start(&Harm {
+        delay_ms: 20.0,
+        ..Harm::default()
+    });
+    for tally in bad.exchange() {
+        assert_eq!(tally, Tally::perfect(tally.sent));
+    }
+    let rtt_us = bad.pair.a.peer().rtt_us.expect("there was an echo");
+    assert!(rtt_us >= 40_000, "the path is long: {rtt_us} µs");
+    bad.splice.cut();
+}
+
+/// All at once.
+fn everything(delay_ms: f64) -> Harm {
+    Harm {
+        loss_percent: 1.0,
+        loss_burst: Some(3.0),
+        reorder_percent: 2.0,
+        reorder_by: 3,
+        duplicate_percent: 1.0,
+        delay_ms,
+        jitter_ms: delay_ms / 10.0,
+        ..Harm::default()
+    }
+}
+
+#[test]
+fn everything_at_once_changes_and_repeats_nothing() {
+    let bad = Bad::start(&everything(20.0));
+    for tally in bad.exchange() {
+        assert!(
+            tally.lost > 0 && tally.lost * 100 < tally.sent * 5,
+            "{tally:?}"
+        );
+        assert_eq!(tally.duplicates, 0, "{tally:?}");
+    }
+    bad.splice.cut();
+}
+
+const BLOCK: usize = 1 << 16;
+
+fn block(number: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(BLOCK);
+    fill(&mut bytes, BLOCK, number);
+    bytes
+}
+
+/// Sends blocks over one connection and compares each with what was sent.
+fn transfer(from: &Host, to: &Host, blocks: u64) {
+    let listener = to.ns.enter(|| TcpListener::bind((to.v4, 7200)).unwrap());
+    let mut sender = from
+        .ns
+        .enter(|| TcpStream::connect((to.v4, 7200)))
+        .expect("TCP connects");
+    let (mut receiver, _) = listener.accept().unwrap();
+    for stream in [&sender, &receiver] {
+        stream.set_read_timeout(Some(secs(20))).unwrap();
+        stream.set_write_timeout(Some(secs(20))).unwrap();
+    }
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for number in 0..blocks {
+                sender.write_all(&block(number)).expect("TCP goes on");
+            }
+        });
+        let mut bytes = vec![0; BLOCK];
+        for number in 0..blocks {
+            receiver.read_exact(&mut bytes).expect("TCP goes on");
+            assert!(bytes == block(number), "block {number} was changed");
+        }
+        assert_eq!(receiver.read(&mut bytes).expect("TCP ends"), 0);
+    });
+}
+
+/// Counters of the kernel by name, since the namespace began.
+fn nstat(ns: &Namespace, names: &[&str]) -> BTreeMap<String, u64> {
+    let shown = ns.run(&[&["nstat", "-asz"], names].concat());
+    let fields = shown.lines().filter(|line| !line.starts_with('#'));
+    let counters: BTreeMap<_, _> = fields
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+        })
+        .collect();
+    assert_eq!(counters.len(), names.len(), "{shown}");
+    counters
+}
+
+/// No kernel saw a wrong checksum, neither inside nor outside of the tunnel.
+fn assert_checksums(pair: &Pair, hosts: [&Host; 2]) {
+    let names = ["TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors"];
+    for ns in [&pair.a.ns, &pair.b.ns, &hosts[0].ns, &hosts[1].ns] {
+        let errors = nstat(ns, &names);
+        assert!(
+            errors.values().all(|&count| count == 0),
+            "{}: {errors:?}",
+            ns.name
+        );
+    }
+}
+
+#[test]
+fn tcp_retransmits_about_as_much_as_is_lost() {
+    let bad = Bad::start(&Harm {
+        loss_percent: 1.0,
+        ..Harm::default()
+    });
+    let (a, b) = (bad.pair.a.host(1), bad.pair.b.host(1));
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        transfer(from, to, 256);
+        let names = ["TcpOutSegs", "TcpRetransSegs"];
+        let segments = nstat(&from.ns, &names);
+        let (out, again) = (segments["TcpOutSegs"], segments["TcpRetransSegs"]);
+        // A super-frame of which one datagram is lost must not be lost as a whole.
+        println!("{again} of {out} segments were sent again");
+        assert!(again > 0 && again * 100 < out * 8, "{again} of {out}");
+    }
+    assert_checksums(&bad.pair, [&a, &b]);
+    assert!(sum(&bad.splice.cut(), |counters| counters.fates.lost) > 20);
+}
+
+#[test]
+fn tcp_crosses_a_path_that_does_everything() {
+    for (delay_ms, blocks) in [(0.0, 128), (20.0, 16)] {
+        let bad = Bad::start(&everything(delay_ms));
+        let (a, b) = (bad.pair.a.host(1), bad.pair.b.host(1));
+        transfer(&a, &b, blocks);
+        transfer(&b, &a, blocks);
+        assert_checksums(&bad.pair, [&a, &b]);
+        bad.splice.cut();
+    }
+}
+
+/// Datagrams that the kernel hands over as super-frames if the device takes such.
+const DATAGRAM: usize = 1200;
+const DATAGRAMS_AT_ONCE: u64 = 40;
+
+fn datagram(number: u64) -> Vec<u8> {
+    let mut bytes = number.to_be_bytes().to_vec();
+    fill(&mut bytes, DATAGRAM, number);
+    bytes
+}
+
+/// Sends numbered UDP datagrams and returns the numbers of those that came, in their order.
+fn shower(from: &Host, to: &Host, times: u64) -> Vec<u64> {
+    let receiver = to.ns.enter(|| UdpSocket::bind((to.v4, 7300)).unwrap());
+    setsockopt(&receiver, sockopt::RcvBufForce, &(16 << 20)).unwrap();
+    receiver.set_read_timeout(Some(millis(500))).unwrap();
+    let sender = from.ns.enter(|| UdpSocket::bind((from.v4, 0)).unwrap());
+    setsockopt(&sender, sockopt::UdpGsoSegment, &(DATAGRAM as i32)).unwrap();
+    sender.connect((to.v4, 7300)).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for first in (0..times).map(|time| time * DATAGRAMS_AT_ONCE) {
+                let numbers = first..first + DATAGRAMS_AT_ONCE;
+                sender
+                    .send(&numbers.map(datagram).collect::<Vec<_>>().concat())
+                    .unwrap();
+                thread::sleep(millis(10));
+            }
+        });
+        let mut buffer = [0; 2048];
+        let received = std::iter::from_fn(|| {
+            receiver.recv(&mut buffer).ok().map(|len| {
+                let number = u64::from_be_bytes(*buffer.first_chunk().unwrap());
+                assert!(
+                    buffer[..len] == datagram(number),
+                    "datagram {number} was changed"
+                );
+                number
+            })
+        });
+        received.collect()
+    })
+}
+
+#[test]
+fn udp_loses_what_the_path_loses_and_nothing_else() {
+    let bad = Bad::start(&Harm {
+        loss_percent: 1.0,
+        ..Harm::default()
+    });
+    let (a, b) = (bad.pair.a.host(1), bad.pair.b.host(1));
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let numbers = shower(from, to, 100);
+        let lost = 100 * DATAGRAMS_AT_ONCE - numbers.len() as u64;
+        assert!(lost > 0 && lost < 4 * DATAGRAMS_AT_ONCE, "{lost} were lost");
+        assert!(
+            numbers.windows(2).all(|pair| pair[0] < pair[1]),
+            "in order, each once"
+        );
+    }
+    assert_checksums(&bad.pair, [&a, &b]);
+    bad.splice.cut();
+}
+
+#[test]
+fn udp_datagrams_come_once_on_a_path_that_does_everything() {
+    let bad = Bad::start(&everything(20.0));
+    let (a, b) = (bad.pair.a.host(1), bad.pair.b.host(1));
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let mut numbers = shower(from, to, 100);
+        let came = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), came, "each once");
+        assert!(came as u64 > 95 * DATAGRAMS_AT_ONCE, "only {came} came");
+    }
+    assert_checksums(&bad.pair, [&a, &b]);
+    bad.splice.cut();
+}
