@@ -25,6 +25,7 @@ import time
 
 WORK = "/run/patchcord-lab"
 PREFIX = "pc-lab-"
+TUNNEL = "lab-"
 SITES = {"a": "192.0.2.1", "b": "192.0.2.2"}
 HOSTS = ["a1", "a2", "b1", "b2"]
 MARKER = b"patchcord-lab-plain-text-marker"
@@ -109,8 +110,7 @@ class Lab:
             self.inside(name, "sh", "-c", "for f in all default; do echo 0 > /proc/sys/net/ipv6/conf/$f/accept_dad; done; "
                         "for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 > $f; done")
             self.ip(name, "link set lo up")
-        run("ip", "link", "add", "wan", "netns", ns("site-a"), "mtu", 1500, "type", "veth",
-            "peer", "name", "wan", "netns", ns("site-b"), "mtu", 1500)
+        self.underlay()
         for site, address in SITES.items():
             self.ip("site-" + site, "addr add %s/24 dev wan" % address, "link set wan up",
                     "link add br-lan type bridge", "link set br-lan up")
@@ -122,24 +122,31 @@ class Lab:
             self.ip(host, "link set eth0 up", "addr add %s/24 brd + dev eth0" % v4(host), "addr add %s/64 dev eth0" % v6(host),
                     "route add default dev eth0")
 
+    def underlay(self):
+        self.cable("site-a", "wan", "site-b", "wan")
+
+    def cable(self, one, port, other, other_port):
+        run("ip", "link", "add", port, "netns", ns(one), "mtu", 1500, "type", "veth",
+            "peer", "name", other_port, "netns", ns(other), "mtu", 1500)
+
     def start_cords(self):
         """Keys and configurations as a user would make them, then `patchcord up` at both sites."""
         public = {}
         for site in SITES:
             key = run(self.binary, "genkey").stdout
             public[site] = run(self.binary, "pubkey", input=key).stdout.strip()
-            path = os.path.join(WORK, "lab-%s.key" % site)
+            path = os.path.join(WORK, TUNNEL + site + ".key")
             with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
                 f.write(key)
         for site, other in (("a", "b"), ("b", "a")):
-            with open(os.path.join(WORK, "lab-%s.toml" % site), "w") as f:
-                f.write('[tunnel]\nprivate-key-file = "lab-%s.key"\nlisten = "0.0.0.0:51830"\n\n'
+            with open(os.path.join(WORK, TUNNEL + site + ".toml"), "w") as f:
+                f.write('[tunnel]\nprivate-key-file = "%s.key"\nlisten = "0.0.0.0:51830"\n\n'
                         '[device]\nname = "pc0"\nbridge = "br-lan"\n\n'
                         '[[peer]]\nname = "site-%s"\npublic-key = "%s"\nendpoint = "%s:51830"\n'
-                        % (site, other, public[other], SITES[other]))
+                        % (TUNNEL + site, other, public[other], SITES[other]))
         begun = time.monotonic()
         for site in SITES:
-            self.tunnels[site] = self.spawn("site-" + site, self.binary, "up", os.path.join(WORK, "lab-%s.toml" % site),
+            self.tunnels[site] = self.spawn("site-" + site, self.binary, "up", os.path.join(WORK, TUNNEL + site + ".toml"),
                                             log="patchcord-%s.log" % site)
         for site, child in self.tunnels.items():
             def ready():
@@ -157,7 +164,7 @@ class Lab:
             return ""
 
     def status(self, site):
-        return json.loads(self.inside("site-" + site, self.binary, "show", "lab-" + site, "--json").stdout)
+        return json.loads(self.inside("site-" + site, self.binary, "show", TUNNEL + site, "--json").stdout)
 
     def agent(self, host, *argv):
         """This program again, inside a host; `ready` on its output means that it listens."""
