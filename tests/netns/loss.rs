@@ -15,7 +15,7 @@ use crate::frames::{Flow, Tally, fill};
 use crate::namespace::Namespace;
 use crate::process::{eventually, millis, secs};
 use crate::splice::Splice;
-use crate::topology::{Host, Pair, Plan, connect};
+use crate::topology::{Host, Pair, Plan, Settings, connect};
 
 /// Two sites on a bad path.
 struct Bad {
@@ -25,7 +25,14 @@ struct Bad {
 
 impl Bad {
     fn start(harm: &Harm) -> Self {
-        let mut pair = Pair::prepare(Plan::default());
+        Self::with(Settings::default(), harm)
+    }
+
+    fn with(settings: Settings, harm: &Harm) -> Self {
+        let mut pair = Pair::prepare(Plan {
+            settings,
+            ..Plan::default()
+        });
         let splice = Splice::into(&pair.sandbox, &pair.internet, &pair.a, harm);
         pair.up();
         pair.connect(secs(20));
@@ -41,8 +48,9 @@ impl Bad {
         ];
         let begun = Instant::now();
         let streams = ways.map(|(flow, from, _)| {
-            from.stream(flow, Duration::from_micros(500), |number| {
-                60 + usize::try_from(number * 769 % 1455).expect("a frame size")
+            let sizes = u64::from(pair.settings.overlay_mtu) + 14 - 59;
+            from.stream(flow, Duration::from_micros(500), move |number| {
+                60 + usize::try_from(number * 769 % sizes).expect("a frame size")
             })
         });
         eventually(secs(20), "enough was sent", || {
@@ -102,6 +110,38 @@ fn bursts_of_lost_datagrams_cost_their_own_frames_and_change_no_order() {
         assert_only_lost(tally, 12);
     }
     assert!(sum(&bad.splice.cut(), |counters| counters.fates.lost) > 100);
+}
+
+#[test]
+fn jumbo_frames_in_many_pieces_come_whole_or_not_at_all() {
+    let settings = Settings {
+        overlay_mtu: 9000,
+        ..Settings::default()
+    };
+    let harm = Harm {
+        loss_percent: 1.0,
+        ..Harm::default()
+    };
+    // Up to seven pieces, each of which may be lost.
+    for tally in Bad::with(settings, &harm).exchange() {
+        assert_only_lost(tally, 9);
+    }
+}
+
+#[test]
+fn the_staged_plan_keeps_the_order_of_what_is_not_lost() {
+    let settings = Settings {
+        tunnel: "[pipeline]\nplan = \"staged\"\nworkers = 3",
+        ..Settings::default()
+    };
+    let harm = Harm {
+        loss_percent: 5.0,
+        loss_burst: Some(5.0),
+        ..Harm::default()
+    };
+    for tally in Bad::with(settings, &harm).exchange() {
+        assert_only_lost(tally, 12);
+    }
 }
 
 #[test]
