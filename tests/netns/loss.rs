@@ -8,14 +8,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use patchcord_relay::{Harm, Report};
+use patchcord_relay::{Harm, Relay, Report};
 
 use crate::cable::Cable;
-use crate::frames::{Flow, Tally, fill};
+use crate::frames::{BROADCAST, EXPERIMENTAL, Flow, Tally, fill, frame};
 use crate::namespace::Namespace;
 use crate::process::{eventually, millis, secs};
 use crate::splice::Splice;
-use crate::topology::{Host, Pair, Plan, Settings, connect};
+use crate::topology::{Host, Pair, Plan, Sandbox, Settings, connect};
 
 /// Two sites on a bad path.
 struct Bad {
@@ -84,6 +84,45 @@ fn assert_only_lost(tally: Tally, most_percent: u64) {
 
 fn sum(report: &Report, count: impl Fn(&patchcord_relay::Counters) -> u64) -> u64 {
     count(&report.a_to_b) + count(&report.b_to_a)
+}
+
+/// The instrument itself: tags come out where they were, and only IP is harmed.
+#[test]
+fn a_relay_carries_frames_of_any_kind_and_loses_ip_only() {
+    let sandbox = Sandbox::new();
+    let ns = sandbox.namespace("relay");
+    let [near, far] = ["near", "far"].map(|name| {
+        let bridge = format!("br-{name}");
+        ns.ip(&format!(
+            "link add {bridge} type bridge mcast_snooping 0\nlink set {bridge} addrgenmode none\nlink set {bridge} up"
+        ));
+        Cable::plug(&ns, &bridge, name, [0x02, 0xca, 0, 0, 0, 1], 1500)
+    });
+    let harm = Harm {
+        loss_percent: 50.0,
+        ..Harm::default()
+    };
+    let relay = ns.enter(|| Relay::start("near", "far", &harm)).unwrap();
+    let tags: [&[(u16, u16)]; 4] = [
+        &[],
+        &[(0x8100, 0x602a)],
+        &[(0x88a8, 7), (0x8100, 42)],
+        &[(0x8100, 1), (0x8100, 2)],
+    ];
+    for (from, to) in [(&near, &far), (&far, &near)] {
+        for seed in 0..40 {
+            let tags = tags[seed % tags.len()];
+            let untouched = frame(BROADCAST, from.mac, tags, EXPERIMENTAL, 60 + seed * 37, 1);
+            from.send(&untouched);
+            assert!(to.receives(&untouched, secs(2)), "{untouched:x?}");
+            from.send(&frame(BROADCAST, from.mac, tags, 0x0800, 60 + seed * 37, 2));
+        }
+    }
+    let report = relay.stop().unwrap();
+    for counters in [report.a_to_b, report.b_to_a] {
+        assert_eq!(counters.untouched, 40, "{counters:?}");
+        assert!((5..35).contains(&counters.fates.lost), "{counters:?}");
+    }
 }
 
 #[test]
