@@ -123,7 +123,7 @@ def summary(measurements):
 def markdown(report):
     lines = ["| Loss | Plain TCP, Mbit/s | Through patchcord, Mbit/s | Ratio |", "|---|---|---|---|"]
     for row in report["summary"]:
-        cells = [cell(row["plain_mbit_s"], "%.0f"), cell(row["tunnel_mbit_s"], "%.0f"), cell(row["ratio"], "%.2f")]
+        cells = [cell(row["plain_mbit_s"], mbit), cell(row["tunnel_mbit_s"], mbit), cell(row["ratio"], "{:.2f}".format)]
         lines.append("| %g %% | %s |" % (row["loss_percent"], " | ".join(cells)))
     path = ["delay %(delay_ms)g ms each way"] + [text for name, text in (("rate_mbit", "%(rate_mbit)g Mbit/s"), ("loss_burst", "bursts of %(loss_burst)g"))
                                                  if report[name]]
@@ -133,7 +133,11 @@ def markdown(report):
 
 
 def cell(value, form):
-    return "%s (%s to %s)" % tuple(form % value[name] for name in ("median", "min", "max"))
+    return "%s (%s to %s)" % tuple(form(value[name]) for name in ("median", "min", "max"))
+
+
+def mbit(value):
+    return ("%.0f" if value >= 100 else "%.1f") % value
 
 
 def conduct(bench, options):
