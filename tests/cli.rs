@@ -114,8 +114,15 @@ fn bad_usage_ends_with_2_and_help_with_0() {
         (&["show", "--yaml"], 2),
         (&["up", "no such name"], 2),
         (&["down", "-/.."], 2),
+        (&["bench"], 2),
+        (&["bench", "disk"], 2),
+        (&["bench", "crypto", "fast"], 2),
+        (&["bench", "crypto", "--seconds", "0"], 2),
+        (&["bench", "crypto", "--seconds", "NaN"], 2),
+        (&["bench", "crypto", "--seconds", "-1"], 2),
         (&["--help"], 0),
         (&["up", "--help"], 0),
+        (&["bench", "crypto", "--help"], 0),
         (&["--version"], 0),
     ] {
         assert_eq!(run(args).code, code, "{args:?}");
@@ -124,6 +131,58 @@ fn bad_usage_ends_with_2_and_help_with_0() {
     assert_eq!(
         run(&["--version"]).stdout,
         format!("patchcord {}\n", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn bench_crypto_has_a_figure_for_every_cipher_and_size() {
+    let ran = run(&["bench", "crypto", "--json", "--seconds", "0.1"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    let fast_aes = report["cpu"]["fast_aes"].as_bool().unwrap();
+    let auto = ["chacha20-poly1305", "aes-256-gcm"][usize::from(fast_aes)];
+    assert_eq!(report["auto"], auto);
+    assert_eq!(report["limits"]["rekey_after_datagrams"], 1 << 28);
+    let ciphers = report["ciphers"].as_array().unwrap();
+    let names: Vec<_> = ciphers
+        .iter()
+        .map(|of| (of["cipher"].as_str().unwrap(), of["reference"] == true))
+        .collect();
+    let expected = [
+        ("aes-256-gcm", false),
+        ("chacha20-poly1305", false),
+        ("chacha20-poly1305", true),
+    ];
+    assert_eq!(names, expected);
+    for cipher in ciphers {
+        let sizes = cipher["sizes"].as_array().unwrap();
+        let bytes: Vec<_> = sizes
+            .iter()
+            .map(|size| size["bytes"].as_u64().unwrap())
+            .collect();
+        assert_eq!(bytes, [64, 256, 1444, 8972]);
+        for size in sizes {
+            for direction in ["seal", "open"] {
+                let figure = |name: &str| size[direction][name].as_f64().unwrap();
+                assert!(figure("gb_per_s") > 0.0, "{size}");
+                assert!(figure("ns_min") > 0.0, "{size}");
+                assert!(
+                    figure("ns_min") <= figure("ns") && figure("ns") <= figure("ns_max"),
+                    "{size}"
+                );
+            }
+        }
+    }
+
+    let ran = run(&["bench", "crypto", "--seconds", "0.1"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    for expected in [auto, "chacha20-poly1305 *", "268 435 456 datagrams", "8972"] {
+        assert!(ran.stdout.contains(expected), "{expected}: {}", ran.stdout);
+    }
+    assert!(
+        ran.stdout.lines().all(|line| line.len() <= 120),
+        "{}",
+        ran.stdout
     );
 }
 

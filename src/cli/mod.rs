@@ -4,6 +4,7 @@
 //! Output goes to stdout, errors and logs to stderr. Exit codes: 0 done, 1 failed at run time,
 //! 2 bad usage or configuration.
 
+mod bench;
 mod keys;
 mod logs;
 mod show;
@@ -13,6 +14,7 @@ mod tunnel;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use patchcord::config::ConfigErrors;
@@ -28,6 +30,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Check(target) => tunnel::check(&target.name_or_file),
         Command::Show(options) => show::show(&options),
         Command::Down(options) => tunnel::down(&options.target.name_or_file, &options.run_dir),
+        Command::Bench(Bench::Crypto(options)) => bench::crypto(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -67,6 +70,15 @@ enum Command {
     Show(ShowOptions),
     /// Stop a running tunnel; returns when it is gone
     Down(DownOptions),
+    /// Measure this machine
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Measure the data ciphers, by the code that tunnels run
+    Crypto(BenchCryptoOptions),
 }
 
 #[derive(Args)]
@@ -101,6 +113,16 @@ struct DownOptions {
     target: Target,
     #[command(flatten)]
     run_dir: RunDir,
+}
+
+#[derive(Args)]
+struct BenchCryptoOptions {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// How long to measure
+    #[arg(long, value_name = "N", default_value = "2.5", value_parser = bench::seconds)]
+    seconds: Duration,
 }
 
 #[derive(Args)]

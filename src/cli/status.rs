@@ -225,7 +225,7 @@ fn row(label: &str, value: String) -> Vec<String> {
 }
 
 /// Left-aligned columns, two spaces apart, without spaces at the ends of lines.
-fn table(indent: &str, rows: Vec<Vec<String>>) -> String {
+pub(super) fn table(indent: &str, rows: Vec<Vec<String>>) -> String {
     let mut widths = Vec::new();
     for row in &rows {
         widths.resize(widths.len().max(row.len()), 0);
@@ -261,7 +261,7 @@ fn bytes(n: u64) -> String {
 }
 
 /// With spaces between thousands: `1 234 567`.
-fn number(n: u64) -> String {
+pub(super) fn number(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

@@ -5,3 +5,4 @@ pub mod aead;
 pub mod keys;
 pub mod mac;
 pub mod noise;
+pub mod speed;

@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How fast the data ciphers are on this machine, by the code that tunnels run.
+//!
+//! Seals and opens datagrams in memory, in slices of time that go round all ciphers and sizes, so
+//! that what else happens on the machine falls on all of them alike. It reads no clock: the caller
+//! brings one. Called by `patchcord bench crypto`.
+
+use std::time::{Duration, Instant};
+
+use chacha20poly1305::{ChaCha20Poly1305, KeyInit, aead::AeadInPlace};
+
+use super::{
+    aead::{Cipher, LaneKey},
+    mac::random,
+    noise::SplitKey,
+};
+use crate::wire::{Counter, DATA_HEADER_LEN, Lane, TAG_LEN};
+
+/// Bytes of plaintext that are measured: a small frame, a medium one, and full datagrams on paths of
+/// 1500 and 9000 bytes or nearly.
+pub const SIZES: [usize; 4] = [64, 256, 1444, 8972];
+/// Each figure is the median of this many slices of time.
+pub const ROUNDS: usize = 7;
+
+/// Datagrams that are sealed, and then opened, between two looks at the clock: about a train.
+const POOL_BYTES: usize = 65_000;
+const POOL_DATAGRAMS: usize = 64;
+
+/// Code that seals and opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Implementation {
+    /// What a tunnel does with this cipher.
+    Tunnel(Cipher),
+    /// ChaCha20-Poly1305 without assembly, of the crate `chacha20poly1305`, for comparison. No
+    /// tunnel uses it.
+    PureRust,
+}
+
+impl Implementation {
+    /// All that are measured.
+    pub const ALL: [Self; 3] = [
+        Self::Tunnel(Cipher::Aes256Gcm),
+        Self::Tunnel(Cipher::ChaCha20Poly1305),
+        Self::PureRust,
+    ];
+
+    /// The cipher.
+    pub const fn cipher(self) -> Cipher {
+        match self {
+            Self::Tunnel(cipher) => cipher,
+            Self::PureRust => Cipher::ChaCha20Poly1305,
+        }
+    }
+
+    /// Whether it is here only to compare with.
+    pub const fn is_reference(self) -> bool {
+        matches!(self, Self::PureRust)
+    }
+}
+
+/// Nanoseconds for one datagram, over the rounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// Half of the rounds were faster.
+    pub median_ns: f64,
+    /// The fastest round.
+    pub min_ns: f64,
+    /// The slowest round.
+    pub max_ns: f64,
+}
+
+/// One line of the result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed {
+    /// Whose.
+    pub implementation: Implementation,
+    /// Bytes of plaintext in a datagram.
+    pub len: usize,
+    /// Encrypting, with the tag.
+    pub seal: Spread,
+    /// Checking the tag and decrypting.
+    pub open: Spread,
+}
+
+/// Measures every implementation at every size for about `budget` in total, on this thread.
+pub fn measure(budget: Duration, clock: impl Fn() -> Instant) -> Vec<Speed> {
+    let mut contests: Vec<_> = SIZES
+        .iter()
+        .flat_map(|&len| {
+            Implementation::ALL.map(|implementation| Contest::new(implementation, len))
+        })
+        .collect();
+    let slice = budget / (contests.len() * (ROUNDS + 1)) as u32;
+    for round in 0..=ROUNDS {
+        for contest in &mut contests {
+            let (seal_ns, open_ns) = contest.run(slice, &clock);
+            // The first round warms up caches and the processor's clock.
+            if round > 0 {
+                contest.seal_ns.push(seal_ns);
+                contest.open_ns.push(open_ns);
+            }
+        }
+    }
+    contests.into_iter().map(Contest::result).collect()
+}
+
+/// What this processor has of the instructions that make the ciphers fast. Empty on processors of
+/// which nothing is known.
+pub fn cpu_features() -> Vec<(&'static str, bool)> {
+    #[cfg(target_arch = "x86_64")]
+    return vec![
+        ("aes", std::arch::is_x86_feature_detected!("aes")),
+        (
+            "pclmulqdq",
+            std::arch::is_x86_feature_detected!("pclmulqdq"),
+        ),
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("vaes", std::arch::is_x86_feature_detected!("vaes")),
+        (
+            "vpclmulqdq",
+            std::arch::is_x86_feature_detected!("vpclmulqdq"),
+        ),
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    return vec![
+        ("aes", std::arch::is_aarch64_feature_detected!("aes")),
+        ("pmull", std::arch::is_aarch64_feature_detected!("pmull")),
+        ("neon", std::arch::is_aarch64_feature_detected!("neon")),
+    ];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    Vec::new()
+}
+
+/// One implementation at one size, and what it has shown so far.
+struct Contest {
+    implementation: Implementation,
+    len: usize,
+    key: Key,
+    /// Datagrams back to back, each with room for its tag.
+    pool: Vec<u8>,
+    /// The sequence number of the pool's first datagram.
+    next: u64,
+    seal_ns: Vec<f64>,
+    open_ns: Vec<f64>,
+}
+
+impl Contest {
+    fn new(implementation: Implementation, len: usize) -> Self {
+        let datagrams = (POOL_BYTES / (len + TAG_LEN)).clamp(1, POOL_DATAGRAMS);
+        Self {
+            implementation,
+            len,
+            key: Key::random(implementation),
+            pool: vec![0x5a; datagrams * (len + TAG_LEN)],
+            next: 0,
+            seal_ns: Vec::with_capacity(ROUNDS),
+            open_ns: Vec::with_capacity(ROUNDS),
+        }
+    }
+
+    /// Seals and opens for `slice`; nanoseconds for one datagram of each.
+    fn run(&mut self, slice: Duration, clock: &impl Fn() -> Instant) -> (f64, f64) {
+        let begin = clock();
+        let (mut sealing, mut opening, mut datagrams) = (Duration::ZERO, Duration::ZERO, 0);
+        loop {
+            let before = clock();
+            self.seal_pool();
+            let between = clock();
+            self.open_pool();
+            let after = clock();
+            sealing += between - before;
+            opening += after - between;
+            datagrams += self.pool.len() / (self.len + TAG_LEN);
+            if after - begin >= slice {
+                let each_ns = |time: Duration| time.as_secs_f64() * 1e9 / datagrams as f64;
+                return (each_ns(sealing), each_ns(opening));
+            }
+        }
+    }
+
+    fn seal_pool(&mut self) {
+        for (counter, datagram) in counters(self.next).zip(self.pool.chunks_mut(self.len + TAG_LEN))
+        {
+            let (plaintext, tag) = datagram.split_at_mut(self.len);
+            tag.copy_from_slice(&self.key.seal(counter, &HEADER, plaintext));
+        }
+    }
+
+    fn open_pool(&mut self) {
+        for (counter, datagram) in counters(self.next).zip(self.pool.chunks_mut(self.len + TAG_LEN))
+        {
+            self.key.open(counter, &HEADER, datagram);
+            self.next += 1;
+        }
+    }
+
+    fn result(self) -> Speed {
+        Speed {
+            implementation: self.implementation,
+            len: self.len,
+            seal: Spread::of(self.seal_ns),
+            open: Spread::of(self.open_ns),
+        }
+    }
+}
+
+/// Stands for a datagram's header, which is authenticated.
+const HEADER: [u8; DATA_HEADER_LEN] = [0x14; DATA_HEADER_LEN];
+
+fn counters(first: u64) -> impl Iterator<Item = Counter> {
+    (first..).map(|sequence| Counter::new(Lane::FIRST_DATA, sequence))
+}
+
+enum Key {
+    Tunnel(LaneKey),
+    PureRust(Box<ChaCha20Poly1305>),
+}
+
+impl Key {
+    fn random(implementation: Implementation) -> Self {
+        let mut bytes = [0; 32];
+        random(&mut bytes);
+        match implementation {
+            Implementation::Tunnel(cipher) => {
+                let split = SplitKey::from_bytes(bytes);
+                Self::Tunnel(LaneKey::derive(&split, cipher, Lane::FIRST_DATA))
+            }
+            Implementation::PureRust => {
+                Self::PureRust(Box::new(ChaCha20Poly1305::new(&bytes.into())))
+            }
+        }
+    }
+
+    fn seal(&self, counter: Counter, aad: &[u8], plaintext: &mut [u8]) -> [u8; TAG_LEN] {
+        match self {
+            Self::Tunnel(key) => key.seal(counter, aad, plaintext),
+            Self::PureRust(key) => key
+                .encrypt_in_place_detached(&nonce(counter).into(), aad, plaintext)
+                .expect("a datagram is shorter than the cipher's limit")
+                .into(),
+        }
+    }
+
+    fn open(&self, counter: Counter, aad: &[u8], datagram: &mut [u8]) {
+        match self {
+            Self::Tunnel(key) => {
+                key.open(counter, aad, datagram)
+                    .expect("it was sealed with this key");
+            }
+            Self::PureRust(key) => {
+                let (sealed, tag) = datagram.split_at_mut(datagram.len() - TAG_LEN);
+                key.decrypt_in_place_detached(&nonce(counter).into(), aad, sealed, (&*tag).into())
+                    .expect("it was sealed with this key");
+            }
+        }
+    }
+}
+
+fn nonce(counter: Counter) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&counter.value().to_be_bytes());
+    nonce
+}
+
+impl Spread {
+    fn of(mut rounds_ns: Vec<f64>) -> Self {
+        rounds_ns.sort_by(f64::total_cmp);
+        Self {
+            median_ns: rounds_ns[rounds_ns.len() / 2],
+            min_ns: rounds_ns[0],
+            max_ns: rounds_ns[rounds_ns.len() - 1],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn figures_are_of_the_clock_that_is_given() {
+        let (start, looks) = (Instant::now(), Cell::new(0));
+        let speeds = measure(Duration::ZERO, || {
+            looks.set(looks.get() + 1);
+            start + Duration::from_micros(looks.get())
+        });
+        assert_eq!(speeds.len(), Implementation::ALL.len() * SIZES.len());
+        // One microsecond for a pool of 64, 64, 44 and 7 datagrams.
+        for (speed, expected_ns) in speeds.chunks(3).zip([15.625, 15.625, 22.727, 142.857]) {
+            for figure in speed {
+                for spread in [figure.seal, figure.open] {
+                    assert!((spread.median_ns - expected_ns).abs() < 0.001, "{figure:?}");
+                    assert_eq!(spread.min_ns, spread.max_ns);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_spread_has_the_middle_and_both_ends() {
+        let spread = Spread::of(vec![5.0, 1.0, 3.0]);
+        let Spread {
+            median_ns,
+            min_ns,
+            max_ns,
+        } = spread;
+        assert_eq!((median_ns, min_ns, max_ns), (3.0, 1.0, 5.0));
+    }
+}
