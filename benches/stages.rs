@@ -1,191 +1,292 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One bench for each pure stage of the data path: `cargo bench --bench stages`.
+//! One bench for each pure stage of the data path: `cargo bench --bench stages`, with the name of a
+//! stage to run only that one.
 //!
-//! Throughput is in bytes of frames. What system calls cost is not in here; `scripts/` measures
-//! whole tunnels.
+//! Throughput is in bytes of frames, or of plaintext where a stage sees datagrams. What system calls
+//! cost is not in here; `scripts/bench` measures whole tunnels.
 
-#![allow(clippy::disallowed_methods, reason = "benches live in real time")]
 #![allow(missing_docs, reason = "criterion makes public items")]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a bench that cannot set itself up should stop"
-)]
 
-use std::{
-    hint::black_box,
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
+mod path;
+
+use std::{hint::black_box, time::Duration};
+
+use criterion::{
+    BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main,
+    measurement::WallTime,
 };
-
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use patchcord::{
-    crypto::{
-        aead::{Cipher, CipherOffer},
-        keys::PrivateKey,
-    },
-    proto::{
-        node::{Node, NodeConfig},
-        peer::PeerSettings,
-        reassembly::Reassembly,
-        replay::ReplayWindow,
-        session::Session,
-        train::{Outgoing, Pushed, Train},
-    },
+    crypto::aead::Cipher,
+    proto::{reassembly::Reassembly, replay::ReplayWindow, train::Train},
     wire::{
-        Lane, MessageType,
+        Counter, DATA_OVERHEAD, DataHeader, Lane, MessageType,
         chunk::{Chunk, Chunks},
     },
 };
-use patchcord_bridge::{PortId, Switch, SwitchConfig};
+use patchcord_bridge::{MacAddr, PortId, Switch, SwitchConfig, Vid};
 
+use path::{MAX_FRAME, Receiver, Sender, datagrams, sessions};
+
+const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305];
+/// Bytes of plaintext: a small frame, and full datagrams on paths of 1500 and 9000 bytes or nearly.
+const PLAINTEXT_LENS: [usize; 3] = [64, 1444, 8972];
+/// Frames larger than a datagram: of a jumbo MTU, and of the kernel's largest segments.
+const LARGE_FRAMES: [usize; 2] = [9014, 65_535];
+const SMALL_FRAME: usize = 60;
+/// What one wake-up may find on the TAP.
 const FRAMES: usize = 40;
-const DATAGRAM_LEN: usize = 1472;
+/// What goes all the way: small frames, full ones of an MTU of 1500, and a large one.
+const MIXES: [&[usize]; 3] = [&[SMALL_FRAME; FRAMES], &[1514; FRAMES], &[65_535]];
 
-/// The two ends of a session, by a real handshake.
-fn sessions(cipher: Cipher) -> (Arc<Session>, Arc<Session>) {
-    let now = Instant::now();
-    let keys = [PrivateKey::generate(), PrivateKey::generate()];
-    let publics = [keys[0].public_key(), keys[1].public_key()];
-    let addresses = ["192.0.2.1:1", "192.0.2.2:1"].map(|text| text.parse().unwrap());
-    let mut nodes: Vec<Node> = keys
-        .into_iter()
-        .enumerate()
-        .map(|(at, private_key)| {
-            let config = NodeConfig {
-                private_key,
-                ciphers: CipherOffer::only(cipher),
-                network_id: 0,
-                lanes: 1,
-                max_frame: 1522,
-                rekey_interval: Duration::from_secs(120),
-            };
-            let peer = PeerSettings {
-                public_key: publics[1 - at],
-                preshared_key: None,
-                endpoint: (at == 0).then_some(addresses[1]),
-                has_name: false,
-                keepalive: Duration::from_secs(10),
-            };
-            Node::new(config, vec![peer], now)
-        })
-        .collect();
-    nodes[0].handle_timeout(now, SystemTime::now());
-    for receiver in [1, 0] {
-        let sent = nodes[1 - receiver].poll_transmit().unwrap();
-        let from = addresses[1 - receiver];
-        nodes[receiver]
-            .handle_handshake(now, SystemTime::now(), from, &sent.datagram)
-            .unwrap();
+criterion_group! {
+    name = stages;
+    // A bench of packing takes a good million counters in a second, of which a session has 2^28.
+    config = Criterion::default()
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(2));
+    targets = seal, open, pack, fragment, parse, reassemble, switch, replay, outbound, inbound
+}
+criterion_main!(stages);
+
+fn seal(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("seal");
+    for cipher in CIPHERS {
+        let (session, _) = sessions(cipher);
+        for len in PLAINTEXT_LENS {
+            let mut datagram = vec![0x5a; len + DATA_OVERHEAD];
+            group.throughput(Throughput::Bytes(len as u64));
+            group.bench_function(format!("{}, {len} bytes", cipher.name()), |bencher| {
+                let counter = Counter::new(Lane::FIRST_DATA, 7);
+                bencher
+                    .iter(|| session.seal(MessageType::Frame, counter, black_box(&mut datagram)));
+            });
+        }
     }
-    let initiator = nodes[0].tables().routes[0].session.clone().unwrap();
-    let responder = nodes[1].tables().sessions.into_values().next().unwrap();
-    (initiator, responder)
 }
 
-fn pack(train: &mut Train, session: &Arc<Session>, frame: &[u8]) {
-    train.clear();
-    train.bind(
-        session.clone(),
-        "192.0.2.2:1".parse().unwrap(),
-        DATAGRAM_LEN,
-    );
-    for frame_id in 0..FRAMES as u32 {
-        let outgoing = Outgoing {
-            frame,
-            frame_id,
-            offset: 0,
-        };
-        assert_eq!(train.push(Lane::FIRST_DATA, outgoing), Ok(Pushed::Done));
-    }
-    train.close(Lane::FIRST_DATA).unwrap();
-}
-
-fn unpack(session: &Session, reassembly: &mut Reassembly, datagram: &mut [u8]) -> usize {
-    let message_type = MessageType::of(datagram).unwrap();
-    let (_, plaintext) = session.open(datagram).unwrap();
-    if message_type == MessageType::Frame {
-        return plaintext.len();
-    }
-    Chunks::new(plaintext)
-        .map(|chunk| match chunk.unwrap() {
-            Chunk::Frame(frame) => frame.len(),
-            Chunk::Fragment(fragment, piece) => reassembly
-                .add(fragment, piece)
-                .unwrap()
-                .map_or(0, <[u8]>::len),
-            _ => 0,
-        })
-        .sum()
-}
-
-fn trains(criterion: &mut Criterion) {
-    for (cipher, frame_len) in [
-        (Cipher::Aes256Gcm, 60),
-        (Cipher::Aes256Gcm, 1514),
-        (Cipher::ChaCha20Poly1305, 1514),
-    ] {
+fn open(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("open");
+    for cipher in CIPHERS {
         let (sender, receiver) = sessions(cipher);
-        let frame = vec![0x5a; frame_len];
-        let mut group = criterion.benchmark_group(format!(
-            "{FRAMES} frames of {frame_len} bytes, {}",
-            cipher.name()
-        ));
-        group.throughput(Throughput::Bytes((FRAMES * frame_len) as u64));
-        let mut train = Train::default();
-        group.bench_function("pack", |bencher| {
-            bencher.iter(|| pack(&mut train, &sender, black_box(&frame)));
+        for len in PLAINTEXT_LENS {
+            let mut sealed = vec![0x5a; len + DATA_OVERHEAD];
+            let counter = Counter::new(Lane::FIRST_DATA, 7);
+            sender.seal(MessageType::Frame, counter, &mut sealed);
+            group.throughput(Throughput::Bytes(len as u64));
+            group.bench_function(format!("{}, {len} bytes", cipher.name()), |bencher| {
+                bencher.iter_batched_ref(
+                    || sealed.clone(),
+                    |datagram| assert!(receiver.open(datagram).is_ok()),
+                    BatchSize::SmallInput,
+                );
+            });
+        }
+    }
+}
+
+fn pack(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("pack");
+    lay_out(&mut group, &[SMALL_FRAME; FRAMES], |_| {});
+    lay_out(&mut group, &[1444; FRAMES], |_| {});
+}
+
+fn fragment(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("fragment");
+    for len in LARGE_FRAMES {
+        lay_out(&mut group, &[len], |_| {});
+    }
+}
+
+/// Both stages that fill trains, and what `depart` does with them.
+fn lay_out(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    lens: &[usize],
+    mut depart: impl FnMut(&mut Train),
+) {
+    let frames: Vec<_> = lens.iter().map(|&len| vec![0x5a; len]).collect();
+    let mut sender = Sender::new(sessions(Cipher::Aes256Gcm).0);
+    group.throughput(Throughput::Bytes(lens.iter().sum::<usize>() as u64));
+    group.bench_function(title(lens), |bencher| {
+        bencher.iter(|| {
+            for frame in &frames {
+                sender.push(black_box(frame), &mut depart);
+            }
+            sender.flush(&mut depart);
         });
-        group.bench_function("pack and seal", |bencher| {
+    });
+}
+
+fn parse(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("parse");
+    let packed = [SMALL_FRAME; FRAMES];
+    let (session, _) = sessions(Cipher::Aes256Gcm);
+    let sealed = sealed(&mut Sender::new(session), &packed);
+    group.throughput(Throughput::Elements(sealed.len() as u64));
+    group.bench_function("datagram headers", |bencher| {
+        bencher.iter(|| {
+            for datagram in &sealed {
+                let _ = black_box(MessageType::of(black_box(datagram)));
+                let _ = black_box(DataHeader::parse(black_box(datagram)));
+            }
+        });
+    });
+    for lens in [&packed[..], &[LARGE_FRAMES[0]]] {
+        let plaintexts = plaintexts(lens);
+        group.throughput(Throughput::Bytes(lens.iter().sum::<usize>() as u64));
+        group.bench_function(format!("chunks of {}", title(lens)), |bencher| {
             bencher.iter(|| {
-                pack(&mut train, &sender, black_box(&frame));
-                train.seal();
+                for plaintext in &plaintexts {
+                    Chunks::new(black_box(plaintext)).for_each(|chunk| {
+                        black_box(chunk).ok();
+                    });
+                }
             });
         });
-        pack(&mut train, &sender, &frame);
-        train.seal();
-        let datagrams: Vec<Vec<u8>> = train
-            .runs()
-            .flat_map(|(run, size)| run.chunks(size).map(<[u8]>::to_vec))
+    }
+}
+
+fn reassemble(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("reassemble");
+    for len in LARGE_FRAMES {
+        let plaintexts = plaintexts(&[len]);
+        let pieces: Vec<_> = plaintexts
+            .iter()
+            .flat_map(|plaintext| Chunks::new(plaintext))
+            .filter_map(|chunk| match chunk {
+                Ok(Chunk::Fragment(fragment, piece)) => Some((fragment, piece)),
+                _ => None,
+            })
             .collect();
-        let mut reassembly = Reassembly::new(1522);
-        group.bench_function("open and unpack", |bencher| {
+        let mut reassembly = Reassembly::new(MAX_FRAME.into());
+        group.throughput(Throughput::Bytes(len as u64));
+        group.bench_function(title(&[len]), |bencher| {
+            bencher.iter(|| {
+                let complete = pieces
+                    .iter()
+                    .filter(|(fragment, piece)| {
+                        matches!(reassembly.add(*fragment, piece), Ok(Some(_)))
+                    })
+                    .count();
+                assert_eq!(complete, 1);
+            });
+        });
+    }
+}
+
+fn switch(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("switch");
+    group.throughput(Throughput::Elements(1));
+    for stations in [10, 1000, 100_000] {
+        let config = SwitchConfig {
+            fdb_capacity: 2 * stations as usize,
+            max_per_port: stations as usize,
+            ..SwitchConfig::default()
+        };
+        let switch = Switch::new(config, [1, 2]);
+        for station in 0..stations {
+            switch
+                .fdb()
+                .learn(Vid::UNTAGGED, mac(station), PortId(1), 0);
+        }
+        let mut frame = [0_u8; SMALL_FRAME];
+        frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+        let mut station = 0_u32;
+        group.bench_function(format!("{stations} addresses"), |bencher| {
+            bencher.iter(|| {
+                // Far from the one before, so that large tables do not stay in the nearest cache.
+                station = (station + 7919) % stations;
+                frame[..6].copy_from_slice(&mac(station).0);
+                switch.forward(PortId::TAP, black_box(&frame), 0)
+            });
+        });
+    }
+}
+
+fn mac(station: u32) -> MacAddr {
+    let [a, b, c, d] = station.to_be_bytes();
+    MacAddr([2, 1, a, b, c, d])
+}
+
+fn replay(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("replay");
+    group.throughput(Throughput::Elements(2));
+    for (title, order) in [("in order", [0, 1]), ("neighbours swapped", [1, 0])] {
+        let (mut window, mut sequence) = (ReplayWindow::default(), 0);
+        group.bench_function(title, |bencher| {
+            bencher.iter(|| {
+                for step in order {
+                    assert!(window.accept(black_box(sequence + step)).is_ok());
+                }
+                sequence += 2;
+            });
+        });
+    }
+}
+
+/// All stages from the switch to the socket.
+fn outbound(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("outbound");
+    for lens in MIXES {
+        lay_out(&mut group, lens, Train::seal);
+    }
+}
+
+/// All stages from the socket to the switch.
+fn inbound(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("inbound");
+    for lens in MIXES {
+        let (sender, receiver) = sessions(Cipher::Aes256Gcm);
+        let (mut sender, mut receiver) = (Sender::new(sender), Receiver::new(receiver));
+        let bytes: usize = lens.iter().sum();
+        group.throughput(Throughput::Bytes(bytes as u64));
+        group.bench_function(title(lens), |bencher| {
             bencher.iter_batched_ref(
-                || datagrams.clone(),
+                || sealed(&mut sender, lens),
                 |datagrams| {
-                    let bytes: usize = datagrams
-                        .iter_mut()
-                        .map(|datagram| unpack(&receiver, &mut reassembly, datagram))
-                        .sum();
-                    assert_eq!(bytes, FRAMES * frame_len);
+                    let mut delivered = 0;
+                    for datagram in datagrams {
+                        receiver.receive(datagram, &mut |frame| delivered += frame.len());
+                    }
+                    assert_eq!(delivered, bytes);
                 },
                 BatchSize::SmallInput,
             );
         });
-        group.finish();
     }
 }
 
-fn switch_and_replay(criterion: &mut Criterion) {
-    let switch = Switch::new(SwitchConfig::default(), [1, 2]);
-    let mut frame = [0_u8; 60];
-    frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
-    let mut answer = frame;
-    answer[..6].copy_from_slice(&frame[6..12]);
-    answer[6..12].copy_from_slice(&frame[..6]);
-    switch.forward(PortId(1), &answer, 0).unwrap();
-    criterion.bench_function("switch: forward a known frame", |bencher| {
-        bencher.iter(|| switch.forward(PortId::TAP, black_box(&frame), 0));
-    });
-
-    let mut window = ReplayWindow::default();
-    let mut sequence = 0;
-    criterion.bench_function("replay: accept the next", |bencher| {
-        bencher.iter(|| {
-            sequence += 1;
-            window.accept(black_box(sequence))
-        });
-    });
+/// `40 frames of 60 bytes`.
+fn title(lens: &[usize]) -> String {
+    match lens {
+        [len] => format!("a frame of {len} bytes"),
+        _ => format!("{} frames of {} bytes", lens.len(), lens[0]),
+    }
 }
 
-criterion_group!(stages, trains, switch_and_replay);
-criterion_main!(stages);
+/// Frames of these lengths as sealed datagrams.
+fn sealed(sender: &mut Sender, lens: &[usize]) -> Vec<Vec<u8>> {
+    let mut sealed = Vec::new();
+    let mut depart = |train: &mut Train| {
+        train.seal();
+        sealed.extend(datagrams(train).map(<[u8]>::to_vec));
+    };
+    for &len in lens {
+        sender.push(&vec![0x5a; len], &mut depart);
+    }
+    sender.flush(&mut depart);
+    sealed
+}
+
+/// Frames of these lengths as the plaintexts of datagrams.
+fn plaintexts(lens: &[usize]) -> Vec<Vec<u8>> {
+    let (sender, receiver) = sessions(Cipher::Aes256Gcm);
+    sealed(&mut Sender::new(sender), lens)
+        .iter_mut()
+        .map(|datagram| {
+            receiver
+                .open(datagram)
+                .map(|(_, plaintext)| plaintext.to_vec())
+        })
+        .collect::<Result<_, _>>()
+        .expect("they were sealed for this receiver")
+}

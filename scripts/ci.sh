@@ -53,7 +53,7 @@ job_unit() {
 
 job_test() {
   cargo test --workspace --locked --lib --bins \
-    --test api --test cli --test netsim --test fdb_model --test fdb_threads
+    --test api --test cli --test allocations --test netsim --test fdb_model --test fdb_threads
   cargo test --workspace --locked --doc
 }
 

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The path of a frame allocates nothing: its pure stages run in both directions under an allocator
+//! that counts. Only Rust code is seen; the ciphers' assembly and C have no use for one either.
+#![allow(
+    unsafe_code,
+    reason = "an allocator is an unsafe trait; this one hands on to the system's"
+)]
+
+#[path = "../benches/path/mod.rs"]
+mod path;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::hint::black_box;
+
+use patchcord::crypto::aead::Cipher;
+use patchcord::proto::train::{TRAIN_BYTES, Train};
+use patchcord_bridge::{Egress, PortId, Switch, SwitchConfig};
+
+use path::{Receiver, Sender, datagrams, sessions};
+
+/// What one turn carries each way: small frames that share datagrams, tagged and full ones, and
+/// large ones in pieces, which span trains.
+const FRAME_LENS: [usize; 10] = [60, 60, 64, 1514, 90, 1522, 60, 9014, 800, 65_535];
+/// Every reassembly slot has held the largest frame by then.
+const WARM_UP_TURNS: usize = 100;
+const TURNS: usize = 1000;
+
+#[test]
+fn the_path_of_a_frame_does_not_allocate() {
+    for cipher in [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
+        let mut pair = Pair::new(cipher);
+        for _ in 0..WARM_UP_TURNS {
+            pair.turn();
+        }
+        let (allocations, delivered) = (allocations(), pair.delivered);
+        for _ in 0..TURNS {
+            pair.turn();
+        }
+        assert_eq!(self::allocations() - allocations, 0, "{cipher:?}");
+        assert_eq!(pair.delivered - delivered, 2 * TURNS * FRAME_LENS.len());
+    }
+}
+
+#[test]
+fn an_allocation_is_counted() {
+    let before = allocations();
+    let mut bytes = black_box(Vec::<u8>::with_capacity(1));
+    bytes.reserve(black_box(1000));
+    let zeroed = black_box(vec![0_u8; 10]);
+    drop((bytes, zeroed));
+    assert_eq!(allocations() - before, 3);
+}
+
+/// Two ends, each with its switch, and the wire between them.
+struct Pair {
+    ends: [End; 2],
+    frames: Vec<Vec<u8>>,
+    wire: Wire,
+    delivered: usize,
+}
+
+struct End {
+    switch: Switch,
+    sender: Sender,
+    receiver: Receiver,
+}
+
+/// Datagrams in flight, as a socket's buffers hold them.
+struct Wire {
+    bytes: Box<[u8]>,
+    /// Where each datagram ends.
+    ends: Vec<usize>,
+}
+
+impl Pair {
+    fn new(cipher: Cipher) -> Self {
+        let (a, b) = sessions(cipher);
+        let ends = [a, b].map(|session| End {
+            switch: Switch::new(SwitchConfig::default(), [1, 2]),
+            sender: Sender::new(session.clone()),
+            receiver: Receiver::new(session),
+        });
+        Self {
+            ends,
+            frames: FRAME_LENS.map(|len| vec![0x5a; len]).into(),
+            wire: Wire {
+                bytes: vec![0; TRAIN_BYTES].into(),
+                ends: Vec::with_capacity(64),
+            },
+            delivered: 0,
+        }
+    }
+
+    /// Every frame crosses once in each direction.
+    fn turn(&mut self) {
+        self.cross(0, 1);
+        self.cross(1, 0);
+    }
+
+    fn cross(&mut self, from: usize, to: usize) {
+        let Self {
+            ends,
+            frames,
+            wire,
+            delivered,
+        } = self;
+        let [near, far] = ends.get_disjoint_mut([from, to]).expect("two ends");
+        let mut depart = |train: &mut Train| {
+            train.seal();
+            wire.carry(train);
+            wire.arrive(|datagram| {
+                far.receiver.receive(datagram, &mut |frame| {
+                    let egress = far.switch.forward(PortId(1), frame, 0);
+                    assert_eq!(egress, Ok(Egress::Port(PortId::TAP)));
+                    *delivered += 1;
+                });
+            });
+        };
+        for frame in frames {
+            frame[..6].copy_from_slice(&station(to));
+            frame[6..12].copy_from_slice(&station(from));
+            // The first one is flooded, as the switch knows nobody yet.
+            let egress = near.switch.forward(PortId::TAP, frame, 0);
+            assert!(matches!(
+                egress,
+                Ok(Egress::Port(PortId(1)) | Egress::Flood)
+            ));
+            near.sender.push(frame, &mut depart);
+        }
+        near.sender.flush(&mut depart);
+    }
+}
+
+fn station(end: usize) -> [u8; 6] {
+    [2, 0, 0, 0, 0, end as u8]
+}
+
+impl Wire {
+    fn carry(&mut self, train: &Train) {
+        self.ends.clear();
+        let mut begin = 0;
+        for datagram in datagrams(train) {
+            let end = begin + datagram.len();
+            self.bytes[begin..end].copy_from_slice(datagram);
+            self.ends.push(end);
+            begin = end;
+        }
+    }
+
+    /// Every second pair of datagrams has changed places under way.
+    fn arrive(&mut self, mut receive: impl FnMut(&mut [u8])) {
+        for at in 0..self.ends.len() {
+            let at = match at % 4 {
+                2 if at + 1 < self.ends.len() => at + 1,
+                3 => at - 1,
+                _ => at,
+            };
+            let begin = at.checked_sub(1).map_or(0, |before| self.ends[before]);
+            receive(&mut self.bytes[begin..self.ends[at]]);
+        }
+    }
+}
+
+/// The system's allocator, which notes on each thread how often it was asked.
+struct Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Allocations of this thread so far; the harness and other tests have threads of their own.
+fn allocations() -> usize {
+    ALLOCATIONS.get()
+}
+
+fn count() {
+    // A thread that ends allocates after its variables are gone; no test looks at it then.
+    let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
+}
+
+// SAFETY: every call goes to `System` with the arguments that came, which keeps the contract;
+// counting touches a thread-local integer that needs neither allocation nor destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as promised by the caller.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as promised by the caller.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as promised by the caller; `memory` came from `System`.
+        unsafe { System.realloc(memory, layout, new_size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as promised by the caller; `memory` came from `System`.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
