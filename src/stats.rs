@@ -69,6 +69,8 @@ drop_reasons! {
     SendFailed = "send-failed",
     /// Network: the datagram was larger than the path now takes (EMSGSIZE).
     DatagramTooBig = "datagram-too-big",
+    /// Local: the machine is behind, and the sender was told so by this loss (CoDel).
+    QueueStands = "queue-stands",
     /// Local kernel: the write to the TAP failed.
     TapWriteFailed = "tap-write-failed",
     /// Peer or local: shorter than an Ethernet header.

@@ -16,7 +16,8 @@ use std::{collections::HashMap, net::SocketAddr, os::fd::AsFd, sync::Arc};
 use patchcord_bridge::{Egress, PortId};
 
 use super::{
-    offload::Leaving,
+    clock,
+    offload::{Leaving, SIGNAL_BYTES},
     shared::{CONTROL_BYTES, Notice, Shared, Stopped, TablesCache},
 };
 use crate::{
@@ -26,11 +27,12 @@ use crate::{
         waker,
     },
     proto::{
+        codel::Codel,
         limits::{CONTROL_RATE, REASSEMBLY_PATIENCE},
         reassembly::{Reassembly, Which},
         replay::ReplayWindow,
         session::{Session, Tables},
-        superframe,
+        superframe::{self, MAX_HEADERS},
     },
     queue::{Collected, Collector, Dealer},
     stats::{DropReason, Drops},
@@ -40,9 +42,6 @@ use crate::{
         offload::{Checksum, Offload},
     },
 };
-
-/// Receive buffers of a batch. Each may be a train of 64 datagrams.
-const BATCH_BUFFERS: usize = 8;
 
 /// What one call received, and what opening it found.
 pub(super) struct Arrivals {
@@ -67,7 +66,7 @@ enum Opened {
 impl Default for Arrivals {
     fn default() -> Self {
         Self {
-            batch: RecvBatch::new(BATCH_BUFFERS),
+            batch: RecvBatch::adaptive(),
             opened: Vec::with_capacity(1024),
         }
     }
@@ -137,8 +136,8 @@ impl Inbound {
                 delivery,
             } => {
                 self.socket.recv_batch(&mut arrivals.batch)?;
-                opener.open(arrivals);
-                Ok(delivery.deliver(arrivals))
+                delivery.note_queue(arrivals.batch.is_full());
+                Ok(delivery.open_and_deliver(opener, arrivals))
             }
             Inlet::Staged(dealer) => {
                 let Some(mut arrivals) = dealer.empty() else {
@@ -177,18 +176,21 @@ impl Opener {
         for mut received in arrivals.batch.iter_mut() {
             let from = received.from;
             for datagram in received.datagrams() {
-                let opened = self
-                    .open_one(&tables, from, datagram)
-                    .unwrap_or_else(|reason| {
-                        self.drops.count(reason);
-                        Opened::Gone
-                    });
+                let opened = self.open_one(&tables, from, datagram);
                 arrivals.opened.push(opened);
             }
         }
     }
 
-    fn open_one(
+    fn open_one(&self, tables: &Tables, from: SocketAddr, datagram: &mut [u8]) -> Opened {
+        self.try_open(tables, from, datagram)
+            .unwrap_or_else(|reason| {
+                self.drops.count(reason);
+                Opened::Gone
+            })
+    }
+
+    fn try_open(
         &self,
         tables: &Tables,
         from: SocketAddr,
@@ -275,6 +277,9 @@ pub(super) struct Delivery {
     tap: Arc<TapQueue>,
     /// For a back-end without offloads.
     scratch: Vec<u8>,
+    codel: Codel,
+    /// The next sender of much is told to slow down.
+    must_signal: bool,
 }
 
 /// How long segments wait for those that are missing before them.
@@ -294,6 +299,8 @@ impl Delivery {
             shared,
             tap,
             scratch: Vec::new(),
+            codel: Codel::default(),
+            must_signal: false,
         }
     }
 
@@ -322,28 +329,60 @@ impl Delivery {
         let mut opened = arrivals.opened.iter();
         for mut received in arrivals.batch.iter_mut() {
             let from = received.from;
-            for (datagram, opened) in received.datagrams().zip(&mut opened) {
-                let &Opened::Data {
-                    message_type,
-                    receiver,
-                    counter,
-                } = opened
-                else {
-                    continue;
-                };
-                let arrival = Arrival {
-                    message_type,
-                    receiver,
-                    counter,
-                    from,
-                };
-                let plaintext = &datagram[DATA_HEADER_LEN..datagram.len() - TAG_LEN];
-                if let Err(reason) = self.accept(&tables, arrival, plaintext, now_s) {
-                    self.drops.count(reason);
-                }
+            for (datagram, &opened) in received.datagrams().zip(&mut opened) {
+                self.deliver_one(&tables, from, opened, datagram, now_s);
             }
         }
         self.forward_incomplete(Patience::Some)
+    }
+
+    /// Steps 2 to 6 for each datagram in turn: it is still in the cache when it is delivered, and
+    /// the first one does not wait for the last.
+    fn open_and_deliver(&mut self, opener: &mut Opener, arrivals: &mut Arrivals) -> bool {
+        let tables = self.tables.load();
+        self.sweep(&tables);
+        let now_s = self.shared.clock.seconds();
+        for mut received in arrivals.batch.iter_mut() {
+            let from = received.from;
+            for datagram in received.datagrams() {
+                let opened = opener.open_one(&tables, from, datagram);
+                self.deliver_one(&tables, from, opened, datagram, now_s);
+            }
+        }
+        self.forward_incomplete(Patience::Some)
+    }
+
+    /// A full batch means that the socket may have had more.
+    fn note_queue(&mut self, is_full: bool) {
+        self.must_signal |= self.codel.observe(clock::now(), is_full);
+    }
+
+    fn deliver_one(
+        &mut self,
+        tables: &Tables,
+        from: SocketAddr,
+        opened: Opened,
+        datagram: &[u8],
+        now_s: u32,
+    ) {
+        let Opened::Data {
+            message_type,
+            receiver,
+            counter,
+        } = opened
+        else {
+            return;
+        };
+        let arrival = Arrival {
+            message_type,
+            receiver,
+            counter,
+            from,
+        };
+        let plaintext = &datagram[DATA_HEADER_LEN..datagram.len() - TAG_LEN];
+        if let Err(reason) = self.accept(tables, arrival, plaintext, now_s) {
+            self.drops.count(reason);
+        }
     }
 
     /// Forgets lanes of sessions that ended.
@@ -415,6 +454,7 @@ impl Delivery {
             drops: &self.drops,
             tap: &self.tap,
             scratch: &mut self.scratch,
+            must_signal: &mut self.must_signal,
             now_s,
         };
         if message_type == MessageType::Frame {
@@ -433,6 +473,7 @@ impl Delivery {
             drops: &self.drops,
             tap: &self.tap,
             scratch: &mut self.scratch,
+            must_signal: &mut self.must_signal,
             now_s,
         };
         let mut is_waiting = false;
@@ -471,6 +512,7 @@ struct Exit<'a> {
     drops: &'a Drops,
     tap: &'a TapQueue,
     scratch: &'a mut Vec<u8>,
+    must_signal: &'a mut bool,
     now_s: u32,
 }
 
@@ -569,6 +611,14 @@ impl Exit<'_> {
     fn forward(&mut self, session: &Session, frame: Leaving<'_>) -> Result<(), DropReason> {
         if frame.len() > self.shared.max_frame as usize && !frame.is_super() {
             return Err(DropReason::Oversize);
+        }
+        let mut headers = [0; MAX_HEADERS];
+        let mut frame = frame;
+        if *self.must_signal && frame.len() >= SIGNAL_BYTES {
+            *self.must_signal = false;
+            frame = frame
+                .signalled(&mut headers)
+                .ok_or(DropReason::QueueStands)?;
         }
         let bytes = frame.len() as u64;
         session.traffic.inbound.add_frames(1, bytes);

@@ -22,6 +22,7 @@ mod meter;
 mod offload;
 mod outbound;
 pub mod plan;
+mod portion;
 mod shared;
 
 use std::{

@@ -17,6 +17,9 @@ use crate::{
     wire::offload::{Checksum, Offload, Segmentation, Transport},
 };
 
+/// Only frames of this size are marked or dropped when a queue stands.
+pub(super) const SIGNAL_BYTES: usize = 512;
+
 /// What is open in a frame that was read off the TAP.
 ///
 /// # Errors
@@ -68,6 +71,30 @@ fn open_checksum(checksum: Checksum, frame: &mut [u8]) -> Result<Option<Open>, D
     }))
 }
 
+/// Tells the sender of a frame that it should slow down: by a mark if it understands that, else by
+/// the loss of one segment. Returns the new length and what is open then; `None` if the whole frame
+/// is that segment.
+pub(super) fn signal(frame: &mut [u8], open: Option<Open>) -> Option<(usize, Option<Open>)> {
+    if superframe::mark_congestion(frame) {
+        return Some((frame.len(), open));
+    }
+    let open = open?;
+    let layout = Layout::parse(frame, frame.len(), &open.offload, usize::MAX).ok()?;
+    let run = 0..layout.segments().checked_sub(1)?;
+    if run.is_empty() {
+        return None;
+    }
+    let mut headers = [0; MAX_HEADERS];
+    let (offload, _) = layout.emit_headers(frame, run.clone(), &mut headers);
+    let headers_len = layout.headers_len();
+    frame[..headers_len].copy_from_slice(&headers[..headers_len]);
+    let open = Open {
+        offload,
+        headers_len,
+    };
+    Some((layout.payload(run).end, Some(open)))
+}
+
 /// A frame on its way to the TAP: its front with all headers, the rest, and what is open in it.
 #[derive(Clone, Copy)]
 pub(super) struct Leaving<'a> {
@@ -92,6 +119,35 @@ impl<'a> Leaving<'a> {
 
     pub(super) fn is_super(&self) -> bool {
         matches!(self.open, Some((_, Some(_))))
+    }
+
+    /// Tells its sender to slow down, as [`signal`] does. `None` if it is dropped for that.
+    pub(super) fn signalled(self, headers: &'a mut [u8; MAX_HEADERS]) -> Option<Self> {
+        let layout = self.open.and_then(|(_, layout)| layout);
+        let copied = layout.map_or(self.head.len().min(MAX_HEADERS), |layout| {
+            layout.headers_len()
+        });
+        headers[..copied].copy_from_slice(&self.head[..copied]);
+        let rest = if self.rest.is_empty() {
+            &self.head[copied..]
+        } else {
+            self.rest
+        };
+        if superframe::mark_congestion(&mut headers[..copied]) {
+            return Some(Self {
+                head: &headers[..copied],
+                rest,
+                open: self.open,
+            });
+        }
+        let layout = layout?;
+        let run = 0..layout.segments() - 1;
+        let open = layout.emit_headers(self.head, run.clone(), headers);
+        Some(Self {
+            head: &headers[..copied],
+            rest: &rest[..layout.payload(run).len()],
+            open: Some(open),
+        })
     }
 
     /// Writes it, finished first if the back-end cannot leave that to the kernel.

@@ -16,7 +16,8 @@ use std::{os::fd::AsFd, sync::Arc};
 use patchcord_bridge::{Egress, PortId};
 
 use super::{
-    offload,
+    clock, offload,
+    portion::Portion,
     shared::{Notice, Shared, Stopped, TablesCache},
 };
 use crate::{
@@ -26,6 +27,7 @@ use crate::{
         waker,
     },
     proto::{
+        codel::Codel,
         session::Tables,
         train::{Open, Outgoing, Pushed, Train},
     },
@@ -34,13 +36,8 @@ use crate::{
     wire::Lane,
 };
 
-/// Frames read in a row before what they filled is sent: it keeps the queues short, and more buys no
-/// throughput.
-const BATCH_FRAMES: usize = 64;
 /// Trains that may be filling at the same time, one for each peer that has frames in this batch.
 const OPEN_TRAINS: usize = 8;
-/// The largest super-frame that a TAP can hand over, with some room.
-const READ_BYTES: usize = 65_536 + 64;
 
 /// Where full trains go.
 pub(super) enum Outlet {
@@ -63,7 +60,10 @@ pub(super) struct Outbound {
     outlet: Outlet,
     /// Trains that are filling, with their ports.
     filling: Vec<(PortId, Train)>,
-    frame: Box<[u8]>,
+    portion: Portion,
+    codel: Codel,
+    /// The next sender of much is told to slow down.
+    must_signal: bool,
     next_frame_id: u32,
 }
 
@@ -77,7 +77,9 @@ impl Outbound {
             lane,
             outlet,
             filling: Vec::with_capacity(OPEN_TRAINS),
-            frame: vec![0; READ_BYTES].into(),
+            portion: Portion::default(),
+            codel: Codel::default(),
+            must_signal: false,
             next_frame_id: 0,
         }
     }
@@ -91,43 +93,49 @@ impl Outbound {
                 Ok(_) => {}
                 Err(error) => return Stopped::Failed(error),
             }
-            if let Err(stopped) = self.forward_batch() {
+            if let Err(stopped) = self.forward_portion() {
                 return stopped;
             }
         }
     }
 
-    fn forward_batch(&mut self) -> Result<(), Stopped> {
+    fn forward_portion(&mut self) -> Result<(), Stopped> {
+        let mut portion = std::mem::take(&mut self.portion);
+        let outcome = portion.fill(&self.tap).map_err(Stopped::of_tap);
+        // Loaded after the frames were read: a session that is new by then may have them.
         let tables = self.tables.load();
         let now_s = self.shared.clock.seconds();
-        let (mut frames, mut bytes) = (0, 0);
-        let mut frame = std::mem::take(&mut self.frame);
-        let mut outcome = Ok(());
-        for _ in 0..BATCH_FRAMES {
-            match self.tap.try_read(&mut frame) {
-                Ok(Some((vnet, len))) => {
-                    frames += 1;
-                    bytes += len as u64;
-                    self.forward(&tables, &vnet, &mut frame[..len], now_s);
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    outcome = Err(Stopped::of_tap(error));
-                    break;
-                }
+        self.must_signal |= self.codel.observe(clock::now(), portion.is_full());
+        let first = portion.put_small_flows_first();
+        for at in 0..portion.frames() as usize {
+            if at == first {
+                // What may overtake must not wait for the rest of its train.
+                self.depart_all();
             }
+            let (vnet, frame) = portion.frame(at);
+            self.forward(&tables, &vnet, frame, now_s);
         }
-        self.frame = frame;
+        let (frames, bytes) = (portion.frames(), portion.bytes());
         self.shared.tap.outbound.add_frames(frames, bytes);
         self.depart_all();
+        self.portion = portion;
         outcome
     }
 
     fn forward(&mut self, tables: &Tables, vnet: &VnetHeader, frame: &mut [u8], now_s: u32) {
-        let open = match offload::opened(vnet, frame) {
-            Ok(open) => open,
+        let mut leaving = match offload::opened(vnet, frame) {
+            Ok(open) => (frame.len(), open),
             Err(reason) => return self.drops.count(reason),
         };
+        if self.must_signal && frame.len() >= offload::SIGNAL_BYTES {
+            self.must_signal = false;
+            match offload::signal(frame, leaving.1) {
+                Some(shorter) => leaving = shorter,
+                None => return self.drops.count(DropReason::QueueStands),
+            }
+        }
+        let (len, open) = leaving;
+        let frame = &frame[..len];
         match self.shared.switch.forward(PortId::TAP, frame, now_s) {
             Ok(Egress::Port(port)) => self.push(tables, port, frame, open),
             Ok(Egress::Flood) => {

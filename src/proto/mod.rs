@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The protocol without sockets, threads or clocks (PROTOCOL.md).
+pub mod codel;
+pub mod flow;
 pub mod guard;
 pub mod limits;
 mod liveness;

@@ -223,6 +223,35 @@ impl Layout {
     }
 }
 
+/// Sets "congestion experienced" (RFC 3168) in a frame whose sender understands it. False, without
+/// effect, for every other frame.
+pub fn mark_congestion(frame: &mut [u8]) -> bool {
+    const CE: u8 = 3;
+    let Some((ethertype, network)) = ethertype(frame) else {
+        return false;
+    };
+    let Some(Some(words)) = frame.get(network..).map(<[u8]>::first_chunk::<20>) else {
+        return false;
+    };
+    match ethertype {
+        ETHERTYPE_IPV4 if words[0] >> 4 == 4 && words[1] & CE != 0 => {
+            let before = read(frame, network);
+            let after = before | u16::from(CE);
+            put(frame, network, after);
+            // RFC 1624, equation 3.
+            let checksum = read(frame, network + 10);
+            let sum = u64::from(!checksum) + u64::from(!before) + u64::from(after);
+            put(frame, network + 10, !fold(sum));
+            true
+        }
+        ETHERTYPE_IPV6 if words[0] >> 4 == 6 && words[1] >> 4 & CE != 0 => {
+            frame[network + 1] |= CE << 4;
+            true
+        }
+        _ => false,
+    }
+}
+
 /// Checks that an open checksum lies behind the Ethernet header and inside of a frame of `len`
 /// bytes.
 ///

@@ -22,6 +22,7 @@ pub struct RecvBatch {
     offered: usize,
     is_adaptive: bool,
     filled: usize,
+    is_full: bool,
 }
 
 impl RecvBatch {
@@ -36,6 +37,7 @@ impl RecvBatch {
             offered: buffers,
             is_adaptive: false,
             filled: 0,
+            is_full: false,
         }
     }
 
@@ -47,6 +49,7 @@ impl RecvBatch {
             offered: FEW,
             is_adaptive: true,
             filled: 0,
+            is_full: false,
         }
     }
 
@@ -54,11 +57,17 @@ impl RecvBatch {
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.filled = 0;
         self.filled = sys::mmsg::receive(socket, &mut self.slots, self.offered)?;
+        self.is_full = self.filled == self.offered;
         if self.is_adaptive {
             let bytes = self.slots.filled_bytes(self.filled);
             self.offered = next_offer(self.offered, self.filled, bytes);
         }
         Ok(self.filled)
+    }
+
+    /// Whether the socket may have had more.
+    pub fn is_full(&self) -> bool {
+        self.is_full
     }
 
     /// What the last [`recv_batch`](super::UdpSocket::recv_batch) brought, in the order of arrival.

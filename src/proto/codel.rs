@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! When to tell senders that a queue of ours stands: CoDel's control law (RFC 8289, section 4).
+//!
+//! CoDel measures how long packets waited. Neither a TAP nor a socket says that, but both say when
+//! they are empty, and a thread that takes everything out, a bounded portion at a time, sees that a
+//! queue stands when portions keep being full. The target is thus a portion, which is much less than
+//! a millisecond's worth; the interval is as in RFC 8289 the time in which senders can react.
+
+use std::time::{Duration, Instant};
+
+/// A queue may stand this long before the first signal, and signals are this far apart at first.
+pub const INTERVAL: Duration = Duration::from_millis(4);
+
+/// The state of one queue.
+#[derive(Debug, Default)]
+pub struct Codel {
+    /// When the queue will have stood for an interval; `None` while it does not stand.
+    due: Option<Instant>,
+    /// Signals since it began to stand.
+    signals: u32,
+    /// Signals when it last did.
+    last_signals: u32,
+    ended: Option<Instant>,
+}
+
+impl Codel {
+    /// Notes one portion. True if one sender should be told to slow down, now.
+    pub fn observe(&mut self, now: Instant, is_full: bool) -> bool {
+        if !is_full {
+            if self.due.take().is_some() && self.signals > 0 {
+                self.last_signals = self.signals;
+                self.ended = Some(now);
+            }
+            self.signals = 0;
+            return false;
+        }
+        let due = *self.due.get_or_insert(now + INTERVAL);
+        if now < due {
+            return false;
+        }
+        self.signals += 1;
+        if self.signals == 1 {
+            // It was short for a moment only: go on about where it left off.
+            let is_recent = self
+                .ended
+                .is_some_and(|ended| now.saturating_duration_since(ended) < 16 * INTERVAL);
+            if is_recent && self.last_signals > 2 {
+                self.signals = self.last_signals - 2;
+            }
+        }
+        let distance = INTERVAL.div_f64(f64::from(self.signals).sqrt());
+        // From the last due time, so that the rate holds; but never a burst after a pause.
+        self.due = Some((due + distance).max(now));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Milliseconds at which signals come while every portion, each 0.1 ms, is full.
+    fn signals(codel: &mut Codel, start: Instant, tenths: u32) -> Vec<u32> {
+        (0..tenths)
+            .filter(|&at| codel.observe(start + Duration::from_micros(100) * at, true))
+            .collect()
+    }
+
+    #[test]
+    fn a_burst_is_no_queue() {
+        let (mut codel, start) = (Codel::default(), Instant::now());
+        assert_eq!(signals(&mut codel, start, 39), []);
+        assert!(!codel.observe(start + INTERVAL, false));
+        assert_eq!(signals(&mut codel, start + INTERVAL, 39), []);
+    }
+
+    #[test]
+    fn signals_come_closer_until_the_queue_is_gone() {
+        let (mut codel, start) = (Codel::default(), Instant::now());
+        let seen = signals(&mut codel, start, 200);
+        assert_eq!(seen[0], 40);
+        let gaps: Vec<u32> = seen.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(gaps.is_sorted_by(|a, b| a >= b) && gaps.first() > gaps.last(), "{gaps:?}");
+
+        let end = start + Duration::from_millis(20);
+        assert!(!codel.observe(end, false));
+        // It stands again at once: the rate is not learnt anew.
+        let again = signals(&mut codel, end, 80);
+        assert!(again.len() > seen.iter().filter(|&&at| at < 80).count());
+    }
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which frames belong together, so that others may overtake them.
+
+/// A number that all frames of a flow have in common: one direction of a TCP connection, for
+/// example, or all ARP between two stations. Different flows may share one, and are then kept in
+/// order as if they were one.
+pub fn flow_of(frame: &[u8]) -> u64 {
+    let (ethertype_at, ethertype) = ethertype(frame);
+    let network = ethertype_at + 2;
+    let at = |from: usize, len: usize| frame.get(from..from + len).unwrap_or_default();
+    let mut hash = Fnv::default();
+    hash.add(at(0, 12));
+    hash.add(&ethertype.to_be_bytes());
+    let protocol_and_ports = match ethertype {
+        0x0800 => {
+            hash.add(at(network + 12, 8));
+            let header = frame.get(network).map_or(20, |first| usize::from(first & 15) * 4);
+            // Only the first fragment has ports, so none of them counts.
+            let is_fragment = at(network + 6, 2) != [0, 0] && at(network + 6, 2) != [0x40, 0];
+            (!is_fragment).then_some((network + 9, network + header))
+        }
+        0x86dd => {
+            hash.add(at(network + 8, 32));
+            Some((network + 6, network + 40))
+        }
+        _ => None,
+    };
+    if let Some((protocol, ports)) = protocol_and_ports {
+        hash.add(at(protocol, 1));
+        if matches!(at(protocol, 1), [6 | 17]) {
+            hash.add(at(ports, 4));
+        }
+    }
+    hash.0
+}
+
+/// Where the EtherType behind up to two tags is, and what it is.
+fn ethertype(frame: &[u8]) -> (usize, u16) {
+    let read = |at: usize| match frame.get(at..at + 2) {
+        Some(&[high, low]) => u16::from_be_bytes([high, low]),
+        _ => 0,
+    };
+    let mut at = 12;
+    for _ in 0..2 {
+        if !matches!(read(at), 0x8100 | 0x88a8) {
+            break;
+        }
+        at += 4;
+    }
+    (at, read(at))
+}
+
+/// FNV-1a: short keys, no attacker gains more than that his own flows are kept in order.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(ethertype: u16, rest: &[u8]) -> Vec<u8> {
+        [&[2; 6][..], &[4; 6], &ethertype.to_be_bytes(), rest].concat()
+    }
+
+    fn ipv4(protocol: u8, fragment: u16, ports: [u8; 4]) -> Vec<u8> {
+        let mut packet = [0; 24];
+        packet[0] = 0x45;
+        packet[6..8].copy_from_slice(&fragment.to_be_bytes());
+        packet[9] = protocol;
+        packet[20..].copy_from_slice(&ports);
+        frame(0x0800, &packet)
+    }
+
+    #[test]
+    fn flows_differ_by_ports_and_fragments_do_not() {
+        let one = flow_of(&ipv4(6, 0, [0, 1, 0, 2]));
+        assert_eq!(one, flow_of(&ipv4(6, 0, [0, 1, 0, 2])));
+        assert_ne!(one, flow_of(&ipv4(6, 0, [0, 1, 0, 3])));
+        assert_ne!(one, flow_of(&ipv4(17, 0, [0, 1, 0, 2])));
+        let first = flow_of(&ipv4(17, 0x2000, [0, 1, 0, 2]));
+        assert_eq!(first, flow_of(&ipv4(17, 0x0020, [9, 9, 9, 9])));
+        let tagged = frame(0x8100, &[0, 7, 8, 6]);
+        assert_ne!(flow_of(&tagged), flow_of(&frame(0x0806, &[])));
+        assert_ne!(flow_of(&[]), one);
+    }
+}
