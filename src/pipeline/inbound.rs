@@ -31,7 +31,7 @@ use crate::{
         limits::{CONTROL_RATE, REASSEMBLY_PATIENCE},
         reassembly::{Reassembly, Which},
         replay::ReplayWindow,
-        session::{Session, Tables},
+        session::{IndexHash, Session, Tables},
         superframe::{self, MAX_HEADERS},
     },
     queue::{Collected, Collector, Dealer},
@@ -272,7 +272,7 @@ pub(super) struct Delivery {
     tables: TablesCache,
     /// The snapshot that `lanes` was last swept for.
     swept_for: Arc<Tables>,
-    lanes: HashMap<(SessionIndex, Lane), LaneState>,
+    lanes: HashMap<(SessionIndex, Lane), LaneState, IndexHash>,
     drops: Arc<Drops>,
     tap: Arc<TapQueue>,
     /// For a back-end without offloads.
@@ -294,7 +294,7 @@ impl Delivery {
         Self {
             tables: shared.subscribe(),
             swept_for: Arc::default(),
-            lanes: HashMap::new(),
+            lanes: HashMap::default(),
             drops: shared.new_drops(),
             shared,
             tap,
@@ -612,14 +612,18 @@ impl Exit<'_> {
         if frame.len() > self.shared.max_frame as usize && !frame.is_super() {
             return Err(DropReason::Oversize);
         }
-        let mut headers = [0; MAX_HEADERS];
-        let mut frame = frame;
         if *self.must_signal && frame.len() >= SIGNAL_BYTES {
             *self.must_signal = false;
-            frame = frame
+            let mut headers = [0; MAX_HEADERS];
+            let signalled = frame
                 .signalled(&mut headers)
                 .ok_or(DropReason::QueueStands)?;
+            return self.hand_over(session, signalled);
         }
+        self.hand_over(session, frame)
+    }
+
+    fn hand_over(&mut self, session: &Session, frame: Leaving<'_>) -> Result<(), DropReason> {
         let bytes = frame.len() as u64;
         session.traffic.inbound.add_frames(1, bytes);
         match self

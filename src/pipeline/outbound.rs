@@ -77,7 +77,7 @@ impl Outbound {
             lane,
             outlet,
             filling: Vec::with_capacity(OPEN_TRAINS),
-            portion: Portion::default(),
+            portion: Portion::new(),
             codel: Codel::default(),
             must_signal: false,
             next_frame_id: 0,
@@ -99,7 +99,8 @@ impl Outbound {
         }
     }
 
-    fn forward_portion(&mut self) -> Result<(), Stopped> {
+    /// Forwards what the TAP has now, up to a portion.
+    pub(super) fn forward_portion(&mut self) -> Result<(), Stopped> {
         let mut portion = std::mem::take(&mut self.portion);
         let outcome = portion.fill(&self.tap).map_err(Stopped::of_tap);
         // Loaded after the frames were read: a session that is new by then may have them.

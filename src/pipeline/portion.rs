@@ -23,7 +23,8 @@ const BULK_BYTES: usize = 2048;
 /// Bulk flows of a portion that are told apart; more are taken as one.
 const BULK_FLOWS: usize = 8;
 
-/// A portion of frames, and their order of leaving.
+/// A portion of frames, and their order of leaving. The default has no room.
+#[derive(Default)]
 pub(super) struct Portion {
     bytes: Box<[u8]>,
     frames: Vec<(VnetHeader, Range<usize>)>,
@@ -31,8 +32,8 @@ pub(super) struct Portion {
     is_full: bool,
 }
 
-impl Default for Portion {
-    fn default() -> Self {
+impl Portion {
+    pub(super) fn new() -> Self {
         Self {
             bytes: vec![0; PORTION_BYTES + READ_BYTES].into(),
             frames: Vec::with_capacity(PORTION_FRAMES),
@@ -40,9 +41,7 @@ impl Default for Portion {
             is_full: false,
         }
     }
-}
 
-impl Portion {
     /// Replaces what is in it with what the TAP has, as much as there is room for.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    hash::{BuildHasherDefault, Hasher},
     net::SocketAddr,
     sync::{
         Arc,
@@ -198,13 +199,42 @@ pub struct Route {
     pub datagram_len: usize,
 }
 
+/// Hashes keys that begin with a [`SessionIndex`]. Indices are drawn at random by us, so nobody can
+/// aim at a bucket, and one multiplication is enough for the data threads, which hash per datagram.
+pub type IndexHash = BuildHasherDefault<IndexHasher>;
+
+/// See [`IndexHash`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IndexHasher(u64);
+
+impl Hasher for IndexHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(byte.into());
+        }
+    }
+
+    fn write_u8(&mut self, value: u8) {
+        self.write_u32(value.into());
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        self.0 = (self.0.rotate_left(8) ^ u64::from(value)).wrapping_mul(ODD);
+    }
+}
+
 /// What the data threads know of the peers: an immutable snapshot, replaced as a whole.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     /// By port: the route of `PortId(n)` is at `n - 1`.
     pub routes: Vec<Route>,
     /// Every session that may receive.
-    pub sessions: HashMap<SessionIndex, Arc<Session>>,
+    pub sessions: HashMap<SessionIndex, Arc<Session>, IndexHash>,
     /// Our initiations that wait for an answer.
     pub attempts: HashSet<SessionIndex>,
 }
