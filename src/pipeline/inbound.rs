@@ -136,7 +136,6 @@ impl Inbound {
                 delivery,
             } => {
                 self.socket.recv_batch(&mut arrivals.batch)?;
-                delivery.note_queue(arrivals.batch.is_full());
                 Ok(delivery.open_and_deliver(opener, arrivals))
             }
             Inlet::Staged(dealer) => {
@@ -324,7 +323,7 @@ impl Delivery {
     /// True if frames wait for missing pieces.
     pub(super) fn deliver(&mut self, arrivals: &mut Arrivals) -> bool {
         let tables = self.tables.load();
-        self.sweep(&tables);
+        self.begin(&tables, arrivals.batch.is_full());
         let now_s = self.shared.clock.seconds();
         let mut opened = arrivals.opened.iter();
         for mut received in arrivals.batch.iter_mut() {
@@ -340,7 +339,7 @@ impl Delivery {
     /// the first one does not wait for the last.
     fn open_and_deliver(&mut self, opener: &mut Opener, arrivals: &mut Arrivals) -> bool {
         let tables = self.tables.load();
-        self.sweep(&tables);
+        self.begin(&tables, arrivals.batch.is_full());
         let now_s = self.shared.clock.seconds();
         for mut received in arrivals.batch.iter_mut() {
             let from = received.from;
@@ -352,8 +351,9 @@ impl Delivery {
         self.forward_incomplete(Patience::Some)
     }
 
-    /// A full batch means that the socket may have had more.
-    fn note_queue(&mut self, is_full: bool) {
+    /// Before a batch. A full one means that the socket may have had more.
+    fn begin(&mut self, tables: &Arc<Tables>, is_full: bool) {
+        self.sweep(tables);
         self.must_signal |= self.codel.observe(clock::now(), is_full);
     }
 
