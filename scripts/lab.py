@@ -15,7 +15,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -23,24 +22,13 @@ import subprocess
 import sys
 import time
 
-WORK = "/run/patchcord-lab"
-PREFIX = "pc-lab-"
-TUNNEL = "lab-"
-SITES = {"a": "192.0.2.1", "b": "192.0.2.2"}
+from sites import CLONE_NEWNET, UNDERLAY, Failed, Sites, libc, run, until, unwind_on_signals
+
 HOSTS = ["a1", "a2", "b1", "b2"]
 MARKER = b"patchcord-lab-plain-text-marker"
 GROUPS = {"broadcast": "255.255.255.255", "link-local group": "224.0.0.199", "IPv4 group": "239.1.2.3", "IPv6 group": "ff02::4242"}
 GROUP_PORT = 7100
-TUNSETIFF, IFF_TAP, IFF_NO_PI, CLONE_NEWNET, PR_SET_PDEATHSIG = 0x400454CA, 2, 0x1000, 0x40000000, 1
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Failed(Exception):
-    """A step did not show what it should; the message says what was seen."""
-
-
-def ns(name):
-    return PREFIX + name
+TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 2, 0x1000
 
 
 def v4(host):
@@ -55,116 +43,35 @@ def mac(host):
     return "02:00:00:00:0%s:0%s" % (host[0], host[1])
 
 
-def until(seconds, attempt, what):
-    """The first true result of attempt(), polled; Failed(what) when time is up."""
-    end = time.monotonic() + seconds
-    while True:
-        result = attempt()
-        if result:
-            return result
-        if time.monotonic() > end:
-            raise Failed("%s within %g s" % (what, seconds))
-        time.sleep(0.03)
-
-
-def run(*argv, check=True, timeout=30, **kw):
-    argv = [str(a) for a in argv]
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL if "input" not in kw else None,
-                          capture_output=True, text=True, timeout=timeout, **kw)
-    if check and done.returncode:
-        raise Failed("`%s` failed: %s" % (" ".join(argv), (done.stderr + done.stdout).strip()[-300:]))
-    return done
-
-
 # --- the sites ------------------------------------------------------------------------------------
 
-class Lab:
-    def __init__(self, binary, keep):
-        self.binary = os.path.abspath(binary)
-        self.keep = keep
-        self.children = []
-        self.tunnels = {}
+class Lab(Sites):
+    """Two sites, each a bridge with hosts."""
 
-    def inside(self, name, *argv, **kw):
-        return run("ip", "netns", "exec", ns(name), *argv, **kw)
-
-    def spawn(self, name, *argv, log=None, **kw):
-        """Starts a process in a namespace. It dies with us, unless the lab is kept."""
-        out = open(os.path.join(WORK, log), "ab") if log else subprocess.DEVNULL
-        kw.setdefault("stdout", out)
-        kw.setdefault("stdin", subprocess.DEVNULL)
-        child = subprocess.Popen(["ip", "netns", "exec", ns(name), *map(str, argv)], cwd=WORK, stderr=out,
-                                 start_new_session=True,
-                                 preexec_fn=None if self.keep else lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL), **kw)
-        self.children.append(child)
-        return child
-
-    def ip(self, name, *lines):
-        run("ip", "-n", ns(name), "-batch", "-", input="\n".join(lines) + "\n")
+    def __init__(self, binary, keep=False, name="lab", hosts=HOSTS):
+        super().__init__(name, binary, keep)
+        self.hosts = hosts
 
     def build(self):
         """Namespaces, bridges, hosts and the underlay; no patchcord yet."""
-        os.makedirs(WORK, mode=0o700)
-        for name in ["site-a", "site-b"] + HOSTS:
-            run("ip", "netns", "add", ns(name))
-            self.inside(name, "sh", "-c", "for f in all default; do echo 0 > /proc/sys/net/ipv6/conf/$f/accept_dad; done; "
-                        "for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 > $f; done")
-            self.ip(name, "link set lo up")
-        self.underlay()
-        for site, address in SITES.items():
-            self.ip("site-" + site, "addr add %s/24 dev wan" % address, "link set wan up",
-                    "link add br-lan type bridge", "link set br-lan up")
-        for host in HOSTS:
+        os.makedirs(self.work, mode=0o700)
+        self.add("site-a", "site-b", *self.hosts)
+        self.join()
+        for site in UNDERLAY:
+            self.ip("site-" + site, "link add br-lan type bridge", "link set br-lan up")
+        for host in self.hosts:
             site = "site-" + host[0]
-            run("ip", "link", "add", host, "netns", ns(site), "type", "veth",
-                "peer", "name", "eth0", "address", mac(host), "netns", ns(host))
+            run("ip", "link", "add", host, "netns", self.ns(site), "type", "veth",
+                "peer", "name", "eth0", "address", mac(host), "netns", self.ns(host))
             self.ip(site, "link set %s master br-lan up" % host)
             self.ip(host, "link set eth0 up", "addr add %s/24 brd + dev eth0" % v4(host), "addr add %s/64 dev eth0" % v6(host),
                     "route add default dev eth0")
 
-    def underlay(self):
-        self.cable("site-a", "wan", "site-b", "wan")
-
-    def cable(self, one, port, other, other_port):
-        run("ip", "link", "add", port, "netns", ns(one), "mtu", 1500, "type", "veth",
-            "peer", "name", other_port, "netns", ns(other), "mtu", 1500)
-
-    def start_cords(self):
-        """Keys and configurations as a user would make them, then `patchcord up` at both sites."""
-        public = {}
-        for site in SITES:
-            key = run(self.binary, "genkey").stdout
-            public[site] = run(self.binary, "pubkey", input=key).stdout.strip()
-            path = os.path.join(WORK, TUNNEL + site + ".key")
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
-                f.write(key)
-        for site, other in (("a", "b"), ("b", "a")):
-            with open(os.path.join(WORK, TUNNEL + site + ".toml"), "w") as f:
-                f.write('[tunnel]\nprivate-key-file = "%s.key"\nlisten = "0.0.0.0:51830"\n\n'
-                        '[device]\nname = "pc0"\nbridge = "br-lan"\n\n'
-                        '[[peer]]\nname = "site-%s"\npublic-key = "%s"\nendpoint = "%s:51830"\n'
-                        % (TUNNEL + site, other, public[other], SITES[other]))
+    def start(self):
         begun = time.monotonic()
-        for site in SITES:
-            self.tunnels[site] = self.spawn("site-" + site, self.binary, "up", os.path.join(WORK, TUNNEL + site + ".toml"),
-                                            log="patchcord-%s.log" % site)
-        for site, child in self.tunnels.items():
-            def ready():
-                if child.poll() is not None:
-                    raise Failed("patchcord at site %s ended with exit code %d" % (site, child.returncode))
-                return re.search(r"\bready\b", self.log(site))
-            until(10, ready, "site %s did not say ready" % site)
-        until(10, lambda: self.inside("a1", "ping", "-c1", "-W1", v4("b1"), check=False).returncode == 0, "no ping crossed")
+        self.start_cords(lambda site: 'bridge = "br-lan"')
+        self.first_ping("a1", v4("b1"))
         return "first ping %.2f s after start" % (time.monotonic() - begun)
-
-    def log(self, site):
-        try:
-            return open(os.path.join(WORK, "patchcord-%s.log" % site), errors="replace").read()
-        except FileNotFoundError:
-            return ""
-
-    def status(self, site):
-        return json.loads(self.inside("site-" + site, self.binary, "show", TUNNEL + site, "--json").stdout)
 
     def agent(self, host, *argv):
         """This program again, inside a host; `ready` on its output means that it listens."""
@@ -173,44 +80,6 @@ class Lab:
         if child.stdout.readline().strip() != "ready":
             raise Failed("the listener on %s did not start" % host)
         return child
-
-
-def remove():
-    """Ends what runs in the lab's namespaces and removes them; true if there was something."""
-    names = [n for n in kept() if n.startswith(PREFIX)]
-    for sig in (signal.SIGTERM, signal.SIGKILL):
-        end = time.monotonic() + 3
-        pids = inhabitants(names)
-        for pid in pids:
-            try:
-                os.kill(pid, sig)
-            except ProcessLookupError:
-                pass
-        while inhabitants(names) and time.monotonic() < end:
-            time.sleep(0.03)
-    for name in names:
-        subprocess.run(["ip", "netns", "del", name], capture_output=True)
-    shutil.rmtree(WORK, ignore_errors=True)
-    return bool(names)
-
-
-def inhabitants(names):
-    pids = set()
-    for name in names:
-        listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
-        for pid in map(int, listed):
-            try:
-                state = open("/proc/%d/stat" % pid).read().rsplit(")", 1)[1].split()[0]
-            except OSError:
-                continue
-            if state not in "ZX" and pid != os.getpid():
-                pids.add(pid)
-    return pids
-
-
-def kept():
-    found = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
-    return [line.split()[0] for line in found.splitlines() if line.startswith(PREFIX)]
 
 
 # --- what is shown --------------------------------------------------------------------------------
@@ -254,9 +123,9 @@ def step_dhcp(lab, report):
     """DHCP server on a1 leases to a client on b1"""
     server = lab.spawn("a1", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--bind-dynamic", "--interface=eth0",
                        "--user=root", "--pid-file", "--no-ping", "--no-resolv", "--no-hosts", "--log-facility=-",
-                       "--dhcp-leasefile=" + os.path.join(WORK, "leases"), "--dhcp-range=10.77.0.100,10.77.0.199,5m",
+                       "--dhcp-leasefile=" + os.path.join(lab.work, "leases"), "--dhcp-range=10.77.0.100,10.77.0.199,5m",
                        log="dnsmasq.log")
-    script, lease = os.path.join(WORK, "udhcpc.sh"), os.path.join(WORK, "lease")
+    script, lease = os.path.join(lab.work, "udhcpc.sh"), os.path.join(lab.work, "lease")
     with open(script, "w") as f:       # instead of the system's script: it must not touch the machine's resolv.conf
         f.write('#!/bin/sh\n[ "$1" = bound ] || exit 0\nip addr add "$ip/24" dev "$interface"\necho "$ip $serverid" > %s\n' % lease)
     os.chmod(script, 0o755)
@@ -286,7 +155,7 @@ def step_ipv6(lab, report):
 
 def step_groups(lab, report):
     """broadcast and multicast reach every host exactly once"""
-    listeners = {host: lab.agent(host, "_listen", "eth0") for host in HOSTS if host != "a1"}
+    listeners = {host: lab.agent(host, "_listen", "eth0") for host in lab.hosts if host != "a1"}
     sent = json.loads(lab.inside("a1", sys.executable, os.path.abspath(__file__), "_send", "eth0").stdout)
     wrong = []
     for host, child in listeners.items():
@@ -317,7 +186,7 @@ def vlan_host(lab, host):
     if lab.inside(host, "ip", "link", "add", "link", "eth0", "name", "vlan42", "type", "vlan", "id", 42, check=False).returncode == 0:
         how = "802.1Q device"
     else:
-        lab.agent("site-" + host[0], "_tagger", ns(host), ns("site-" + host[0]), host + "-trunk")
+        lab.agent("site-" + host[0], "_tagger", lab.ns(host), lab.ns("site-" + host[0]), host + "-trunk")
         lab.ip("site-" + host[0], "link set %s-trunk master br-lan up" % host)
         how = "a user-space tagger (kernel has no 8021q)"
     lab.ip(host, "link set vlan42 up", "addr add %s/24 dev vlan42" % address)
@@ -325,7 +194,7 @@ def vlan_host(lab, host):
 
 
 def listening(lab, log):
-    until(5, lambda: "listening on" in open(os.path.join(WORK, log)).read(), "tcpdump did not start")
+    until(5, lambda: "listening on" in open(os.path.join(lab.work, log)).read(), "tcpdump did not start")
 
 
 def step_tcp_there(lab, report):
@@ -361,7 +230,7 @@ def rate(mbit):
 
 def step_secret(lab, report):
     """the payload is not readable on the underlay"""
-    path = os.path.join(WORK, "underlay.pcap")
+    path = os.path.join(lab.work, "underlay.pcap")
     watcher = lab.spawn("site-a", "tcpdump", "-U", "-s0", "-i", "wan", "-w", path, log="tcpdump-wan.log")
     listening(lab, "tcpdump-wan.log")
     sink = lab.agent("b1", "_sink")
@@ -492,7 +361,7 @@ def conduct(lab, screen, report):
     screen.line("Two sites, each a bridge with two hosts, on this machine; patchcord between them.")
     if not perform(lab, screen, report, "namespaces, bridges, hosts, underlay", lab.build):
         return
-    if not perform(lab, screen, report, "patchcord up at both sites", lab.start_cords):
+    if not perform(lab, screen, report, "patchcord up at both sites", lab.start):
         return
     for step in STEPS:
         perform(lab, screen, report, step.__doc__, lambda: step(lab, report))
@@ -500,7 +369,7 @@ def conduct(lab, screen, report):
 
 
 def record_status(lab, report):
-    for site in SITES:
+    for site in UNDERLAY:
         status = lab.status(site)
         peer = status["peers"][0]
         report["site_" + site] = {"cipher": peer["cipher"], "path_mtu": peer["path_mtu"], "handshakes": peer["handshakes"],
@@ -516,7 +385,7 @@ def print_report(screen, report):
     for label, key in (("TCP a1 -> b1", "tcp_a_to_b_mbit_s"), ("TCP b1 -> a1", "tcp_b_to_a_mbit_s")):
         if key in report:
             screen.line("  %-16s %s" % (label, rate(report[key])))
-    for site in SITES:
+    for site in UNDERLAY:
         if "site_" + site in report:
             facts = report["site_" + site]
             drops = ", ".join("%s %d" % item for item in facts["drops"].items()) or "none"
@@ -532,7 +401,7 @@ def print_failures(lab, screen, report):
     screen.line("\nFailed:")
     for s in failed:
         screen.line("  ✗ %s: %s" % (s["step"], s["result"]))
-    for site in SITES:
+    for site in UNDERLAY:
         screen.line("\nEnd of the log of patchcord at site %s:" % site.upper())
         for line in lab.log(site).splitlines()[-15:]:
             screen.line("  " + line)
@@ -546,7 +415,7 @@ The sites stay up. Look around with
   sudo ip netns exec pc-lab-site-b tcpdump -ni wan udp port 51830
   logs, keys and configurations: %(work)s
 and remove them with
-  sudo scripts/lab --down""" % {"b1": v4("b1"), "binary": lab.binary, "work": WORK})
+  sudo scripts/lab --down""" % {"b1": v4("b1"), "binary": lab.binary, "work": lab.work})
 
 
 def main():
@@ -556,20 +425,19 @@ def main():
     parser.add_argument("--json", action="store_true", help="print the report as JSON only")
     parser.add_argument("--binary", metavar="PATH", help="use this patchcord and build nothing")
     options = parser.parse_args()
+    lab = Lab(options.binary, options.keep)
     if options.down:
-        print("removed" if remove() else "there was no lab")
+        print("removed" if lab.remove() else "there was no lab")
         return 0
     if not options.binary:
         parser.error("run scripts/lab, which builds patchcord first, or give --binary")
     if not (os.path.isfile(options.binary) and os.access(options.binary, os.X_OK)):
         parser.error("--binary: %s is not a program" % options.binary)
-    if kept() or os.path.exists(WORK):
-        print("A lab is up already (%s); remove it first: sudo scripts/lab --down" % (", ".join(kept()) or WORK), file=sys.stderr)
+    if lab.is_up():
+        print("A lab is up already (%s); remove it first: sudo scripts/lab --down" % (", ".join(lab.there()) or lab.work), file=sys.stderr)
         return 1
-    signal.signal(signal.SIGINT, signal.default_int_handler)    # a background job inherits it ignored
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
-    lab, screen, report = Lab(options.binary, options.keep), Screen(options.json), {"steps": []}
+    unwind_on_signals()
+    screen, report = Screen(options.json), {"steps": []}
     begun, finished = time.monotonic(), False
     try:
         conduct(lab, screen, report)
@@ -589,7 +457,7 @@ def main():
             print_keep(lab, screen)
         else:
             signal.signal(signal.SIGINT, signal.SIG_IGN)        # a second Ctrl-C must not stop the clean-up
-            remove()
+            lab.remove()
     if options.json:
         print(json.dumps(report, indent=2))
     screen.line("\n%s" % ("Everything that was tried works." if report["ok"] else "Not everything works."))

@@ -17,25 +17,23 @@ import statistics
 import subprocess
 import sys
 
-import lab
-from lab import Failed, ns, run, until, v4
+from lab import Lab, v4
+from sites import UNDERLAY, Failed, until, unwind_on_signals
 
-lab.PREFIX, lab.WORK, lab.TUNNEL = "pc-loss-", "/run/patchcord-loss", "loss-"
-lab.HOSTS = ["a1", "b1"]
 OFFLOADS = ["tx", "rx", "tso", "gso", "gro", "tx-udp-segmentation"]
 IPERF_PORT, IPERF_PORT_HEX = 5201, ":1451 "
 
 
-class Bench(lab.Lab):
+class Bench(Lab):
     def __init__(self, options):
-        super().__init__(options.binary, keep=False)
+        super().__init__(options.binary, name="loss", hosts=["a1", "b1"])
         self.options = options
         self.relays = 0
 
-    def underlay(self):
-        run("ip", "netns", "add", ns("relay"))
+    def underlay(self, mtu):
+        self.add("relay")
         for site, port in (("site-a", "near"), ("site-b", "far")):
-            self.cable(site, "wan", "relay", port)
+            self.cable(site, "wan", "relay", port, mtu)
             self.ip("relay", "link set %s addrgenmode none up" % port)
             # The relay wants frames as they are on a wire.
             self.inside(site, "ethtool", "-K", "wan", *(word for name in OFFLOADS for word in (name, "off")))
@@ -52,15 +50,12 @@ class Bench(lab.Lab):
         relay = self.spawn("relay", self.options.relay, "near", "far", *harm, log=log, stdout=subprocess.PIPE, text=True)
 
         def ready():
-            text = open(os.path.join(lab.WORK, log)).read()
+            text = open(os.path.join(self.work, log)).read()
             if relay.poll() is not None:
                 raise Failed("the relay ended: %s" % text.strip())
             return "ready" in text
         until(5, ready, "the relay did not say ready")
         return relay
-
-    def first_ping(self):
-        until(10, lambda: self.inside("a1", "ping", "-c1", "-W1", v4("b1"), check=False).returncode == 0, "no ping crossed")
 
     def tcp(self, client, server, address):
         """Mbit/s of one stream of CUBIC, and the share of segments that were sent again, in percent."""
@@ -82,13 +77,13 @@ class Bench(lab.Lab):
 
     def compare(self, round_number, loss):
         """One round at one loss: both ways over the same kind of relay, which begins anew for each."""
-        ways = {"plain": ("site-a", "site-b", lab.SITES["b"]), "tunnel": ("a1", "b1", v4("b1"))}
+        ways = {"plain": ("site-a", "site-b", UNDERLAY["b"]), "tunnel": ("a1", "b1", v4("b1"))}
         # By turns, so that neither is always the one that finds a warm machine.
         order = list(ways) if round_number % 2 else list(reversed(ways))
         measured = {"round": round_number, "loss_percent": loss}
         for way in order:
             relay = self.start_relay("--loss", loss, "--delay", self.options.delay, "--seed", round_number, *self.shape())
-            self.first_ping()
+            self.first_ping("a1", v4("b1"))
             measured[way] = self.tcp(*ways[way])
             relay.send_signal(signal.SIGTERM)
             measured[way]["relay"] = judged(json.loads(relay.communicate(timeout=5)[0]))
@@ -144,7 +139,7 @@ def conduct(bench, options):
     bench.build()
     # A relay that does nothing, for the first handshake.
     relay = bench.start_relay()
-    bench.start_cords()
+    bench.start()
     relay.terminate()
     relay.communicate(timeout=5)
     measurements = []
@@ -158,7 +153,7 @@ def conduct(bench, options):
     return {"rounds": options.rounds, "seconds": options.seconds, "delay_ms": options.delay, "rate_mbit": options.rate,
             "loss_burst": options.loss_burst, "cores": os.cpu_count(), "kernel": os.uname().release,
             "cipher": status["peers"][0]["cipher"], "core_plan": status["core_plan"]["plan"], "device": status["device"]["backend"],
-            "drops": {site: bench.status(site)["drops"] for site in lab.SITES},
+            "drops": {site: bench.status(site)["drops"] for site in UNDERLAY},
             "summary": summary(measurements), "measurements": measurements}
 
 
@@ -180,19 +175,17 @@ def main():
     parser.add_argument("--relay", metavar="PATH", help="use this relay")
     options = parser.parse_args()
     if options.down:
-        print("removed" if lab.remove() else "there was nothing")
+        print("removed" if Bench(options).remove() else "there was nothing")
         return 0
     for name, path in (("--binary", options.binary), ("--relay", options.relay)):
         if not path or not os.access(path, os.X_OK):
             parser.error("%s: %s is not a program; run scripts/loss-bench, which builds it" % (name, path))
     options.relay = os.path.abspath(options.relay)
-    if lab.kept() or os.path.exists(lab.WORK):
+    bench = Bench(options)
+    if bench.is_up():
         print("a run is under way, or was killed; to clean up: scripts/loss-bench --down", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGINT, signal.default_int_handler)    # a background job inherits it ignored
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
-    bench = Bench(options)
+    unwind_on_signals()
     try:
         report = conduct(bench, options)
     except (Failed, subprocess.TimeoutExpired) as error:
@@ -203,7 +196,7 @@ def main():
         return 130
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)            # a second Ctrl-C must not stop the clean-up
-        lab.remove()
+        bench.remove()
     if not options.json:
         print(markdown(report) + "\n")
     print(json.dumps(report))
