@@ -17,15 +17,24 @@ use criterion::{
 };
 use patchcord::{
     crypto::aead::Cipher,
-    proto::{reassembly::Reassembly, replay::ReplayWindow, train::Train},
+    proto::{
+        reassembly::{Reassembly, Which},
+        replay::ReplayWindow,
+        superframe::{Layout, finish_checksum},
+        train::{Open, Train},
+    },
     wire::{
         Counter, DATA_OVERHEAD, DataHeader, Lane, MessageType,
         chunk::{Chunk, Chunks},
+        offload::Checksum,
     },
 };
 use patchcord_bridge::{MacAddr, PortId, Switch, SwitchConfig, Vid};
 
-use path::{MAX_FRAME, Receiver, Sender, datagrams, sessions};
+use path::{
+    HEADERS_LEN, MAX_FRAME, Receiver, SEGMENTS, SUPERFRAME_LEN, Sender, datagrams, deliver_runs,
+    file, sessions, superframe,
+};
 
 const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305];
 /// Bytes of plaintext: a small frame, and full datagrams on paths of 1500 and 9000 bytes or nearly.
@@ -37,6 +46,9 @@ const SMALL_FRAME: usize = 60;
 const FRAMES: usize = 40;
 /// What goes all the way: small frames, full ones of an MTU of 1500, and a large one.
 const MIXES: [&[usize]; 3] = [&[SMALL_FRAME; FRAMES], &[1514; FRAMES], &[65_535]];
+/// Super-frames of a stream of which every so-many-th datagram is lost.
+const STREAM: usize = 20;
+const LOST_DATAGRAM: usize = 100;
 
 criterion_group! {
     name = stages;
@@ -44,7 +56,8 @@ criterion_group! {
     config = Criterion::default()
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(2));
-    targets = seal, open, pack, fragment, parse, reassemble, switch, replay, outbound, inbound
+    targets = seal, open, pack, fragment, split, parse, reassemble, superframes, switch, replay,
+        outbound, inbound
 }
 criterion_main!(stages);
 
@@ -86,30 +99,34 @@ fn open(criterion: &mut Criterion) {
 
 fn pack(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pack");
-    lay_out(&mut group, &[SMALL_FRAME; FRAMES], |_| {});
-    lay_out(&mut group, &[1444; FRAMES], |_| {});
+    lay_out(&mut group, &plain(&[SMALL_FRAME; FRAMES]), |_| {});
+    lay_out(&mut group, &plain(&[1444; FRAMES]), |_| {});
 }
 
 fn fragment(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("fragment");
     for len in LARGE_FRAMES {
-        lay_out(&mut group, &[len], |_| {});
+        lay_out(&mut group, &plain(&[len]), |_| {});
     }
 }
 
-/// Both stages that fill trains, and what `depart` does with them.
+fn split(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("split");
+    lay_out(&mut group, &super_frames(1), |_| {});
+}
+
+/// The stages that fill trains, and what `depart` does with them.
 fn lay_out(
     group: &mut BenchmarkGroup<'_, WallTime>,
-    lens: &[usize],
+    frames: &[Frame],
     mut depart: impl FnMut(&mut Train),
 ) {
-    let frames: Vec<_> = lens.iter().map(|&len| vec![0x5a; len]).collect();
     let mut sender = Sender::new(sessions(Cipher::Aes256Gcm).0);
-    group.throughput(Throughput::Bytes(lens.iter().sum::<usize>() as u64));
-    group.bench_function(title(lens), |bencher| {
+    group.throughput(Throughput::Bytes(bytes(frames) as u64));
+    group.bench_function(title(frames), |bencher| {
         bencher.iter(|| {
-            for frame in &frames {
-                sender.push(black_box(frame), &mut depart);
+            for (frame, open) in frames {
+                sender.push(black_box(frame), *open, &mut depart);
             }
             sender.flush(&mut depart);
         });
@@ -118,7 +135,7 @@ fn lay_out(
 
 fn parse(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("parse");
-    let packed = [SMALL_FRAME; FRAMES];
+    let packed = plain(&[SMALL_FRAME; FRAMES]);
     let (session, _) = sessions(Cipher::Aes256Gcm);
     let sealed = sealed(&mut Sender::new(session), &packed);
     group.throughput(Throughput::Elements(sealed.len() as u64));
@@ -130,10 +147,10 @@ fn parse(criterion: &mut Criterion) {
             }
         });
     });
-    for lens in [&packed[..], &[LARGE_FRAMES[0]]] {
-        let plaintexts = plaintexts(lens);
-        group.throughput(Throughput::Bytes(lens.iter().sum::<usize>() as u64));
-        group.bench_function(format!("chunks of {}", title(lens)), |bencher| {
+    for frames in [packed, plain(&LARGE_FRAMES[..1])] {
+        let plaintexts = plaintexts(&frames);
+        group.throughput(Throughput::Bytes(bytes(&frames) as u64));
+        group.bench_function(format!("chunks of {}", title(&frames)), |bencher| {
             bencher.iter(|| {
                 for plaintext in &plaintexts {
                     Chunks::new(black_box(plaintext)).for_each(|chunk| {
@@ -147,30 +164,87 @@ fn parse(criterion: &mut Criterion) {
 
 fn reassemble(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("reassemble");
-    for len in LARGE_FRAMES {
-        let plaintexts = plaintexts(&[len]);
-        let pieces: Vec<_> = plaintexts
-            .iter()
-            .flat_map(|plaintext| Chunks::new(plaintext))
-            .filter_map(|chunk| match chunk {
-                Ok(Chunk::Fragment(fragment, piece)) => Some((fragment, piece)),
-                _ => None,
-            })
-            .collect();
+    let [jumbo, largest] = LARGE_FRAMES.map(|len| plain(&[len]));
+    for frames in [jumbo, largest, super_frames(1)] {
+        let plaintexts = plaintexts(&frames);
+        let chunks: Vec<_> = chunks(&plaintexts).collect();
         let mut reassembly = Reassembly::new(MAX_FRAME.into());
-        group.throughput(Throughput::Bytes(len as u64));
-        group.bench_function(title(&[len]), |bencher| {
+        group.throughput(Throughput::Bytes(bytes(&frames) as u64));
+        group.bench_function(title(&frames), |bencher| {
             bencher.iter(|| {
-                let complete = pieces
-                    .iter()
-                    .filter(|(fragment, piece)| {
-                        matches!(reassembly.add(*fragment, piece), Ok(Some(_)))
-                    })
-                    .count();
-                assert_eq!(complete, 1);
+                let mut complete = 0;
+                for &(sequence, chunk) in &chunks {
+                    if file(&mut reassembly, sequence, black_box(chunk)) == Ok(true) {
+                        complete += reassembly.take_whole().map_or(0, |whole| whole.frame.len());
+                    }
+                }
+                assert_eq!(complete, bytes(&frames));
+                end_of_stream(&mut reassembly);
             });
         });
     }
+    let frames = super_frames(STREAM);
+    let plaintexts = plaintexts(&frames);
+    let survivors: Vec<_> = chunks(&plaintexts)
+        .filter(|(sequence, _)| sequence % LOST_DATAGRAM as u64 != 30)
+        .collect();
+    let mut reassembly = Reassembly::new(MAX_FRAME.into());
+    group.throughput(Throughput::Bytes(bytes(&frames) as u64));
+    group.bench_function(
+        format!("{}, 1 % of the datagrams lost", title(&frames)),
+        |bencher| {
+            bencher.iter(|| {
+                let segments = stream(&mut reassembly, black_box(&survivors));
+                let lost = plaintexts.len() / LOST_DATAGRAM;
+                // A datagram has parts of two segments, or of three.
+                let least = STREAM * SEGMENTS - 3 * (lost + 1);
+                assert!((least..STREAM * SEGMENTS).contains(&segments), "{segments}");
+                end_of_stream(&mut reassembly);
+            });
+        },
+    );
+}
+
+/// The segments that come out, whole or in runs.
+fn stream(reassembly: &mut Reassembly, chunks: &[(u64, Chunk<'_>)]) -> usize {
+    let mut segments = 0;
+    for &(sequence, chunk) in chunks {
+        if file(reassembly, sequence, chunk) == Ok(true) {
+            if let Some(stations) = reassembly.whole_stations() {
+                deliver_runs(reassembly, Which::Between(&stations), &mut |run| {
+                    segments += run.segments;
+                });
+            }
+            let whole = reassembly.take_whole().and_then(|whole| whole.layout);
+            segments += whole.map_or(0, |layout| layout.segments());
+        }
+    }
+    deliver_runs(reassembly, Which::All, &mut |run| segments += run.segments);
+    segments
+}
+
+/// The same sequence numbers and frame ids can come again.
+fn end_of_stream(reassembly: &mut Reassembly) {
+    reassembly.forget(u64::MAX);
+}
+
+fn superframes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("superframe");
+    let (frame, Open { offload, .. }) = superframe();
+    let head = &frame[..HEADERS_LEN];
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("parse the headers", |bencher| {
+        bencher.iter(|| Layout::parse(black_box(head), SUPERFRAME_LEN, &offload, MAX_FRAME.into()));
+    });
+    let mut frame = frame[..14 + 1500].to_vec();
+    let checksum = Checksum {
+        start: 14,
+        offset: 36,
+    };
+    group.throughput(Throughput::Bytes(1500));
+    group.bench_function("finish a checksum over 1500 bytes", |bencher| {
+        bencher.iter(|| finish_checksum(black_box(&mut frame), checksum));
+    });
 }
 
 fn switch(criterion: &mut Criterion) {
@@ -226,27 +300,28 @@ fn replay(criterion: &mut Criterion) {
 /// All stages from the switch to the socket.
 fn outbound(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("outbound");
-    for lens in MIXES {
-        lay_out(&mut group, lens, Train::seal);
+    for frames in mixes() {
+        lay_out(&mut group, &frames, Train::seal);
     }
 }
 
 /// All stages from the socket to the switch.
 fn inbound(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("inbound");
-    for lens in MIXES {
+    for frames in mixes() {
         let (sender, receiver) = sessions(Cipher::Aes256Gcm);
         let (mut sender, mut receiver) = (Sender::new(sender), Receiver::new(receiver));
-        let bytes: usize = lens.iter().sum();
+        let bytes = bytes(&frames);
         group.throughput(Throughput::Bytes(bytes as u64));
-        group.bench_function(title(lens), |bencher| {
+        group.bench_function(title(&frames), |bencher| {
             bencher.iter_batched_ref(
-                || sealed(&mut sender, lens),
+                || sealed(&mut sender, &frames),
                 |datagrams| {
                     let mut delivered = 0;
                     for datagram in datagrams {
                         receiver.receive(datagram, &mut |frame| delivered += frame.len());
                     }
+                    receiver.end_batch(false, &mut |_| {});
                     assert_eq!(delivered, bytes);
                 },
                 BatchSize::SmallInput,
@@ -255,32 +330,60 @@ fn inbound(criterion: &mut Criterion) {
     }
 }
 
+/// A frame, and what is open in it.
+type Frame = (Vec<u8>, Option<Open>);
+
+/// Finished frames of these lengths.
+fn plain(lens: &[usize]) -> Vec<Frame> {
+    lens.iter().map(|&len| (vec![0x5a; len], None)).collect()
+}
+
+fn super_frames(count: usize) -> Vec<Frame> {
+    let (frame, open) = superframe();
+    vec![(frame, Some(open)); count]
+}
+
+fn mixes() -> Vec<Vec<Frame>> {
+    let plain = MIXES.map(plain);
+    plain.into_iter().chain([super_frames(1)]).collect()
+}
+
+fn bytes(frames: &[Frame]) -> usize {
+    frames.iter().map(|(frame, _)| frame.len()).sum()
+}
+
 /// `40 frames of 60 bytes`.
-fn title(lens: &[usize]) -> String {
-    match lens {
-        [len] => format!("a frame of {len} bytes"),
-        _ => format!("{} frames of {} bytes", lens.len(), lens[0]),
+fn title(frames: &[Frame]) -> String {
+    let (frame, open) = &frames[0];
+    let kind = if open.is_some() {
+        "super-frame"
+    } else {
+        "frame"
+    };
+    match frames.len() {
+        1 => format!("a {kind} of {} bytes", frame.len()),
+        count => format!("{count} {kind}s of {} bytes", frame.len()),
     }
 }
 
-/// Frames of these lengths as sealed datagrams.
-fn sealed(sender: &mut Sender, lens: &[usize]) -> Vec<Vec<u8>> {
+/// These frames as sealed datagrams.
+fn sealed(sender: &mut Sender, frames: &[Frame]) -> Vec<Vec<u8>> {
     let mut sealed = Vec::new();
     let mut depart = |train: &mut Train| {
         train.seal();
         sealed.extend(datagrams(train).map(<[u8]>::to_vec));
     };
-    for &len in lens {
-        sender.push(&vec![0x5a; len], &mut depart);
+    for (frame, open) in frames {
+        sender.push(frame, *open, &mut depart);
     }
     sender.flush(&mut depart);
     sealed
 }
 
-/// Frames of these lengths as the plaintexts of datagrams.
-fn plaintexts(lens: &[usize]) -> Vec<Vec<u8>> {
+/// These frames as the plaintexts of datagrams.
+fn plaintexts(frames: &[Frame]) -> Vec<Vec<u8>> {
     let (sender, receiver) = sessions(Cipher::Aes256Gcm);
-    sealed(&mut Sender::new(sender), lens)
+    sealed(&mut Sender::new(sender), frames)
         .iter_mut()
         .map(|datagram| {
             receiver
@@ -289,4 +392,11 @@ fn plaintexts(lens: &[usize]) -> Vec<Vec<u8>> {
         })
         .collect::<Result<_, _>>()
         .expect("they were sealed for this receiver")
+}
+
+/// The chunks of these datagrams, each with the number of its datagram.
+fn chunks(plaintexts: &[Vec<u8>]) -> impl Iterator<Item = (u64, Chunk<'_>)> {
+    (0..).zip(plaintexts).flat_map(|(sequence, plaintext)| {
+        Chunks::new(plaintext).map(move |chunk| (sequence, chunk.expect("it was emitted")))
+    })
 }

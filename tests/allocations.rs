@@ -14,32 +14,61 @@ use std::cell::Cell;
 use std::hint::black_box;
 
 use patchcord::crypto::aead::Cipher;
-use patchcord::proto::train::{TRAIN_BYTES, Train};
+use patchcord::proto::train::{Open, TRAIN_BYTES, Train};
 use patchcord_bridge::{Egress, PortId, Switch, SwitchConfig};
 
-use path::{Receiver, Sender, datagrams, sessions};
+use path::{
+    Delivered, HEADERS_LEN, Receiver, SEGMENT_LEN, SEGMENTS, Sender, datagrams, sessions,
+    superframe,
+};
 
-/// What one turn carries each way: small frames that share datagrams, tagged and full ones, and
-/// large ones in pieces, which span trains.
+/// What one turn carries each way: small frames that share datagrams, tagged and full ones, large
+/// ones in pieces, which span trains, and in the end a super-frame.
 const FRAME_LENS: [usize; 10] = [60, 60, 64, 1514, 90, 1522, 60, 9014, 800, 65_535];
-/// Every reassembly slot has held the largest frame by then.
+/// Every reassembly slot has held the largest frame by then, and as many parts as it ever will.
 const WARM_UP_TURNS: usize = 100;
 const TURNS: usize = 1000;
 
 #[test]
 fn the_path_of_a_frame_does_not_allocate() {
     for cipher in [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
-        let mut pair = Pair::new(cipher);
-        for _ in 0..WARM_UP_TURNS {
-            pair.turn();
-        }
-        let (allocations, delivered) = (allocations(), pair.delivered);
-        for _ in 0..TURNS {
-            pair.turn();
-        }
-        assert_eq!(self::allocations() - allocations, 0, "{cipher:?}");
-        assert_eq!(pair.delivered - delivered, 2 * TURNS * FRAME_LENS.len());
+        let mut frames: Vec<_> = FRAME_LENS.map(|len| (vec![0x5a; len], None)).into();
+        frames.push(open_superframe());
+        let delivered = count_turns(Pair::new(cipher, frames, None));
+        assert_eq!(delivered, 2 * TURNS * (FRAME_LENS.len() + SEGMENTS));
     }
+}
+
+#[test]
+fn super_frames_with_holes_do_not_allocate() {
+    // Neither a divisor nor a multiple of what a turn sends: every part of a frame is missing once.
+    for lost in [7, 101] {
+        let frames = vec![open_superframe(), (vec![0x5a; 60], None), open_superframe()];
+        let sent = 2 * TURNS * (2 * SEGMENTS + 1);
+        let delivered = count_turns(Pair::new(Cipher::Aes256Gcm, frames, Some(lost)));
+        // A datagram has parts of two segments, or of three.
+        let share = delivered as f64 / sent as f64;
+        let least = 1.0 - 3.5 / lost as f64;
+        assert!((least..1.0).contains(&share), "every {lost}th: {share}");
+    }
+}
+
+/// The segments that are delivered, and no allocation, once all buffers have grown.
+fn count_turns(mut pair: Pair) -> usize {
+    for _ in 0..WARM_UP_TURNS {
+        pair.turn();
+    }
+    let (before, delivered) = (allocations(), pair.delivered);
+    for _ in 0..TURNS {
+        pair.turn();
+    }
+    assert_eq!(allocations() - before, 0);
+    pair.delivered - delivered
+}
+
+fn open_superframe() -> Frame {
+    let (frame, open) = superframe();
+    (frame, Some(open))
 }
 
 #[test]
@@ -52,11 +81,15 @@ fn an_allocation_is_counted() {
     assert_eq!(allocations() - before, 3);
 }
 
+/// A frame, and what is open in it.
+type Frame = (Vec<u8>, Option<Open>);
+
 /// Two ends, each with its switch, and the wire between them.
 struct Pair {
     ends: [End; 2],
-    frames: Vec<Vec<u8>>,
+    frames: Vec<Frame>,
     wire: Wire,
+    /// A frame counts as one segment.
     delivered: usize,
 }
 
@@ -71,10 +104,13 @@ struct Wire {
     bytes: Box<[u8]>,
     /// Where each datagram ends.
     ends: Vec<usize>,
+    /// One of so many is lost.
+    lost: Option<usize>,
+    arrived: usize,
 }
 
 impl Pair {
-    fn new(cipher: Cipher) -> Self {
+    fn new(cipher: Cipher, frames: Vec<Frame>, lost: Option<usize>) -> Self {
         let (a, b) = sessions(cipher);
         let ends = [a, b].map(|session| End {
             switch: Switch::new(SwitchConfig::default(), [1, 2]),
@@ -83,10 +119,12 @@ impl Pair {
         });
         Self {
             ends,
-            frames: FRAME_LENS.map(|len| vec![0x5a; len]).into(),
+            frames,
             wire: Wire {
                 bytes: vec![0; TRAIN_BYTES].into(),
                 ends: Vec::with_capacity(64),
+                lost,
+                arrived: 0,
             },
             delivered: 0,
         }
@@ -106,18 +144,20 @@ impl Pair {
             delivered,
         } = self;
         let [near, far] = ends.get_disjoint_mut([from, to]).expect("two ends");
+        let mut deliver = |frame: Delivered<'_>| {
+            let egress = far.switch.forward(PortId(1), frame.head, 0);
+            assert_eq!(egress, Ok(Egress::Port(PortId::TAP)));
+            let payload = frame.segments * SEGMENT_LEN;
+            assert!(frame.segments == 1 || frame.len() == HEADERS_LEN + payload);
+            *delivered += frame.segments;
+        };
         let mut depart = |train: &mut Train| {
             train.seal();
             wire.carry(train);
-            wire.arrive(|datagram| {
-                far.receiver.receive(datagram, &mut |frame| {
-                    let egress = far.switch.forward(PortId(1), frame, 0);
-                    assert_eq!(egress, Ok(Egress::Port(PortId::TAP)));
-                    *delivered += 1;
-                });
-            });
+            wire.arrive(|datagram| far.receiver.receive(datagram, &mut deliver));
+            far.receiver.end_batch(false, &mut deliver);
         };
-        for frame in frames {
+        for (frame, open) in frames {
             frame[..6].copy_from_slice(&station(to));
             frame[6..12].copy_from_slice(&station(from));
             // The first one is flooded, as the switch knows nobody yet.
@@ -126,9 +166,10 @@ impl Pair {
                 egress,
                 Ok(Egress::Port(PortId(1)) | Egress::Flood)
             ));
-            near.sender.push(frame, &mut depart);
+            near.sender.push(frame, *open, &mut depart);
         }
         near.sender.flush(&mut depart);
+        far.receiver.end_batch(true, &mut deliver);
     }
 }
 
@@ -148,7 +189,7 @@ impl Wire {
         }
     }
 
-    /// Every second pair of datagrams has changed places under way.
+    /// Every second pair of datagrams has changed places under way, and some are lost.
     fn arrive(&mut self, mut receive: impl FnMut(&mut [u8])) {
         for at in 0..self.ends.len() {
             let at = match at % 4 {
@@ -156,6 +197,13 @@ impl Wire {
                 3 => at - 1,
                 _ => at,
             };
+            self.arrived += 1;
+            if self
+                .lost
+                .is_some_and(|lost| self.arrived.is_multiple_of(lost))
+            {
+                continue;
+            }
             let begin = at.checked_sub(1).map_or(0, |before| self.ends[before]);
             receive(&mut self.bytes[begin..self.ends[at]]);
         }
