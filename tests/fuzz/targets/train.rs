@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any frames into datagrams of any size and back: every frame comes out, whole and in order.
+//! Any frames into datagrams of any size and back: every frame comes out, whole and in order, with
+//! what is open in it.
 #![no_main]
+#![allow(clippy::disallowed_methods, reason = "a handshake in real time")]
+
+#[path = "../original.rs"]
+mod original;
 
 use std::{
     net::SocketAddr,
@@ -18,15 +23,18 @@ use patchcord::{
     proto::{
         node::{Node, NodeConfig},
         peer::PeerSettings,
-        reassembly::Reassembly,
+        reassembly::{Reassembly, Which},
         session::Session,
         train::{Outgoing, Pushed, TRAIN_BYTES, TRAIN_DATAGRAMS, Train},
     },
     wire::{
         Lane, MessageType,
         chunk::{Chunk, Chunks},
+        offload::Offload,
     },
 };
+
+use original::{Kind, Original};
 
 const LANE: Lane = Lane::FIRST_DATA;
 const ADDRESS: &str = "192.0.2.1:1";
@@ -35,8 +43,11 @@ fuzz_target!(|input: Input| {
     // The smallest datagram that a path of 576 bytes leaves, to the largest train.
     let datagram_len = 528 + usize::from(input.datagram_len) % (TRAIN_BYTES - 528);
     let frames: Vec<_> = (0..=255)
-        .zip(&input.lens)
-        .map(|(fill, &len)| vec![fill; usize::from(len)])
+        .zip(&input.frames)
+        .map(|(number, &(kind, len))| {
+            let kind = kind.unwrap_or(Kind::Finished);
+            Original::new(number, kind, usize::from(len), 1 << 16)
+        })
         .collect();
     let (sealing, opening) = sessions();
     let mut wire = Wire {
@@ -46,44 +57,44 @@ fuzz_target!(|input: Input| {
         datagram_len,
     };
     let mut train = Train::default();
-    for (frame_id, frame) in (0..).zip(&frames) {
-        let mut offset = 0;
+    for (frame_id, Original { frame, open }) in (0..).zip(&frames) {
+        let mut outgoing = Outgoing::new(frame, frame_id, *open);
         loop {
             if train.is_empty() {
                 let to = ADDRESS.parse().expect("an address");
                 train.bind(sealing.clone(), to, datagram_len);
             }
-            let outgoing = Outgoing {
-                frame,
-                frame_id,
-                offset,
-            };
-            match train.push(LANE, outgoing).expect("counters are left") {
+            let pushed = train.push(LANE, &mut outgoing);
+            match pushed.expect("counters are left") {
                 Pushed::Done => break,
-                Pushed::Full { offset: next } => offset = next,
+                Pushed::Full => wire.carry(&mut train),
             }
-            wire.carry(&mut train);
         }
         if input.depart_after == Some(frame_id as u8) {
             wire.carry(&mut train);
         }
     }
     wire.carry(&mut train);
-    assert_eq!(wire.frames, frames);
+    assert_eq!(wire.frames.len(), frames.len());
+    for (arrived, sent) in wire.frames.iter().zip(&frames) {
+        assert!(arrived.0 == sent.frame);
+        assert_eq!(arrived.1, sent.open.map(|open| open.offload));
+    }
+    assert!(wire.reassembly.poll_run(Which::All).is_none());
 });
 
 #[derive(Arbitrary, Debug)]
 struct Input {
     datagram_len: u16,
     depart_after: Option<u8>,
-    lens: Vec<u16>,
+    frames: Vec<(Option<Kind>, u16)>,
 }
 
 /// The far end.
 struct Wire {
     opening: &'static Arc<Session>,
     reassembly: Reassembly,
-    frames: Vec<Vec<u8>>,
+    frames: Vec<(Vec<u8>, Option<Offload>)>,
     datagram_len: usize,
 }
 
@@ -106,19 +117,36 @@ impl Wire {
 
     fn open(&mut self, mut datagram: Vec<u8>) {
         let message_type = MessageType::of(&datagram);
-        let (_, plaintext) = self.opening.open(&mut datagram).expect("it was sealed");
+        let (counter, plaintext) = self.opening.open(&mut datagram).expect("it was sealed");
         if message_type == Ok(MessageType::Frame) {
-            self.frames.push(plaintext.to_vec());
+            self.frames.push((plaintext.to_vec(), None));
             return;
         }
         for chunk in Chunks::new(plaintext) {
-            match chunk.expect("it was emitted") {
-                Chunk::Frame(frame) => self.frames.push(frame.to_vec()),
-                Chunk::Fragment(fragment, piece) => {
-                    let frame = self.reassembly.add(fragment, piece).expect("it was cut");
-                    self.frames.extend(frame.map(<[u8]>::to_vec));
+            let sequence = counter.sequence();
+            let is_whole = match chunk.expect("it was emitted") {
+                Chunk::Frame(frame) => {
+                    self.frames.push((frame.to_vec(), None));
+                    continue;
+                }
+                Chunk::OpenFrame(checksum, frame) => {
+                    let segmentation = None;
+                    let offload = Offload {
+                        checksum,
+                        segmentation,
+                    };
+                    self.frames.push((frame.to_vec(), Some(offload)));
+                    continue;
+                }
+                Chunk::Fragment(fragment, piece) => self.reassembly.add(sequence, fragment, piece),
+                Chunk::Offload(frame, offload, head) => {
+                    self.reassembly.describe(sequence, frame, offload, head)
                 }
                 other => panic!("{other:?}"),
+            };
+            if is_whole.expect("it was cut") {
+                let whole = self.reassembly.take_whole().expect("it is whole");
+                self.frames.push((whole.frame.to_vec(), whole.offload));
             }
         }
     }

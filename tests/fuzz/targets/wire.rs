@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use patchcord::wire::{
     CookieReply, DATA_OVERHEAD, DataHeader, Initiation, MessageType, Response, SessionIndex,
-    chunk::{CHUNK_HEADER_LEN, Chunk, Chunks},
+    chunk::{CHUNK_HEADER_LEN, Chunk, Chunks, OFFLOAD_HEADER_LEN, emit_offload_header},
     handshake::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN},
 };
 use zerocopy::IntoBytes;
@@ -46,7 +46,19 @@ fn walk(plaintext: &[u8]) {
     let mut count = 0;
     for chunk in Chunks::new(plaintext) {
         count += 1;
-        let Ok(Chunk::Frame(body) | Chunk::Fragment(_, body)) = chunk else {
+        if let Ok(Chunk::Offload(frame, offload, head)) = chunk {
+            let mut header = [0; OFFLOAD_HEADER_LEN];
+            emit_offload_header(&mut header, frame, offload, head.len() as u16);
+            let emitted = [&header[..], head].concat();
+            assert_eq!(Chunks::new(&emitted).next(), Some(chunk));
+        }
+        let Ok(
+            Chunk::Frame(body)
+            | Chunk::Fragment(_, body)
+            | Chunk::OpenFrame(_, body)
+            | Chunk::Offload(_, _, body),
+        ) = chunk
+        else {
             continue;
         };
         let begin = body.as_ptr() as usize;
