@@ -104,11 +104,43 @@ fn emit(
             .expect("it was found before");
         assert_eq!(sum(&headers[network..start]), 0xffff, "IPv4 header");
     }
+    fields(layout, head, headers, offload, run.clone());
     if is_intact {
         let mut frame = headers.to_vec();
         frame.resize(total, 0);
         assert!(has_right_pseudo_header(&frame, of_run.checksum), "{run:?}");
     }
+}
+
+/// What a kernel would write into the first segment of the run, but for the length.
+fn fields(
+    layout: &Layout,
+    head: &[u8],
+    headers: &[u8],
+    offload: &Offload,
+    run: std::ops::Range<usize>,
+) {
+    let start = usize::from(offload.checksum.start);
+    let segmentation = offload.segmentation.expect("it has segments");
+    let number = |bytes: &[u8], at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    if segmentation.transport == Transport::Udp {
+        let len = headers.len() - start + layout.payload(run).len();
+        return assert_eq!(usize::from(number(headers, start + 4)), len);
+    }
+    let sequence = |bytes: &[u8]| {
+        u32::from(number(bytes, start + 4)) << 16 | u32::from(number(bytes, start + 6))
+    };
+    let skipped = (run.start * usize::from(segmentation.size)) as u32;
+    assert_eq!(sequence(headers), sequence(head).wrapping_add(skipped));
+    // FIN and PSH belong to the last segment, CWR to the first.
+    let mut flags = head[start + 13];
+    if run.end < layout.segments() {
+        flags &= !0x09;
+    }
+    if run.start > 0 {
+        flags &= !0x80;
+    }
+    assert_eq!(headers[start + 13], flags);
 }
 
 /// A finished checksum, in place of the sum that was there, makes all ones of what it covers.
