@@ -136,6 +136,29 @@ impl Slots {
         }
     }
 
+    /// How many buffers there are.
+    pub(in crate::io) fn len(&self) -> usize {
+        self.arrived.len()
+    }
+
+    /// Fills buffer `place` with datagrams of `segment_size` bytes that were received elsewhere.
+    pub(in crate::io) fn fill(
+        &mut self,
+        place: usize,
+        source: SocketAddr,
+        segment_size: usize,
+        train: &[u8],
+    ) {
+        let len = train.len().min(CAPACITY);
+        let begin = place * STRIDE + HEADROOM;
+        self.bytes[begin..begin + len].copy_from_slice(&train[..len]);
+        self.arrived[place] = Arrived {
+            source: Some(source),
+            len,
+            segment_size,
+        };
+    }
+
     /// What the first `count` buffers hold in all.
     pub(in crate::io) fn filled_bytes(&self, count: usize) -> usize {
         self.arrived[..count]

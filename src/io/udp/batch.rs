@@ -70,6 +70,26 @@ impl RecvBatch {
         self.is_full
     }
 
+    /// Empties the batch, for [`push`](Self::push).
+    pub fn clear(&mut self) {
+        self.filled = 0;
+        self.is_full = false;
+    }
+
+    /// Whether there is a free buffer.
+    pub fn has_room(&self) -> bool {
+        self.filled < self.slots.len()
+    }
+
+    /// Adds datagrams that lie `stride` bytes apart and were received by another socket, if there is
+    /// [room](Self::has_room).
+    pub fn push(&mut self, from: SocketAddr, stride: usize, train: &[u8]) {
+        if self.has_room() {
+            self.slots.fill(self.filled, from, stride, train);
+            self.filled += 1;
+        }
+    }
+
     /// What the last [`recv_batch`](super::UdpSocket::recv_batch) brought, in the order of arrival.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = Received<'_>> {
         self.slots.filled(self.filled).filter_map(|slot| {
@@ -161,6 +181,32 @@ mod tests {
         ] {
             let found = next_offer(offered, filled, filled * size);
             assert_eq!(found, next, "{filled} of {offered} with {size} bytes each");
+        }
+    }
+
+    #[test]
+    fn a_batch_takes_what_another_socket_has_received() {
+        let from = "192.0.2.1:1".parse().unwrap();
+        let mut batch = RecvBatch::new(2);
+        for round in 0..2u8 {
+            batch.clear();
+            for (stride, train) in [(2, [round; 5]), (5, [7; 5])] {
+                assert!(batch.has_room());
+                batch.push(from, stride, &train);
+            }
+            assert!(!batch.has_room());
+            batch.push(from, 1, &[9]);
+            let seen: Vec<_> = batch
+                .iter_mut()
+                .map(|mut received| {
+                    let lens: Vec<_> = received
+                        .datagrams()
+                        .map(|datagram| datagram.len())
+                        .collect();
+                    (received.from, lens, received.bytes()[0])
+                })
+                .collect();
+            assert_eq!(seen, [(from, vec![2, 2, 1], round), (from, vec![5], 7)]);
         }
     }
 
