@@ -40,7 +40,10 @@ struct Inner {
     /// Held while settings are applied, so that calls take effect one after the other.
     device: tokio::sync::Mutex<Option<Device>>,
     info: Mutex<Option<DeviceInfo>>,
+    /// The first queue, for readers and writers.
     queue: watch::Sender<Option<Arc<TapQueue>>>,
+    /// All queues, the first included, until they are taken.
+    queues: Mutex<Vec<Arc<TapQueue>>>,
     reader_taken: Mutex<bool>,
     status: watch::Sender<SessionStatus>,
     stopping: watch::Sender<Option<StopReason>>,
@@ -60,6 +63,7 @@ impl ProviderContext {
             device: tokio::sync::Mutex::new(None),
             info: Mutex::default(),
             queue: watch::Sender::new(None),
+            queues: Mutex::default(),
             reader_taken: Mutex::default(),
             status: watch::Sender::new(SessionStatus::Connecting),
             stopping: watch::Sender::new(None),
@@ -105,9 +109,9 @@ impl ProviderContext {
         };
         *device = Some(created);
         *lock(&self.inner.info) = Some(info);
-        self.inner
-            .queue
-            .send_replace(queues.into_iter().next().map(Arc::new));
+        let queues: Vec<_> = queues.into_iter().map(Arc::new).collect();
+        self.inner.queue.send_replace(queues.first().cloned());
+        *lock(&self.inner.queues) = queues;
         Ok(Some(Applied { interface }))
     }
 
@@ -143,6 +147,19 @@ impl ProviderContext {
         let mut taken = lock(&self.inner.reader_taken);
         let queue = self.inner.queue.borrow().clone()?;
         (!std::mem::replace(&mut *taken, true)).then_some(queue)
+    }
+
+    /// All queues of the TAP: as many as [`EthernetTunnelSettings::queues`] says, or one where the
+    /// back-end or an adopted device has no more. Each frame comes out of one of them, those of a
+    /// flow always out of the same one. Otherwise as [`Self::take_queue`], and instead of it: who
+    /// asks for several queues reads all of them.
+    pub fn take_queues(&self) -> Option<Vec<Arc<TapQueue>>> {
+        let mut taken = lock(&self.inner.reader_taken);
+        if *taken || self.inner.queue.borrow().is_none() {
+            return None;
+        }
+        *taken = true;
+        Some(std::mem::take(&mut *lock(&self.inner.queues)))
     }
 
     /// Asks the kernel to leave checksums and segmentation to whoever holds the queue, and returns
@@ -247,6 +264,7 @@ impl ProviderContext {
     async fn remove_device(&self, device: &mut Option<Device>) {
         let Some(device) = device.take() else { return };
         self.inner.queue.send_replace(None);
+        lock(&self.inner.queues).clear();
         *lock(&self.inner.info) = None;
         *lock(&self.inner.carrier) = false;
         device.remove().await;
@@ -258,7 +276,7 @@ fn device_request(settings: EthernetTunnelSettings) -> DeviceRequest {
     DeviceRequest {
         name: settings.interface_name,
         backend: settings.backend,
-        queues: 1,
+        queues: settings.queues,
         mac: (!settings.keep_existing_address).then_some(mac),
         default_mac: mac,
         mtu: settings.mtu,

@@ -34,6 +34,9 @@ pub struct EthernetTunnelSettings {
     pub bridge: Option<String>,
     /// How the TAP is opened.
     pub backend: Backend,
+    /// Queues of the TAP, at least one. There may be fewer than asked for; see
+    /// [`ProviderContext::take_queues`](super::ProviderContext::take_queues).
+    pub queues: usize,
 }
 
 impl EthernetTunnelSettings {
@@ -53,6 +56,7 @@ impl EthernetTunnelSettings {
             interface_name: interface_name.into(),
             bridge: None,
             backend: Backend::Auto,
+            queues: 1,
         }
     }
 
@@ -72,6 +76,9 @@ impl EthernetTunnelSettings {
                 "mtu",
                 format!("{} is not within {least} to {most}", self.mtu),
             );
+        }
+        if self.queues == 0 {
+            return invalid("queues", "a TAP has at least one".to_owned());
         }
         let has_ipv6 = self
             .addresses
@@ -153,6 +160,10 @@ mod tests {
             addresses: vec!["2001:db8::1/64".parse().unwrap()],
             ..good.clone()
         };
+        let no_queue = EthernetTunnelSettings {
+            queues: 0,
+            ..good.clone()
+        };
         for (settings, expected) in [
             (mac([0; 6]), "ethernet_address"),
             (mac([1, 0, 0x5e, 0, 0, 1]), "ethernet_address"),
@@ -160,6 +171,7 @@ mod tests {
             (mtu(67), "mtu"),
             (mtu(65_522), "mtu"),
             (ipv6, "mtu"),
+            (no_queue, "queues"),
         ] {
             match settings.validate() {
                 Err(error @ SettingsError::Invalid { field, .. }) => {
