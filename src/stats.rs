@@ -61,6 +61,8 @@ drop_reasons! {
     ControlRateLimited = "control-rate-limited",
     /// Local limit: the control thread is behind and its queue is full.
     ControlQueueFull = "control-queue-full",
+    /// Local limit: the thread of the datagram's lane is behind, and its inbox is full.
+    LaneQueueFull = "lane-queue-full",
     /// Local: no session with the peer yet.
     NoSession = "no-session",
     /// Local limit: the session used up its counters and waits for a new one.
@@ -127,7 +129,8 @@ impl Drops {
 }
 
 /// What crossed between the overlay and one peer, or the TAP. Outbound is written by the sending
-/// thread, inbound by the receiving one, so neither waits for the other's cache line.
+/// threads, inbound by the receiving ones, so neither wait for the others' cache line. The lanes of a
+/// direction share one; they add to it a few times per frame.
 #[derive(Debug, Default)]
 pub struct Traffic {
     /// Into the tunnel.

@@ -390,6 +390,10 @@ fn refuses_values_of_the_device() {
         (DEVICE, "name = \"pc0\"\n[pipeline]\nplan = \"fast\"", "8:8: [pipeline] plan:", &[
             "`auto` or `inline` or `staged`",
         ]),
+        (DEVICE, "name = \"pc0\"\n[pipeline]\nlanes = 9", "8:9: [pipeline] lanes:", &["1 to 8"]),
+        (DEVICE, "name = \"pc0\"\n[pipeline]\nplan = \"staged\"\nlanes = 2", "9:9: [pipeline] lanes:", &[
+            "the staged plan has one lane",
+        ]),
         (DEVICE, "name = \"pc0\"\n[pipeline]\nworkers = 0", "8:11: [pipeline] workers:", &[
             "1 to 64",
         ]),

@@ -121,8 +121,9 @@ fn core_plan(status: &Status) -> String {
         })
         .collect();
     format!(
-        "{} on {}: {}",
+        "{}, {} on {}: {}",
         plan.plan,
+        plural(plan.lanes, "lane"),
         plural(plan.cores, "core"),
         threads.join(", ")
     )
@@ -333,7 +334,7 @@ tunnel a
   public key  own=
   listen      [::]:51830
   device      pc0, 02:00:5e:10:00:01, MTU 1500, carrier, vnet, port of br-lan, adopted
-  core plan   inline on 2 cores: lane-0 on core 1, control
+  core plan   inline, 1 lane on 2 cores: outbound on core 1, control
   outbound    1.50 KiB, 1 234 frames, 5 datagrams
   inbound     0 B, 0 frames, 0 datagrams
   process     42, patchcord 0.1.0
@@ -431,8 +432,9 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
             },
             core_plan: CorePlanStatus {
                 plan: "inline".into(),
+                lanes: 1,
                 cores: 2,
-                threads: vec![thread("lane-0", Some(1)), thread("control", None)],
+                threads: vec![thread("outbound", Some(1)), thread("control", None)],
             },
             peers: vec![PeerStatus {
                 name: "site-b".into(),

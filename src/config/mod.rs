@@ -140,6 +140,8 @@ impl fmt::Display for Endpoint {
 pub struct PipelineConfig {
     /// `plan`
     pub plan: PlanChoice,
+    /// `lanes`: 1 to 8; chosen by the number of cores when absent.
+    pub lanes: Option<usize>,
     /// `workers`: 1 to 64; chosen by the number of cores when absent.
     pub workers: Option<usize>,
     /// `pin`: whether threads are pinned to cores; when there is a core for each if absent.
@@ -149,11 +151,11 @@ pub struct PipelineConfig {
 /// Which core plan to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PlanChoice {
-    /// By the number of cores.
+    /// Inline, on every machine.
     #[default]
     Auto,
-    /// Each direction runs to completion in one thread.
+    /// Each direction of a lane runs to completion in one thread.
     Inline,
-    /// Workers seal and open.
+    /// One lane, in which workers seal and open.
     Staged,
 }

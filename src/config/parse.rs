@@ -19,7 +19,7 @@ use super::section::{self, DEVICE, PEER, PIPELINE, Section, TUNNEL};
 use super::value;
 use super::{
     Config, ConfigErrors, DeviceConfig, Endpoint, KeyFileError, PeerConfig, PipelineConfig,
-    TunnelConfig,
+    PlanChoice, TunnelConfig,
 };
 use crate::crypto::keys::{KeyError, PresharedKey, PrivateKey};
 
@@ -217,10 +217,17 @@ impl Parser<'_> {
 
     fn pipeline(&mut self, section: &Section<'_, '_>) -> PipelineConfig {
         let report = &mut self.report;
+        let plan = section
+            .read("plan", report, value::plan)
+            .unwrap_or_default();
+        let lanes = section.read("lanes", report, value::lanes);
+        if plan == PlanChoice::Staged && lanes.is_some_and(|lanes| lanes > 1) {
+            let problem = "the staged plan has one lane; write `plan = \"inline\"`, or `lanes = 1`";
+            section.refuse("lanes", report, problem.into());
+        }
         PipelineConfig {
-            plan: section
-                .read("plan", report, value::plan)
-                .unwrap_or_default(),
+            plan,
+            lanes,
             workers: section.read("workers", report, value::workers),
             pin: section.read("pin", report, value::pin),
         }
@@ -351,7 +358,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{Backend, CipherChoice, PlanChoice};
+    use crate::config::{Backend, CipherChoice};
 
     // RFC 7748, section 6.1.
     const OWN: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
@@ -415,6 +422,7 @@ mod tests {
             config.pipeline,
             PipelineConfig {
                 plan: PlanChoice::Staged,
+                lanes: Some(1),
                 workers: Some(2),
                 pin: Some(false)
             }
@@ -513,6 +521,7 @@ keepalive = "25s"
 preshared-key-file = "/keys/ab.psk"
 [pipeline]
 plan = "staged"
+lanes = 1
 workers = 2
 pin = false
 "#

@@ -254,6 +254,10 @@ pub(super) fn network_id(value: &DeValue<'_>) -> Parsed<u32> {
     integer(value, 0..=0xff_ffff, "network-id = 100").map(|id| id as u32)
 }
 
+pub(super) fn lanes(value: &DeValue<'_>) -> Parsed<usize> {
+    integer(value, 1..=8, "lanes = 2").map(|lanes| lanes as usize)
+}
+
 pub(super) fn workers(value: &DeValue<'_>) -> Parsed<usize> {
     integer(value, 1..=64, "workers = 2").map(|workers| workers as usize)
 }

@@ -143,6 +143,8 @@ pub struct DeviceStatus {
 pub struct CorePlanStatus {
     /// `inline` (each direction runs to completion in one thread) or `staged` (workers seal and open).
     pub plan: String,
+    /// Lanes: TAP queues, each with an outbound thread.
+    pub lanes: usize,
     /// Cores the process may use.
     pub cores: usize,
     /// Every thread, and the core it is pinned to.
@@ -318,6 +320,7 @@ mod tests {
                     },
                     core_plan: CorePlanStatus {
                         plan: name.clone(),
+                        lanes: number as usize,
                         cores: number as usize,
                         threads: vec![ThreadStatus {
                             name,

@@ -2,6 +2,7 @@
 //! Underlay to overlay: from datagrams off the wire to frames written to the TAP.
 //!
 //! 1. receive a batch   `UdpSocket::recv_batch` (GRO)        in order
+//!    hand other lanes' datagrams to their threads          `Handover::pass_on`
 //! 2. parse and open    `Arrivals::open`                     any order (a worker, when staged)
 //! 3. accept once       `ReplayWindow::accept`               in order again
 //! 4. unpack            `Chunks`, `Reassembly::add`          in order
@@ -17,6 +18,7 @@ use patchcord_bridge::{Egress, PortId};
 
 use super::{
     clock,
+    lanes::{Handover, Share},
     offload::{Leaving, SIGNAL_BYTES},
     shared::{CONTROL_BYTES, Notice, Shared, Stopped, TablesCache},
 };
@@ -59,7 +61,7 @@ enum Opened {
         receiver: SessionIndex,
         counter: Counter,
     },
-    /// Dropped and counted, or on its way to the control thread.
+    /// Dropped and counted, or on its way to the control thread or that of its lane.
     Gone,
 }
 
@@ -88,14 +90,22 @@ pub(super) enum Inlet {
 pub(super) struct Inbound {
     shared: Arc<Shared>,
     socket: UdpSocket,
+    /// None if this thread has every lane.
+    handover: Option<Handover>,
     inlet: Inlet,
 }
 
 impl Inbound {
-    pub(super) fn new(shared: Arc<Shared>, socket: UdpSocket, inlet: Inlet) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        socket: UdpSocket,
+        handover: Option<Handover>,
+        inlet: Inlet,
+    ) -> Self {
         Self {
             shared,
             socket,
+            handover,
             inlet,
         }
     }
@@ -104,8 +114,12 @@ impl Inbound {
     pub(super) fn run(mut self) -> Stopped {
         let mut patience = None;
         loop {
-            let sources = [self.socket.as_fd(), self.shared.stop.as_fd()];
-            let outcome = match waker::wait(&sources, patience) {
+            let (socket, stop) = (self.socket.as_fd(), self.shared.stop.as_fd());
+            let ready = match &self.handover {
+                None => waker::wait(&[socket, stop], patience),
+                Some(handover) => handover.wait(socket, stop, patience),
+            };
+            let outcome = match ready {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
                 Ok(ready) if ready.is_timeout() => Ok(self.give_up_waiting()),
                 Ok(_) => self.receive_batch(),
@@ -135,7 +149,15 @@ impl Inbound {
                 opener,
                 delivery,
             } => {
+                if let Some(handover) = &self.handover
+                    && handover.take_in(&mut arrivals.batch)
+                {
+                    delivery.open_and_deliver(opener, arrivals);
+                }
                 self.socket.recv_batch(&mut arrivals.batch)?;
+                if let Some(handover) = &self.handover {
+                    handover.pass_on(&mut arrivals.batch);
+                }
                 Ok(delivery.open_and_deliver(opener, arrivals))
             }
             Inlet::Staged(dealer) => {
@@ -154,16 +176,18 @@ impl Inbound {
 /// Step 2.
 pub(super) struct Opener {
     shared: Arc<Shared>,
+    share: Share,
     tables: TablesCache,
     drops: Arc<Drops>,
 }
 
 impl Opener {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, share: Share) -> Self {
         Self {
             tables: shared.subscribe(),
             drops: shared.new_drops(),
             shared,
+            share,
         }
     }
 
@@ -200,7 +224,11 @@ impl Opener {
             self.hand_to_control(tables, message_type, from, datagram)?;
             return Ok(Opened::Gone);
         }
-        let receiver = DataHeader::parse(datagram)?.receiver();
+        let header = DataHeader::parse(datagram)?;
+        if !self.share.has(header.counter().lane()) {
+            return Ok(Opened::Gone);
+        }
+        let receiver = header.receiver();
         let session = tables
             .sessions
             .get(&receiver)
@@ -573,11 +601,7 @@ impl Exit<'_> {
         self.forward(&lane.session, frame)
     }
 
-    fn forward_if_whole(
-        &mut self,
-        lane: &mut LaneState,
-        is_whole: bool,
-    ) -> Result<(), DropReason> {
+    fn forward_if_whole(&mut self, lane: &mut LaneState, is_whole: bool) -> Result<(), DropReason> {
         if !is_whole {
             return Ok(());
         }

@@ -3,14 +3,14 @@
 //!
 //! ```text
 //!             ┌── outbound ── switch ── pack ── seal ──┐
-//!  TAP queue ─┤                  │                     ├─ UDP socket      pinned threads
-//!             └── inbound ─── unpack ── accept ── open ┘
+//!  TAP queue ─┤                  │                     ├─ UDP socket      pinned threads, one such
+//!             └── inbound ─── unpack ── accept ── open ┘                  lane or several
 //!                                │ notices    ^ tables
 //!                            ┌───┴────────────┴───┐
 //!                            │ control: proto::Node│                       async, one thread
 //!                            └─────────────────────┘
 //! ```
-//! [`Engine::start`] is given the TAP's queue and the socket, chooses the core plan and starts the
+//! [`Engine::start`] is given the TAP's queues and the sockets, chooses the core plan and starts the
 //! threads; it knows nothing of configuration files, interfaces or providers. Tables reach the data
 //! threads as immutable snapshots, and what they notice reaches the control task through a bounded
 //! channel.
@@ -18,6 +18,7 @@
 pub(crate) mod clock;
 mod control;
 mod inbound;
+mod lanes;
 mod meter;
 mod offload;
 mod outbound;
@@ -40,8 +41,9 @@ use tokio::sync::{mpsc, oneshot};
 use self::{
     control::{Command, ControlTask},
     inbound::{Arrivals, Delivery, Inbound, Inlet, Opener},
+    lanes::{Handover, Share},
     outbound::{Departures, Outbound, Outlet},
-    plan::{CorePlan, PlanRequest},
+    plan::{CorePlan, PlanRequest, numbered},
     shared::{HANDSHAKES, NOTICES, Shared},
 };
 use crate::{
@@ -50,6 +52,7 @@ use crate::{
     io::{tap::TapQueue, udp::UdpSocket},
     proto::{
         guard::Mac1Check,
+        limits::MAX_LANES,
         node::{Node, NodeConfig, PeerView},
         peer::PeerSettings,
         train::Train,
@@ -63,7 +66,7 @@ pub use self::shared::Stopped;
 
 /// What an engine works with.
 pub struct EngineConfig {
-    /// Identity and ciphers.
+    /// Identity and ciphers; the number of lanes is that of the queues.
     pub node: NodeConfig,
     /// The peers, in the order of their ports.
     pub peers: Vec<EnginePeer>,
@@ -120,14 +123,31 @@ pub struct Engine {
 impl Engine {
     /// Starts the threads and the control task. Must be called inside a tokio runtime.
     ///
+    /// Each queue is a lane; the staged plan takes one. The sockets are those of
+    /// [`UdpSocket::bind_lanes`]. Those that no lane has are closed; if there is one for all, so is the
+    /// inbound thread.
+    ///
     /// # Errors
-    /// When the kernel has no threads or descriptors left.
+    /// When the kernel has no threads or descriptors left, and without a queue or a socket.
     pub fn start(
-        config: EngineConfig,
-        queue: Arc<TapQueue>,
-        socket: UdpSocket,
+        mut config: EngineConfig,
+        queues: Vec<Arc<TapQueue>>,
+        mut sockets: Vec<UdpSocket>,
     ) -> io::Result<(Self, mpsc::Receiver<EngineEvent>)> {
-        let plan = CorePlan::choose(config.plan);
+        let most = if config.plan.staged { 1 } else { MAX_LANES };
+        if queues.is_empty() || queues.len() > usize::from(most) || sockets.is_empty() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // From the end: the place of a socket in its group says which lanes it gets.
+        while sockets.len() > queues.len() {
+            sockets.pop();
+        }
+        let mut plan = CorePlan::choose(PlanRequest {
+            lanes: Some(queues.len()),
+            ..config.plan
+        });
+        plan.receivers = sockets.len();
+        config.node.lanes = queues.len() as u8;
         let (notices_in, notices) = mpsc::channel(NOTICES);
         let (handshakes_in, handshakes) = mpsc::channel(HANDSHAKES);
         let (events_in, events) = mpsc::channel(16);
@@ -148,9 +168,10 @@ impl Engine {
             notices_in,
             handshakes_in,
         )?);
-        let local_addr = socket.local_addr()?;
+        let local_addr = sockets[0].local_addr()?;
+        let socket = sockets[0].try_clone()?;
 
-        let threads = spawn_data_threads(&plan, &shared, &events_in, queue, &socket)?;
+        let threads = spawn_data_threads(&plan, &shared, &events_in, queues, sockets)?;
         let task = ControlTask::new(node, labels, shared.clone(), socket, events_in);
         let control = tokio::spawn(task.run(notices, handshakes, commands_out));
         Ok((
@@ -225,8 +246,8 @@ fn spawn_data_threads(
     plan: &CorePlan,
     shared: &Arc<Shared>,
     events: &mpsc::Sender<EngineEvent>,
-    queue: Arc<TapQueue>,
-    socket: &UdpSocket,
+    queues: Vec<Arc<TapQueue>>,
+    sockets: Vec<UdpSocket>,
 ) -> io::Result<Vec<JoinHandle<()>>> {
     let mut threads = Threads {
         plan,
@@ -235,8 +256,8 @@ fn spawn_data_threads(
         spawned: Vec::new(),
     };
     let result = match plan.workers {
-        None => spawn_inline(&mut threads, queue, socket),
-        Some(workers) => spawn_staged(&mut threads, workers, queue, socket),
+        None => spawn_inline(&mut threads, &queues, sockets),
+        Some(workers) => spawn_staged(&mut threads, workers, &queues[0], &sockets[0]),
     };
     if result.is_err() {
         shared.stop.wake();
@@ -246,30 +267,45 @@ fn spawn_data_threads(
 
 fn spawn_inline(
     threads: &mut Threads<'_>,
-    queue: Arc<TapQueue>,
-    socket: &UdpSocket,
+    queues: &[Arc<TapQueue>],
+    sockets: Vec<UdpSocket>,
 ) -> io::Result<()> {
     let shared = threads.shared;
-    let departures = Departures::new(shared.clone(), socket.try_clone()?);
-    let outlet = Outlet::inline(departures);
-    let outbound = Outbound::new(shared.clone(), queue.clone(), Lane::FIRST_DATA, outlet);
-    threads.spawn("outbound", || outbound.run())?;
+    for (place, queue) in queues.iter().enumerate() {
+        let lane = Lane(Lane::FIRST_DATA.0 + place as u8);
+        let socket = sockets[place % sockets.len()].try_clone()?;
+        let outlet = Outlet::inline(Departures::new(shared.clone(), socket));
+        let outbound = Outbound::new(shared.clone(), queue.clone(), lane, outlet);
+        let name = numbered("outbound", place, queues.len());
+        threads.spawn(&name, || outbound.run())?;
+    }
 
-    let opener = Opener::new(shared.clone());
-    let delivery = Box::new(Delivery::new(shared.clone(), queue));
-    let inlet = Inlet::Inline {
-        arrivals: Box::default(),
-        opener,
-        delivery,
-    };
-    let inbound = Inbound::new(shared.clone(), socket.try_clone()?, inlet);
-    threads.spawn("inbound", || inbound.run())
+    let receivers = sockets.len();
+    let mut handovers = if receivers > 1 {
+        Handover::between(receivers, shared)?
+    } else {
+        Vec::new()
+    }
+    .into_iter();
+    for (place, (socket, queue)) in sockets.into_iter().zip(queues).enumerate() {
+        let handover = handovers.next();
+        let share = handover.as_ref().map_or(Share::ALL, Handover::share);
+        let inlet = Inlet::Inline {
+            arrivals: Box::default(),
+            opener: Opener::new(shared.clone(), share),
+            delivery: Box::new(Delivery::new(shared.clone(), queue.clone())),
+        };
+        let inbound = Inbound::new(shared.clone(), socket, handover, inlet);
+        let name = numbered("inbound", place, receivers);
+        threads.spawn(&name, || inbound.run())?;
+    }
+    Ok(())
 }
 
 fn spawn_staged(
     threads: &mut Threads<'_>,
     workers: usize,
-    queue: Arc<TapQueue>,
+    queue: &Arc<TapQueue>,
     socket: &UdpSocket,
 ) -> io::Result<()> {
     let shared = threads.shared;
@@ -284,14 +320,15 @@ fn spawn_staged(
     threads.spawn_worker("udp-tx", || departures.run(sealed))?;
 
     let (dealer, openers, opened) = queue::ordered::<Arrivals>(workers);
-    let inbound = Inbound::new(shared.clone(), socket.try_clone()?, Inlet::Staged(dealer));
+    let socket = socket.try_clone()?;
+    let inbound = Inbound::new(shared.clone(), socket, None, Inlet::Staged(dealer));
     threads.spawn("udp-rx", || inbound.run())?;
     for (number, worker) in (1..).zip(openers) {
-        let mut opener = Opener::new(shared.clone());
+        let mut opener = Opener::new(shared.clone(), Share::ALL);
         let open = move || worker.run(|arrivals| opener.open(arrivals));
         threads.spawn_worker(&format!("open-{number}"), open)?;
     }
-    let delivery = Delivery::new(shared.clone(), queue);
+    let delivery = Delivery::new(shared.clone(), queue.clone());
     threads.spawn_worker("tap-tx", || delivery.run(opened))
 }
 

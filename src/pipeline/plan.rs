@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The core plan: which threads there are, and on which cores they run.
 //!
-//! - *inline*: one thread for each direction does everything. Best for latency, and for throughput
-//!   too as long as a core keeps up with sealing.
-//! - *staged*: reading, sealing and sending are threads of their own, and several seal (or open) one
-//!   flow at the same time; see [`crate::queue`].
+//! - *inline*: several lanes, and in each of them one thread for each direction that does everything.
+//!   Flows are spread over the lanes, so that they share neither queues nor locks.
+//! - *staged*: one lane, in which reading, sealing and sending are threads of their own, and several
+//!   seal (or open) one flow at the same time; see [`crate::queue`].
 //!
 //! Chosen once at start, shown by `show`, overridden by `[pipeline]`.
 
 use core_affinity::CoreId;
 
-/// With fewer cores than this the stages of one tunnel would wait for each other.
-const STAGED_FROM_CORES: usize = 6;
+/// Lanes that a plan chooses by itself.
+const MAX_CHOSEN_LANES: usize = 8;
+/// With fewer cores than this there is one lane: the other end and the system want some too.
+const SEVERAL_LANES_FROM_CORES: usize = 4;
 /// Workers per direction that a plan chooses by itself.
 const MAX_CHOSEN_WORKERS: usize = 8;
 /// Threads of the staged plan beside the workers: two ends for each direction.
@@ -20,8 +22,10 @@ const ENDS: usize = 4;
 /// What was asked for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PlanRequest {
-    /// `Some(true)`: staged, `Some(false)`: inline, `None`: by the number of cores.
-    pub staged: Option<bool>,
+    /// Staged, or inline.
+    pub staged: bool,
+    /// Lanes of the inline plan; `None`: by the number of cores. The staged plan has one.
+    pub lanes: Option<usize>,
     /// Workers per direction; `None`: by the number of cores.
     pub workers: Option<usize>,
     /// Whether to pin threads; `None`: if there is a core for each, and one to spare.
@@ -31,6 +35,10 @@ pub struct PlanRequest {
 /// The plan of one tunnel.
 #[derive(Clone, Debug)]
 pub struct CorePlan {
+    /// Lanes: TAP queues, each with an outbound thread.
+    pub lanes: usize,
+    /// UDP sockets, each with an inbound thread: as many as lanes, or one for all.
+    pub receivers: usize,
     /// Workers per direction of the staged plan; `None`: inline.
     pub workers: Option<usize>,
     /// The cores that this process may use.
@@ -46,14 +54,25 @@ impl CorePlan {
     }
 
     fn choose_for(cores: Vec<CoreId>, request: PlanRequest) -> Self {
-        let staged = request.staged.unwrap_or(cores.len() >= STAGED_FROM_CORES);
-        let workers = staged.then(|| {
+        let chosen_lanes = if cores.len() < SEVERAL_LANES_FROM_CORES {
+            1
+        } else {
+            (cores.len() / 2).min(MAX_CHOSEN_LANES)
+        };
+        let lanes = if request.staged {
+            1
+        } else {
+            request.lanes.unwrap_or(chosen_lanes).max(1)
+        };
+        let workers = request.staged.then(|| {
             let spare = cores.len().saturating_sub(ENDS) / 2;
             request
                 .workers
                 .unwrap_or_else(|| spare.clamp(1, MAX_CHOSEN_WORKERS))
         });
         let mut plan = Self {
+            lanes,
+            receivers: lanes,
             workers,
             cores,
             pinned: false,
@@ -75,7 +94,9 @@ impl CorePlan {
     /// The data threads.
     pub fn thread_names(&self) -> Vec<String> {
         let Some(workers) = self.workers else {
-            return vec!["outbound".into(), "inbound".into()];
+            let outbound = (0..self.lanes).map(|lane| numbered("outbound", lane, self.lanes));
+            let inbound = (0..self.receivers).map(|lane| numbered("inbound", lane, self.receivers));
+            return outbound.chain(inbound).collect();
         };
         let numbered = |name: &'static str| (1..=workers).map(move |n| format!("{name}-{n}"));
         let mut names = vec!["tap-rx".to_owned()];
@@ -96,6 +117,15 @@ impl CorePlan {
     }
 }
 
+/// The name of a thread: with its number, counted from 1, if there are several.
+pub(super) fn numbered(name: &str, place: usize, of: usize) -> String {
+    if of == 1 {
+        name.to_owned()
+    } else {
+        format!("{name}-{}", place + 1)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,19 +135,58 @@ mod tests {
     }
 
     #[test]
-    fn few_cores_run_inline_and_many_are_staged() {
-        for (cores, workers, pinned) in [
-            (1, None, false),
-            (2, None, false),
-            (4, None, true),
-            (8, Some(2), false), // 4 ends and 4 workers leave no core to spare
-            (9, Some(2), true),
-            (64, Some(8), true),
+    fn lanes_follow_the_cores_and_threads_are_pinned_if_one_is_to_spare() {
+        for (cores, lanes, pinned) in [
+            (0, 1, false),
+            (1, 1, false),
+            (2, 1, false),
+            (3, 1, true),
+            (4, 2, false),
+            (5, 2, true),
+            (8, 4, false),
+            (9, 4, true),
+            (16, 8, false),
+            (17, 8, true),
+            (64, 8, true),
         ] {
             let plan = plan(cores, PlanRequest::default());
             assert_eq!(
-                (plan.workers, plan.pinned),
-                (workers, pinned),
+                (plan.lanes, plan.receivers, plan.workers, plan.pinned),
+                (lanes, lanes, None, pinned),
+                "{cores} cores"
+            );
+        }
+    }
+
+    #[test]
+    fn the_threads_of_several_lanes_have_numbers() {
+        let lanes = |lanes| PlanRequest {
+            lanes: Some(lanes),
+            ..PlanRequest::default()
+        };
+        let mut two = plan(8, lanes(2));
+        let names = ["outbound-1", "outbound-2", "inbound-1", "inbound-2"];
+        assert_eq!(two.thread_names(), names);
+        assert_eq!(two.core_of("inbound-2"), Some(CoreId { id: 4 }));
+        assert_eq!(plan(8, lanes(1)).thread_names(), ["outbound", "inbound"]);
+        two.receivers = 1;
+        let names = ["outbound-1", "outbound-2", "inbound"];
+        assert_eq!(two.thread_names(), names);
+    }
+
+    #[test]
+    fn the_staged_plan_has_one_lane_and_workers_by_the_cores() {
+        for (cores, workers, pinned) in [(2, 1, false), (8, 2, false), (9, 2, true), (64, 8, true)]
+        {
+            let request = PlanRequest {
+                staged: true,
+                lanes: Some(4),
+                ..PlanRequest::default()
+            };
+            let plan = plan(cores, request);
+            assert_eq!(
+                (plan.lanes, plan.workers, plan.pinned),
+                (1, Some(workers), pinned),
                 "{cores} cores"
             );
         }
@@ -126,7 +195,8 @@ mod tests {
     #[test]
     fn requests_override() {
         let request = PlanRequest {
-            staged: Some(true),
+            staged: true,
+            lanes: None,
             workers: Some(3),
             pin: Some(true),
         };

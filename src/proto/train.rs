@@ -166,11 +166,7 @@ impl Train {
     ///
     /// # Errors
     /// [`DropReason::NoSession`] when the train is not bound, [`DropReason::CountersExhausted`].
-    pub fn push(
-        &mut self,
-        lane: Lane,
-        outgoing: &mut Outgoing<'_>,
-    ) -> Result<Pushed, DropReason> {
+    pub fn push(&mut self, lane: Lane, outgoing: &mut Outgoing<'_>) -> Result<Pushed, DropReason> {
         let bound = self.bound.as_ref().ok_or(DropReason::NoSession)?;
         let capacity = bound.datagram_len - DATA_OVERHEAD;
         let len = outgoing.frame.len();
@@ -216,11 +212,7 @@ impl Train {
         Ok(Pushed::Done)
     }
 
-    fn push_cut(
-        &mut self,
-        lane: Lane,
-        outgoing: &mut Outgoing<'_>,
-    ) -> Result<Pushed, DropReason> {
+    fn push_cut(&mut self, lane: Lane, outgoing: &mut Outgoing<'_>) -> Result<Pushed, DropReason> {
         let len = outgoing.frame.len();
         let is_long = len > 2 * self.bound.as_ref().map_or(0, |bound| bound.datagram_len);
         loop {

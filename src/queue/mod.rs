@@ -208,11 +208,7 @@ mod tests {
                 collector.collect(Some(Duration::ZERO)),
                 collector.collect(None)
             ),
-            (
-                Collected::Batch(11),
-                Collected::Batch(12),
-                Collected::Ended
-            )
+            (Collected::Batch(11), Collected::Batch(12), Collected::Ended)
         );
     }
 }

@@ -28,18 +28,20 @@ use crate::{
         tap::{self, Offloads},
         udp::UdpSocket,
     },
-    pipeline::{Engine, EngineConfig, EngineEvent, EnginePeer, Stopped, clock, plan::PlanRequest},
+    pipeline::{
+        Engine, EngineConfig, EngineEvent, EnginePeer, Stopped, clock,
+        plan::{CorePlan, PlanRequest},
+    },
     proto::{node::NodeConfig, peer::PeerSettings},
     provider::{
         BoxFut, EthernetTunnelProvider, EthernetTunnelSettings, ProviderContext, ProviderError,
         StartOptions, StopReason,
     },
+    wire::Lane,
 };
 
 /// An Ethernet header and two VLAN tags: what a frame has beside its payload.
 const FRAME_OVERHEAD: u32 = 14 + 2 * 4;
-/// One lane: one TAP queue and one socket.
-const LANES: u8 = 1;
 
 /// A tunnel as a configuration file describes it.
 pub struct TunnelProvider {
@@ -76,24 +78,34 @@ impl TunnelProvider {
             .take();
         let config = config.ok_or_else(|| ProviderError::new("a session starts once"))?;
         // The socket first: a port in use must not disturb an interface.
-        let socket = UdpSocket::bind(config.tunnel.listen)
+        let lanes = CorePlan::choose(plan_request(&config.pipeline)).lanes;
+        let sockets = UdpSocket::bind_lanes(config.tunnel.listen, lanes)
             .map_err(|error| ProviderError::with_source("no UDP socket", error))?;
-        let settings = settings(&config.device, &self.public_key);
+        let mut settings = settings(&config.device, &self.public_key);
+        settings.queues = lanes;
         context.set_network_settings(Some(settings)).await?;
-        let queue = context
-            .take_queue()
+        let queues = context
+            .take_queues()
             .ok_or_else(|| ProviderError::new("the interface has no queue"))?;
+        if queues.len() < lanes {
+            info!(
+                asked = lanes,
+                queues = queues.len(),
+                "the interface has fewer queues than asked for, and the tunnel as many lanes"
+            );
+        }
         let offloads = context
             .set_offloads(Offloads::ALL)
             .await
             .map_err(|error| ProviderError::with_source("cannot set offloads", error))?;
 
         let mut running = self.running.lock().await;
-        let (engine, events) = Engine::start(engine_config(config), queue, socket)
+        let (engine, events) = Engine::start(engine_config(config), queues, sockets)
             .map_err(|error| ProviderError::with_source("cannot start the data threads", error))?;
         info!(
             listen = %engine.local_addr(),
             plan = engine.plan().name(),
+            lanes = engine.plan().lanes,
             ?offloads,
             public_key = %self.public_key,
             "engine started"
@@ -268,7 +280,7 @@ fn engine_config(config: Config) -> EngineConfig {
             private_key: tunnel.private_key,
             ciphers,
             network_id: tunnel.network_id,
-            lanes: LANES,
+            lanes: Lane::FIRST_DATA.0,
             max_frame,
             rekey_interval: tunnel.rekey_interval,
         },
@@ -299,13 +311,9 @@ fn engine_peer(peer: PeerConfig) -> EnginePeer {
 }
 
 fn plan_request(pipeline: &PipelineConfig) -> PlanRequest {
-    let staged = match pipeline.plan {
-        PlanChoice::Auto => None,
-        PlanChoice::Inline => Some(false),
-        PlanChoice::Staged => Some(true),
-    };
     PlanRequest {
-        staged,
+        staged: pipeline.plan == PlanChoice::Staged,
+        lanes: pipeline.lanes,
         workers: pipeline.workers,
         pin: pipeline.pin,
     }

@@ -120,6 +120,7 @@ fn plan_status(plan: &CorePlan) -> CorePlanStatus {
         .collect();
     CorePlanStatus {
         plan: plan.name().to_owned(),
+        lanes: plan.lanes,
         cores: plan.cores.len(),
         threads,
     }

@@ -159,11 +159,7 @@ pub fn emit_fragment_header(out: &mut [u8; FRAGMENT_HEADER_LEN], fragment: Fragm
 }
 
 /// Writes the header of an open-frame chunk; the frame of `len` bytes follows.
-pub fn emit_open_frame_header(
-    out: &mut [u8; OPEN_FRAME_HEADER_LEN],
-    checksum: Checksum,
-    len: u16,
-) {
+pub fn emit_open_frame_header(out: &mut [u8; OPEN_FRAME_HEADER_LEN], checksum: Checksum, len: u16) {
     let body_len = len + (OPEN_FRAME_HEADER_LEN - CHUNK_HEADER_LEN) as u16;
     let (chunk, body) = out.split_at_mut(CHUNK_HEADER_LEN);
     chunk.copy_from_slice(

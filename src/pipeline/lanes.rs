@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which inbound thread a lane belongs to, and the way there for datagrams that arrive elsewhere.
+//!
+//! A lane's replay window and unfinished frames belong to one thread, whose socket gets the lane's
+//! datagrams. Not all of them: the network stack may merge datagrams of several lanes into one train,
+//! and then looks at the first of them only. The thread that receives such a train copies what
+//! belongs to others into their inboxes, still sealed. The price for those who own all that they
+//! receive is a look at each datagram's lane, and one at an empty inbox for each batch.
+//!
+//! Nobody waits for another thread: a full inbox drops. Datagrams keep the order in which they pass
+//! through an inbox, but not against those that come by the owner's own socket meanwhile. Senders of
+//! this program see to it that trains are not mixed; see `io::udp`.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::shared::Shared;
+use crate::{
+    io::{
+        udp::RecvBatch,
+        waker::{self, Ready, Waker},
+    },
+    stats::{DropReason, Drops},
+    wire::{DataHeader, Lane, MessageType},
+};
+
+/// Parcels that wait for one thread; each is as long as a train at most.
+const DEPTH: usize = 32;
+
+/// The lanes of one inbound thread.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    place: usize,
+    threads: usize,
+}
+
+impl Share {
+    /// The only thread has every lane.
+    pub(super) const ALL: Self = Self {
+        place: 0,
+        threads: 1,
+    };
+
+    /// Whether the lane belongs to this thread.
+    pub(super) fn has(self, lane: Lane) -> bool {
+        self.owner(lane) == self.place
+    }
+
+    /// The place of a lane's thread. As the kernel hands datagrams to sockets: lane 1 to the first, a
+    /// lane beyond the last to the first again, and the control lane to the first.
+    fn owner(self, lane: Lane) -> usize {
+        usize::from(lane.0).saturating_sub(1) % self.threads
+    }
+
+    /// Whose thread is to have `datagram`. What is not data may stay where it is.
+    fn owner_of(self, datagram: &[u8]) -> usize {
+        match MessageType::of(datagram) {
+            Ok(MessageType::Frame | MessageType::Chunks) => DataHeader::parse(datagram)
+                .map_or(self.place, |header| self.owner(header.counter().lane())),
+            _ => self.place,
+        }
+    }
+}
+
+/// Datagrams of one sender, back to back, that belong to one thread.
+struct Parcel {
+    from: SocketAddr,
+    stride: usize,
+    bytes: Vec<u8>,
+}
+
+/// The way to another thread.
+#[derive(Clone)]
+struct Inbox {
+    parcels: Sender<Parcel>,
+    waker: Waker,
+}
+
+/// One inbound thread's connection to the others.
+pub(super) struct Handover {
+    share: Share,
+    /// Of every thread, in the order of their places.
+    inboxes: Arc<[Inbox]>,
+    parcels: Receiver<Parcel>,
+    waker: Waker,
+    /// Buffers of parcels that were taken in, for the next ones.
+    used: Sender<Vec<u8>>,
+    spare: Receiver<Vec<u8>>,
+    drops: Arc<Drops>,
+}
+
+impl Handover {
+    /// One for each of `threads`.
+    pub(super) fn between(threads: usize, shared: &Shared) -> io::Result<Vec<Self>> {
+        let (used, spare) = bounded(DEPTH * threads);
+        let mut inboxes = Vec::new();
+        let mut outlets = Vec::new();
+        for _ in 0..threads {
+            let (inlet, outlet) = bounded(DEPTH);
+            inboxes.push(Inbox {
+                parcels: inlet,
+                waker: Waker::new()?,
+            });
+            outlets.push(outlet);
+        }
+        let inboxes: Arc<[Inbox]> = inboxes.into();
+        let handovers = outlets
+            .into_iter()
+            .enumerate()
+            .map(|(place, parcels)| Self {
+                share: Share { place, threads },
+                waker: inboxes[place].waker.clone(),
+                inboxes: Arc::clone(&inboxes),
+                parcels,
+                used: used.clone(),
+                spare: spare.clone(),
+                drops: shared.new_drops(),
+            });
+        Ok(handovers.collect())
+    }
+
+    pub(super) fn share(&self) -> Share {
+        self.share
+    }
+
+    /// Waits for the two descriptors, which are at 0 and 1 of the answer, and for what others have
+    /// received for this thread.
+    pub(super) fn wait(
+        &self,
+        socket: BorrowedFd<'_>,
+        stop: BorrowedFd<'_>,
+        patience: Option<Duration>,
+    ) -> io::Result<Ready> {
+        let ready = waker::wait(&[socket, stop, self.waker.as_fd()], patience)?;
+        if ready.is_readable(2) {
+            self.waker.clear();
+        }
+        Ok(ready)
+    }
+
+    /// Fills `batch` with what others have received for this thread. False if there is nothing.
+    pub(super) fn take_in(&self, batch: &mut RecvBatch) -> bool {
+        if self.parcels.is_empty() {
+            return false;
+        }
+        batch.clear();
+        while batch.has_room() {
+            let Ok(parcel) = self.parcels.try_recv() else {
+                return true;
+            };
+            batch.push(parcel.from, parcel.stride, &parcel.bytes);
+            // There is room for every buffer.
+            let _ = self.used.try_send(parcel.bytes);
+        }
+        // What is left comes after a look at the socket.
+        self.waker.wake();
+        true
+    }
+
+    /// Hands on what was received for others. It stays in `batch`, for whoever opens that to skip.
+    pub(super) fn pass_on(&self, batch: &mut RecvBatch) {
+        for mut received in batch.iter_mut() {
+            let (from, stride) = (received.from, received.stride);
+            let train = &*received.bytes();
+            let mut begin = 0;
+            while begin < train.len() {
+                let owner = self.share.owner_of(&train[begin..]);
+                let mut end = begin;
+                while end < train.len() && self.share.owner_of(&train[end..]) == owner {
+                    end = (end + stride).min(train.len());
+                }
+                if owner != self.share.place {
+                    self.send(owner, from, stride, &train[begin..end]);
+                }
+                begin = end;
+            }
+        }
+    }
+
+    fn send(&self, owner: usize, from: SocketAddr, stride: usize, datagrams: &[u8]) {
+        let mut bytes = self.spare.try_recv().unwrap_or_default();
+        bytes.clear();
+        bytes.extend_from_slice(datagrams);
+        let parcel = Parcel {
+            from,
+            stride,
+            bytes,
+        };
+        let Inbox { parcels, waker } = &self.inboxes[owner];
+        if parcels.try_send(parcel).is_ok() {
+            waker.wake();
+        } else {
+            let count = datagrams.len().div_ceil(stride) as u64;
+            self.drops.add(DropReason::LaneQueueFull, count);
+        }
+    }
+}
