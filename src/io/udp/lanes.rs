@@ -6,6 +6,10 @@
 //! datagram. Its answer is the place of a socket in the group, which is the order of binding for as
 //! long as all of them are open.
 //!
+//! Datagrams leave with a time to live that differs from lane to lane. The receiver's network stack
+//! merges what has the same addresses and ports and lies together, but not across different times to
+//! live (Linux since 6.9 and its stable series of that time); so lanes stay apart at the far end too.
+//!
 //! A program of the same user that asks for SO_REUSEPORT can join the group later on, and nothing
 //! tells us. It gets no datagram, unless it also puts a program of its own in place of ours: whoever
 //! can run programs as our user could attach a debugger just as well.
@@ -18,9 +22,15 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::{BindError, UdpSocket};
+use super::{BindError, UdpSocket, has_code};
+use crate::io::sys;
 use crate::io::sys::bpf::{self, Instruction};
 use crate::wire::{MessageType, VERSION};
+
+/// The time to live that the first lane has, as everything that Linux sends; further ones have less.
+const TIME_TO_LIVE: u32 = 64;
+/// Lanes of different times to live; then the first one's comes again.
+const TIMES_TO_LIVE: usize = 16;
 
 /// Where the lane is in a data datagram: the top byte of the counter.
 const LANE_OFFSET: u32 = 4;
@@ -64,8 +74,10 @@ impl UdpSocket {
     fn share_port(&self, lanes: usize) -> io::Result<Vec<Self>> {
         let at = self.local_addr()?;
         self.socket.set_reuse_port(true)?;
-        let others = (1..lanes).map(|_| {
+        self.set_time_to_live(time_to_live(0))?;
+        let others = (1..lanes).map(|lane| {
             let other = Self::bind_one(at, true).map_err(io::Error::other)?;
+            other.set_time_to_live(time_to_live(lane))?;
             Ok(Self {
                 pauses: Arc::clone(&self.pauses),
                 ..other
@@ -75,6 +87,23 @@ impl UdpSocket {
         bpf::attach_to_port(self.socket.as_fd(), &program(lanes as u32))?;
         Ok(others)
     }
+
+    /// For IPv4, and for IPv6 if the socket has it.
+    fn set_time_to_live(&self, hops: u32) -> io::Result<()> {
+        if self.is_ipv6 {
+            self.socket.set_unicast_hops_v6(hops)?;
+        }
+        // Refused where the kernel has no IPv4, and then not needed.
+        match self.socket.set_ttl_v4(hops) {
+            Err(error) if !(self.is_ipv6 && has_code(&error, sys::ENOPROTOOPT)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The time to live of the lane that comes after so many others.
+fn time_to_live(lanes_before: usize) -> u32 {
+    TIME_TO_LIVE - (lanes_before % TIMES_TO_LIVE) as u32
 }
 
 /// Chooses the socket of a datagram. A read beyond the end of it ends the program with 0.
@@ -108,7 +137,7 @@ mod tests {
     use super::*;
     use crate::io::sys::faults::{Fault, finish, script};
     use crate::io::testing::{Namespace, in_namespace, ip};
-    use crate::io::{sys, waker};
+    use crate::io::waker;
     use crate::wire::{Counter, DataHeader, Lane, SessionIndex};
 
     fn bind_lanes(listen: &str, lanes: usize) -> Vec<UdpSocket> {
@@ -264,6 +293,20 @@ mod tests {
         (left, right)
     }
 
+    /// Makes the network stack of this namespace keep what arrives at `device` for two milliseconds, in
+    /// case that more comes to merge it with.
+    fn waits_to_merge(device: &str) {
+        let script = format!(
+            "mount -t sysfs sysfs /sys && echo 2000000 > /sys/class/net/{device}/gro_flush_timeout"
+        );
+        let mut command = std::process::Command::new("unshare");
+        let output = command
+            .args(["--mount", "sh", "-c", &script])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{script}: {output:?}");
+    }
+
     fn ethtool(arguments: &str) {
         let mut command = std::process::Command::new("ethtool");
         let output = command.args(arguments.split(' ')).output().unwrap();
@@ -311,6 +354,52 @@ mod tests {
             receive(&sockets, 3) == [vec![], vec![train.clone()]]
         });
         assert!(is_whole);
+    }
+
+    #[test]
+    fn different_times_to_live_keep_lanes_apart() {
+        let (left, right) = merging_cable();
+        left.run(|| ip("address add fd00::1/64 dev veth0 nodad"));
+        right.run(|| ip("address add fd00::2/64 dev veth1 nodad"));
+        right.run(|| waits_to_merge("veth1"));
+        for (from, to) in [
+            ("[::]:0", "10.0.0.2:4789"),
+            ("0.0.0.0:0", "10.0.0.2:4789"),
+            ("[::]:0", "[fd00::2]:4789"),
+        ] {
+            // One socket: on a veth, unlike on a wire, the receiver can tell the senders' sockets.
+            let sender = left.run(|| bind(from));
+            for is_different in [false, true] {
+                let sockets = right.run(|| bind_lanes("[::]:4789", 3));
+                for lane in [1, 2, 3].repeat(20) {
+                    let lanes_before = if is_different { lane - 1 } else { 0 };
+                    sender.set_time_to_live(time_to_live(lanes_before)).unwrap();
+                    sender
+                        .send_train(at(to), &train(&[lane as u8]), 1000)
+                        .unwrap();
+                }
+                let trains = receive(&sockets, 60);
+                let is_apart = trains
+                    .iter()
+                    .zip(1..)
+                    .all(|(trains, lane)| trains.concat() == train(&[lane]).repeat(20));
+                assert_eq!(is_apart, is_different, "from {from} to {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn lanes_have_different_times_to_live() {
+        in_namespace(|| {
+            for (listen, lanes) in [("0.0.0.0:0", 8), ("[::]:0", 8)] {
+                for (socket, hops) in bind_lanes(listen, lanes).iter().zip((57..=64).rev()) {
+                    assert_eq!(socket.socket.ttl_v4().unwrap(), hops);
+                    if socket.is_ipv6 {
+                        assert_eq!(socket.socket.unicast_hops_v6().unwrap(), hops);
+                    }
+                }
+            }
+        });
     }
 
     // Each case has a port of its own: a socket that was closed may live on for a moment in a child
