@@ -176,6 +176,7 @@ impl Device {
     pub async fn remove(self) {
         self.set_carrier(false);
         if self.info.adopted {
+            self.tap.stop_steering();
             self.record.undo(&self.links).await;
         } else if let Err(error) = self.delete().await {
             let name = &self.info.name;
@@ -331,6 +332,13 @@ impl Device {
         );
         if let Some(reason) = self.tap.fallback() {
             warn!(device = name, reason, "using the slower plain back-end");
+        }
+        if let Some(reason) = self.tap.one_queue_because() {
+            warn!(
+                device = name,
+                reason,
+                "one queue and one lane, because the kernel takes no program that keeps flows on theirs; it needs root, or CAP_BPF beside CAP_NET_ADMIN"
+            );
         }
     }
 }

@@ -18,6 +18,7 @@
 pub mod device;
 pub mod link;
 pub mod lock;
+mod steering;
 pub mod tap;
 pub mod udp;
 pub mod waker;

@@ -22,7 +22,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use zerocopy::IntoBytes;
 
+use super::steering;
 use super::sys;
+use super::sys::ebpf;
 use super::sys::tun::{self, Attach};
 pub use super::vnet::{Offloads, VnetHeader};
 
@@ -117,6 +119,7 @@ pub struct Tap {
     adopted: bool,
     has_vnet_header: bool,
     fallback: Option<String>,
+    one_queue_because: Option<String>,
     /// A second handle to the first queue, for what concerns the whole device.
     control: File,
 }
@@ -125,7 +128,8 @@ impl Tap {
     /// Opens a TAP, new or adopted, with the carrier off and without offloads.
     ///
     /// There may be fewer queues than asked for: the plain back-end, and an adopted device that is
-    /// not multi-queue, have one.
+    /// not multi-queue, have one; and so has every device if the kernel does not let us keep the
+    /// frames of a flow on one queue.
     ///
     /// # Errors
     /// When the name is not usable, the driver or the permission is missing, or another process or
@@ -154,12 +158,21 @@ impl Tap {
         fallback: Option<String>,
     ) -> Result<(Self, Vec<TapQueue>), TapError> {
         let Opened {
-            files,
+            mut files,
             adopted,
             has_vnet_header,
         } = opened;
         let control = files[0].try_clone().map_err(io_error("open", name))?;
+        let mut one_queue_because = None;
+        if files.len() > 1
+            && let Err(error) = steer(&files[0])
+        {
+            one_queue_because = Some(error.to_string());
+            // What the kernel has put there for us meanwhile is lost; nobody knows the device yet.
+            files.truncate(1);
+        }
         let tap = Self {
+            one_queue_because,
             name: name.to_owned(),
             index: sys::interface_index(name).map_err(io_error("find", name))?,
             adopted,
@@ -206,6 +219,17 @@ impl Tap {
     /// Why [`Backend::Auto`] took the plain back-end, for the log.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
+    }
+
+    /// Why the device has one queue although it could have more, for the log.
+    pub fn one_queue_because(&self) -> Option<&str> {
+        self.one_queue_because.as_deref()
+    }
+
+    /// Leaves the choice of queues to the kernel again, for the next user of an adopted device.
+    pub(super) fn stop_steering(&self) {
+        // A device that was deleted needs it no more, and one with a single queue does not care.
+        let _ = tun::set_steering(&self.control, None);
     }
 
     /// Plugs the cable in or out, as the interface's users see it. The kernel acts on it in the
@@ -346,6 +370,12 @@ impl AsFd for TapQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Keeps the frames of a flow on one queue.
+fn steer(queue: &File) -> io::Result<()> {
+    let program = ebpf::load(&steering::program())?;
+    tun::set_steering(queue, Some(program.as_fd()))
 }
 
 /// What a back-end has opened: at least one queue.
@@ -501,6 +531,9 @@ fn with_source(error: &TapError) -> String {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use etherparse::{PacketBuilder, PacketBuilderStep, UdpHeader, VlanId};
+    use sys::faults::{Call, Fault, finish, script};
+
     use super::*;
     use crate::io::testing::{Namespace, eventually, in_namespace, ip, wait_for_carrier};
     use crate::io::waker;
@@ -573,6 +606,123 @@ mod tests {
                 }
             });
         }
+    }
+
+    /// One frame of flow `port`, of every kind that the kernel's program tells apart.
+    fn kinds_of_flow(port: u16) -> Vec<Vec<u8>> {
+        let (a, b) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        let builder = || PacketBuilder::ethernet2(a, b);
+        let payload = [7; 100];
+        let mut kinds = Vec::new();
+        let mut keep = |builder: PacketBuilderStep<UdpHeader>| {
+            let mut frame = Vec::new();
+            builder.write(&mut frame, &payload).unwrap();
+            kinds.push(frame);
+        };
+        keep(
+            builder()
+                .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+                .udp(port, 9),
+        );
+        keep(builder().ipv6([1; 16], [2; 16], 64).udp(port, 9));
+        keep(
+            builder()
+                .single_vlan(vlan(5))
+                .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+                .udp(port, 9),
+        );
+        let mut tcp = Vec::new();
+        let step = builder()
+            .double_vlan(vlan(5), vlan(6))
+            .ipv6([1; 16], [2; 16], 64);
+        step.tcp(port, 9, 1, 1).write(&mut tcp, &payload).unwrap();
+        kinds.push(tcp);
+        kinds
+    }
+
+    fn vlan(id: u16) -> VlanId {
+        VlanId::try_new(id).unwrap()
+    }
+
+    /// Where `frame` comes out if it is written at the other end.
+    fn place_of(frame: &[u8], from: &TapQueue, to: &[TapQueue]) -> usize {
+        from.write(&VnetHeader::NONE, frame).unwrap();
+        let mut buf = vec![0; 2000];
+        let found = eventually(|| {
+            (0..to.len()).find(|&place| match to[place].try_read(&mut buf).unwrap() {
+                Some((_, len)) => buf[..len] == *frame,
+                None => false,
+            })
+        });
+        found.unwrap()
+    }
+
+    #[test]
+    fn a_flow_stays_on_its_queue_wherever_its_answers_are_written() {
+        in_namespace(|| {
+            let [(_left, from), (_right, to)] = bridged(Backend::Vnet, 4);
+            // The bridge knows both stations from now on.
+            let hello = frame(60, 0);
+            from[0].write(&VnetHeader::NONE, &hello).unwrap();
+            assert!(read_ours(&to) == Some(hello));
+            let mut used = vec![[false; 4]; kinds_of_flow(0).len()];
+            for port in 1000..1032 {
+                for (frame, used) in kinds_of_flow(port).iter().zip(&mut used) {
+                    let place = place_of(frame, &from[0], &to);
+                    used[place] = true;
+                    let mut answer = frame.clone();
+                    answer[..6].copy_from_slice(&frame[6..12]);
+                    answer[6..12].copy_from_slice(&frame[..6]);
+                    for (queue, other) in to.iter().zip([1, 2, 3, 0]) {
+                        queue.write(&VnetHeader::NONE, &answer).unwrap();
+                        assert_eq!(place_of(frame, &from[other], &to), place, "port {port}");
+                    }
+                }
+            }
+            assert!(used.iter().flatten().all(|&used| used), "{used:?}");
+        });
+    }
+
+    #[test]
+    fn fragments_of_a_datagram_and_other_protocols_stay_together() {
+        in_namespace(|| {
+            // The bridge would look into IPv4 otherwise, where that is the default.
+            let _ = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0");
+            let [(_left, from), (_right, to)] = bridged(Backend::Vnet, 4);
+            let [fragment, ..] = &kinds_of_flow(1000)[..] else {
+                unreachable!("there are several kinds")
+            };
+            let mut fragment = fragment.clone();
+            let mut places = Vec::new();
+            for (bits, port) in [(0x2000_u16, 1), (0x2010, 2), (0x0020, 3)] {
+                fragment[20..22].copy_from_slice(&bits.to_be_bytes());
+                fragment[34..36].copy_from_slice(&[port; 2]);
+                places.push(place_of(&fragment, &from[0], &to));
+            }
+            places.dedup();
+            assert_eq!(places.len(), 1);
+            let mut places: Vec<_> = (0..8)
+                .map(|byte| {
+                    let mut frame = frame(60, 0);
+                    frame[20..40].fill(byte);
+                    place_of(&frame, &from[0], &to)
+                })
+                .collect();
+            places.dedup();
+            assert_eq!(places.len(), 1);
+        });
+    }
+
+    #[test]
+    fn a_kernel_that_takes_no_program_gives_one_queue() {
+        in_namespace(|| {
+            script(&[(Call::LoadProgram, Fault::Errno(sys::EPERM))]);
+            let (tap, queues) = open("tap7", Backend::Vnet, 4).unwrap();
+            assert_eq!(queues.len(), 1);
+            assert!(tap.one_queue_because().is_some());
+            assert_eq!(tap.backend(), "vnet");
+            finish();
+        });
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::io;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::io) enum Call {
     AttachFilter,
+    LoadProgram,
     Receive,
     SendEach,
     SendSegments,

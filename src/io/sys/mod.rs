@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 pub(in crate::io) mod bpf;
+pub(in crate::io) mod ebpf;
 pub(in crate::io) mod faults;
 pub(in crate::io) mod mmsg;
 pub(in crate::io) mod readiness;

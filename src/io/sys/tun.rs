@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::{check, set_nonblocking};
@@ -89,6 +89,20 @@ pub(in crate::io) fn set_offloads(queue: &File, bits: u32) -> io::Result<()> {
         )
     };
     check(result).map(drop)
+}
+
+/// Lets `program` choose the queue of each frame that the kernel sends, or the kernel itself again.
+pub(in crate::io) fn set_steering(queue: &File, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let program = program.map_or(-1, |program| program.as_raw_fd());
+    // SAFETY: TUNSETSTEERINGEBPF reads one int; the kernel takes a reference of its own.
+    check(unsafe {
+        libc::ioctl(
+            queue.as_raw_fd(),
+            libc::TUNSETSTEERINGEBPF,
+            &raw const program,
+        )
+    })
+    .map(drop)
 }
 
 /// Plugs the cable in or out.

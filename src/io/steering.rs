@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which queue of a TAP a frame comes out of: always the same one for a flow.
+//!
+//! By itself the kernel lets a flow follow its answers: to the queue that they were written to last.
+//! When both ends of a tunnel do that, a flow may change its queue again and again, and frames of it
+//! overtake each other each time. So it gets a program that looks at the frame alone:
+//!
+//! | frame | queue by |
+//! |---|---|
+//! | TCP and UDP over IPv4 or IPv6 | addresses and ports |
+//! | other IPv4 and IPv6, fragments | addresses |
+//! | anything else | Ethernet addresses |
+//!
+//! behind up to two VLAN tags. Pure; the kernel runs it for each frame.
+
+use super::sys::ebpf::Instruction;
+
+// Registers. Loads put their result into R0 and want the frame in R6; R7 to R9 survive them.
+const R0: u8 = 0;
+const R1: u8 = 1;
+const R6: u8 = 6;
+/// Where the EtherType is, and later the last two bytes before the transport header.
+const AT: u8 = 7;
+const HASH: u8 = 8;
+const TRANSPORT: u8 = 9;
+
+const VLAN_TAGS: [u32; 2] = [0x8100, 0x88a8];
+const IPV4: u32 = 0x0800;
+const IPV6: u32 = 0x86dd;
+const TCP: u32 = 6;
+const UDP: u32 = 17;
+/// "More fragments", and the offset.
+const FRAGMENT_BITS: u32 = 0x3fff;
+/// 2^32 divided by the golden ratio.
+const MULTIPLIER: u32 = 0x9e37_79b1;
+
+/// The program. Its answer is any number; the kernel takes it modulo the number of queues. A frame
+/// that is too short for what it seems to be goes to the first queue.
+pub(super) fn program() -> Vec<Instruction> {
+    let ethernet = [set(TRANSPORT, 0)]
+        .into_iter()
+        .chain(mix(load_word_at(2)))
+        .chain(mix(load_word_at(8)));
+    let ethernet: Vec<_> = ethernet.collect();
+
+    let mut ipv4 = vec![
+        load_byte(2 + 9),
+        copy(TRANSPORT, R0),
+        load_half(2 + 6),
+        and(R0, FRAGMENT_BITS),
+        skip_if(R0, 0, 1),
+        set(TRANSPORT, 0),
+    ];
+    ipv4.extend([12, 16].into_iter().flat_map(|at| mix(load_word(2 + at))));
+    // The length of the header, in words.
+    ipv4.extend([
+        load_byte(2),
+        and(R0, 0xf),
+        shift_left(R0, 2),
+        add_register(AT, R0),
+    ]);
+
+    let mut ipv6 = vec![load_byte(2 + 6), copy(TRANSPORT, R0)];
+    let words = (8..40).step_by(4);
+    ipv6.extend(words.flat_map(|at| mix(load_word(2 + at))));
+    ipv6.push(add(AT, 40));
+
+    let ports = mix(load_word(2));
+
+    let mut program = vec![copy(R6, R1), set(HASH, 0), set(AT, 12)];
+    for _ in 0..2 {
+        program.extend([
+            load_half(0),
+            skip_if(R0, VLAN_TAGS[0], 2),
+            skip_if(R0, VLAN_TAGS[1], 1),
+            skip(1),
+            add(AT, 4),
+        ]);
+    }
+    program.extend([
+        load_half(0),
+        skip_if(R0, IPV4, 1 + ethernet.len() + 1),
+        skip_if(R0, IPV6, ethernet.len() + 1 + ipv4.len() + 1),
+    ]);
+    program.extend(ethernet);
+    program.push(skip(ipv4.len() + 1 + ipv6.len()));
+    program.extend(ipv4);
+    program.push(skip(ipv6.len()));
+    program.extend(ipv6);
+    program.extend([
+        skip_if(TRANSPORT, TCP, 1),
+        skip_unless(TRANSPORT, UDP, ports.len()),
+    ]);
+    program.extend(ports);
+    // The upper bits of a product are the better ones.
+    program.extend([copy(R0, HASH), shift_right(R0, 16), end()]);
+    program
+}
+
+/// Stirs what `load` loads into the hash.
+fn mix(load: Instruction) -> [Instruction; 3] {
+    [
+        load,
+        Instruction::new(0xac, HASH, R0, 0, 0), // 32-bit xor
+        Instruction::new(0x24, HASH, 0, 0, MULTIPLIER), // 32-bit product
+    ]
+}
+
+/// Loads from the frame, `offset` bytes behind [`AT`].
+const fn load_byte(offset: u32) -> Instruction {
+    Instruction::new(0x50, 0, AT, 0, offset)
+}
+
+const fn load_half(offset: u32) -> Instruction {
+    Instruction::new(0x48, 0, AT, 0, offset)
+}
+
+const fn load_word(offset: u32) -> Instruction {
+    Instruction::new(0x40, 0, AT, 0, offset)
+}
+
+/// Loads from the frame, `offset` bytes behind its beginning.
+const fn load_word_at(offset: u32) -> Instruction {
+    Instruction::new(0x20, 0, 0, 0, offset)
+}
+
+const fn set(register: u8, value: u32) -> Instruction {
+    Instruction::new(0xb7, register, 0, 0, value)
+}
+
+const fn copy(to: u8, from: u8) -> Instruction {
+    Instruction::new(0xbf, to, from, 0, 0)
+}
+
+const fn add(register: u8, value: u32) -> Instruction {
+    Instruction::new(0x07, register, 0, 0, value)
+}
+
+const fn add_register(register: u8, other: u8) -> Instruction {
+    Instruction::new(0x0f, register, other, 0, 0)
+}
+
+const fn and(register: u8, value: u32) -> Instruction {
+    Instruction::new(0x57, register, 0, 0, value)
+}
+
+const fn shift_left(register: u8, bits: u32) -> Instruction {
+    Instruction::new(0x67, register, 0, 0, bits)
+}
+
+const fn shift_right(register: u8, bits: u32) -> Instruction {
+    Instruction::new(0x77, register, 0, 0, bits)
+}
+
+const fn skip(count: usize) -> Instruction {
+    Instruction::new(0x05, 0, 0, count as i16, 0)
+}
+
+const fn skip_if(register: u8, value: u32, count: usize) -> Instruction {
+    Instruction::new(0x15, register, 0, count as i16, value)
+}
+
+const fn skip_unless(register: u8, value: u32, count: usize) -> Instruction {
+    Instruction::new(0x55, register, 0, count as i16, value)
+}
+
+const fn end() -> Instruction {
+    Instruction::new(0x95, 0, 0, 0, 0)
+}
