@@ -21,7 +21,6 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::shared::Shared;
 use crate::{
     io::{
         udp::RecvBatch,
@@ -98,7 +97,10 @@ pub(super) struct Handover {
 
 impl Handover {
     /// One for each of `threads`.
-    pub(super) fn between(threads: usize, shared: &Shared) -> io::Result<Vec<Self>> {
+    pub(super) fn between(
+        threads: usize,
+        new_drops: impl Fn() -> Arc<Drops>,
+    ) -> io::Result<Vec<Self>> {
         let (used, spare) = bounded(DEPTH * threads);
         let mut inboxes = Vec::new();
         let mut outlets = Vec::new();
@@ -121,7 +123,7 @@ impl Handover {
                 parcels,
                 used: used.clone(),
                 spare: spare.clone(),
-                drops: shared.new_drops(),
+                drops: new_drops(),
             });
         Ok(handovers.collect())
     }
@@ -200,5 +202,123 @@ impl Handover {
             let count = datagrams.len().div_ceil(stride) as u64;
             self.drops.add(DropReason::LaneQueueFull, count);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::wire::{Counter, SessionIndex};
+
+    const FROM: ([u8; 4], u16) = ([192, 0, 2, 1], 1);
+
+    /// A train of data datagrams of these lanes, 100 bytes each.
+    fn train(lanes: &[u8]) -> Vec<u8> {
+        let datagram = |(&lane, sequence): (&u8, u64)| {
+            let index = SessionIndex::from_low_bits(7);
+            let counter = Counter::new(Lane(lane), sequence);
+            let header = DataHeader::new(MessageType::Chunks, index, counter);
+            [header.as_bytes(), &[lane; 100 - 12]].concat()
+        };
+        lanes.iter().zip(0..).flat_map(datagram).collect()
+    }
+
+    fn batch(train: &[u8]) -> RecvBatch {
+        let mut batch = RecvBatch::new(2);
+        batch.clear();
+        batch.push(FROM.into(), 100, train);
+        batch
+    }
+
+    /// The lanes of what is in a batch.
+    fn lanes(batch: &mut RecvBatch) -> Vec<u8> {
+        let lanes = |mut received: crate::io::udp::Received<'_>| {
+            assert_eq!((received.from, received.stride), (FROM.into(), 100));
+            received
+                .bytes()
+                .chunks(100)
+                .map(|datagram| datagram[99])
+                .collect::<Vec<_>>()
+        };
+        batch.iter_mut().flat_map(lanes).collect()
+    }
+
+    #[test]
+    fn every_lane_has_one_owner() {
+        for threads in 1..=8 {
+            for lane in 0..=16 {
+                let shares = (0..threads).map(|place| Share { place, threads });
+                let owners: Vec<_> = shares.filter(|share| share.has(Lane(lane))).collect();
+                let place = usize::from(lane.max(1) - 1) % threads;
+                assert!(
+                    matches!(owners[..], [Share { place: owner, .. }] if owner == place),
+                    "lane {lane} of {threads} threads: {owners:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn datagrams_reach_the_thread_of_their_lane_in_order() {
+        let drops = Arc::<Drops>::default();
+        let handovers = Handover::between(3, || drops.clone()).unwrap();
+        // Lane 4 is the first thread's again, and lane 0 is too.
+        let mut mixed = batch(&train(&[2, 3, 3, 1, 6, 2, 0, 4, 5]));
+        for _ in 0..2 {
+            handovers[0].pass_on(&mut mixed);
+        }
+        let mut taken = RecvBatch::new(2);
+        assert!(
+            !handovers[0].take_in(&mut taken),
+            "its own stay where they are"
+        );
+        let mut all = |place: usize| {
+            let mut all = Vec::new();
+            while handovers[place].take_in(&mut taken) {
+                all.extend(lanes(&mut taken));
+            }
+            all
+        };
+        assert_eq!(all(1), [2, 2, 5, 2, 2, 5]);
+        assert_eq!(all(2), [3, 3, 6, 3, 3, 6]);
+        assert_eq!(drops.nonzero().count(), 0);
+    }
+
+    #[test]
+    fn what_is_not_data_and_what_is_cut_off_stays() {
+        let handovers = Handover::between(2, Arc::default).unwrap();
+        let mut other = train(&[2]);
+        other[0] = 0x11;
+        handovers[0].pass_on(&mut batch(&other));
+        handovers[0].pass_on(&mut batch(&train(&[2])[..11]));
+        handovers[0].pass_on(&mut batch(&[]));
+        assert!(!handovers[1].take_in(&mut RecvBatch::new(1)));
+    }
+
+    #[test]
+    fn a_full_inbox_drops_and_counts_and_wakes_until_it_is_empty() {
+        let drops = Arc::<Drops>::default();
+        let handovers = Handover::between(2, || drops.clone()).unwrap();
+        let [waiting, asked] = [(); 2].map(|()| Waker::new().unwrap());
+        let is_woken = || {
+            let (socket, stop) = (waiting.as_fd(), asked.as_fd());
+            let ready = handovers[1].wait(socket, stop, Some(Duration::ZERO));
+            ready.unwrap().is_readable(2)
+        };
+        assert!(!is_woken());
+        for _ in 0..DEPTH + 3 {
+            handovers[0].pass_on(&mut batch(&train(&[2, 2])));
+        }
+        assert_eq!(drops.total(DropReason::LaneQueueFull), 6);
+        let mut taken = RecvBatch::new(DEPTH / 2);
+        for _ in 0..2 {
+            assert!(is_woken());
+            assert!(handovers[1].take_in(&mut taken));
+            assert_eq!(lanes(&mut taken).len(), DEPTH);
+        }
+        assert!(is_woken(), "once more, for nothing");
+        assert!(!handovers[1].take_in(&mut taken) && !is_woken());
     }
 }

@@ -282,7 +282,7 @@ fn spawn_inline(
 
     let receivers = sockets.len();
     let mut handovers = if receivers > 1 {
-        Handover::between(receivers, shared)?
+        Handover::between(receivers, || shared.new_drops())?
     } else {
         Vec::new()
     }
