@@ -70,7 +70,7 @@ impl<'a> Probes<'a> {
 }
 
 /// Takes a site's address away and gives it another one, as a DHCP client or a mobile link would.
-fn move_to(site: &Site, last: u8) -> Ipv4Addr {
+pub(crate) fn move_to(site: &Site, last: u8) -> Ipv4Addr {
     let (old, new) = (site.uplink.v4, site.uplink.other_v4(last));
     let gateway = site.uplink.other_v4(1);
     site.ns.ip(&format!(
@@ -79,7 +79,7 @@ fn move_to(site: &Site, last: u8) -> Ipv4Addr {
     new
 }
 
-fn assert_followed(follower: &Site, address: Ipv4Addr) {
+pub(crate) fn assert_followed(follower: &Site, address: Ipv4Addr) {
     let expected = format!("{address}:{UDP_PORT}");
     eventually(
         secs(5),

@@ -37,6 +37,7 @@ mod continuity;
 mod hostile;
 mod keys;
 mod lan;
+mod lanes;
 mod lifecycle;
 mod loss;
 mod mtu;
