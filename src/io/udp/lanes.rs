@@ -8,7 +8,7 @@
 //!
 //! Datagrams leave with a time to live that differs from lane to lane. The receiver's network stack
 //! merges what has the same addresses and ports and lies together, but not across different times to
-//! live (Linux since 6.9 and its stable series of that time); so lanes stay apart at the far end too.
+//! live (the tests show it for the kernel that they run on); so lanes stay apart at the far end too.
 //!
 //! A program of the same user that asks for SO_REUSEPORT can join the group later on, and nothing
 //! tells us. It gets no datagram, unless it also puts a program of its own in place of ours: whoever
