@@ -491,7 +491,8 @@ def reassembly():
         {"name": "another length forgets the frame", "max_frame": 100, "steps": [
             step(1, 10, 0, 4), step(1, 9, 4, 9, "malformed"), step(1, 10, 4, 10), step(1, 10, 0, 4, whole)]},
         {"name": "empty, behind the end, too large", "max_frame": 9, "steps": [
-            step(1, 9, 3, 3, "malformed"), step(1, 8, 6, 10, "malformed"), step(1, 10, 0, 4, "oversize")]},
+            step(1, 9, 3, 3, "malformed"), step(1, 8, 6, 10, "malformed"), step(1, 65566, 0, 4, "oversize"),
+            step(1, 10, 0, 4), step(1, 10, 4, 10, "oversize")]},
     ]
 
 

@@ -13,6 +13,8 @@ pub mod replay;
 pub mod session;
 pub mod superframe;
 mod tai64n;
+#[cfg(test)]
+mod testing;
 pub mod train;
 #[cfg(test)]
 mod vectors;

@@ -486,6 +486,20 @@ mod tests {
         }
     }
 
+    impl Reassembly {
+        /// Adds a piece that was the latest to arrive; the frame if that completes it.
+        fn add_piece(
+            &mut self,
+            fragment: Fragment,
+            piece: &[u8],
+        ) -> Result<Option<&[u8]>, DropReason> {
+            let is_whole = self.add(0, fragment, piece)?;
+            let whole = self.take_whole();
+            assert_eq!(whole.is_some(), is_whole);
+            Ok(whole.map(|whole| whole.frame))
+        }
+    }
+
     #[test]
     fn pieces_in_any_order_make_a_frame_once() {
         let mut reassembly = Reassembly::new(100);
@@ -499,7 +513,7 @@ mod tests {
         ] {
             for (step, piece) in order.into_iter().enumerate() {
                 let (offset, bytes) = [(0, &b"abc"[..]), (3, b"de"), (5, b"fgh")][piece];
-                let frame = reassembly.add(at(1, 8, offset), bytes).unwrap();
+                let frame = reassembly.add_piece(at(1, 8, offset), bytes).unwrap();
                 let expected = (step == 2).then_some(&b"abcdefgh"[..]);
                 assert_eq!(frame, expected, "order {order:?}, step {step}");
             }
@@ -516,23 +530,46 @@ mod tests {
             ((at(1, 8, 0), b"abcd"), (at(1, 9, 4), b"efgh")),          // another length
         ] {
             let mut reassembly = Reassembly::new(100);
-            assert_eq!(reassembly.add(first.0, first.1), Ok(None));
+            assert_eq!(reassembly.add_piece(first.0, first.1), Ok(None));
             assert_eq!(
-                reassembly.add(second.0, second.1),
+                reassembly.add_piece(second.0, second.1),
                 Err(DropReason::Malformed),
                 "{second:?}"
             );
-            assert_eq!(reassembly.add(at(1, 8, 4), b"efgh"), Ok(None), "begun anew");
+            assert_eq!(
+                reassembly.add_piece(at(1, 8, 4), b"efgh"),
+                Ok(None),
+                "begun anew"
+            );
         }
+        const OVER: u32 = MAX_SUPERFRAME as u32 + 1;
         let mut reassembly = Reassembly::new(100);
         for (fragment, piece, reason) in [
             (at(1, 8, 0), &b""[..], DropReason::Malformed),
             (at(1, 8, 6), b"abc", DropReason::Malformed),
             (at(1, 8, u32::MAX), b"abc", DropReason::Malformed),
-            (at(1, 101, 0), b"abc", DropReason::Oversize),
+            (at(1, OVER, 0), b"abc", DropReason::Oversize),
         ] {
-            assert_eq!(reassembly.add(fragment, piece), Err(reason), "{fragment:?}");
+            assert_eq!(
+                reassembly.add_piece(fragment, piece),
+                Err(reason),
+                "{fragment:?}"
+            );
         }
+        assert_eq!(reassembly.occupied, 0);
+    }
+
+    #[test]
+    fn a_frame_without_segments_is_as_large_as_it_is() {
+        let mut reassembly = Reassembly::new(100);
+        let frame = [7; 101];
+        // A super-frame may be as long, and its offload chunk may come last.
+        assert_eq!(reassembly.add_piece(at(1, 101, 0), &frame[..60]), Ok(None));
+        assert_eq!(
+            reassembly.add_piece(at(1, 101, 60), &frame[60..]),
+            Err(DropReason::Oversize)
+        );
+        assert_eq!(reassembly.occupied, 0);
     }
 
     #[test]
@@ -540,7 +577,8 @@ mod tests {
         let total = 65_535;
         let mut reassembly = Reassembly::new(total);
         let mut crumbs = (0..total).step_by(2);
-        let refused = crumbs.find_map(|offset| reassembly.add(at(1, total, offset), b"x").err());
+        let refused =
+            crumbs.find_map(|offset| reassembly.add_piece(at(1, total, offset), b"x").err());
         assert_eq!(refused, Some(DropReason::Malformed));
         assert!(reassembly.slots[0].present.capacity() <= REASSEMBLY_PARTS);
     }
@@ -555,7 +593,7 @@ mod tests {
         let mut done = 0;
         for (n, piece) in early.into_iter().chain(late) {
             let fragment = at(1, 65_535, n as u32 * 487);
-            done += usize::from(reassembly.add(fragment, piece).unwrap().is_some());
+            done += usize::from(reassembly.add_piece(fragment, piece).unwrap().is_some());
         }
         assert_eq!(done, 1);
     }
@@ -564,10 +602,13 @@ mod tests {
     fn frames_of_changing_length_do_not_clear_the_buffer_again_and_again() {
         let mut reassembly = Reassembly::new(65_535);
         for frame_id in 0..REASSEMBLY_SLOTS as u32 {
-            assert_eq!(reassembly.add(at(frame_id, 65_535, 0), b"ab"), Ok(None));
+            assert_eq!(
+                reassembly.add_piece(at(frame_id, 65_535, 0), b"ab"),
+                Ok(None)
+            );
         }
         for frame_id in 100..100 + REASSEMBLY_SLOTS as u32 {
-            assert_eq!(reassembly.add(at(frame_id, 4, 0), b"ab"), Ok(None));
+            assert_eq!(reassembly.add_piece(at(frame_id, 4, 0), b"ab"), Ok(None));
         }
         assert!(
             reassembly
@@ -575,23 +616,26 @@ mod tests {
                 .iter()
                 .all(|slot| slot.bytes.len() == 65_535)
         );
-        assert_eq!(reassembly.add(at(100, 4, 2), b"cd"), Ok(Some(&b"abcd"[..])));
+        assert_eq!(
+            reassembly.add_piece(at(100, 4, 2), b"cd"),
+            Ok(Some(&b"abcd"[..]))
+        );
     }
 
     #[test]
     fn the_oldest_frame_makes_room() {
         let mut reassembly = Reassembly::new(100);
         for frame_id in 0..=REASSEMBLY_SLOTS as u32 {
-            assert_eq!(reassembly.add(at(frame_id, 4, 0), b"ab"), Ok(None));
+            assert_eq!(reassembly.add_piece(at(frame_id, 4, 0), b"ab"), Ok(None));
         }
         assert_eq!(reassembly.take_evicted(), 1);
         assert_eq!(
-            reassembly.add(at(1, 4, 2), b"cd"),
+            reassembly.add_piece(at(1, 4, 2), b"cd"),
             Ok(Some(&b"abcd"[..])),
             "still there"
         );
         assert_eq!(
-            reassembly.add(at(0, 4, 2), b"cd"),
+            reassembly.add_piece(at(0, 4, 2), b"cd"),
             Ok(None),
             "its first half is gone"
         );
@@ -618,7 +662,7 @@ mod tests {
             let mut reassembly = Reassembly::new(2000);
             for (step, piece) in pieces.into_iter().enumerate() {
                 let fragment = at(3, frame.len() as u32, piece.start as u32);
-                let done = reassembly.add(fragment, &frame[piece]).unwrap();
+                let done = reassembly.add_piece(fragment, &frame[piece]).unwrap();
                 prop_assert_eq!(done, (step + 1 == count).then_some(&frame[..]));
             }
         }

@@ -424,93 +424,16 @@ impl Train {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
-    use patchcord_bridge::PortId;
     use proptest::prelude::*;
 
     use super::*;
     use crate::{
-        crypto::{
-            aead::Cipher,
-            noise::{SplitKey, SplitKeys},
-        },
         proto::{
             reassembly::Reassembly,
-            session::{Agreement, Role},
+            testing::{DESTINATION, LANE, looped_session, pack},
         },
-        wire::{
-            SessionIndex,
-            chunk::{Chunk, Chunks},
-        },
+        wire::chunk::{Chunk, Chunks},
     };
-
-    const LANE: Lane = Lane::FIRST_DATA;
-
-    /// A session with itself: seals and opens under the same key.
-    fn looped_session() -> Arc<Session> {
-        let agreement = Agreement {
-            local: SessionIndex::from_low_bits(1),
-            remote: SessionIndex::from_low_bits(2),
-            role: Role::Initiator,
-            cipher: Cipher::Aes256Gcm,
-            local_lanes: 1,
-            remote_lanes: 1,
-        };
-        let keys = SplitKeys {
-            seal: SplitKey::from_bytes([1; 32]),
-            open: SplitKey::from_bytes([1; 32]),
-        };
-        Arc::new(Session::new(
-            agreement,
-            &keys,
-            PortId(1),
-            Instant::now(),
-            Arc::default(),
-        ))
-    }
-
-    /// Packs the frames; returns every datagram in order, and its number of trains.
-    fn pack(frames: &[Vec<u8>], datagram_len: usize) -> (Vec<Vec<u8>>, usize) {
-        let session = looped_session();
-        let (mut datagrams, mut trains) = (Vec::new(), 0);
-        let mut train = Train::default();
-        let mut finish = |train: &mut Train| {
-            train.close(LANE).unwrap();
-            train.seal();
-            for (run, size) in train.runs() {
-                datagrams.extend(run.chunks(size).map(<[u8]>::to_vec));
-            }
-            train.clear();
-            trains += 1;
-        };
-        for (frame_id, frame) in frames.iter().enumerate() {
-            let mut offset = 0;
-            loop {
-                if train.is_empty() {
-                    train.bind(
-                        session.clone(),
-                        "192.0.2.1:1".parse().unwrap(),
-                        datagram_len,
-                    );
-                }
-                let outgoing = Outgoing {
-                    frame,
-                    frame_id: frame_id as u32,
-                    offset,
-                };
-                match train.push(LANE, outgoing).unwrap() {
-                    Pushed::Done => break,
-                    Pushed::Full { offset: next } => {
-                        offset = next;
-                        finish(&mut train);
-                    }
-                }
-            }
-        }
-        finish(&mut train);
-        (datagrams, trains)
-    }
 
     fn unpack(datagrams: &[Vec<u8>]) -> Vec<Vec<u8>> {
         let session = looped_session();
@@ -528,7 +451,8 @@ mod tests {
                 match chunk.unwrap() {
                     Chunk::Frame(frame) => frames.push(frame.to_vec()),
                     Chunk::Fragment(fragment, piece) => {
-                        frames.extend(reassembly.add(fragment, piece).unwrap().map(<[u8]>::to_vec));
+                        reassembly.add(0, fragment, piece).unwrap();
+                        frames.extend(reassembly.take_whole().map(|whole| whole.frame.to_vec()));
                     }
                     other => panic!("{other:?}"),
                 }
@@ -544,6 +468,10 @@ mod tests {
             .collect()
     }
 
+    fn finished(frames: &[Vec<u8>]) -> impl Iterator<Item = (&[u8], Option<Open>)> {
+        frames.iter().map(|frame| (&frame[..], None))
+    }
+
     #[test]
     fn datagrams_have_the_sizes_of_protocol_md() {
         for (frame_lens, datagram_lens) in [
@@ -557,7 +485,7 @@ mod tests {
                 &[1472, 1472, 28 + 13 + 2 * 1514 - 1431 - 83 - 1335],
             ),
         ] {
-            let (datagrams, _) = pack(&frames_of(frame_lens), 1472);
+            let (datagrams, _) = pack(finished(&frames_of(frame_lens)), 1472);
             let lens: Vec<_> = datagrams.iter().map(Vec::len).collect();
             assert_eq!(lens, datagram_lens, "{frame_lens:?}");
         }
@@ -565,7 +493,7 @@ mod tests {
 
     #[test]
     fn long_streams_fill_whole_trains_of_equal_datagrams() {
-        let (datagrams, trains) = pack(&frames_of(&[1514; 120]), 1472);
+        let (datagrams, trains) = pack(finished(&frames_of(&[1514; 120])), 1472);
         let full = datagrams
             .iter()
             .filter(|datagram| datagram.len() == 1472)
@@ -578,14 +506,10 @@ mod tests {
     fn a_run_ends_at_a_shorter_datagram_and_before_a_longer_one() {
         let session = looped_session();
         let mut train = Train::default();
-        train.bind(session, "192.0.2.1:1".parse().unwrap(), 1472);
+        train.bind(session, DESTINATION, 1472);
         for frame in &frames_of(&[1400, 1400, 1300, 1444, 1444]) {
-            let outgoing = Outgoing {
-                frame,
-                frame_id: 0,
-                offset: 0,
-            };
-            assert_eq!(train.push(LANE, outgoing), Ok(Pushed::Done));
+            let mut outgoing = Outgoing::new(frame, 0, None);
+            assert_eq!(train.push(LANE, &mut outgoing), Ok(Pushed::Done));
         }
         train.close(LANE).unwrap();
         let runs: Vec<_> = train
@@ -606,7 +530,7 @@ mod tests {
             datagram_len in prop_oneof![Just(548_usize), Just(1232), 1300_usize..1480, Just(8972)],
         ) {
             let frames = frames_of(&lens);
-            let (datagrams, _) = pack(&frames, datagram_len);
+            let (datagrams, _) = pack(finished(&frames), datagram_len);
             prop_assert!(datagrams.iter().all(|datagram| datagram.len() <= datagram_len));
             prop_assert_eq!(unpack(&datagrams), frames);
         }

@@ -434,12 +434,8 @@ fn packing() {
         let to = "192.0.2.1:1".parse().unwrap();
         train.bind(session.clone(), to, vector.datagram_len);
         for (frame_id, Hex(frame)) in (0..).zip(&vector.frames) {
-            let outgoing = Outgoing {
-                frame,
-                frame_id,
-                offset: 0,
-            };
-            let pushed = train.push(Lane::FIRST_DATA, outgoing);
+            let mut outgoing = Outgoing::new(frame, frame_id, None);
+            let pushed = train.push(Lane::FIRST_DATA, &mut outgoing);
             assert_eq!(pushed, Ok(Pushed::Done), "{name}");
         }
         train.close(Lane::FIRST_DATA).unwrap();
@@ -470,8 +466,9 @@ fn unpack(session: &Session, datagrams: &[Hex]) -> Vec<Hex> {
             match chunk.unwrap() {
                 Chunk::Frame(frame) => frames.push(Hex(frame.to_vec())),
                 Chunk::Fragment(fragment, piece) => {
-                    let whole = reassembly.add(fragment, piece).unwrap();
-                    frames.extend(whole.map(|frame| Hex(frame.to_vec())));
+                    reassembly.add(0, fragment, piece).unwrap();
+                    let whole = reassembly.take_whole();
+                    frames.extend(whole.map(|whole| Hex(whole.frame.to_vec())));
                 }
                 other => panic!("{other:?}"),
             }
@@ -528,8 +525,10 @@ fn reassembly() {
                 total: step.total,
                 offset: step.offset,
             };
-            let result = match reassembly.add(fragment, &step.piece.0) {
-                Ok(frame) => frame.map(|frame| Hex(frame.to_vec())),
+            let result = match reassembly.add(0, fragment, &step.piece.0) {
+                Ok(_) => reassembly
+                    .take_whole()
+                    .map(|whole| Hex(whole.frame.to_vec())),
                 Err(reason) => {
                     let named = step.result.as_deref();
                     assert_eq!(named, Some(reason.name()), "{}, {number}", vector.name);
