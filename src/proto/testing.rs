@@ -28,7 +28,8 @@ use crate::{
         noise::{SplitKey, SplitKeys},
     },
     wire::{
-        Lane, SessionIndex,
+        Lane, MessageType, SessionIndex,
+        chunk::{Chunk, Chunks},
         offload::{Checksum, Offload, Segmentation, Transport},
     },
 };
@@ -91,6 +92,40 @@ pub(super) fn pack<'a>(
     }
     finish(&mut train);
     (datagrams, trains)
+}
+
+/// A datagram that was opened: its sequence number and its chunks.
+#[derive(Clone, Debug)]
+pub(super) struct Opened {
+    pub(super) sequence: u64,
+    plaintext: Vec<u8>,
+    is_chunks: bool,
+}
+
+impl Opened {
+    /// What `pack` made.
+    pub(super) fn all(datagrams: &[Vec<u8>]) -> Vec<Self> {
+        let session = looped_session();
+        let open = |datagram: &Vec<u8>| {
+            let mut datagram = datagram.clone();
+            let message_type = MessageType::of(&datagram).unwrap();
+            let (counter, plaintext) = session.open(&mut datagram).unwrap();
+            Self {
+                sequence: counter.sequence(),
+                plaintext: plaintext.to_vec(),
+                is_chunks: message_type == MessageType::Chunks,
+            }
+        };
+        datagrams.iter().map(open).collect()
+    }
+
+    pub(super) fn chunks(&self) -> Vec<Chunk<'_>> {
+        if self.is_chunks {
+            Chunks::new(&self.plaintext).map(Result::unwrap).collect()
+        } else {
+            vec![Chunk::Frame(&self.plaintext)]
+        }
+    }
 }
 
 /// What a super-frame stands for. [`Self::frame`] builds any run of its segments from scratch.

@@ -430,25 +430,17 @@ mod tests {
     use crate::{
         proto::{
             reassembly::Reassembly,
-            testing::{DESTINATION, LANE, looped_session, pack},
+            testing::{DESTINATION, LANE, Opened, looped_session, pack},
         },
-        wire::chunk::{Chunk, Chunks},
+        wire::chunk::Chunk,
     };
 
     fn unpack(datagrams: &[Vec<u8>]) -> Vec<Vec<u8>> {
-        let session = looped_session();
         let mut reassembly = Reassembly::new(70_000);
         let mut frames = Vec::new();
-        for datagram in datagrams {
-            let message_type = MessageType::of(datagram).unwrap();
-            let mut datagram = datagram.clone();
-            let (_, plaintext) = session.open(&mut datagram).unwrap();
-            if message_type == MessageType::Frame {
-                frames.push(plaintext.to_vec());
-                continue;
-            }
-            for chunk in Chunks::new(plaintext) {
-                match chunk.unwrap() {
+        for datagram in Opened::all(datagrams) {
+            for chunk in datagram.chunks() {
+                match chunk {
                     Chunk::Frame(frame) => frames.push(frame.to_vec()),
                     Chunk::Fragment(fragment, piece) => {
                         reassembly.add(0, fragment, piece).unwrap();
