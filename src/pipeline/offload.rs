@@ -222,3 +222,135 @@ impl<'a> Leaving<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+
+    use super::*;
+
+    /// A frame of 5000 bytes of payload, and what the kernel says of it.
+    fn super_frame(is_ipv6: bool, transport: Transport) -> (VnetHeader, Vec<u8>) {
+        let ethernet = PacketBuilder::ethernet2([2; 6], [4; 6]);
+        let ip = if is_ipv6 {
+            ethernet.ipv6([1; 16], [2; 16], 64)
+        } else {
+            ethernet.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        };
+        let (payload, mut frame) = ([7; 5000], Vec::new());
+        match transport {
+            Transport::Tcp => ip.tcp(1, 2, 3, 4).write(&mut frame, &payload),
+            Transport::Udp => ip.udp(1, 2).write(&mut frame, &payload),
+        }
+        .unwrap();
+        let vnet = VnetHeader {
+            flags: VnetHeader::NEEDS_CHECKSUM,
+            gso_type: match (transport, is_ipv6) {
+                (Transport::Tcp, false) => VnetHeader::GSO_TCPV4,
+                (Transport::Tcp, true) => VnetHeader::GSO_TCPV6,
+                (Transport::Udp, _) => VnetHeader::GSO_UDP_L4,
+            },
+            hdr_len: (frame.len() - payload.len()) as u16,
+            gso_size: 1000,
+            csum_start: if is_ipv6 { 54 } else { 34 },
+            csum_offset: match transport {
+                Transport::Tcp => 16,
+                Transport::Udp => 6,
+            },
+        };
+        (vnet, frame)
+    }
+
+    /// What the far end tells its kernel, if it judges as it would.
+    fn arrived(open: Open, frame: &[u8]) -> VnetHeader {
+        let layout = open.offload.segmentation.map(|_| {
+            let head = &frame[..open.headers_len];
+            Layout::parse(head, frame.len(), &open.offload, 1522).unwrap()
+        });
+        let leaving = Leaving {
+            open: Some((open.offload, layout)),
+            ..Leaving::finished(frame)
+        };
+        leaving.vnet()
+    }
+
+    #[test]
+    fn the_far_kernel_hears_what_the_near_one_said() {
+        for is_ipv6 in [false, true] {
+            for transport in [Transport::Tcp, Transport::Udp] {
+                let (vnet, mut frame) = super_frame(is_ipv6, transport);
+                let open = opened(&vnet, &mut frame).unwrap().unwrap();
+                assert_eq!(arrived(open, &frame), vnet, "{transport:?}");
+            }
+            let (mut vnet, mut frame) = super_frame(is_ipv6, Transport::Tcp);
+            vnet.gso_type |= VnetHeader::GSO_ECN;
+            let open = opened(&vnet, &mut frame).unwrap().unwrap();
+            assert_eq!(arrived(open, &frame), vnet);
+        }
+    }
+
+    #[test]
+    fn the_length_of_headers_is_not_believed() {
+        for hdr_len in [0, 14, 60, u16::MAX] {
+            let (expected, mut frame) = super_frame(false, Transport::Tcp);
+            let vnet = VnetHeader {
+                hdr_len,
+                ..expected
+            };
+            let open = opened(&vnet, &mut frame).unwrap().unwrap();
+            assert_eq!(arrived(open, &frame), expected);
+        }
+    }
+
+    #[test]
+    fn an_open_checksum_travels_and_a_finished_frame_does_not_say_more() {
+        let (mut vnet, mut frame) = super_frame(false, Transport::Udp);
+        vnet.gso_type = VnetHeader::GSO_NONE;
+        vnet.gso_size = 0;
+        let open = opened(&vnet, &mut frame).unwrap().unwrap();
+        assert_eq!(open.headers_len, 42);
+        let expected = VnetHeader { hdr_len: 0, ..vnet };
+        assert_eq!(arrived(open, &frame), expected);
+        for flags in [0, VnetHeader::DATA_VALID] {
+            vnet.flags = flags;
+            assert!(opened(&vnet, &mut frame).unwrap().is_none());
+        }
+        assert_eq!(Leaving::finished(&frame).vnet(), VnetHeader::NONE);
+    }
+
+    #[test]
+    fn a_checksum_deep_inside_is_finished_here() {
+        let mut frame = vec![7; 1000];
+        let vnet = VnetHeader {
+            flags: VnetHeader::NEEDS_CHECKSUM,
+            csum_start: 300,
+            csum_offset: 6,
+            ..VnetHeader::NONE
+        };
+        assert!(opened(&vnet, &mut frame).unwrap().is_none());
+        assert_ne!(frame[306..308], [7; 2]);
+    }
+
+    #[test]
+    fn a_header_that_does_not_describe_the_frame_costs_the_frame() {
+        type Change = fn(&mut VnetHeader);
+        let changes: [Change; 7] = [
+            |vnet| vnet.gso_type = 3,
+            |vnet| vnet.gso_type = VnetHeader::GSO_TCPV4 | VnetHeader::GSO_UDP_L4 | 2,
+            |vnet| vnet.gso_type = VnetHeader::GSO_UDP_L4,
+            |vnet| vnet.gso_size = 0,
+            |vnet| vnet.csum_start = 35,
+            |vnet| vnet.csum_offset = 6,
+            |vnet| {
+                vnet.gso_type = VnetHeader::GSO_NONE;
+                vnet.csum_start = 6000;
+            },
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let (mut vnet, mut frame) = super_frame(false, Transport::Tcp);
+            change(&mut vnet);
+            let refused = opened(&vnet, &mut frame).map(|_| ());
+            assert_eq!(refused, Err(DropReason::BadOffload), "change {number}");
+        }
+    }
+}

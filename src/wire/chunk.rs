@@ -359,6 +359,18 @@ mod tests {
         [&header[..], piece].concat()
     }
 
+    fn open_frame_chunk(checksum: Checksum, frame: &[u8]) -> Vec<u8> {
+        let mut header = [0; OPEN_FRAME_HEADER_LEN];
+        emit_open_frame_header(&mut header, checksum, frame.len() as u16);
+        [&header[..], frame].concat()
+    }
+
+    fn offload_chunk(frame: CutFrame, offload: Offload, head: &[u8]) -> Vec<u8> {
+        let mut header = [0; OFFLOAD_HEADER_LEN];
+        emit_offload_header(&mut header, frame, offload, head.len() as u16);
+        [&header[..], head].concat()
+    }
+
     #[test]
     fn chunks_come_back_in_order_and_padding_ends_them() {
         let fragment = Fragment {
@@ -403,6 +415,10 @@ mod tests {
             &[FRAME, 0],
             &[FRAME, 0, 2, 1],
             &[FRAGMENT, 0, 3, 1, 2, 3],
+            &[OPEN_FRAME, 0, 3, 0, 34, 0],
+            &[OFFLOAD, 0, 13, 0, 0, 0, 1, 0, 0, 60, 0, 0, 0, 0, 34, 0],
+            // A transport that there is not.
+            &[OFFLOAD, 0, 14, 0, 0, 0, 1, 0, 0, 60, 3, 0, 9, 0, 34, 0, 16],
             &[ECHO_REQUEST, 0, 1, 1],
         ] {
             let parsed: Vec<_> = Chunks::new(broken).collect();
@@ -415,11 +431,41 @@ mod tests {
         fn any_bytes_parse_without_panic(plaintext: Vec<u8>) {
             let total: usize = Chunks::new(&plaintext)
                 .map(|chunk| match chunk {
-                    Ok(Chunk::Frame(body) | Chunk::Fragment(_, body)) => body.len(),
+                    Ok(
+                        Chunk::Frame(body)
+                        | Chunk::Fragment(_, body)
+                        | Chunk::OpenFrame(_, body)
+                        | Chunk::Offload(.., body),
+                    ) => body.len(),
                     _ => 0,
                 })
                 .sum();
             prop_assert!(total <= plaintext.len());
+        }
+
+        #[test]
+        fn what_is_open_survives_the_wire(
+            frame_id: u32,
+            total in 0..1_u32 << 24,
+            checksum in (any::<u16>(), any::<u16>()),
+            segmentation in prop::option::of((any::<bool>(), any::<u16>(), any::<bool>())),
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let checksum = Checksum { start: checksum.0, offset: checksum.1 };
+            let segmentation = segmentation.map(|(is_tcp, size, cwr)| Segmentation {
+                transport: if is_tcp { Transport::Tcp } else { Transport::Udp },
+                size,
+                cwr,
+            });
+            let (frame, offload) = (CutFrame { frame_id, total }, Offload { checksum, segmentation });
+            let mut plaintext = offload_chunk(frame, offload, &bytes);
+            plaintext.extend(open_frame_chunk(checksum, &bytes));
+            let parsed: Vec<_> = Chunks::new(&plaintext).collect();
+            let expected = [
+                Ok(Chunk::Offload(frame, offload, &bytes[..])),
+                Ok(Chunk::OpenFrame(checksum, &bytes)),
+            ];
+            prop_assert_eq!(parsed, expected);
         }
 
         #[test]
