@@ -31,6 +31,7 @@ mod namespace;
 mod process;
 mod splice;
 mod topology;
+mod traffic;
 mod wiretap;
 
 mod continuity;
@@ -41,6 +42,7 @@ mod lanes;
 mod lifecycle;
 mod loss;
 mod mtu;
+mod offload;
 mod soak;
 mod transparency;
 mod underlay;

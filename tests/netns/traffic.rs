@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! TCP and UDP between hosts, checked byte for byte, and what the kernels counted meanwhile.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+
+use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::frames::fill;
+use crate::namespace::Namespace;
+use crate::process::{millis, secs};
+use crate::topology::Host;
+
+/// Which addresses of the hosts are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ip {
+    V4,
+    V6,
+}
+
+impl Ip {
+    fn of(self, host: &Host, udp_or_tcp_port: u16) -> SocketAddr {
+        let address = match self {
+            Self::V4 => IpAddr::V4(host.v4),
+            Self::V6 => IpAddr::V6(host.v6),
+        };
+        SocketAddr::new(address, udp_or_tcp_port)
+    }
+}
+
+pub(crate) const BLOCK: usize = 1 << 16;
+
+fn block(number: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(BLOCK);
+    fill(&mut bytes, BLOCK, number);
+    bytes
+}
+
+/// Sends blocks over one connection and compares each with what was sent.
+pub(crate) fn transfer(from: &Host, to: &Host, ip: Ip, blocks: u64) {
+    let listener = to.ns.enter(|| TcpListener::bind(ip.of(to, 7200)).unwrap());
+    let mut sender = from
+        .ns
+        .enter(|| TcpStream::connect(ip.of(to, 7200)))
+        .expect("TCP connects");
+    let (mut receiver, _) = listener.accept().unwrap();
+    for stream in [&sender, &receiver] {
+        stream.set_read_timeout(Some(secs(20))).unwrap();
+        stream.set_write_timeout(Some(secs(20))).unwrap();
+    }
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for number in 0..blocks {
+                sender.write_all(&block(number)).expect("TCP goes on");
+            }
+        });
+        let mut bytes = vec![0; BLOCK];
+        for number in 0..blocks {
+            receiver.read_exact(&mut bytes).expect("TCP goes on");
+            assert!(bytes == block(number), "block {number} was changed");
+        }
+        assert_eq!(receiver.read(&mut bytes).expect("TCP ends"), 0);
+    });
+}
+
+/// Counters of the kernel by name, since the namespace began.
+pub(crate) fn nstat(ns: &Namespace, names: &[&str]) -> BTreeMap<String, u64> {
+    let shown = ns.run(&[&["nstat", "-asz"], names].concat());
+    let fields = shown.lines().filter(|line| !line.starts_with('#'));
+    let counters: BTreeMap<_, _> = fields
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+        })
+        .collect();
+    assert_eq!(counters.len(), names.len(), "{shown}");
+    counters
+}
+
+/// No kernel saw a wrong checksum, neither inside nor outside of the tunnel.
+pub(crate) fn assert_checksums(namespaces: &[&Namespace]) {
+    let names = ["TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors"];
+    for ns in namespaces {
+        let errors = nstat(ns, &names);
+        assert!(
+            errors.values().all(|&count| count == 0),
+            "{}: {errors:?}",
+            ns.name
+        );
+    }
+}
+
+/// Datagrams that the kernel hands over as super-frames if the device takes such.
+pub(crate) const DATAGRAM: usize = 1200;
+pub(crate) const DATAGRAMS_AT_ONCE: u64 = 40;
+
+fn datagram(number: u64) -> Vec<u8> {
+    let mut bytes = number.to_be_bytes().to_vec();
+    fill(&mut bytes, DATAGRAM, number);
+    bytes
+}
+
+/// Sends numbered UDP datagrams and returns the numbers of those that came, in their order.
+pub(crate) fn shower(from: &Host, to: &Host, ip: Ip, times: u64) -> Vec<u64> {
+    let receiver = to.ns.enter(|| UdpSocket::bind(ip.of(to, 7300)).unwrap());
+    setsockopt(&receiver, sockopt::RcvBufForce, &(16 << 20)).unwrap();
+    receiver.set_read_timeout(Some(millis(500))).unwrap();
+    let sender = from.ns.enter(|| UdpSocket::bind(ip.of(from, 0)).unwrap());
+    setsockopt(&sender, sockopt::UdpGsoSegment, &(DATAGRAM as i32)).unwrap();
+    sender.connect(ip.of(to, 7300)).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for first in (0..times).map(|time| time * DATAGRAMS_AT_ONCE) {
+                let numbers = first..first + DATAGRAMS_AT_ONCE;
+                sender
+                    .send(&numbers.map(datagram).collect::<Vec<_>>().concat())
+                    .unwrap();
+                thread::sleep(millis(10));
+            }
+        });
+        let mut buffer = [0; 2048];
+        let received = std::iter::from_fn(|| {
+            receiver.recv(&mut buffer).ok().map(|len| {
+                let number = u64::from_be_bytes(*buffer.first_chunk().unwrap());
+                assert!(
+                    buffer[..len] == datagram(number),
+                    "datagram {number} was changed"
+                );
+                number
+            })
+        });
+        // One that comes twice takes the place of the last.
+        let most = times * DATAGRAMS_AT_ONCE;
+        received.take(most as usize).collect()
+    })
+}
