@@ -267,7 +267,7 @@ def handshake(keys, psk, first_payload, second_payload):
 # --- messages ---------------------------------------------------------------------------------------
 
 VERSION, INITIATION, RESPONSE, COOKIE_REPLY, FRAME, CHUNKS = 1, 1, 2, 3, 4, 5
-FRAME_CHUNK, FRAGMENT_CHUNK, ECHO_REQUEST, ECHO_REPLY, CLOSE = 1, 2, 16, 17, 18
+FRAME_CHUNK, FRAGMENT_CHUNK, OPEN_FRAME_CHUNK, OFFLOAD_CHUNK, ECHO_REQUEST, ECHO_REPLY, CLOSE = 1, 2, 3, 4, 16, 17, 18
 CIPHERS = {1: aes256_gcm, 2: chacha20_poly1305}
 
 
@@ -321,11 +321,22 @@ def fragment(frame_id, total, offset, piece):
     return chunk(FRAGMENT_CHUNK, struct.pack(">I", frame_id) + u24(total) + u24(offset) + piece)
 
 
-OVERHEAD, FRAGMENT_HEADER, MIN_PIECE = 28, 13, 32
+def open_frame(offload, frame):
+    return chunk(OPEN_FRAME_CHUNK, struct.pack(">HH", offload["checksum_start"], offload["checksum_offset"]) + frame)
+
+
+def offload_chunk(frame_id, total, offload, headers):
+    segmentation = offload["transport"] | (0x80 if offload["cwr"] else 0)
+    return chunk(OFFLOAD_CHUNK, struct.pack(">I", frame_id) + u24(total) + struct.pack(
+        ">BHHH", segmentation, offload["segment_size"], offload["checksum_start"], offload["checksum_offset"]) + headers)
+
+
+OVERHEAD, OPEN_FRAME_HEADER, OFFLOAD_HEADER, FRAGMENT_HEADER, MIN_PIECE = 28, 7, 17, 13, 32
 
 
 def pack(frames, datagram_len):
-    """PROTOCOL.md, "Datagrams": the plaintexts, each with its message type."""
+    """PROTOCOL.md, "Datagrams" and "Offloads": the plaintexts, each with its message type. A frame is bytes, or bytes
+    and what is open in them."""
     room_of_one = datagram_len - OVERHEAD
     done, filling = [], None                            # filling: a list of chunks
 
@@ -339,25 +350,101 @@ def pack(frames, datagram_len):
     def room():
         return room_of_one - sum(map(len, filling)) if filling is not None else 0
 
-    for frame_id, frame in enumerate(frames):
-        if len(frame) <= room_of_one:
-            if filling is None or len(frame) + 3 > room():
-                close()
-                filling = []
-            filling.append(chunk(FRAME_CHUNK, frame))
+    def make_room(needed):
+        nonlocal filling
+        if room() < needed:
+            if filling and (len(filling) > 1 or filling[0][0] != FRAME_CHUNK):
+                filling.append(bytes(room()))           # padding
+            close()
+            filling = []
+
+    def whole(one):
+        nonlocal filling
+        if filling is None or len(one) > room():
+            close()
+            filling = []
+        filling.append(one)
+
+    for frame_id, item in enumerate(frames):
+        frame, offload = item if isinstance(item, tuple) else (item, None)
+        if offload is None and len(frame) <= room_of_one:
+            whole(chunk(FRAME_CHUNK, frame))
+            continue
+        if offload and not offload["segment_size"] and len(frame) + OPEN_FRAME_HEADER <= room_of_one:
+            whole(open_frame(offload, frame))
             continue
         offset = 0
+        if offload:
+            offset = offload["headers_len"]
+            headers = offload_chunk(frame_id, len(frame), offload, frame[:offset])
+            make_room(len(headers))
+            filling.append(headers)
         while offset < len(frame):
-            if room() < FRAGMENT_HEADER + MIN_PIECE:
-                if filling and (len(filling) > 1 or filling[0][0] != FRAME_CHUNK):
-                    filling.append(bytes(room()))       # padding
-                close()
-                filling = []
+            make_room(FRAGMENT_HEADER + min(MIN_PIECE, len(frame) - offset))
             piece = frame[offset:offset + room() - FRAGMENT_HEADER]
             filling.append(fragment(frame_id, len(frame), offset, piece))
             offset += len(piece)
+        if offload and offload["segment_size"] and len(frame) > 2 * datagram_len:
+            make_room(len(headers))
+            filling.append(headers)
     close()
     return done
+
+
+# --- frames with something open -----------------------------------------------------------------------
+
+TCP, UDP = 1, 2
+
+
+def ones_sum(data):
+    data += bytes(len(data) % 2)
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total > 0xFFFF:
+        total = (total >> 16) + (total & 0xFFFF)
+    return total
+
+
+class Stream:
+    """A TCP or UDP stream, of which any run of segments can be had as one frame whose checksum is open."""
+
+    def __init__(self, transport, ipv6, tag, size, length, fin=False, cwr=False):
+        self.transport, self.ipv6, self.tag, self.size, self.fin, self.cwr = transport, ipv6, tag, size, fin, cwr
+        self.payload = pattern(length)
+        self.segments = -(-length // size)
+
+    def frame(self, first, end):
+        """The segments from `first` up to and without `end`."""
+        payload = self.payload[first * self.size:end * self.size]
+        last = end == self.segments
+        if self.transport == TCP:
+            flags = 0x10 | (8 if last else 0) | (1 if last and self.fin else 0) | (0x80 if first == 0 and self.cwr else 0)
+            sequence = (0xFFFFFF00 + first * self.size) % 2**32
+            head, tail = struct.pack(">HHIIBBH", 4000, 5000, sequence, 77, 8 << 4, flags, 512), bytes(2) + b"\1" * 12
+        else:
+            head, tail = struct.pack(">HHH", 4000, 5000, 8 + len(payload)), b""
+        length = len(head) + 2 + len(tail) + len(payload)
+        protocol = 6 if self.transport == TCP else 17
+        if self.ipv6:
+            addresses = ipaddress.ip_address("2001:db8::1").packed + ipaddress.ip_address("2001:db8::2").packed
+            network = struct.pack(">IHBB", 6 << 28, length, protocol, 64) + addresses
+        else:
+            addresses = bytes([192, 0, 2, 1, 192, 0, 2, 2])
+            network = struct.pack(">BBHHHBBH", 0x45, 0, 20 + length, (0xFFFF + first) % 2**16, 0x4000, 64, protocol, 0)
+            checksum = 0xFFFF - ones_sum(network + addresses)
+            network = network[:10] + struct.pack(">H", checksum) + addresses
+        pseudo = ones_sum(addresses + struct.pack(">HH", length, protocol))
+        ethernet = bytes.fromhex("02005e10000102005e100002") + (bytes.fromhex("8100002a") if self.tag else b"")
+        ethernet += b"\x86\xdd" if self.ipv6 else b"\x08\0"
+        return ethernet + network + head + struct.pack(">H", pseudo) + tail + payload
+
+    def offload(self, first, end):
+        start = 14 + (4 if self.tag else 0) + (40 if self.ipv6 else 20)
+        many = end - first > 1
+        headers = start + 32 if self.transport == TCP else start + 8
+        return {"transport": self.transport if many else 0, "segment_size": self.size if many else 0,
+                "cwr": many and self.cwr and first == 0, "checksum_start": start,
+                "checksum_offset": 16 if self.transport == TCP else 6,
+                "headers_len": headers if many else start + (18 if self.transport == TCP else 8)}
 
 
 # --- the vectors ------------------------------------------------------------------------------------
@@ -396,6 +483,7 @@ def compute():
         "datagrams": [datagram for cipher in CIPHERS for datagram in sealed_datagrams(split_key, cipher)],
         "packing": [vector for cipher in CIPHERS for vector in packing(split_key, cipher)],
         "reassembly": reassembly(),
+        "offloads": list(offloads(split_key)),
     }
 
 
@@ -444,6 +532,10 @@ def sealed_datagrams(split_key, cipher):
         ("a high lane and sequence", FRAME, 16, 2**28 + 2**24 - 1, small),
         ("two frames", CHUNKS, 1, 1, chunk(FRAME_CHUNK, small) + chunk(FRAME_CHUNK, other)),
         ("a fragment", CHUNKS, 1, 2, fragment(0xDEADBEEF, 0x012345, 0x010203, pattern(40))),
+        ("an open frame", CHUNKS, 1, 4, open_frame({"checksum_start": 14, "checksum_offset": 6}, small)),
+        ("what is open in a frame", CHUNKS, 1, 5, offload_chunk(
+            0xDEADBEEF, 0x012345, {"transport": TCP, "cwr": True, "segment_size": 1448, "checksum_start": 34,
+                                   "checksum_offset": 16}, pattern(40))),
         ("a chunk of a later version is skipped", CHUNKS, 1, 3, chunk(0x70, pattern(5)) + chunk(FRAME_CHUNK, small)),
         ("echo request, padded", CHUNKS, 0, 0, chunk(ECHO_REQUEST, token) + bytes(29)),
         ("echo reply", CHUNKS, 0, 1, chunk(ECHO_REPLY, token)),
@@ -494,6 +586,50 @@ def reassembly():
             step(1, 9, 3, 3, "malformed"), step(1, 8, 6, 10, "malformed"), step(1, 65566, 0, 4, "oversize"),
             step(1, 10, 0, 4), step(1, 10, 4, 10, "oversize")]},
     ]
+
+
+def offloads(split_key):
+    """A frame in which something is open, its datagrams, and what comes out if some of them are lost."""
+    for name, stream, datagram_len, fates in (
+        ("TCP over IPv4", Stream(TCP, False, False, 100, 930, fin=True, cwr=True), 220, ([], [0], [2, 3], [1, 3, 5])),
+        ("TCP over IPv6 with a tag", Stream(TCP, True, True, 128, 512), 300, ([], [1])),
+        ("UDP over IPv4", Stream(UDP, False, False, 90, 500), 200, ([], [0], [1])),
+        ("UDP over IPv6", Stream(UDP, True, False, 99, 397), 200, ([], [3])),
+        ("in one datagram", Stream(TCP, False, False, 100, 250), 500, ([],)),
+        ("a checksum", Stream(TCP, False, True, 100, 100), 300, ([],)),
+        ("a checksum, cut", Stream(UDP, True, False, 200, 200), 200, ([], [1])),
+    ):
+        frame, offload = stream.frame(0, stream.segments), stream.offload(0, stream.segments)
+        packed = pack([(frame, offload)], datagram_len)
+        yield {"name": name, "datagram_len": datagram_len, "frame": frame.hex(), "offload": offload,
+               "datagrams": [seal(split_key, 1, message_type, 0xABCDEF, 1, sequence, plaintext).hex()
+                             for sequence, (message_type, plaintext) in enumerate(packed)],
+               "fates": [{"lost": lost, "frames": list(survivors(stream, packed, lost))} for lost in fates]}
+
+
+def survivors(stream, packed, lost):
+    """The frames for the segments of which all bytes arrived."""
+    arrived, described, whole = set(), False, stream.segments == 1
+    for sequence, (_, plaintext) in enumerate(packed):
+        while sequence not in lost and plaintext and plaintext[0]:
+            kind, length = struct.unpack(">BH", plaintext[:3])
+            body, plaintext = plaintext[3:3 + length], plaintext[3 + length:]
+            if kind == FRAGMENT_CHUNK:
+                offset = int.from_bytes(body[7:10], "big")
+                arrived |= set(range(offset, offset + len(body) - 10))
+            else:
+                described = True
+    if whole:
+        segments = [0] if not lost else []
+    else:
+        headers = stream.offload(0, stream.segments)["headers_len"]
+        segments = [n for n in range(stream.segments) if described and arrived >= set(range(
+            headers + n * stream.size, headers + min((n + 1) * stream.size, len(stream.payload))))]
+    while segments:
+        first = end = segments[0]
+        while segments and segments[0] == end:
+            segments, end = segments[1:], end + 1
+        yield {"frame": stream.frame(first, end).hex(), "offload": stream.offload(first, end)}
 
 
 def main():

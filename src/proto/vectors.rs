@@ -16,10 +16,10 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::{
     guard::Mac1Check,
     node::macs,
-    reassembly::Reassembly,
+    reassembly::{Reassembly, Which},
     session::{Agreement, Role, Session},
     tai64n::tai64n,
-    train::{Outgoing, Pushed, Train},
+    train::{Open, Outgoing, Pushed, Train},
 };
 use crate::{
     crypto::{
@@ -31,8 +31,10 @@ use crate::{
     stats::DropReason,
     wire::{
         CookieReply, Counter, DATA_HEADER_LEN, DataHeader, Initiation, InitiationPayload, Lane,
-        MessageType, Response, ResponsePayload, SessionIndex, TAG_LEN, chunk::Fragment,
+        MessageType, Response, ResponsePayload, SessionIndex, TAG_LEN,
+        chunk::{Chunk, Chunks, CutFrame, Fragment, push_control},
         handshake::MacFields,
+        offload::{Checksum, Offload, Segmentation, Transport},
     },
 };
 
@@ -47,6 +49,7 @@ struct Vectors {
     datagrams: Vec<SealedDatagram>,
     packing: Vec<Packing>,
     reassembly: Vec<ReassemblyRun>,
+    offloads: Vec<OffloadVector>,
 }
 
 #[derive(Deserialize)]
@@ -161,6 +164,40 @@ struct ReassemblyStep {
     result: Option<String>,
 }
 
+#[derive(Deserialize)]
+struct OffloadVector {
+    name: String,
+    datagram_len: usize,
+    frame: Hex,
+    offload: OffloadFields,
+    datagrams: Vec<Hex>,
+    fates: Vec<Fate>,
+}
+
+#[derive(Deserialize)]
+struct OffloadFields {
+    /// 0 for none.
+    transport: u8,
+    segment_size: u16,
+    cwr: bool,
+    checksum_start: u16,
+    checksum_offset: u16,
+    headers_len: usize,
+}
+
+/// What comes out when these datagrams are lost.
+#[derive(Deserialize)]
+struct Fate {
+    lost: Vec<usize>,
+    frames: Vec<OpenVector>,
+}
+
+#[derive(Deserialize)]
+struct OpenVector {
+    frame: Hex,
+    offload: OffloadFields,
+}
+
 /// Bytes, written as two digits each.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -223,6 +260,22 @@ impl Choice {
             lanes: self.lanes,
             max_frame: self.max_frame.into(),
             ..ResponsePayload::new_zeroed()
+        }
+    }
+}
+
+impl OffloadFields {
+    fn offload(&self) -> Offload {
+        Offload {
+            checksum: Checksum {
+                start: self.checksum_start,
+                offset: self.checksum_offset,
+            },
+            segmentation: Transport::from_number(self.transport).map(|transport| Segmentation {
+                transport,
+                size: self.segment_size,
+                cwr: self.cwr,
+            }),
         }
     }
 }
@@ -450,8 +503,6 @@ fn packing() {
 }
 
 fn unpack(session: &Session, datagrams: &[Hex]) -> Vec<Hex> {
-    use crate::wire::chunk::{Chunk, Chunks};
-
     let mut reassembly = Reassembly::new(1522);
     let mut frames = Vec::new();
     for Hex(datagram) in datagrams {
@@ -479,8 +530,6 @@ fn unpack(session: &Session, datagrams: &[Hex]) -> Vec<Hex> {
 
 #[test]
 fn chunks() {
-    use crate::wire::chunk::{Chunk, Chunks, push_control};
-
     let vectors = vectors();
     let plaintext_of = |name: &str| {
         let mut named = vectors.datagrams.iter().filter(|v| v.name == name);
@@ -494,8 +543,32 @@ fn chunks() {
         total: 0x01_2345,
         offset: 0x01_0203,
     };
+    let cut_frame = CutFrame {
+        frame_id: fragment.frame_id,
+        total: fragment.total,
+    };
+    let checksum = Checksum {
+        start: 14,
+        offset: 6,
+    };
+    let offload = Offload {
+        checksum: Checksum {
+            start: 34,
+            offset: 16,
+        },
+        segmentation: Some(Segmentation {
+            transport: Transport::Tcp,
+            size: 1448,
+            cwr: true,
+        }),
+    };
     for (name, expected) in [
         ("a fragment", &[Chunk::Fragment(fragment, &piece)][..]),
+        ("an open frame", &[Chunk::OpenFrame(checksum, frame)]),
+        (
+            "what is open in a frame",
+            &[Chunk::Offload(cut_frame, offload, &piece)],
+        ),
         (
             "a chunk of a later version is skipped",
             &[Chunk::Frame(frame)],
@@ -540,4 +613,77 @@ fn reassembly() {
         }
     }
     assert_eq!(DropReason::Malformed.name(), "malformed");
+}
+
+#[test]
+fn offloads() {
+    let vectors = vectors();
+    for vector in vectors.offloads {
+        let name = &vector.name;
+        let session = session(&vectors.split_key, 1, 0xab_cdef);
+        let mut train = Train::default();
+        let to = "192.0.2.1:1".parse().unwrap();
+        train.bind(session.clone(), to, vector.datagram_len);
+        let open = Open {
+            offload: vector.offload.offload(),
+            headers_len: vector.offload.headers_len,
+        };
+        let mut outgoing = Outgoing::new(&vector.frame.0, 0, Some(open));
+        let pushed = train.push(Lane::FIRST_DATA, &mut outgoing);
+        assert_eq!(pushed, Ok(Pushed::Done), "{name}");
+        train.close(Lane::FIRST_DATA).unwrap();
+        train.seal();
+        let datagrams: Vec<_> = train
+            .runs()
+            .flat_map(|(run, size)| run.chunks(size).map(|bytes| Hex(bytes.to_vec())))
+            .collect();
+        assert_eq!(datagrams, vector.datagrams, "{name}");
+
+        for fate in vector.fates {
+            let arrived = (0..).zip(&vector.datagrams);
+            let arrived = arrived.filter(|(number, _)| !fate.lost.contains(number));
+            let frames = receive(&session, arrived.map(|(_, datagram)| datagram));
+            let expected = fate.frames.into_iter();
+            let expected: Vec<_> = expected
+                .map(|open| (open.frame, open.offload.offload()))
+                .collect();
+            assert_eq!(frames, expected, "{name} without {:?}", fate.lost);
+        }
+    }
+}
+
+/// What comes out in the end, and what is open in it.
+fn receive<'a>(session: &Session, datagrams: impl Iterator<Item = &'a Hex>) -> Vec<(Hex, Offload)> {
+    let mut reassembly = Reassembly::new(1522);
+    let mut frames = Vec::new();
+    for Hex(datagram) in datagrams {
+        let mut datagram = datagram.clone();
+        let (counter, plaintext) = session.open(&mut datagram).unwrap();
+        let sequence = counter.sequence();
+        for chunk in Chunks::new(plaintext) {
+            match chunk.unwrap() {
+                Chunk::OpenFrame(checksum, frame) => {
+                    let offload = Offload {
+                        checksum,
+                        segmentation: None,
+                    };
+                    frames.push((Hex(frame.to_vec()), offload));
+                }
+                Chunk::Fragment(fragment, piece) => {
+                    reassembly.add(sequence, fragment, piece).unwrap();
+                }
+                Chunk::Offload(frame, offload, head) => {
+                    reassembly.describe(sequence, frame, offload, head).unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+            let whole = reassembly.take_whole();
+            frames.extend(whole.map(|it| (Hex(it.frame.to_vec()), it.offload.unwrap())));
+        }
+    }
+    while let Some(run) = reassembly.poll_run(Which::All) {
+        let frame = [run.headers, run.payload].concat();
+        frames.push((Hex(frame), run.offload));
+    }
+    frames
 }
