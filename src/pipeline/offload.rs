@@ -5,7 +5,10 @@
 //! at the far end. Inbound, nothing a peer said reaches the kernel but what `proto::superframe` has
 //! checked and what is computed here.
 
-use std::io::{self, IoSlice};
+use std::{
+    io::{self, IoSlice},
+    ops::Range,
+};
 
 use crate::{
     io::tap::{TapQueue, VnetHeader},
@@ -124,9 +127,10 @@ impl<'a> Leaving<'a> {
     /// Tells its sender to slow down, as [`signal`] does. `None` if it is dropped for that.
     pub(super) fn signalled(self, headers: &'a mut [u8; MAX_HEADERS]) -> Option<Self> {
         let layout = self.open.and_then(|(_, layout)| layout);
-        let copied = layout.map_or(self.head.len().min(MAX_HEADERS), |layout| {
-            layout.headers_len()
-        });
+        let copied = match layout {
+            Some(layout) => layout.headers_len(),
+            None => self.head.len().min(MAX_HEADERS),
+        };
         headers[..copied].copy_from_slice(&self.head[..copied]);
         let rest = if self.rest.is_empty() {
             &self.head[copied..]
@@ -189,6 +193,14 @@ impl<'a> Leaving<'a> {
         vnet
     }
 
+    /// Bytes of the payload of a super-frame, counted from the start of the frame.
+    fn part(&self, bytes: Range<usize>) -> &'a [u8] {
+        match self.rest {
+            [] => &self.head[bytes],
+            rest => &rest[bytes.start - self.head.len()..bytes.end - self.head.len()],
+        }
+    }
+
     /// The slow path of the plain back-end: segment by segment, with every checksum summed up.
     fn write_finished(
         &self,
@@ -197,21 +209,21 @@ impl<'a> Leaving<'a> {
         layout: Option<Layout>,
         scratch: &mut Vec<u8>,
     ) -> io::Result<()> {
-        let whole = [self.head, self.rest].concat();
         let segments = layout.map_or(1, |layout| layout.segments());
         for segment in 0..segments {
             scratch.clear();
             let open = match layout {
                 None => {
-                    scratch.extend_from_slice(&whole);
+                    scratch.extend_from_slice(self.head);
+                    scratch.extend_from_slice(self.rest);
                     offload
                 }
                 Some(layout) => {
                     let mut headers = [0; MAX_HEADERS];
                     let run = segment..segment + 1;
-                    let (open, _) = layout.emit_headers(&whole, run.clone(), &mut headers);
+                    let (open, _) = layout.emit_headers(self.head, run.clone(), &mut headers);
                     scratch.extend_from_slice(&headers[..layout.headers_len()]);
-                    scratch.extend_from_slice(&whole[layout.payload(run)]);
+                    scratch.extend_from_slice(self.part(layout.payload(run)));
                     open
                 }
             };

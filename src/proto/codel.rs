@@ -69,9 +69,9 @@ mod tests {
     #[test]
     fn a_burst_is_no_queue() {
         let (mut codel, start) = (Codel::default(), Instant::now());
-        assert_eq!(signals(&mut codel, start, 39), []);
+        assert!(signals(&mut codel, start, 39).is_empty());
         assert!(!codel.observe(start + INTERVAL, false));
-        assert_eq!(signals(&mut codel, start + INTERVAL, 39), []);
+        assert!(signals(&mut codel, start + INTERVAL, 39).is_empty());
     }
 
     #[test]
@@ -80,7 +80,10 @@ mod tests {
         let seen = signals(&mut codel, start, 200);
         assert_eq!(seen[0], 40);
         let gaps: Vec<u32> = seen.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert!(gaps.is_sorted_by(|a, b| a >= b) && gaps.first() > gaps.last(), "{gaps:?}");
+        assert!(
+            gaps.is_sorted_by(|a, b| a >= b) && gaps.first() > gaps.last(),
+            "{gaps:?}"
+        );
 
         let end = start + Duration::from_millis(20);
         assert!(!codel.observe(end, false));

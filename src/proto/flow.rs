@@ -9,12 +9,13 @@ pub fn flow_of(frame: &[u8]) -> u64 {
     let network = ethertype_at + 2;
     let at = |from: usize, len: usize| frame.get(from..from + len).unwrap_or_default();
     let mut hash = Fnv::default();
-    hash.add(at(0, 12));
-    hash.add(&ethertype.to_be_bytes());
+    hash.add(at(0, network));
     let protocol_and_ports = match ethertype {
         0x0800 => {
             hash.add(at(network + 12, 8));
-            let header = frame.get(network).map_or(20, |first| usize::from(first & 15) * 4);
+            let header = frame
+                .get(network)
+                .map_or(20, |first| usize::from(first & 15) * 4);
             // Only the first fragment has ports, so none of them counts.
             let is_fragment = at(network + 6, 2) != [0, 0] && at(network + 6, 2) != [0x40, 0];
             (!is_fragment).then_some((network + 9, network + header))

@@ -324,7 +324,7 @@ fn segments_with_tags_are_cut_as_the_kernel_cuts_them() {
     let host = pair.a.host(1);
     let mut crafter = Crafter::on(&host.ns, "eth0");
     let payload: Vec<u8> = (0..20 * SIZE as u32 + 7)
-        .map(|at| (at * 7919 >> 5) as u8)
+        .map(|at| ((at * 7919) >> 5) as u8)
         .collect();
     for (is_tcp, fin_and_cwr) in [(true, false), (true, true), (false, false)] {
         let mut frame = Vec::new();

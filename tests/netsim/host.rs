@@ -167,15 +167,10 @@ impl Host {
         let to = route.endpoint.ok_or(DropReason::NoSession)?;
         let datagram_len = route.datagram_len;
         let mut sent = Vec::new();
-        let mut offset = 0;
+        let mut outgoing = Outgoing::new(frame, self.next_frame_id, None);
         loop {
             self.train.bind(session.clone(), to, datagram_len);
-            let outgoing = Outgoing {
-                frame,
-                frame_id: self.next_frame_id,
-                offset,
-            };
-            let pushed = self.train.push(Lane::FIRST_DATA, outgoing)?;
+            let pushed = self.train.push(Lane::FIRST_DATA, &mut outgoing)?;
             self.train.close(Lane::FIRST_DATA)?;
             self.train.seal();
             for (run, size) in self.train.runs() {
@@ -186,9 +181,8 @@ impl Host {
                 }));
             }
             self.train.clear();
-            match pushed {
-                Pushed::Done => break,
-                Pushed::Full { offset: next } => offset = next,
+            if pushed == Pushed::Done {
+                break;
             }
         }
         self.next_frame_id += 1;
@@ -263,7 +257,10 @@ impl Host {
         for chunk in Chunks::new(plaintext) {
             let frame = match chunk? {
                 Chunk::Frame(frame) => Some(frame),
-                Chunk::Fragment(fragment, piece) => lane.reassembly.add(fragment, piece)?,
+                Chunk::Fragment(fragment, piece) => {
+                    lane.reassembly.add(counter.sequence(), fragment, piece)?;
+                    lane.reassembly.take_whole().map(|it| it.frame)
+                }
                 _ => return Err(DropReason::Malformed),
             };
             self.received
