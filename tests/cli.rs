@@ -845,7 +845,7 @@ const STATUS: &str = r#"{
     "name": "pc0", "index": 7, "mac": "02:00:5e:10:00:01", "mtu": 1500, "bridge": null,
     "carrier": true, "backend": "vnet", "adopted": false
   },
-  "core_plan": { "plan": "inline", "cores": 2, "threads": [{ "name": "control", "core": null }] },
+  "core_plan": { "plan": "inline", "lanes": 1, "cores": 2, "threads": [{ "name": "control", "core": null }] },
   "peers": [{
     "name": "site-b", "public_key": "theirs=", "endpoint": "192.0.2.1:51830", "state": "up",
     "cipher": "aes-256-gcm", "handshake_age_s": 2.0, "last_received_s": 0.5, "rtt_us": 1234,

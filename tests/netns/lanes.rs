@@ -23,6 +23,15 @@ const FLOWS: u8 = 12;
 
 /// Both sides up, A with the first number of lanes and B with the second.
 fn start(lanes: [usize; 2], tunnel: &str) -> Pair {
+    let pair = start_with(lanes, tunnel, "");
+    for (site, lanes) in [&pair.a, &pair.b].into_iter().zip(lanes) {
+        assert_eq!(site.status().core_plan.lanes, lanes);
+    }
+    pair
+}
+
+/// As [`start`], with further lines in `[device]` at B.
+fn start_with(lanes: [usize; 2], tunnel: &str, device: &'static str) -> Pair {
     let mut pair = Pair::prepare(Plan::default());
     let settings = lanes.map(|lanes| Settings {
         // `[tunnel]` is followed by `[device]`; a section of its own may stand in between.
@@ -31,12 +40,11 @@ fn start(lanes: [usize; 2], tunnel: &str) -> Pair {
     });
     let peers = [&pair.b, &pair.a].map(|site| site.as_peer(Some(site.uplink.v4.into())));
     pair.a.configure(&settings[0], &peers[..1]);
-    pair.b.configure(&settings[1], &peers[1..]);
+    let [_, settings] = settings;
+    pair.b
+        .configure(&Settings { device, ..settings }, &peers[1..]);
     pair.up();
     pair.connect(secs(10));
-    for (site, lanes) in [&pair.a, &pair.b].into_iter().zip(lanes) {
-        assert_eq!(site.status().core_plan.lanes, lanes);
-    }
     pair
 }
 
@@ -105,8 +113,11 @@ fn lanes_of(datagrams: &[Datagram]) -> HashMap<u8, Datagram> {
 }
 
 fn assert_every_flow_in_order(lanes: [usize; 2]) {
-    let pair = start(lanes, "");
-    let load = Load::start(&pair);
+    assert_in_order(&start(lanes, ""));
+}
+
+fn assert_in_order(pair: &Pair) {
+    let load = Load::start(pair);
     eventually(secs(30), "300 frames of each flow arrive", || {
         load.has_moved(300).then_some(())
     });
@@ -129,6 +140,16 @@ fn flows_keep_their_order_over_four_lanes() {
 fn flows_keep_their_order_between_different_numbers_of_lanes() {
     assert_every_flow_in_order([4, 1]);
     assert_every_flow_in_order([2, 3]);
+}
+
+#[test]
+fn a_device_with_one_queue_gives_one_lane_and_gets_along_with_four() {
+    let pair = start_with([4, 4], "", "backend = \"plain\"");
+    assert_eq!(pair.a.status().core_plan.lanes, 4);
+    let plan = pair.b.status().core_plan;
+    let names: Vec<_> = plan.threads.iter().map(|thread| &thread.name[..]).collect();
+    assert_eq!((plan.lanes, &names[..2]), (1, &["outbound", "inbound"][..]));
+    assert_in_order(&pair);
 }
 
 #[test]

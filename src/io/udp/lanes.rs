@@ -363,20 +363,19 @@ mod tests {
         right.run(|| ip("address add fd00::2/64 dev veth1 nodad"));
         right.run(|| waits_to_merge("veth1"));
         for (from, to) in [
-            ("[::]:0", "10.0.0.2:4789"),
-            ("0.0.0.0:0", "10.0.0.2:4789"),
-            ("[::]:0", "[fd00::2]:4789"),
+            ("[::]:0", "10.0.0.2:0"),
+            ("0.0.0.0:0", "10.0.0.2:0"),
+            ("[::]:0", "[fd00::2]:0"),
         ] {
             // One socket: on a veth, unlike on a wire, the receiver can tell the senders' sockets.
             let sender = left.run(|| bind(from));
             for is_different in [false, true] {
-                let sockets = right.run(|| bind_lanes("[::]:4789", 3));
+                let sockets = right.run(|| bind_lanes("[::]:0", 3));
+                let to = SocketAddr::new(at(to).ip(), port(&sockets[0]));
                 for lane in [1, 2, 3].repeat(20) {
                     let lanes_before = if is_different { lane - 1 } else { 0 };
                     sender.set_time_to_live(time_to_live(lanes_before)).unwrap();
-                    sender
-                        .send_train(at(to), &train(&[lane as u8]), 1000)
-                        .unwrap();
+                    sender.send_train(to, &train(&[lane as u8]), 1000).unwrap();
                 }
                 let trains = receive(&sockets, 60);
                 let is_apart = trains
