@@ -430,7 +430,7 @@ mod tests {
     use crate::{
         proto::{
             reassembly::Reassembly,
-            testing::{DESTINATION, LANE, Opened, looped_session, pack},
+            testing::{DESTINATION, LANE, Opened, Stream, looped_session, pack},
         },
         wire::chunk::Chunk,
     };
@@ -492,6 +492,22 @@ mod tests {
             .count();
         assert_eq!((datagrams.len(), full), (128, 127));
         assert_eq!(trains, 3);
+    }
+
+    #[test]
+    fn a_super_frame_costs_what_protocol_md_says() {
+        let stream = Stream::tcp_v4(1448, 44 * 1448);
+        let whole = stream.whole();
+        let super_frame = [(&whole[..], Some(stream.open()))];
+        let one_by_one = frames_of(&[1514; 120]);
+        let per_segment = |(datagrams, _): (Vec<Vec<u8>>, _), segments| {
+            let bytes: usize = datagrams.iter().map(|datagram| datagram.len() + 28).sum();
+            (datagrams.len(), bytes.div_ceil(segments) - 1448)
+        };
+        let packed = pack(super_frame.into_iter(), 1472);
+        assert_eq!((whole.len(), per_segment(packed, 44)), (63_778, (45, 75)));
+        let packed = pack(finished(&one_by_one), 1472);
+        assert_eq!(per_segment(packed, 120), (128, 152));
     }
 
     #[test]
