@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the tests of `proto` share: a session with itself, frames laid out by real trains, and
 //! super-frames whose segments are built from scratch with another library.
+#![cfg(test)]
 
 use std::{
     fmt,
