@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::frames::fill;
 use crate::namespace::Namespace;
-use crate::process::{millis, secs};
+use crate::process::{eventually, millis, secs};
 use crate::topology::Host;
 
 /// Which addresses of the hosts are used.
@@ -104,6 +104,12 @@ fn datagram(number: u64) -> Vec<u8> {
 
 /// Sends numbered UDP datagrams and returns the numbers of those that came, in their order.
 pub(crate) fn shower(from: &Host, to: &Host, ip: Ip, times: u64) -> Vec<u64> {
+    // What waits for a neighbour's address is dropped before it reaches the tunnel.
+    let address = ip.of(to, 0).ip().to_string();
+    eventually(secs(10), "neighbours know each other", || {
+        let ping = ["ping", "-c1", "-W1", &address];
+        from.ns.succeeds(&ping).then_some(())
+    });
     let receiver = to.ns.enter(|| UdpSocket::bind(ip.of(to, 7300)).unwrap());
     setsockopt(&receiver, sockopt::RcvBufForce, &(16 << 20)).unwrap();
     receiver.set_read_timeout(Some(millis(500))).unwrap();
