@@ -333,3 +333,34 @@ fn udp_datagrams_come_once_on_a_path_that_does_everything() {
     assert_checksums(&[&bad.pair.a.ns, &bad.pair.b.ns, &a.ns, &b.ns]);
     bad.splice.cut();
 }
+
+#[test]
+fn a_plain_back_end_cuts_what_survives() {
+    let mut pair = Pair::prepare(Plan::default());
+    let plain = Settings {
+        device: "backend = \"plain\"",
+        ..Settings::default()
+    };
+    let peer = pair.a.as_peer(Some(pair.a.uplink.v4.into()));
+    pair.b.configure(&plain, &[peer]);
+    let harm = Harm {
+        loss_percent: 5.0,
+        ..Harm::default()
+    };
+    let splice = Splice::into(&pair.sandbox, &pair.internet, &pair.a, &harm);
+    pair.up();
+    pair.connect(secs(20));
+    let (a, b) = (pair.a.host(1), pair.b.host(1));
+    for ip in [Ip::V4, Ip::V6] {
+        transfer(&a, &b, ip, 64);
+        let numbers = shower(&a, &b, ip, 50);
+        let sent = 50 * DATAGRAMS_AT_ONCE;
+        let lost = sent - numbers.len() as u64;
+        assert!(lost > 0 && lost * 5 < sent, "{lost} of {sent} were lost");
+        assert!(numbers.is_sorted_by(|a, b| a < b), "in order, each once");
+    }
+    assert!(pair.b.drops("segment-lost") > 0, "super-frames were cut");
+    assert_eq!(pair.b.drops("bad-offload"), 0);
+    assert_checksums(&[&pair.a.ns, &pair.b.ns, &a.ns, &b.ns]);
+    splice.cut();
+}
