@@ -19,7 +19,7 @@ use patchcord_bridge::{Egress, PortId};
 use super::{
     clock,
     lanes::{Handover, Share},
-    offload::{Leaving, SIGNAL_BYTES},
+    offload::{Leaving, SIGNAL_BYTES, Signal},
     shared::{CONTROL_BYTES, Notice, Shared, Stopped, TablesCache},
 };
 use crate::{
@@ -637,12 +637,18 @@ impl Exit<'_> {
             return Err(DropReason::Oversize);
         }
         if *self.must_signal && frame.len() >= SIGNAL_BYTES {
-            *self.must_signal = false;
             let mut headers = [0; MAX_HEADERS];
-            let signalled = frame
-                .signalled(&mut headers)
-                .ok_or(DropReason::QueueStands)?;
-            return self.hand_over(session, signalled);
+            let signal = frame.signalled(&mut headers);
+            *self.must_signal = matches!(signal, Signal::Vain);
+            return match signal {
+                Signal::Marked(marked) => self.hand_over(session, marked),
+                Signal::Shortened(shortened) => {
+                    self.drops.count(DropReason::QueueStands);
+                    self.hand_over(session, shortened)
+                }
+                Signal::Dropped => Err(DropReason::QueueStands),
+                Signal::Vain => self.hand_over(session, frame),
+            };
         }
         self.hand_over(session, frame)
     }

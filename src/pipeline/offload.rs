@@ -74,19 +74,31 @@ fn open_checksum(checksum: Checksum, frame: &mut [u8]) -> Result<Option<Open>, D
     }))
 }
 
+/// What became of a frame whose sender is to slow down.
+pub(super) enum Signal<T> {
+    /// It carries a mark.
+    Marked(T),
+    /// Its last segment is gone.
+    Shortened(T),
+    /// It was one segment, and is to be dropped.
+    Dropped,
+    /// Its sender would not heed the loss. It goes on as it is.
+    Vain,
+}
+
 /// Tells the sender of a frame that it should slow down: by a mark if it understands that, else by
-/// the loss of one segment. Returns the new length and what is open then; `None` if the whole frame
-/// is that segment.
-pub(super) fn signal(frame: &mut [u8], open: Option<Open>) -> Option<(usize, Option<Open>)> {
+/// the loss of one segment. Returns the new length and what is open then.
+pub(super) fn signal(frame: &mut [u8], open: Option<Open>) -> Signal<(usize, Option<Open>)> {
     if superframe::mark_congestion(frame) {
-        return Some((frame.len(), open));
+        return Signal::Marked((frame.len(), open));
     }
-    let open = open?;
-    let layout = Layout::parse(frame, frame.len(), &open.offload, usize::MAX).ok()?;
-    let run = 0..layout.segments().checked_sub(1)?;
-    if run.is_empty() {
-        return None;
-    }
+    let layout = open
+        .and_then(|open| Layout::parse(frame, frame.len(), &open.offload, usize::MAX).ok())
+        .filter(|layout| layout.segments() > 1);
+    let Some(layout) = layout else {
+        return lone(frame);
+    };
+    let run = 0..layout.segments() - 1;
     let mut headers = [0; MAX_HEADERS];
     let (offload, _) = layout.emit_headers(frame, run.clone(), &mut headers);
     let headers_len = layout.headers_len();
@@ -95,7 +107,15 @@ pub(super) fn signal(frame: &mut [u8], open: Option<Open>) -> Option<(usize, Opt
         offload,
         headers_len,
     };
-    Some((layout.payload(run).end, Some(open)))
+    Signal::Shortened((layout.payload(run).end, Some(open)))
+}
+
+fn lone<T>(head: &[u8]) -> Signal<T> {
+    if superframe::is_tcp(head) {
+        Signal::Dropped
+    } else {
+        Signal::Vain
+    }
 }
 
 /// A frame on its way to the TAP: its front with all headers, the rest, and what is open in it.
@@ -124,30 +144,31 @@ impl<'a> Leaving<'a> {
         matches!(self.open, Some((_, Some(_))))
     }
 
-    /// Tells its sender to slow down, as [`signal`] does. `None` if it is dropped for that.
-    pub(super) fn signalled(self, headers: &'a mut [u8; MAX_HEADERS]) -> Option<Self> {
+    /// Tells its sender to slow down, as [`signal`] does.
+    pub(super) fn signalled(self, headers: &'a mut [u8; MAX_HEADERS]) -> Signal<Self> {
         let layout = self.open.and_then(|(_, layout)| layout);
         let copied = match layout {
             Some(layout) => layout.headers_len(),
             None => self.head.len().min(MAX_HEADERS),
         };
         headers[..copied].copy_from_slice(&self.head[..copied]);
-        let rest = if self.rest.is_empty() {
-            &self.head[copied..]
-        } else {
-            self.rest
+        let rest = match self.rest {
+            [] => &self.head[copied..],
+            rest => rest,
         };
         if superframe::mark_congestion(&mut headers[..copied]) {
-            return Some(Self {
+            return Signal::Marked(Self {
                 head: &headers[..copied],
                 rest,
                 open: self.open,
             });
         }
-        let layout = layout?;
+        let Some(layout) = layout.filter(|layout| layout.segments() > 1) else {
+            return lone(self.head);
+        };
         let run = 0..layout.segments() - 1;
         let open = layout.emit_headers(self.head, run.clone(), headers);
-        Some(Self {
+        Signal::Shortened(Self {
             head: &headers[..copied],
             rest: &rest[..layout.payload(run).len()],
             open: Some(open),

@@ -16,7 +16,8 @@ use std::{os::fd::AsFd, sync::Arc};
 use patchcord_bridge::{Egress, PortId};
 
 use super::{
-    clock, offload,
+    clock,
+    offload::{self, Signal},
     portion::Portion,
     shared::{Notice, Shared, Stopped, TablesCache},
 };
@@ -129,10 +130,16 @@ impl Outbound {
             Err(reason) => return self.drops.count(reason),
         };
         if self.must_signal && frame.len() >= offload::SIGNAL_BYTES {
-            self.must_signal = false;
-            match offload::signal(frame, leaving.1) {
-                Some(shorter) => leaving = shorter,
-                None => return self.drops.count(DropReason::QueueStands),
+            let signal = offload::signal(frame, leaving.1);
+            self.must_signal = matches!(signal, Signal::Vain);
+            match signal {
+                Signal::Marked(marked) => leaving = marked,
+                Signal::Shortened(shortened) => {
+                    self.drops.count(DropReason::QueueStands);
+                    leaving = shortened;
+                }
+                Signal::Dropped => return self.drops.count(DropReason::QueueStands),
+                Signal::Vain => {}
             }
         }
         let (len, open) = leaving;

@@ -21,6 +21,8 @@ pub const MAX_HEADERS: usize = 256;
 /// Segments of one super-frame; TCP with the smallest segment size of Linux stays below.
 pub const MAX_SEGMENTS: usize = 2048;
 
+/// Segments of one UDP super-frame: Linux refuses more.
+const MAX_UDP_SEGMENTS: usize = 128;
 const MAX_TAGS: usize = 4;
 const MAX_EXTENSIONS: usize = 8;
 
@@ -29,6 +31,8 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// 802.1Q, 802.1ad and the number that was used for stacked tags before it.
 const ETHERTYPES_VLAN: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 const TCP_CHECKSUM: u16 = 16;
 const UDP_CHECKSUM: u16 = 6;
 /// From the start of a TCP header.
@@ -88,9 +92,12 @@ impl Layout {
             ETHERTYPE_IPV6 => ipv6(head, network, total)?,
             _ => return None,
         };
-        let (expected, checksum_offset, header) = match segmentation.transport {
-            Transport::Tcp => (6, TCP_CHECKSUM, tcp_header(head, transport)?),
-            Transport::Udp => (17, UDP_CHECKSUM, udp_header(head, transport, total)?),
+        let (expected, checksum_offset, most_segments, header) = match segmentation.transport {
+            Transport::Tcp => (TCP, TCP_CHECKSUM, MAX_SEGMENTS, tcp_header(head, transport)?),
+            Transport::Udp => {
+                let header = udp_header(head, transport, total)?;
+                (UDP, UDP_CHECKSUM, MAX_UDP_SEGMENTS, header)
+            }
         };
         let layout = Self {
             network,
@@ -108,7 +115,7 @@ impl Layout {
             && layout.headers <= MAX_HEADERS.min(head.len())
             && layout.headers < total
             && total <= MAX_SUPERFRAME
-            && layout.segments() <= MAX_SEGMENTS;
+            && layout.segments() <= most_segments;
         fits.then_some(layout)
     }
 
@@ -218,6 +225,19 @@ impl Layout {
             },
         }
     }
+}
+
+/// Whether the sender of a frame that is no super-frame heeds the loss of it.
+pub fn is_tcp(frame: &[u8]) -> bool {
+    let Some((ethertype, network)) = ethertype(frame) else {
+        return false;
+    };
+    let protocol_at = match ethertype {
+        ETHERTYPE_IPV4 => network + 9,
+        ETHERTYPE_IPV6 => network + 6,
+        _ => return false,
+    };
+    frame.get(protocol_at) == Some(&TCP)
 }
 
 /// Sets "congestion experienced" (RFC 3168) in a frame whose sender understands it. False, without
