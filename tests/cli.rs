@@ -391,6 +391,7 @@ fn refuses_values_of_the_device() {
             "`auto` or `inline` or `staged`",
         ]),
         (DEVICE, "name = \"pc0\"\n[pipeline]\nlanes = 9", "8:9: [pipeline] lanes:", &["1 to 8"]),
+        (DEVICE, "name = \"pc0\"\n[pipeline]\nnice = 20", "8:8: [pipeline] nice:", &["-20 to 19"]),
         (DEVICE, "name = \"pc0\"\n[pipeline]\nplan = \"staged\"\nlanes = 2", "9:9: [pipeline] lanes:", &[
             "the staged plan has one lane",
         ]),

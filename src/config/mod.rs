@@ -146,6 +146,8 @@ pub struct PipelineConfig {
     pub workers: Option<usize>,
     /// `pin`: whether threads are pinned to cores; when there is a core for each if absent.
     pub pin: Option<bool>,
+    /// `nice`: precedence of the data threads, -20 (most) to 19; -20 if absent.
+    pub nice: Option<i32>,
 }
 
 /// Which core plan to use.

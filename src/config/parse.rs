@@ -230,6 +230,7 @@ impl Parser<'_> {
             lanes,
             workers: section.read("workers", report, value::workers),
             pin: section.read("pin", report, value::pin),
+            nice: section.read("nice", report, value::nice),
         }
     }
 
@@ -424,7 +425,8 @@ mod tests {
                 plan: PlanChoice::Staged,
                 lanes: Some(1),
                 workers: Some(2),
-                pin: Some(false)
+                pin: Some(false),
+                nice: Some(-5),
             }
         );
         let [peer] = &config.peers[..] else {
@@ -524,6 +526,7 @@ plan = "staged"
 lanes = 1
 workers = 2
 pin = false
+nice = -5
 "#
         )
     }

@@ -48,7 +48,7 @@ pub(super) const PEER: Schema = Schema {
 pub(super) const PIPELINE: Schema = Schema {
     name: "pipeline",
     header: "[pipeline]",
-    keys: &["plan", "lanes", "workers", "pin"],
+    keys: &["plan", "lanes", "workers", "pin", "nice"],
 };
 const SECTIONS: [&Schema; 4] = [&TUNNEL, &DEVICE, &PEER, &PIPELINE];
 

@@ -262,6 +262,10 @@ pub(super) fn workers(value: &DeValue<'_>) -> Parsed<usize> {
     integer(value, 1..=64, "workers = 2").map(|workers| workers as usize)
 }
 
+pub(super) fn nice(value: &DeValue<'_>) -> Parsed<i32> {
+    integer(value, -20..=19, "nice = -10").map(|nice| nice as i32)
+}
+
 pub(super) fn pin(value: &DeValue<'_>) -> Parsed<bool> {
     value
         .as_bool()

@@ -30,6 +30,15 @@ mod testing;
 mod vnet;
 mod watch;
 
+/// Sets the precedence of the calling thread, from -20 (most) to 19. Above that of the process it
+/// needs CAP_SYS_NICE.
+///
+/// # Errors
+/// `EACCES` or `EPERM` without that capability.
+pub fn set_thread_niceness(nice: i32) -> std::io::Result<()> {
+    sys::set_thread_niceness(nice)
+}
+
 /// Keeps this process's memory, with its keys, out of core dumps.
 ///
 /// # Errors

@@ -49,7 +49,7 @@ use self::{
 use crate::{
     control::message::Rates,
     crypto::mac,
-    io::{tap::TapQueue, udp::UdpSocket},
+    io::{set_thread_niceness, tap::TapQueue, udp::UdpSocket},
     proto::{
         guard::Mac1Check,
         limits::MAX_LANES,
@@ -355,6 +355,7 @@ impl Threads<'_> {
         work: impl FnOnce() -> Stopped + Send + 'static,
     ) -> io::Result<()> {
         let core = self.plan.core_of(name);
+        let nice = self.plan.nice;
         let events = self.events.clone();
         let thread = thread::Builder::new()
             .name(name.to_owned())
@@ -363,6 +364,9 @@ impl Threads<'_> {
                     && !core_affinity::set_for_current(core)
                 {
                     tracing::warn!(core = core.id, "cannot pin a thread to its core");
+                }
+                if let Err(error) = set_thread_niceness(nice) {
+                    tracing::debug!(%error, nice, "a data thread keeps its precedence");
                 }
                 let stopped = panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
                     Stopped::Failed(io::Error::other("a data thread panicked"))

@@ -16,6 +16,9 @@ const MAX_CHOSEN_LANES: usize = 8;
 const SEVERAL_LANES_FROM_CORES: usize = 4;
 /// Workers per direction that a plan chooses by itself.
 const MAX_CHOSEN_WORKERS: usize = 8;
+/// What waits for the tunnel waits longer the longer the tunnel waits for a core. The kernel's own
+/// tunnels have precedence too: they work in interrupts.
+const CHOSEN_NICENESS: i32 = -20;
 /// Threads of the staged plan beside the workers: two ends for each direction.
 const ENDS: usize = 4;
 
@@ -30,6 +33,8 @@ pub struct PlanRequest {
     pub workers: Option<usize>,
     /// Whether to pin threads; `None`: if there is a core for each, and one to spare.
     pub pin: Option<bool>,
+    /// Niceness of the data threads; `None`: -20.
+    pub nice: Option<i32>,
 }
 
 /// The plan of one tunnel.
@@ -45,6 +50,8 @@ pub struct CorePlan {
     pub cores: Vec<CoreId>,
     /// Whether threads are pinned.
     pub pinned: bool,
+    /// Niceness of the data threads.
+    pub nice: i32,
 }
 
 impl CorePlan {
@@ -76,6 +83,7 @@ impl CorePlan {
             workers,
             cores,
             pinned: false,
+            nice: request.nice.unwrap_or(CHOSEN_NICENESS),
         };
         let has_spare_core = plan.cores.len() > plan.thread_names().len();
         plan.pinned = !plan.cores.is_empty() && request.pin.unwrap_or(has_spare_core);
@@ -199,6 +207,7 @@ mod tests {
             lanes: None,
             workers: Some(3),
             pin: Some(true),
+            nice: Some(-5),
         };
         let plan = plan(2, request);
         assert_eq!(plan.name(), "staged");

@@ -93,7 +93,12 @@ impl Layout {
             _ => return None,
         };
         let (expected, checksum_offset, most_segments, header) = match segmentation.transport {
-            Transport::Tcp => (TCP, TCP_CHECKSUM, MAX_SEGMENTS, tcp_header(head, transport)?),
+            Transport::Tcp => (
+                TCP,
+                TCP_CHECKSUM,
+                MAX_SEGMENTS,
+                tcp_header(head, transport)?,
+            ),
             Transport::Udp => {
                 let header = udp_header(head, transport, total)?;
                 (UDP, UDP_CHECKSUM, MAX_UDP_SEGMENTS, header)

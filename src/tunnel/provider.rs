@@ -316,5 +316,6 @@ fn plan_request(pipeline: &PipelineConfig) -> PlanRequest {
         lanes: pipeline.lanes,
         workers: pipeline.workers,
         pin: pipeline.pin,
+        nice: pipeline.nice,
     }
 }

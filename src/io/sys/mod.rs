@@ -168,6 +168,12 @@ pub(in crate::io) fn forbid_dumps() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) }).map(drop)
 }
 
+/// Sets the niceness of the calling thread; on Linux it is a property of threads.
+pub(in crate::io) fn set_thread_niceness(nice: i32) -> io::Result<()> {
+    // SAFETY: takes numbers and no pointers; 0 means the calling thread.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
+}
+
 /// The user that this process acts as.
 pub(in crate::io) fn effective_uid() -> u32 {
     // SAFETY: takes nothing and cannot fail.
