@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 use super::journal::{Change, Journal, Record};
 use super::link::{ADDR_GEN_NONE, LinkError, LinkInfo, Links};
 use super::lock::{DeviceLock, LockError, namespace_inode};
-use super::tap::{Backend, Tap, TapError, TapOptions, TapQueue};
+use super::tap::{Backend, Offloads, Tap, TapError, TapOptions, TapQueue};
 
 /// What the device shall be.
 #[derive(Clone, Debug)]
@@ -177,6 +177,9 @@ impl Device {
         self.set_carrier(false);
         if self.info.adopted {
             self.tap.stop_steering();
+            if let Err(error) = self.tap.set_offloads(Offloads::NONE) {
+                debug!(device = self.info.name, %error, "the offloads stay on");
+            }
             self.record.undo(&self.links).await;
         } else if let Err(error) = self.delete().await {
             let name = &self.info.name;

@@ -12,7 +12,7 @@
 //! Functions appear in this order. Handshake messages leave at step 2 for the control thread, if
 //! their mac1 is good; control messages leave at step 4.
 
-use std::{collections::HashMap, net::SocketAddr, os::fd::AsFd, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Instant};
 
 use patchcord_bridge::{Egress, PortId};
 
@@ -152,13 +152,14 @@ impl Inbound {
                 if let Some(handover) = &self.handover
                     && handover.take_in(&mut arrivals.batch)
                 {
-                    delivery.open_and_deliver(opener, arrivals);
+                    delivery.open_and_deliver(opener, arrivals, None);
                 }
                 self.socket.recv_batch(&mut arrivals.batch)?;
                 if let Some(handover) = &self.handover {
                     handover.pass_on(&mut arrivals.batch);
                 }
-                Ok(delivery.open_and_deliver(opener, arrivals))
+                let is_full = Some(arrivals.batch.is_full());
+                Ok(delivery.open_and_deliver(opener, arrivals, is_full))
             }
             Inlet::Staged(dealer) => {
                 let Some(mut arrivals) = dealer.empty() else {
@@ -267,6 +268,8 @@ struct LaneState {
     window: ReplayWindow,
     reassembly: Reassembly,
     control_rate: ControlRate,
+    /// When the latest batch with a datagram of it came.
+    last_arrival: Instant,
 }
 
 /// Control datagrams of the present second. One peer must not keep the control thread from the
@@ -305,6 +308,8 @@ pub(super) struct Delivery {
     /// For a back-end without offloads.
     scratch: Vec<u8>,
     codel: Codel,
+    /// When the present batch came.
+    now: Instant,
     /// The next sender of much is told to slow down.
     must_signal: bool,
 }
@@ -327,6 +332,7 @@ impl Delivery {
             tap,
             scratch: Vec::new(),
             codel: Codel::default(),
+            now: clock::now(),
             must_signal: false,
         }
     }
@@ -351,7 +357,7 @@ impl Delivery {
     /// True if frames wait for missing pieces.
     pub(super) fn deliver(&mut self, arrivals: &mut Arrivals) -> bool {
         let tables = self.tables.load();
-        self.begin(&tables, arrivals.batch.is_full());
+        self.begin(&tables, Some(arrivals.batch.is_full()));
         let now_s = self.shared.clock.seconds();
         let mut opened = arrivals.opened.iter();
         for mut received in arrivals.batch.iter_mut() {
@@ -365,9 +371,14 @@ impl Delivery {
 
     /// Steps 2 to 6 for each datagram in turn: it is still in the cache when it is delivered, and
     /// the first one does not wait for the last.
-    fn open_and_deliver(&mut self, opener: &mut Opener, arrivals: &mut Arrivals) -> bool {
+    fn open_and_deliver(
+        &mut self,
+        opener: &mut Opener,
+        arrivals: &mut Arrivals,
+        is_full: Option<bool>,
+    ) -> bool {
         let tables = self.tables.load();
-        self.begin(&tables, arrivals.batch.is_full());
+        self.begin(&tables, is_full);
         let now_s = self.shared.clock.seconds();
         for mut received in arrivals.batch.iter_mut() {
             let from = received.from;
@@ -379,10 +390,16 @@ impl Delivery {
         self.forward_incomplete(Patience::Some)
     }
 
-    /// Before a batch. A full one means that the socket may have had more.
-    fn begin(&mut self, tables: &Arc<Tables>, is_full: bool) {
+    /// Before a batch. A full one means that the socket may have had more; `None` is one that came
+    /// from another thread.
+    fn begin(&mut self, tables: &Arc<Tables>, is_full: Option<bool>) {
         self.sweep(tables);
-        self.must_signal |= self.codel.observe(clock::now(), is_full);
+        self.now = clock::now();
+        self.must_signal = match is_full {
+            Some(true) => self.codel.observe(self.now, true) || self.must_signal,
+            Some(false) => self.codel.observe(self.now, false),
+            None => self.must_signal,
+        };
     }
 
     fn deliver_one(
@@ -447,10 +464,12 @@ impl Delivery {
                     window: ReplayWindow::default(),
                     reassembly: Reassembly::new(self.shared.max_frame),
                     control_rate: ControlRate::default(),
+                    last_arrival: self.now,
                 })
             }
         };
         let newest = lane.window.accept(counter.sequence())?;
+        lane.last_arrival = self.now;
         let port = lane.session.port;
         lane.session.confirm();
         lane.session.traffic.inbound.add_datagrams(1);
@@ -508,8 +527,11 @@ impl Delivery {
         for lane in self.lanes.values_mut() {
             let newest = lane.window.newest();
             let which = match patience {
-                Patience::Some => Which::LeftBehind(newest),
-                Patience::None => Which::All,
+                // Other lanes may go on while nothing comes on this one.
+                Patience::Some if self.now < lane.last_arrival + REASSEMBLY_PATIENCE => {
+                    Which::LeftBehind(newest)
+                }
+                _ => Which::All,
             };
             exit.forward_runs(lane, which);
             lane.reassembly.forget(newest);
@@ -577,7 +599,7 @@ impl Exit<'_> {
         checksum: Checksum,
         frame: &[u8],
     ) -> Result<(), DropReason> {
-        superframe::check_checksum(checksum, frame.len())?;
+        superframe::check_checksum(frame, frame.len(), checksum)?;
         let offload = Offload {
             checksum,
             segmentation: None,

@@ -187,6 +187,11 @@ impl Handover {
     }
 
     fn send(&self, owner: usize, from: SocketAddr, stride: usize, datagrams: &[u8]) {
+        let Inbox { parcels, waker } = &self.inboxes[owner];
+        let count = || datagrams.len().div_ceil(stride) as u64;
+        if parcels.is_full() {
+            return self.drops.add(DropReason::LaneQueueFull, count());
+        }
         let mut bytes = self.spare.try_recv().unwrap_or_default();
         bytes.clear();
         bytes.extend_from_slice(datagrams);
@@ -195,12 +200,10 @@ impl Handover {
             stride,
             bytes,
         };
-        let Inbox { parcels, waker } = &self.inboxes[owner];
         if parcels.try_send(parcel).is_ok() {
             waker.wake();
         } else {
-            let count = datagrams.len().div_ceil(stride) as u64;
-            self.drops.add(DropReason::LaneQueueFull, count);
+            self.drops.add(DropReason::LaneQueueFull, count());
         }
     }
 }

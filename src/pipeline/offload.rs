@@ -57,10 +57,11 @@ pub(super) fn opened(vnet: &VnetHeader, frame: &mut [u8]) -> Result<Option<Open>
 }
 
 fn open_checksum(checksum: Checksum, frame: &mut [u8]) -> Result<Option<Open>, DropReason> {
-    superframe::check_checksum(checksum, frame.len())?;
     let headers_len = usize::from(checksum.start) + usize::from(checksum.offset) + 2;
-    if headers_len > MAX_HEADERS {
-        // Deep inside of other headers, and rare.
+    if headers_len > MAX_HEADERS
+        || superframe::check_checksum(frame, frame.len(), checksum).is_err()
+    {
+        // Deep inside of other headers, for example, and rare.
         superframe::finish_checksum(frame, checksum)?;
         return Ok(None);
     }
@@ -181,12 +182,24 @@ impl<'a> Leaving<'a> {
             Some((offload, layout)) if !tap.takes_offloads() => {
                 self.write_finished(tap, offload, layout, scratch)
             }
-            _ if self.rest.is_empty() => tap.write(&self.vnet(), self.head),
-            _ => {
-                let parts = [IoSlice::new(self.head), IoSlice::new(self.rest)];
-                tap.write_parts(&self.vnet(), &parts)
-            }
+            Some((offload, layout @ Some(_))) => self.write_open(tap).or_else(|error| {
+                // Kernels before 6.2 know no UDP super-frames, and later ones some limits of theirs.
+                if error.kind() == io::ErrorKind::InvalidInput {
+                    self.write_finished(tap, offload, layout, scratch)
+                } else {
+                    Err(error)
+                }
+            }),
+            _ => self.write_open(tap),
         }
+    }
+
+    fn write_open(&self, tap: &TapQueue) -> io::Result<()> {
+        if self.rest.is_empty() {
+            return tap.write(&self.vnet(), self.head);
+        }
+        let parts = [IoSlice::new(self.head), IoSlice::new(self.rest)];
+        tap.write_parts(&self.vnet(), &parts)
     }
 
     fn vnet(&self) -> VnetHeader {

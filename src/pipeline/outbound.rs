@@ -107,7 +107,10 @@ impl Outbound {
         // Loaded after the frames were read: a session that is new by then may have them.
         let tables = self.tables.load();
         let now_s = self.shared.clock.seconds();
-        self.must_signal |= self.codel.observe(clock::now(), portion.is_full());
+        self.must_signal = match portion.is_full() {
+            true => self.codel.observe(clock::now(), true) || self.must_signal,
+            false => self.codel.observe(clock::now(), false),
+        };
         let first = portion.put_small_flows_first();
         for at in 0..portion.frames() as usize {
             if at == first {
@@ -115,7 +118,8 @@ impl Outbound {
                 self.depart_all();
             }
             let (vnet, frame) = portion.frame(at);
-            self.forward(&tables, &vnet, frame, now_s);
+            let may_signal = at >= first;
+            self.forward(&tables, &vnet, frame, may_signal, now_s);
         }
         let (frames, bytes) = (portion.frames(), portion.bytes());
         self.shared.tap.outbound.add_frames(frames, bytes);
@@ -124,12 +128,19 @@ impl Outbound {
         outcome
     }
 
-    fn forward(&mut self, tables: &Tables, vnet: &VnetHeader, frame: &mut [u8], now_s: u32) {
+    fn forward(
+        &mut self,
+        tables: &Tables,
+        vnet: &VnetHeader,
+        frame: &mut [u8],
+        may_signal: bool,
+        now_s: u32,
+    ) {
         let mut leaving = match offload::opened(vnet, frame) {
             Ok(open) => (frame.len(), open),
             Err(reason) => return self.drops.count(reason),
         };
-        if self.must_signal && frame.len() >= offload::SIGNAL_BYTES {
+        if self.must_signal && may_signal && frame.len() >= offload::SIGNAL_BYTES {
             let signal = offload::signal(frame, leaving.1);
             self.must_signal = matches!(signal, Signal::Vain);
             match signal {

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// A queue may stand this long before the first signal, and signals are this far apart at first.
 pub const INTERVAL: Duration = Duration::from_millis(4);
 
+/// More signals do not come closer: a flood that heeds none must not make every portion pay.
+const MAX_SIGNALS: u32 = 1 << 12;
+
 /// The state of one queue.
 #[derive(Debug, Default)]
 pub struct Codel {
@@ -21,29 +24,34 @@ pub struct Codel {
     /// Signals when it last did.
     last_signals: u32,
     ended: Option<Instant>,
+    observed: Option<Instant>,
 }
 
 impl Codel {
     /// Notes one portion. True if one sender should be told to slow down, now.
     pub fn observe(&mut self, now: Instant, is_full: bool) -> bool {
-        if !is_full {
+        let since = |earlier: Option<Instant>| {
+            earlier.map(|earlier| now.saturating_duration_since(earlier))
+        };
+        let pause = since(self.observed.replace(now));
+        if !is_full || pause.is_some_and(|pause| pause > INTERVAL) {
             if self.due.take().is_some() && self.signals > 0 {
                 self.last_signals = self.signals;
                 self.ended = Some(now);
             }
             self.signals = 0;
+        }
+        if !is_full {
             return false;
         }
         let due = *self.due.get_or_insert(now + INTERVAL);
         if now < due {
             return false;
         }
-        self.signals += 1;
+        self.signals = (self.signals + 1).min(MAX_SIGNALS);
         if self.signals == 1 {
             // It was short for a moment only: go on about where it left off.
-            let is_recent = self
-                .ended
-                .is_some_and(|ended| now.saturating_duration_since(ended) < 16 * INTERVAL);
+            let is_recent = since(self.ended).is_some_and(|ended| ended < 16 * INTERVAL);
             if is_recent && self.last_signals > 2 {
                 self.signals = self.last_signals - 2;
             }

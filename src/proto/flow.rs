@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which frames belong together, so that others may overtake them.
 
+use super::superframe::ethertype;
+
 /// A number that all frames of a flow have in common: one direction of a TCP connection, for
 /// example, or all ARP between two stations. Different flows may share one, and are then kept in
 /// order as if they were one.
 pub fn flow_of(frame: &[u8]) -> u64 {
-    let (ethertype_at, ethertype) = ethertype(frame);
-    let network = ethertype_at + 2;
+    let (ethertype, network) = ethertype(frame).unwrap_or((0, frame.len()));
     let at = |from: usize, len: usize| frame.get(from..from + len).unwrap_or_default();
     let mut hash = Fnv::default();
     hash.add(at(0, network));
@@ -33,22 +34,6 @@ pub fn flow_of(frame: &[u8]) -> u64 {
         }
     }
     hash.0
-}
-
-/// Where the EtherType behind up to two tags is, and what it is.
-fn ethertype(frame: &[u8]) -> (usize, u16) {
-    let read = |at: usize| match frame.get(at..at + 2) {
-        Some(&[high, low]) => u16::from_be_bytes([high, low]),
-        _ => 0,
-    };
-    let mut at = 12;
-    for _ in 0..2 {
-        if !matches!(read(at), 0x8100 | 0x88a8) {
-            break;
-        }
-        at += 4;
-    }
-    (at, read(at))
 }
 
 /// FNV-1a: short keys, no attacker gains more than that his own flows are kept in order.

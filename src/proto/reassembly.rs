@@ -51,7 +51,12 @@ struct Slot {
     is_broken: bool,
     /// Something came since all whole segments were handed out.
     has_news: bool,
-    handed_out: Segments,
+    /// Whether `ready` is kept up to date, which begins when segments are first asked for.
+    is_tracked: bool,
+    /// Segments that are whole and were not handed out.
+    ready: Segments,
+    /// How many were handed out.
+    handed_out: usize,
 }
 
 /// A set of segments of one super-frame.
@@ -66,17 +71,27 @@ impl Default for Segments {
 
 impl Segments {
     fn has(&self, segment: usize) -> bool {
-        self.0[segment / 64] >> (segment % 64) & 1 == 1
+        self.0
+            .get(segment / 64)
+            .is_some_and(|word| word >> (segment % 64) & 1 == 1)
     }
 
-    fn insert(&mut self, segments: Range<usize>) {
+    fn insert(&mut self, segment: usize) {
+        self.0[segment / 64] |= 1 << (segment % 64);
+    }
+
+    fn remove(&mut self, segments: Range<usize>) {
         for segment in segments {
-            self.0[segment / 64] |= 1 << (segment % 64);
+            self.0[segment / 64] &= !(1 << (segment % 64));
         }
     }
 
-    fn len(&self) -> usize {
-        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    /// The first segments in a row.
+    fn first_run(&self) -> Option<Range<usize>> {
+        let word = self.0.iter().position(|&word| word != 0)?;
+        let first = word * 64 + self.0[word].trailing_zeros() as usize;
+        let end = (first..).find(|&segment| !self.has(segment))?;
+        Some(first..end)
     }
 }
 
@@ -96,13 +111,16 @@ impl Slot {
         self.offload = None;
         self.layout = None;
         self.has_news = false;
-        if std::mem::take(&mut self.is_broken) {
-            self.handed_out = Segments::default();
+        self.is_broken = false;
+        self.handed_out = 0;
+        if std::mem::take(&mut self.is_tracked) {
+            self.ready = Segments::default();
         }
         // Bytes of an earlier frame may stay in the buffer: those are handed out only which were
         // written for this one.
         self.total = frame.total as usize;
         if self.bytes.len() < self.total {
+            self.bytes.reserve_exact(self.total - self.bytes.len());
             self.bytes.resize(self.total, 0);
         }
     }
@@ -153,7 +171,13 @@ impl Slot {
         }
         self.insert(offset..end)?;
         self.bytes[offset as usize..end as usize].copy_from_slice(piece);
-        self.has_news = true;
+        if let Some(layout) = self.layout {
+            if self.is_tracked {
+                self.track(layout, layout.segments_of(offset as usize..end as usize));
+            } else {
+                self.has_news = true;
+            }
+        }
         Ok(())
     }
 
@@ -169,7 +193,7 @@ impl Slot {
         }
         let layout = match offload.segmentation {
             None => {
-                superframe::check_checksum(offload.checksum, self.total)?;
+                superframe::check_checksum(head, self.total, offload.checksum)?;
                 None
             }
             Some(_) => {
@@ -183,26 +207,33 @@ impl Slot {
         self.write(0, head)?;
         self.offload = Some(offload);
         self.layout = layout;
+        self.has_news = layout.is_some();
         Ok(())
     }
 
-    /// The first segments that are whole and were not handed out.
-    fn next_run(&self) -> Option<(Layout, Range<usize>)> {
-        let layout = self.layout?;
-        let is_ready = |&segment: &usize| {
+    /// Notes which of these segments are whole. No piece is filed twice, so none is noted again
+    /// after it was handed out.
+    fn track(&mut self, layout: Layout, segments: Range<usize>) {
+        for segment in segments {
             let bytes = layout.payload(segment..segment + 1);
             let at = self
                 .present
                 .partition_point(|part| (part.end as usize) < bytes.end);
-            let is_here = self
-                .present
-                .get(at)
-                .is_some_and(|part| part.start as usize <= bytes.start);
-            is_here && !self.handed_out.has(segment)
-        };
-        let first = (0..layout.segments()).find(is_ready)?;
-        let rest = (first + 1..layout.segments()).take_while(is_ready).count();
-        Some((layout, first..first + 1 + rest))
+            let part = self.present.get(at);
+            if part.is_some_and(|part| part.start as usize <= bytes.start) {
+                self.ready.insert(segment);
+                self.has_news = true;
+            }
+        }
+    }
+
+    /// The first segments that are whole and were not handed out.
+    fn next_run(&mut self) -> Option<(Layout, Range<usize>)> {
+        let layout = self.layout?;
+        if !std::mem::replace(&mut self.is_tracked, true) {
+            self.track(layout, 0..layout.segments());
+        }
+        Some((layout, self.ready.first_run()?))
     }
 }
 
@@ -395,9 +426,10 @@ impl Reassembly {
         };
         let slot = &mut self.slots[at];
         slot.is_broken = true;
-        slot.handed_out.insert(run.clone());
+        slot.handed_out += run.len();
+        slot.ready.remove(run.clone());
         let (offload, of_run) = layout.emit_headers(&slot.bytes, run.clone(), &mut self.headers);
-        if slot.handed_out.len() == layout.segments() {
+        if slot.handed_out == layout.segments() {
             self.finish(at);
         }
         Some(Run {
@@ -412,7 +444,9 @@ impl Reassembly {
         let slot = &self.slots[at];
         slot.is_unfinished_super()
             && slot.has_news
-            && self.whole != Some(at)
+            && self
+                .whole
+                .is_none_or(|whole| slot.begun < self.slots[whole].begun)
             && match which {
                 Which::Between(stations) => slot.bytes.starts_with(stations),
                 Which::LeftBehind(sequence) => {
@@ -485,7 +519,7 @@ impl Reassembly {
         let slot = &self.slots[at];
         match slot.layout {
             Some(layout) if slot.is_broken => {
-                self.lost_segments += (layout.segments() - slot.handed_out.len()) as u64;
+                self.lost_segments += (layout.segments() - slot.handed_out) as u64;
             }
             _ => self.evicted += 1,
         }
@@ -1115,7 +1149,7 @@ mod tests {
             ),
             (shorter, open.offload, head, DropReason::BadOffload),
             (frame, outside, head, DropReason::BadOffload),
-            (frame, plain, &[], DropReason::Malformed),
+            (frame, plain, &[], DropReason::BadOffload),
         ] {
             let mut reassembly = Reassembly::new(1522);
             assert_eq!(reassembly.describe(0, frame, offload, head), Err(reason));

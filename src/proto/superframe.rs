@@ -21,8 +21,6 @@ pub const MAX_HEADERS: usize = 256;
 /// Segments of one super-frame; TCP with the smallest segment size of Linux stays below.
 pub const MAX_SEGMENTS: usize = 2048;
 
-/// Segments of one UDP super-frame: Linux refuses more.
-const MAX_UDP_SEGMENTS: usize = 128;
 const MAX_TAGS: usize = 4;
 const MAX_EXTENSIONS: usize = 8;
 
@@ -92,17 +90,9 @@ impl Layout {
             ETHERTYPE_IPV6 => ipv6(head, network, total)?,
             _ => return None,
         };
-        let (expected, checksum_offset, most_segments, header) = match segmentation.transport {
-            Transport::Tcp => (
-                TCP,
-                TCP_CHECKSUM,
-                MAX_SEGMENTS,
-                tcp_header(head, transport)?,
-            ),
-            Transport::Udp => {
-                let header = udp_header(head, transport, total)?;
-                (UDP, UDP_CHECKSUM, MAX_UDP_SEGMENTS, header)
-            }
+        let (expected, checksum_offset, header) = match segmentation.transport {
+            Transport::Tcp => (TCP, TCP_CHECKSUM, tcp_header(head, transport)?),
+            Transport::Udp => (UDP, UDP_CHECKSUM, udp_header(head, transport, total)?),
         };
         let layout = Self {
             network,
@@ -120,7 +110,7 @@ impl Layout {
             && layout.headers <= MAX_HEADERS.min(head.len())
             && layout.headers < total
             && total <= MAX_SUPERFRAME
-            && layout.segments() <= most_segments;
+            && layout.segments() <= MAX_SEGMENTS;
         fits.then_some(layout)
     }
 
@@ -144,6 +134,13 @@ impl Layout {
         let size = usize::from(self.segmentation.size);
         let at = |segment: usize| (self.headers + segment * size).min(self.total);
         at(segments.start)..at(segments.end)
+    }
+
+    /// The segments that have payload in these bytes of the super-frame.
+    pub fn segments_of(&self, bytes: Range<usize>) -> Range<usize> {
+        let size = usize::from(self.segmentation.size);
+        let in_payload = |at: usize| at.saturating_sub(self.headers);
+        in_payload(bytes.start) / size..in_payload(bytes.end).div_ceil(size)
     }
 
     /// Writes the headers for a run of segments alone, from those of the whole, and says what is
@@ -274,14 +271,27 @@ pub fn mark_congestion(frame: &mut [u8]) -> bool {
     }
 }
 
-/// Checks that an open checksum lies behind the Ethernet header and inside of a frame of `len`
-/// bytes.
+/// Checks that an open checksum is that of the TCP or UDP header at the front of a frame of `total`
+/// bytes. Any other would let a peer have bytes changed after a packet filter has seen them.
 ///
 /// # Errors
 /// [`DropReason::BadOffload`].
-pub fn check_checksum(checksum: Checksum, len: usize) -> Result<(), DropReason> {
-    let end = usize::from(checksum.start) + usize::from(checksum.offset) + 2;
-    if checksum.start >= 14 && end <= len {
+pub fn check_checksum(head: &[u8], total: usize, checksum: Checksum) -> Result<(), DropReason> {
+    let transport = || {
+        let (ethertype, network) = ethertype(head)?;
+        match ethertype {
+            ETHERTYPE_IPV4 => ipv4(head, network, total),
+            ETHERTYPE_IPV6 => ipv6(head, network, total),
+            _ => None,
+        }
+    };
+    let expected = match transport() {
+        Some((TCP, start)) => (start, TCP_CHECKSUM),
+        Some((UDP, start)) => (start, UDP_CHECKSUM),
+        _ => return Err(DropReason::BadOffload),
+    };
+    let end = expected.0 + usize::from(expected.1) + 2;
+    if (usize::from(checksum.start), checksum.offset) == expected && end <= total {
         Ok(())
     } else {
         Err(DropReason::BadOffload)
@@ -293,8 +303,10 @@ pub fn check_checksum(checksum: Checksum, len: usize) -> Result<(), DropReason> 
 /// # Errors
 /// [`DropReason::BadOffload`] when it does not lie inside of the frame.
 pub fn finish_checksum(frame: &mut [u8], checksum: Checksum) -> Result<(), DropReason> {
-    check_checksum(checksum, frame.len())?;
     let start = usize::from(checksum.start);
+    if start < 14 || start + usize::from(checksum.offset) + 2 > frame.len() {
+        return Err(DropReason::BadOffload);
+    }
     let finished = match !fold(sum(&frame[start..])) {
         // 0 would mean "no checksum" in UDP; both are zero in ones' complement.
         0 => 0xffff,
@@ -305,7 +317,7 @@ pub fn finish_checksum(frame: &mut [u8], checksum: Checksum) -> Result<(), DropR
 }
 
 /// The EtherType behind all tags, and where its payload starts.
-fn ethertype(head: &[u8]) -> Option<(u16, usize)> {
+pub(super) fn ethertype(head: &[u8]) -> Option<(u16, usize)> {
     (0..=MAX_TAGS)
         .map(|tags| 12 + 4 * tags)
         .find_map(|at| match try_read(head, at) {
@@ -744,7 +756,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_checksum_lies_behind_the_ethernet_header_and_inside() {
+    fn a_checksum_is_finished_behind_the_ethernet_header_and_inside_only() {
         for (start, offset, len, is_fine) in [
             (34, 16, 60, true),
             (14, 0, 16, true),
@@ -757,13 +769,37 @@ mod tests {
             (14, 0, 0, false),
         ] {
             let checksum = Checksum { start, offset };
-            assert_eq!(
-                check_checksum(checksum, len).is_ok(),
-                is_fine,
-                "{checksum:?}"
-            );
             let finished = finish_checksum(&mut vec![1; len], checksum);
             assert_eq!(finished.is_ok(), is_fine, "{checksum:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_checksum_of_the_transport_header_may_be_open() {
+        for stream in [Stream::tcp_v4(100, 100), Stream::udp_v6(100, 100)] {
+            let frame = stream.whole();
+            let checksum = stream.offload(0..1).checksum;
+            let check = |head: &[u8], total, checksum| check_checksum(head, total, checksum);
+            assert_eq!(check(&frame, frame.len(), checksum), Ok(()));
+            let head = &frame[..usize::from(checksum.start + checksum.offset) + 2];
+            assert_eq!(check(head, frame.len(), checksum), Ok(()));
+
+            // A port, or an address, that a packet filter has judged already.
+            let Checksum { start, offset } = checksum;
+            for (start, offset) in [
+                (start, 2),
+                (start - 2, offset + 2),
+                (20, 10),
+                (u16::MAX, u16::MAX),
+            ] {
+                let wrong = Checksum { start, offset };
+                let refused = Err(DropReason::BadOffload);
+                assert_eq!(check(&frame, frame.len(), wrong), refused, "{wrong:?}");
+            }
+            for len in 0..head.len() {
+                assert!(check(&frame[..len], len, checksum).is_err(), "{len}");
+            }
+            assert!(check(&frame, frame.len() + 1, checksum).is_err());
         }
     }
 

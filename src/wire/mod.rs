@@ -9,6 +9,8 @@ pub mod chunk;
 pub mod handshake;
 pub mod offload;
 
+use std::hash::{Hash, Hasher};
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::U64};
 
 use crate::stats::DropReason;
@@ -77,7 +79,6 @@ impl MessageType {
     Default,
     PartialEq,
     Eq,
-    Hash,
     PartialOrd,
     Ord,
     FromBytes,
@@ -88,6 +89,13 @@ impl MessageType {
 )]
 #[repr(transparent)]
 pub struct SessionIndex([u8; 3]);
+
+impl Hash for SessionIndex {
+    /// As one number: the data threads hash one per datagram.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u32(self.value());
+    }
+}
 
 impl SessionIndex {
     /// The low 24 bits of `value`.

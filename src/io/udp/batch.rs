@@ -56,6 +56,7 @@ impl RecvBatch {
     /// Fills buffers with what has arrived, without waiting. Returns how many; none on an error.
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.filled = 0;
+        self.is_full = false;
         self.filled = sys::mmsg::receive(socket, &mut self.slots, self.offered)?;
         self.is_full = self.filled == self.offered;
         if self.is_adaptive {
