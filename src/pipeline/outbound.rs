@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Overlay to underlay: from frames read off the TAP to datagrams on the wire.
 //!
-//! 1. read a frame      `try_read`, until none is left       in order
+//! 1. take a portion    `Portion::fill`, small flows first   in order, flow by flow
 //! 2. choose the ports  `Switch::forward`                    in order
 //! 3. number and pack   `Train::push`                        in order
 //! 4. seal              `Train::seal`                        any order (a worker, when staged)
