@@ -146,7 +146,8 @@ pub struct PipelineConfig {
     pub workers: Option<usize>,
     /// `pin`: whether threads are pinned to cores; when there is a core for each if absent.
     pub pin: Option<bool>,
-    /// `nice`: precedence of the data threads, -20 (most) to 19; -20 if absent.
+    /// `nice`: precedence of the data threads while there is bulk traffic, -20 (most) to 19; -20 if
+    /// absent.
     pub nice: Option<i32>,
 }
 

@@ -39,6 +39,11 @@ pub fn set_thread_niceness(nice: i32) -> std::io::Result<()> {
     sys::set_thread_niceness(nice)
 }
 
+/// The precedence of the calling thread.
+pub fn thread_niceness() -> i32 {
+    sys::thread_niceness()
+}
+
 /// Keeps this process's memory, with its keys, out of core dumps.
 ///
 /// # Errors

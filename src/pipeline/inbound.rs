@@ -20,6 +20,7 @@ use super::{
     clock,
     lanes::{Handover, Share},
     offload::{Leaving, SIGNAL_BYTES, Signal},
+    precedence::Precedence,
     shared::{CONTROL_BYTES, Notice, Shared, Stopped, TablesCache},
 };
 use crate::{
@@ -111,8 +112,9 @@ impl Inbound {
     }
 
     /// Works until the tunnel stops.
-    pub(super) fn run(mut self) -> Stopped {
+    pub(super) fn run(mut self, nice: i32) -> Stopped {
         let mut patience = None;
+        let mut precedence = Precedence::of_this_thread(nice);
         loop {
             let (socket, stop) = (self.socket.as_fd(), self.shared.stop.as_fd());
             let ready = match &self.handover {
@@ -122,7 +124,7 @@ impl Inbound {
             let outcome = match ready {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
                 Ok(ready) if ready.is_timeout() => Ok(self.give_up_waiting()),
-                Ok(_) => self.receive_batch(),
+                Ok(_) => self.receive_batch(&mut precedence),
                 Err(error) => Err(error),
             };
             match outcome {
@@ -142,7 +144,7 @@ impl Inbound {
     }
 
     /// True if frames wait for missing pieces.
-    fn receive_batch(&mut self) -> std::io::Result<bool> {
+    fn receive_batch(&mut self, precedence: &mut Precedence) -> std::io::Result<bool> {
         match &mut self.inlet {
             Inlet::Inline {
                 arrivals,
@@ -159,7 +161,11 @@ impl Inbound {
                     handover.pass_on(&mut arrivals.batch);
                 }
                 let is_full = Some(arrivals.batch.is_full());
-                Ok(delivery.open_and_deliver(opener, arrivals, is_full))
+                let is_waiting = delivery.open_and_deliver(opener, arrivals, is_full);
+                if arrivals.batch.has_some() {
+                    precedence.observe(std::mem::take(&mut delivery.has_bulk));
+                }
+                Ok(is_waiting)
             }
             Inlet::Staged(dealer) => {
                 let Some(mut arrivals) = dealer.empty() else {
@@ -308,6 +314,8 @@ pub(super) struct Delivery {
     /// For a back-end without offloads.
     scratch: Vec<u8>,
     codel: Codel,
+    /// A super-frame left since this was last reset.
+    has_bulk: bool,
     /// When the present batch came.
     now: Instant,
     /// The next sender of much is told to slow down.
@@ -332,6 +340,7 @@ impl Delivery {
             tap,
             scratch: Vec::new(),
             codel: Codel::default(),
+            has_bulk: false,
             now: clock::now(),
             must_signal: false,
         }
@@ -502,6 +511,7 @@ impl Delivery {
             tap: &self.tap,
             scratch: &mut self.scratch,
             must_signal: &mut self.must_signal,
+            has_bulk: &mut self.has_bulk,
             now_s,
         };
         if message_type == MessageType::Frame {
@@ -521,6 +531,7 @@ impl Delivery {
             tap: &self.tap,
             scratch: &mut self.scratch,
             must_signal: &mut self.must_signal,
+            has_bulk: &mut self.has_bulk,
             now_s,
         };
         let mut is_waiting = false;
@@ -563,6 +574,7 @@ struct Exit<'a> {
     tap: &'a TapQueue,
     scratch: &'a mut Vec<u8>,
     must_signal: &'a mut bool,
+    has_bulk: &'a mut bool,
     now_s: u32,
 }
 
@@ -676,6 +688,7 @@ impl Exit<'_> {
     }
 
     fn hand_over(&mut self, session: &Session, frame: Leaving<'_>) -> Result<(), DropReason> {
+        *self.has_bulk |= frame.is_super();
         let bytes = frame.len() as u64;
         session.traffic.inbound.add_frames(1, bytes);
         match self

@@ -24,6 +24,7 @@ mod offload;
 mod outbound;
 pub mod plan;
 mod portion;
+mod precedence;
 mod shared;
 
 use std::{
@@ -277,7 +278,8 @@ fn spawn_inline(
         let outlet = Outlet::inline(Departures::new(shared.clone(), socket));
         let outbound = Outbound::new(shared.clone(), queue.clone(), lane, outlet);
         let name = numbered("outbound", place, queues.len());
-        threads.spawn(&name, || outbound.run())?;
+        let nice = threads.plan.nice;
+        threads.spawn(&name, move || outbound.run(nice))?;
     }
 
     let receivers = sockets.len();
@@ -297,7 +299,8 @@ fn spawn_inline(
         };
         let inbound = Inbound::new(shared.clone(), socket, handover, inlet);
         let name = numbered("inbound", place, receivers);
-        threads.spawn(&name, || inbound.run())?;
+        let nice = threads.plan.nice;
+        threads.spawn(&name, move || inbound.run(nice))?;
     }
     Ok(())
 }
@@ -312,7 +315,8 @@ fn spawn_staged(
     let (dealer, sealers, sealed) = queue::ordered::<Train>(workers);
     let outlet = Outlet::Staged(dealer);
     let outbound = Outbound::new(shared.clone(), queue.clone(), Lane::FIRST_DATA, outlet);
-    threads.spawn("tap-rx", || outbound.run())?;
+    let nice = threads.plan.nice;
+    threads.spawn("tap-rx", move || outbound.run(nice))?;
     for (number, worker) in (1..).zip(sealers) {
         threads.spawn_worker(&format!("seal-{number}"), move || worker.run(Train::seal))?;
     }
@@ -322,7 +326,7 @@ fn spawn_staged(
     let (dealer, openers, opened) = queue::ordered::<Arrivals>(workers);
     let socket = socket.try_clone()?;
     let inbound = Inbound::new(shared.clone(), socket, None, Inlet::Staged(dealer));
-    threads.spawn("udp-rx", || inbound.run())?;
+    threads.spawn_first("udp-rx", move || inbound.run(nice))?;
     for (number, worker) in (1..).zip(openers) {
         let mut opener = Opener::new(shared.clone(), Share::ALL);
         let open = move || worker.run(|arrivals| opener.open(arrivals));
@@ -342,9 +346,24 @@ struct Threads<'a> {
 impl Threads<'_> {
     /// A thread that ends when its queue does, which is when the one before it has.
     fn spawn_worker(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        self.spawn(name, move || {
+        self.spawn_first(name, move || {
             work();
             Stopped::Asked
+        })
+    }
+
+    /// A thread that goes before the programs of the machine, if that is allowed.
+    fn spawn_first(
+        &mut self,
+        name: &str,
+        work: impl FnOnce() -> Stopped + Send + 'static,
+    ) -> io::Result<()> {
+        let nice = self.plan.nice;
+        self.spawn(name, move || {
+            if let Err(error) = set_thread_niceness(nice) {
+                tracing::debug!(%error, nice, "a data thread keeps its precedence");
+            }
+            work()
         })
     }
 
@@ -355,7 +374,6 @@ impl Threads<'_> {
         work: impl FnOnce() -> Stopped + Send + 'static,
     ) -> io::Result<()> {
         let core = self.plan.core_of(name);
-        let nice = self.plan.nice;
         let events = self.events.clone();
         let thread = thread::Builder::new()
             .name(name.to_owned())
@@ -364,9 +382,6 @@ impl Threads<'_> {
                     && !core_affinity::set_for_current(core)
                 {
                     tracing::warn!(core = core.id, "cannot pin a thread to its core");
-                }
-                if let Err(error) = set_thread_niceness(nice) {
-                    tracing::debug!(%error, nice, "a data thread keeps its precedence");
                 }
                 let stopped = panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
                     Stopped::Failed(io::Error::other("a data thread panicked"))

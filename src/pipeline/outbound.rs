@@ -19,6 +19,7 @@ use super::{
     clock,
     offload::{self, Signal},
     portion::Portion,
+    precedence::Precedence,
     shared::{Notice, Shared, Stopped, TablesCache},
 };
 use crate::{
@@ -86,7 +87,8 @@ impl Outbound {
     }
 
     /// Works until the tunnel stops or the TAP is gone.
-    pub(super) fn run(mut self) -> Stopped {
+    pub(super) fn run(mut self, nice: i32) -> Stopped {
+        let mut precedence = Precedence::of_this_thread(nice);
         loop {
             match waker::wait(&[self.tap.as_fd(), self.shared.stop.as_fd()], None) {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
@@ -94,14 +96,15 @@ impl Outbound {
                 Ok(_) => {}
                 Err(error) => return Stopped::Failed(error),
             }
-            if let Err(stopped) = self.forward_portion() {
-                return stopped;
+            match self.forward_portion() {
+                Ok(has_bulk) => precedence.observe(has_bulk),
+                Err(stopped) => return stopped,
             }
         }
     }
 
-    /// Forwards what the TAP has now, up to a portion.
-    pub(super) fn forward_portion(&mut self) -> Result<(), Stopped> {
+    /// Forwards what the TAP has now, up to a portion. True if there is bulk in it.
+    pub(super) fn forward_portion(&mut self) -> Result<bool, Stopped> {
         let mut portion = std::mem::take(&mut self.portion);
         let outcome = portion.fill(&self.tap).map_err(Stopped::of_tap);
         // Loaded after the frames were read: a session that is new by then may have them.
@@ -124,8 +127,9 @@ impl Outbound {
         let (frames, bytes) = (portion.frames(), portion.bytes());
         self.shared.tap.outbound.add_frames(frames, bytes);
         self.depart_all();
+        let has_bulk = portion.has_bulk();
         self.portion = portion;
-        outcome
+        outcome.map(|()| has_bulk)
     }
 
     fn forward(

@@ -30,6 +30,7 @@ pub(super) struct Portion {
     frames: Vec<(VnetHeader, Range<usize>)>,
     used: usize,
     is_full: bool,
+    has_bulk: bool,
 }
 
 impl Portion {
@@ -39,6 +40,7 @@ impl Portion {
             frames: Vec::with_capacity(PORTION_FRAMES),
             used: 0,
             is_full: false,
+            has_bulk: false,
         }
     }
 
@@ -50,10 +52,12 @@ impl Portion {
         self.frames.clear();
         self.used = 0;
         self.is_full = false;
+        self.has_bulk = false;
         while self.used < PORTION_BYTES && self.frames.len() < PORTION_FRAMES {
             let Some((vnet, len)) = tap.try_read(&mut self.bytes[self.used..])? else {
                 return Ok(());
             };
+            self.has_bulk |= len >= BULK_BYTES;
             let end = self.used + len;
             self.frames.push((vnet, self.used..end));
             // What follows begins on a cache line of its own.
@@ -68,6 +72,11 @@ impl Portion {
         self.is_full
     }
 
+    /// Whether a bulk transfer has a part in it.
+    pub(super) fn has_bulk(&self) -> bool {
+        self.has_bulk
+    }
+
     pub(super) fn frames(&self) -> u64 {
         self.frames.len() as u64
     }
@@ -80,6 +89,9 @@ impl Portion {
     /// Moves frames of flows without bulk to the front, if there is bulk at all; both groups stay in
     /// their order. Returns how many there are.
     pub(super) fn put_small_flows_first(&mut self) -> usize {
+        if !self.has_bulk {
+            return 0;
+        }
         let mut bulk = [0; BULK_FLOWS];
         let mut bulk_flows = 0;
         for (_, range) in &self.frames {

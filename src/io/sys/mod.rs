@@ -174,6 +174,12 @@ pub(in crate::io) fn set_thread_niceness(nice: i32) -> io::Result<()> {
     check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
 }
 
+/// The niceness of the calling thread.
+pub(in crate::io) fn thread_niceness() -> i32 {
+    // SAFETY: takes numbers and no pointers; it cannot fail for the calling thread.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+}
+
 /// The user that this process acts as.
 pub(in crate::io) fn effective_uid() -> u32 {
     // SAFETY: takes nothing and cannot fail.

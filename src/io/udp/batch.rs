@@ -66,6 +66,11 @@ impl RecvBatch {
         Ok(self.filled)
     }
 
+    /// Whether anything came.
+    pub fn has_some(&self) -> bool {
+        self.filled > 0
+    }
+
     /// Whether the socket may have had more.
     pub fn is_full(&self) -> bool {
         self.is_full

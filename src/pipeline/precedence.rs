@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! When a thread that reads the TAP goes before the programs that fill it.
+//!
+//! With bulk it should: a frame that waits for a core is a frame in a queue. In a flood of small
+//! frames it should not: it would be woken for each of them, where waiting makes portions.
+
+use crate::io::{set_thread_niceness, thread_niceness};
+
+/// Portions without bulk in a row after which there is none any more.
+const LIGHT_PORTIONS: u32 = 64;
+
+/// The precedence of one thread.
+pub(super) struct Precedence {
+    high: i32,
+    usual: i32,
+    is_high: bool,
+    light: u32,
+}
+
+impl Precedence {
+    /// Of the calling thread: `high` is its niceness while there is bulk.
+    pub(super) fn of_this_thread(high: i32) -> Self {
+        Self {
+            high,
+            usual: thread_niceness(),
+            is_high: false,
+            light: 0,
+        }
+    }
+
+    /// Notes one portion. A system call only when things change.
+    pub(super) fn observe(&mut self, has_bulk: bool) {
+        if has_bulk {
+            self.light = 0;
+        } else {
+            self.light = self.light.saturating_add(1);
+        }
+        let wanted = has_bulk || self.is_high && self.light < LIGHT_PORTIONS;
+        if wanted != self.is_high {
+            self.is_high = wanted;
+            let nice = if wanted { self.high } else { self.usual };
+            // Refused without CAP_SYS_NICE, and then it stays as it is.
+            let _ = set_thread_niceness(nice);
+        }
+    }
+}
