@@ -184,6 +184,7 @@ job_deny() {
   fi
   echo "cargo-deny is not installed (cargo install --locked cargo-deny@0.20); advisories are not"
   echo "checked. Licences and sources are, from the lists in deny.toml:"
+  mkdir -p target
   cargo fetch --locked --target "$(host)" --quiet
   cargo metadata --format-version 1 --locked --offline --filter-platform "$(host)" >target/metadata.json
   python3 - target/metadata.json <<'EOF'
