@@ -64,9 +64,16 @@ impl Original {
             checksum,
             segmentation: None,
         };
+        // One more byte, for a piece behind the headers.
+        let mut frame = filled(number, ethernet(number, false), len.max(headers_len + 1));
+        // As much of IPv4 and TCP as a receiver looks at.
+        let total = (frame.len() - 14) as u16;
+        frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
+        frame[16..18].copy_from_slice(&total.to_be_bytes());
+        frame[20..22].fill(0);
+        frame[23] = 6;
         Self {
-            // One more byte, for a piece behind the headers.
-            frame: filled(number, ethernet(number, false), len.max(headers_len + 1)),
+            frame,
             open: Some(Open {
                 offload,
                 headers_len,
