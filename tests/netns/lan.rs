@@ -15,6 +15,7 @@ use crate::cable::VlanHost;
 use crate::frames::Mac;
 use crate::process::{eventually, millis, secs};
 use crate::topology::{BRIDGE, DEVICE, Host, Pair, Plan, mac};
+use crate::traffic::pings;
 
 /// Two hosts at each site.
 struct Lan {
@@ -71,14 +72,8 @@ fn ping_loses_nothing_and_full_size_packets_need_no_fragmentation() {
     let lan = Lan::start();
     for (from, to) in [(&lan.a[0], &lan.b[0]), (&lan.b[1], &lan.a[1])] {
         let target = to.v4.to_string();
-        for size in ["56", "1472"] {
-            let ping = [
-                "ping", "-q", "-c", "20", "-i", "0.01", "-W", "1", "-M", "do", "-s", size, &target,
-            ];
-            assert!(
-                from.ns.run(&ping).contains(" 0% packet loss"),
-                "{size} bytes to {target}"
-            );
+        for size in [56, 1472] {
+            pings(from, &target, 20, size);
         }
     }
 }
@@ -283,26 +278,8 @@ fn tagged_hosts_reach_each_other_in_their_vlan() {
         &["tcpdump", "-l", "-nne", "-i", DEVICE, "vlan 42 and icmp"],
     );
     tcpdump.wait_for("listening on", secs(5));
-    for size in ["56", "1472"] {
-        let ping = [
-            "ping",
-            "-q",
-            "-c",
-            "5",
-            "-i",
-            "0.05",
-            "-W",
-            "2",
-            "-M",
-            "do",
-            "-s",
-            size,
-            "10.42.0.2",
-        ];
-        assert!(
-            lan.a[0].ns.run(&ping).contains(" 0% packet loss"),
-            "{size} bytes"
-        );
+    for size in [56, 1472] {
+        pings(&lan.a[0], "10.42.0.2", 5, size);
     }
     tcpdump.wait_for("vlan 42", secs(3));
     // An untagged host shares the bridge with them and does not hear them.

@@ -16,6 +16,7 @@ use crate::frames::{Flow, Tally};
 use crate::namespace::Namespace;
 use crate::process::{eventually, millis, secs};
 use crate::topology::{Host, Pair, Plan, Settings, UDP_PORT};
+use crate::traffic::pings;
 use crate::wiretap::{Datagram, Wiretap};
 
 /// Flows of each direction: so many that every lane has some.
@@ -344,9 +345,7 @@ fn hosts_talk_over_any_numbers_of_lanes() {
         let (a, b) = (pair.a.host(2), pair.b.host(2));
         for (from, to) in [(&a, &b), (&b, &a)] {
             for target in [to.v4.to_string(), to.v6.to_string()] {
-                let ping = ["ping", "-q", "-c", "10", "-i", "0.01", "-W", "1", &target];
-                let printed = from.ns.run(&ping);
-                assert!(printed.contains(" 0% packet loss"), "{lanes:?}: {printed}");
+                pings(from, &target, 10, 56);
             }
             let tcp = iperf(&pair, from, to, &["--parallel", "8"]);
             let udp = ["--udp", "--parallel", "4", "--bitrate", "2M"];

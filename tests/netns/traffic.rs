@@ -102,6 +102,29 @@ fn datagram(number: u64) -> Vec<u8> {
     bytes
 }
 
+/// Echo requests of `size` bytes of payload, with DF, all of which are answered, in their order.
+///
+/// `ping -c` waits for the last answer only as long as two round trips took, which on a busy machine
+/// declares it lost. With `-w` it waits for as many answers as were asked for, and asks on meanwhile.
+pub(crate) fn pings(from: &Host, target: &str, count: u16, size: u16) {
+    let (answers, size) = (count.to_string(), size.to_string());
+    let printed = from.ns.run(&[
+        "ping", "-n", "-c", &answers, "-i", "0.02", "-w", "5", "-M", "do", "-s", &size, target,
+    ]);
+    let came: Vec<u16> = printed
+        .lines()
+        .filter_map(|line| {
+            line.split_once("icmp_seq=")?
+                .1
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()
+        })
+        .collect();
+    assert!(came.into_iter().eq(1..=count), "{size} bytes: {printed}");
+}
+
 /// Sends numbered UDP datagrams and returns the numbers of those that came, in their order.
 pub(crate) fn shower(from: &Host, to: &Host, ip: Ip, times: u64) -> Vec<u64> {
     // What waits for a neighbour's address is dropped before it reaches the tunnel.
