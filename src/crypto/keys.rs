@@ -8,7 +8,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use aws_lc_rs::{agreement, rand};
+use aws_lc_rs::agreement;
 use base64::{DecodeError, Engine, engine::general_purpose::STANDARD};
 use zeroize::Zeroizing;
 
@@ -184,7 +184,7 @@ struct Secret(Box<Zeroizing<[u8; KEY_BYTES]>>);
 impl Secret {
     fn random() -> Self {
         let mut secret = Self(Box::new(Zeroizing::new([0; KEY_BYTES])));
-        rand::fill(&mut secret.0[..]).expect("the kernel's random numbers do not fail once seeded");
+        super::random(&mut secret.0[..]);
         secret
     }
 

@@ -15,7 +15,7 @@ use chacha20poly1305::{
 };
 use zeroize::Zeroizing;
 
-use super::keys::PublicKey;
+use super::{keys::PublicKey, random};
 use crate::wire::handshake::MAC_LEN;
 
 /// Bytes of the secret from which cookies are made.
@@ -108,11 +108,6 @@ pub fn open_cookie(
         )
         .ok()?;
     opened.try_into().ok()
-}
-
-/// Fills `out` from the system's random number generator.
-pub fn random(out: &mut [u8]) {
-    aws_lc_rs::rand::fill(out).expect("the system's random number generator works");
 }
 
 /// A fresh secret for cookies.

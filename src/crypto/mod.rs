@@ -6,3 +6,11 @@ pub mod keys;
 pub mod mac;
 pub mod noise;
 pub mod speed;
+
+/// Fills `out` with random bytes of the kernel.
+///
+/// # Panics
+/// When the system call fails, which a kernel that has seeded its generator never does.
+pub fn random(out: &mut [u8]) {
+    getrandom::fill(out).expect("the kernel gives random numbers");
+}

@@ -11,8 +11,8 @@ use chacha20poly1305::{ChaCha20Poly1305, KeyInit, aead::AeadInPlace};
 
 use super::{
     aead::{Cipher, LaneKey},
-    mac::random,
     noise::SplitKey,
+    random,
 };
 use crate::wire::{Counter, DATA_HEADER_LEN, Lane, TAG_LEN};
 

@@ -49,7 +49,7 @@ use self::{
 };
 use crate::{
     control::message::Rates,
-    crypto::mac,
+    crypto,
     io::{set_thread_niceness, tap::TapQueue, udp::UdpSocket},
     proto::{
         guard::Mac1Check,
@@ -238,7 +238,7 @@ impl Drop for Engine {
 fn hash_key() -> [u64; 2] {
     std::array::from_fn(|_| {
         let mut word = [0; 8];
-        mac::random(&mut word);
+        crypto::random(&mut word);
         u64::from_ne_bytes(word)
     })
 }

@@ -19,6 +19,7 @@ use super::limits::{
 };
 use crate::{
     crypto::{
+        self,
         keys::PublicKey,
         mac::{self, COOKIE_SECRET_LEN},
     },
@@ -131,7 +132,7 @@ impl Guard {
         let cookie = self.cookie(now, from);
         if !mac::equal(&mac::mac(&cookie, fields.before_mac2), &fields.mac2) {
             let mut nonce = [0; 24];
-            mac::random(&mut nonce);
+            crypto::random(&mut nonce);
             let sealed = mac::seal_cookie(&self.cookie_key, &nonce, &fields.mac1, &cookie);
             return Verdict::Challenge(Box::new(CookieReply::new(sender, nonce, sealed)));
         }

@@ -36,9 +36,9 @@ use super::{
 };
 use crate::{
     crypto::{
+        self,
         aead::{Cipher, CipherOffer},
         keys::{PrivateKey, PublicKey},
-        mac,
     },
     stats::{DropReason, Traffic},
     wire::{
@@ -405,7 +405,7 @@ impl Node {
     fn fresh_index(&self) -> SessionIndex {
         loop {
             let mut bits = [0; 4];
-            mac::random(&mut bits);
+            crypto::random(&mut bits);
             let index = SessionIndex::from_low_bits(u32::from_be_bytes(bits));
             if !self.indices.contains_key(&index) {
                 return index;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{Event, Node, Transmit};
 use crate::{
-    crypto::mac,
+    crypto,
     proto::limits::HANDSHAKE_RETRY,
     wire::{
         DATA_HEADER_LEN, DATA_OVERHEAD, Lane, MessageType, TAG_LEN,
@@ -146,6 +146,6 @@ impl Node {
 
 pub(super) fn random_token() -> u64 {
     let mut token = [0; 8];
-    mac::random(&mut token);
+    crypto::random(&mut token);
     u64::from_be_bytes(token)
 }
