@@ -325,8 +325,7 @@ impl EthernetTunnelProvider for Bare {
             let writer = context.writer();
             let too_early = writer.try_send_batch(&[arp_request()]);
             assert!(matches!(too_early, Err(FlowError::NotReady)));
-            let mut settings = settings();
-            settings.addresses = vec!["10.7.7.1/24".parse().unwrap()];
+            let settings = settings().with_addresses(&["10.7.7.1/24".parse().unwrap()]);
             context.set_network_settings(Some(settings)).await?;
             *self.context.lock().await = Some(context.clone());
             Ok(())

@@ -38,8 +38,23 @@ pub struct DeviceRequest {
     pub mtu: u32,
     /// The bridge to join. None leaves an adopted device where it is.
     pub bridge: Option<String>,
-    /// The addresses to add. With none, IPv6 is kept from making one.
+    /// The addresses to have.
     pub addresses: Vec<IpNet>,
+    /// What IPv6 does by itself.
+    pub ipv6: Ipv6Mode,
+    /// Whether the device shall be up.
+    pub up: bool,
+}
+
+/// What IPv6 does by itself on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipv6Mode {
+    /// Nothing: no address and no frame.
+    Silent,
+    /// As the kernel is set up: a link-local address, and usually router advertisements.
+    Kernel,
+    /// Router advertisements even where this machine is a router.
+    AcceptAdvertisements,
 }
 
 /// What the device is.
@@ -171,6 +186,16 @@ impl Device {
         }
     }
 
+    /// Makes the device as `request` says, whatever it is now: only what differs is touched. Name,
+    /// back-end and queues stay as they were created.
+    ///
+    /// # Errors
+    /// When a step fails; the earlier ones stay made.
+    pub async fn change(&mut self, request: &DeviceRequest) -> Result<(), DeviceError> {
+        self.remove_addresses_except(&request.addresses).await?;
+        self.set_up(request).await
+    }
+
     /// Undoes what [`create`](Self::create) did. Others may have deleted the device meanwhile, and
     /// may still hold its queues.
     pub async fn remove(self) {
@@ -204,23 +229,18 @@ impl Device {
         let link = self.link().await?;
         self.set_mac(request, &link).await?;
         self.set_mtu(request, &link).await?;
-        // Without a bridge it is an interface like any other, whoever gives it its addresses.
-        if request.bridge.is_some() && request.addresses.is_empty() {
-            self.silence_ipv6(&link).await?;
-        }
+        self.set_ipv6(request.ipv6).await?;
         self.join_bridge(request, &link).await?;
         self.add_addresses(&request.addresses).await?;
-        self.bring_up(&link).await?;
+        self.set_administrative_state(request.up, &link).await?;
         let link = self.link().await?;
         self.info.mac = link.mac.unwrap_or(self.info.mac);
         self.info.mtu = link.mtu;
-        if let Some(index) = link.controller {
-            self.info.bridge = self
-                .links
-                .find_index(index)
-                .await?
-                .map(|bridge| bridge.name);
+        self.info.bridge = match link.controller {
+            Some(index) => self.links.find_index(index).await?,
+            None => None,
         }
+        .map(|bridge| bridge.name);
         Ok(())
     }
 
@@ -233,7 +253,7 @@ impl Device {
         let wanted = request.mac.or(default);
         let change = wanted.and_then(|mac| Change::needed(link.mac.unwrap_or_default(), mac));
         let Some(change) = change else { return Ok(()) };
-        self.record.mac = Some(change);
+        self.record.mac = Some(change.after(self.record.mac));
         self.note()?;
         Ok(self.links.set_mac(link.index, change.to).await?)
     }
@@ -246,23 +266,32 @@ impl Device {
         let Some(change) = Change::needed(link.mtu, request.mtu) else {
             return Ok(());
         };
-        self.record.mtu = Some(change);
+        self.record.mtu = Some(change.after(self.record.mtu));
         self.note()?;
         Ok(self.links.set_mtu(link.index, change.to).await?)
     }
 
-    /// Keeps IPv6 from giving a mere port a link-local address, and from talking through it.
-    async fn silence_ipv6(&mut self, link: &LinkInfo) -> Result<(), DeviceError> {
+    async fn set_ipv6(&mut self, wanted: Ipv6Mode) -> Result<(), DeviceError> {
         // Read again: with an MTU below 1280 the device has no IPv6 any more, and needs no silence.
-        let Some(mode) = self.link().await?.addr_gen_mode else {
+        let link = self.link().await?;
+        let Some(mode) = link.addr_gen_mode else {
             return Ok(());
         };
-        let Some(change) = Change::needed(mode, ADDR_GEN_NONE) else {
-            return Ok(());
+        let silenced_by_us = self.record.addr_gen_mode;
+        let to = match (wanted, silenced_by_us) {
+            (Ipv6Mode::Silent, _) => ADDR_GEN_NONE,
+            (_, Some(change)) => change.from,
+            (_, None) => mode,
         };
-        self.record.addr_gen_mode = Some(change);
-        self.note()?;
-        Ok(self.links.set_addr_gen_mode(link.index, change.to).await?)
+        if let Some(change) = Change::needed(mode, to) {
+            self.record.addr_gen_mode = Some(change.after(silenced_by_us));
+            self.note()?;
+            self.links.set_addr_gen_mode(link.index, to).await?;
+        }
+        if wanted == Ipv6Mode::AcceptAdvertisements {
+            accept_advertisements(&self.info.name)?;
+        }
+        Ok(())
     }
 
     async fn join_bridge(
@@ -270,14 +299,17 @@ impl Device {
         request: &DeviceRequest,
         link: &LinkInfo,
     ) -> Result<(), DeviceError> {
-        let Some(name) = &request.bridge else {
+        let now = link.controller.unwrap_or(0);
+        let wanted = match (&request.bridge, self.record.controller) {
+            (Some(name), _) => self.links.bridge(name).await?.index,
+            // The bridge that an earlier request joined.
+            (None, Some(joined)) if joined.to == now => joined.from,
+            (None, _) => now,
+        };
+        let Some(change) = Change::needed(now, wanted) else {
             return Ok(());
         };
-        let bridge = self.links.bridge(name).await?;
-        let Some(change) = Change::needed(link.controller.unwrap_or(0), bridge.index) else {
-            return Ok(());
-        };
-        self.record.controller = Some(change);
+        self.record.controller = Some(change.after(self.record.controller));
         self.note()?;
         Ok(self.links.set_controller(link.index, change.to).await?)
     }
@@ -286,20 +318,38 @@ impl Device {
         let present = self.links.addresses(self.info.index).await?;
         // What is there already is someone else's and stays when we go.
         for &address in wanted.iter().filter(|address| !present.contains(address)) {
-            self.record.addresses.push(address);
+            // Ours may have gone with the link that somebody brought down.
+            if !self.record.addresses.contains(&address) {
+                self.record.addresses.push(address);
+            }
             self.note()?;
             self.links.add_address(self.info.index, address).await?;
         }
         Ok(())
     }
 
-    async fn bring_up(&mut self, link: &LinkInfo) -> Result<(), DeviceError> {
-        let Some(change) = Change::needed(link.up, true) else {
+    /// Takes away those of our addresses that are not wanted any more.
+    async fn remove_addresses_except(&mut self, wanted: &[IpNet]) -> Result<(), DeviceError> {
+        let ours = self.record.addresses.clone();
+        for address in ours.into_iter().filter(|address| !wanted.contains(address)) {
+            self.links.remove_address(self.info.index, address).await?;
+            self.record.addresses.retain(|&kept| kept != address);
+            self.note()?;
+        }
+        Ok(())
+    }
+
+    async fn set_administrative_state(
+        &mut self,
+        up: bool,
+        link: &LinkInfo,
+    ) -> Result<(), DeviceError> {
+        let Some(change) = Change::needed(link.up, up) else {
             return Ok(());
         };
-        self.record.up = Some(change);
+        self.record.up = Some(change.after(self.record.up));
         self.note()?;
-        Ok(self.links.set_up(link.index, true).await?)
+        Ok(self.links.set_up(link.index, up).await?)
     }
 
     async fn link(&self) -> Result<LinkInfo, LinkError> {
@@ -374,6 +424,19 @@ async fn clear_leftovers(
     journal.clear().map_err(journal_error(journal))
 }
 
+/// Router advertisements count, also while this machine forwards packets.
+fn accept_advertisements(device: &str) -> Result<(), LinkError> {
+    const ALSO_AS_A_ROUTER: &str = "2";
+    std::fs::write(
+        format!("/proc/sys/net/ipv6/conf/{device}/accept_ra"),
+        ALSO_AS_A_ROUTER,
+    )
+    .map_err(|source| LinkError::Refused {
+        action: format!("have {device} accept router advertisements"),
+        source,
+    })
+}
+
 fn journal_error(journal: &Journal) -> impl FnOnce(io::Error) -> DeviceError {
     let path = journal.path().to_owned();
     move |source| DeviceError::Journal { path, source }
@@ -399,6 +462,8 @@ mod tests {
             mtu: 1400,
             bridge: None,
             addresses: Vec::new(),
+            ipv6: Ipv6Mode::Kernel,
+            up: true,
         }
     }
 
@@ -504,19 +569,20 @@ mod tests {
     }
 
     #[test]
-    fn a_mere_port_of_a_bridge_has_no_ipv6_of_its_own() {
+    fn a_silent_device_has_no_ipv6_of_its_own() {
         test(|dir| async move {
             ip("link add br0 type bridge");
-            for (name, mtu, bridge, addresses, has_ipv6) in [
-                ("port", 1400, Some("br0"), nets(&[]), false),
-                ("small", 1000, Some("br0"), nets(&[]), false),
-                ("host", 1400, Some("br0"), nets(&["10.0.0.1/31"]), true),
-                ("plain", 1400, None, nets(&[]), true),
+            for (name, mtu, bridge, ipv6) in [
+                ("port", 1400, Some("br0"), Ipv6Mode::Silent),
+                ("small", 1000, Some("br0"), Ipv6Mode::Silent),
+                ("alone", 1400, None, Ipv6Mode::Silent),
+                ("host", 1400, Some("br0"), Ipv6Mode::Kernel),
+                ("plain", 1400, None, Ipv6Mode::AcceptAdvertisements),
             ] {
                 let request = DeviceRequest {
                     mtu,
                     bridge: bridge.map(str::to_owned),
-                    addresses,
+                    ipv6,
                     ..request(name)
                 };
                 let (device, _queues) = create(request, dir.path(), name).await.unwrap();
@@ -524,7 +590,19 @@ mod tests {
                 wait_for_carrier(name);
                 let addresses = device.links.addresses(device.info.index).await.unwrap();
                 let link_local = addresses.iter().any(|net| matches!(net, IpNet::V6(_)));
-                assert_eq!(link_local, has_ipv6, "{name}: {addresses:?}");
+                assert_eq!(
+                    link_local,
+                    ipv6 != Ipv6Mode::Silent,
+                    "{name}: {addresses:?}"
+                );
+                let accept_ra =
+                    std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"));
+                let advertisements = ipv6 == Ipv6Mode::AcceptAdvertisements;
+                assert_eq!(
+                    accept_ra.is_ok_and(|mode| mode.trim() == "2"),
+                    advertisements,
+                    "{name}"
+                );
                 device.remove().await;
             }
         });

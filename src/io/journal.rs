@@ -30,6 +30,14 @@ impl<T: PartialEq> Change<T> {
         (from != to).then_some(Self { from, to })
     }
 
+    /// This change, made after an `earlier` one: to undo both is to go back behind the first.
+    pub(super) fn after(self, earlier: Option<Self>) -> Self {
+        Self {
+            from: earlier.map_or(self.from, |earlier| earlier.from),
+            to: self.to,
+        }
+    }
+
     /// What to go back to: nothing, when `now` is not what the change made.
     fn undo(self, now: &T) -> Option<T> {
         (*now == self.to).then_some(self.from)

@@ -4,7 +4,7 @@
 //! For roaming (another path may be better now) and for noticing that someone deleted our device.
 //! Changes nothing itself. The control thread listens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
@@ -55,6 +55,9 @@ pub enum LinkEvent {
         name: String,
         /// Whether it is administratively up.
         up: bool,
+        /// Whether it is up and was down, however short, since it was last reported or since the
+        /// watch began. Static IPv6 addresses and routes are lost then.
+        came_up: bool,
         /// Whether it is gone.
         deleted: bool,
     },
@@ -68,8 +71,9 @@ async fn forward(
     events: &mpsc::Sender<LinkEvent>,
 ) {
     let mut messages = std::pin::pin!(messages);
+    let mut down = BTreeSet::new();
     while let Some(first) = messages.next().await {
-        let mut burst = Burst::default();
+        let mut burst = Burst::new(&mut down);
         burst.add(first);
         tokio::time::sleep(SETTLE).await;
         while let Some(Some(message)) = messages.next().now_or_never() {
@@ -84,13 +88,22 @@ async fn forward(
 }
 
 /// The changes since the last events were sent: of each link only the latest state.
-#[derive(Default)]
-struct Burst {
+struct Burst<'a> {
     addresses: bool,
     links: BTreeMap<u32, LinkEvent>,
+    /// Links that were last seen down.
+    down: &'a mut BTreeSet<u32>,
 }
 
-impl Burst {
+impl<'a> Burst<'a> {
+    fn new(down: &'a mut BTreeSet<u32>) -> Self {
+        Self {
+            addresses: false,
+            links: BTreeMap::new(),
+            down,
+        }
+    }
+
     fn add(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) {
         use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewRoute};
         match message.payload {
@@ -112,18 +125,25 @@ impl Burst {
         let LinkInfo {
             index, name, up, ..
         } = LinkInfo::parse(message);
-        self.links.insert(
-            index,
-            LinkEvent::LinkChanged {
-                index,
-                name,
-                up,
-                deleted,
-            },
+        let was_down = self.down.remove(&index);
+        if !up && !deleted {
+            self.down.insert(index);
+        }
+        let came_up_before = matches!(
+            self.links.get(&index),
+            Some(LinkEvent::LinkChanged { came_up: true, .. })
         );
+        let event = LinkEvent::LinkChanged {
+            index,
+            name,
+            up,
+            came_up: up && (was_down || came_up_before),
+            deleted,
+        };
+        self.links.insert(index, event);
     }
 
-    fn into_events(self) -> impl Iterator<Item = LinkEvent> {
+    fn into_events(self) -> impl Iterator<Item = LinkEvent> + use<> {
         let addresses = self.addresses.then_some(LinkEvent::AddressesChanged);
         self.links.into_values().chain(addresses)
     }
@@ -131,6 +151,8 @@ impl Burst {
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::link::LinkFlags;
+
     use super::*;
     use crate::io::testing::{block_on, in_namespace, ip};
 
@@ -155,13 +177,44 @@ mod tests {
     fn a_port_that_leaves_its_bridge_is_not_deleted() {
         let mut message = LinkMessage::default();
         message.header.index = 3;
-        let mut burst = Burst::default();
+        let mut down = BTreeSet::new();
+        let mut burst = Burst::new(&mut down);
         burst.add_link(&message, true);
         assert_eq!(burst.into_events().count(), 1);
         message.header.interface_family = AddressFamily::Bridge;
-        let mut burst = Burst::default();
+        let mut burst = Burst::new(&mut down);
         burst.add_link(&message, true);
         assert_eq!(burst.into_events().count(), 0);
+    }
+
+    #[test]
+    fn a_link_that_was_down_for_a_moment_came_up() {
+        let message = |up| {
+            let mut message = LinkMessage::default();
+            message.header.index = 3;
+            message.header.flags = if up {
+                LinkFlags::Up
+            } else {
+                LinkFlags::empty()
+            };
+            message
+        };
+        let mut down = BTreeSet::new();
+        let mut came_up = |states: &[bool]| {
+            let mut burst = Burst::new(&mut down);
+            states
+                .iter()
+                .for_each(|&up| burst.add_link(&message(up), false));
+            burst
+                .into_events()
+                .any(|event| matches!(event, LinkEvent::LinkChanged { came_up: true, .. }))
+        };
+        assert!(!came_up(&[true]));
+        assert!(came_up(&[false, true, true]), "within a burst");
+        assert!(!came_up(&[true]), "once");
+        assert!(!came_up(&[false]));
+        assert!(came_up(&[true]), "in the next burst");
+        assert!(!came_up(&[false, true, false]));
     }
 
     #[test]
@@ -176,6 +229,7 @@ mod tests {
                     index,
                     name: "tap7".to_owned(),
                     up,
+                    came_up: false,
                     deleted,
                 };
                 let mut events = Links::watch().unwrap();

@@ -3,19 +3,23 @@
 
 use std::{
     io,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 use tokio::sync::watch;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
     Applied, EthernetTunnelSettings, FrameReader, FrameWriter, ProviderError, SessionStatus,
-    SettingsError, StopReason,
+    SettingsError, StopReason, TunnelConfiguration, network::Network, settings::Addressing,
 };
 use crate::io::{
-    device::{Device, DeviceInfo, DeviceRequest},
+    device::DeviceInfo,
+    link::{LinkEvent, Links},
     tap::{Offloads, TapQueue},
 };
 
@@ -28,6 +32,15 @@ pub struct Interface {
     pub name: String,
 }
 
+impl Interface {
+    pub(super) fn of(info: &DeviceInfo) -> Self {
+        Self {
+            index: info.index,
+            name: info.name.clone(),
+        }
+    }
+}
+
 /// A provider's handle to its host. Clones are handles to the same session.
 #[derive(Clone)]
 pub struct ProviderContext {
@@ -36,15 +49,19 @@ pub struct ProviderContext {
 
 struct Inner {
     tunnel: String,
-    run_dir: PathBuf,
+    configuration: watch::Sender<Arc<TunnelConfiguration>>,
     /// Held while settings are applied, so that calls take effect one after the other.
-    device: tokio::sync::Mutex<Option<Device>>,
+    network: tokio::sync::Mutex<Network>,
+    /// Counts calls of `set_network_settings`: an older one gives way to a newer one.
+    settings_calls: AtomicU64,
     info: Mutex<Option<DeviceInfo>>,
     /// The first queue, for readers and writers.
     queue: watch::Sender<Option<Arc<TapQueue>>>,
     /// All queues, the first included, until they are taken.
     queues: Mutex<Vec<Arc<TapQueue>>>,
     reader_taken: Mutex<bool>,
+    /// Calls of `recv_batch` that wait.
+    readers_waiting: Arc<AtomicUsize>,
     status: watch::Sender<SessionStatus>,
     stopping: watch::Sender<Option<StopReason>>,
     failure: Mutex<Option<ProviderError>>,
@@ -56,15 +73,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl ProviderContext {
-    pub(super) fn new(tunnel: String, run_dir: PathBuf) -> Self {
+    pub(super) fn new(tunnel: String, run_dir: &Path, configuration: TunnelConfiguration) -> Self {
         let inner = Inner {
+            network: tokio::sync::Mutex::new(Network::new(run_dir, &tunnel)),
             tunnel,
-            run_dir,
-            device: tokio::sync::Mutex::new(None),
+            configuration: watch::Sender::new(Arc::new(configuration)),
+            settings_calls: AtomicU64::new(0),
             info: Mutex::default(),
             queue: watch::Sender::new(None),
             queues: Mutex::default(),
             reader_taken: Mutex::default(),
+            readers_waiting: Arc::default(),
             status: watch::Sender::new(SessionStatus::Connecting),
             stopping: watch::Sender::new(None),
             failure: Mutex::default(),
@@ -80,48 +99,121 @@ impl ProviderContext {
         &self.inner.tunnel
     }
 
-    /// Creates the interface, or replaces the one of an earlier call; `None` removes it.
+    /// The configuration, which may change while the session lasts (`protocolConfiguration`).
+    pub fn configuration(&self) -> watch::Receiver<Arc<TunnelConfiguration>> {
+        self.inner.configuration.subscribe()
+    }
+
+    /// Makes these the complete settings. The first call creates the interface; later ones touch
+    /// only what differs, so that connections through the tunnel survive. `None` takes everything
+    /// away but the interface itself, which stays, down, with its reader and writers.
+    ///
+    /// A call that comes while an earlier one is at work, or a stop, ends the earlier one with
+    /// [`SettingsError::Canceled`].
     ///
     /// # Errors
-    /// [`SettingsError`]; the interface is as before for invalid settings, and gone for failed ones.
+    /// [`SettingsError::Invalid`] and nothing was changed, or [`SettingsError::Failed`] and what had
+    /// been changed was changed back.
     pub async fn set_network_settings(
         &self,
         settings: Option<EthernetTunnelSettings>,
     ) -> Result<Option<Applied>, SettingsError> {
         if let Some(settings) = &settings {
             settings.validate()?;
+            self.check_addressing(settings)?;
         }
-        let mut device = self.inner.device.lock().await;
-        if self.inner.stopping.borrow().is_some() {
+        let call = self.inner.settings_calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_overtaken = || {
+            self.inner.settings_calls.load(Ordering::Relaxed) != call
+                || self.inner.stopping.borrow().is_some()
+        };
+        let mut network = self.inner.network.lock().await;
+        if is_overtaken() {
             return Err(SettingsError::Canceled);
         }
-        self.remove_device(&mut device).await;
         let Some(settings) = settings else {
+            network.clear().await?;
+            self.publish(&network);
             return Ok(None);
         };
-        let request = device_request(settings);
-        let (created, queues) =
-            Device::create(request, &self.inner.run_dir, &self.inner.tunnel).await?;
-        let info = created.info().clone();
-        let interface = Interface {
-            index: info.index,
-            name: info.name.clone(),
-        };
-        *device = Some(created);
-        *lock(&self.inner.info) = Some(info);
-        let queues: Vec<_> = queues.into_iter().map(Arc::new).collect();
-        self.inner.queue.send_replace(queues.first().cloned());
-        *lock(&self.inner.queues) = queues;
-        Ok(Some(Applied { interface }))
+        let outcome = network.apply(settings, is_overtaken).await;
+        self.publish(&network);
+        let (applied, new_queues) = outcome?;
+        if let Some(queues) = new_queues {
+            self.inner.queue.send_replace(queues.first().cloned());
+            *lock(&self.inner.queues) = queues;
+            self.watch_interface(applied.interface.index);
+        }
+        Ok(Some(applied))
+    }
+
+    /// Router advertisements come through the provider itself.
+    fn check_addressing(&self, settings: &EthernetTunnelSettings) -> Result<(), SettingsError> {
+        let is_automatic = settings
+            .ipv6
+            .as_ref()
+            .is_some_and(|ipv6| ipv6.addressing == Addressing::Automatic);
+        if is_automatic && self.inner.readers_waiting.load(Ordering::Relaxed) == 0 {
+            return Err(SettingsError::Invalid {
+                field: "ipv6",
+                problem: "automatic addresses come through the tunnel: take the reader and call \
+                          recv_batch first"
+                    .to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    fn publish(&self, network: &Network) {
+        *lock(&self.inner.info) = network.info().cloned();
+    }
+
+    /// Follows what others do to the interface: its settings come back when it was down, and the
+    /// session ends when it was deleted.
+    fn watch_interface(&self, own: u32) {
+        let inner = Arc::downgrade(&self.inner);
+        let mut stopping = self.inner.stopping.subscribe();
+        tokio::spawn(async move {
+            let Ok(mut events) = Links::watch() else {
+                return warn!("what others do to the interface will not be noticed at once");
+            };
+            loop {
+                let event = tokio::select! {
+                    event = events.recv() => event,
+                    _ = stopping.wait_for(Option::is_some) => return,
+                };
+                let (Some(event), Some(inner)) = (event, inner.upgrade()) else {
+                    return;
+                };
+                match event {
+                    LinkEvent::LinkChanged {
+                        index,
+                        deleted: true,
+                        ..
+                    } if index == own => {
+                        return Self { inner }.lose_interface();
+                    }
+                    LinkEvent::LinkChanged {
+                        index,
+                        came_up: true,
+                        ..
+                    } if index == own => {
+                        inner.network.lock().await.restore().await;
+                    }
+                    _ => {}
+                }
+            }
+        });
+    }
+
+    fn lose_interface(&self) {
+        let message = "the interface was deleted by somebody else; start the tunnel again";
+        self.fail(StopReason::InternalError, Some(ProviderError::new(message)));
     }
 
     /// The interface; `None` before the first settings.
     pub fn interface(&self) -> Option<Interface> {
-        let info = lock(&self.inner.info);
-        info.as_ref().map(|info| Interface {
-            index: info.index,
-            name: info.name.clone(),
-        })
+        lock(&self.inner.info).as_ref().map(Interface::of)
     }
 
     /// Everything that is known of the interface.
@@ -132,8 +224,12 @@ impl ProviderContext {
     /// Frames from the interface; once per session, and instead of [`Self::take_queue`].
     pub fn take_reader(&self) -> Option<FrameReader> {
         let mut taken = lock(&self.inner.reader_taken);
-        (!std::mem::replace(&mut *taken, true))
-            .then(|| FrameReader::new(self.inner.queue.subscribe()))
+        (!std::mem::replace(&mut *taken, true)).then(|| {
+            FrameReader::new(
+                self.inner.queue.subscribe(),
+                self.inner.readers_waiting.clone(),
+            )
+        })
     }
 
     /// Frames to the interface.
@@ -169,10 +265,7 @@ impl ProviderContext {
     /// # Errors
     /// When there is no interface, or it was deleted.
     pub async fn set_offloads(&self, wanted: Offloads) -> io::Result<Offloads> {
-        match &*self.inner.device.lock().await {
-            Some(device) => device.tap().set_offloads(wanted),
-            None => Err(io::ErrorKind::NotFound.into()),
-        }
+        self.inner.network.lock().await.set_offloads(wanted)
     }
 
     /// Says that the provider is trying to get the tunnel back, or has it. False, without effect,
@@ -195,8 +288,7 @@ impl ProviderContext {
 
     /// Plugs the interface's cable in or out, as its users see it.
     pub async fn set_carrier(&self, on: bool) {
-        if let Some(device) = &*self.inner.device.lock().await {
-            device.set_carrier(on);
+        if self.inner.network.lock().await.set_carrier(on) {
             *lock(&self.inner.carrier) = on;
         }
     }
@@ -208,9 +300,14 @@ impl ProviderContext {
 
     /// The provider cannot go on. The first call counts; the host then stops the session.
     pub fn cancel_tunnel(&self, error: Option<ProviderError>) {
-        let first = self.begin_stop(StopReason::ProviderFailed);
-        if first {
-            *lock(&self.inner.failure) = error;
+        self.fail(StopReason::ProviderFailed, error);
+    }
+
+    fn fail(&self, reason: StopReason, error: Option<ProviderError>) {
+        // Noted first: whoever hears of the stop looks for it.
+        let mut failure = lock(&self.inner.failure);
+        if self.begin_stop(reason) {
+            *failure = error;
         }
     }
 
@@ -257,30 +354,11 @@ impl ProviderContext {
 
     /// Removes what the settings made, whatever the provider did or did not do.
     pub(super) async fn tear_down(&self) {
-        let mut device = self.inner.device.lock().await;
-        self.remove_device(&mut device).await;
-    }
-
-    async fn remove_device(&self, device: &mut Option<Device>) {
-        let Some(device) = device.take() else { return };
+        let mut network = self.inner.network.lock().await;
         self.inner.queue.send_replace(None);
         lock(&self.inner.queues).clear();
         *lock(&self.inner.info) = None;
         *lock(&self.inner.carrier) = false;
-        device.remove().await;
-    }
-}
-
-fn device_request(settings: EthernetTunnelSettings) -> DeviceRequest {
-    let mac = settings.ethernet_address.0;
-    DeviceRequest {
-        name: settings.interface_name,
-        backend: settings.backend,
-        queues: settings.queues,
-        mac: (!settings.keep_existing_address).then_some(mac),
-        default_mac: mac,
-        mtu: settings.mtu,
-        bridge: settings.bridge,
-        addresses: settings.addresses,
+        network.tear_down().await;
     }
 }

@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Frames of the interface for providers without an engine of their own (`NEPacketTunnelFlow`).
 
-use std::{io, os::fd::AsFd, sync::Arc};
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
@@ -51,6 +58,24 @@ type Queue = watch::Receiver<Option<Arc<TapQueue>>>;
 pub struct FrameReader {
     queue: Queue,
     frame: Box<[u8]>,
+    /// How many calls wait, for the host to see that frames are read.
+    waiting: Arc<AtomicUsize>,
+}
+
+/// Counts one call that waits, until it is dropped.
+struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    fn count(waiting: &Arc<AtomicUsize>) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Writes frames. Clones write to the same interface.
@@ -60,10 +85,11 @@ pub struct FrameWriter {
 }
 
 impl FrameReader {
-    pub(super) fn new(queue: Queue) -> Self {
+    pub(super) fn new(queue: Queue, waiting: Arc<AtomicUsize>) -> Self {
         Self {
             queue,
             frame: vec![0; MAX_FRAME].into(),
+            waiting,
         }
     }
 
@@ -73,6 +99,7 @@ impl FrameReader {
     /// # Errors
     /// [`FlowError::Closed`] when the session has ended, [`FlowError::InterfaceLost`].
     pub async fn recv_batch(&mut self, batch: &mut Vec<Bytes>) -> Result<usize, FlowError> {
+        let _waiting = Waiting::count(&self.waiting);
         loop {
             // Cloned at once: who holds on to what `wait_for` returns keeps the host from removing
             // the interface.

@@ -8,7 +8,8 @@ use tokio::{task::JoinHandle, time::timeout};
 use tracing::{error, warn};
 
 use super::{
-    EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus, StartOptions, StopReason,
+    EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus, StartOptions,
+    StopReason, TunnelConfiguration,
 };
 
 /// How long the host waits for a provider.
@@ -88,7 +89,11 @@ impl Host {
     ) -> Self {
         Self {
             provider,
-            context: ProviderContext::new(tunnel.into(), run_dir.into()),
+            context: ProviderContext::new(
+                tunnel.into(),
+                &run_dir.into(),
+                TunnelConfiguration::default(),
+            ),
             deadlines,
         }
     }

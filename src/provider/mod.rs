@@ -16,9 +16,11 @@
 //! `patchcord up` runs its own tunnel as such a provider ([`crate::tunnel`]); there is no other way
 //! to start one.
 
+mod configuration;
 mod context;
 mod flow;
 mod host;
+mod network;
 mod settings;
 
 use std::{collections::BTreeMap, error::Error, pin::Pin};
@@ -26,10 +28,15 @@ use std::{collections::BTreeMap, error::Error, pin::Pin};
 use bytes::Bytes;
 
 pub use self::{
+    configuration::{RoutingPolicy, TunnelConfiguration},
     context::{Interface, ProviderContext},
     flow::{FlowError, FrameReader, FrameWriter, SendReport},
     host::{Deadlines, Host, HostHandle, SessionEnd, SessionError},
-    settings::{Applied, EthernetTunnelSettings, SettingsError},
+    settings::{
+        Addressing, Applied, DnsOutcome, DnsProtocol, DnsSettings, EthernetTunnelSettings,
+        IpSettings, Ipv4Settings, Ipv6Settings, ProxyOutcome, ProxyServer, ProxySettings, Route,
+        SettingsError,
+    },
 };
 
 /// A boxed future, so that one host can run different kinds of providers.

@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a provider asks of its interface (`NEEthernetTunnelNetworkSettings`).
+//! What a provider asks of its interface and of the machine's routing and names
+//! (`NEEthernetTunnelNetworkSettings` and what belongs to it).
+//!
+//! Each value is the complete state that shall be; there is no "add" and no "remove". Two things on
+//! Ethernet differ from a tunnel of IP packets: addresses are optional, since a port of a bridge has
+//! none, and a route needs a next hop, because neighbours are resolved for real.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use patchcord_bridge::MacAddr;
 
 use super::Interface;
@@ -18,7 +23,8 @@ const IPV6_MIN_MTU: u32 = 1280;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EthernetTunnelSettings {
-    /// The address of the tunnel's other end; unspecified when there is none in particular.
+    /// The address of the tunnel's other end, which is never routed into the tunnel; unspecified or
+    /// loopback when there is none in particular.
     pub tunnel_remote_address: IpAddr,
     /// The interface's MAC address.
     pub ethernet_address: MacAddr,
@@ -26,17 +32,168 @@ pub struct EthernetTunnelSettings {
     pub keep_existing_address: bool,
     /// Overlay MTU: the payload of a frame.
     pub mtu: u32,
-    /// Addresses of the interface; none for a pure port.
-    pub addresses: Vec<IpNet>,
+    /// IPv4 of the interface; `None` for a pure port.
+    pub ipv4: Option<Ipv4Settings>,
+    /// IPv6 of the interface; with `None` the kernel sends no frame by itself.
+    pub ipv6: Option<Ipv6Settings>,
+    /// Name resolution while the tunnel is up.
+    pub dns: Option<DnsSettings>,
+    /// The proxy of programs while the tunnel is up.
+    pub proxy: Option<ProxySettings>,
     /// The interface's name; created, or adopted if it is a TAP that exists.
     pub interface_name: String,
     /// The Linux bridge to make the interface a port of.
     pub bridge: Option<String>,
-    /// How the TAP is opened.
+    /// How the TAP is opened. Counts in the first settings of a session only, as do the name and
+    /// the queues: later ones keep the interface.
     pub backend: Backend,
     /// Queues of the TAP, at least one. There may be fewer than asked for; see
     /// [`ProviderContext::take_queues`](super::ProviderContext::take_queues).
     pub queues: usize,
+}
+
+/// IPv4 of the interface (`NEIPv4Settings`).
+pub type Ipv4Settings = IpSettings<Ipv4Net, Ipv4Addr>;
+/// IPv6 of the interface (`NEIPv6Settings`).
+pub type Ipv6Settings = IpSettings<Ipv6Net, Ipv6Addr>;
+
+/// Addresses and routes of one family: `N` is a network or an address with its prefix length, `A`
+/// an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct IpSettings<N, A> {
+    /// Where addresses come from.
+    pub addressing: Addressing<N>,
+    /// The next hop in the far LAN for routes that name none and are not on-link.
+    pub router: Option<A>,
+    /// What goes through the tunnel.
+    pub included_routes: Vec<Route<N, A>>,
+    /// What does not, although an included route covers it.
+    pub excluded_routes: Vec<N>,
+}
+
+/// Where addresses come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Addressing<N> {
+    /// From here.
+    Manual(Vec<N>),
+    /// The kernel makes a link-local one (IPv6 only, RFC 4862, section 5.3).
+    LinkLocal,
+    /// From the far LAN by router advertisements (IPv6 only, RFC 4862). Needs a provider that reads
+    /// frames: they come through the tunnel.
+    Automatic,
+}
+
+/// What goes through the tunnel (`NEIPv4Route`, `NEIPv6Route`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route<N, A> {
+    /// Where to; host bits do not count.
+    pub destination: N,
+    /// The next hop; without one the settings' router where the destination is not on-link.
+    pub gateway: Option<A>,
+}
+
+impl<N, A> IpSettings<N, A> {
+    /// Fixed addresses, no routes beside those that they bring.
+    pub fn manual(addresses: impl Into<Vec<N>>) -> Self {
+        Self::with_addressing(Addressing::Manual(addresses.into()))
+    }
+
+    /// No routes beside those that the addresses bring.
+    pub fn with_addressing(addressing: Addressing<N>) -> Self {
+        Self {
+            addressing,
+            router: None,
+            included_routes: Vec::new(),
+            excluded_routes: Vec::new(),
+        }
+    }
+
+    /// The fixed addresses.
+    pub fn addresses(&self) -> &[N] {
+        match &self.addressing {
+            Addressing::Manual(addresses) => addresses,
+            Addressing::LinkLocal | Addressing::Automatic => &[],
+        }
+    }
+}
+
+/// Name resolution through the tunnel (`NEDNSSettings` and its kinds).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DnsSettings {
+    /// How servers are spoken to.
+    pub protocol: DnsProtocol,
+    /// The servers, the preferred one first.
+    pub servers: Vec<IpAddr>,
+    /// The domain of this machine in the far LAN; the first search domain.
+    pub domain_name: Option<String>,
+    /// Domains that short names are tried in.
+    pub search_domains: Vec<String>,
+    /// Only names in these domains go to the servers. `None` is all names if the tunnel has the
+    /// default route and none but the search domains otherwise; an empty name is all names.
+    pub match_domains: Option<Vec<String>>,
+    /// The match domains are not search domains.
+    pub match_domains_no_search: bool,
+}
+
+/// How DNS servers are spoken to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DnsProtocol {
+    /// RFC 1035.
+    #[default]
+    Cleartext,
+    /// RFC 7858, with the name in the servers' certificates.
+    Tls {
+        /// That name; none where the addresses are certified.
+        server_name: Option<String>,
+    },
+    /// RFC 8484; no Linux resolver takes it by link, so it is refused rather than replaced.
+    Https {
+        /// The template of the server.
+        server_url: String,
+    },
+}
+
+impl DnsSettings {
+    /// Cleartext servers for all names, if the tunnel has the default route.
+    pub fn new(servers: impl Into<Vec<IpAddr>>) -> Self {
+        Self {
+            protocol: DnsProtocol::Cleartext,
+            servers: servers.into(),
+            domain_name: None,
+            search_domains: Vec::new(),
+            match_domains: None,
+            match_domains_no_search: false,
+        }
+    }
+}
+
+/// The proxy of programs (`NEProxySettings`). Linux has none for the whole system: it is published
+/// for those who look, see [`Applied::proxy`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProxySettings {
+    /// Where a proxy auto-configuration script is.
+    pub auto_config_url: Option<String>,
+    /// For HTTP.
+    pub http: Option<ProxyServer>,
+    /// For HTTPS.
+    pub https: Option<ProxyServer>,
+    /// Names without a dot go past the proxy.
+    pub exclude_simple_hostnames: bool,
+    /// Domains that go past the proxy.
+    pub exceptions: Vec<String>,
+}
+
+/// A proxy server (`NEProxyServer`). It has no password: nothing that is published may hold one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyServer {
+    /// Its name or address.
+    pub address: String,
+    /// Its port.
+    pub port: u16,
 }
 
 impl EthernetTunnelSettings {
@@ -52,7 +209,10 @@ impl EthernetTunnelSettings {
             ethernet_address,
             keep_existing_address: false,
             mtu,
-            addresses: Vec::new(),
+            ipv4: None,
+            ipv6: None,
+            dns: None,
+            proxy: None,
             interface_name: interface_name.into(),
             bridge: None,
             backend: Backend::Auto,
@@ -60,12 +220,30 @@ impl EthernetTunnelSettings {
         }
     }
 
+    /// The same with fixed addresses of either family.
+    #[must_use]
+    pub fn with_addresses(mut self, addresses: &[IpNet]) -> Self {
+        for address in addresses {
+            match *address {
+                IpNet::V4(address) => add_address(&mut self.ipv4, address),
+                IpNet::V6(address) => add_address(&mut self.ipv6, address),
+            }
+        }
+        self
+    }
+
+    /// All fixed addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpNet> + '_ {
+        let v4 = self.ipv4.iter().flat_map(IpSettings::addresses).copied();
+        let v6 = self.ipv6.iter().flat_map(IpSettings::addresses).copied();
+        v4.map(IpNet::V4).chain(v6.map(IpNet::V6))
+    }
+
     /// Checks everything that can be told without the kernel.
     ///
     /// # Errors
     /// [`SettingsError::Invalid`].
     pub(super) fn validate(&self) -> Result<(), SettingsError> {
-        let invalid = |field, problem: String| Err(SettingsError::Invalid { field, problem });
         let mac = self.ethernet_address;
         if mac.is_group() || mac.is_zero() {
             return invalid("ethernet_address", format!("{mac} is no unicast address"));
@@ -77,28 +255,155 @@ impl EthernetTunnelSettings {
                 format!("{} is not within {least} to {most}", self.mtu),
             );
         }
-        if self.queues == 0 {
-            return invalid("queues", "a TAP has at least one".to_owned());
-        }
-        let has_ipv6 = self
-            .addresses
-            .iter()
-            .any(|address| matches!(address, IpNet::V6(_)));
-        if has_ipv6 && self.mtu < IPV6_MIN_MTU {
+        if self.ipv6.is_some() && self.mtu < IPV6_MIN_MTU {
             return invalid(
                 "mtu",
                 format!("{} is below the {IPV6_MIN_MTU} of IPv6", self.mtu),
             );
         }
-        Ok(())
+        if self.queues == 0 {
+            return invalid("queues", "a TAP has at least one".to_owned());
+        }
+        if let Some(ipv4) = &self.ipv4 {
+            if !matches!(ipv4.addressing, Addressing::Manual(_)) {
+                let remedy = "IPv4 addresses are given, or a DHCP client gets them";
+                return invalid("ipv4", format!("no automatic addressing; {remedy}"));
+            }
+            validate_routes("ipv4", ipv4)?;
+        }
+        if let Some(ipv6) = &self.ipv6 {
+            validate_routes("ipv6", ipv6)?;
+        }
+        self.dns.as_ref().map_or(Ok(()), DnsSettings::validate)?;
+        self.proxy.as_ref().map_or(Ok(()), ProxySettings::validate)
     }
+}
+
+fn add_address<N, A>(settings: &mut Option<IpSettings<N, A>>, address: N) {
+    let settings = settings.get_or_insert_with(|| IpSettings::manual([]));
+    if let Addressing::Manual(addresses) = &mut settings.addressing {
+        addresses.push(address);
+    }
+}
+
+fn validate_routes<N, A>(
+    field: &'static str,
+    settings: &IpSettings<N, A>,
+) -> Result<(), SettingsError> {
+    let has_addresses = match &settings.addressing {
+        Addressing::Manual(addresses) => !addresses.is_empty(),
+        Addressing::LinkLocal | Addressing::Automatic => true,
+    };
+    if !has_addresses && !settings.included_routes.is_empty() {
+        return invalid(field, "routes need an address to send from".to_owned());
+    }
+    Ok(())
+}
+
+impl DnsSettings {
+    fn validate(&self) -> Result<(), SettingsError> {
+        if let DnsProtocol::Https { server_url } = &self.protocol {
+            let problem =
+                format!("{server_url}: no resolver takes DNS over HTTPS by link; use TLS");
+            return invalid("dns", problem);
+        }
+        if self.servers.is_empty() {
+            return invalid("dns", "no server".to_owned());
+        }
+        let domains = self.search_domains.iter().chain(&self.domain_name);
+        let domains = domains.chain(
+            self.match_domains
+                .iter()
+                .flatten()
+                .filter(|name| !name.is_empty()),
+        );
+        match domains.into_iter().find(|name| !is_domain(name)) {
+            Some(name) => invalid("dns", format!("{name:?} is no domain name")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether it is a domain name of letters, digits, `-` and `_` (RFC 1035, section 2.3.4).
+fn is_domain(name: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    name.len() <= 253
+        && name
+            .strip_suffix('.')
+            .unwrap_or(name)
+            .split('.')
+            .all(is_label)
+}
+
+impl ProxySettings {
+    fn validate(&self) -> Result<(), SettingsError> {
+        let texts = self.auto_config_url.iter().chain(&self.exceptions);
+        let servers = self
+            .http
+            .iter()
+            .chain(&self.https)
+            .map(|server| &server.address);
+        match texts.chain(servers).find(|text| !is_plain(text)) {
+            Some(text) => invalid(
+                "proxy",
+                format!("{text:?} has white space or quotes, or is empty"),
+            ),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a text can stand in a file of variables as it is.
+fn is_plain(text: &str) -> bool {
+    let is_special = |c: char| c.is_whitespace() || c.is_control() || "'\"`$\\".contains(c);
+    !text.is_empty() && !text.contains(is_special)
+}
+
+fn invalid<T>(field: &'static str, problem: String) -> Result<T, SettingsError> {
+    Err(SettingsError::Invalid { field, problem })
 }
 
 /// What took effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Applied {
     /// The interface.
     pub interface: Interface,
+    /// What became of the name servers.
+    pub dns: DnsOutcome,
+    /// What became of the proxy.
+    pub proxy: ProxyOutcome,
+}
+
+/// Who resolves names now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DnsOutcome {
+    /// No servers were asked for.
+    #[default]
+    Unchanged,
+    /// systemd-resolved, by link.
+    Resolved,
+    /// resolvconf.
+    Resolvconf,
+    /// `/etc/resolv.conf` itself.
+    File,
+}
+
+/// What became of the proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProxyOutcome {
+    /// None was asked for.
+    #[default]
+    Unchanged,
+    /// It is in this file of environment variables; programs that do not read it do not use it.
+    Published(std::path::PathBuf),
 }
 
 /// Why settings were not applied; codes as in `NETunnelProviderError`.
@@ -113,8 +418,8 @@ pub enum SettingsError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The session is being stopped.
-    #[error("the session is being stopped")]
+    /// A newer call took their place, or the session is being stopped.
+    #[error("newer settings took the place of these, or the session is being stopped")]
     Canceled,
     /// The kernel refused. What had been done was undone.
     #[error(transparent)]
@@ -134,8 +439,6 @@ impl SettingsError {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     #[test]
@@ -155,11 +458,40 @@ mod tests {
             mtu,
             ..good.clone()
         };
-        let ipv6 = EthernetTunnelSettings {
-            mtu: 1279,
-            addresses: vec!["2001:db8::1/64".parse().unwrap()],
+        let ipv6 = mtu(1279).with_addresses(&["2001:db8::1/64".parse().unwrap()]);
+        let ipv4 = |change: fn(&mut Ipv4Settings)| {
+            let mut ipv4 = Ipv4Settings::manual(["192.0.2.1/24".parse::<Ipv4Net>().unwrap()]);
+            change(&mut ipv4);
+            EthernetTunnelSettings {
+                ipv4: Some(ipv4),
+                ..good.clone()
+            }
+        };
+        let dns = |change: fn(&mut DnsSettings)| {
+            let mut dns = DnsSettings::new([IpAddr::from([192, 0, 2, 53])]);
+            change(&mut dns);
+            EthernetTunnelSettings {
+                dns: Some(dns),
+                ..good.clone()
+            }
+        };
+        let proxy = |address: &str| EthernetTunnelSettings {
+            proxy: Some(ProxySettings {
+                http: Some(ProxyServer {
+                    address: address.to_owned(),
+                    port: 3128,
+                }),
+                ..ProxySettings::default()
+            }),
             ..good.clone()
         };
+        for settings in [
+            ipv4(|ipv4| ipv4.included_routes.push(default_route())),
+            dns(|dns| dns.match_domains = Some(vec![String::new(), "corp.example.".to_owned()])),
+            proxy("proxy.example"),
+        ] {
+            settings.validate().unwrap();
+        }
         let no_queue = EthernetTunnelSettings {
             queues: 0,
             ..good.clone()
@@ -172,6 +504,27 @@ mod tests {
             (mtu(65_522), "mtu"),
             (ipv6, "mtu"),
             (no_queue, "queues"),
+            (ipv4(|ipv4| ipv4.addressing = Addressing::Automatic), "ipv4"),
+            (
+                ipv4(|ipv4| {
+                    ipv4.addressing = Addressing::Manual(Vec::new());
+                    ipv4.included_routes.push(default_route());
+                }),
+                "ipv4",
+            ),
+            (dns(|dns| dns.servers.clear()), "dns"),
+            (dns(|dns| dns.search_domains.push("a..b".to_owned())), "dns"),
+            (dns(|dns| dns.search_domains.push("a b".to_owned())), "dns"),
+            (
+                dns(|dns| {
+                    dns.protocol = DnsProtocol::Https {
+                        server_url: "https://dns.example/dns-query".to_owned(),
+                    };
+                }),
+                "dns",
+            ),
+            (proxy("a b"), "proxy"),
+            (proxy("$(reboot)"), "proxy"),
         ] {
             match settings.validate() {
                 Err(error @ SettingsError::Invalid { field, .. }) => {
@@ -179,6 +532,13 @@ mod tests {
                 }
                 other => panic!("{settings:?}: {other:?}"),
             }
+        }
+    }
+
+    fn default_route() -> Route<Ipv4Net, Ipv4Addr> {
+        Route {
+            destination: Ipv4Net::default(),
+            gateway: None,
         }
     }
 }

@@ -34,12 +34,14 @@ use crate::{
     },
     proto::{node::NodeConfig, peer::PeerSettings},
     provider::{
-        BoxFut, EthernetTunnelProvider, EthernetTunnelSettings, ProviderContext, ProviderError,
-        StartOptions, StopReason,
+        Addressing, BoxFut, EthernetTunnelProvider, EthernetTunnelSettings, Ipv6Settings,
+        ProviderContext, ProviderError, StartOptions, StopReason,
     },
     wire::Lane,
 };
 
+/// The least MTU of IPv6 (RFC 8200, section 5).
+const IPV6_MIN_MTU: u32 = 1280;
 /// An Ethernet header and two VLAN tags: what a frame has beside its payload.
 const FRAME_OVERHEAD: u32 = 14 + 2 * 4;
 
@@ -112,7 +114,7 @@ impl TunnelProvider {
         );
         let watchers = vec![
             tokio::spawn(watch_engine(context.clone(), events)),
-            tokio::spawn(watch_links(context.clone(), self.running.clone())),
+            tokio::spawn(watch_addresses(self.running.clone())),
         ];
         *running = Some(Running { engine, watchers });
         Ok(())
@@ -195,9 +197,8 @@ async fn watch_engine(context: ProviderContext, mut events: mpsc::Receiver<Engin
     }
 }
 
-/// Watches the network of this machine: peers learn of a new address of ours at once, and a TAP
-/// that somebody deletes ends the session.
-async fn watch_links(context: ProviderContext, running: Arc<tokio::sync::Mutex<Option<Running>>>) {
+/// Peers learn of a new address of ours at once.
+async fn watch_addresses(running: Arc<tokio::sync::Mutex<Option<Running>>>) {
     let mut events = match Links::watch() {
         Ok(events) => events,
         Err(error) => {
@@ -205,22 +206,11 @@ async fn watch_links(context: ProviderContext, running: Arc<tokio::sync::Mutex<O
             return;
         }
     };
-    let own = context.interface().map(|interface| interface.index);
     while let Some(event) = events.recv().await {
-        match event {
-            LinkEvent::LinkChanged {
-                index,
-                deleted: true,
-                ..
-            } if Some(index) == own => {
-                context.cancel_tunnel(Some(tap_lost()));
-            }
-            LinkEvent::AddressesChanged => {
-                if let Some(running) = &*running.lock().await {
-                    running.engine.handle_network_change().await;
-                }
-            }
-            LinkEvent::LinkChanged { .. } => {}
+        if event == LinkEvent::AddressesChanged
+            && let Some(running) = &*running.lock().await
+        {
+            running.engine.handle_network_change().await;
         }
     }
 }
@@ -234,9 +224,15 @@ fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSett
     let mac = device
         .mac
         .unwrap_or_else(|| stable_mac(public_key, &device.name));
-    let mut settings = EthernetTunnelSettings::new(anywhere, mac, device.mtu, &device.name);
+    let mut settings = EthernetTunnelSettings::new(anywhere, mac, device.mtu, &device.name)
+        .with_addresses(&device.addresses);
+    let is_mere_port = device.bridge.is_some() && device.addresses.is_empty();
+    if !is_mere_port && device.mtu >= IPV6_MIN_MTU {
+        // An interface like any other, whoever gives it its addresses.
+        let link_local = || Ipv6Settings::with_addressing(Addressing::LinkLocal);
+        settings.ipv6.get_or_insert_with(link_local);
+    }
     settings.keep_existing_address = device.mac.is_none();
-    settings.addresses.clone_from(&device.addresses);
     settings.bridge.clone_from(&device.bridge);
     settings.backend = match device.backend {
         Backend::Auto => tap::Backend::Auto,

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Brings the machine to the state that settings describe, and back.
+//!
+//! Each part (device, routes, names, proxy) compares what is with what shall be and touches only
+//! the difference. So equal settings change nothing, settings after somebody else's changes restore
+//! what was lost, and going back after a failure is the same with the earlier settings.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tracing::warn;
+
+use super::{Applied, DnsOutcome, EthernetTunnelSettings, Interface, ProxyOutcome, SettingsError};
+use crate::io::{
+    device::{Device, DeviceInfo, DeviceRequest, Ipv6Mode},
+    tap::{Offloads, TapQueue},
+};
+
+/// What one session has set up.
+pub(super) struct Network {
+    run_dir: PathBuf,
+    tunnel: String,
+    device: Option<Device>,
+    /// What is in force; `None` before the first settings and after they were cleared.
+    settings: Option<EthernetTunnelSettings>,
+}
+
+/// What the first settings of a session bring.
+pub(super) type Queues = Vec<Arc<TapQueue>>;
+
+impl Network {
+    pub(super) fn new(run_dir: &Path, tunnel: &str) -> Self {
+        Self {
+            run_dir: run_dir.to_owned(),
+            tunnel: tunnel.to_owned(),
+            device: None,
+            settings: None,
+        }
+    }
+
+    /// Makes `wanted` the state. Asks `is_overtaken` between steps. Returns the interface's queues
+    /// when it was made.
+    ///
+    /// # Errors
+    /// [`SettingsError::Failed`], and then everything is as before; [`SettingsError::Canceled`], and
+    /// then it is for whoever overtook.
+    pub(super) async fn apply(
+        &mut self,
+        wanted: EthernetTunnelSettings,
+        is_overtaken: impl Fn() -> bool,
+    ) -> Result<(Applied, Option<Queues>), SettingsError> {
+        if let Some(device) = &self.device
+            && device.info().name != wanted.interface_name
+        {
+            return Err(SettingsError::Invalid {
+                field: "interface_name",
+                problem: format!("the session has {} already", device.info().name),
+            });
+        }
+        let (device, queues) = match self.device.take() {
+            Some(device) => (device, None),
+            None => {
+                let request = device_request(&wanted);
+                let (device, queues) = Device::create(request, &self.run_dir, &self.tunnel).await?;
+                (device, Some(queues.into_iter().map(Arc::new).collect()))
+            }
+        };
+        let device = self.device.insert(device);
+        let outcome = converge(device, &wanted, is_overtaken).await;
+        if let Err(SettingsError::Failed(_)) = outcome {
+            self.go_back(queues.is_some()).await;
+        }
+        let applied = outcome?;
+        self.settings = Some(wanted);
+        Ok((applied, queues))
+    }
+
+    /// Does again what somebody else undid, such as the addresses of a link that was down.
+    pub(super) async fn restore(&mut self) {
+        if let (Some(device), Some(settings)) = (&mut self.device, &self.settings)
+            && let Err(error) = converge(device, settings, || false).await
+        {
+            warn!(%error, "the interface was changed by somebody else, and cannot be set up again");
+        }
+    }
+
+    /// Takes everything away but the interface, which is down then.
+    pub(super) async fn clear(&mut self) -> Result<(), SettingsError> {
+        if let (Some(device), Some(settings)) = (&mut self.device, self.settings.take()) {
+            device.change(&cleared(&settings)).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes everything away. Whoever holds queues of the interface keeps descriptors only.
+    pub(super) async fn tear_down(&mut self) {
+        self.settings = None;
+        if let Some(device) = self.device.take() {
+            device.remove().await;
+        }
+    }
+
+    async fn go_back(&mut self, was_new: bool) {
+        if was_new {
+            return self.tear_down().await;
+        }
+        let Some(device) = &mut self.device else {
+            return;
+        };
+        let outcome = match &self.settings {
+            Some(settings) => converge(device, settings, || false).await.map(drop),
+            None => Ok(()),
+        };
+        if let Err(error) = outcome {
+            warn!(%error, "the settings before the failed ones cannot be restored");
+        }
+    }
+
+    pub(super) fn info(&self) -> Option<&DeviceInfo> {
+        self.device.as_ref().map(Device::info)
+    }
+
+    pub(super) fn set_offloads(&self, wanted: Offloads) -> io::Result<Offloads> {
+        match &self.device {
+            Some(device) => device.tap().set_offloads(wanted),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// False when there is no interface.
+    pub(super) fn set_carrier(&self, on: bool) -> bool {
+        if let Some(device) = &self.device {
+            device.set_carrier(on);
+        }
+        self.device.is_some()
+    }
+}
+
+/// The steps, each of which may find nothing to do.
+async fn converge(
+    device: &mut Device,
+    wanted: &EthernetTunnelSettings,
+    is_overtaken: impl Fn() -> bool,
+) -> Result<Applied, SettingsError> {
+    let go_on = || match is_overtaken() {
+        true => Err(SettingsError::Canceled),
+        false => Ok(()),
+    };
+    go_on()?;
+    device.change(&device_request(wanted)).await?;
+    go_on()?;
+    Ok(Applied {
+        interface: Interface::of(device.info()),
+        dns: DnsOutcome::Unchanged,
+        proxy: ProxyOutcome::Unchanged,
+    })
+}
+
+fn device_request(settings: &EthernetTunnelSettings) -> DeviceRequest {
+    use super::Addressing::{Automatic, LinkLocal, Manual};
+    let mac = settings.ethernet_address.0;
+    DeviceRequest {
+        name: settings.interface_name.clone(),
+        backend: settings.backend,
+        queues: settings.queues,
+        mac: (!settings.keep_existing_address).then_some(mac),
+        default_mac: mac,
+        mtu: settings.mtu,
+        bridge: settings.bridge.clone(),
+        addresses: settings.addresses().collect(),
+        ipv6: match settings.ipv6.as_ref().map(|ipv6| &ipv6.addressing) {
+            None => Ipv6Mode::Silent,
+            Some(Manual(_) | LinkLocal) => Ipv6Mode::Kernel,
+            Some(Automatic) => Ipv6Mode::AcceptAdvertisements,
+        },
+        up: true,
+    }
+}
+
+/// The interface without anything on it, and down.
+fn cleared(settings: &EthernetTunnelSettings) -> DeviceRequest {
+    DeviceRequest {
+        addresses: Vec::new(),
+        ipv6: Ipv6Mode::Silent,
+        up: false,
+        ..device_request(settings)
+    }
+}
