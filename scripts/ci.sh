@@ -53,7 +53,7 @@ job_unit() {
 
 job_test() {
   cargo test --workspace --locked --lib --bins \
-    --test api --test cli --test allocations --test netsim --test fdb_model --test fdb_threads
+    --test api --test conformance --test cli --test allocations --test netsim --test fdb_model --test fdb_threads
   cargo test --workspace --locked --doc
 }
 
@@ -67,7 +67,7 @@ job_layers() {
   python3 - <<'EOF'
 import pathlib, re, sys
 
-OUTER = {"io", "pipeline", "provider", "tunnel"}
+OUTER = {"io", "pipeline", "provider", "tunnel", "host"}
 PURE = ["wire", "crypto", "proto", "queue", "config", "control::message", "stats"]
 # Reads the configuration and the key files, and hands their text on.
 READS_FILES = {"config::load"}

@@ -65,7 +65,7 @@
 //! # A tunnel of your own
 //!
 //! A provider asks its [`ProviderContext`](provider::ProviderContext) for an interface and moves
-//! the frames as it likes; the [`Host`](provider::Host) calls it, and removes the interface however
+//! the frames as it likes; the [`Session`](provider::Session) calls it, and removes the interface however
 //! the session ends. This one sends each frame back to the station that sent it.
 //!
 //! ```no_run
@@ -119,13 +119,13 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
 //! let end = runtime.block_on(async {
-//!     let host = Host::new(Arc::new(Mirror), "mirror", "/run/patchcord", Deadlines::default());
-//!     let handle = host.handle();
+//!     let session = Session::new(Arc::new(Mirror), "mirror", "/run/patchcord", Deadlines::default());
+//!     let handle = session.handle();
 //!     tokio::spawn(async move {
 //!         let _ = tokio::signal::ctrl_c().await;
 //!         handle.stop(StopReason::UserInitiated);
 //!     });
-//!     host.run(StartOptions::default(), || println!("ready")).await
+//!     session.run(StartOptions::default(), || println!("ready")).await
 //! });
 //! assert!(end.error.is_none());
 //! # Ok(())
@@ -138,6 +138,7 @@
 pub mod config;
 pub mod control;
 pub mod crypto;
+pub mod host;
 pub mod io;
 pub mod pipeline;
 pub mod proto;

@@ -17,9 +17,9 @@ use std::{
 use bytes::Bytes;
 use nix::sched::{CloneFlags, unshare};
 use patchcord::provider::{
-    BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, FlowError, Host,
-    ProviderContext, ProviderError, SessionEnd, SessionError, SessionStatus, SettingsError,
-    StartOptions, StopReason,
+    BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, FlowError, ProviderContext,
+    ProviderError, Session, SessionEnd, SessionError, SessionStatus, SettingsError, StartOptions,
+    StopReason,
 };
 use patchcord_bridge::MacAddr;
 use tempfile::TempDir;
@@ -53,13 +53,13 @@ fn settings() -> EthernetTunnelSettings {
     EthernetTunnelSettings::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), MAC, 1500, NAME)
 }
 
-fn host(provider: Arc<Scripted>, dir: &Path) -> Host {
+fn host(provider: Arc<Scripted>, dir: &Path) -> Session {
     let deadlines = Deadlines {
         start: Duration::from_secs(2),
         abandon: Duration::from_millis(100),
         stop: Duration::from_millis(300),
     };
-    Host::new(provider, "api", dir, deadlines)
+    Session::new(provider, "api", dir, deadlines)
 }
 
 /// What a provider does in `start`.
@@ -179,7 +179,7 @@ fn a_session_goes_through_its_states_and_leaves_nothing() {
         let provider = Arc::new(Scripted::new(Start::Succeed));
         let host = host(provider.clone(), dir.path());
         let handle = host.handle();
-        assert_eq!(handle.status(), SessionStatus::Connecting);
+        assert_eq!(handle.status(), SessionStatus::Disconnected);
         let stopper = handle.clone();
         let end = host
             .run(StartOptions::default(), move || {
@@ -209,15 +209,25 @@ fn a_session_goes_through_its_states_and_leaves_nothing() {
 
 #[test]
 fn a_start_that_fails_in_any_way_is_stopped_once_with_its_error() {
-    for (start, expected) in [
-        (Start::Fail, "out of luck"),
-        (Start::FailAfterSettings, "out of luck, later"),
+    use StopReason::{ConfigurationFailed, ConnectionFailed, ProviderFailed};
+    for (start, reason, expected) in [
+        (Start::Fail, ProviderFailed, "out of luck"),
+        (
+            Start::FailAfterSettings,
+            ProviderFailed,
+            "out of luck, later",
+        ),
         (
             Start::WithoutSettings,
+            ConfigurationFailed,
             "the provider started without network settings",
         ),
-        (Start::Panic, "the provider panicked"),
-        (Start::Hang, "the provider did not start within 2s"),
+        (Start::Panic, ProviderFailed, "the provider panicked"),
+        (
+            Start::Hang,
+            ConnectionFailed,
+            "the provider did not start within 2s",
+        ),
     ] {
         in_namespace(|dir| async move {
             let provider = Arc::new(Scripted::new(start));
@@ -225,9 +235,9 @@ fn a_start_that_fails_in_any_way_is_stopped_once_with_its_error() {
             let end = host
                 .run(StartOptions::default(), || panic!("it is not ready"))
                 .await;
-            assert_eq!(end.reason, StopReason::ProviderFailed);
+            assert_eq!(end.reason, reason);
             assert_eq!(end.error.unwrap().to_string(), expected);
-            assert_eq!(provider.stops(), [StopReason::ProviderFailed], "{expected}");
+            assert_eq!(provider.stops(), [reason], "{expected}");
             assert!(!has_interface(), "{expected}");
         });
     }
@@ -352,7 +362,7 @@ fn arp_request() -> Vec<u8> {
 fn frames_flow_both_ways_through_reader_and_writer() {
     in_namespace(|dir| async move {
         let provider = Arc::new(Bare::default());
-        let host = Host::new(provider.clone(), "api", dir.path(), Deadlines::default());
+        let host = Session::new(provider.clone(), "api", dir.path(), Deadlines::default());
         let handle = host.handle();
         let session = tokio::spawn(host.run(StartOptions::default(), || {}));
         while handle.status() != SessionStatus::Connected {
@@ -450,7 +460,7 @@ fn refused_settings_are_an_error_of_the_start() {
         }
     }
     in_namespace(|dir| async move {
-        let host = Host::new(Arc::new(Refused), "api", dir.path(), Deadlines::default());
+        let host = Session::new(Arc::new(Refused), "api", dir.path(), Deadlines::default());
         let end = host.run(StartOptions::default(), || {}).await;
         let error = anyhow_chain(&end.error.unwrap());
         assert!(error.contains("br-none"), "{error}");

@@ -277,19 +277,47 @@ impl Device {
         let Some(mode) = link.addr_gen_mode else {
             return Ok(());
         };
-        let silenced_by_us = self.record.addr_gen_mode;
-        let to = match (wanted, silenced_by_us) {
+        if wanted == Ipv6Mode::AcceptAdvertisements {
+            // 2: also where this machine forwards packets.
+            self.set_ipv6_option("accept_ra", 2)?;
+        }
+        let earlier = self.record.addr_gen_mode;
+        let to = match (wanted, earlier) {
             (Ipv6Mode::Silent, _) => ADDR_GEN_NONE,
             (_, Some(change)) => change.from,
             (_, None) => mode,
         };
-        if let Some(change) = Change::needed(mode, to) {
-            self.record.addr_gen_mode = Some(change.after(silenced_by_us));
-            self.note()?;
+        let Some(change) = Change::needed(mode, to) else {
+            return Ok(());
+        };
+        self.record.addr_gen_mode = Some(change.after(earlier));
+        self.note()?;
+        if to == ADDR_GEN_NONE {
             self.links.set_addr_gen_mode(link.index, to).await?;
+            self.remove_link_local_addresses().await
+        } else {
+            // Netlink would set the mode as well, and make the address at the next "up" only.
+            self.set_ipv6_option("addr_gen_mode", to)
         }
-        if wanted == Ipv6Mode::AcceptAdvertisements {
-            accept_advertisements(&self.info.name)?;
+    }
+
+    fn set_ipv6_option(&self, option: &str, value: u8) -> Result<(), DeviceError> {
+        let device = &self.info.name;
+        let path = format!("/proc/sys/net/ipv6/conf/{device}/{option}");
+        let refused = |source| LinkError::Refused {
+            action: format!("set {path} to {value}"),
+            source,
+        };
+        Ok(std::fs::write(&path, value.to_string()).map_err(refused)?)
+    }
+
+    /// Those that the kernel made before it was told not to.
+    async fn remove_link_local_addresses(&self) -> Result<(), DeviceError> {
+        for address in self.links.addresses(self.info.index).await? {
+            let is_made = matches!(address, IpNet::V6(net) if net.addr().is_unicast_link_local());
+            if is_made && !self.record.addresses.contains(&address) {
+                self.links.remove_address(self.info.index, address).await?;
+            }
         }
         Ok(())
     }
@@ -422,19 +450,6 @@ async fn clear_leftovers(
         );
     }
     journal.clear().map_err(journal_error(journal))
-}
-
-/// Router advertisements count, also while this machine forwards packets.
-fn accept_advertisements(device: &str) -> Result<(), LinkError> {
-    const ALSO_AS_A_ROUTER: &str = "2";
-    std::fs::write(
-        format!("/proc/sys/net/ipv6/conf/{device}/accept_ra"),
-        ALSO_AS_A_ROUTER,
-    )
-    .map_err(|source| LinkError::Refused {
-        action: format!("have {device} accept router advertisements"),
-        source,
-    })
 }
 
 fn journal_error(journal: &Journal) -> impl FnOnce(io::Error) -> DeviceError {

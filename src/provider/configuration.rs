@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// The configuration of one tunnel.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct TunnelConfiguration {
+    /// It may be started (`isEnabled`).
+    pub enabled: bool,
     /// The kind of provider, as it is registered with the host (`providerBundleIdentifier`).
     pub provider: String,
     /// For people.
@@ -23,6 +25,34 @@ pub struct TunnelConfiguration {
     pub routing: RoutingPolicy,
     /// The session ends when the machine sleeps.
     pub disconnect_on_sleep: bool,
+    /// Of the tunnels of one group only one is up; the one that is started last takes the place of
+    /// the other.
+    pub exclusive_group: Option<String>,
+}
+
+impl Default for TunnelConfiguration {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            provider: String::new(),
+            description: String::new(),
+            server: String::new(),
+            vendor: BTreeMap::new(),
+            routing: RoutingPolicy::default(),
+            disconnect_on_sleep: false,
+            exclusive_group: None,
+        }
+    }
+}
+
+impl TunnelConfiguration {
+    /// An enabled tunnel of this kind of provider.
+    pub fn new(provider: impl Into<String>) -> Self {
+        Self {
+            provider: provider.into(),
+            ..Self::default()
+        }
+    }
 }
 
 /// What goes through a tunnel, whatever other routes say. All off is the usual.

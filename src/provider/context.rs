@@ -63,28 +63,39 @@ struct Inner {
     /// Calls of `recv_batch` that wait.
     readers_waiting: Arc<AtomicUsize>,
     status: watch::Sender<SessionStatus>,
+    /// Hears of each change of the status, in order.
+    observer: Observer,
     stopping: watch::Sender<Option<StopReason>>,
     failure: Mutex<Option<ProviderError>>,
     carrier: Mutex<bool>,
 }
+
+/// Called with each new status, while nothing else can change it.
+pub(crate) type Observer = Box<dyn Fn(SessionStatus) + Send + Sync>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ProviderContext {
-    pub(super) fn new(tunnel: String, run_dir: &Path, configuration: TunnelConfiguration) -> Self {
+    pub(crate) fn new(
+        tunnel: String,
+        run_dir: &Path,
+        configuration: Arc<TunnelConfiguration>,
+        observer: Observer,
+    ) -> Self {
         let inner = Inner {
             network: tokio::sync::Mutex::new(Network::new(run_dir, &tunnel)),
             tunnel,
-            configuration: watch::Sender::new(Arc::new(configuration)),
+            configuration: watch::Sender::new(configuration),
             settings_calls: AtomicU64::new(0),
             info: Mutex::default(),
             queue: watch::Sender::new(None),
             queues: Mutex::default(),
             reader_taken: Mutex::default(),
             readers_waiting: Arc::default(),
-            status: watch::Sender::new(SessionStatus::Connecting),
+            status: watch::Sender::new(SessionStatus::Disconnected),
+            observer,
             stopping: watch::Sender::new(None),
             failure: Mutex::default(),
             carrier: Mutex::default(),
@@ -123,10 +134,8 @@ impl ProviderContext {
             self.check_addressing(settings)?;
         }
         let call = self.inner.settings_calls.fetch_add(1, Ordering::Relaxed) + 1;
-        let is_overtaken = || {
-            self.inner.settings_calls.load(Ordering::Relaxed) != call
-                || self.inner.stopping.borrow().is_some()
-        };
+        let is_overtaken =
+            || self.inner.settings_calls.load(Ordering::Relaxed) != call || self.is_stopping();
         let mut network = self.inner.network.lock().await;
         if is_overtaken() {
             return Err(SettingsError::Canceled);
@@ -276,14 +285,12 @@ impl ProviderContext {
         } else {
             SessionStatus::Connected
         };
-        self.inner.status.send_if_modified(|status| {
-            let counts = matches!(
+        self.change_status(wanted, |status| {
+            matches!(
                 status,
                 SessionStatus::Connected | SessionStatus::Reasserting
-            );
-            counts && std::mem::replace(status, wanted) != wanted
-        });
-        *self.inner.status.borrow() == wanted
+            )
+        })
     }
 
     /// Plugs the interface's cable in or out, as its users see it.
@@ -338,14 +345,33 @@ impl ProviderContext {
         })
     }
 
+    pub(super) fn is_stopping(&self) -> bool {
+        self.inner.stopping.borrow().is_some()
+    }
+
     pub(super) fn set_status(&self, status: SessionStatus) {
-        if self.inner.status.send_replace(status) != status {
-            debug!(
-                tunnel = self.inner.tunnel,
-                status = status.name(),
-                "session status"
-            );
-        }
+        self.change_status(status, |_| true);
+    }
+
+    /// False if the status that is does not `allow` another one.
+    fn change_status(&self, wanted: SessionStatus, allow: impl Fn(SessionStatus) -> bool) -> bool {
+        let mut allowed = false;
+        self.inner.status.send_if_modified(|status| {
+            allowed = allow(*status);
+            let changes = allowed && *status != wanted;
+            if changes {
+                *status = wanted;
+                let (tunnel, status) = (&self.inner.tunnel, wanted.name());
+                debug!(tunnel, status, "session status");
+                (self.inner.observer)(wanted);
+            }
+            changes
+        });
+        allowed
+    }
+
+    pub(crate) fn set_configuration(&self, configuration: Arc<TunnelConfiguration>) {
+        self.inner.configuration.send_replace(configuration);
     }
 
     pub(super) fn take_failure(&self) -> Option<ProviderError> {

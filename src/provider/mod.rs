@@ -2,7 +2,7 @@
 //! Ethernet tunnel providers: the lifecycle of Apple's `NEEthernetTunnelProvider`, on Linux.
 //!
 //! A provider is a value with two callbacks, [`start`](EthernetTunnelProvider::start) and
-//! [`stop`](EthernetTunnelProvider::stop). The [`Host`] calls them and owns everything else: the
+//! [`stop`](EthernetTunnelProvider::stop). A [`Session`] calls them and owns everything else: the
 //! states, the deadlines, the TAP and its removal. In between the provider talks to the host through
 //! its [`ProviderContext`]: it asks for an interface with
 //! [`set_network_settings`](ProviderContext::set_network_settings), takes the frames, and reports
@@ -19,19 +19,20 @@
 mod configuration;
 mod context;
 mod flow;
-mod host;
 mod network;
+mod session;
 mod settings;
 
 use std::{collections::BTreeMap, error::Error, pin::Pin};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 pub use self::{
     configuration::{RoutingPolicy, TunnelConfiguration},
     context::{Interface, ProviderContext},
     flow::{FlowError, FrameReader, FrameWriter, SendReport},
-    host::{Deadlines, Host, HostHandle, SessionEnd, SessionError},
+    session::{Deadlines, Session, SessionEnd, SessionError, SessionHandle},
     settings::{
         Addressing, Applied, DnsOutcome, DnsProtocol, DnsSettings, EthernetTunnelSettings,
         IpSettings, Ipv4Settings, Ipv6Settings, ProxyOutcome, ProxyServer, ProxySettings, Route,
@@ -82,7 +83,8 @@ pub trait EthernetTunnelProvider: Send + Sync + 'static {
 }
 
 /// How and by whom a session was started.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
 pub struct StartOptions {
     /// From whoever started it; `None` unless an application did.
     pub options: Option<BTreeMap<String, String>>,
@@ -91,7 +93,8 @@ pub struct StartOptions {
 }
 
 /// Who started a session.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum StartSource {
     /// A program or a person.
@@ -101,10 +104,13 @@ pub enum StartSource {
     OnDemand,
     /// The service manager.
     System,
+    /// The machine came up.
+    Boot,
 }
 
 /// Why a session is stopped; numbers and order as in `NEProviderStopReason`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 #[repr(u8)]
 pub enum StopReason {
@@ -147,7 +153,8 @@ pub enum StopReason {
 }
 
 /// The state of a session; numbers as in `NEVPNStatus`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 #[repr(u8)]
 pub enum SessionStatus {

@@ -36,7 +36,7 @@ use crate::{
         lock::{LockError, RunLock},
     },
     provider::{
-        Deadlines, Host, HostHandle, SessionEnd, SessionError, StartOptions, StartSource,
+        Deadlines, Session, SessionEnd, SessionError, SessionHandle, StartOptions, StartSource,
         StopReason,
     },
 };
@@ -101,20 +101,20 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     let (requests_in, requests) = mpsc::channel(REQUESTS);
     let server = tokio::spawn(server.serve(requests_in));
 
-    let host = Host::new(
+    let session = Session::new(
         Arc::new(TunnelProvider::new(config)),
         name.clone(),
         run_dir,
         Deadlines::default(),
     );
-    let signals = tokio::spawn(stop_on_signal(host.handle()));
+    let signals = tokio::spawn(stop_on_signal(session.handle()));
     let (ended_in, ended) = oneshot::channel();
-    let answers = tokio::spawn(answer(host.handle(), requests, ended));
+    let answers = tokio::spawn(answer(session.handle(), requests, ended));
     let options = StartOptions {
         options: None,
         source: StartSource::System,
     };
-    let end = host.run(options, || tell_ready(&name)).await;
+    let end = session.run(options, || tell_ready(&name)).await;
     signals.abort();
     notify_systemd(&[sd_notify::NotifyState::Stopping]);
 
@@ -148,7 +148,7 @@ fn notify_systemd(state: &[sd_notify::NotifyState<'_>]) {
 
 /// Answers the control socket until the session has `ended`.
 async fn answer(
-    host: HostHandle,
+    host: SessionHandle,
     mut requests: mpsc::Receiver<(Request, oneshot::Sender<Reply>)>,
     mut ended: oneshot::Receiver<()>,
 ) {
@@ -174,7 +174,7 @@ async fn answer(
     }
 }
 
-async fn show(host: &HostHandle) -> Reply {
+async fn show(host: &SessionHandle) -> Reply {
     let answer = host.send_message(Bytes::from_static(status::SHOW)).await;
     let status = answer.and_then(|json| serde_json::from_slice(&json).ok());
     match status {
@@ -189,7 +189,7 @@ async fn show(host: &HostHandle) -> Reply {
 }
 
 /// A terminal that is closed ends the tunnel too, unless it was started with `nohup`.
-async fn stop_on_signal(host: HostHandle) {
+async fn stop_on_signal(host: SessionHandle) {
     let (Ok(mut terminate), Ok(mut interrupt)) = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),

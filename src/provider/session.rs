@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Runs one session of one provider, from start to the removal of everything it set up.
+//! One session of one provider, from start to the removal of everything it set up.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{task::JoinHandle, time::timeout};
@@ -34,8 +34,8 @@ impl Default for Deadlines {
     }
 }
 
-/// Hosts one session.
-pub struct Host {
+/// One session of one provider, and the host of its callbacks.
+pub struct Session {
     provider: Arc<dyn EthernetTunnelProvider>,
     context: ProviderContext,
     deadlines: Deadlines,
@@ -43,7 +43,7 @@ pub struct Host {
 
 /// Stops a session, or talks to its provider, from outside.
 #[derive(Clone)]
-pub struct HostHandle {
+pub struct SessionHandle {
     provider: Arc<dyn EthernetTunnelProvider>,
     context: ProviderContext,
 }
@@ -78,29 +78,52 @@ pub enum SessionError {
     GaveUp,
 }
 
-impl Host {
+impl SessionError {
+    const fn reason(&self) -> StopReason {
+        match self {
+            Self::NoSettings => StopReason::ConfigurationFailed,
+            Self::StartDeadline(_) => StopReason::ConnectionFailed,
+            Self::Provider(_) | Self::Panicked | Self::GaveUp => StopReason::ProviderFailed,
+        }
+    }
+}
+
+impl Session {
     /// A session of `provider`, not started. Run-time state lies in `run_dir` under the name
     /// `tunnel`.
     pub fn new(
         provider: Arc<dyn EthernetTunnelProvider>,
         tunnel: impl Into<String>,
-        run_dir: impl Into<PathBuf>,
+        run_dir: impl AsRef<Path>,
+        deadlines: Deadlines,
+    ) -> Self {
+        let configuration = Arc::new(TunnelConfiguration::default());
+        let observer = Box::new(|_| {});
+        let context =
+            ProviderContext::new(tunnel.into(), run_dir.as_ref(), configuration, observer);
+        Self {
+            provider,
+            context,
+            deadlines,
+        }
+    }
+
+    /// The same for a tunnel of a host, which follows each change of its status.
+    pub(crate) fn hosted(
+        provider: Arc<dyn EthernetTunnelProvider>,
+        context: ProviderContext,
         deadlines: Deadlines,
     ) -> Self {
         Self {
             provider,
-            context: ProviderContext::new(
-                tunnel.into(),
-                &run_dir.into(),
-                TunnelConfiguration::default(),
-            ),
+            context,
             deadlines,
         }
     }
 
     /// A handle for others.
-    pub fn handle(&self) -> HostHandle {
-        HostHandle {
+    pub fn handle(&self) -> SessionHandle {
+        SessionHandle {
             provider: self.provider.clone(),
             context: self.context.clone(),
         }
@@ -110,11 +133,14 @@ impl Host {
     pub async fn run(self, options: StartOptions, ready: impl FnOnce()) -> SessionEnd {
         self.context.set_status(SessionStatus::Connecting);
         let start_error = self.start(options).await.err();
-        if start_error.is_none() {
-            self.context.set_status(SessionStatus::Connected);
-            ready();
-        } else {
-            self.context.begin_stop(StopReason::ProviderFailed);
+        match &start_error {
+            Some(error) => drop(self.context.begin_stop(error.reason())),
+            // Whoever stopped it meanwhile does not hear that it is up.
+            None if self.context.is_stopping() => {}
+            None => {
+                self.context.set_status(SessionStatus::Connected);
+                ready();
+            }
         }
         let reason = self.context.cancelled().await;
         self.context.set_status(SessionStatus::Disconnecting);
@@ -177,7 +203,7 @@ impl Host {
     }
 }
 
-impl HostHandle {
+impl SessionHandle {
     /// Stops the session; the first reason counts.
     pub fn stop(&self, reason: StopReason) {
         self.context.begin_stop(reason);
@@ -192,6 +218,11 @@ impl HostHandle {
             error!(%failure, "the provider failed over a message");
             None
         })
+    }
+
+    /// The configuration is another one now; the provider sees it at once.
+    pub fn configure(&self, configuration: Arc<TunnelConfiguration>) {
+        self.context.set_configuration(configuration);
     }
 
     /// The state of the session.

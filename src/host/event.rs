@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a host tells (`NEVPNStatusDidChange`, `NEVPNConfigurationChange`).
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use crate::provider::{SessionStatus, StopReason};
+
+/// The number of a start: all events of one session carry the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Attempt(pub u64);
+
+/// Something that happened to a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Event {
+    /// Which.
+    pub tunnel: String,
+    /// In which of its sessions; `None` if it was to the tunnel itself.
+    pub attempt: Option<Attempt>,
+    /// What.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", content = "value", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum EventKind {
+    /// The status is another one.
+    Status(SessionStatus),
+    /// The session is over, and everything of it gone.
+    Ended {
+        /// Why.
+        reason: StopReason,
+        /// The error behind it, unless somebody just asked.
+        error: Option<String>,
+    },
+    /// The configuration is another one.
+    Configured {
+        /// Its number.
+        generation: u64,
+    },
+    /// The tunnel was removed.
+    Removed,
+}
+
+/// Events, from when it was asked for.
+pub struct Events {
+    receiver: broadcast::Receiver<Event>,
+}
+
+/// The listener was too slow: this many events are lost. Look at the states again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} events were lost; look at the states again")]
+pub struct Lagged(pub u64);
+
+impl Events {
+    pub(super) fn new(receiver: broadcast::Receiver<Event>) -> Self {
+        Self { receiver }
+    }
+
+    /// The next event; `None` when the host is gone.
+    ///
+    /// # Errors
+    /// [`Lagged`] once after events were lost.
+    pub async fn next(&mut self) -> Option<Result<Event, Lagged>> {
+        match self.receiver.recv().await {
+            Ok(event) => Some(Ok(event)),
+            Err(RecvError::Lagged(lost)) => Some(Err(Lagged(lost))),
+            Err(RecvError::Closed) => None,
+        }
+    }
+}

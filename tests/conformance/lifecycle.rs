@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Sessions: start, stop, cancel, and what comes between.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use patchcord::{
+    host::{EventKind, HostError},
+    provider::{
+        ProviderError, SessionStatus, SessionStatus::*, SettingsError, StartOptions, StartSource,
+        StopReason,
+    },
+};
+
+use crate::kit::{Script, connect, host, in_namespace, next, port, until_end};
+
+#[test]
+fn check_01_a_session_is_connected_only_after_its_settings() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script::plain());
+        let host = host(&directory, &script);
+        let mut events = host.events();
+        host.start("a", StartOptions::default()).unwrap();
+        assert_eq!(next(&mut events, "a").await, EventKind::Status(Connecting));
+        assert_eq!(next(&mut events, "a").await, EventKind::Status(Connected));
+        assert!(script.context().interface().is_some());
+        host.stop("a", StopReason::UserInitiated).await.unwrap();
+
+        let script = Arc::new(Script::new(|_, _| async { Ok(()) }));
+        let host = crate::kit::host(&directory, &script);
+        let mut events = host.events();
+        host.start("a", StartOptions::default()).unwrap();
+        let (statuses, reason, error) = until_end(&mut events, "a").await;
+        assert_eq!(statuses, [Connecting, Disconnecting, Disconnected]);
+        assert_eq!(reason, StopReason::ConfigurationFailed);
+        assert!(error.unwrap().contains("without network settings"));
+    });
+}
+
+#[test]
+fn check_02_a_failed_start_keeps_its_error() {
+    in_namespace(|directory| async move {
+        let script = Script::new(|_, _| async { Err(ProviderError::new("no server")) });
+        let script = Arc::new(script);
+        let host = host(&directory, &script);
+        let mut events = host.events();
+        host.start("a", StartOptions::default()).unwrap();
+        let (statuses, reason, error) = until_end(&mut events, "a").await;
+        assert_eq!(statuses, [Connecting, Disconnecting, Disconnected]);
+        assert_eq!(reason, StopReason::ProviderFailed);
+        assert_eq!(error.as_deref(), Some("no server"));
+        let view = host.view("a").unwrap();
+        assert_eq!(view.last_disconnect_error.as_deref(), Some("no server"));
+        assert_eq!(script.stops(), [StopReason::ProviderFailed]);
+    });
+}
+
+#[test]
+fn check_03_options_arrive_unchanged() {
+    in_namespace(|directory| async move {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let noted = seen.clone();
+        let script = Script::new(move |_, options| {
+            noted.lock().unwrap().push(options);
+            async { Err(ProviderError::new("enough")) }
+        });
+        let host = host(&directory, &Arc::new(script));
+        let mut events = host.events();
+        let app = StartOptions {
+            options: Some(BTreeMap::from([("user".to_owned(), "ü".to_owned())])),
+            source: StartSource::App,
+        };
+        let by = |source| StartOptions {
+            options: None,
+            source,
+        };
+        let all = [app, by(StartSource::OnDemand), by(StartSource::Boot)];
+        for options in &all {
+            host.start("a", options.clone()).unwrap();
+            until_end(&mut events, "a").await;
+        }
+        assert_eq!(*seen.lock().unwrap(), all);
+    });
+}
+
+#[test]
+fn check_04_a_stop_during_start_ends_the_start() {
+    in_namespace(|directory| async move {
+        let heard = Arc::new(Mutex::new(None));
+        let noted = heard.clone();
+        let script = Script::new(move |context, _| {
+            let noted = noted.clone();
+            async move {
+                context.set_network_settings(Some(port("tap-a"))).await?;
+                let reason = context.cancelled().await;
+                *noted.lock().unwrap() = Some(reason);
+                std::future::pending().await
+            }
+        });
+        let script = Arc::new(script);
+        let host = host(&directory, &script);
+        let mut events = host.events();
+        host.start("a", StartOptions::default()).unwrap();
+        assert_eq!(next(&mut events, "a").await, EventKind::Status(Connecting));
+        let has_interface = || {
+            let contexts = script.contexts.lock().unwrap();
+            contexts
+                .last()
+                .is_some_and(|context| context.interface().is_some())
+        };
+        while !has_interface() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        host.stop("a", StopReason::UserInitiated).await.unwrap();
+        let (statuses, reason, error) = until_end(&mut events, "a").await;
+        assert_eq!(statuses, [Disconnecting, Disconnected]);
+        assert_eq!((reason, error), (StopReason::UserInitiated, None));
+        assert_eq!(*heard.lock().unwrap(), Some(StopReason::UserInitiated));
+        assert_eq!(script.stops(), [StopReason::UserInitiated]);
+        assert!(!crate::kit::ip("-o link").contains("tap-a"));
+    });
+}
+
+#[test]
+fn check_05_a_stop_that_hangs_is_left_behind() {
+    in_namespace(|directory| async move {
+        let script = Script {
+            hang_in_stop: true,
+            ..Script::plain()
+        };
+        let host = host(&directory, &Arc::new(script));
+        let mut events = host.events();
+        connect(&host, &mut events, "a").await;
+        let begin = Instant::now();
+        host.stop("a", StopReason::UserInitiated).await.unwrap();
+        assert!((300..1500).contains(&begin.elapsed().as_millis()));
+        assert!(!crate::kit::ip("-o link").contains("tap-a"));
+    });
+}
+
+#[test]
+fn check_06_the_first_cancel_counts() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script::plain());
+        let host = host(&directory, &script);
+        let mut events = host.events();
+        connect(&host, &mut events, "a").await;
+        let context = script.context();
+        context.cancel_tunnel(Some(ProviderError::new("first")));
+        context.cancel_tunnel(Some(ProviderError::new("second")));
+        let (_, reason, error) = until_end(&mut events, "a").await;
+        assert_eq!(reason, StopReason::ProviderFailed);
+        assert_eq!(error.as_deref(), Some("first"));
+        assert_eq!(script.stops(), [StopReason::ProviderFailed]);
+    });
+}
+
+#[test]
+fn check_07_a_panic_is_of_one_session() {
+    for panic_in in ["start", "stop", "message", "factory"] {
+        in_namespace(|directory| async move {
+            let script = Arc::new(Script {
+                panic_in,
+                ..Script::plain()
+            });
+            let builder = patchcord::host::Host::builder(directory.path());
+            let good = Arc::new(Script::plain());
+            let sibling = host(&directory, &good);
+            let mut events = sibling.events();
+            connect(&sibling, &mut events, "b").await;
+            if panic_in == "factory" {
+                let broken = builder
+                    .register(
+                        "broken",
+                        |_, _| -> Result<patchcord::tunnel::TunnelProvider, _> {
+                            panic!("a factory's panic")
+                        },
+                    )
+                    .build();
+                let configuration = patchcord::provider::TunnelConfiguration::new("broken");
+                broken.configure("a", configuration, None).unwrap();
+                let refused = broken.start("a", StartOptions::default()).unwrap_err();
+                assert!(matches!(refused, HostError::Provider(_)), "{refused}");
+                return;
+            }
+            let host = host(&directory, &script);
+            let mut own = host.events();
+            host.start("a", StartOptions::default()).unwrap();
+            if panic_in == "start" {
+                let (_, reason, error) = until_end(&mut own, "a").await;
+                assert_eq!(reason, StopReason::ProviderFailed);
+                assert!(error.unwrap().contains("panicked"));
+            } else {
+                while host.status("a") != Connected {
+                    next(&mut own, "a").await;
+                }
+                assert_eq!(host.send_message("a", "panic".into()).await.unwrap(), None);
+                let pong = host.send_message("a", "ping".into()).await.unwrap();
+                assert_eq!(pong.as_deref(), Some(&b"pong"[..]));
+                host.stop("a", StopReason::UserInitiated).await.unwrap();
+            }
+            assert_eq!(host.status("a"), Disconnected);
+            assert_eq!(sibling.status("b"), Connected);
+        });
+    }
+}
+
+#[test]
+fn check_08_each_start_makes_a_new_instance() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script::plain());
+        let host = host(&directory, &script);
+        let mut events = host.events();
+        for sessions in 1..=3 {
+            connect(&host, &mut events, "a").await;
+            let running = host.start("a", StartOptions::default()).unwrap_err();
+            assert!(matches!(running, HostError::Running { .. }), "{running}");
+            host.stop("a", StopReason::UserInitiated).await.unwrap();
+            assert_eq!(script.instances.load(Ordering::Relaxed), sessions);
+        }
+        let old = script.contexts.lock().unwrap()[0].clone();
+        assert!(
+            !old.set_reasserting(true),
+            "it belongs to a session that is over"
+        );
+        let late = old.set_network_settings(Some(port("late"))).await;
+        assert!(matches!(late, Err(SettingsError::Canceled)));
+    });
+}
+
+#[test]
+fn check_09_reasserting_counts_while_connected() {
+    in_namespace(|directory| async move {
+        let early = Arc::new(Mutex::new(None));
+        let noted = early.clone();
+        let script = Script::new(move |context, _| {
+            *noted.lock().unwrap() = Some(context.set_reasserting(true));
+            async move {
+                context.set_network_settings(Some(port("tap-a"))).await?;
+                Ok(())
+            }
+        });
+        let script = Arc::new(script);
+        let host = host(&directory, &script);
+        let mut events = host.events();
+        connect(&host, &mut events, "a").await;
+        assert_eq!(*early.lock().unwrap(), Some(false));
+        let context = script.context();
+        for reasserting in [true, true, false, false] {
+            assert!(context.set_reasserting(reasserting));
+        }
+        host.stop("a", StopReason::UserInitiated).await.unwrap();
+        let (statuses, ..) = until_end(&mut events, "a").await;
+        assert_eq!(
+            statuses,
+            [Reasserting, Connected, Disconnecting, Disconnected],
+            "an event for each change, and none without one"
+        );
+    });
+}
+
+#[test]
+fn check_10_numbers_are_apples() {
+    let reasons = [
+        StopReason::None,
+        StopReason::UserInitiated,
+        StopReason::ProviderFailed,
+        StopReason::NoNetworkAvailable,
+        StopReason::UnrecoverableNetworkChange,
+        StopReason::ProviderDisabled,
+        StopReason::AuthenticationCanceled,
+        StopReason::ConfigurationFailed,
+        StopReason::IdleTimeout,
+        StopReason::ConfigurationDisabled,
+        StopReason::ConfigurationRemoved,
+        StopReason::Superseded,
+        StopReason::UserLogout,
+        StopReason::UserSwitch,
+        StopReason::ConnectionFailed,
+        StopReason::Sleep,
+        StopReason::AppUpdate,
+        StopReason::InternalError,
+    ];
+    for (number, reason) in reasons.into_iter().enumerate() {
+        assert_eq!(reason as usize, number, "{reason:?}");
+    }
+    let statuses: [SessionStatus; 6] = [
+        Invalid,
+        Disconnected,
+        Connecting,
+        Connected,
+        Reasserting,
+        Disconnecting,
+    ];
+    for (number, status) in statuses.into_iter().enumerate() {
+        assert_eq!(status as usize, number, "{status:?}");
+    }
+}
+
+#[test]
+fn check_10_what_takes_too_long_failed_to_connect() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script::new(|_, _| std::future::pending()));
+        let host = host(&directory, &script);
+        let mut events = host.events();
+        host.start("a", StartOptions::default()).unwrap();
+        let (_, reason, error) = until_end(&mut events, "a").await;
+        assert_eq!(reason, StopReason::ConnectionFailed);
+        assert!(error.unwrap().contains("did not start within 1s"));
+        assert_eq!(script.stops(), [StopReason::ConnectionFailed]);
+    });
+}
+
+#[test]
+fn check_32_two_tunnels_do_not_meet() {
+    in_namespace(|directory| async move {
+        let script = Script::new(|context, _| async move {
+            let name = format!("tap-{}", context.tunnel());
+            let mut settings = port(&name);
+            settings.ethernet_address.0[5] = name.as_bytes()[4];
+            context.set_network_settings(Some(settings)).await?;
+            context.set_carrier(true).await;
+            Ok(())
+        });
+        let script = Arc::new(script);
+        let host = host(&directory, &script);
+        let mut events = host.events();
+        connect(&host, &mut events, "a").await;
+        connect(&host, &mut events, "b").await;
+        let contexts = script.contexts.lock().unwrap().clone();
+        let [a, b] = &contexts[..] else {
+            panic!("two sessions")
+        };
+        assert_ne!(a.device_info().unwrap().mac, b.device_info().unwrap().mac);
+        let mut readers = [a, b].map(|context| context.take_reader().unwrap());
+        crate::kit::ip("addr add 10.9.0.1/24 dev tap-a");
+        // The kernel asks for 10.9.0.2 on the one that has the network, and there only.
+        let _ = std::net::UdpSocket::bind("10.9.0.1:0")
+            .unwrap()
+            .send_to(b"x", "10.9.0.2:9");
+        let mut frames = Vec::new();
+        readers[0].recv_batch(&mut frames).await.unwrap();
+        assert!(frames.iter().any(|frame| frame[12..14] == [8, 6]));
+        let silence = readers[1].recv_batch(&mut frames);
+        assert!(
+            tokio::time::timeout(Duration::from_millis(300), silence)
+                .await
+                .is_err()
+        );
+        host.stop_all(StopReason::AppUpdate).await;
+        assert_eq!(script.stops(), [StopReason::AppUpdate; 2]);
+        assert!(!crate::kit::ip("-o link").contains("tap-"));
+    });
+}

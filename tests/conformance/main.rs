@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the provider API promises, numbered: providers of our own, hosted, on real TAPs, each check
+//! in a network namespace of its own. Needs root.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
+
+mod kit;
+mod lifecycle;
+mod settings;
+mod store;

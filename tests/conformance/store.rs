@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Configurations: who changes them, and what sessions hear of it.
+
+use std::sync::Arc;
+
+use patchcord::{
+    host::{EventKind, HostError},
+    provider::{SessionStatus, StartOptions, StopReason, TunnelConfiguration},
+};
+
+use crate::kit::{Script, connect, host, in_namespace, next, until_end};
+
+#[test]
+fn check_38_changes_of_a_configuration_are_told_once_and_end_what_they_must() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script::plain());
+        let host = host(&directory, &script);
+        let mut events = host.events();
+        let generation = host.view("a").unwrap().generation;
+        let mut changed = TunnelConfiguration::new("scripted");
+        changed.description = "the office".to_owned();
+        let newer = host
+            .configure("a", changed.clone(), Some(generation))
+            .unwrap();
+        let told = next(&mut events, "a").await;
+        assert_eq!(told, EventKind::Configured { generation: newer });
+        let again = host.configure("a", changed.clone(), None).unwrap();
+        assert_eq!(again, newer, "an equal configuration is no change");
+        let stale = host.configure("a", TunnelConfiguration::default(), Some(generation));
+        assert!(matches!(stale, Err(HostError::Stale { current, .. }) if current == newer));
+
+        connect(&host, &mut events, "a").await;
+        let seen = script.context().configuration();
+        changed.server = "192.0.2.1".to_owned();
+        host.configure("a", changed.clone(), None).unwrap();
+        assert_eq!(**seen.borrow(), changed, "a running provider sees it");
+        changed.enabled = false;
+        host.configure("a", changed.clone(), None).unwrap();
+        let (_, reason, _) = until_end(&mut events, "a").await;
+        assert_eq!(reason, StopReason::ConfigurationDisabled);
+        let refused = host.start("a", StartOptions::default());
+        assert!(matches!(refused, Err(HostError::Disabled(_))));
+
+        connect(&host, &mut events, "b").await;
+        host.remove("b").unwrap();
+        assert_eq!(next(&mut events, "b").await, EventKind::Removed);
+        let (_, reason, _) = until_end(&mut events, "b").await;
+        assert_eq!(reason, StopReason::ConfigurationRemoved);
+        assert_eq!(host.status("b"), SessionStatus::Invalid);
+        assert!(matches!(host.remove("b"), Err(HostError::NoTunnel(_))));
+    });
+}
+
+#[test]
+fn check_38_of_an_exclusive_group_one_is_up() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script::plain());
+        let host = host(&directory, &script);
+        for tunnel in ["a", "b"] {
+            let mut configuration = TunnelConfiguration::new("scripted");
+            configuration.exclusive_group = Some("vpn".to_owned());
+            host.configure(tunnel, configuration, None).unwrap();
+        }
+        let (mut a, mut b) = (host.events(), host.events());
+        connect(&host, &mut a, "a").await;
+        connect(&host, &mut b, "b").await;
+        let (_, reason, _) = until_end(&mut a, "a").await;
+        assert_eq!(reason, StopReason::Superseded);
+        assert_eq!(host.status("b"), SessionStatus::Connected);
+    });
+}
