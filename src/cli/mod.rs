@@ -5,6 +5,7 @@
 //! 2 bad usage or configuration.
 
 mod bench;
+mod host;
 mod keys;
 mod logs;
 mod show;
@@ -31,6 +32,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Show(options) => show::show(&options),
         Command::Down(options) => tunnel::down(&options.target.name_or_file, &options.run_dir),
         Command::Bench(Bench::Crypto(options)) => bench::crypto(&options),
+        Command::Host(command) => host::run(command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -73,6 +75,9 @@ enum Command {
     /// Measure this machine
     #[command(subcommand)]
     Bench(Bench),
+    /// Run many tunnels in one process, and talk to it
+    #[command(subcommand, after_help = host::HELP)]
+    Host(host::HostCommand),
 }
 
 #[derive(Subcommand)]

@@ -17,7 +17,11 @@
 //!              └────────────────────────────────────────────────────────┘
 //! ```
 
+pub mod client;
+pub mod daemon;
 mod event;
+pub mod protocol;
+pub mod store;
 
 use std::{
     collections::BTreeMap,

@@ -44,6 +44,11 @@ pub fn thread_niceness() -> i32 {
     sys::thread_niceness()
 }
 
+/// The user that this process acts as.
+pub fn effective_user() -> u32 {
+    sys::effective_uid()
+}
+
 /// Keeps this process's memory, with its keys, out of core dumps.
 ///
 /// # Errors

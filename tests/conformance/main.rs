@@ -4,6 +4,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+mod daemon;
 mod kit;
 mod lifecycle;
 mod settings;

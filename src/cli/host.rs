@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `host`: the process of many tunnels, and its client.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, anyhow, bail};
+use clap::{Args, Subcommand};
+use patchcord::{
+    config::Config,
+    control::RUN_DIR,
+    host::{
+        EventKind, Host,
+        client::{Client, DEFAULT_SOCKET},
+        daemon::{self, Policy},
+        store::{ADMIN_DIR, OWN_DIR, Store},
+    },
+    provider::{ProviderError, SessionStatus, StopReason, TunnelConfiguration},
+    tunnel::TunnelProvider,
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+};
+
+use super::{Failure, logs, print};
+
+pub(super) const HELP: &str = "\
+A file NAME.toml in /etc/patchcord/tunnels.d is a tunnel of the host:
+  provider = \"patchcord\"
+  vendor.config = \"/etc/patchcord/NAME.toml\"
+
+Examples:
+  patchcord host run               run the host, with all tunnels down
+  patchcord host start office      start one, and wait until it is connected
+  patchcord host list";
+
+#[derive(Subcommand)]
+pub(super) enum HostCommand {
+    /// Run the host in the foreground
+    Run(RunOptions),
+    /// List tunnels and their states
+    List(ListOptions),
+    /// Start a tunnel and wait until it is connected
+    Start(StartArguments),
+    /// Stop a tunnel; returns when it is gone
+    Stop(Tunnel),
+    /// Send a message to a tunnel's provider and print its answer
+    Send(SendArguments),
+    /// Print what happens, one line of JSON each
+    Events(Socket),
+}
+
+#[derive(Args)]
+pub(super) struct RunOptions {
+    #[command(flatten)]
+    socket: Socket,
+    /// The administrator's configurations
+    #[arg(long, value_name = "DIR", default_value = ADMIN_DIR)]
+    tunnels: PathBuf,
+    /// The configurations that clients make
+    #[arg(long, value_name = "DIR", default_value = OWN_DIR)]
+    state: PathBuf,
+    /// Where run-time state is kept
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR, hide = true)]
+    run_dir: PathBuf,
+}
+
+#[derive(Args)]
+pub(super) struct ListOptions {
+    #[command(flatten)]
+    socket: Socket,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub(super) struct StartArguments {
+    #[command(flatten)]
+    tunnel: Tunnel,
+    /// For the provider
+    #[arg(value_name = "KEY=VALUE")]
+    options: Vec<String>,
+}
+
+#[derive(Args)]
+pub(super) struct SendArguments {
+    #[command(flatten)]
+    tunnel: Tunnel,
+    /// The message
+    message: String,
+}
+
+#[derive(Args)]
+pub(super) struct Tunnel {
+    /// The tunnel
+    #[arg(value_name = "NAME")]
+    name: String,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Args)]
+pub(super) struct Socket {
+    /// The host's socket
+    #[arg(id = "socket", long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    path: PathBuf,
+}
+
+pub(super) fn run(command: HostCommand) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        match command {
+            HostCommand::Run(options) => serve(&options).await,
+            HostCommand::List(options) => list(&options).await,
+            HostCommand::Start(arguments) => start(&arguments).await,
+            HostCommand::Stop(Tunnel { name, socket }) => {
+                Ok(connect(&socket).await?.stop(&name).await?)
+            }
+            HostCommand::Send(arguments) => send(&arguments).await,
+            HostCommand::Events(socket) => events(&socket).await,
+        }
+    })
+}
+
+async fn serve(options: &RunOptions) -> Result<(), Failure> {
+    logs::start();
+    if let Err(error) = patchcord::io::forbid_dumps() {
+        tracing::warn!(%error, "a core dump would contain private keys");
+    }
+    let path = &options.socket.path;
+    let listener = listen(path).await?;
+    let host = Host::builder(&options.run_dir)
+        .register("patchcord", tunnel_provider)
+        .build();
+    let store = Store::new(&options.tunnels, &options.state);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tracing::info!(socket = %path.display(), tunnels = %options.tunnels.display(), "host is ready");
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "cannot notify systemd");
+    }
+    let kept = Some(store.clone());
+    let outcome = tokio::select! {
+        () = daemon::serve(host.clone(), listener, Policy::default(), kept) => Ok(()),
+        fed = store.feed(&host) => fed.context("configurations cannot be watched"),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    host.stop_all(StopReason::UserInitiated).await;
+    // Somebody else may have removed it.
+    let _ = fs::remove_file(path);
+    Ok(outcome?)
+}
+
+/// The socket for everybody to connect to: what each may do is the host's to say.
+async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    if UnixStream::connect(path).await.is_ok() {
+        bail!("a host listens on {} already", path.display());
+    }
+    let bind = || {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+        Ok(listener)
+    };
+    bind().with_context(|| format!("cannot listen on {}", path.display()))
+}
+
+/// The built-in provider, of a configuration that names its file.
+fn tunnel_provider(
+    name: &str,
+    configuration: &TunnelConfiguration,
+) -> Result<TunnelProvider, ProviderError> {
+    let Some(file) = configuration
+        .vendor
+        .get("config")
+        .and_then(|file| file.as_str())
+    else {
+        let problem = format!(
+            "the configuration of `{name}` lacks vendor.config, the path of the tunnel's file"
+        );
+        return Err(ProviderError::new(problem));
+    };
+    let config =
+        Config::load(Path::new(file)).map_err(|error| ProviderError::new(error.to_string()))?;
+    Ok(TunnelProvider::new(config))
+}
+
+async fn connect(socket: &Socket) -> anyhow::Result<Client> {
+    Ok(Client::connect(&socket.path).await?)
+}
+
+async fn list(options: &ListOptions) -> Result<(), Failure> {
+    let tunnels = connect(&options.socket).await?.list().await?;
+    if options.json {
+        return Ok(print(&format!(
+            "{}\n",
+            serde_json::to_string_pretty(&tunnels)?
+        ))?);
+    }
+    let mut text = String::new();
+    for tunnel in tunnels {
+        let state = match tunnel.configuration.enabled {
+            true => tunnel.status.name(),
+            false => "disabled",
+        };
+        let error = tunnel.last_disconnect_error.unwrap_or_default();
+        writeln!(text, "{:<20} {state:<14} {error}", tunnel.tunnel)?;
+    }
+    Ok(print(&text)?)
+}
+
+async fn start(arguments: &StartArguments) -> Result<(), Failure> {
+    let name = &arguments.tunnel.name;
+    let options = arguments.options.iter().map(|option| {
+        let split = option.split_once('=');
+        split
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .ok_or(option)
+    });
+    let options = options.collect::<Result<BTreeMap<_, _>, _>>();
+    let options =
+        options.map_err(|option| Failure::Usage(format!("`{option}` is not KEY=VALUE")))?;
+    let client = connect(&arguments.tunnel.socket).await?;
+    let mut events = client.events().await?;
+    let attempt = client
+        .start(name, (!options.is_empty()).then_some(options))
+        .await?;
+    while let Some(event) = events.recv().await {
+        match event.map(|event| (event.attempt == Some(attempt)).then_some(event.kind)) {
+            Ok(Some(EventKind::Status(SessionStatus::Connected))) => return Ok(()),
+            Ok(Some(EventKind::Ended { reason, error })) => {
+                let why = error.unwrap_or_else(|| format!("{reason:?}"));
+                return Err(anyhow!("tunnel `{name}` did not start: {why}").into());
+            }
+            Ok(_) => {}
+            Err(lagged) => return Err(lagged.into()),
+        }
+    }
+    Err(anyhow!("the host is gone").into())
+}
+
+async fn send(arguments: &SendArguments) -> Result<(), Failure> {
+    let Tunnel { name, socket } = &arguments.tunnel;
+    let client = connect(socket).await?;
+    match client
+        .send_message(name, arguments.message.as_bytes())
+        .await?
+    {
+        Some(answer) => Ok(print(&format!("{}\n", String::from_utf8_lossy(&answer)))?),
+        None => Err(anyhow!("the provider of `{name}` has no answer to that").into()),
+    }
+}
+
+async fn events(socket: &Socket) -> Result<(), Failure> {
+    let mut events = connect(socket).await?.events().await?;
+    while let Some(event) = events.recv().await {
+        let line = match event {
+            Ok(event) => serde_json::to_string(&event)?,
+            Err(lagged) => format!(r#"{{"lagged":{}}}"#, lagged.0),
+        };
+        print(&format!("{line}\n"))?;
+    }
+    Err(anyhow!("the host is gone").into())
+}

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The other side of a host's socket (`NETunnelProviderManager`, `NETunnelProviderSession`).
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), patchcord::host::client::ClientError> {
+//! use patchcord::host::client::{Client, DEFAULT_SOCKET};
+//!
+//! let client = Client::connect(DEFAULT_SOCKET).await?;
+//! let mut events = client.events().await?;
+//! client.start("office", None).await?;
+//! while let Some(event) = events.recv().await {
+//!     println!("{event:?}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use serde::de::DeserializeOwned;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
+    time::timeout,
+};
+
+use super::{
+    Attempt, Event, Lagged,
+    protocol::{
+        ClientHello, Generation, HostHello, HostLine, Message, PROTOCOLS, Refusal, Request,
+        Started, TunnelInfo, Verb, from_line, to_line,
+    },
+};
+use crate::provider::TunnelConfiguration;
+
+/// Where a host listens unless it is told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/patchcord/host.sock";
+
+/// Events that may wait to be taken; the host counts those beyond.
+const EVENTS: usize = 64;
+/// For the host's hello.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A connection to a host. Clones use the same one; requests may overlap.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    next_id: AtomicU64,
+    shared: Arc<Mutex<Shared>>,
+}
+
+/// What the task that reads shares with those that ask. `None` once the connection is gone.
+#[derive(Default)]
+struct Shared {
+    gone: bool,
+    replies: BTreeMap<u64, oneshot::Sender<Result<serde_json::Value, Refusal>>>,
+    events: Option<mpsc::Sender<Result<Event, Lagged>>>,
+}
+
+/// Why a host did not do what a client asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no host listens on {}; start it with `patchcord host`", path.display())]
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The socket is not for this user.
+    #[error("this user may not use {}; run as root", path.display())]
+    PermissionDenied {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The host speaks other versions of the protocol.
+    #[error(
+        "the host is of version {version} and speaks protocol {protocols:?}; this program speaks {PROTOCOLS:?}: install the same version of both"
+    )]
+    Version {
+        /// The host's.
+        version: String,
+        /// What it speaks.
+        protocols: Vec<u32>,
+    },
+    /// The connection ended. The host may be restarting: connect again.
+    #[error("the host ended the connection; connect again")]
+    Disconnected,
+    /// The host answered something else than a host does.
+    #[error("not an answer that this version understands: {0}")]
+    BadAnswer(String),
+    /// The host refused.
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+}
+
+impl Client {
+    /// Connects to the host that listens at `path`.
+    ///
+    /// # Errors
+    /// Nobody listens, this user may not, or the host is of another version.
+    pub async fn connect(path: impl AsRef<Path>) -> Result<Self, ClientError> {
+        let path = path.as_ref();
+        let stream = UnixStream::connect(path).await.map_err(|source| {
+            let path = path.to_owned();
+            match source.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::PermissionDenied { path, source },
+                _ => ClientError::NotRunning { path, source },
+            }
+        })?;
+        let (reader, mut writer) = stream.into_split();
+        let mut reader = BufReader::new(reader);
+        let hello: HostHello = timeout(HELLO_DEADLINE, read_line(&mut reader))
+            .await
+            .map_err(|_| ClientError::Disconnected)??;
+        let protocol = PROTOCOLS
+            .iter()
+            .filter(|protocol| hello.protocols.contains(protocol))
+            .max();
+        let Some(&protocol) = protocol else {
+            return Err(ClientError::Version {
+                version: hello.version,
+                protocols: hello.protocols,
+            });
+        };
+        let hello = to_line(&ClientHello {
+            hello: "patchcord".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol,
+        });
+        writer
+            .write_all(&hello)
+            .await
+            .map_err(|_| ClientError::Disconnected)?;
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        tokio::spawn(read(reader, shared.clone()));
+        let inner = Inner {
+            writer: tokio::sync::Mutex::new(writer),
+            next_id: AtomicU64::new(1),
+            shared,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// All tunnels.
+    ///
+    /// # Errors
+    /// [`ClientError`], as of all requests.
+    pub async fn list(&self) -> Result<Vec<TunnelInfo>, ClientError> {
+        self.ask(Verb::List).await
+    }
+
+    /// One tunnel.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn view(&self, tunnel: &str) -> Result<TunnelInfo, ClientError> {
+        let tunnel = tunnel.to_owned();
+        self.ask(Verb::View { tunnel }).await
+    }
+
+    /// Starts a session; its events carry the attempt (`startTunnelWithOptions`).
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn start(
+        &self,
+        tunnel: &str,
+        options: Option<BTreeMap<String, String>>,
+    ) -> Result<Attempt, ClientError> {
+        let tunnel = tunnel.to_owned();
+        let Started { attempt } = self.ask(Verb::Start { tunnel, options }).await?;
+        Ok(attempt)
+    }
+
+    /// Ends the session, and waits until everything of it is gone (`stopTunnel`).
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn stop(&self, tunnel: &str) -> Result<(), ClientError> {
+        let tunnel = tunnel.to_owned();
+        self.ask(Verb::Stop { tunnel }).await
+    }
+
+    /// The provider's answer to a message, if it has one (`sendProviderMessage`).
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn send_message(
+        &self,
+        tunnel: &str,
+        message: &[u8],
+    ) -> Result<Option<Vec<u8>>, ClientError> {
+        let (tunnel, message) = (tunnel.to_owned(), Message(message.to_vec()));
+        let answer: Option<Message> = self.ask(Verb::Send { tunnel, message }).await?;
+        Ok(answer.map(|message| message.0))
+    }
+
+    /// Adds a tunnel or changes it, with `generation` only if nobody else did since; returns the new
+    /// generation (`saveToPreferences`).
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn configure(
+        &self,
+        tunnel: &str,
+        configuration: TunnelConfiguration,
+        generation: Option<u64>,
+    ) -> Result<u64, ClientError> {
+        let tunnel = tunnel.to_owned();
+        let verb = Verb::Configure {
+            tunnel,
+            configuration,
+            generation,
+        };
+        let Generation { generation } = self.ask(verb).await?;
+        Ok(generation)
+    }
+
+    /// Forgets a tunnel (`removeFromPreferences`).
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn remove(&self, tunnel: &str) -> Result<(), ClientError> {
+        let tunnel = tunnel.to_owned();
+        self.ask(Verb::Remove { tunnel }).await
+    }
+
+    /// What happens from now on, in the order in which it did; an `Err` says how many events were
+    /// lost because they were not taken in time. One stream for a connection: an earlier one ends.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn events(&self) -> Result<mpsc::Receiver<Result<Event, Lagged>>, ClientError> {
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        self.shared(|shared| shared.events = Some(sender));
+        self.ask::<()>(Verb::Subscribe).await?;
+        Ok(receiver)
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, ClientError> {
+        let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, reply) = oneshot::channel();
+        let is_gone = self.shared(|shared| {
+            shared.replies.insert(id, sender);
+            shared.gone
+        });
+        if is_gone {
+            return Err(ClientError::Disconnected);
+        }
+        let line = to_line(&Request { id, verb });
+        // What a host refuses it may not read to the end; its answer is there all the same.
+        let _ = self.inner.writer.lock().await.write_all(&line).await;
+        let answer = reply.await.map_err(|_| ClientError::Disconnected)?;
+        let value = answer.map_err(ClientError::Refused)?;
+        serde_json::from_value(value).map_err(|error| ClientError::BadAnswer(error.to_string()))
+    }
+
+    fn shared<T>(&self, action: impl FnOnce(&mut Shared) -> T) -> T {
+        action(
+            &mut self
+                .inner
+                .shared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The task that reads ends when the host sees the end of our writing.
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.replies.clear();
+    }
+}
+
+async fn read_line<T: DeserializeOwned>(
+    reader: &mut BufReader<OwnedReadHalf>,
+) -> Result<T, ClientError> {
+    let mut line = Vec::new();
+    match reader.read_until(b'\n', &mut line).await {
+        Ok(0) | Err(_) => Err(ClientError::Disconnected),
+        Ok(_) => from_line(&line).map_err(|error| ClientError::BadAnswer(error.to_string())),
+    }
+}
+
+/// Hands out what the host says until it says no more. Events that are not taken in time are
+/// counted, so that answers do not wait behind them.
+async fn read(mut reader: BufReader<OwnedReadHalf>, shared: Arc<Mutex<Shared>>) {
+    let mut lost = 0;
+    let with = |action: &mut dyn FnMut(&mut Shared)| {
+        action(&mut shared.lock().unwrap_or_else(PoisonError::into_inner));
+    };
+    while let Ok(line) = read_line(&mut reader).await {
+        let (id, answer) = match line {
+            HostLine::Done { id, ok } => (id, Ok(ok)),
+            HostLine::Refused {
+                id: Some(id),
+                error,
+            } => (id, Err(error)),
+            HostLine::Refused { id: None, .. } => break,
+            HostLine::Event { event } => {
+                tell(&shared, &mut lost, event);
+                continue;
+            }
+            HostLine::Lagged { lagged } => {
+                lost += lagged;
+                continue;
+            }
+            HostLine::Unknown(_) => continue,
+        };
+        let mut waiting = None;
+        with(&mut |shared| waiting = shared.replies.remove(&id));
+        if let Some(waiting) = waiting {
+            // Whoever asked may have lost interest.
+            let _ = waiting.send(answer);
+        }
+    }
+    with(&mut |shared| {
+        shared.gone = true;
+        shared.replies.clear();
+        shared.events = None;
+    });
+}
+
+fn tell(shared: &Mutex<Shared>, lost: &mut u64, event: Event) {
+    let shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(events) = &shared.events else { return };
+    if *lost > 0 && events.try_send(Err(Lagged(*lost))).is_ok() {
+        *lost = 0;
+    }
+    if *lost > 0 || matches!(events.try_send(Ok(event)), Err(TrySendError::Full(_))) {
+        *lost += 1;
+    }
+}

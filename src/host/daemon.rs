@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A host's socket: who may call, and what is answered.
+//!
+//! Trusts nobody before the kernel has said who it is. Each connection is a task of its own with
+//! bounded memory: garbage or too long a line ends that connection only, and who does not read its
+//! events loses them and is told how many.
+
+use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf, UCred},
+    },
+    sync::mpsc,
+    task::JoinSet,
+    time::timeout,
+};
+use tracing::{debug, warn};
+
+use super::{
+    Events, Host, HostError, TunnelView,
+    protocol::{
+        Access, ClientHello, Generation, HostHello, HostLine, MAX_LINE, Message, PROTOCOLS,
+        Refusal, RefusalCode, Request, Started, TunnelInfo, Verb, request_from_line, to_line,
+    },
+    store::{Store, StoreError},
+};
+use crate::provider::{StartOptions, StartSource, StopReason};
+
+/// Further clients wait in the kernel's backlog.
+const MAX_CLIENTS: usize = 64;
+/// Requests of one client that are being answered; it is not read from meanwhile.
+const MAX_REQUESTS: usize = 16;
+/// For the client's hello to arrive.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// For a line to leave; who reads nothing for that long is gone.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Who may do what. Root may do everything, and so may the user that the host runs as.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Who may look.
+    pub observe: Who,
+    /// Who may start, stop and talk to tunnels.
+    pub control: Who,
+    /// Who may add, change and remove them.
+    pub configure: Who,
+}
+
+/// Some users and groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Who {
+    /// Numbers of users.
+    pub users: BTreeSet<u32>,
+    /// Numbers of groups; what counts is the group that a client runs as.
+    pub groups: BTreeSet<u32>,
+}
+
+impl Policy {
+    fn allows(&self, client: &UCred, access: Access) -> bool {
+        let who = match access {
+            Access::Observe => &self.observe,
+            Access::Control => &self.control,
+            Access::Configure => &self.configure,
+        };
+        let (user, group) = (client.uid(), client.gid());
+        let is_ours = user == 0 || user == crate::io::effective_user();
+        is_ours || who.users.contains(&user) || who.groups.contains(&group)
+    }
+}
+
+/// Answers clients on `listener` until the future is dropped. What they configure is kept in
+/// `store`, if there is one.
+pub async fn serve(host: Host, listener: UnixListener, policy: Policy, store: Option<Store>) {
+    let (policy, store) = (Arc::new(policy), store.map(Arc::new));
+    let mut clients = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if clients.len() < MAX_CLIENTS => match accepted {
+                Ok((stream, _)) => {
+                    clients.spawn(attend(host.clone(), stream, policy.clone(), store.clone()));
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: trying at once would spin.
+                    warn!(%error, "the host's socket: accept failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = clients.join_next() => {}
+        }
+    }
+}
+
+async fn attend(host: Host, stream: UnixStream, policy: Arc<Policy>, store: Option<Arc<Store>>) {
+    let client = match stream.peer_cred() {
+        Ok(client) => client,
+        Err(error) => return debug!(%error, "a client without credentials"),
+    };
+    let conversation = Conversation::new(host, stream, client, policy, store);
+    if let Err(error) = conversation.run().await {
+        debug!(%error, pid = client.pid(), uid = client.uid(), "a client is gone");
+    }
+}
+
+struct Conversation {
+    host: Host,
+    client: UCred,
+    policy: Arc<Policy>,
+    store: Option<Arc<Store>>,
+    lines: BufReader<OwnedReadHalf>,
+    line: Vec<u8>,
+    writer: OwnedWriteHalf,
+    events: Option<Events>,
+}
+
+/// What happens next on a connection.
+enum Step {
+    Line(usize),
+    Answer(HostLine),
+    Tell(HostLine),
+}
+
+impl Conversation {
+    fn new(
+        host: Host,
+        stream: UnixStream,
+        client: UCred,
+        policy: Arc<Policy>,
+        store: Option<Arc<Store>>,
+    ) -> Self {
+        let (reader, writer) = stream.into_split();
+        Self {
+            host,
+            client,
+            policy,
+            store,
+            lines: BufReader::new(reader),
+            line: Vec::new(),
+            writer,
+            events: None,
+        }
+    }
+
+    async fn run(mut self) -> io::Result<()> {
+        self.write(&HostHello {
+            hello: "patchcord-host".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocols: PROTOCOLS.to_vec(),
+        })
+        .await?;
+        timeout(HELLO_DEADLINE, read_line(&mut self.lines, &mut self.line)).await??;
+        if let Err(error) = check_hello(&self.line) {
+            return self.write(&HostLine::Refused { id: None, error }).await;
+        }
+        self.line.clear();
+        self.converse().await
+    }
+
+    async fn converse(&mut self) -> io::Result<()> {
+        let (answers_in, mut answers) = mpsc::channel(MAX_REQUESTS);
+        let mut waiting = 0;
+        loop {
+            let step = tokio::select! {
+                Some(answer) = answers.recv() => Step::Answer(answer),
+                line = read_line(&mut self.lines, &mut self.line), if waiting < MAX_REQUESTS => {
+                    Step::Line(line?)
+                }
+                Some(line) = next_event(&mut self.events) => Step::Tell(line),
+            };
+            match step {
+                Step::Line(0) => return Ok(()),
+                Step::Line(_) => {
+                    let request = request_from_line(&self.line);
+                    self.line.clear();
+                    match request {
+                        Ok(request) if !self.policy.allows(&self.client, request.verb.access()) => {
+                            self.write(&not_authorised(request.id)).await?;
+                        }
+                        Ok(request) => {
+                            if request.verb == Verb::Subscribe {
+                                self.events = Some(self.host.events());
+                            }
+                            waiting += 1;
+                            let (host, store) = (self.host.clone(), self.store.clone());
+                            let answers = answers_in.clone();
+                            tokio::spawn(async move {
+                                let answer = answer(&host, store.as_deref(), request).await;
+                                // The client may have gone meanwhile.
+                                let _ = answers.send(answer).await;
+                            });
+                        }
+                        Err((id, error)) => {
+                            self.write(&HostLine::Refused { id, error }).await?;
+                            if id.is_none() {
+                                return Ok(());
+                            }
+                        }
+                    }
+                }
+                Step::Answer(line) => {
+                    waiting -= 1;
+                    self.write(&line).await?;
+                }
+                Step::Tell(line) => self.write(&line).await?,
+            }
+        }
+    }
+
+    async fn write(&mut self, message: &impl Serialize) -> io::Result<()> {
+        timeout(WRITE_DEADLINE, self.writer.write_all(&to_line(message))).await?
+    }
+}
+
+/// Reads up to a newline, also over several calls of which some were dropped. 0 is the end.
+async fn read_line(lines: &mut BufReader<OwnedReadHalf>, line: &mut Vec<u8>) -> io::Result<usize> {
+    let room = (MAX_LINE + 1).saturating_sub(line.len()) as u64;
+    lines.take(room).read_until(b'\n', line).await?;
+    if line.len() > MAX_LINE {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "too long a line",
+        ));
+    }
+    match line.last() {
+        Some(b'\n') | None => Ok(line.len()),
+        Some(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+async fn next_event(events: &mut Option<Events>) -> Option<HostLine> {
+    match events {
+        Some(events) => Some(match events.next().await? {
+            Ok(event) => HostLine::Event { event },
+            Err(lagged) => HostLine::Lagged { lagged: lagged.0 },
+        }),
+        None => std::future::pending().await,
+    }
+}
+
+fn check_hello(line: &[u8]) -> Result<(), Refusal> {
+    let refusal = |code, message: String| Err(Refusal { code, message });
+    match super::protocol::from_line::<ClientHello>(line) {
+        Ok(hello) if PROTOCOLS.contains(&hello.protocol) => Ok(()),
+        Ok(hello) => refusal(
+            RefusalCode::UnknownProtocol,
+            format!(
+                "this host speaks protocol {PROTOCOLS:?} and not {}; install the same version of both",
+                hello.protocol
+            ),
+        ),
+        Err(error) => refusal(RefusalCode::Malformed, format!("not a hello: {error}")),
+    }
+}
+
+fn not_authorised(id: u64) -> HostLine {
+    let message =
+        "this user may not do that; be root, or have the host's policy changed".to_owned();
+    let code = RefusalCode::NotAuthorised;
+    HostLine::Refused {
+        id: Some(id),
+        error: Refusal { code, message },
+    }
+}
+
+async fn answer(host: &Host, store: Option<&Store>, Request { id, verb }: Request) -> HostLine {
+    match perform(host, store, verb).await {
+        Ok(ok) => HostLine::Done { id, ok },
+        Err(error) => HostLine::Refused {
+            id: Some(id),
+            error,
+        },
+    }
+}
+
+async fn perform(
+    host: &Host,
+    store: Option<&Store>,
+    verb: Verb,
+) -> Result<serde_json::Value, Refusal> {
+    Ok(match verb {
+        Verb::List => json(&host.list().into_iter().map(info).collect::<Vec<_>>()),
+        Verb::View { tunnel } => json(&info(host.view(&tunnel)?)),
+        Verb::Start { tunnel, options } => {
+            let source = StartSource::App;
+            let attempt = host.start(&tunnel, StartOptions { options, source })?;
+            json(&Started { attempt })
+        }
+        Verb::Stop { tunnel } => json(&host.stop(&tunnel, StopReason::UserInitiated).await?),
+        Verb::Send { tunnel, message } => {
+            let answer = host.send_message(&tunnel, Bytes::from(message.0)).await?;
+            json(&answer.map(|bytes| Message(bytes.to_vec())))
+        }
+        Verb::Subscribe => serde_json::Value::Null,
+        Verb::Configure {
+            tunnel,
+            configuration,
+            generation,
+        } => {
+            let kept = configuration.clone();
+            let generation = host.configure(&tunnel, configuration, generation)?;
+            if let Some(store) = store {
+                store.save(&tunnel, &kept)?;
+            }
+            json(&Generation { generation })
+        }
+        Verb::Remove { tunnel } => {
+            if let Some(store) = store {
+                store.remove(&tunnel)?;
+            }
+            json(&host.remove(&tunnel)?)
+        }
+    })
+}
+
+fn json(value: &impl Serialize) -> serde_json::Value {
+    serde_json::to_value(value).expect("answers hold nothing that JSON lacks")
+}
+
+fn info(view: TunnelView) -> TunnelInfo {
+    TunnelInfo {
+        tunnel: view.tunnel,
+        configuration: (*view.configuration).clone(),
+        generation: view.generation,
+        status: view.status,
+        last_disconnect_error: view.last_disconnect_error,
+    }
+}
+
+impl From<HostError> for Refusal {
+    fn from(error: HostError) -> Self {
+        let code = match error {
+            HostError::NoTunnel(_) => RefusalCode::NoTunnel,
+            HostError::Disabled(_) => RefusalCode::Disabled,
+            HostError::Running { .. } => RefusalCode::Running,
+            HostError::NotRunning(_) => RefusalCode::NotRunning,
+            HostError::Stale { .. } => RefusalCode::Stale,
+            HostError::NoProvider { .. } | HostError::Provider(_) => RefusalCode::Configuration,
+        };
+        let message = error.to_string();
+        Self { code, message }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        let source = std::error::Error::source(&error);
+        let source = source
+            .map(|source| format!(": {source}"))
+            .unwrap_or_default();
+        Self {
+            code: RefusalCode::Configuration,
+            message: format!("{error}{source}"),
+        }
+    }
+}

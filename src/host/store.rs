@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Configurations of tunnels as files (`loadFromPreferences`, `saveToPreferences`).
+//!
+//! A file `NAME.toml` in one of two folders is the [`TunnelConfiguration`] of the tunnel NAME: the
+//! administrator's, which is only read, and the host's own, which clients write to by
+//! [`Store::save`]. The administrator's counts where both have one. Files that appear, change or go
+//! are seen at once, whoever does it.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use inotify::{Inotify, WatchMask};
+use tracing::{info, warn};
+
+use super::Host;
+use crate::provider::TunnelConfiguration;
+
+/// The administrator's folder.
+pub const ADMIN_DIR: &str = "/etc/patchcord/tunnels.d";
+/// The host's own folder.
+pub const OWN_DIR: &str = "/var/lib/patchcord/tunnels";
+
+/// An editor writes, renames and deletes in one go.
+const SETTLE: Duration = Duration::from_millis(50);
+/// The longest name of a tunnel.
+const MAX_NAME: usize = 64;
+
+/// Two folders of configurations.
+#[derive(Clone, Debug)]
+pub struct Store {
+    admin: PathBuf,
+    own: PathBuf,
+}
+
+/// Why a configuration is not stored, or not used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The file cannot be read, written or deleted.
+    #[error("{}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The file is not a configuration.
+    #[error("{}: {problem}", path.display())]
+    Malformed {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it, and where.
+        problem: String,
+    },
+    /// A tunnel cannot have this name.
+    #[error(
+        "`{0}` is no name for a tunnel: use letters, digits, `-`, `_` and `.`, {MAX_NAME} at most, the first a letter or digit"
+    )]
+    Name(String),
+    /// It is the administrator's.
+    #[error("`{0}` is configured in {ADMIN_DIR}; change it there")]
+    ReadOnly(String),
+}
+
+impl Store {
+    /// Configurations in these folders; one that does not exist has none.
+    pub fn new(admin: impl Into<PathBuf>, own: impl Into<PathBuf>) -> Self {
+        Self {
+            admin: admin.into(),
+            own: own.into(),
+        }
+    }
+
+    /// All configurations, and what is wrong with those that cannot be used.
+    pub fn load(&self) -> (BTreeMap<String, TunnelConfiguration>, Vec<StoreError>) {
+        let (mut tunnels, mut errors) = (BTreeMap::new(), Vec::new());
+        for folder in [&self.own, &self.admin] {
+            for path in files(folder, &mut errors) {
+                match read(&path) {
+                    Ok((name, configuration)) => drop(tunnels.insert(name, configuration)),
+                    Err(error) => errors.push(error),
+                }
+            }
+        }
+        (tunnels, errors)
+    }
+
+    /// Keeps a configuration over restarts. It is complete or not there, also after a crash.
+    ///
+    /// # Errors
+    /// The name is none, the administrator has a configuration for it, or the file system refuses.
+    pub fn save(&self, name: &str, configuration: &TunnelConfiguration) -> Result<(), StoreError> {
+        let path = self.own_file(name)?;
+        let text = toml::to_string(configuration).map_err(|error| StoreError::Malformed {
+            path: path.clone(),
+            problem: error.to_string(),
+        })?;
+        let new = path.with_extension("toml.new");
+        let write = || {
+            fs::create_dir_all(&self.own)?;
+            let mut options = OpenOptions::new();
+            let mut file = options
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &path)
+        };
+        write().map_err(|source| StoreError::File {
+            path: path.clone(),
+            source,
+        })
+    }
+
+    /// Forgets a configuration; one that there is not is fine.
+    ///
+    /// # Errors
+    /// As of [`save`](Self::save).
+    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.own_file(name)?;
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::File { path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn own_file(&self, name: &str) -> Result<PathBuf, StoreError> {
+        if !is_name(name) {
+            return Err(StoreError::Name(name.to_owned()));
+        }
+        let file = format!("{name}.toml");
+        if self.admin.join(&file).exists() {
+            return Err(StoreError::ReadOnly(name.to_owned()));
+        }
+        Ok(self.own.join(file))
+    }
+
+    /// Gives `host` the configurations that there are, and each change of them, until the future is
+    /// dropped. A file that cannot be used leaves the configuration before it in force.
+    ///
+    /// # Errors
+    /// When the folders cannot be made or watched.
+    pub async fn feed(&self, host: &Host) -> io::Result<()> {
+        let inotify = Inotify::init()?;
+        let changes = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::DELETE;
+        for folder in [&self.admin, &self.own] {
+            fs::create_dir_all(folder)?;
+            inotify.watches().add(folder, changes)?;
+        }
+        let mut events = inotify.into_event_stream([0; 4096])?;
+        let mut fed = self.hand_over(host, BTreeMap::new());
+        while let Some(event) = events.next().await {
+            event?;
+            // What comes meanwhile is seen by the same look.
+            tokio::time::sleep(SETTLE).await;
+            fed = self.hand_over(host, fed);
+        }
+        Ok(())
+    }
+
+    /// Returns the tunnels that the host has by this.
+    fn hand_over(
+        &self,
+        host: &Host,
+        before: BTreeMap<String, TunnelConfiguration>,
+    ) -> BTreeMap<String, TunnelConfiguration> {
+        let (mut now, errors) = self.load();
+        for error in &errors {
+            let source = std::error::Error::source(error).map(ToString::to_string);
+            warn!(%error, source, "a configuration is not used");
+        }
+        let broken = |name: &str| {
+            let file = format!("{name}.toml");
+            errors.iter().any(|error| match error {
+                StoreError::File { path, .. } | StoreError::Malformed { path, .. } => {
+                    path.ends_with(&file)
+                }
+                StoreError::Name(_) | StoreError::ReadOnly(_) => false,
+            })
+        };
+        for (name, configuration) in before {
+            if now.contains_key(&name) {
+                continue;
+            }
+            if broken(&name) {
+                now.insert(name, configuration);
+            } else if host.remove(&name).is_ok() {
+                info!(tunnel = name, "the configuration is gone");
+            }
+        }
+        for (name, configuration) in &now {
+            // Without a generation nothing is refused.
+            let _ = host.configure(name, configuration.clone(), None);
+        }
+        now
+    }
+}
+
+fn files(folder: &Path, errors: &mut Vec<StoreError>) -> Vec<PathBuf> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(source) => {
+            let path = folder.to_owned();
+            errors.push(StoreError::File { path, source });
+            return Vec::new();
+        }
+    };
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut paths: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|end| end == "toml"))
+        .collect();
+    paths.sort();
+    paths
+}
+
+fn read(path: &Path) -> Result<(String, TunnelConfiguration), StoreError> {
+    let name = path
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or_default();
+    if !is_name(name) {
+        return Err(StoreError::Name(path.display().to_string()));
+    }
+    let text = fs::read_to_string(path).map_err(|source| {
+        let path = path.to_owned();
+        StoreError::File { path, source }
+    })?;
+    let configuration = toml::from_str(&text).map_err(|error| StoreError::Malformed {
+        path: path.to_owned(),
+        problem: error.to_string().trim_end().to_owned(),
+    })?;
+    Ok((name.to_owned(), configuration))
+}
+
+fn is_name(name: &str) -> bool {
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    name.len() <= MAX_NAME
+        && name
+            .bytes()
+            .next()
+            .is_some_and(|first| first.is_ascii_alphanumeric())
+        && name.bytes().all(is_good)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_are_kept_as_files() {
+        let (admin, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = Store::new(admin.path(), own.path());
+        let mut configuration = TunnelConfiguration::new("echo");
+        configuration.routing.enforce_routes = true;
+        configuration.vendor.insert("answer".into(), 42.into());
+        store.save("office", &configuration).unwrap();
+        let (tunnels, errors) = store.load();
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(
+            tunnels,
+            BTreeMap::from([("office".to_owned(), configuration.clone())])
+        );
+
+        for name in ["", "../a", ".a", "a/b", "a b", &"a".repeat(65)] {
+            assert!(
+                matches!(store.save(name, &configuration), Err(StoreError::Name(_))),
+                "{name}"
+            );
+        }
+        fs::write(
+            admin.path().join("office.toml"),
+            "provider = \"other\"\nenabled = false\n",
+        )
+        .unwrap();
+        fs::write(admin.path().join("typo.toml"), "provder = \"echo\"\n").unwrap();
+        let (tunnels, errors) = store.load();
+        assert_eq!(
+            (
+                tunnels["office"].provider.as_str(),
+                tunnels["office"].enabled
+            ),
+            ("other", false)
+        );
+        assert!(
+            errors[0].to_string().contains("typo.toml")
+                && errors[0].to_string().contains("provder")
+        );
+        assert!(matches!(
+            store.remove("office"),
+            Err(StoreError::ReadOnly(_))
+        ));
+        fs::remove_file(admin.path().join("office.toml")).unwrap();
+        store.remove("office").unwrap();
+        store.remove("office").unwrap();
+        assert!(store.load().0.is_empty());
+    }
+}

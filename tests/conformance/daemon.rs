@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The host's socket: several clients, bad ones, old ones, and those who may not.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use patchcord::{
+    host::{
+        EventKind, Host,
+        client::{Client, ClientError},
+        daemon::{self, Policy, Who},
+        protocol::{Refusal, RefusalCode},
+        store::Store,
+    },
+    provider::{SessionStatus, StopReason, TunnelConfiguration},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    time::timeout,
+};
+
+use crate::kit::{Script, host, in_namespace, next, until_end};
+
+const NOBODY: u32 = 65_534;
+
+fn listen(host: &Host, directory: &TempDir, policy: Policy) -> PathBuf {
+    let path = directory.path().join("host.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    tokio::spawn(daemon::serve(host.clone(), listener, policy, None));
+    path
+}
+
+/// A client that says exactly this, and what it hears until the host is silent or hangs up.
+async fn say(path: &Path, lines: &[&str]) -> (Vec<String>, bool) {
+    let (reader, mut writer) = UnixStream::connect(path).await.unwrap().into_split();
+    for line in lines {
+        // The host may hang up in the middle.
+        let _ = writer.write_all(format!("{line}\n").as_bytes()).await;
+    }
+    let (mut reader, mut heard) = (BufReader::new(reader).lines(), Vec::new());
+    loop {
+        match timeout(Duration::from_millis(500), reader.next_line()).await {
+            Ok(Ok(Some(line))) => heard.push(line),
+            Ok(_) => return (heard, true),
+            Err(_) => return (heard, false),
+        }
+    }
+}
+
+const HELLO: &str = r#"{"hello":"test","version":"0","protocol":1}"#;
+
+#[test]
+fn check_37_clients_are_separate() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script::plain());
+        let host = host(&directory, &script);
+        let path = listen(&host, &directory, Policy::default());
+        let [one, other] = [(); 2].map(|()| Client::connect(&path));
+        let (one, other) = (one.await.unwrap(), other.await.unwrap());
+        let mut first = one.events().await.unwrap();
+        let mut second = other.events().await.unwrap();
+
+        let long = "x".repeat((1 << 20) + 1);
+        for garbage in ["", "{", "GET / HTTP/1.1", &long] {
+            let (heard, is_over) = say(&path, &[HELLO, garbage]).await;
+            assert!(is_over, "{heard:?}");
+        }
+        let (heard, is_over) = say(&path, &[&long]).await;
+        assert!(is_over && heard.len() <= 2, "{heard:?}");
+
+        let attempt = one.start("a", None).await.unwrap();
+        other.start("b", None).await.unwrap();
+        let running = other.start("a", None).await.unwrap_err();
+        assert!(
+            matches!(
+                &running,
+                ClientError::Refused(Refusal {
+                    code: RefusalCode::Running,
+                    ..
+                })
+            ),
+            "{running}"
+        );
+        while one.view("a").await.unwrap().status != SessionStatus::Connected {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(
+            one.send_message("a", b"ping").await.unwrap().as_deref(),
+            Some(&b"pong"[..])
+        );
+        assert_eq!(
+            one.send_message("a", b"panic").await.unwrap(),
+            None,
+            "a reply all the same"
+        );
+        one.stop("a").await.unwrap();
+        let gone = one.send_message("a", b"ping").await.unwrap_err();
+        assert!(
+            matches!(
+                &gone,
+                ClientError::Refused(Refusal {
+                    code: RefusalCode::NotRunning,
+                    ..
+                })
+            ),
+            "{gone}"
+        );
+        other.stop("b").await.unwrap();
+        assert_eq!(one.list().await.unwrap().len(), 2);
+
+        let mut seen = Vec::new();
+        loop {
+            let event = first.recv().await.unwrap().unwrap();
+            assert_eq!(
+                second.recv().await.unwrap().unwrap(),
+                event,
+                "the same order for both"
+            );
+            let is_last = event.tunnel == "b" && matches!(event.kind, EventKind::Ended { .. });
+            if event.tunnel == "a" {
+                assert_eq!(event.attempt, Some(attempt));
+            }
+            seen.push(event);
+            if is_last {
+                break;
+            }
+        }
+        assert!(seen.len() >= 10, "{seen:?}");
+    });
+}
+
+#[test]
+fn check_37_a_client_that_does_not_listen_is_told_what_it_lost() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script::plain());
+        let host = host(&directory, &script);
+        let path = listen(&host, &directory, Policy::default());
+        let client = Client::connect(&path).await.unwrap();
+        let mut events = client.events().await.unwrap();
+        let mut configuration = TunnelConfiguration::new("scripted");
+        for change in 0..500 {
+            configuration.description = format!("change {change}");
+            client
+                .configure("a", configuration.clone(), None)
+                .await
+                .unwrap();
+        }
+        // Room again, and one more event to say it with.
+        let mut heard = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            heard.push(event.unwrap());
+        }
+        assert!(heard.len() < 500);
+        client.remove("b").await.unwrap();
+        let lagged = timeout(Duration::from_secs(2), events.recv())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap_err();
+        assert_eq!(lagged.0 as usize + heard.len(), 500);
+    });
+}
+
+#[test]
+fn check_37_each_verb_is_for_those_who_may() {
+    in_namespace(|directory| async move {
+        let host = host(&directory, &Arc::new(Script::plain()));
+        let nobody = Who {
+            users: [NOBODY].into(),
+            groups: [].into(),
+        };
+        let policy = Policy {
+            observe: nobody,
+            ..Policy::default()
+        };
+        let path = listen(&host, &directory, policy);
+        let program = directory.path().join("patchcord");
+        fs::copy(env!("CARGO_BIN_EXE_patchcord"), &program).unwrap();
+        let run = |user: u32, arguments: &[&str]| {
+            let mut command = Command::new("setpriv");
+            command.args([
+                &format!("--reuid={user}"),
+                &format!("--regid={user}"),
+                "--clear-groups",
+            ]);
+            command
+                .arg(&program)
+                .arg("host")
+                .args(arguments)
+                .arg("--socket")
+                .arg(&path);
+            async move {
+                let output = tokio::task::spawn_blocking(move || command.output().unwrap())
+                    .await
+                    .unwrap();
+                (
+                    output.status.success(),
+                    String::from_utf8([output.stdout, output.stderr].concat()).unwrap(),
+                )
+            }
+        };
+        let (may_look, text) = run(NOBODY, &["list"]).await;
+        assert!(may_look && text.contains("disconnected"), "{text}");
+        for arguments in [["start", "a"], ["stop", "a"]] {
+            let (done, text) = run(NOBODY, &arguments).await;
+            assert!(!done && text.contains("may not"), "{text}");
+        }
+        let (done, text) = run(NOBODY - 1, &["list"]).await;
+        assert!(!done && text.contains("may not"), "{text}");
+        let (done, text) = run(0, &["start", "a"]).await;
+        assert!(done, "{text}");
+        assert_eq!(host.status("a"), SessionStatus::Connected);
+        host.stop_all(StopReason::UserInitiated).await;
+    });
+}
+
+#[test]
+fn check_38_files_are_configurations() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script::plain());
+        let host = host(&directory, &script);
+        let mut events = host.events();
+        let (admin, own) = (directory.path().join("etc"), directory.path().join("lib"));
+        let store = Store::new(&admin, &own);
+        let feeding = (store.clone(), host.clone());
+        tokio::spawn(async move { feeding.0.feed(&feeding.1).await });
+        while !own.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        fs::write(admin.join("c.toml"), "provider = \"scripted\"\n").unwrap();
+        assert_eq!(
+            next(&mut events, "c").await,
+            EventKind::Configured { generation: 1 }
+        );
+        crate::kit::connect(&host, &mut events, "c").await;
+        fs::write(admin.join("c.toml"), "provder = 1\n").unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(
+            host.status("c"),
+            SessionStatus::Connected,
+            "a mistake ends nothing"
+        );
+        fs::write(
+            admin.join("c.toml"),
+            "provider = \"scripted\"\ndescription = \"x\"\n",
+        )
+        .unwrap();
+        assert_eq!(
+            next(&mut events, "c").await,
+            EventKind::Configured { generation: 2 }
+        );
+        fs::remove_file(admin.join("c.toml")).unwrap();
+        assert_eq!(next(&mut events, "c").await, EventKind::Removed);
+        let (_, reason, _) = until_end(&mut events, "c").await;
+        assert_eq!(reason, StopReason::ConfigurationRemoved);
+    });
+}
+
+#[test]
+fn check_39_hosts_and_clients_of_other_versions_get_along_or_say_so() {
+    in_namespace(|directory| async move {
+        let host = host(&directory, &Arc::new(Script::plain()));
+        let path = listen(&host, &directory, Policy::default());
+        // A newer client: fields and verbs that this host does not know.
+        let (heard, is_over) = say(
+            &path,
+            &[
+                r#"{"hello":"test","version":"9","protocol":1,"colour":"blue"}"#,
+                r#"{"id":1,"verb":"teleport","to":"b"}"#,
+                r#"{"id":2,"verb":"view","tunnel":"a","depth":3}"#,
+            ],
+        )
+        .await;
+        assert!(
+            !is_over && heard[1].contains("unknown-verb") && heard[2].contains(r#""tunnel":"a""#),
+            "{heard:?}"
+        );
+        let (heard, is_over) =
+            say(&path, &[r#"{"hello":"test","version":"9","protocol":2}"#]).await;
+        assert!(
+            is_over && heard[1].contains("unknown-protocol"),
+            "{heard:?}"
+        );
+
+        // A newer host, played by the check: it knows more, and speaks the old protocol too.
+        let newer = directory.path().join("newer.sock");
+        let listener = UnixListener::bind(&newer).unwrap();
+        let play = |hello: &'static str, answer: &'static str| {
+            let listener = &listener;
+            async move {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (reader, mut writer) = stream.into_split();
+                writer
+                    .write_all(format!("{hello}\n").as_bytes())
+                    .await
+                    .unwrap();
+                let mut lines = BufReader::new(reader).lines();
+                let _hello = lines.next_line().await;
+                if let Ok(Some(_request)) = lines.next_line().await {
+                    writer
+                        .write_all(format!("{answer}\n").as_bytes())
+                        .await
+                        .unwrap();
+                }
+            }
+        };
+        let ask = async {
+            let client = Client::connect(&newer).await?;
+            client.view("a").await
+        };
+        let (info, ()) = tokio::join!(
+            ask,
+            play(
+                r#"{"hello":"patchcord-host","version":"9","protocols":[1,2],"motto":"x"}"#,
+                "{\"mood\":\"fine\"}\n{\"id\":1,\"ok\":{\"tunnel\":\"a\",\"configuration\":{\"provider\":\"x\"},\"generation\":4,\"status\":\"connected\",\"last-disconnect-error\":null,\"mood\":1}}"
+            )
+        );
+        assert_eq!(info.unwrap().generation, 4);
+        let (refused, ()) = tokio::join!(
+            Client::connect(&newer),
+            play(
+                r#"{"hello":"patchcord-host","version":"9","protocols":[2]}"#,
+                ""
+            )
+        );
+        assert!(matches!(refused, Err(ClientError::Version { .. })));
+
+        // A host that goes is noticed, and one that comes back can be connected to.
+        let socket = directory.path().join("again.sock");
+        let serve = || {
+            let listener = UnixListener::bind(&socket).unwrap();
+            tokio::spawn(daemon::serve(
+                host.clone(),
+                listener,
+                Policy::default(),
+                None,
+            ))
+        };
+        let serving = serve();
+        let client = Client::connect(&socket).await.unwrap();
+        let mut events = client.events().await.unwrap();
+        serving.abort();
+        assert!(
+            timeout(Duration::from_secs(2), events.recv())
+                .await
+                .unwrap()
+                .is_none()
+        );
+        assert!(matches!(
+            client.list().await,
+            Err(ClientError::Disconnected)
+        ));
+        let nobody = Client::connect(&socket).await;
+        assert!(matches!(nobody, Err(ClientError::NotRunning { .. })));
+        fs::remove_file(&socket).unwrap();
+        let _serving = serve();
+        let again = Client::connect(&socket).await.unwrap();
+        assert_eq!(again.list().await.unwrap().len(), 2);
+    });
+}
