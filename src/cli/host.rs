@@ -241,7 +241,7 @@ async fn start(arguments: &StartArguments) -> Result<(), Failure> {
     let attempt = client
         .start(name, (!options.is_empty()).then_some(options))
         .await?;
-    while let Some(event) = events.recv().await {
+    while let Some(event) = events.next().await {
         match event.map(|event| (event.attempt == Some(attempt)).then_some(event.kind)) {
             Ok(Some(EventKind::Status(SessionStatus::Connected))) => return Ok(()),
             Ok(Some(EventKind::Ended { reason, error })) => {
@@ -269,7 +269,7 @@ async fn send(arguments: &SendArguments) -> Result<(), Failure> {
 
 async fn events(socket: &Socket) -> Result<(), Failure> {
     let mut events = connect(socket).await?.events().await?;
-    while let Some(event) = events.recv().await {
+    while let Some(event) = events.next().await {
         let line = match event {
             Ok(event) => serde_json::to_string(&event)?,
             Err(lagged) => format!(r#"{{"lagged":{}}}"#, lagged.0),

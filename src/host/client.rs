@@ -8,7 +8,7 @@
 //! let client = Client::connect(DEFAULT_SOCKET).await?;
 //! let mut events = client.events().await?;
 //! client.start("office", None).await?;
-//! while let Some(event) = events.recv().await {
+//! while let Some(event) = events.next().await {
 //!     println!("{event:?}");
 //! }
 //! # Ok(())
@@ -116,6 +116,22 @@ pub enum ClientError {
     /// The host refused.
     #[error("{}", .0.message)]
     Refused(Refusal),
+}
+
+/// Events of a host. Keeps the connection.
+pub struct ClientEvents {
+    receiver: mpsc::Receiver<Result<Event, Lagged>>,
+    _connection: Arc<Inner>,
+}
+
+impl ClientEvents {
+    /// The next event; `None` when the host is gone. Losing the future loses no event.
+    ///
+    /// # Errors
+    /// [`Lagged`] once after events were lost.
+    pub async fn next(&mut self) -> Option<Result<Event, Lagged>> {
+        self.receiver.recv().await
+    }
 }
 
 impl Client {
@@ -257,11 +273,14 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn events(&self) -> Result<mpsc::Receiver<Result<Event, Lagged>>, ClientError> {
+    pub async fn events(&self) -> Result<ClientEvents, ClientError> {
         let (sender, receiver) = mpsc::channel(EVENTS);
         self.shared(|shared| shared.events = Some(sender));
         self.ask::<()>(Verb::Subscribe).await?;
-        Ok(receiver)
+        Ok(ClientEvents {
+            receiver,
+            _connection: self.inner.clone(),
+        })
     }
 
     async fn ask<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, ClientError> {
