@@ -4,14 +4,17 @@
 //!
 //! Each change is written down before it is made, as "from what, to what". It is undone only where
 //! the device still shows the "to": whoever changed it since has the last word. A device that the
-//! tunnel made itself needs no journal, the kernel removes it with the process. Called by `device`.
+//! tunnel made itself needs no journal, the kernel removes it with the process. Called by `device`;
+//! `routing` keeps a record of its own in the same kind of file.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::marker::PhantomData;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
@@ -127,18 +130,25 @@ fn warn_left(device: &str, error: &LinkError) {
     warn!(device, %error, source, "a change to the device is not undone");
 }
 
-/// The file of one tunnel's [`Record`].
+/// The file of one tunnel's [`Record`], or of a record of another kind.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(super) struct Journal<R = Record> {
     path: PathBuf,
+    record: PhantomData<fn() -> R>,
 }
 
 impl Journal {
     /// The journal of `tunnel` in the run directory; no file is made yet.
     pub(super) fn new(run_dir: &Path, tunnel: &str) -> Self {
-        Self {
-            path: run_dir.join(format!("{tunnel}.journal")),
-        }
+        Self::at(run_dir.join(format!("{tunnel}.journal")))
+    }
+}
+
+impl<R: Serialize + DeserializeOwned> Journal<R> {
+    /// The journal with this path; no file is made yet.
+    pub(super) fn at(path: PathBuf) -> Self {
+        let record = PhantomData;
+        Self { path, record }
     }
 
     /// Where it is.
@@ -148,7 +158,7 @@ impl Journal {
 
     /// What an earlier run left. A file that cannot be understood is reported and counts as none:
     /// guessing what to undo could harm what is not ours.
-    pub(super) fn read(&self) -> io::Result<Option<Record>> {
+    pub(super) fn read(&self) -> io::Result<Option<R>> {
         let text = match fs::read_to_string(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text?,
@@ -161,8 +171,9 @@ impl Journal {
 
     /// Replaces the file: a reader finds the old or the new record, never half of one. Not synced,
     /// because the run directory does not outlive the kernel, and neither do the changes.
-    pub(super) fn write(&self, record: &Record) -> io::Result<()> {
-        let new = self.path.with_extension("journal.new");
+    pub(super) fn write(&self, record: &R) -> io::Result<()> {
+        let mut new = self.path.clone().into_os_string();
+        new.push(".new");
         let mut options = OpenOptions::new();
         let mut file = options
             .write(true)

@@ -5,6 +5,7 @@
 //! tokio runtime. The control thread calls this, mostly through `device`; `watch` tells what others
 //! change.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -365,6 +366,31 @@ impl Links {
         Ok(messages.iter().filter_map(local_address).collect())
     }
 
+    /// The networks that this machine is in by links other than `except`; not those of loopback and
+    /// link-local addresses.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn connected_networks(
+        &self,
+        except: Option<u32>,
+    ) -> Result<BTreeSet<IpNet>, LinkError> {
+        let messages = self.handle.address().get().execute().try_collect().await;
+        let messages: Vec<_> = messages.map_err(refused(|| "list addresses".into()))?;
+        let others = messages
+            .iter()
+            .filter(|message| Some(message.header.index) != except);
+        let addresses = others.filter_map(local_address);
+        let is_network = |net: &IpNet| match net {
+            IpNet::V4(net) => !net.addr().is_loopback(),
+            IpNet::V6(net) => !net.addr().is_loopback() && !net.addr().is_unicast_link_local(),
+        };
+        Ok(addresses
+            .filter(is_network)
+            .map(|net| net.trunc())
+            .collect())
+    }
+
     async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>, LinkError> {
         let request = self.handle.address().get().set_link_index_filter(index);
         let messages = request.execute().try_collect().await;
@@ -459,7 +485,7 @@ fn refused(action: impl FnOnce() -> String) -> impl FnOnce(rtnetlink::Error) -> 
     }
 }
 
-fn io_error(error: rtnetlink::Error) -> io::Error {
+pub(super) fn io_error(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         error => io::Error::other(error),

@@ -2,7 +2,8 @@
 //! Locks against a second process on the same tunnel or the same device.
 //!
 //! A lock is a file in the run directory under `flock`: the kernel frees it with the process,
-//! however that ends. The file names its holder for the error message. `device` takes both kinds.
+//! however that ends. The file names its holder for the error message. `device` takes those of
+//! tunnels and devices, `routing` its own.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
@@ -111,6 +112,32 @@ impl DeviceLock {
         Ok(Self {
             _file: file.map_err(|refusal| refusal.into_error(held))?,
         })
+    }
+}
+
+/// One of the numbers that `routing` gives to tunnels, in the network namespace of this thread, for
+/// this process alone.
+#[derive(Debug)]
+pub(super) struct RoutingLock {
+    _file: LockFile,
+}
+
+impl RoutingLock {
+    /// Takes the lock of `number` in the run directory `dir`; None when another holder lives.
+    ///
+    /// # Errors
+    /// When the directory is not writable.
+    pub(super) fn try_acquire(dir: &Path, number: u8) -> Result<Option<Self>, LockError> {
+        let at = |source| LockError::Io {
+            path: PathBuf::from(NAMESPACE),
+            source,
+        };
+        let namespace = namespace_inode().map_err(at)?;
+        match LockFile::acquire(dir.join(format!("{namespace}-{number}.routing-lock"))) {
+            Ok(file) => Ok(Some(Self { _file: file })),
+            Err(Refusal::Held(_)) => Ok(None),
+            Err(Refusal::Io(path, source)) => Err(LockError::Io { path, source }),
+        }
     }
 }
 

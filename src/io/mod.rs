@@ -6,6 +6,7 @@
 //!   lock     no second process on a tunnel's name or on a device
 //!   journal  what must be undone after a stop, or after a kill -9
 //!   link     netlink: addresses, MTU, MAC, bridges; in `watch`, what others change
+//! routing  which destinations go through the tunnel; in the same way, `lock` and `journal`
 //! tap      frames in and out of the kernel; in `vnet`, what travels beside them
 //! udp      datagrams in and out of the network
 //! waker    waiting for both, and ending a wait
@@ -18,6 +19,7 @@
 pub mod device;
 pub mod link;
 pub mod lock;
+pub mod routing;
 mod steering;
 pub mod tap;
 pub mod udp;
@@ -26,7 +28,7 @@ pub mod waker;
 mod journal;
 mod sys;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod vnet;
 mod watch;
 

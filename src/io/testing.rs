@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the tests of `io` share: private network namespaces. They need root and iproute2, which is
+//! What the tests of `io` and of `provider` share: private network namespaces. They need root and iproute2, which is
 //! used as a second opinion on what our own netlink code does.
 
 use std::fs::File;
@@ -11,13 +11,13 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// A network namespace; it ends with this value, its sockets and its devices.
-pub(super) struct Namespace {
+pub(crate) struct Namespace {
     file: File,
 }
 
 impl Namespace {
     /// An empty namespace, in which not even `lo` is up.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let file = on_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
             File::open("/proc/thread-self/ns/net").unwrap()
@@ -26,7 +26,7 @@ impl Namespace {
     }
 
     /// Runs `work` on a thread in this namespace. What it opens stays there.
-    pub(super) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         on_thread(|| {
             setns(&self.file, CloneFlags::CLONE_NEWNET).unwrap();
             work()
@@ -34,13 +34,13 @@ impl Namespace {
     }
 
     /// A path by which other processes reach the namespace: `ip link set … netns PATH`.
-    pub(super) fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
 }
 
 /// Runs `test` on a thread in a namespace of its own.
-pub(super) fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     Namespace::new().run(test)
 }
 
@@ -50,7 +50,7 @@ fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Runs `ip ARGUMENTS` in the namespace of this thread and returns what it prints.
-pub(super) fn ip(arguments: &str) -> String {
+pub(crate) fn ip(arguments: &str) -> String {
     let output = Command::new("ip")
         .args(arguments.split_whitespace())
         .output()
@@ -62,7 +62,7 @@ pub(super) fn ip(arguments: &str) -> String {
 
 /// Waits until the kernel has acted on a carrier that was switched on: it does so in the
 /// background, and until then neither the device nor a bridge sends through it.
-pub(super) fn wait_for_carrier(name: &str) {
+pub(crate) fn wait_for_carrier(name: &str) {
     let has_carrier = || {
         ip(&format!("link show {name}"))
             .contains("LOWER_UP")
@@ -72,7 +72,7 @@ pub(super) fn wait_for_carrier(name: &str) {
 }
 
 /// Runs a future on a runtime of this thread, as the control thread does.
-pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -81,7 +81,7 @@ pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 /// Tries again for a while as long as `attempt` says None. Descriptors that a test has closed can
 /// live on for a moment in a child that another test's thread is about to start.
-pub(super) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     for _ in 0..200 {
         let outcome = attempt();
         if outcome.is_some() {

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which destinations go through the tunnel: a routing table of its own, and the rules that lead
+//! there.
+//!
+//! ```text
+//! priority  rule                                               in
+//! P         lookup main suppress_prefixlength 0                the usual mode
+//! P + 1     not fwmark M/mask lookup T                         every mode
+//! 32766     lookup main                                        the machine's own
+//! ```
+//! P, M and T are a *slot*, a set of numbers that belongs to one tunnel as long as its [`Routing`]
+//! lives. A lock file in the run directory keeps other tunnels off it, a look at the kernel's rules
+//! and tables everybody else. A tunnel begins its search with the slot that its journal names, then
+//! with one that follows from its name: so it finds the same numbers after a restart, unless
+//! somebody took them meanwhile.
+//!
+//! Rules, and routes that refuse or throw, outlive the process and the interface. They are therefore
+//! written down before they are made; the next start of the tunnel deletes those that still are as
+//! written down. Whatever others put into the table, or at the priorities, stays.
+//!
+//! Routing does not touch packet sockets: DHCP clients, which use them, work in every mode.
+//! The provider calls this when settings are applied, on the control thread.
+
+mod slot;
+mod state;
+mod tables;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use self::slot::Slot;
+use self::tables::Tables;
+use super::journal::Journal;
+use super::lock::{LockError, RoutingLock, namespace_inode};
+
+pub use self::slot::Mark;
+pub use self::state::{Family, Route, RoutingState, Rule, Target};
+
+/// Why routing is not as asked for. It is as it was before then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RoutingError {
+    /// No netlink socket.
+    #[error("cannot talk to the kernel about routes (rtnetlink)")]
+    Connect(#[source] io::Error),
+    /// The kernel refused.
+    #[error("cannot {action}")]
+    Refused {
+        /// What was attempted, with the values.
+        action: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The run directory takes no lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The journal cannot be kept.
+    #[error("cannot keep a journal in {}", path.display())]
+    Journal {
+        /// The journal file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Every slot is taken.
+    #[error(
+        "no routing table is left for this tunnel: {} run already, or other programs use their \
+         numbers (see `ip rule`)",
+        Slot::COUNT
+    )]
+    NoSlot,
+}
+
+/// What is written down.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    /// The inode of the network namespace.
+    namespace: u64,
+    slot: Slot,
+    /// What may be there; some of it may be gone, or not made yet.
+    state: RoutingState,
+}
+
+/// A slot in use.
+#[derive(Debug)]
+struct Claim {
+    slot: Slot,
+    tables: Tables,
+    _lock: RoutingLock,
+}
+
+/// The routing of one tunnel. Dropping it without [`clear`](Self::clear) leaves everything in place,
+/// until the next start of the same tunnel.
+#[derive(Debug)]
+pub struct Routing {
+    run_dir: PathBuf,
+    tunnel: String,
+    journal: Journal<Record>,
+    /// None until there is something to route.
+    claim: Option<Claim>,
+    /// Whether an earlier run may have left something.
+    leftovers: bool,
+    /// The slot of the earlier run.
+    preferred: Option<Slot>,
+}
+
+impl Routing {
+    /// The routing of `tunnel`, whose lock the caller holds; nothing is looked at yet.
+    pub fn new(run_dir: &Path, tunnel: &str) -> Self {
+        Self {
+            run_dir: run_dir.to_owned(),
+            tunnel: tunnel.to_owned(),
+            // No tunnel's name makes this the path of another journal; names may have dots.
+            journal: Journal::at(run_dir.join(format!("{tunnel}.routes-journal"))),
+            claim: None,
+            leftovers: true,
+            preferred: None,
+        }
+    }
+
+    /// Makes `wanted` the state, in the network namespace of this thread: only what differs is
+    /// touched. The first call deletes what an earlier run left, and that is all it does if there is
+    /// nothing to route.
+    ///
+    /// # Errors
+    /// When a step fails; the earlier ones are undone.
+    pub async fn apply(&mut self, wanted: &RoutingState) -> Result<(), RoutingError> {
+        self.clear_leftovers().await?;
+        if wanted.is_empty() && self.claim.is_none() {
+            return Ok(());
+        }
+        let Claim { slot, tables, .. } = self.claim().await?;
+        let (slot, tables) = (*slot, tables.clone());
+        let wanted = tables.possible(wanted);
+        let before = tables.list(slot).await?;
+        if before == wanted {
+            return Ok(());
+        }
+        self.note(slot, &before.union(&wanted))?;
+        match tables.change(slot, &before, &wanted).await {
+            Ok(()) => self.note(slot, &wanted),
+            Err(error) => {
+                self.go_back(&tables, slot, &before).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes what there was before a step failed. What cannot be made again is logged and left, with
+    /// the journal as it is.
+    async fn go_back(&self, tables: &Tables, slot: Slot, before: &RoutingState) {
+        let outcome = match tables.list(slot).await {
+            Ok(now) => tables.change(slot, &now, before).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome.and_then(|()| self.note(slot, before)) {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            warn!(tunnel = self.tunnel, %error, source, "routing cannot be put back as it was");
+        }
+    }
+
+    /// Deletes everything and gives the slot back.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn clear(&mut self) -> Result<(), RoutingError> {
+        self.apply(&RoutingState::default()).await?;
+        self.preferred = self.claim.take().map(|claim| claim.slot);
+        Ok(())
+    }
+
+    /// The mark of packets that go past this tunnel's table. It stays the same until
+    /// [`clear`](Self::clear).
+    ///
+    /// # Errors
+    /// When no slot can be had.
+    pub async fn mark(&mut self) -> Result<Mark, RoutingError> {
+        self.clear_leftovers().await?;
+        Ok(self.claim().await?.slot.mark())
+    }
+
+    async fn claim(&mut self) -> Result<&Claim, RoutingError> {
+        let claim = match self.claim.take() {
+            Some(claim) => claim,
+            None => self.find_slot().await?,
+        };
+        Ok(self.claim.insert(claim))
+    }
+
+    async fn find_slot(&self) -> Result<Claim, RoutingError> {
+        let tables = Tables::connect()?;
+        let rules = tables.rules().await?;
+        let candidates = self
+            .preferred
+            .into_iter()
+            .chain(Slot::all_for(&self.tunnel));
+        for slot in candidates {
+            // Locked before looked at: another tunnel's may be about to be filled.
+            let Some(lock) = RoutingLock::try_acquire(&self.run_dir, slot.number())? else {
+                continue;
+            };
+            if tables.is_free(slot, &rules).await? {
+                return Ok(Claim {
+                    slot,
+                    tables,
+                    _lock: lock,
+                });
+            }
+        }
+        Err(RoutingError::NoSlot)
+    }
+
+    /// Deletes what a killed process left: what is in this namespace, in a slot that nobody has now,
+    /// and as it was written down.
+    async fn clear_leftovers(&mut self) -> Result<(), RoutingError> {
+        if !self.leftovers {
+            return Ok(());
+        }
+        if let Some(record) = self.journal.read().map_err(self.journal_error())? {
+            self.preferred = Some(record.slot);
+            self.undo(&record).await?;
+            self.journal.clear().map_err(self.journal_error())?;
+        }
+        self.leftovers = false;
+        Ok(())
+    }
+
+    async fn undo(&self, record: &Record) -> Result<(), RoutingError> {
+        let (tunnel, slot) = (&self.tunnel, record.slot);
+        if record.namespace != namespace_inode().map_err(self.journal_error())? {
+            warn!(
+                tunnel,
+                "routes of an earlier run are in another network namespace, and stay"
+            );
+            return Ok(());
+        }
+        let Some(_lock) = RoutingLock::try_acquire(&self.run_dir, slot.number())? else {
+            warn!(
+                tunnel,
+                "another tunnel has the routing table of an earlier run now"
+            );
+            return Ok(());
+        };
+        let table = slot.table();
+        info!(
+            tunnel,
+            table, "deleting routes and rules that an earlier run left behind"
+        );
+        let tables = Tables::connect()?;
+        let present = tables.list(slot).await?;
+        let foreign = present.without(&record.state);
+        tables.change(slot, &present, &foreign).await
+    }
+
+    /// Writes down what there is, or is about to be.
+    fn note(&self, slot: Slot, state: &RoutingState) -> Result<(), RoutingError> {
+        if state.is_empty() {
+            return self.journal.clear().map_err(self.journal_error());
+        }
+        let record = Record {
+            namespace: namespace_inode().map_err(self.journal_error())?,
+            slot,
+            state: state.clone(),
+        };
+        self.journal.write(&record).map_err(self.journal_error())
+    }
+
+    fn journal_error(&self) -> impl Fn(io::Error) -> RoutingError + use<> {
+        let path = self.journal.path().to_owned();
+        move |source| RoutingError::Journal {
+            path: path.clone(),
+            source,
+        }
+    }
+}

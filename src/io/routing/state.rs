@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a tunnel wants of the machine's routing, as plain data: no table, priority or mark in it,
+//! these are given out by `slot`.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// All routes in the tunnel's table, and all rules that lead there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutingState {
+    /// The routes of the tunnel's table. A destination occurs once with each metric.
+    pub routes: BTreeSet<Route>,
+    /// The rules; without any the table is not used.
+    pub rules: BTreeSet<Rule>,
+}
+
+impl RoutingState {
+    /// Nothing to route.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty() && self.rules.is_empty()
+    }
+
+    /// What is in either.
+    pub(super) fn union(&self, other: &Self) -> Self {
+        Self {
+            routes: &self.routes | &other.routes,
+            rules: &self.rules | &other.rules,
+        }
+    }
+
+    /// What is in this one and not in `other`.
+    pub(super) fn without(&self, other: &Self) -> Self {
+        Self {
+            routes: &self.routes - &other.routes,
+            rules: &self.rules - &other.rules,
+        }
+    }
+
+    /// What concerns one family.
+    pub(super) fn of(&self, family: Family) -> Self {
+        let routes = self.routes.iter();
+        let rules = self.rules.iter();
+        Self {
+            routes: routes
+                .filter(|route| route.family() == family)
+                .copied()
+                .collect(),
+            rules: rules
+                .filter(|rule| rule.family() == family)
+                .copied()
+                .collect(),
+        }
+    }
+}
+
+/// IPv4 and IPv6 are routed apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of a network.
+    pub fn of(network: &IpNet) -> Self {
+        match network {
+            IpNet::V4(_) => Self::V4,
+            IpNet::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// A route of the tunnel's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Route {
+    /// Where to; the kernel takes no host bits.
+    pub destination: IpNet,
+    /// Of two routes to the same destination the one with the lower metric counts.
+    pub metric: u32,
+    /// What happens to what goes there.
+    pub target: Target,
+}
+
+impl Route {
+    /// The metric of a route that has no competitor.
+    pub const METRIC: u32 = 1024;
+    /// The metric of a route that every other one goes before.
+    pub const WORST_METRIC: u32 = u32::MAX;
+
+    pub(super) fn family(&self) -> Family {
+        Family::of(&self.destination)
+    }
+
+    /// What the kernel tells routes of one table apart by.
+    pub(super) fn key(&self) -> (IpNet, u32) {
+        (self.destination, self.metric)
+    }
+}
+
+/// What happens to what takes a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Target {
+    /// It leaves by an interface.
+    Interface {
+        /// The index of the interface.
+        index: u32,
+        /// The next hop; None where the destination itself is on the link.
+        gateway: Option<IpAddr>,
+        /// The next hop is on the link although no address of the interface says so.
+        onlink: bool,
+    },
+    /// The tunnel's table does not count: the rules after its own decide.
+    Throw,
+    /// It is refused.
+    Unreachable,
+}
+
+/// A rule, before those of the machine itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Rule {
+    /// The routes of the machine go first, but for its default routes:
+    /// `lookup main suppress_prefixlength 0`.
+    MainButDefault(Family),
+    /// What does not have the tunnel's mark goes by the tunnel's table: `not fwmark M lookup T`.
+    Unmarked(Family),
+}
+
+impl Rule {
+    pub(super) fn family(&self) -> Family {
+        match self {
+            Self::MainButDefault(family) | Self::Unmarked(family) => *family,
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.target {
+            Target::Interface { index, gateway, .. } => {
+                write!(f, "route {} on link {index}", self.destination)?;
+                gateway.map_or(Ok(()), |gateway| write!(f, " by {gateway}"))
+            }
+            Target::Throw => write!(f, "route throw {}", self.destination),
+            Target::Unreachable => write!(f, "route unreachable {}", self.destination),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = match self.family() {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        };
+        match self {
+            Self::MainButDefault(_) => write!(f, "{family} rule for the main table"),
+            Self::Unmarked(_) => write!(f, "{family} rule for what has no mark"),
+        }
+    }
+}
