@@ -84,10 +84,12 @@ impl ProviderContext {
         configuration: Arc<TunnelConfiguration>,
         observer: Observer,
     ) -> Self {
+        let configuration = watch::Sender::new(configuration);
+        let network = Network::new(run_dir, &tunnel, configuration.subscribe());
         let inner = Inner {
-            network: tokio::sync::Mutex::new(Network::new(run_dir, &tunnel)),
+            network: tokio::sync::Mutex::new(network),
             tunnel,
-            configuration: watch::Sender::new(configuration),
+            configuration,
             settings_calls: AtomicU64::new(0),
             info: Mutex::default(),
             queue: watch::Sender::new(None),

@@ -20,6 +20,7 @@ mod configuration;
 mod context;
 mod flow;
 mod network;
+mod routes;
 mod session;
 mod settings;
 

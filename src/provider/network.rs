@@ -6,16 +6,25 @@
 //! what was lost, and going back after a failure is the same with the earlier settings.
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use ipnet::IpNet;
+use tokio::sync::watch;
 use tracing::warn;
 
-use super::{Applied, DnsOutcome, EthernetTunnelSettings, Interface, ProxyOutcome, SettingsError};
+use super::{
+    Applied, DnsOutcome, EthernetTunnelSettings, Interface, ProxyOutcome, RoutingPolicy,
+    SettingsError, TunnelConfiguration,
+    routes::{needs_local_networks, routing_state},
+};
 use crate::io::{
-    device::{Device, DeviceInfo, DeviceRequest, Ipv6Mode},
+    device::{Device, DeviceError, DeviceInfo, DeviceRequest, Ipv6Mode},
+    link::Links,
+    routing::Routing,
     tap::{Offloads, TapQueue},
 };
 
@@ -24,6 +33,7 @@ pub(super) struct Network {
     run_dir: PathBuf,
     tunnel: String,
     device: Option<Device>,
+    routes: Routes,
     /// What is in force; `None` before the first settings and after they were cleared.
     settings: Option<EthernetTunnelSettings>,
 }
@@ -32,11 +42,19 @@ pub(super) struct Network {
 pub(super) type Queues = Vec<Arc<TapQueue>>;
 
 impl Network {
-    pub(super) fn new(run_dir: &Path, tunnel: &str) -> Self {
+    pub(super) fn new(
+        run_dir: &Path,
+        tunnel: &str,
+        configuration: watch::Receiver<Arc<TunnelConfiguration>>,
+    ) -> Self {
         Self {
             run_dir: run_dir.to_owned(),
             tunnel: tunnel.to_owned(),
             device: None,
+            routes: Routes {
+                routing: Routing::new(run_dir, tunnel),
+                configuration,
+            },
             settings: None,
         }
     }
@@ -45,8 +63,8 @@ impl Network {
     /// when it was made.
     ///
     /// # Errors
-    /// [`SettingsError::Failed`], and then everything is as before; [`SettingsError::Canceled`], and
-    /// then it is for whoever overtook.
+    /// [`SettingsError::Failed`] or [`SettingsError::Unroutable`], and then everything is as before;
+    /// [`SettingsError::Canceled`], and then it is for whoever overtook.
     pub(super) async fn apply(
         &mut self,
         wanted: EthernetTunnelSettings,
@@ -69,8 +87,8 @@ impl Network {
             }
         };
         let device = self.device.insert(device);
-        let outcome = converge(device, &wanted, is_overtaken).await;
-        if let Err(SettingsError::Failed(_)) = outcome {
+        let outcome = converge(device, &mut self.routes, &wanted, is_overtaken).await;
+        if outcome.as_ref().is_err_and(SettingsError::is_failure) {
             self.go_back(queues.is_some()).await;
         }
         let applied = outcome?;
@@ -81,14 +99,21 @@ impl Network {
     /// Does again what somebody else undid, such as the addresses of a link that was down.
     pub(super) async fn restore(&mut self) {
         if let (Some(device), Some(settings)) = (&mut self.device, &self.settings)
-            && let Err(error) = converge(device, settings, || false).await
+            && let Err(error) = converge(device, &mut self.routes, settings, || false).await
         {
             warn!(%error, "the interface was changed by somebody else, and cannot be set up again");
         }
     }
 
+    /// Shuts off what must not leave the machine but through the tunnel, if the policy says so, while
+    /// there is no tunnel.
+    pub(super) async fn hold(&mut self) -> Result<(), SettingsError> {
+        self.routes.apply(None).await
+    }
+
     /// Takes everything away but the interface, which is down then.
     pub(super) async fn clear(&mut self) -> Result<(), SettingsError> {
+        self.hold().await?;
         if let (Some(device), Some(settings)) = (&mut self.device, self.settings.take()) {
             device.change(&cleared(&settings)).await?;
         }
@@ -98,6 +123,13 @@ impl Network {
     /// Takes everything away. Whoever holds queues of the interface keeps descriptors only.
     pub(super) async fn tear_down(&mut self) {
         self.settings = None;
+        if let Err(error) = self.routes.routing.clear().await {
+            warn!(%error, "routes of the tunnel stay until its next start");
+        }
+        self.remove_device().await;
+    }
+
+    async fn remove_device(&mut self) {
         if let Some(device) = self.device.take() {
             device.remove().await;
         }
@@ -105,14 +137,14 @@ impl Network {
 
     async fn go_back(&mut self, was_new: bool) {
         if was_new {
-            return self.tear_down().await;
+            self.remove_device().await;
         }
-        let Some(device) = &mut self.device else {
-            return;
-        };
-        let outcome = match &self.settings {
-            Some(settings) => converge(device, settings, || false).await.map(drop),
-            None => Ok(()),
+        let outcome = match (&mut self.device, &self.settings) {
+            (Some(device), Some(settings)) => {
+                let outcome = converge(device, &mut self.routes, settings, || false).await;
+                outcome.map(drop)
+            }
+            _ => self.hold().await,
         };
         if let Err(error) = outcome {
             warn!(%error, "the settings before the failed ones cannot be restored");
@@ -142,6 +174,7 @@ impl Network {
 /// The steps, each of which may find nothing to do.
 async fn converge(
     device: &mut Device,
+    routes: &mut Routes,
     wanted: &EthernetTunnelSettings,
     is_overtaken: impl Fn() -> bool,
 ) -> Result<Applied, SettingsError> {
@@ -152,11 +185,43 @@ async fn converge(
     go_on()?;
     device.change(&device_request(wanted)).await?;
     go_on()?;
+    routes.apply(Some((wanted, device.info().index))).await?;
+    go_on()?;
     Ok(Applied {
         interface: Interface::of(device.info()),
         dns: DnsOutcome::Unchanged,
         proxy: ProxyOutcome::Unchanged,
     })
+}
+
+/// The routes, with the policy that decides about them.
+struct Routes {
+    routing: Routing,
+    configuration: watch::Receiver<Arc<TunnelConfiguration>>,
+}
+
+impl Routes {
+    async fn apply(
+        &mut self,
+        tunnel: Option<(&EthernetTunnelSettings, u32)>,
+    ) -> Result<(), SettingsError> {
+        let policy = self.configuration.borrow().routing;
+        let interface = tunnel.map(|(_, index)| index);
+        let local_networks = local_networks(policy, interface).await?;
+        let wanted = routing_state(policy, tunnel, &local_networks);
+        Ok(self.routing.apply(&wanted).await?)
+    }
+}
+
+/// The networks of this machine, where the policy asks for them.
+async fn local_networks(
+    policy: RoutingPolicy,
+    interface: Option<u32>,
+) -> Result<BTreeSet<IpNet>, DeviceError> {
+    if !needs_local_networks(policy) {
+        return Ok(BTreeSet::new());
+    }
+    Ok(Links::connect()?.connected_networks(interface).await?)
 }
 
 fn device_request(settings: &EthernetTunnelSettings) -> DeviceRequest {

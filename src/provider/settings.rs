@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use patchcord_bridge::MacAddr;
 
 use super::Interface;
-use crate::io::{device::DeviceError, tap::Backend};
+use crate::io::{device::DeviceError, routing::RoutingError, tap::Backend};
 
 /// The smallest and largest MTU that a TAP takes.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65_521;
@@ -424,6 +424,9 @@ pub enum SettingsError {
     /// The kernel refused. What had been done was undone.
     #[error(transparent)]
     Failed(#[from] DeviceError),
+    /// The kernel refused a route. What had been done was undone.
+    #[error(transparent)]
+    Unroutable(#[from] RoutingError),
 }
 
 impl SettingsError {
@@ -432,8 +435,13 @@ impl SettingsError {
         match self {
             Self::Invalid { .. } => 1,
             Self::Canceled => 2,
-            Self::Failed(_) => 3,
+            Self::Failed(_) | Self::Unroutable(_) => 3,
         }
+    }
+
+    /// Whether it was tried, and did not work.
+    pub(super) const fn is_failure(&self) -> bool {
+        matches!(self, Self::Failed(_) | Self::Unroutable(_))
     }
 }
 
