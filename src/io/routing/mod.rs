@@ -24,6 +24,8 @@
 mod slot;
 mod state;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -100,6 +100,16 @@ impl Route {
         Family::of(&self.destination)
     }
 
+    pub(super) fn is_direct(&self) -> bool {
+        !matches!(
+            self.target,
+            Target::Interface {
+                gateway: Some(_),
+                ..
+            }
+        )
+    }
+
     /// What the kernel tells routes of one table apart by.
     pub(super) fn key(&self) -> (IpNet, u32) {
         (self.destination, self.metric)

@@ -138,7 +138,11 @@ impl Tables {
         let is_in = |state: &RoutingState, route: &Route| {
             state.routes.iter().any(|other| other.key() == route.key())
         };
-        for route in to.routes.difference(&from.routes) {
+        // The kernel wants a gateway on the link, and looks for it in this table, too.
+        let new_routes = to.routes.difference(&from.routes);
+        let (direct, by_gateway): (Vec<_>, Vec<_>) =
+            new_routes.partition(|route| route.is_direct());
+        for route in direct.into_iter().chain(by_gateway) {
             self.add_route(slot, route, is_in(from, route)).await?;
         }
         for rule in to.rules.difference(&from.rules) {
