@@ -211,7 +211,10 @@ impl ProviderContext {
                     } if index == own => {
                         inner.network.lock().await.restore().await;
                     }
-                    _ => {}
+                    LinkEvent::AddressesChanged => {
+                        inner.network.lock().await.follow_local_networks().await;
+                    }
+                    LinkEvent::LinkChanged { .. } => {}
                 }
             }
         });
@@ -349,6 +352,11 @@ impl ProviderContext {
 
     pub(super) fn is_stopping(&self) -> bool {
         self.inner.stopping.borrow().is_some()
+    }
+
+    /// Shuts the machine off until there is a tunnel, if the policy says so.
+    pub(super) async fn hold(&self) -> Result<(), SettingsError> {
+        self.inner.network.lock().await.hold().await
     }
 
     pub(super) fn set_status(&self, status: SessionStatus) {

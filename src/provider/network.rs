@@ -111,6 +111,13 @@ impl Network {
         self.routes.apply(None).await
     }
 
+    /// Follows the networks that this machine is in, if the policy speaks of them.
+    pub(super) async fn follow_local_networks(&mut self) {
+        if needs_local_networks(self.routes.policy()) {
+            self.restore().await;
+        }
+    }
+
     /// Takes everything away but the interface, which is down then.
     pub(super) async fn clear(&mut self) -> Result<(), SettingsError> {
         self.hold().await?;
@@ -149,6 +156,12 @@ impl Network {
         if let Err(error) = outcome {
             warn!(%error, "the settings before the failed ones cannot be restored");
         }
+    }
+
+    /// The mark of packets that go past the tunnel.
+    #[cfg(test)]
+    pub(super) async fn mark(&mut self) -> Result<crate::io::routing::Mark, SettingsError> {
+        Ok(self.routes.routing.mark().await?)
     }
 
     pub(super) fn info(&self) -> Option<&DeviceInfo> {
@@ -201,11 +214,15 @@ struct Routes {
 }
 
 impl Routes {
+    fn policy(&self) -> RoutingPolicy {
+        self.configuration.borrow().routing
+    }
+
     async fn apply(
         &mut self,
         tunnel: Option<(&EthernetTunnelSettings, u32)>,
     ) -> Result<(), SettingsError> {
-        let policy = self.configuration.borrow().routing;
+        let policy = self.policy();
         let interface = tunnel.map(|(_, index)| index);
         let local_networks = local_networks(policy, interface).await?;
         let wanted = routing_state(policy, tunnel, &local_networks);

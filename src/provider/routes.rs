@@ -178,3 +178,6 @@ fn rules(policy: RoutingPolicy, family: Family) -> impl Iterator<Item = Rule> {
     let main = (!goes_first(policy)).then_some(Rule::MainButDefault(family));
     main.into_iter().chain([Rule::Unmarked(family)])
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,8 +24,6 @@
 mod slot;
 mod state;
 mod tables;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -278,3 +276,6 @@ impl Routing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
