@@ -18,7 +18,7 @@ use bytes::Bytes;
 use nix::sched::{CloneFlags, unshare};
 use patchcord::provider::{
     BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, FlowError, ProviderContext,
-    ProviderError, Session, SessionEnd, SessionError, SessionStatus, SettingsError, StartOptions,
+    ProviderError, Route, Session, SessionEnd, SessionError, SessionStatus, SettingsError, StartOptions,
     StopReason,
 };
 use patchcord_bridge::MacAddr;
@@ -464,6 +464,75 @@ fn refused_settings_are_an_error_of_the_start() {
         let end = host.run(StartOptions::default(), || {}).await;
         let error = anyhow_chain(&end.error.unwrap());
         assert!(error.contains("br-none"), "{error}");
+    });
+}
+
+/// A provider that asks for these settings and waits for its end.
+struct Settled(EthernetTunnelSettings);
+
+impl EthernetTunnelProvider for Settled {
+    fn start<'a>(
+        &'a self,
+        context: &'a ProviderContext,
+        _: StartOptions,
+    ) -> BoxFut<'a, Result<(), ProviderError>> {
+        Box::pin(async move {
+            let settings = Some(self.0.clone());
+            context.set_network_settings(settings).await?;
+            Ok(())
+        })
+    }
+
+    fn stop<'a>(&'a self, _: &'a ProviderContext, _: StopReason) -> BoxFut<'a, ()> {
+        Box::pin(async {})
+    }
+}
+
+/// What `ip ARGUMENTS` prints.
+fn ip(arguments: &str) -> String {
+    let output = std::process::Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn rules() -> String {
+    ip("-4 rule") + &ip("-6 rule")
+}
+
+#[test]
+fn routes_come_with_the_settings_and_go_with_the_session() {
+    in_namespace(|dir| async move {
+        let before = rules();
+        let addressed = settings().with_addresses(&["10.0.0.1/24".parse().unwrap()]);
+        let mut routed = addressed.clone();
+        let ipv4 = routed.ipv4.as_mut().unwrap();
+        ipv4.included_routes.push(Route {
+            destination: "10.1.0.0/16".parse().unwrap(),
+            gateway: Some("10.0.0.2".parse().unwrap()),
+        });
+        for (settings, expected) in [(addressed, false), (routed, true)] {
+            let host = Session::new(
+                Arc::new(Settled(settings)),
+                "api",
+                dir.path(),
+                Deadlines::default(),
+            );
+            let handle = host.handle();
+            let check = || {
+                assert_eq!(rules() != before, expected);
+                if expected {
+                    let way = ip("route get 10.1.2.3");
+                    assert!(way.contains("via 10.0.0.2 dev api0"), "{way}");
+                }
+                handle.stop(StopReason::UserInitiated);
+            };
+            let end = host.run(StartOptions::default(), check).await;
+            assert!(end.error.is_none(), "{end:?}");
+            assert_eq!(rules(), before);
+        }
     });
 }
 

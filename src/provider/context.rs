@@ -125,8 +125,8 @@ impl ProviderContext {
     /// [`SettingsError::Canceled`].
     ///
     /// # Errors
-    /// [`SettingsError::Invalid`] and nothing was changed, or [`SettingsError::Failed`] and what had
-    /// been changed was changed back.
+    /// [`SettingsError::Invalid`] and nothing was changed, or [`SettingsError::Failed`] or
+    /// [`SettingsError::Unroutable`] and what had been changed was changed back.
     pub async fn set_network_settings(
         &self,
         settings: Option<EthernetTunnelSettings>,
