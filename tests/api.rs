@@ -18,8 +18,8 @@ use bytes::Bytes;
 use nix::sched::{CloneFlags, unshare};
 use patchcord::provider::{
     BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, FlowError, ProviderContext,
-    ProviderError, Route, Session, SessionEnd, SessionError, SessionStatus, SettingsError, StartOptions,
-    StopReason,
+    ProviderError, Route, Session, SessionEnd, SessionError, SessionStatus, SettingsError,
+    StartOptions, StopReason,
 };
 use patchcord_bridge::MacAddr;
 use tempfile::TempDir;

@@ -149,13 +149,12 @@ impl ProviderContext {
         };
         let outcome = network.apply(settings, is_overtaken).await;
         self.publish(&network);
-        let (applied, new_queues) = outcome?;
-        if let Some(queues) = new_queues {
+        if let (Some(queues), Some(interface)) = (network.take_new_queues(), self.interface()) {
             self.inner.queue.send_replace(queues.first().cloned());
             *lock(&self.inner.queues) = queues;
-            self.watch_interface(applied.interface.index);
+            self.watch_interface(interface.index);
         }
-        Ok(Some(applied))
+        outcome.map(Some)
     }
 
     /// Router advertisements come through the provider itself.

@@ -33,6 +33,7 @@ pub(super) struct Network {
     run_dir: PathBuf,
     tunnel: String,
     device: Option<Device>,
+    new_queues: Option<Queues>,
     routes: Routes,
     /// What is in force; `None` before the first settings and after they were cleared.
     settings: Option<EthernetTunnelSettings>,
@@ -51,6 +52,7 @@ impl Network {
             run_dir: run_dir.to_owned(),
             tunnel: tunnel.to_owned(),
             device: None,
+            new_queues: None,
             routes: Routes {
                 routing: Routing::new(run_dir, tunnel),
                 configuration,
@@ -59,8 +61,7 @@ impl Network {
         }
     }
 
-    /// Makes `wanted` the state. Asks `is_overtaken` between steps. Returns the interface's queues
-    /// when it was made.
+    /// Makes `wanted` the state. Asks `is_overtaken` between steps.
     ///
     /// # Errors
     /// [`SettingsError::Failed`] or [`SettingsError::Unroutable`], and then everything is as before;
@@ -69,7 +70,7 @@ impl Network {
         &mut self,
         wanted: EthernetTunnelSettings,
         is_overtaken: impl Fn() -> bool,
-    ) -> Result<(Applied, Option<Queues>), SettingsError> {
+    ) -> Result<Applied, SettingsError> {
         if let Some(device) = &self.device
             && device.info().name != wanted.interface_name
         {
@@ -78,22 +79,29 @@ impl Network {
                 problem: format!("the session has {} already", device.info().name),
             });
         }
-        let (device, queues) = match self.device.take() {
-            Some(device) => (device, None),
+        let was_new = self.device.is_none();
+        let device = match self.device.take() {
+            Some(device) => device,
             None => {
                 let request = device_request(&wanted);
                 let (device, queues) = Device::create(request, &self.run_dir, &self.tunnel).await?;
-                (device, Some(queues.into_iter().map(Arc::new).collect()))
+                self.new_queues = Some(queues.into_iter().map(Arc::new).collect());
+                device
             }
         };
         let device = self.device.insert(device);
         let outcome = converge(device, &mut self.routes, &wanted, is_overtaken).await;
         if outcome.as_ref().is_err_and(SettingsError::is_failure) {
-            self.go_back(queues.is_some()).await;
+            self.go_back(was_new).await;
         }
         let applied = outcome?;
         self.settings = Some(wanted);
-        Ok((applied, queues))
+        Ok(applied)
+    }
+
+    /// The interface's queues, once after it was made; also when the settings were overtaken.
+    pub(super) fn take_new_queues(&mut self) -> Option<Queues> {
+        self.new_queues.take()
     }
 
     /// Does again what somebody else undid, such as the addresses of a link that was down.
@@ -137,6 +145,7 @@ impl Network {
     }
 
     async fn remove_device(&mut self) {
+        self.new_queues = None;
         if let Some(device) = self.device.take() {
             device.remove().await;
         }

@@ -232,6 +232,30 @@ fn check_18_a_newer_call_takes_the_place_of_an_older_one() {
 }
 
 #[test]
+fn check_18_an_overtaken_first_call_loses_no_frames() {
+    in_namespace(|directory| async move {
+        let script = Script::new(|context, _| async move {
+            let calls = ["10.2.0.1/24", "10.2.0.2/24"].map(|address| {
+                let settings = port("tap-a").with_addresses(&[address.parse().unwrap()]);
+                context.set_network_settings(Some(settings))
+            });
+            let [first, second] = calls;
+            let (first, second) = tokio::join!(first, second);
+            assert!(matches!(first, Err(SettingsError::Canceled)));
+            second?;
+            Ok(())
+        });
+        let script = Arc::new(script);
+        let host = host(&directory, &script);
+        connect(&host, &mut host.events(), "a").await;
+        let context = script.context();
+        context.set_carrier(true).await;
+        let report = context.writer().try_send_batch(&[[0xff; 60]]).unwrap();
+        assert_eq!(report.accepted, 1);
+    });
+}
+
+#[test]
 fn check_19_no_settings_take_everything_but_the_interface() {
     in_namespace(|directory| async move {
         let (_host, _events, context) = session(&directory).await;
