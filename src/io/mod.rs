@@ -7,6 +7,9 @@
 //!   journal  what must be undone after a stop, or after a kill -9
 //!   link     netlink: addresses, MTU, MAC, bridges; in `watch`, what others change
 //! routing  which destinations go through the tunnel; in the same way, `lock` and `journal`
+//! path     the machine's own way out, below every tunnel; in `changes`, when to look again
+//! groups   the multicast groups of a link
+//! sockets  sockets through the tunnel, and outside of it by their `mark`
 //! tap      frames in and out of the kernel; in `vnet`, what travels beside them
 //! udp      datagrams in and out of the network
 //! waker    waiting for both, and ending a wait
@@ -17,14 +20,19 @@
 //! and netlink connections belong to the network namespace of the thread that opens them.
 
 pub mod device;
+pub mod groups;
 pub mod link;
 pub mod lock;
+pub mod mark;
+pub mod path;
 pub mod routing;
+pub mod sockets;
 mod steering;
 pub mod tap;
 pub mod udp;
 pub mod waker;
 
+mod changes;
 mod journal;
 mod sys;
 #[cfg(test)]
