@@ -415,7 +415,7 @@ fn frames_flow_both_ways_through_reader_and_writer() {
         assert!(session.await.unwrap().error.is_none());
         assert!(matches!(
             writer.try_send_batch(&[arp_request()]),
-            Err(FlowError::NotReady)
+            Err(FlowError::Closed(StopReason::UserInitiated))
         ));
         assert!(!context.set_reasserting(true));
         let late = context.set_network_settings(Some(settings())).await;

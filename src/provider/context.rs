@@ -6,7 +6,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -15,7 +15,8 @@ use tracing::{debug, warn};
 
 use super::{
     Applied, EthernetTunnelSettings, FrameReader, FrameWriter, ProviderError, SessionStatus,
-    SettingsError, StopReason, TunnelConfiguration, network::Network, settings::Addressing,
+    SettingsError, StopReason, TunnelConfiguration, flow::Flow, network::Network,
+    settings::Addressing,
 };
 use crate::io::{
     device::DeviceInfo,
@@ -55,6 +56,8 @@ struct Inner {
     /// Counts calls of `set_network_settings`: an older one gives way to a newer one.
     settings_calls: AtomicU64,
     info: Mutex<Option<DeviceInfo>>,
+    /// That of `info`, for writers.
+    mtu: Arc<AtomicU32>,
     /// The first queue, for readers and writers.
     queue: watch::Sender<Option<Arc<TapQueue>>>,
     /// All queues, the first included, until they are taken.
@@ -92,6 +95,7 @@ impl ProviderContext {
             configuration,
             settings_calls: AtomicU64::new(0),
             info: Mutex::default(),
+            mtu: Arc::default(),
             queue: watch::Sender::new(None),
             queues: Mutex::default(),
             reader_taken: Mutex::default(),
@@ -175,6 +179,8 @@ impl ProviderContext {
     }
 
     fn publish(&self, network: &Network) {
+        let mtu = network.info().map_or(0, |info| info.mtu);
+        self.inner.mtu.store(mtu, Ordering::Relaxed);
         *lock(&self.inner.info) = network.info().cloned();
     }
 
@@ -237,17 +243,21 @@ impl ProviderContext {
     /// Frames from the interface; once per session, and instead of [`Self::take_queue`].
     pub fn take_reader(&self) -> Option<FrameReader> {
         let mut taken = lock(&self.inner.reader_taken);
-        (!std::mem::replace(&mut *taken, true)).then(|| {
-            FrameReader::new(
-                self.inner.queue.subscribe(),
-                self.inner.readers_waiting.clone(),
-            )
-        })
+        (!std::mem::replace(&mut *taken, true))
+            .then(|| FrameReader::new(self.flow(), self.inner.readers_waiting.clone()))
     }
 
     /// Frames to the interface.
     pub fn writer(&self) -> FrameWriter {
-        FrameWriter::new(self.inner.queue.subscribe())
+        FrameWriter::new(self.flow())
+    }
+
+    fn flow(&self) -> Flow {
+        Flow {
+            queue: self.inner.queue.subscribe(),
+            stopping: self.inner.stopping.subscribe(),
+            mtu: self.inner.mtu.clone(),
+        }
     }
 
     /// The TAP's queue itself, for a provider with an engine of its own; once per session, after the

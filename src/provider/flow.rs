@@ -6,13 +6,14 @@ use std::{
     os::fd::AsFd,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
 };
 
-use bytes::{Bytes, BytesMut};
-use tokio::sync::watch;
+use bytes::Bytes;
+use tokio::{sync::watch, task::coop};
 
+use super::StopReason;
 use crate::io::{
     tap::{self, TapQueue, VnetHeader},
     waker::Readiness,
@@ -22,8 +23,10 @@ use crate::io::{
 const BATCH_FRAMES: usize = 64;
 /// The largest frame that a TAP hands over without offloads, with room for tags.
 const MAX_FRAME: usize = 65_536;
-/// Shorter than an Ethernet header.
+/// An Ethernet header, without which a frame is none.
 const MIN_FRAME: usize = 14;
+/// What a frame may have beside the MTU: the Ethernet header and two VLAN tags.
+const OVERHEAD: usize = MIN_FRAME + 2 * 4;
 
 /// Why frames do not flow.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +35,9 @@ pub enum FlowError {
     /// There is no interface before the first settings.
     #[error("there is no interface yet")]
     NotReady,
-    /// The session has ended.
-    #[error("the session has ended")]
-    Closed,
+    /// The session has ended, or is about to.
+    #[error("the session has ended ({0:?})")]
+    Closed(StopReason),
     /// Somebody deleted the interface.
     #[error("the interface was deleted")]
     InterfaceLost,
@@ -48,15 +51,42 @@ pub enum FlowError {
 pub struct SendReport {
     /// Frames that the kernel took.
     pub accepted: usize,
-    /// Frames that are no Ethernet frames, or that the kernel refused.
+    /// Frames that are too short or too long, or that the kernel refused.
     pub rejected: usize,
 }
 
-type Queue = watch::Receiver<Option<Arc<TapQueue>>>;
+/// What readers and writers see of the session.
+#[derive(Clone)]
+pub(super) struct Flow {
+    pub(super) queue: watch::Receiver<Option<Arc<TapQueue>>>,
+    pub(super) stopping: watch::Receiver<Option<StopReason>>,
+    pub(super) mtu: Arc<AtomicU32>,
+}
+
+impl Flow {
+    fn queue(&self) -> Option<Arc<TapQueue>> {
+        // Cloned at once: who holds on to the borrow keeps the host from removing the interface.
+        self.queue.borrow().clone()
+    }
+
+    fn closed(&self) -> FlowError {
+        FlowError::Closed(self.stopping.borrow().unwrap_or(StopReason::None))
+    }
+
+    /// The interface, which `recv_batch` waits for.
+    async fn wait_for_queue(&mut self) -> Result<Arc<TapQueue>, FlowError> {
+        tokio::select! {
+            biased;
+            _ = self.stopping.wait_for(Option::is_some) => None,
+            queue = self.queue.wait_for(Option::is_some) => queue.ok().and_then(|queue| queue.clone()),
+        }
+        .ok_or_else(|| self.closed())
+    }
+}
 
 /// Reads frames; there is one per session.
 pub struct FrameReader {
-    queue: Queue,
+    flow: Flow,
     frame: Box<[u8]>,
     /// How many calls wait, for the host to see that frames are read.
     waiting: Arc<AtomicUsize>,
@@ -81,77 +111,185 @@ impl Drop for Waiting {
 /// Writes frames. Clones write to the same interface.
 #[derive(Clone)]
 pub struct FrameWriter {
-    queue: Queue,
+    flow: Flow,
 }
 
 impl FrameReader {
-    pub(super) fn new(queue: Queue, waiting: Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(flow: Flow, waiting: Arc<AtomicUsize>) -> Self {
         Self {
-            queue,
+            flow,
             frame: vec![0; MAX_FRAME].into(),
             waiting,
         }
     }
 
     /// Waits for at least one frame and appends what is there to `batch`, up to 64. Whole Ethernet
-    /// frames, byte by byte as the kernel sent them. Losing the future loses no frame.
+    /// frames, byte by byte as the kernel sent them. Losing the future loses no frame. Frames that
+    /// nobody fetches wait in the kernel, which keeps 1,000 and counts the others as `tx_dropped` of
+    /// the interface.
     ///
     /// # Errors
-    /// [`FlowError::Closed`] when the session has ended, [`FlowError::InterfaceLost`].
+    /// [`FlowError::Closed`] as soon as the session is to end, for this call and those to come, so
+    /// that a provider's loop ends with it; [`FlowError::InterfaceLost`].
     pub async fn recv_batch(&mut self, batch: &mut Vec<Bytes>) -> Result<usize, FlowError> {
         let _waiting = Waiting::count(&self.waiting);
-        loop {
-            // Cloned at once: who holds on to what `wait_for` returns keeps the host from removing
-            // the interface.
-            let queue = self
-                .queue
-                .wait_for(Option::is_some)
-                .await
-                .map_err(|_| FlowError::Closed)?
-                .clone();
-            let Some(queue) = queue else { continue };
-            let readiness = Readiness::of(queue.as_fd())?;
-            let mut ready = readiness.wait().await?;
-            let before = batch.len();
-            while batch.len() - before < BATCH_FRAMES {
-                match queue.try_read(&mut self.frame) {
-                    Ok(Some((_, len))) => batch.push(BytesMut::from(&self.frame[..len]).freeze()),
-                    Ok(None) => break,
-                    Err(error) => return Err(flow_error(error)),
-                }
-            }
-            if batch.len() > before {
-                return Ok(batch.len() - before);
-            }
-            ready.clear_ready();
+        // A reader that never has to wait must let others have their turn.
+        coop::consume_budget().await;
+        let queue = self.flow.wait_for_queue().await?;
+        let read = self.read(&queue, batch)?;
+        if read > 0 {
+            return Ok(read);
         }
+        let readiness = Readiness::of(queue.as_fd())?;
+        loop {
+            let is_stopping = tokio::select! {
+                biased;
+                _ = self.flow.stopping.wait_for(Option::is_some) => true,
+                ready = readiness.wait() => {
+                    // Cleared first: what comes after the read makes it ready again.
+                    ready?.clear_ready();
+                    false
+                }
+            };
+            // Nothing may end this future between here and the return: the frames are ours now.
+            // A session that ends because its interface was deleted says so.
+            match self.read(&queue, batch)? {
+                _ if is_stopping => return Err(self.flow.closed()),
+                0 => {}
+                read => return Ok(read),
+            }
+        }
+    }
+
+    /// Appends what is there.
+    fn read(&mut self, queue: &TapQueue, batch: &mut Vec<Bytes>) -> Result<usize, FlowError> {
+        let before = batch.len();
+        while batch.len() - before < BATCH_FRAMES {
+            match queue.try_read(&mut self.frame) {
+                Ok(Some((_, len))) => batch.push(Bytes::copy_from_slice(&self.frame[..len])),
+                Ok(None) => break,
+                // It comes again with the next call.
+                Err(_) if batch.len() > before => break,
+                Err(error) => return Err(flow_error(error)),
+            }
+        }
+        Ok(batch.len() - before)
+    }
+
+    /// The interface's descriptor, for providers that wait for it or read it in their own way;
+    /// `None` before the first settings and after the session.
+    ///
+    /// Who calls this shares the descriptor with the host and must neither close it nor change its
+    /// state. What is read from it does not come out of [`Self::recv_batch`]. It is dropped when
+    /// [`ProviderContext::cancelled`](super::ProviderContext::cancelled) returns: the host removes
+    /// the interface in any case, and then the descriptor is good for nothing, but stays open for as
+    /// long as it is held.
+    pub fn tap(&self) -> Option<Arc<TapQueue>> {
+        self.flow.queue()
     }
 }
 
 impl FrameWriter {
-    pub(super) fn new(queue: Queue) -> Self {
-        Self { queue }
+    pub(super) fn new(flow: Flow) -> Self {
+        Self { flow }
     }
 
-    /// Writes frames without waiting. One that is refused does not stop the others.
+    /// Writes frames without waiting. One that is refused does not stop the others: shorter than an
+    /// Ethernet header, longer than the MTU allows with the header and two VLAN tags, or refused by
+    /// the kernel, which takes none while the interface is down.
     ///
     /// # Errors
-    /// [`FlowError::NotReady`] before the first settings, [`FlowError::InterfaceLost`].
+    /// [`FlowError::NotReady`] before the first settings, [`FlowError::Closed`] when the interface
+    /// was removed, [`FlowError::InterfaceLost`].
     pub fn try_send_batch<F: AsRef<[u8]>>(&self, frames: &[F]) -> Result<SendReport, FlowError> {
-        let queue = self.queue.borrow().clone().ok_or(FlowError::NotReady)?;
+        let queue = self.queue()?;
         let mut report = SendReport::default();
-        for frame in frames.iter().map(AsRef::as_ref) {
-            if !(MIN_FRAME..=MAX_FRAME).contains(&frame.len()) {
-                report.rejected += 1;
-                continue;
-            }
-            match queue.write(&VnetHeader::NONE, frame).map_err(flow_error) {
-                Ok(()) => report.accepted += 1,
-                Err(FlowError::InterfaceLost) => return Err(FlowError::InterfaceLost),
-                Err(_) => report.rejected += 1,
-            }
+        for frame in frames {
+            report.count(self.write(&queue, frame.as_ref())?);
         }
         Ok(report)
+    }
+
+    /// Writes frames as [`Self::try_send_batch`] does, and lets other tasks have their turn after
+    /// every 64.
+    ///
+    /// It waits only where the kernel says that there is no room, which a TAP does if somebody gave
+    /// it a send buffer (`TUNSETSNDBUF`; an adopted device may have one). Otherwise the kernel takes
+    /// a frame through its stack within the call, and whoever it is for drops what is too much. It
+    /// does not wait for the first settings: nobody would know when these frames were meant to be
+    /// sent. Losing the future loses the frames not yet written.
+    ///
+    /// # Errors
+    /// As [`Self::try_send_batch`], and [`FlowError::Closed`] when the session is to end meanwhile.
+    pub async fn send_batch<F: AsRef<[u8]>>(&self, frames: &[F]) -> Result<SendReport, FlowError> {
+        let queue = self.queue()?;
+        let mut report = SendReport::default();
+        for (at, frame) in frames.iter().enumerate() {
+            if at > 0 && at % BATCH_FRAMES == 0 {
+                tokio::task::yield_now().await;
+            }
+            let mut written = self.write(&queue, frame.as_ref())?;
+            while written == Written::NoRoom {
+                self.wait_for_room(&queue).await?;
+                written = self.write(&queue, frame.as_ref())?;
+            }
+            report.count(written);
+        }
+        Ok(report)
+    }
+
+    async fn wait_for_room(&self, queue: &TapQueue) -> Result<(), FlowError> {
+        let room = Readiness::of(queue.as_fd())?;
+        let mut stopping = self.flow.stopping.clone();
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(Option::is_some) => {}
+            ready = room.wait_for_room() => return Ok(ready.map(drop)?),
+        }
+        Err(self.flow.closed())
+    }
+
+    fn queue(&self) -> Result<Arc<TapQueue>, FlowError> {
+        let none = || match self.flow.closed() {
+            FlowError::Closed(StopReason::None) => FlowError::NotReady,
+            closed => closed,
+        };
+        self.flow.queue().ok_or_else(none)
+    }
+
+    fn write(&self, queue: &TapQueue, frame: &[u8]) -> Result<Written, FlowError> {
+        let mtu = self.flow.mtu.load(Ordering::Relaxed) as usize;
+        // The kernel takes frames of any length.
+        if !(MIN_FRAME..=mtu + OVERHEAD).contains(&frame.len()) {
+            return Ok(Written::Rejected);
+        }
+        match queue.write(&VnetHeader::NONE, frame) {
+            Ok(()) => Ok(Written::Accepted),
+            Err(error) if tap::is_deleted(&error) => Err(FlowError::InterfaceLost),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Written::NoRoom),
+            Err(_) => Ok(Written::Rejected),
+        }
+    }
+
+    /// The interface's descriptor, as [`FrameReader::tap`].
+    pub fn tap(&self) -> Option<Arc<TapQueue>> {
+        self.flow.queue()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Accepted,
+    Rejected,
+    NoRoom,
+}
+
+impl SendReport {
+    fn count(&mut self, written: Written) {
+        match written {
+            Written::Accepted => self.accepted += 1,
+            Written::Rejected | Written::NoRoom => self.rejected += 1,
+        }
     }
 }
 

@@ -25,4 +25,9 @@ impl Readiness {
     pub(crate) async fn wait(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
         self.0.readable().await
     }
+
+    /// Waits until the file can be written. Clear the guard when a write finds no room.
+    pub(crate) async fn wait_for_room(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
+        self.0.writable().await
+    }
 }
