@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use super::{
     Applied, EthernetTunnelSettings, FrameReader, FrameWriter, ProviderError, SessionStatus,
     SettingsError, StopReason, TunnelConfiguration, flow::Flow, network::Network,
-    settings::Addressing,
+    settings::Addressing, sockets::Watches,
 };
 use crate::io::{
     device::DeviceInfo,
@@ -71,6 +71,7 @@ struct Inner {
     stopping: watch::Sender<Option<StopReason>>,
     failure: Mutex<Option<ProviderError>>,
     carrier: Mutex<bool>,
+    watches: Watches,
 }
 
 /// Called with each new status, while nothing else can change it.
@@ -105,6 +106,7 @@ impl ProviderContext {
             stopping: watch::Sender::new(None),
             failure: Mutex::default(),
             carrier: Mutex::default(),
+            watches: Watches::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -258,6 +260,16 @@ impl ProviderContext {
             stopping: self.inner.stopping.subscribe(),
             mtu: self.inner.mtu.clone(),
         }
+    }
+
+    pub(super) fn watches(&self) -> &Watches {
+        &self.inner.watches
+    }
+
+    /// Tells the number of the interface, if there is one, without keeping the session.
+    pub(super) fn interface_index(&self) -> impl Fn() -> Option<u32> + Send + Sync + use<> {
+        let inner = Arc::downgrade(&self.inner);
+        move || lock(&inner.upgrade()?.info).as_ref().map(|info| info.index)
     }
 
     /// The TAP's queue itself, for a provider with an engine of its own; once per session, after the

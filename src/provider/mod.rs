@@ -23,6 +23,7 @@ mod network;
 mod routes;
 mod session;
 mod settings;
+mod sockets;
 
 use std::{collections::BTreeMap, error::Error, pin::Pin};
 
@@ -39,6 +40,12 @@ pub use self::{
         IpSettings, Ipv4Settings, Ipv6Settings, ProxyOutcome, ProxyServer, ProxySettings, Route,
         SettingsError,
     },
+    sockets::{AppRule, RoutingMethod},
+};
+pub use crate::io::{
+    mark::Mark,
+    path::{Path, PathInterface, PathStatus},
+    sockets::SocketError,
 };
 
 /// A boxed future, so that one host can run different kinds of providers.

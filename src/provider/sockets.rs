@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a provider needs beside settings and frames: the machine's own path, sockets on either side
+//! of the tunnel, the groups that the interface listens to.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::SocketAddr,
+    os::fd::BorrowedFd,
+    sync::{Mutex, PoisonError},
+};
+
+use patchcord_bridge::MacAddr;
+use tokio::{
+    net::{TcpStream, UdpSocket},
+    sync::watch,
+};
+
+use super::{Path, ProviderContext, SocketError};
+use crate::io::{
+    groups,
+    mark::Mark,
+    path,
+    sockets::{self, Side},
+};
+
+/// What is followed once somebody has asked for it, until the session's last handle is dropped.
+#[derive(Default)]
+pub(super) struct Watches {
+    path: Mutex<Option<watch::Receiver<Path>>>,
+    groups: Mutex<Option<watch::Receiver<BTreeSet<MacAddr>>>>,
+}
+
+/// How frames are chosen for the tunnel; numbers as in `NETunnelProviderRoutingMethod`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum RoutingMethod {
+    /// By the routes of the machine.
+    DestinationIp = 1,
+}
+
+/// A rule that sends the traffic of a program into the tunnel. There are none on Linux, see
+/// [`ProviderContext::app_rules`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AppRule {}
+
+impl ProviderContext {
+    /// The machine's best path for sockets outside of the tunnel (`defaultPath`), never the tunnel
+    /// itself. Its first value is [`PathStatus::Invalid`](super::PathStatus::Invalid) until the
+    /// kernel has been asked, which takes a moment. Must be called on a tokio runtime, in the
+    /// network namespace of the session.
+    ///
+    /// # Errors
+    /// When no netlink socket can be had.
+    pub fn default_path(&self) -> io::Result<watch::Receiver<Path>> {
+        let index = self.interface_index();
+        let is_own = move |link| index() == Some(link);
+        once(&self.watches().path, || path::watch(Mark::BYPASS, is_own))
+    }
+
+    /// The multicast groups that the interface listens to, within a second; none before the first
+    /// settings. For providers that send frames for a group only where somebody wants them. Must be
+    /// called like [`Self::default_path`].
+    ///
+    /// They are those that sockets of this machine have joined on the interface itself. It cannot
+    /// tell which ones hosts behind a bridge have joined (the bridge knows those of IP if it snoops,
+    /// `bridge mdb`), nor sockets on a bridge that the interface is a port of, nor programs that
+    /// listen to everything. A provider whose interface is in a bridge forwards all groups.
+    ///
+    /// # Errors
+    /// When the kernel's table cannot be opened, or no netlink socket can be had.
+    pub fn multicast_groups(&self) -> io::Result<watch::Receiver<BTreeSet<MacAddr>>> {
+        let index = self.interface_index();
+        once(&self.watches().groups, || {
+            let mut groups = groups::watch(index)?;
+            let (sender, receiver) = watch::channel(BTreeSet::new());
+            tokio::spawn(async move {
+                loop {
+                    let now = groups
+                        .borrow_and_update()
+                        .iter()
+                        .copied()
+                        .map(MacAddr)
+                        .collect();
+                    sender.send_replace(now);
+                    tokio::select! {
+                        change = groups.changed() => if change.is_err() { return },
+                        () = sender.closed() => return,
+                    }
+                }
+            });
+            Ok(receiver)
+        })
+    }
+
+    /// A connection through the tunnel, whatever the routes say
+    /// (`createTCPConnectionThroughTunnel`). A host that is not on the interface's own network needs
+    /// a route over the interface.
+    ///
+    /// # Errors
+    /// [`SocketError::NoInterface`] before the first settings; when `remote` does not answer.
+    pub async fn tcp_through_tunnel(&self, remote: SocketAddr) -> Result<TcpStream, SocketError> {
+        self.through()?.tcp(remote).await
+    }
+
+    /// A socket that speaks with `remote` through the tunnel, whatever the routes say
+    /// (`createUDPSessionThroughTunnel`). `remote` may be a group or the broadcast address: only this
+    /// interface sees the frame, and it needs no address for it.
+    ///
+    /// # Errors
+    /// [`SocketError::NoInterface`] before the first settings; when `local` is not of this machine.
+    pub async fn udp_through_tunnel(
+        &self,
+        remote: SocketAddr,
+        local: Option<SocketAddr>,
+    ) -> Result<UdpSocket, SocketError> {
+        self.through()?.udp(remote, local).await
+    }
+
+    fn through(&self) -> Result<Side, SocketError> {
+        let interface = self.interface().ok_or(SocketError::NoInterface)?;
+        Ok(Side::Through(interface.index))
+    }
+
+    /// A connection outside of the tunnel, also of a full one (`createTCPConnection`).
+    ///
+    /// # Errors
+    /// [`SocketError::NotPermitted`] without CAP_NET_ADMIN; when `remote` does not answer.
+    pub async fn tcp_outside(&self, remote: SocketAddr) -> Result<TcpStream, SocketError> {
+        Side::Outside(Mark::BYPASS).tcp(remote).await
+    }
+
+    /// A socket that speaks with `remote` outside of the tunnel, also of a full one
+    /// (`createUDPSession`).
+    ///
+    /// # Errors
+    /// [`SocketError::NotPermitted`] without CAP_NET_ADMIN; when there is no way to `remote`.
+    pub async fn udp_outside(
+        &self,
+        remote: SocketAddr,
+        local: Option<SocketAddr>,
+    ) -> Result<UdpSocket, SocketError> {
+        Side::Outside(Mark::BYPASS).udp(remote, local).await
+    }
+
+    /// Puts a provider's own socket outside of the tunnel, before it is connected: nothing else
+    /// keeps a full tunnel from carrying itself. Sets [`Mark::BYPASS`] and no other bit of the
+    /// socket's mark.
+    ///
+    /// # Errors
+    /// [`SocketError::NotPermitted`] without CAP_NET_ADMIN.
+    pub fn protect(&self, socket: BorrowedFd<'_>) -> Result<(), SocketError> {
+        sockets::protect(&socket, Mark::BYPASS)
+    }
+
+    /// How frames are chosen for the tunnel (`routingMethod`).
+    pub const fn routing_method(&self) -> RoutingMethod {
+        RoutingMethod::DestinationIp
+    }
+
+    /// The rules of a per-app tunnel (`appRules`): always `None`, which is Apple's word for "this is
+    /// none". On Linux a socket does not know its program in a way that routes could go by; who
+    /// wants the traffic of some programs only puts them into a network namespace or a control
+    /// group.
+    pub const fn app_rules(&self) -> Option<&[AppRule]> {
+        None
+    }
+}
+
+/// What `start` returned the first time that it had success.
+fn once<T>(
+    place: &Mutex<Option<watch::Receiver<T>>>,
+    start: impl FnOnce() -> io::Result<watch::Receiver<T>>,
+) -> io::Result<watch::Receiver<T>> {
+    let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+    let receiver = match place.take() {
+        Some(receiver) => receiver,
+        None => start()?,
+    };
+    Ok(place.insert(receiver).clone())
+}
