@@ -2,7 +2,7 @@
 //! The multicast groups that a link listens to: those that the kernel, on behalf of sockets, has
 //! put into the link's filter (`ip maddress`).
 //!
-//! Belongs to the network namespace of the thread that calls [`watch`]; `provider` calls it.
+//! Belongs to the network namespace of the thread that calls [`watch()`]; `provider` calls it.
 
 use std::{
     collections::BTreeSet,

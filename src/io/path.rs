@@ -4,7 +4,7 @@
 //! The kernel is asked for its routes to a few public addresses, with the mark of those sockets. So
 //! rules that send everything else into a tunnel do not count, half routes (`0.0.0.0/1` and
 //! `128.0.0.0/1`) count as much as a default route, and nothing is sent. Belongs to the network
-//! namespace of the thread that calls [`watch`]; `provider` calls it.
+//! namespace of the thread that calls [`watch()`]; `provider` calls it.
 
 use std::{
     io,

@@ -15,6 +15,7 @@ use tokio::{
     net::{TcpStream, UdpSocket},
     sync::watch,
 };
+use tracing::warn;
 
 use super::{Path, ProviderContext, SocketError};
 use crate::io::{
@@ -48,12 +49,10 @@ pub enum AppRule {}
 impl ProviderContext {
     /// The machine's best path for sockets outside of the tunnel (`defaultPath`), never the tunnel
     /// itself. Its first value is [`PathStatus::Invalid`](super::PathStatus::Invalid) until the
-    /// kernel has been asked, which takes a moment. Must be called on a tokio runtime, in the
-    /// network namespace of the session.
-    ///
-    /// # Errors
-    /// When no netlink socket can be had.
-    pub fn default_path(&self) -> io::Result<watch::Receiver<Path>> {
+    /// kernel has been asked, which takes a moment; it stays so, with a warning in the log, where no
+    /// netlink socket can be had. Must be called on a tokio runtime, in the network namespace of the
+    /// session.
+    pub fn default_path(&self) -> watch::Receiver<Path> {
         let index = self.interface_index();
         let is_own = move |link| index() == Some(link);
         once(&self.watches().path, || path::watch(Mark::BYPASS, is_own))
@@ -67,10 +66,7 @@ impl ProviderContext {
     /// tell which ones hosts behind a bridge have joined (the bridge knows those of IP if it snoops,
     /// `bridge mdb`), nor sockets on a bridge that the interface is a port of, nor programs that
     /// listen to everything. A provider whose interface is in a bridge forwards all groups.
-    ///
-    /// # Errors
-    /// When the kernel's table cannot be opened, or no netlink socket can be had.
-    pub fn multicast_groups(&self) -> io::Result<watch::Receiver<BTreeSet<MacAddr>>> {
+    pub fn multicast_groups(&self) -> watch::Receiver<BTreeSet<MacAddr>> {
         let index = self.interface_index();
         once(&self.watches().groups, || {
             let mut groups = groups::watch(index)?;
@@ -168,15 +164,17 @@ impl ProviderContext {
     }
 }
 
-/// What `start` returned the first time that it had success.
-fn once<T>(
+/// What `start` returned the first time that it had success; without that, what there is by default.
+fn once<T: Default>(
     place: &Mutex<Option<watch::Receiver<T>>>,
     start: impl FnOnce() -> io::Result<watch::Receiver<T>>,
-) -> io::Result<watch::Receiver<T>> {
+) -> watch::Receiver<T> {
     let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-    let receiver = match place.take() {
-        Some(receiver) => receiver,
-        None => start()?,
-    };
-    Ok(place.insert(receiver).clone())
+    match place.take().map_or_else(start, Ok) {
+        Ok(receiver) => place.insert(receiver).clone(),
+        Err(error) => {
+            warn!(%error, "the kernel cannot be asked about paths and groups");
+            watch::channel(T::default()).1
+        }
+    }
 }
