@@ -23,8 +23,8 @@ use bytes::Bytes;
 use nix::sched::{CloneFlags, unshare};
 use patchcord::provider::{
     BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, FlowError, FrameReader,
-    Host, HostHandle, Mark, PathStatus, ProviderContext, ProviderError, RoutingMethod, SessionEnd,
-    SessionStatus, SocketError, StartOptions, StopReason,
+    Mark, PathStatus, ProviderContext, ProviderError, RoutingMethod, Session, SessionEnd,
+    SessionHandle, SessionStatus, SocketError, StartOptions, StopReason,
 };
 use patchcord_bridge::MacAddr;
 use pnet::datalink::{self, Channel, Config, DataLinkReceiver, DataLinkSender};
@@ -115,15 +115,15 @@ impl EthernetTunnelProvider for Simple {
 }
 
 /// A running session.
-struct Session {
+struct Running {
     provider: Arc<Simple>,
     context: Option<ProviderContext>,
-    handle: HostHandle,
+    handle: SessionHandle,
     host: JoinHandle<SessionEnd>,
     _dir: TempDir,
 }
 
-impl Session {
+impl Running {
     async fn start(settings: EthernetTunnelSettings) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let tap = settings.interface_name.clone();
@@ -132,7 +132,7 @@ impl Session {
             context: tokio::sync::Mutex::default(),
             stops: AtomicU32::new(0),
         });
-        let host = Host::new(provider.clone(), &tap, dir.path(), Deadlines::default());
+        let host = Session::new(provider.clone(), &tap, dir.path(), Deadlines::default());
         let handle = host.handle();
         let host = tokio::spawn(host.run(StartOptions::default(), || {}));
         while handle.status() != SessionStatus::Connected {
@@ -254,7 +254,7 @@ async fn read_all(reader: &mut FrameReader) -> (Vec<Bytes>, usize) {
 #[test]
 fn queued_frames_come_in_few_calls_in_order_and_byte_by_byte() {
     in_namespace(|| async {
-        let session = Session::start(settings(TAP, 9000)).await;
+        let session = Running::start(settings(TAP, 9000)).await;
         let mut reader = session.context().take_reader().unwrap();
         let mut station = Station::on(TAP);
         let numbered = (0..300).map(|number| frame(60 + number as usize, number));
@@ -270,7 +270,7 @@ fn queued_frames_come_in_few_calls_in_order_and_byte_by_byte() {
 #[test]
 fn written_frames_arrive_byte_by_byte() {
     in_namespace(|| async {
-        let session = Session::start(settings(TAP, 9000)).await;
+        let session = Running::start(settings(TAP, 9000)).await;
         let mut station = Station::on(TAP);
         let writer = session.context().writer();
         let sent = kinds();
@@ -294,7 +294,7 @@ fn written_frames_arrive_byte_by_byte() {
 #[test]
 fn oversize_frames_and_runts_are_refused_one_by_one() {
     in_namespace(|| async {
-        let session = Session::start(settings(TAP, MTU)).await;
+        let session = Running::start(settings(TAP, MTU)).await;
         let (context, mut station) = (session.context(), Station::on(TAP));
         let writer = context.writer();
         let longest = MTU + 14 + 2 * 4;
@@ -321,7 +321,7 @@ fn oversize_frames_and_runts_are_refused_one_by_one() {
 #[test]
 fn a_batch_waits_for_room_where_there_is_a_limit() {
     in_namespace(|| async {
-        let session = Session::start(settings(TAP, MTU)).await;
+        let session = Running::start(settings(TAP, MTU)).await;
         ip("link add br0 type bridge");
         ip("link add slow type veth peer name far");
         for link in ["br0", "slow", "far"] {
@@ -369,7 +369,7 @@ fn limit_room(tap: &impl AsFd, bytes: libc::c_int) {
 #[test]
 fn a_large_batch_lets_other_tasks_work() {
     in_namespace(|| async {
-        let session = Session::start(settings(TAP, MTU)).await;
+        let session = Running::start(settings(TAP, MTU)).await;
         let turns = Arc::new(AtomicU32::new(0));
         let other = turns.clone();
         let other = tokio::spawn(async move {
@@ -392,7 +392,7 @@ fn a_large_batch_lets_other_tasks_work() {
 #[test]
 fn a_wait_that_is_given_up_loses_nothing() {
     in_namespace(|| async {
-        let session = Session::start(settings(TAP, MTU)).await;
+        let session = Running::start(settings(TAP, MTU)).await;
         let mut reader = session.context().take_reader().unwrap();
         let mut station = Station::on(TAP);
         let mut read = Vec::new();
@@ -417,7 +417,7 @@ fn a_wait_that_is_given_up_loses_nothing() {
 #[test]
 fn a_stalled_reader_costs_the_kernels_queue_and_no_more() {
     in_namespace(|| async {
-        let session = Session::start(settings(TAP, MTU)).await;
+        let session = Running::start(settings(TAP, MTU)).await;
         let mut reader = session.context().take_reader().unwrap();
         let mut station = Station::on(TAP);
         (0..3000).for_each(|number| station.send(&frame(60, number)));
@@ -453,7 +453,7 @@ fn a_stalled_reader_costs_the_kernels_queue_and_no_more() {
 #[test]
 fn a_deleted_interface_is_lost_and_ends_the_session_once() {
     in_namespace(|| async {
-        let session = Session::start(settings(TAP, MTU)).await;
+        let session = Running::start(settings(TAP, MTU)).await;
         let mut reader = session.context().take_reader().unwrap();
         let writer = session.context().writer();
         let waiting = tokio::spawn(async move {
@@ -489,7 +489,7 @@ fn a_deleted_interface_is_lost_and_ends_the_session_once() {
 #[test]
 fn a_stop_ends_a_read_with_its_reason() {
     in_namespace(|| async {
-        let session = Session::start(settings(TAP, MTU)).await;
+        let session = Running::start(settings(TAP, MTU)).await;
         let mut reader = session.context().take_reader().unwrap();
         let waiting = tokio::spawn(async move {
             let outcome = reader.recv_batch(&mut Vec::new()).await;
@@ -528,7 +528,7 @@ fn reader_writer_and_context_go_in_any_order_without_a_descriptor_left() {
     in_namespace(|| async move {
         let before = descriptors();
         for order in orders() {
-            let mut session = Some(Session::start(settings(TAP, MTU)).await);
+            let mut session = Some(Running::start(settings(TAP, MTU)).await);
             let mut context = session.as_mut().unwrap().context.take();
             let mut reader = context.as_ref().unwrap().take_reader();
             let mut writer = context.as_ref().map(ProviderContext::writer);
@@ -568,9 +568,9 @@ fn descriptors() -> usize {
 #[test]
 fn a_broadcast_reaches_the_chosen_tap_only() {
     in_namespace(|| async {
-        let bare = Session::start(settings("flow0", MTU)).await;
+        let bare = Running::start(settings("flow0", MTU)).await;
         let addressed = settings("flow1", MTU).with_addresses(&["192.0.2.1/24".parse().unwrap()]);
-        let addressed = Session::start(addressed).await;
+        let addressed = Running::start(addressed).await;
         let mut readers =
             [&bare, &addressed].map(|session| session.context().take_reader().unwrap());
         let remote = address("255.255.255.255:4711");
@@ -608,7 +608,7 @@ fn a_socket_outside_never_shows_on_a_full_tunnel() {
         ip("route add default via 198.51.100.1");
         ip("neighbour add 198.51.100.1 lladdr 02:00:00:00:00:01 dev wan0");
         let tunnel = settings(TAP, MTU).with_addresses(&["192.0.2.1/24".parse().unwrap()]);
-        let session = Session::start(tunnel).await;
+        let session = Running::start(tunnel).await;
         let context = session.context();
         ip(&format!("route add default dev {TAP} table 4711"));
         ip(&format!(
@@ -637,7 +637,7 @@ fn a_socket_outside_never_shows_on_a_full_tunnel() {
         let outside = context.udp_outside(remote, None).await.unwrap();
         outside.send(b"outside").await.unwrap();
         let protected = tokio::net::UdpSocket::bind("0.0.0.0:0").await.unwrap();
-        context.protect(protected.as_fd()).unwrap();
+        context.protect(&protected).unwrap();
         protected.send_to(b"protected", remote).await.unwrap();
         let tcp = timeout(Duration::from_millis(50), context.tcp_outside(remote)).await;
         assert!(tcp.is_err(), "nobody answers");
@@ -673,7 +673,7 @@ fn payload(frame: &[u8]) -> Option<String> {
 #[test]
 fn a_socket_outside_needs_a_capability_and_says_which() {
     in_namespace(|| async {
-        let session = Session::start(settings(TAP, MTU)).await;
+        let session = Running::start(settings(TAP, MTU)).await;
         let context = session.context().clone();
         let outcome = std::thread::spawn(move || {
             let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -681,7 +681,7 @@ fn a_socket_outside_needs_a_capability_and_says_which() {
             // process; the system call changes this one, which ends here.
             let changed = unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) };
             assert_eq!(changed, 0);
-            context.protect(socket.as_fd())
+            context.protect(&socket)
         });
         let error = outcome.join().unwrap().unwrap_err();
         assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
@@ -696,7 +696,7 @@ fn a_socket_outside_needs_a_capability_and_says_which() {
 #[test]
 fn groups_are_those_of_the_interface() {
     in_namespace(|| async {
-        let session = Session::start(settings(TAP, MTU)).await;
+        let session = Running::start(settings(TAP, MTU)).await;
         let mut groups = session.context().multicast_groups();
         let lldp = MacAddr([1, 0x80, 0xc2, 0, 0, 0x0e]);
         for joined in [true, false] {

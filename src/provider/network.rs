@@ -167,12 +167,6 @@ impl Network {
         }
     }
 
-    /// The mark of packets that go past the tunnel.
-    #[cfg(test)]
-    pub(super) async fn mark(&mut self) -> Result<crate::io::routing::Mark, SettingsError> {
-        Ok(self.routes.routing.mark().await?)
-    }
-
     pub(super) fn info(&self) -> Option<&DeviceInfo> {
         self.device.as_ref().map(Device::info)
     }

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeSet,
     io,
     net::SocketAddr,
-    os::fd::BorrowedFd,
+    os::fd::AsFd,
     sync::{Mutex, PoisonError},
 };
 
@@ -146,8 +146,8 @@ impl ProviderContext {
     ///
     /// # Errors
     /// [`SocketError::NotPermitted`] without CAP_NET_ADMIN.
-    pub fn protect(&self, socket: BorrowedFd<'_>) -> Result<(), SocketError> {
-        sockets::protect(&socket, Mark::BYPASS)
+    pub fn protect(&self, socket: &impl AsFd) -> Result<(), SocketError> {
+        sockets::protect(socket, Mark::BYPASS)
     }
 
     /// How frames are chosen for the tunnel (`routingMethod`).

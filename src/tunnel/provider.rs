@@ -35,7 +35,7 @@ use crate::{
     proto::{node::NodeConfig, peer::PeerSettings},
     provider::{
         Addressing, BoxFut, EthernetTunnelProvider, EthernetTunnelSettings, Ipv6Settings,
-        ProviderContext, ProviderError, StartOptions, StopReason,
+        ProviderContext, ProviderError, RoutingPolicy, StartOptions, StopReason,
     },
     wire::Lane,
 };
@@ -83,6 +83,14 @@ impl TunnelProvider {
         let lanes = CorePlan::choose(plan_request(&config.pipeline)).lanes;
         let sockets = UdpSocket::bind_lanes(config.tunnel.listen, lanes)
             .map_err(|error| ProviderError::with_source("no UDP socket", error))?;
+        if context.configuration().borrow().routing != RoutingPolicy::default() {
+            // What carries the tunnel must not go through it.
+            for socket in &sockets {
+                let marked = context.protect(socket);
+                marked
+                    .map_err(|error| ProviderError::with_source("no way past the tunnel", error))?;
+            }
+        }
         let mut settings = settings(&config.device, &self.public_key);
         settings.queues = lanes;
         context.set_network_settings(Some(settings)).await?;

@@ -36,7 +36,6 @@ use self::tables::Tables;
 use super::journal::Journal;
 use super::lock::{LockError, RoutingLock, namespace_inode};
 
-pub use self::slot::Mark;
 pub use self::state::{Family, Route, RoutingState, Rule, Target};
 
 /// Why routing is not as asked for. It is as it was before then.
@@ -170,16 +169,6 @@ impl Routing {
         self.apply(&RoutingState::default()).await?;
         self.preferred = self.claim.take().map(|claim| claim.slot);
         Ok(())
-    }
-
-    /// The mark of packets that go past this tunnel's table. It stays the same until
-    /// [`clear`](Self::clear).
-    ///
-    /// # Errors
-    /// When no slot can be had.
-    pub async fn mark(&mut self) -> Result<Mark, RoutingError> {
-        self.clear_leftovers().await?;
-        Ok(self.claim().await?.slot.mark())
     }
 
     async fn claim(&mut self) -> Result<&Claim, RoutingError> {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The numbers of the kernel that a tunnel has for itself: a table, priorities of rules, a mark.
+//! The numbers of the kernel that a tunnel has for itself: a table, and priorities of rules.
 //!
 //! There are [`Slot::COUNT`] sets of them, in fixed ranges that people can recognise and that no
 //! known program uses. Which one is whose is decided in `routing`.
@@ -9,36 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use super::state::Rule;
 
-/// The mark of packets that go past a tunnel: `SO_MARK` of a socket, with the bits outside `mask`
-/// left to others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
-    /// The bits to set.
-    pub value: u32,
-    /// The bits that belong to the tunnels.
-    pub mask: u32,
-}
-
-impl Mark {
-    /// `mark` with the tunnels' bits as they are here.
-    pub const fn on(self, mark: u32) -> u32 {
-        mark & !self.mask | self.value
-    }
-}
-
 /// One set of numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub(super) struct Slot(u8);
 
 impl Slot {
-    /// As many as the bits of the mark tell apart, without the value that says "no mark".
+    /// More than there are tunnels on any machine.
     pub(super) const COUNT: u8 = 63;
 
     const TABLES: u32 = 47_100;
     const PRIORITIES: u32 = 18_000;
-    const MARK_SHIFT: u32 = 24;
-    const MARK_MASK: u32 = 0x3f << Self::MARK_SHIFT;
 
     /// All of them, from the one on that `tunnel` should have so that it is likely to be the same
     /// one each time. FNV-1a, because the hash must be the same in every build.
@@ -68,20 +49,12 @@ impl Slot {
         }
     }
 
-    pub(super) const fn mark(self) -> Mark {
-        Mark {
-            value: (self.0 as u32) << Self::MARK_SHIFT,
-            mask: Self::MARK_MASK,
-        }
-    }
-
     /// Whether a rule, whoever made it, uses one of the numbers.
     pub(super) fn is_used_by(self, rule: &RuleMessage) -> bool {
         let first = Self::PRIORITIES + 2 * u32::from(self.0);
         rule.attributes.iter().any(|attribute| match attribute {
             RuleAttribute::Table(table) => *table == self.table(),
             RuleAttribute::Priority(priority) => (first..=first + 1).contains(priority),
-            RuleAttribute::FwMark(mark) => mark & Self::MARK_MASK == self.mark().value,
             _ => false,
         })
     }
@@ -116,17 +89,14 @@ mod tests {
         let main = |slot: &Slot| slot.priority(Rule::MainButDefault(Family::V6));
         let distinct = [
             slots.iter().map(|slot| slot.table()).collect(),
-            slots.iter().map(|slot| slot.mark().value).collect(),
             slots
                 .iter()
                 .flat_map(|slot| [main(slot), unmarked(slot)])
                 .collect(),
         ]
         .map(|numbers: BTreeSet<u32>| numbers.len());
-        assert_eq!(distinct, [63, 63, 126]);
+        assert_eq!(distinct, [63, 126]);
         for slot in &slots {
-            let Mark { value, mask } = slot.mark();
-            assert!(value != 0 && value & !mask == 0);
             assert!(main(slot) < unmarked(slot), "the machine's routes go first");
             assert_eq!(Slot::try_from(slot.number()), Ok(*slot));
         }
@@ -138,12 +108,5 @@ mod tests {
         let first = |tunnel| Slot::all_for(tunnel).next().map(Slot::number);
         assert_eq!(first("office"), first("office"));
         assert_ne!(first("office"), first("home"));
-    }
-
-    #[test]
-    fn a_mark_leaves_the_bits_of_others() {
-        let mark = Slot(5).mark();
-        assert_eq!(mark.on(0xffff_ffff), 0xc5ff_ffff);
-        assert_eq!(mark.on(0x0000_ca6c), 0x0500_ca6c);
     }
 }

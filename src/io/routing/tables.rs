@@ -22,6 +22,7 @@ use super::RoutingError;
 use super::slot::Slot;
 use super::state::{Family, Route, RoutingState, Rule, Target};
 use crate::io::link::io_error;
+use crate::io::mark::Mark;
 use crate::io::sys;
 
 /// Who made it: `proto 112` in what `ip` shows, the letter p.
@@ -226,8 +227,8 @@ fn rule_message(slot: Slot, rule: Rule) -> RuleMessage {
             message.header.flags = RuleFlags::Invert;
             vec![
                 RuleAttribute::Table(slot.table()),
-                RuleAttribute::FwMark(slot.mark().value),
-                RuleAttribute::FwMask(slot.mark().mask),
+                RuleAttribute::FwMark(Mark::BYPASS.value),
+                RuleAttribute::FwMask(Mark::BYPASS.mask),
             ]
         }
     });

@@ -16,7 +16,7 @@ use super::*;
 use crate::{
     io::testing::{block_on, in_namespace, ip},
     provider::{
-        SettingsError, TunnelConfiguration,
+        Mark, SettingsError, TunnelConfiguration,
         network::Network,
         settings::{IpSettings, Route as IncludedRoute},
     },
@@ -416,16 +416,16 @@ fn packets_take_the_way_of_the_mode() {
             let before = rules();
             let settings = routed(&FULL, &["203.0.113.0/24", "2001:db8:5::/48"]);
             network.apply(settings, || false).await.unwrap();
-            let mark = network.mark().await.unwrap();
+            let mark = Mark::BYPASS;
             for (destination, marked, unmarked) in ways {
                 let context = format!("{destination} with {policy:?}");
                 assert_eq!(way(destination, None), unmarked[mode], "{context}");
                 assert_eq!(
-                    way(destination, Some(mark.on(0))),
+                    way(destination, Some(mark.apply_to(0))),
                     marked,
                     "marked, {context}"
                 );
-                let shared = Some(mark.on(0x00ab_cdef));
+                let shared = Some(mark.apply_to(0x00ab_cdef));
                 assert_eq!(
                     way(destination, shared),
                     marked,
@@ -453,7 +453,7 @@ fn with_all_networks_nothing_leaves_without_a_tunnel() {
         let marked = |mark| destinations.map(|destination| way(destination, Some(mark)));
         let open = ways();
         network.hold().await.unwrap();
-        let mark = network.mark().await.unwrap().on(0);
+        let mark = Mark::BYPASS.apply_to(0);
         assert_eq!(ways(), [NOWHERE; 4], "while connecting");
         assert_eq!(marked(mark), open);
 
