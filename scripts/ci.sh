@@ -81,7 +81,7 @@ MEETING_PLACES = {"pipeline", "provider", "tunnel"}
 
 # Time, bytes and randomness are arguments of a pure module: it has no way to get them itself.
 IMPURE = re.compile(
-    r"\b(?:tokio|libc|socket2|rtnetlink|tun_tap)::"
+    r"\b(?:tokio|libc|socket2|rtnetlink|tun_tap|zbus)::"
     r"|\bstd::(?:fs|thread|process|os)\b"
     r"|\bstd::net::.*\b(?:Udp|Tcp)\w+"
     r"|\b(?:Instant|SystemTime)::now\b"
