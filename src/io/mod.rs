@@ -11,6 +11,8 @@
 //! groups   the multicast groups of a link
 //! sockets  sockets through the tunnel, and outside of it by their `mark`
 //! tap      frames in and out of the kernel; in `vnet`, what travels beside them
+//! names    who resolves names, and proxy, which proxy programs find
+//! power    sleep and wake-up of the machine; bus, where names and power ask
 //! udp      datagrams in and out of the network
 //! waker    waiting for both, and ending a wait
 //! sys      system calls, and all unsafe code
@@ -19,12 +21,15 @@
 //! `io` knows bytes, never peers, keys or VLANs; `pipeline` brings them together. Sockets, devices
 //! and netlink connections belong to the network namespace of the thread that opens them.
 
+pub mod bus;
 pub mod device;
 pub mod groups;
 pub mod link;
 pub mod lock;
 pub mod mark;
 pub mod path;
+pub mod power;
+pub mod proxy;
 pub mod routing;
 pub mod sockets;
 mod steering;

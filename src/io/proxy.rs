@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The proxy of programs, published as a file of environment variables.
+//!
+//! Linux has no proxy for the whole system: programs read variables, desktops have settings of
+//! their own. So the file is an offer, for shells (`set -a; . FILE`), for units
+//! (`EnvironmentFile=`) and for agents of a desktop. It is readable by all and holds no secret.
+//! The provider calls this after names were set up.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Everyone may read it, as everyone's programs need it.
+const MODE: u32 = 0o644;
+
+/// What shall be published. Texts must be free of white space and quotes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProxyRequest {
+    /// Where a proxy auto-configuration script is.
+    pub auto_config_url: Option<String>,
+    /// Host and port for HTTP.
+    pub http: Option<(String, u16)>,
+    /// Host and port for HTTPS.
+    pub https: Option<(String, u16)>,
+    /// Names without a dot go past the proxy.
+    pub exclude_simple_hostnames: bool,
+    /// Domains that go past the proxy.
+    pub exceptions: Vec<String>,
+}
+
+/// The file cannot be written or deleted.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot keep the proxy variables in {}", path.display())]
+pub struct ProxyError {
+    /// The file.
+    path: PathBuf,
+    /// What the kernel said.
+    source: io::Error,
+}
+
+/// What became of the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProxyOutcome {
+    /// There is none.
+    None,
+    /// It is in this file.
+    Published(PathBuf),
+}
+
+/// The proxy of one tunnel.
+#[derive(Debug)]
+pub struct Proxy {
+    tunnel: String,
+    path: PathBuf,
+}
+
+impl Proxy {
+    /// The proxy of `tunnel`, in the run directory; nothing is written yet.
+    pub fn new(run_dir: &Path, tunnel: &str) -> Self {
+        Self {
+            tunnel: tunnel.to_owned(),
+            path: run_dir.join(format!("{tunnel}.proxy.env")),
+        }
+    }
+
+    /// Makes the file say what is wanted; without anything wanted there is none. What an earlier run
+    /// left is replaced or deleted.
+    ///
+    /// # Errors
+    /// When the run directory does not permit it.
+    pub fn apply(&self, wanted: Option<&ProxyRequest>) -> Result<ProxyOutcome, ProxyError> {
+        let outcome = match wanted {
+            Some(wanted) => self.write(&text(&self.tunnel, wanted)),
+            None => remove(&self.path),
+        };
+        let failed = |source| ProxyError {
+            path: self.path.clone(),
+            source,
+        };
+        outcome.map_err(failed)?;
+        Ok(match wanted {
+            Some(_) => ProxyOutcome::Published(self.path.clone()),
+            None => ProxyOutcome::None,
+        })
+    }
+
+    /// Whoever reads the file finds the old or the new text, never half of one.
+    fn write(&self, text: &str) -> io::Result<()> {
+        if fs::read_to_string(&self.path).is_ok_and(|now| now == text) {
+            return Ok(());
+        }
+        let new = self.path.with_extension("env.new");
+        remove(&new)?;
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(MODE).open(&new)?;
+        // The umask of a service is often stricter.
+        file.set_permissions(fs::Permissions::from_mode(MODE))?;
+        file.write_all(text.as_bytes())?;
+        fs::rename(&new, &self.path)
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn text(tunnel: &str, request: &ProxyRequest) -> String {
+    let mut lines = vec![format!(
+        "# The proxy while tunnel {tunnel:?} of patchcord is up."
+    )];
+    if let Some(url) = &request.auto_config_url {
+        lines.push(format!("# Automatic configuration: {url}"));
+    }
+    if request.exclude_simple_hostnames {
+        lines.push("# Names without a dot go past it, which no_proxy cannot say.".to_owned());
+    }
+    for (variable, server) in [
+        ("http_proxy", &request.http),
+        ("https_proxy", &request.https),
+    ] {
+        if let Some((host, port)) = server {
+            // Both are spoken to in clear; what differs is the programs' traffic.
+            lines.push(format!("{variable}=http://{}:{port}", in_url(host)));
+        }
+    }
+    if !request.exceptions.is_empty() {
+        let exceptions = request.exceptions.iter();
+        let suffixes: Vec<_> = exceptions
+            .map(|name| name.strip_prefix('*').unwrap_or(name))
+            .collect();
+        lines.push(format!("no_proxy={}", suffixes.join(",")));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+/// An IPv6 address has brackets in a URL (RFC 3986, section 3.2.2).
+fn in_url(host: &str) -> String {
+    match host.parse::<std::net::Ipv6Addr>() {
+        Ok(address) => format!("[{address}]"),
+        Err(_) => host.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn variables_are_published_for_everyone_and_withdrawn() {
+        let dir = tempfile::tempdir().unwrap();
+        let proxy = Proxy::new(dir.path(), "office");
+        let path = dir.path().join("office.proxy.env");
+        let request = ProxyRequest {
+            auto_config_url: Some("http://wpad.example/proxy.pac".to_owned()),
+            http: Some(("proxy.example".to_owned(), 3128)),
+            https: Some(("2001:db8::1".to_owned(), 8080)),
+            exclude_simple_hostnames: true,
+            exceptions: vec!["*.corp.example".to_owned(), "192.0.2.1".to_owned()],
+        };
+        let published = ProxyOutcome::Published(path.clone());
+        assert_eq!(proxy.apply(Some(&request)).unwrap(), published);
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "# The proxy while tunnel \"office\" of patchcord is up.\n\
+             # Automatic configuration: http://wpad.example/proxy.pac\n\
+             # Names without a dot go past it, which no_proxy cannot say.\n\
+             http_proxy=http://proxy.example:3128\n\
+             https_proxy=http://[2001:db8::1]:8080\n\
+             no_proxy=.corp.example,192.0.2.1\n"
+        );
+        let written = fs::metadata(&path).unwrap();
+        assert_eq!(written.mode() & 0o777, MODE);
+        // Equal settings write nothing.
+        assert_eq!(proxy.apply(Some(&request)).unwrap(), published);
+        assert_eq!(fs::metadata(&path).unwrap().ino(), written.ino());
+        assert_eq!(proxy.apply(None).unwrap(), ProxyOutcome::None);
+        assert_eq!(proxy.apply(None).unwrap(), ProxyOutcome::None);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_withdrawn() {
+        let dir = tempfile::tempdir().unwrap();
+        let request = ProxyRequest {
+            http: Some(("proxy.example".to_owned(), 3128)),
+            ..ProxyRequest::default()
+        };
+        Proxy::new(dir.path(), "office")
+            .apply(Some(&request))
+            .unwrap();
+        Proxy::new(dir.path(), "office").apply(None).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_is_missing_is_named() {
+        let proxy = Proxy::new(Path::new("/nonexistent"), "office");
+        let error = proxy.apply(Some(&ProxyRequest::default())).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/office.proxy.env"));
+    }
+}
