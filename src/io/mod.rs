@@ -27,6 +27,7 @@ pub mod groups;
 pub mod link;
 pub mod lock;
 pub mod mark;
+pub mod names;
 pub mod path;
 pub mod power;
 pub mod proxy;

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `/etc/resolv.conf` itself, where nobody else looks after it.
+//!
+//! The first line says whose it is. What was there, a file or a link, waits beside it under another
+//! name, so that it comes back by one rename, even after the machine lost its power.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use super::{NamesError, NamesRequest, file_error, remove};
+
+/// How the first line begins, whatever the tunnel.
+const MARK: &str = "# Written by patchcord for tunnel ";
+
+/// A file in the place of another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Replacement {
+    path: PathBuf,
+    /// Where the other waits; `None` if there was none.
+    backup: Option<PathBuf>,
+    /// What the file says; between two texts, either. The last is the wanted one.
+    texts: Vec<String>,
+}
+
+impl Replacement {
+    /// What takes the place of the file there is.
+    pub(super) fn plan(
+        path: &Path,
+        tunnel: &str,
+        request: &NamesRequest,
+    ) -> Result<Self, NamesError> {
+        let first_line = first_line(path);
+        if first_line.starts_with(MARK) {
+            return Err(NamesError::Taken {
+                path: path.to_owned(),
+                by: first_line,
+            });
+        }
+        let existed = path.symlink_metadata().is_ok();
+        Ok(Self {
+            path: path.to_owned(),
+            backup: existed.then(|| backup(path, tunnel)),
+            texts: vec![text(tunnel, request)],
+        })
+    }
+
+    /// The same place, another text; and what somebody else put there is what comes back.
+    pub(super) fn with(self, tunnel: &str, request: &NamesRequest) -> Result<Self, NamesError> {
+        if !self.has_header() {
+            return Self::plan(&self.path, tunnel, request);
+        }
+        let texts = self.texts.into_iter().rev().take(1);
+        Ok(Self {
+            texts: texts.chain([text(tunnel, request)]).collect(),
+            ..self
+        })
+    }
+
+    /// What `tunnel` left before the machine lost its power.
+    pub(super) fn left(path: &Path, tunnel: &str) -> Option<Self> {
+        let text = fs::read_to_string(path).ok()?;
+        let backup = backup(path, tunnel);
+        text.starts_with(&header(tunnel)).then(|| Self {
+            path: path.to_owned(),
+            backup: backup.symlink_metadata().is_ok().then_some(backup),
+            texts: vec![text],
+        })
+    }
+
+    /// Puts the text in place.
+    pub(super) fn put(&self) -> Result<(), NamesError> {
+        let put = || {
+            // Once ours is there, it is not what shall come back.
+            if let Some(backup) = &self.backup
+                && !self.has_header()
+            {
+                copy(&self.path, backup)?;
+            }
+            let text = self.texts.last().map_or("", String::as_str);
+            replace(&self.path, text.as_bytes())
+        };
+        put().map_err(file_error(&self.path))
+    }
+
+    /// Brings back what was there, unless somebody changed the file.
+    pub(super) fn restore(&self) -> Result<(), NamesError> {
+        let restore = || match &self.backup {
+            Some(backup) if backup.symlink_metadata().is_err() => {
+                warn!(path = %self.path.display(), "what was there is lost, so the file stays");
+                Ok(())
+            }
+            Some(backup) if self.is_in_place() => bring_back(backup, &self.path),
+            None if self.is_in_place() => remove(&self.path),
+            backup => {
+                let path = self.path.display();
+                info!(%path, "the file was changed by somebody else, and stays");
+                backup.as_deref().map_or(Ok(()), remove)
+            }
+        };
+        restore().map_err(file_error(&self.path))
+    }
+
+    /// Whether the file was ours, and at most edited since.
+    fn has_header(&self) -> bool {
+        let ours = self.texts.last().and_then(|text| text.lines().next());
+        ours == Some(&first_line(&self.path))
+    }
+
+    fn is_in_place(&self) -> bool {
+        fs::read_to_string(&self.path).is_ok_and(|now| self.texts.contains(&now))
+    }
+}
+
+fn first_line(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn header(tunnel: &str) -> String {
+    format!("{MARK}{tunnel:?}, which brings back what was here when it stops.\n")
+}
+
+fn text(tunnel: &str, request: &NamesRequest) -> String {
+    header(tunnel) + &request.as_resolv_conf()
+}
+
+fn backup(path: &Path, tunnel: &str) -> PathBuf {
+    beside(path, &format!("patchcord-{tunnel}"))
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+/// A link is copied as a link.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    remove(to)?;
+    match fs::read_link(from) {
+        Ok(target) => symlink(target, to),
+        Err(_) => {
+            fs::copy(from, to)?;
+            File::open(to)?.sync_all()
+        }
+    }
+}
+
+/// A reader finds the old or the new text, never half of one.
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let new = beside(path, "patchcord-new");
+    let mut file = File::create(&new)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    bring_back(&new, path)
+}
+
+/// Renames; but a container's file is often a mount of its own, which can only be written to.
+fn bring_back(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            warn!(path = %to.display(), "a mount of its own, so it is not replaced at once");
+            fs::write(to, fs::read(from)?)?;
+            remove(from)
+        }
+        outcome => outcome,
+    }
+}
