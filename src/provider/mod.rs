@@ -20,6 +20,8 @@ mod configuration;
 mod context;
 mod flow;
 mod network;
+mod offers;
+mod power;
 mod routes;
 mod session;
 mod settings;

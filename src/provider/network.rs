@@ -17,13 +17,15 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::{
-    Applied, DnsOutcome, EthernetTunnelSettings, Interface, ProxyOutcome, RoutingPolicy,
-    SettingsError, TunnelConfiguration,
+    Applied, EthernetTunnelSettings, Interface, RoutingPolicy, SettingsError, TunnelConfiguration,
+    offers,
     routes::{needs_local_networks, routing_state},
 };
 use crate::io::{
     device::{Device, DeviceError, DeviceInfo, DeviceRequest, Ipv6Mode},
     link::Links,
+    names::{Names, Places},
+    proxy::Proxy,
     routing::Routing,
     tap::{Offloads, TapQueue},
 };
@@ -34,9 +36,17 @@ pub(super) struct Network {
     tunnel: String,
     device: Option<Device>,
     new_queues: Option<Queues>,
-    routes: Routes,
+    surroundings: Surroundings,
     /// What is in force; `None` before the first settings and after they were cleared.
     settings: Option<EthernetTunnelSettings>,
+}
+
+/// What settings change beside the device itself.
+struct Surroundings {
+    configuration: watch::Receiver<Arc<TunnelConfiguration>>,
+    routing: Routing,
+    names: Names,
+    proxy: Proxy,
 }
 
 /// What the first settings of a session bring.
@@ -53,9 +63,11 @@ impl Network {
             tunnel: tunnel.to_owned(),
             device: None,
             new_queues: None,
-            routes: Routes {
-                routing: Routing::new(run_dir, tunnel),
+            surroundings: Surroundings {
                 configuration,
+                routing: Routing::new(run_dir, tunnel),
+                names: Names::new(run_dir, tunnel, Places::default()),
+                proxy: Proxy::new(run_dir, tunnel),
             },
             settings: None,
         }
@@ -64,7 +76,7 @@ impl Network {
     /// Makes `wanted` the state. Asks `is_overtaken` between steps.
     ///
     /// # Errors
-    /// [`SettingsError::Failed`] or [`SettingsError::Unroutable`], and then everything is as before;
+    /// A failure ([`SettingsError::is_failure`]), and then everything is as before;
     /// [`SettingsError::Canceled`], and then it is for whoever overtook.
     pub(super) async fn apply(
         &mut self,
@@ -90,7 +102,7 @@ impl Network {
             }
         };
         let device = self.device.insert(device);
-        let outcome = converge(device, &mut self.routes, &wanted, is_overtaken).await;
+        let outcome = converge(device, &mut self.surroundings, &wanted, is_overtaken).await;
         if outcome.as_ref().is_err_and(SettingsError::is_failure) {
             self.go_back(was_new).await;
         }
@@ -107,7 +119,7 @@ impl Network {
     /// Does again what somebody else undid, such as the addresses of a link that was down.
     pub(super) async fn restore(&mut self) {
         if let (Some(device), Some(settings)) = (&mut self.device, &self.settings)
-            && let Err(error) = converge(device, &mut self.routes, settings, || false).await
+            && let Err(error) = converge(device, &mut self.surroundings, settings, || false).await
         {
             warn!(%error, "the interface was changed by somebody else, and cannot be set up again");
         }
@@ -116,12 +128,12 @@ impl Network {
     /// Shuts off what must not leave the machine but through the tunnel, if the policy says so, while
     /// there is no tunnel.
     pub(super) async fn hold(&mut self) -> Result<(), SettingsError> {
-        self.routes.apply(None).await
+        self.surroundings.route(None).await
     }
 
     /// Follows the networks that this machine is in, if the policy speaks of them.
     pub(super) async fn follow_local_networks(&mut self) {
-        if needs_local_networks(self.routes.policy()) {
+        if needs_local_networks(self.surroundings.policy()) {
             self.restore().await;
         }
     }
@@ -130,7 +142,9 @@ impl Network {
     pub(super) async fn clear(&mut self) -> Result<(), SettingsError> {
         self.hold().await?;
         if let (Some(device), Some(settings)) = (&mut self.device, self.settings.take()) {
+            let withdrawn = self.surroundings.withdraw(device).await;
             device.change(&cleared(&settings)).await?;
+            withdrawn?;
         }
         Ok(())
     }
@@ -138,7 +152,7 @@ impl Network {
     /// Takes everything away. Whoever holds queues of the interface keeps descriptors only.
     pub(super) async fn tear_down(&mut self) {
         self.settings = None;
-        if let Err(error) = self.routes.routing.clear().await {
+        if let Err(error) = self.surroundings.routing.clear().await {
             warn!(%error, "routes of the tunnel stay until its next start");
         }
         self.remove_device().await;
@@ -147,6 +161,12 @@ impl Network {
     async fn remove_device(&mut self) {
         self.new_queues = None;
         if let Some(device) = self.device.take() {
+            if let Err(error) = self.surroundings.withdraw(&device).await {
+                warn!(
+                    ?error,
+                    "names and proxy stay as they are until the tunnel starts again"
+                );
+            }
             device.remove().await;
         }
     }
@@ -157,10 +177,15 @@ impl Network {
         }
         let outcome = match (&mut self.device, &self.settings) {
             (Some(device), Some(settings)) => {
-                let outcome = converge(device, &mut self.routes, settings, || false).await;
+                let surroundings = &mut self.surroundings;
+                let outcome = converge(device, surroundings, settings, || false).await;
                 outcome.map(drop)
             }
-            _ => self.hold().await,
+            (Some(device), None) => {
+                let withdrawn = self.surroundings.withdraw(device).await;
+                self.hold().await.and(withdrawn)
+            }
+            (None, _) => self.hold().await,
         };
         if let Err(error) = outcome {
             warn!(%error, "the settings before the failed ones cannot be restored");
@@ -190,7 +215,7 @@ impl Network {
 /// The steps, each of which may find nothing to do.
 async fn converge(
     device: &mut Device,
-    routes: &mut Routes,
+    surroundings: &mut Surroundings,
     wanted: &EthernetTunnelSettings,
     is_overtaken: impl Fn() -> bool,
 ) -> Result<Applied, SettingsError> {
@@ -201,27 +226,31 @@ async fn converge(
     go_on()?;
     device.change(&device_request(wanted)).await?;
     go_on()?;
-    routes.apply(Some((wanted, device.info().index))).await?;
+    let info = device.info();
+    surroundings.route(Some((wanted, info.index))).await?;
     go_on()?;
+    let names = offers::names_request(wanted, surroundings.policy());
+    let names = surroundings
+        .names
+        .apply(info.index, &info.name, names.as_ref());
+    let dns = names.await?;
+    go_on()?;
+    let proxy = offers::proxy_request(wanted);
+    let proxy = surroundings.proxy.apply(proxy.as_ref())?;
     Ok(Applied {
-        interface: Interface::of(device.info()),
-        dns: DnsOutcome::Unchanged,
-        proxy: ProxyOutcome::Unchanged,
+        interface: Interface::of(info),
+        dns: dns.into(),
+        proxy: proxy.into(),
     })
 }
 
-/// The routes, with the policy that decides about them.
-struct Routes {
-    routing: Routing,
-    configuration: watch::Receiver<Arc<TunnelConfiguration>>,
-}
-
-impl Routes {
+impl Surroundings {
     fn policy(&self) -> RoutingPolicy {
         self.configuration.borrow().routing
     }
 
-    async fn apply(
+    /// Brings the routes to what the settings of an interface, or of none, and the policy say.
+    async fn route(
         &mut self,
         tunnel: Option<(&EthernetTunnelSettings, u32)>,
     ) -> Result<(), SettingsError> {
@@ -230,6 +259,15 @@ impl Routes {
         let local_networks = local_networks(policy, interface).await?;
         let wanted = routing_state(policy, tunnel, &local_networks);
         Ok(self.routing.apply(&wanted).await?)
+    }
+
+    /// Takes away names and proxy.
+    async fn withdraw(&mut self, device: &Device) -> Result<(), SettingsError> {
+        let info = device.info();
+        let unpublished = self.proxy.apply(None);
+        self.names.apply(info.index, &info.name, None).await?;
+        unpublished?;
+        Ok(())
     }
 }
 

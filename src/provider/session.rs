@@ -4,13 +4,17 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
 use tracing::{error, warn};
 
 use super::{
     EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus, StartOptions,
-    StopReason, TunnelConfiguration,
+    StopReason, TunnelConfiguration, power,
 };
+use crate::io::bus::Bus;
 
 /// How long the host waits for a provider.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +43,8 @@ pub struct Session {
     provider: Arc<dyn EthernetTunnelProvider>,
     context: ProviderContext,
     deadlines: Deadlines,
+    /// Where the machine says that it is going to sleep.
+    bus: Bus,
 }
 
 /// Stops a session, or talks to its provider, from outside.
@@ -101,11 +107,7 @@ impl Session {
         let observer = Box::new(|_| {});
         let context =
             ProviderContext::new(tunnel.into(), run_dir.as_ref(), configuration, observer);
-        Self {
-            provider,
-            context,
-            deadlines,
-        }
+        Self::hosted(provider, context, deadlines)
     }
 
     /// The same for a tunnel of a host, which follows each change of its status.
@@ -118,6 +120,7 @@ impl Session {
             provider,
             context,
             deadlines,
+            bus: Bus::default(),
         }
     }
 
@@ -132,6 +135,10 @@ impl Session {
     /// Runs the session. Calls `ready` when it is connected. Returns when everything is removed.
     pub async fn run(self, options: StartOptions, ready: impl FnOnce()) -> SessionEnd {
         self.context.set_status(SessionStatus::Connecting);
+        // Ends with the session, and with it the last delay of a sleep.
+        let mut background = JoinSet::new();
+        let (provider, context) = (self.provider.clone(), self.context.clone());
+        background.spawn(power::follow(self.bus.clone(), provider, context));
         let start_error = self.start(options).await.err();
         match &start_error {
             Some(error) => drop(self.context.begin_stop(error.reason())),
@@ -229,5 +236,199 @@ impl SessionHandle {
     /// The state of the session.
     pub fn status(&self) -> SessionStatus {
         *self.context.status().borrow()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::{
+        io::{
+            power::testing::TestLogind,
+            testing::{block_on, in_namespace},
+        },
+        provider::{BoxFut, EthernetTunnelSettings},
+    };
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    /// Notes what it is called for; sleeps until it is allowed to return.
+    #[derive(Default)]
+    struct Sleeper {
+        calls: Mutex<Vec<String>>,
+        hangs_in_sleep: bool,
+        panics_in_sleep: bool,
+    }
+
+    impl Sleeper {
+        fn note(&self, call: impl Into<String>) {
+            self.calls.lock().unwrap().push(call.into());
+        }
+
+        async fn wait_for(&self, calls: &[&str]) {
+            let wait = async {
+                while *self.calls.lock().unwrap() != calls {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let outcome = timeout(SOON, wait).await;
+            outcome.unwrap_or_else(|_| panic!("{:?}", self.calls.lock().unwrap()));
+        }
+    }
+
+    impl EthernetTunnelProvider for Sleeper {
+        fn start<'a>(
+            &'a self,
+            context: &'a ProviderContext,
+            _options: StartOptions,
+        ) -> BoxFut<'a, Result<(), ProviderError>> {
+            Box::pin(async {
+                let mac = patchcord_bridge::MacAddr([2, 0, 0, 0, 0, 7]);
+                let nowhere = std::net::Ipv4Addr::UNSPECIFIED.into();
+                let settings = EthernetTunnelSettings::new(nowhere, mac, 1400, "tap7");
+                context.set_network_settings(Some(settings)).await?;
+                Ok(())
+            })
+        }
+
+        fn stop<'a>(&'a self, _: &'a ProviderContext, reason: StopReason) -> BoxFut<'a, ()> {
+            Box::pin(async move { self.note(format!("stop {}", reason as u8)) })
+        }
+
+        fn sleep<'a>(&'a self, _: &'a ProviderContext) -> BoxFut<'a, ()> {
+            Box::pin(async {
+                self.note("sleep");
+                assert!(!self.panics_in_sleep);
+                if self.hangs_in_sleep {
+                    std::future::pending().await
+                }
+            })
+        }
+
+        fn wake(&self, _: &ProviderContext) {
+            self.note("wake");
+        }
+    }
+
+    struct Session {
+        logind: TestLogind,
+        provider: Arc<Sleeper>,
+        handle: HostHandle,
+        end: JoinHandle<SessionEnd>,
+    }
+
+    /// A connected session on a machine that is awake.
+    async fn session(
+        provider: Sleeper,
+        configuration: TunnelConfiguration,
+        delay: Duration,
+        run_dir: &std::path::Path,
+    ) -> Session {
+        let logind = TestLogind::start(delay).await;
+        let provider = Arc::new(provider);
+        let mut host = Host::new(provider.clone(), "office", run_dir, Deadlines::default());
+        host.context = ProviderContext::new("office".to_owned(), run_dir, configuration);
+        host.bus = logind.bus();
+        let handle = host.handle();
+        let (ready, is_ready) = tokio::sync::oneshot::channel();
+        let end = tokio::spawn(host.run(StartOptions::default(), move || {
+            let _ = ready.send(());
+        }));
+        is_ready.await.unwrap();
+        logind.wait_for_taken(1).await;
+        Session {
+            logind,
+            provider,
+            handle,
+            end,
+        }
+    }
+
+    fn test<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F + Send) {
+        in_namespace(|| {
+            let dir = tempfile::tempdir().unwrap();
+            block_on(test(dir.path().to_owned()));
+        });
+    }
+
+    #[test]
+    fn a_provider_hears_of_sleep_and_of_the_wake() {
+        test(async |dir| {
+            let delay = Duration::from_secs(60);
+            let configuration = TunnelConfiguration::default();
+            let session = session(Sleeper::default(), configuration, delay, &dir).await;
+            let (logind, provider) = (session.logind, session.provider);
+            for begins in [true, false, true] {
+                logind.announce(begins).await;
+            }
+            provider.wait_for(&["sleep", "wake", "sleep"]).await;
+            timeout(SOON, logind.wait_for_release()).await.unwrap();
+            logind.announce(false).await;
+            provider.wait_for(&["sleep", "wake", "sleep", "wake"]).await;
+            session.handle.stop(StopReason::UserInitiated);
+            let end = session.end.await.unwrap();
+            assert_eq!(end.reason, StopReason::UserInitiated);
+            timeout(SOON, logind.wait_for_release()).await.unwrap();
+        });
+    }
+
+    #[test]
+    fn a_provider_that_hangs_delays_sleep_no_longer_than_it_may() {
+        test(async |dir| {
+            let provider = Sleeper {
+                hangs_in_sleep: true,
+                ..Sleeper::default()
+            };
+            let delay = Duration::from_millis(300);
+            let configuration = TunnelConfiguration::default();
+            let session = session(provider, configuration, delay, &dir).await;
+            session.logind.announce(true).await;
+            session.provider.wait_for(&["sleep"]).await;
+            timeout(SOON, session.logind.wait_for_release())
+                .await
+                .unwrap();
+            session.logind.announce(false).await;
+            session.provider.wait_for(&["sleep", "wake"]).await;
+        });
+    }
+
+    #[test]
+    fn a_provider_that_panics_over_sleep_ends_its_session() {
+        test(async |dir| {
+            let provider = Sleeper {
+                panics_in_sleep: true,
+                ..Sleeper::default()
+            };
+            let delay = Duration::from_secs(60);
+            let configuration = TunnelConfiguration::default();
+            let session = session(provider, configuration, delay, &dir).await;
+            session.logind.announce(true).await;
+            let end = timeout(SOON, session.end).await.unwrap().unwrap();
+            assert_eq!(end.reason, StopReason::ProviderFailed);
+            session.provider.wait_for(&["sleep", "stop 2"]).await;
+        });
+    }
+
+    #[test]
+    fn a_session_that_disconnects_on_sleep_is_gone_before_the_machine_sleeps() {
+        test(async |dir| {
+            let configuration = TunnelConfiguration {
+                disconnect_on_sleep: true,
+                ..TunnelConfiguration::default()
+            };
+            let delay = Duration::from_secs(60);
+            let session = session(Sleeper::default(), configuration, delay, &dir).await;
+            session.logind.announce(true).await;
+            timeout(SOON, session.logind.wait_for_release())
+                .await
+                .unwrap();
+            assert_eq!(session.handle.status(), SessionStatus::Disconnected);
+            let end = session.end.await.unwrap();
+            assert_eq!(end.reason, StopReason::Sleep);
+            assert!(end.error.is_none());
+            session.provider.wait_for(&["stop 15"]).await;
+        });
     }
 }

@@ -12,7 +12,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use patchcord_bridge::MacAddr;
 
 use super::Interface;
-use crate::io::{device::DeviceError, routing::RoutingError, tap::Backend};
+use crate::io::{
+    device::DeviceError, names::NamesError, proxy::ProxyError, routing::RoutingError, tap::Backend,
+};
 
 /// The smallest and largest MTU that a TAP takes.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65_521;
@@ -239,6 +241,14 @@ impl EthernetTunnelSettings {
         v4.map(IpNet::V4).chain(v6.map(IpNet::V6))
     }
 
+    /// Whether everything goes through the tunnel, in one route or in two halves, of either family.
+    pub(super) fn has_default_route(&self) -> bool {
+        let v4 = self.ipv4.iter().flat_map(|ipv4| &ipv4.included_routes);
+        let v6 = self.ipv6.iter().flat_map(|ipv6| &ipv6.included_routes);
+        covers_everything(v4.map(|route| IpNet::V4(route.destination)))
+            || covers_everything(v6.map(|route| IpNet::V6(route.destination)))
+    }
+
     /// Checks everything that can be told without the kernel.
     ///
     /// # Errors
@@ -277,6 +287,13 @@ impl EthernetTunnelSettings {
         self.dns.as_ref().map_or(Ok(()), DnsSettings::validate)?;
         self.proxy.as_ref().map_or(Ok(()), ProxySettings::validate)
     }
+}
+
+fn covers_everything(destinations: impl Iterator<Item = IpNet>) -> bool {
+    let destinations: Vec<_> = destinations.collect();
+    IpNet::aggregate(&destinations)
+        .iter()
+        .any(|destination| destination.prefix_len() == 0)
 }
 
 fn add_address<N, A>(settings: &mut Option<IpSettings<N, A>>, address: N) {
@@ -427,6 +444,13 @@ pub enum SettingsError {
     /// The kernel refused a route. What had been done was undone.
     #[error(transparent)]
     Unroutable(#[from] RoutingError),
+    /// The servers of [`EthernetTunnelSettings::dns`] cannot be set, or not without names or
+    /// queries going where they must not. What had been done was undone.
+    #[error("name servers cannot be set")]
+    Names(#[from] NamesError),
+    /// The proxy cannot be published. What had been done was undone.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
 }
 
 impl SettingsError {
@@ -435,13 +459,13 @@ impl SettingsError {
         match self {
             Self::Invalid { .. } => 1,
             Self::Canceled => 2,
-            Self::Failed(_) | Self::Unroutable(_) => 3,
+            Self::Failed(_) | Self::Unroutable(_) | Self::Names(_) | Self::Proxy(_) => 3,
         }
     }
 
     /// Whether it was tried, and did not work.
     pub(super) const fn is_failure(&self) -> bool {
-        matches!(self, Self::Failed(_) | Self::Unroutable(_))
+        !matches!(self, Self::Invalid { .. } | Self::Canceled)
     }
 }
 
