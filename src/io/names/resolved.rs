@@ -79,34 +79,29 @@ impl Resolved {
         self.way == Way::Stub
     }
 
-    /// Sets everything that a request says, the servers last: until then no name goes to them, and
-    /// then none goes in clear that must not.
+    /// Sets everything that a request says. TLS is on before the servers that need it are known, and
+    /// off only when those that need it are forgotten: nothing goes in clear that must not.
     pub(super) async fn set(&self, index: u32, request: &NamesRequest) -> Result<(), NamesError> {
         let link = index.cast_signed();
-        let is_all = request.scope == Scope::All;
-        let transport = self.set_transport(link, &request.transport).await;
-        transport.or_else(|error| match request.transport {
-            // Built without TLS, it speaks in clear.
-            Transport::Cleartext => {
-                debug!(%error, "systemd-resolved has no DNS over TLS to switch off");
-                Ok(())
-            }
-            Transport::Tls { .. } => Err(error),
-        })?;
+        let is_clear = request.transport == Transport::Cleartext;
+        if !is_clear {
+            self.set_tls(link, "yes").await?;
+        }
         let action = "say whether the link's servers are for all names";
+        let is_all = request.scope == Scope::All;
         self.call(action, "SetLinkDefaultRoute", &(link, is_all))
             .await?;
         let domains = (link, domains(request));
         self.call("set the domains of a link", "SetLinkDomains", &domains)
             .await?;
-        self.set_servers(link, request).await
+        self.set_servers(link, request).await?;
+        if is_clear && let Err(error) = self.set_tls(link, "no").await {
+            debug!(%error, "systemd-resolved was built without TLS");
+        }
+        Ok(())
     }
 
-    async fn set_transport(&self, link: i32, transport: &Transport) -> Result<(), NamesError> {
-        let mode = match transport {
-            Transport::Cleartext => "no",
-            Transport::Tls { .. } => "yes",
-        };
+    async fn set_tls(&self, link: i32, mode: &str) -> Result<(), NamesError> {
         let action = "switch DNS over TLS of a link";
         self.call(action, "SetLinkDNSOverTLS", &(link, mode)).await
     }

@@ -368,20 +368,20 @@ fn resolved_gets_what_is_asked_for() {
             (
                 all_names(),
                 vec![
-                    "tls no".to_owned(),
                     "default true".to_owned(),
                     r#"domains [("corp.example", false), ("example", false), (".", true)]"#
                         .to_owned(),
                     format!("servers {v4}, {v6}"),
+                    "tls no".to_owned(),
                 ],
             ),
             (
                 some_names(),
                 vec![
-                    "tls no".to_owned(),
                     "default false".to_owned(),
                     r#"domains [("corp.example", false), ("lab.example", true)]"#.to_owned(),
                     format!("servers {v4}, {v6}"),
+                    "tls no".to_owned(),
                 ],
             ),
             (
@@ -441,7 +441,7 @@ fn half_a_change_is_reverted() {
         let mut names = machine.names("office");
         let error = apply(&mut names, Some(&all_names())).await.unwrap_err();
         assert!(matches!(error, NamesError::Resolved { .. }), "{error:?}");
-        assert_eq!(resolved.take_calls(), ["tls no", "default true", "revert"]);
+        assert_eq!(resolved.take_calls(), ["default true", "revert"]);
         assert!(machine.is_clean());
     });
 }
