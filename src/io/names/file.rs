@@ -16,8 +16,8 @@ use tracing::{info, warn};
 
 use super::{NamesError, NamesRequest, file_error, remove};
 
-/// How the first line begins, whatever the tunnel.
-const MARK: &str = "# Written by patchcord for tunnel ";
+/// How the first line begins, whatever the tunnel; then comes the path of the tunnel's journal.
+const MARK: &str = "# Written by patchcord ";
 
 /// A file in the place of another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ impl Replacement {
     /// What takes the place of the file there is.
     pub(super) fn plan(
         path: &Path,
-        tunnel: &str,
+        journal: &Path,
         request: &NamesRequest,
     ) -> Result<Self, NamesError> {
         let first_line = first_line(path);
@@ -46,28 +46,28 @@ impl Replacement {
         let existed = path.symlink_metadata().is_ok();
         Ok(Self {
             path: path.to_owned(),
-            backup: existed.then(|| backup(path, tunnel)),
-            texts: vec![text(tunnel, request)],
+            backup: existed.then(|| backup(path, journal)),
+            texts: vec![text(journal, request)],
         })
     }
 
     /// The same place, another text; and what somebody else put there is what comes back.
-    pub(super) fn with(self, tunnel: &str, request: &NamesRequest) -> Result<Self, NamesError> {
+    pub(super) fn with(self, journal: &Path, request: &NamesRequest) -> Result<Self, NamesError> {
         if !self.has_header() {
-            return Self::plan(&self.path, tunnel, request);
+            return Self::plan(&self.path, journal, request);
         }
         let texts = self.texts.into_iter().rev().take(1);
         Ok(Self {
-            texts: texts.chain([text(tunnel, request)]).collect(),
+            texts: texts.chain([text(journal, request)]).collect(),
             ..self
         })
     }
 
-    /// What `tunnel` left before the machine lost its power.
-    pub(super) fn left(path: &Path, tunnel: &str) -> Option<Self> {
+    /// What the tunnel of this journal left before the machine lost its power.
+    pub(super) fn left(path: &Path, journal: &Path) -> Option<Self> {
         let text = fs::read_to_string(path).ok()?;
-        let backup = backup(path, tunnel);
-        text.starts_with(&header(tunnel)).then(|| Self {
+        let backup = backup(path, journal);
+        text.starts_with(&header(journal)).then(|| Self {
             path: path.to_owned(),
             backup: backup.symlink_metadata().is_ok().then_some(backup),
             texts: vec![text],
@@ -123,16 +123,18 @@ fn first_line(path: &Path) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-fn header(tunnel: &str) -> String {
-    format!("{MARK}{tunnel:?}, which brings back what was here when it stops.\n")
+fn header(journal: &Path) -> String {
+    let journal = journal.display();
+    format!("{MARK}({journal}). What was here comes back when its tunnel stops.\n")
 }
 
-fn text(tunnel: &str, request: &NamesRequest) -> String {
-    header(tunnel) + &request.as_resolv_conf()
+fn text(journal: &Path, request: &NamesRequest) -> String {
+    header(journal) + &request.as_resolv_conf()
 }
 
-fn backup(path: &Path, tunnel: &str) -> PathBuf {
-    beside(path, &format!("patchcord-{tunnel}"))
+fn backup(path: &Path, journal: &Path) -> PathBuf {
+    let tunnel = journal.file_stem().unwrap_or_default();
+    beside(path, &format!("patchcord-{}", tunnel.display()))
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

@@ -28,7 +28,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
-use self::{file::Replacement, resolvconf::Resolvconf, resolved::Resolved};
+use self::{
+    file::Replacement,
+    resolvconf::Resolvconf,
+    resolved::{Found, Resolved},
+};
 use super::bus::Bus;
 
 /// What is asked of the resolver.
@@ -94,9 +98,15 @@ pub enum NamesError {
         /// Who.
         resolver: &'static str,
     },
+    /// Names are resolved for all network namespaces by one that is not this one.
+    #[error(
+        "systemd-resolved is in another network namespace; give this one an /etc/resolv.conf of its \
+         own, as ip-netns(8) does with /etc/netns/NAME/resolv.conf"
+    )]
+    Elsewhere,
     /// Another tunnel has the file.
     #[error(
-        "another tunnel has {}: {by:?}; stop it, or start and stop it if it was killed",
+        "another tunnel has {}: {by:?}; stop that, or start and stop it if it was killed",
         path.display()
     )]
     Taken {
@@ -216,7 +226,7 @@ impl Names {
         if self.in_force.is_none() {
             self.revert().await?;
         }
-        let resolver = self.resolver().await;
+        let resolver = self.resolver().await?;
         resolver.check(request)?;
         if let Some(in_force) = &self.in_force {
             if !in_force.record.is_kept_by(&resolver, index, name) {
@@ -261,8 +271,8 @@ impl Names {
             Resolver::Resolved(_) => Record::Resolved(resolved::Link::new(index, name)),
             Resolver::Resolvconf(program) => Record::Resolvconf(program.entry(name)),
             Resolver::File => Record::File(match earlier {
-                Some(Record::File(replacement)) => replacement.with(&self.tunnel, request)?,
-                _ => Replacement::plan(&self.places.resolv_conf, &self.tunnel, request)?,
+                Some(Record::File(replacement)) => replacement.with(&self.journal.path, request)?,
+                _ => Replacement::plan(&self.places.resolv_conf, &self.journal.path, request)?,
             }),
         };
         self.journal.write(&record)?;
@@ -284,7 +294,9 @@ impl Names {
         self.in_force = None;
         let left = match self.journal.read()? {
             // The run directory does not outlive the machine's power, but the file does.
-            None => Replacement::left(&self.places.resolv_conf, &self.tunnel).map(Record::File),
+            None => {
+                Replacement::left(&self.places.resolv_conf, &self.journal.path).map(Record::File)
+            }
             record => record,
         };
         match &left {
@@ -297,14 +309,15 @@ impl Names {
         self.journal.clear()
     }
 
-    async fn resolver(&self) -> Resolver {
-        if let Some(resolved) = Resolved::find(&self.places).await {
-            return Resolver::Resolved(resolved);
+    async fn resolver(&self) -> Result<Resolver, NamesError> {
+        match Resolved::find(&self.places).await {
+            Found::Here(resolved) => return Ok(Resolver::Resolved(resolved)),
+            // The file is then that of a machine whose links are not ours.
+            Found::Elsewhere => return Err(NamesError::Elsewhere),
+            Found::No => {}
         }
-        match Resolvconf::find(&self.places.programs) {
-            Some(program) => Resolver::Resolvconf(program),
-            None => Resolver::File,
-        }
+        let program = Resolvconf::find(&self.places.programs);
+        Ok(program.map_or(Resolver::File, Resolver::Resolvconf))
     }
 }
 

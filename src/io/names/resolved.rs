@@ -32,6 +32,14 @@ pub(super) struct Resolved {
     way: Way,
 }
 
+/// Whether systemd-resolved is in charge.
+pub(super) enum Found {
+    Here(Resolved),
+    /// It is, but knows other links than ours.
+    Elsewhere,
+    No,
+}
+
 /// How programs come to its servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
@@ -51,8 +59,10 @@ pub(super) struct Link {
 
 impl Resolved {
     /// It counts only if it runs, in this network namespace, and programs come to it.
-    pub(super) async fn find(places: &Places) -> Option<Self> {
-        let way = way(&places.resolv_conf)?;
+    pub(super) async fn find(places: &Places) -> Found {
+        let Some(way) = way(&places.resolv_conf) else {
+            return Found::No;
+        };
         let found = async {
             let bus = places.bus.connect().await?;
             let owner = BUS.call(&bus, "GetNameOwner", &RESOLVED.service).await?;
@@ -62,14 +72,11 @@ impl Resolved {
             Ok::<_, zbus::Error>((bus, process))
         };
         match found.await {
-            Ok((bus, process)) if is_in_this_namespace(process) => Some(Self { bus, way }),
-            Ok((_, process)) => {
-                debug!(process, "systemd-resolved is in another network namespace");
-                None
-            }
+            Ok((bus, process)) if is_in_this_namespace(process) => Found::Here(Self { bus, way }),
+            Ok(_) => Found::Elsewhere,
             Err(error) => {
                 debug!(%error, "systemd-resolved does not run");
-                None
+                Found::No
             }
         }
     }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use tempfile::TempDir;
 
 use super::{resolved::testing::TestResolved, *};
-use crate::io::testing::block_on;
+use crate::io::testing::{block_on, in_namespace};
 
 const STUB: &str = "../run/systemd/resolve/stub-resolv.conf";
 const UPLINK: &str = "/run/systemd/resolve/resolv.conf";
@@ -122,11 +122,14 @@ fn the_file_is_replaced_and_comes_back() {
         let mut names = machine.names("office");
         let outcome = apply(&mut names, Some(&all_names())).await.unwrap();
         assert_eq!(outcome, NamesOutcome::File);
-        let ours = "# Written by patchcord for tunnel \"office\", which brings back what was here \
-                    when it stops.\n\
-                    search corp.example example\n\
-                    nameserver 10.0.0.53\n\
-                    nameserver 2001:db8::53\n";
+        let ours = format!(
+            "# Written by patchcord ({}/run/office.names). What was here comes back when its tunnel \
+             stops.\n\
+             search corp.example example\n\
+             nameserver 10.0.0.53\n\
+             nameserver 2001:db8::53\n",
+            machine.dir.path().display()
+        );
         assert_eq!(machine.text(), ours);
         let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(), 0o644);
@@ -266,7 +269,7 @@ fn a_second_tunnel_does_not_get_the_file() {
         let mut home = machine.names("home");
         let error = apply(&mut home, Some(&all_names())).await.unwrap_err();
         assert!(matches!(error, NamesError::Taken { .. }), "{error:?}");
-        assert!(error.to_string().contains("\"office\\\""), "{error}");
+        assert!(error.to_string().contains("/run/office.names"), "{error}");
         apply(&mut home, None).await.unwrap();
         assert_eq!(machine.text(), ours);
         apply(&mut office, None).await.unwrap();
@@ -428,6 +431,23 @@ fn resolved_forgets_what_a_killed_run_left_on_a_link_that_is_still_there() {
             assert!(machine.is_clean());
         }
     });
+}
+
+#[test]
+fn the_file_of_a_resolved_in_another_namespace_stays() {
+    let resolved = block_on(TestResolved::start());
+    let mut machine = Machine::new();
+    machine.places.bus = resolved.bus();
+    machine.link_to(STUB);
+    in_namespace(|| {
+        block_on(async {
+            let error = apply(&mut machine.names("office"), Some(&all_names())).await;
+            assert!(matches!(error, Err(NamesError::Elsewhere)), "{error:?}");
+        });
+    });
+    let target = fs::read_link(&machine.places.resolv_conf).unwrap();
+    assert_eq!(target, Path::new(STUB));
+    assert!(resolved.take_calls().is_empty() && machine.is_clean());
 }
 
 #[test]
