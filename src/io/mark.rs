@@ -14,8 +14,7 @@ pub struct Mark {
 
 impl Mark {
     /// On sockets that stay outside of every tunnel: rules that send traffic into a tunnel say
-    /// `not fwmark` with this mark. Four bits that Docker, Kubernetes, Tailscale and WireGuard's
-    /// tools leave alone.
+    /// `not fwmark` with this mark. Four bits that kube-proxy, Tailscale and wg-quick leave alone.
     pub const BYPASS: Self = Self {
         value: 0x0500_0000,
         mask: 0x0f00_0000,

@@ -281,7 +281,7 @@ fn route_mtu(metrics: &[RouteMetric]) -> u32 {
 mod tests {
     use std::time::Duration;
 
-    use tokio::time::{sleep, timeout};
+    use tokio::time::{Instant, sleep, timeout};
 
     use super::*;
     use crate::io::testing::{block_on, in_namespace, ip as run_ip};
@@ -474,18 +474,24 @@ mod tests {
         test(|mut path| async move {
             until(&mut path, "no route yet", is_out).await;
             path.borrow_and_update();
-            let mut updates = 0;
+            // On a busy machine a step may take so long that it counts as settled.
+            let (mut updates, mut allowed) = (0, 4);
             for _ in 0..25 {
+                let begin = Instant::now();
                 run_ip("route add default via 192.0.2.1 dev east");
                 sleep(Duration::from_millis(20)).await;
                 run_ip("route delete default");
                 sleep(Duration::from_millis(20)).await;
                 updates += usize::from(path.has_changed().unwrap());
                 path.borrow_and_update();
+                allowed += usize::from(begin.elapsed() > Duration::from_millis(90));
             }
             run_ip("route add default via 198.51.100.1 dev west");
             until(&mut path, "the last state", |path| leaves_by(path, "west")).await;
-            assert!(updates <= 4, "{updates} updates of 50 changes");
+            assert!(
+                updates <= allowed,
+                "{updates} updates of 50 changes, {allowed} allowed"
+            );
         });
     }
 

@@ -29,7 +29,8 @@ pub enum SocketError {
     NoInterface,
     /// Not allowed.
     #[error(
-        "marking a socket as outside of the tunnel needs CAP_NET_ADMIN: run as root or with that capability"
+        "marking a socket as outside of the tunnel needs CAP_NET_ADMIN: run as root or with that \
+         capability"
     )]
     NotPermitted(#[source] io::Error),
     /// The interface cannot be looked up.
