@@ -315,7 +315,7 @@ mod tests {
     struct Session {
         logind: TestLogind,
         provider: Arc<Sleeper>,
-        handle: HostHandle,
+        handle: SessionHandle,
         end: JoinHandle<SessionEnd>,
     }
 
@@ -324,12 +324,17 @@ mod tests {
         provider: Sleeper,
         configuration: TunnelConfiguration,
         delay: Duration,
-        run_dir: &std::path::Path,
+        run_dir: &Path,
     ) -> Session {
         let logind = TestLogind::start(delay).await;
         let provider = Arc::new(provider);
-        let mut host = Host::new(provider.clone(), "office", run_dir, Deadlines::default());
-        host.context = ProviderContext::new("office".to_owned(), run_dir, configuration);
+        let mut host = Session::new(provider.clone(), "office", run_dir, Deadlines::default());
+        host.context = ProviderContext::new(
+            "office".to_owned(),
+            run_dir,
+            configuration.into(),
+            Box::new(|_| {}),
+        );
         host.bus = logind.bus();
         let handle = host.handle();
         let (ready, is_ready) = tokio::sync::oneshot::channel();
@@ -346,7 +351,7 @@ mod tests {
         }
     }
 
-    fn test<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F + Send) {
+    fn test<F: Future<Output = ()>>(test: impl FnOnce(std::path::PathBuf) -> F + Send) {
         in_namespace(|| {
             let dir = tempfile::tempdir().unwrap();
             block_on(test(dir.path().to_owned()));
