@@ -5,9 +5,9 @@
 //!  ping 10.80.0.2 ── kernel ── echo0 ═══ TAP ═══ this program: 10.80.0.2
 //! ```
 //! It shows the two callbacks of a provider, settings, reading and writing frames, and how a frame
-//! is understood with etherparse. It answers ARP for one address, answers pings of that address, and
-//! returns any other frame that is sent to its MAC address with the two MAC addresses exchanged.
-//! VLAN tags stay as they are, so it answers in every VLAN.
+//! is understood with etherparse. It answers ARP for one address, answers pings of that address,
+//! and returns any other frame that is sent to its MAC address with the two MAC addresses
+//! exchanged. VLAN tags stay as they are, so it answers in every VLAN.
 //!
 //! ```text
 //! $ sudo target/debug/examples/echo                     # after `cargo build --examples`
@@ -40,8 +40,8 @@ use ipnet::Ipv4Net;
 use patchcord::{
     control::RUN_DIR,
     provider::{
-        BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, FlowError, Host,
-        HostHandle, ProviderContext, ProviderError, StartOptions, StopReason,
+        BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, FlowError,
+        ProviderContext, ProviderError, Session, SessionHandle, StartOptions, StopReason,
     },
 };
 use patchcord_bridge::MacAddr;
@@ -81,12 +81,12 @@ fn main() -> ExitCode {
 #[tokio::main(flavor = "current_thread")]
 async fn run(args: Args) -> Result<()> {
     let provider = Arc::new(Echo::new(args.clone()));
-    let host = Host::new(provider.clone(), "echo", RUN_DIR, Deadlines::default());
-    tokio::spawn(stop_on_signal(host.handle()));
+    let session = Session::new(provider.clone(), "echo", RUN_DIR, Deadlines::default());
+    tokio::spawn(stop_on_signal(session.handle()));
     let Args {
         name, answer, mac, ..
     } = args;
-    let end = host
+    let end = session
         .run(StartOptions::default(), || {
             println!("{name}: {answer} answers at {mac}; Ctrl-C ends it");
         })
@@ -99,13 +99,13 @@ async fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-async fn stop_on_signal(host: HostHandle) -> Result<()> {
+async fn stop_on_signal(session: SessionHandle) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
-    host.stop(StopReason::UserInitiated);
+    session.stop(StopReason::UserInitiated);
     Ok(())
 }
 

@@ -12,9 +12,9 @@
 //! It shows a start that waits for the peer and can be stopped meanwhile; settings with a router,
 //! routes and name servers; new settings while frames flow; a session that is `reasserting` while
 //! the peer is silent, and cancelled with a reason when it stays so; a path that changes under the
-//! tunnel; messages with and without an answer; sleep and wake; a goodbye that depends on the stop's
-//! reason. Both ends run the same program. **It does not encrypt**; see `link.rs`, which is the
-//! frames' part of this alone, in batches.
+//! tunnel; messages with and without an answer; sleep and wake; a goodbye that depends on the
+//! stop's reason. Both ends run the same program. **It does not encrypt**; see `link.rs`, which is
+//! the frames' part of this alone, in batches.
 //!
 //! ```text
 //! a$ sudo target/debug/examples/hard_path --peer 192.0.2.2:47900 --address 10.90.0.1/24
@@ -49,17 +49,18 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, anyhow};
 use bytes::Bytes;
 use clap::Parser;
 use ipnet::IpNet;
 use patchcord::{
     control::RUN_DIR,
+    host::{EventKind, Host},
     io::link::{LinkEvent, Links},
     provider::{
         BoxFut, Deadlines, DnsSettings, EthernetTunnelProvider, EthernetTunnelSettings, FlowError,
-        Host, HostHandle, IpSettings, ProviderContext, ProviderError, Route, SessionStatus,
-        StartOptions, StopReason,
+        IpSettings, ProviderContext, ProviderError, Route, StartOptions, StopReason,
+        TunnelConfiguration,
     },
 };
 use patchcord_bridge::MacAddr;
@@ -140,30 +141,43 @@ async fn run(args: Args) -> Result<()> {
         start: args.give_up_after + Duration::from_secs(10),
         ..Deadlines::default()
     };
-    let provider = Arc::new(HardPath::new(args));
-    let host = Host::new(provider.clone(), &name, RUN_DIR, deadlines);
-    tokio::spawn(stop_on_signal(host.handle()));
-    tokio::spawn(pass_on_commands(host.handle(), provider));
-    let end = host.run(StartOptions::default(), || {}).await;
-    if let Some(error) = end.error {
-        return Err(error).with_context(|| format!("the session on {name} ended"));
+    // Each session has a provider of its own, made here.
+    let host = Host::builder(RUN_DIR)
+        .register("hard-path", move |_, _| Ok(HardPath::new(args.clone())))
+        .deadlines(deadlines)
+        .build();
+    let mut events = host.events();
+    host.configure(&name, TunnelConfiguration::new("hard-path"), None)?;
+    host.start(&name, StartOptions::default())?;
+    tokio::spawn(stop_on_signal(host.clone(), name.clone()));
+    tokio::spawn(pass_on_messages(host.clone(), name.clone()));
+    while let Some(event) = events.next().await {
+        match event?.kind {
+            EventKind::Status(status) => println!("{name}: {}", status.name()),
+            EventKind::Ended { reason, error } => {
+                println!("{name}: stopped: {reason:?}");
+                return error.map_or(Ok(()), |error| Err(anyhow!(error)));
+            }
+            _ => {}
+        }
     }
-    println!("{name}: stopped: {:?}", end.reason);
     Ok(())
 }
 
-async fn stop_on_signal(host: HostHandle) -> Result<()> {
+/// SIGHUP says that another process takes the tunnel over, the others that it is over.
+async fn stop_on_signal(host: Host, name: String) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
-    host.stop(StopReason::UserInitiated);
-    Ok(())
+    let mut hangup = signal(SignalKind::hangup())?;
+    let reason = tokio::select! {
+        _ = terminate.recv() => StopReason::UserInitiated,
+        _ = tokio::signal::ctrl_c() => StopReason::UserInitiated,
+        _ = hangup.recv() => StopReason::AppUpdate,
+    };
+    Ok(host.stop(&name, reason).await?)
 }
 
-/// Each line of stdin is a message, but for `sleep` and `wake`.
-async fn pass_on_commands(host: HostHandle, provider: Arc<HardPath>) {
+/// Each line of stdin is a message.
+async fn pass_on_messages(host: Host, name: String) -> Result<()> {
     let (lines_in, mut lines) = mpsc::channel(1);
     // A thread of its own: a runtime would wait for the line that it reads before it ends.
     thread::spawn(move || {
@@ -174,17 +188,12 @@ async fn pass_on_commands(host: HostHandle, provider: Arc<HardPath>) {
         }
     });
     while let Some(line) = lines.recv().await {
-        // The host does not hear of the machine's sleep, so this stands in for it.
-        let context = lock(&provider.context).clone();
-        match (line.trim(), context) {
-            ("sleep", Some(context)) => provider.sleep(&context).await,
-            ("wake", Some(context)) => provider.wake(&context),
-            (message, _) => match host.send_message(Bytes::from(message.to_owned())).await {
-                Some(answer) => println!("{}", String::from_utf8_lossy(&answer)),
-                None => println!("no answer to {message:?}"),
-            },
+        match host.send_message(&name, Bytes::from(line.clone())).await? {
+            Some(answer) => println!("{}", String::from_utf8_lossy(&answer)),
+            None => println!("no answer to {line:?}"),
         }
     }
+    Ok(())
 }
 
 // The provider: thin. It turns arguments into settings and callbacks into calls of the engine.
@@ -193,7 +202,6 @@ struct HardPath {
     args: Args,
     /// What is in force; changed by messages.
     settings: tokio::sync::Mutex<Option<EthernetTunnelSettings>>,
-    context: Mutex<Option<ProviderContext>>,
     engine: Mutex<Option<Arc<Engine>>>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -203,15 +211,12 @@ impl HardPath {
         Self {
             args,
             settings: tokio::sync::Mutex::default(),
-            context: Mutex::default(),
             engine: Mutex::default(),
             tasks: Mutex::default(),
         }
     }
 
     async fn start(&self, context: &ProviderContext) -> Result<(), ProviderError> {
-        *lock(&self.context) = Some(context.clone());
-        tokio::spawn(print_status(context.clone()));
         // In this order: what fails without a trace, what takes long, what changes the machine. The
         // host drops this at an await when the session is stopped meanwhile.
         let settings = self.settings()?;
@@ -341,7 +346,7 @@ impl EthernetTunnelProvider for HardPath {
                 return;
             };
             match reason {
-                // The tunnel comes back, or there is no way to tell the peer: it will notice.
+                // The tunnel comes back at once, or the peer cannot be told: it notices by itself.
                 StopReason::AppUpdate
                 | StopReason::NoNetworkAvailable
                 | StopReason::UnrecoverableNetworkChange => {}
@@ -364,6 +369,15 @@ impl EthernetTunnelProvider for HardPath {
                     Ok(mtu) => self.set_mtu(context, mtu).await,
                     Err(_) => json!({ "error": "an MTU is a number, for example `mtu 1400`" }),
                 },
+                // A host does not hear of the machine's sleep; so these stand in for it.
+                ["sleep"] => {
+                    self.sleep(context).await;
+                    json!({ "asleep": true })
+                }
+                ["wake"] => {
+                    self.wake(context);
+                    json!({ "asleep": false })
+                }
                 _ => return None,
             };
             Some(Bytes::from(answer.to_string()))
@@ -413,19 +427,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 // The tasks.
-
-/// Each change of the session's state is one line.
-async fn print_status(context: ProviderContext) {
-    let mut status = context.status();
-    let mut now = SessionStatus::Connecting;
-    while now != SessionStatus::Disconnecting {
-        println!("{}: {}", context.tunnel(), now.name());
-        if status.changed().await.is_err() {
-            return;
-        }
-        now = *status.borrow_and_update();
-    }
-}
 
 /// What ends a task ends the session, with the reason.
 async fn cancel_on_error(

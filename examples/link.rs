@@ -30,8 +30,8 @@ use ipnet::IpNet;
 use patchcord::{
     control::RUN_DIR,
     provider::{
-        BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, FlowError, Host,
-        HostHandle, ProviderContext, ProviderError, StartOptions, StopReason,
+        BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, FlowError,
+        ProviderContext, ProviderError, Session, SessionHandle, StartOptions, StopReason,
     },
 };
 use patchcord_bridge::MacAddr;
@@ -83,22 +83,22 @@ fn main() -> ExitCode {
 #[tokio::main(flavor = "current_thread")]
 async fn run(args: Args) -> Result<()> {
     let (name, peer) = (args.name.clone(), args.peer);
-    let host = Host::new(Arc::new(Link(args)), &name, RUN_DIR, Deadlines::default());
-    tokio::spawn(stop_on_signal(host.handle()));
+    let session = Session::new(Arc::new(Link(args)), &name, RUN_DIR, Deadlines::default());
+    tokio::spawn(stop_on_signal(session.handle()));
     let ready = || println!("{name}: to {peer}, not encrypted; Ctrl-C ends it");
-    match host.run(StartOptions::default(), ready).await.error {
+    match session.run(StartOptions::default(), ready).await.error {
         Some(error) => Err(error).with_context(|| format!("the session on {name} ended")),
         None => Ok(()),
     }
 }
 
-async fn stop_on_signal(host: HostHandle) -> Result<()> {
+async fn stop_on_signal(session: SessionHandle) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
-    host.stop(StopReason::UserInitiated);
+    session.stop(StopReason::UserInitiated);
     Ok(())
 }
 

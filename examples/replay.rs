@@ -6,9 +6,9 @@
 //!  out.pcap <─┘
 //! ```
 //! It shows a provider that has work to do and then ends: frames at their times, a provider that
-//! gives up with an error that helps, a task that `stop` waits for so that nothing is lost, and what
-//! a session says at its end. Reads pcap and pcapng; `--record` writes what the kernel or the bridge
-//! sends meanwhile, as pcap with nanoseconds.
+//! gives up with an error that helps, a task that `stop` waits for so that nothing is lost, and
+//! what a session says at its end. Reads pcap and pcapng; `--record` writes what the kernel or the
+//! bridge sends meanwhile, as pcap with nanoseconds.
 //!
 //! ```text
 //! $ sudo target/debug/examples/replay in.pcap --bridge br-lan --speed 10 --record out.pcap
@@ -38,8 +38,8 @@ use ipnet::IpNet;
 use patchcord::{
     control::RUN_DIR,
     provider::{
-        BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, Host, HostHandle,
-        ProviderContext, ProviderError, StartOptions, StopReason,
+        BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, ProviderContext,
+        ProviderError, Session, SessionHandle, StartOptions, StopReason,
     },
 };
 use patchcord_bridge::MacAddr;
@@ -118,16 +118,16 @@ async fn run(args: Args, recording: Recording) -> Result<()> {
     let name = args.name.clone();
     let playing = format!("{name}: playing {}", args.recording.display());
     let replay = Arc::new(Replay::new(args, recording));
-    let host = Host::new(replay.clone(), &name, RUN_DIR, Deadlines::default());
-    let stopper = host.handle();
-    tokio::spawn(stop_on_signal(host.handle()));
+    let session = Session::new(replay.clone(), &name, RUN_DIR, Deadlines::default());
+    let stopper = session.handle();
+    tokio::spawn(stop_on_signal(session.handle()));
     // A provider cannot end its session well, only cancel it; so it says when it is done.
     let outcome = replay.outcome.clone();
     tokio::spawn(async move {
         outcome.played.notified().await;
         stopper.stop(StopReason::UserInitiated);
     });
-    let end = host
+    let end = session
         .run(StartOptions::default(), || println!("{playing}"))
         .await;
     println!("{name}: {}", replay.outcome.summary());
@@ -137,13 +137,13 @@ async fn run(args: Args, recording: Recording) -> Result<()> {
     }
 }
 
-async fn stop_on_signal(host: HostHandle) -> Result<()> {
+async fn stop_on_signal(session: SessionHandle) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
-    host.stop(StopReason::UserInitiated);
+    session.stop(StopReason::UserInitiated);
     Ok(())
 }
 

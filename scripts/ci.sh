@@ -6,7 +6,7 @@
 #   scripts/ci.sh quick     fmt, layers, vectors, clippy and unit tests: what to run before a commit
 #   scripts/ci.sh fmt       formatting
 #   scripts/ci.sh clippy    lints, warnings are errors
-#   scripts/ci.sh test      every test but netns; those of io, api, flow and cli need root
+#   scripts/ci.sh test      every test but netns; those of io, api, flow, examples and cli need root
 #   scripts/ci.sh doc       documentation of all items, warnings are errors
 #   scripts/ci.sh layers    which module may import which
 #   scripts/ci.sh vectors   the test vectors against a second implementation of the protocol
@@ -53,7 +53,8 @@ job_unit() {
 
 job_test() {
   cargo test --workspace --locked --lib --bins \
-    --test api --test conformance --test flow --test cli --test allocations --test netsim --test fdb_model --test fdb_threads
+    --test api --test conformance --test flow --test examples --test cli --test allocations \
+    --test netsim --test fdb_model --test fdb_threads
   cargo test --workspace --locked --doc
 }
 

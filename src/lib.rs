@@ -1,72 +1,44 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Encrypted Ethernet tunnels: frames of a TAP, over UDP, to peers known by their keys.
+//! Ethernet tunnels on Linux: an encrypted one that is ready to use, and a host for your own.
+//!
+//! A *provider* holds the far end of an Ethernet cable. The near end is an interface of this
+//! machine, a TAP: with addresses like any network card, or a port of a bridge. What the kernel
+//! sends into the interface the provider reads as whole Ethernet frames, and what the provider
+//! writes the kernel receives. What happens in between is the provider's own business; the one that
+//! comes with this crate seals the frames and sends them over UDP to peers known by their keys.
 //!
 //! ```text
-//!             ┌── outbound ── switch ── pack ─── seal ──┐
-//!  TAP queue ─┤                                         ├─ UDP socket ═══ peers
-//!             └── inbound ─── switch ── unpack ─ open ──┘
-//!                       notices │  ^ tables
-//!                    control: handshakes, timers, netlink, `patchcord show`
+//!     this machine                         this process
+//!  ┌────────────────┐           ┌──────────────────────────────────┐
+//!  │ programs, or   │           │  host     one session per tunnel │
+//!  │ a bridge       │           │   │ start, stop, messages        │
+//!  │   │            │           │   │ ^ settings, states, failure  │
+//!  │   │ IP, ARP    │           │   v │                            │
+//!  │ ┌─┴─────────┐  │  frames   │  provider ── as it likes: UDP to │
+//!  │ │ interface ╞══╪═══ TAP ═══╪═══╡          a peer, a file, a   │
+//!  │ └───────────┘  │           │              simulated network   │
+//!  └────────────────┘           └──────────────────────────────────┘
 //! ```
-//! The program `patchcord` is a thin edge around [`tunnel::run`]. The bytes on the wire are
-//! described in PROTOCOL.md, the code as a whole in ARCHITECTURE.md.
+//! The callbacks, states and settings are those of Apple's `NEEthernetTunnelProvider`, so a
+//! provider can be moved from there without inventing its lifecycle again. The kernel's part
+//! (making the TAP, addresses, MTU, bridge, carrier, and the removal of all that however a session
+//! ends, `kill -9` included) is the host's, and never the provider's.
 //!
-//! # Modules, top down
+//! # Where to start
 //!
-//! | Module | Holds |
+//! | To | Look at |
 //! |---|---|
-//! | [`tunnel`] | `patchcord up` as a function |
-//! | [`config`] | the configuration file as a valid value |
-//! | [`provider`] | the lifecycle of a tunnel, and the trait for tunnels of your own |
-//! | [`control`] | how `show` and `down` reach a running tunnel |
-//! | [`pipeline`] | the data threads and the control task |
-//! | [`proto`] | the protocol without sockets, threads or clocks |
-//! | [`io`] | TAP, UDP, netlink, locks; all unsafe code |
-//! | [`queue`] | batches through several threads and back in order |
-//! | [`wire`], [`crypto`], [`stats`] | byte layouts, keys and ciphers, counters |
-//!
-//! The switch is a crate of its own, [`patchcord_bridge`].
-//!
-//! # What this crate does not do
-//!
-//! It runs on Linux only. It has no routing, no IP addresses of its own beyond those that the
-//! interface is given, no discovery of peers, no relays, and no fallback to TCP. It does not look
-//! for loops, and puts no limit on flooded frames.
-//!
-//! # A tunnel from a configuration
-//!
-//! [`config::Config::load`] reads a file; here the text and the key come from elsewhere.
-//!
-//! ```
-//! use std::path::Path;
-//!
-//! use patchcord::{config::Config, crypto::keys::PrivateKey};
-//!
-//! let peer = PrivateKey::generate().public_key();
-//! let text = format!(
-//!     r#"
-//!     [tunnel]
-//!     private-key-file = "a.key"
-//!     [device]
-//!     name = "pc0"
-//!     [[peer]]
-//!     name = "site-b"
-//!     public-key = "{peer}"
-//!     endpoint = "192.0.2.1:51830"
-//!     "#
-//! );
-//! let read_key = |_: &Path| Ok(PrivateKey::generate().to_base64());
-//! let config = Config::parse(&text, Path::new("/etc/patchcord/a.toml"), &read_key)?;
-//! assert_eq!((config.name.as_str(), config.device.mtu), ("a", 1500));
-//! // As root: patchcord::tunnel::run(config)?;
-//! # Ok::<(), patchcord::config::ConfigErrors>(())
-//! ```
+//! | join two machines or LANs, encrypted | the program `patchcord`, README.md; as a function, [`tunnel::run`] |
+//! | write a tunnel of your own | [below](#a-tunnel-of-your-own), [`provider`], and the [examples](#examples) |
+//! | run several tunnels in one process | [`host`] |
+//! | know how the code hangs together | ARCHITECTURE.md |
+//! | speak to `patchcord` from another program | PROTOCOL.md for the wire, [`control`] for the socket |
 //!
 //! # A tunnel of your own
 //!
 //! A provider asks its [`ProviderContext`](provider::ProviderContext) for an interface and moves
-//! the frames as it likes; the [`Session`](provider::Session) calls it, and removes the interface however
-//! the session ends. This one sends each frame back to the station that sent it.
+//! the frames as it likes; a [`Session`](provider::Session) calls it, and removes the interface
+//! however the session ends. This one sends each frame back to the station that sent it.
 //!
 //! ```no_run
 //! use std::{net::Ipv4Addr, sync::Arc};
@@ -119,7 +91,8 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
 //! let end = runtime.block_on(async {
-//!     let session = Session::new(Arc::new(Mirror), "mirror", "/run/patchcord", Deadlines::default());
+//!     let deadlines = Deadlines::default();
+//!     let session = Session::new(Arc::new(Mirror), "mirror", "/run/patchcord", deadlines);
 //!     let handle = session.handle();
 //!     tokio::spawn(async move {
 //!         let _ = tokio::signal::ctrl_c().await;
@@ -130,6 +103,84 @@
 //! assert!(end.error.is_none());
 //! # Ok(())
 //! # }
+//! ```
+//!
+//! It needs CAP_NET_ADMIN, and a `/dev/net/tun`.
+//!
+//! # Examples
+//!
+//! Programs in `examples/`, each one file, from simple to real; `cargo build --examples` makes
+//! them, and tests run them as they are.
+//!
+//! | Example | Shows |
+//! |---|---|
+//! | `echo` | the two callbacks; reading, understanding and writing frames |
+//! | `replay` | work that ends: a recording played in time, another one written |
+//! | `link` | a cable over plain UDP in about 100 lines; not encrypted |
+//! | `hard_path` | routes, router and name servers, reasserting, changing paths, messages, giving up, sleep and wake |
+//!
+//! # A tunnel from a configuration
+//!
+//! [`config::Config::load`] reads a file; here the text and the key come from elsewhere.
+//!
+//! ```
+//! use std::path::Path;
+//!
+//! use patchcord::{config::Config, crypto::keys::PrivateKey};
+//!
+//! let peer = PrivateKey::generate().public_key();
+//! let text = format!(
+//!     r#"
+//!     [tunnel]
+//!     private-key-file = "a.key"
+//!     [device]
+//!     name = "pc0"
+//!     [[peer]]
+//!     name = "site-b"
+//!     public-key = "{peer}"
+//!     endpoint = "192.0.2.1:51830"
+//!     "#
+//! );
+//! let read_key = |_: &Path| Ok(PrivateKey::generate().to_base64());
+//! let config = Config::parse(&text, Path::new("/etc/patchcord/a.toml"), &read_key)?;
+//! assert_eq!((config.name.as_str(), config.device.mtu), ("a", 1500));
+//! // As root: patchcord::tunnel::run(config)?;
+//! # Ok::<(), patchcord::config::ConfigErrors>(())
+//! ```
+//!
+//! # What this crate does not do
+//!
+//! It runs on Linux only. It does not route or translate addresses, and an interface has no
+//! addresses but those that its settings give it. Providers run in the host's process, with its
+//! rights: they are not kept apart from it, or from each other, but for panics.
+//!
+//! The encrypted tunnel discovers no peers, knows no relays and no fallback to TCP. It does not
+//! look for loops, and puts no limit on flooded frames.
+//!
+//! # Modules, top down
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`host`] | many tunnels in one process: configurations, sessions, events |
+//! | [`tunnel`] | `patchcord up` as a function |
+//! | [`config`] | the configuration file as a valid value |
+//! | [`provider`] | the lifecycle of a tunnel, and the trait for tunnels of your own |
+//! | [`control`] | how `show` and `down` reach a running tunnel |
+//! | [`pipeline`] | the data threads and the control task |
+//! | [`proto`] | the protocol without sockets, threads or clocks |
+//! | [`io`] | TAP, UDP, netlink, locks; all unsafe code |
+//! | [`queue`] | batches through several threads and back in order |
+//! | [`wire`], [`crypto`], [`stats`] | byte layouts, keys and ciphers, counters |
+//!
+//! The switch is a crate of its own, [`patchcord_bridge`]. A frame's way through the encrypted
+//! tunnel:
+//!
+//! ```text
+//!             ┌── outbound ── switch ── pack ─── seal ──┐
+//!  TAP queue ─┤                                         ├─ UDP socket ═══ peers
+//!             └── inbound ─── switch ── unpack ─ open ──┘
+//!                       notices │  ^ tables
+//!                    control: handshakes, timers, netlink, `patchcord show`
 //! ```
 #![deny(unsafe_code)]
 // Tests live in real time.
