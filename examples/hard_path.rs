@@ -2,10 +2,10 @@
 //! The hard path: what a provider does apart from moving frames.
 //!
 //! ```text
-//!  stdin: status, mtu N, sleep, wake ──> host ── app message, sleep, wake ──┐
+//!  stdin: status, mtu N, sleep, wake ──> host ── app message ───────────────┐
 //!  netlink: addresses and routes change ──> path watcher ──────────────┐    │
 //!  a timer: the peer is silent ──> reassert, give up ──────────────┐   │    │
-//!  Ctrl-C, SIGTERM ──> host ── stop(reason) ───────────────────┐   │   │    │
+//!  Ctrl-C, SIGTERM, SIGHUP ──> host ── stop(reason) ───────────┐   │   │    │
 //!                                                              v   v   v    v
 //!  hard0 ═ TAP ═ frames ───────────────────────────────────── the provider ─── UDP ─── peer
 //! ```
@@ -28,10 +28,13 @@
 //! {"mtu":1300}
 //! hard0: reasserting                                   # the peer is silent
 //! hard0: connected                                     # it is back
-//! ^Chard0: stopped: UserInitiated
+//! ^Chard0: disconnecting
+//! hard0: disconnected
+//! hard0: stopped: UserInitiated
 //! ```
 //! `--peer` can be repeated, for a peer with several addresses: the one it was heard at last is
-//! used, and while it is silent all are tried. Exit codes: 0 stopped, 1 failed at run time, 2 bad
+//! used, and while it is silent all are tried. SIGHUP ends this end without a goodbye, for another
+//! process that takes its place. Exit codes: 0 stopped, 1 failed at run time, 2 bad
 //! usage.
 
 // It is a program: its output goes to stdout, its errors to stderr. Silence is a matter of time.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! An Ethernet cable between two machines, over plain UDP, in about 100 lines.
+//! An Ethernet cable between two machines, over plain UDP: a provider of about 100 lines.
 //!
 //! ```text
 //!  machine a ── link0 ═ TAP ═ this program ─── UDP ─── this program ═ TAP ═ link0 ── machine b

@@ -67,7 +67,7 @@
 //!     }
 //!
 //!     fn stop<'a>(&'a self, _: &'a ProviderContext, _reason: StopReason) -> BoxFut<'a, ()> {
-//!         Box::pin(async {}) // `reflect` ends with the interface
+//!         Box::pin(async {}) // `reflect` hears of the end itself
 //!     }
 //! }
 //!
@@ -75,7 +75,11 @@
 //!     let Some(mut reader) = context.take_reader() else { return };
 //!     let writer = context.writer();
 //!     let mut frames: Vec<Bytes> = Vec::new();
-//!     while reader.recv_batch(&mut frames).await.is_ok() {
+//!     loop {
+//!         tokio::select! {
+//!             Ok(_) = reader.recv_batch(&mut frames) => {}
+//!             _ = context.cancelled() => return,
+//!         }
 //!         let answers: Vec<_> = frames
 //!             .drain(..)
 //!             .filter(|frame| frame[0] & 1 == 0) // not to groups
