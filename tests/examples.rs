@@ -531,7 +531,6 @@ fn hard_path_answers_messages_and_changes_settings_under_traffic() {
 }
 
 #[test]
-#[ignore = "routes are part of the settings, but not applied yet"]
 fn hard_path_leads_to_the_network_behind_the_router() {
     let (a, _b, _near, _far) = hard_path(&[]);
     let route = a.ns.run(&["ip", "route", "get", "198.51.100.1"]);
@@ -582,7 +581,9 @@ fn hard_path_sleeps_and_wakes() {
     assert_eq!(near.ask("sleep"), "{\"asleep\":true}\n");
     near.reaches("reasserting", 1);
     far.reaches("reasserting", 1); // it was told, and does not wait for silence
-    std::thread::sleep(millis(2500));
+    std::thread::sleep(millis(2500)); // more than the patience of an end that is awake
+    let log = far.process.log();
+    assert_eq!(log.matches("hard0: connected\n").count(), 1, "{log}");
     assert_eq!(near.ask("wake"), "{\"asleep\":false}\n");
     near.reaches("connected", 2); // what was slept through is not counted
     far.reaches("connected", 2);
