@@ -170,9 +170,12 @@ impl EthernetTunnelProvider for Echo {
             let (context, counters) = (context.clone(), self.counters.clone());
             context.set_carrier(true).await;
             tokio::spawn(async move {
-                if let Err(error) = answer_frames(&context, &station, &counters).await {
-                    let error = ProviderError::with_source("frames do not flow", error);
-                    context.cancel_tunnel(Some(error));
+                match answer_frames(&context, &station, &counters).await {
+                    Ok(()) | Err(FlowError::Closed(_)) => {}
+                    Err(error) => {
+                        let error = ProviderError::with_source("frames do not flow", error);
+                        context.cancel_tunnel(Some(error));
+                    }
                 }
             });
             Ok(())
@@ -180,7 +183,7 @@ impl EthernetTunnelProvider for Echo {
     }
 
     fn stop<'a>(&'a self, _: &'a ProviderContext, _: StopReason) -> BoxFut<'a, ()> {
-        // The task watches for the end itself, and the host removes the interface.
+        // Reading ends by itself, and the host removes the interface.
         Box::pin(async {})
     }
 }
@@ -196,11 +199,7 @@ async fn answer_frames(
     let writer = context.writer();
     let mut frames: Vec<Bytes> = Vec::new();
     loop {
-        tokio::select! {
-            read = reader.recv_batch(&mut frames) => read?,
-            _ = context.cancelled() => return Ok(()),
-        };
-        let read = frames.len() as u64;
+        let read = reader.recv_batch(&mut frames).await? as u64;
         let answers: Vec<_> = frames
             .drain(..)
             .filter_map(|frame| station.answer(&frame))

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  stdin: status, mtu N, sleep, wake ──> host ── app message ───────────────┐
-//!  netlink: addresses and routes change ──> path watcher ──────────────┐    │
+//!  the machine's way out changes ──> host ── default_path ─────────────┐    │
 //!  a timer: the peer is silent ──> reassert, give up ──────────────┐   │    │
 //!  Ctrl-C, SIGTERM, SIGHUP ──> host ── stop(reason) ───────────┐   │   │    │
 //!                                                              v   v   v    v
@@ -42,7 +42,8 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
     process::ExitCode,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -59,11 +60,10 @@ use ipnet::IpNet;
 use patchcord::{
     control::RUN_DIR,
     host::{EventKind, Host},
-    io::link::{LinkEvent, Links},
     provider::{
         BoxFut, Deadlines, DnsSettings, EthernetTunnelProvider, EthernetTunnelSettings, FlowError,
-        IpSettings, ProviderContext, ProviderError, Route, StartOptions, StopReason,
-        TunnelConfiguration,
+        IpSettings, Path, PathStatus, ProviderContext, ProviderError, Route, StartOptions,
+        StopReason, TunnelConfiguration,
     },
 };
 use patchcord_bridge::MacAddr;
@@ -224,6 +224,10 @@ impl HardPath {
         // host drops this at an await when the session is stopped meanwhile.
         let settings = self.settings()?;
         let engine = Arc::new(Engine::new(&self.args).await?);
+        // Whatever the routes say: a tunnel that carries its own datagrams carries nothing.
+        context
+            .protect(engine.socket.as_fd())
+            .map_err(|error| ProviderError::with_source("no way around the tunnel", error))?;
         *lock(&self.engine) = Some(engine.clone());
         engine.find_peer(self.args.give_up_after).await?;
         let applied = context.set_network_settings(Some(settings.clone())).await?;
@@ -247,7 +251,7 @@ impl HardPath {
             inbound(context.clone(), engine.clone()),
         ));
         self.spawn(watch_peer(context.clone(), engine.clone(), patience));
-        self.spawn(watch_path(engine));
+        self.spawn(watch_path(context.clone(), engine));
         Ok(())
     }
 
@@ -265,7 +269,7 @@ impl HardPath {
             Some(mac) => mac,
             None => random_mac()?,
         };
-        // The peer's address, so that no route leads the tunnel into itself.
+        // Belt and braces: no route covers the peer's address either.
         let remote = args.peer[0].ip();
         let mut settings = EthernetTunnelSettings::new(remote, mac, args.mtu, &args.name)
             .with_addresses(&args.address);
@@ -510,23 +514,18 @@ async fn watch_peer(
     }
 }
 
-/// When the kernel would send from another address than before, or cannot send, the old path says
-/// nothing any more about the peer: it is asked at once, everywhere.
-async fn watch_path(engine: Arc<Engine>) {
-    let Ok(mut events) = Links::watch() else {
-        return; // its silence will tell
-    };
-    let mut sources = engine.sources().await;
-    while let Some(event) = events.recv().await {
-        let now = match event {
-            LinkEvent::AddressesChanged => engine.sources().await,
-            LinkEvent::LinkChanged { .. } => continue,
-        };
-        if now != sources {
-            sources = now;
-            engine.doubt_peer();
-            engine.send_to_all(&[Kind::Hello as u8]).await;
-        }
+/// When the machine's way out is another one, or gone, the old path says nothing any more about the
+/// peer: it is asked at once, everywhere.
+async fn watch_path(context: ProviderContext, engine: Arc<Engine>) {
+    let mut path = context.default_path();
+    // Until the kernel has been asked it is not known, which is no change.
+    let is_known = |path: &Path| path.status != PathStatus::Invalid;
+    if path.wait_for(is_known).await.is_err() {
+        return; // the peer's silence will tell
+    }
+    while path.changed().await.is_ok() {
+        engine.doubt_peer();
+        engine.send_to_all(&[Kind::Hello as u8]).await;
     }
 }
 
@@ -661,26 +660,6 @@ impl Engine {
             return Ok(len);
         }
     }
-
-    /// From which address the kernel would send to each of the peer's; none without a route.
-    async fn sources(&self) -> Vec<Option<IpAddr>> {
-        let mut sources = Vec::new();
-        for peer in &self.peers {
-            sources.push(source_towards(peer).await.ok());
-        }
-        sources
-    }
-}
-
-/// A socket that sends nothing is asked where it would send from.
-async fn source_towards(peer: &SocketAddr) -> io::Result<IpAddr> {
-    let any: IpAddr = match peer {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0)).await?;
-    socket.connect(peer).await?;
-    Ok(socket.local_addr()?.ip())
 }
 
 fn silence(peer: SocketAddr, limit: Duration) -> ProviderError {

@@ -38,8 +38,8 @@ use ipnet::IpNet;
 use patchcord::{
     control::RUN_DIR,
     provider::{
-        BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, ProviderContext,
-        ProviderError, Session, SessionHandle, StartOptions, StopReason,
+        BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, FlowError,
+        ProviderContext, ProviderError, Session, SessionHandle, StartOptions, StopReason,
     },
 };
 use patchcord_bridge::MacAddr;
@@ -329,9 +329,9 @@ async fn record(
     };
     let mut frames: Vec<Bytes> = Vec::new();
     loop {
-        tokio::select! {
-            read = reader.recv_batch(&mut frames) => read.context("cannot read frames")?,
-            _ = context.cancelled() => break,
+        match reader.recv_batch(&mut frames).await {
+            Err(FlowError::Closed(_)) => break,
+            read => read.context("cannot read frames")?,
         };
         if let Some(recorder) = &mut recorder {
             recorder

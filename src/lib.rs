@@ -21,7 +21,7 @@
 //! ```
 //! The callbacks, states and settings are those of Apple's `NEEthernetTunnelProvider`, so a
 //! provider can be moved from there without inventing its lifecycle again. The kernel's part
-//! (making the TAP, addresses, MTU, bridge, carrier, and the removal of all that however a session
+//! (making the TAP, addresses, routes, MTU, bridge, and the removal of all that however a session
 //! ends, `kill -9` included) is the host's, and never the provider's.
 //!
 //! # Where to start
@@ -67,7 +67,7 @@
 //!     }
 //!
 //!     fn stop<'a>(&'a self, _: &'a ProviderContext, _reason: StopReason) -> BoxFut<'a, ()> {
-//!         Box::pin(async {}) // `reflect` hears of the end itself
+//!         Box::pin(async {}) // the reader of `reflect` ends
 //!     }
 //! }
 //!
@@ -75,11 +75,7 @@
 //!     let Some(mut reader) = context.take_reader() else { return };
 //!     let writer = context.writer();
 //!     let mut frames: Vec<Bytes> = Vec::new();
-//!     loop {
-//!         tokio::select! {
-//!             Ok(_) = reader.recv_batch(&mut frames) => {}
-//!             _ = context.cancelled() => return,
-//!         }
+//!     while reader.recv_batch(&mut frames).await.is_ok() {
 //!         let answers: Vec<_> = frames
 //!             .drain(..)
 //!             .filter(|frame| frame[0] & 1 == 0) // not to groups

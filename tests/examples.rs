@@ -449,7 +449,7 @@ impl HardPath {
         let options = OpenOptions::new().read(true).write(true).open(&fifo);
         let (program, log) = (example("hard_path"), machine.dir.path().join("log"));
         let redirect = format!("exec \"$0\" \"$@\" < {fifo}");
-        let shell = ["sh", "-c", &*redirect, &*program, "--dead-after", "1s"];
+        let shell = ["sh", "-c", &*redirect, &*program];
         Self {
             process: machine.ns.spawn(&log, &[&shell, args].concat()),
             stdin: options.unwrap(),
@@ -492,7 +492,15 @@ fn hard_path(more: &[&str]) -> (Machine, Machine, HardPath, HardPath) {
         "--route",
         "198.51.100.0/24",
     ];
-    let far = ["--peer", "192.0.2.1:47900", "--address", "10.90.0.2/24"];
+    let far = [
+        "--peer",
+        "192.0.2.1:47900",
+        "--address",
+        "10.90.0.2/24",
+        "--dead-after",
+        "1s",
+    ];
+    a.ns.ip("route add default via 192.0.2.2");
     let mut near = HardPath::start(&a, &[&near, more].concat());
     near.reaches("connecting", 1);
     assert!(!a.has("hard0"), "no interface while the peer is silent");
@@ -540,14 +548,14 @@ fn hard_path_leads_to_the_network_behind_the_router() {
 
 #[test]
 fn hard_path_reasserts_while_the_path_is_gone() {
-    let (a, _b, mut near, mut far) = hard_path(&[]);
+    let (a, _b, mut near, mut far) = hard_path(&["--dead-after", "30s"]);
     a.ns.ip("link set wire down");
-    near.reaches("reasserting", 1); // its path changed
+    near.reaches("reasserting", 1); // its path changed, which it sees before any silence
     far.reaches("reasserting", 1); // its peer is silent
     let carrier = a.ns.run(&["ip", "link", "show", "hard0"]);
     assert!(carrier.contains("NO-CARRIER"), "{carrier}");
     assert!(near.ask("status").contains("\"status\":\"reasserting\""));
-    a.ns.ip("link set wire up");
+    a.ns.ip("link set wire up\nroute add default via 192.0.2.2");
     near.reaches("connected", 2);
     far.reaches("connected", 2);
     a.ping(&["10.90.0.2"]);
@@ -592,7 +600,7 @@ fn hard_path_sleeps_and_wakes() {
 
 #[test]
 fn hard_path_gives_up_with_a_reason() {
-    let (a, _b, mut near, mut far) = hard_path(&["--give-up-after", "2s"]);
+    let (a, _b, mut near, mut far) = hard_path(&["--dead-after", "1s", "--give-up-after", "2s"]);
     far.process.kill_9();
     near.reaches("reasserting", 1);
     let status = near.process.wait_exit(LONG);
