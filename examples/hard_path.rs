@@ -226,7 +226,7 @@ impl HardPath {
         let engine = Arc::new(Engine::new(&self.args).await?);
         // Whatever the routes say: a tunnel that carries its own datagrams carries nothing.
         context
-            .protect(engine.socket.as_fd())
+            .protect(&engine.socket)
             .map_err(|error| ProviderError::with_source("no way around the tunnel", error))?;
         *lock(&self.engine) = Some(engine.clone());
         engine.find_peer(self.args.give_up_after).await?;

@@ -312,7 +312,7 @@ mod tests {
         }
     }
 
-    struct Session {
+    struct Running {
         logind: TestLogind,
         provider: Arc<Sleeper>,
         handle: SessionHandle,
@@ -325,25 +325,25 @@ mod tests {
         configuration: TunnelConfiguration,
         delay: Duration,
         run_dir: &Path,
-    ) -> Session {
+    ) -> Running {
         let logind = TestLogind::start(delay).await;
         let provider = Arc::new(provider);
-        let mut host = Session::new(provider.clone(), "office", run_dir, Deadlines::default());
-        host.context = ProviderContext::new(
+        let mut session = Session::new(provider.clone(), "office", run_dir, Deadlines::default());
+        session.context = ProviderContext::new(
             "office".to_owned(),
             run_dir,
             configuration.into(),
             Box::new(|_| {}),
         );
-        host.bus = logind.bus();
-        let handle = host.handle();
+        session.bus = logind.bus();
+        let handle = session.handle();
         let (ready, is_ready) = tokio::sync::oneshot::channel();
-        let end = tokio::spawn(host.run(StartOptions::default(), move || {
+        let end = tokio::spawn(session.run(StartOptions::default(), move || {
             let _ = ready.send(());
         }));
         is_ready.await.unwrap();
         logind.wait_for_taken(1).await;
-        Session {
+        Running {
             logind,
             provider,
             handle,
