@@ -43,7 +43,6 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
     process::ExitCode,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
