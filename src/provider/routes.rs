@@ -26,10 +26,10 @@ type Table = BTreeMap<IpNet, Target>;
 /// The state that `policy` asks for, with the settings of a tunnel and the index of its interface
 /// once there is one. `local_networks` are those that [`needs_local_networks`] speaks of.
 ///
-/// A policy that includes everything shuts the machine off while there is no tunnel. DHCP clients
-/// use packet sockets, which routing does not touch, so the machine keeps its leases; sockets with
-/// the tunnel's mark get out. Link-local IPv6 addresses belong to the link that the sender names,
-/// so they are left to it.
+/// A policy that includes everything shuts the machine off while there is no tunnel. Sockets with the
+/// tunnel's mark get out. So do DHCP clients, whose packet sockets routing does not touch: a renewal
+/// by an ordinary socket is refused, and the client goes on to a broadcast. Link-local IPv6 addresses
+/// belong to the link that the sender names, so they are left to it.
 pub(super) fn routing_state(
     policy: RoutingPolicy,
     tunnel: Option<(&EthernetTunnelSettings, u32)>,

@@ -3,7 +3,9 @@
 #![cfg(test)]
 
 use std::collections::BTreeSet;
+use std::future::poll_fn;
 use std::path::Path;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -276,6 +278,7 @@ fn a_start_after_a_kill_deletes_what_is_ours_only() {
         routing.apply(&RoutingState::default()).await.unwrap();
         let foreign = make_foreign(slot);
         routing.apply(&everything(index)).await.unwrap();
+        assert_eq!(listed(&routing).await, everything(index));
         kill(routing);
         assert_ne!(look(), foreign, "a kill leaves something");
 
@@ -290,6 +293,38 @@ fn a_start_after_a_kill_deletes_what_is_ours_only() {
         routing.clear().await.unwrap();
         assert_eq!(look(), foreign);
     });
+}
+
+#[test]
+fn a_kill_may_come_at_any_time() {
+    test(|dir, index| async move {
+        let before = look();
+        for steps in 1.. {
+            let mut routing = Routing::new(dir.path(), "office");
+            let is_done = advance(routing.apply(&everything(index)), steps).await;
+            drop(routing);
+            let mut routing = Routing::new(dir.path(), "office");
+            routing.apply(&RoutingState::default()).await.unwrap();
+            assert_eq!(look(), before, "killed after step {steps}");
+            assert!(is_empty(&dir));
+            if is_done {
+                break;
+            }
+        }
+    });
+}
+
+/// Polls a future so many times and drops it; whether it was done by then.
+async fn advance(future: impl Future, steps: usize) -> bool {
+    let mut future = std::pin::pin!(future);
+    for _ in 0..steps {
+        if poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_ready())).await {
+            return true;
+        }
+        // The answer of the kernel, for the next step.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    false
 }
 
 #[test]
@@ -351,12 +386,10 @@ fn leftovers_stay_where_they_cannot_be_ours() {
         let path: &Path = dir.path();
         Namespace::new().run(|| {
             block_on(async {
-                make_interface("pc0").await;
+                assert_eq!(make_interface("pc0").await, index);
                 let mut elsewhere = Routing::new(path, "office");
-                ip(&format!(
-                    "route add throw 10.1.0.0/16 proto 112 metric 1024 table {}",
-                    slot.table()
-                ));
+                let same = "10.1.0.0/16 dev pc0 scope link proto 112 metric 1024";
+                ip(&format!("route add {same} table {}", slot.table()));
                 let before = look();
                 elsewhere.apply(&RoutingState::default()).await.unwrap();
                 assert_eq!(look(), before);
