@@ -15,8 +15,9 @@
 //! somebody took them meanwhile.
 //!
 //! Rules, and routes that refuse or throw, outlive the process and the interface. They are therefore
-//! written down before they are made; the next start of the tunnel deletes those that still are as
-//! written down. Whatever others put into the table, or at the priorities, stays.
+//! written down before they are made. The next start of the tunnel goes on from there, or, where
+//! somebody else has come to use the same numbers, deletes what still is as written down and takes
+//! other numbers. Whatever others put into the table, or at the priorities, stays.
 //!
 //! Routing does not touch packet sockets: DHCP clients, which use them, work in every mode.
 //! The provider calls this when settings are applied, on the control thread.
@@ -121,13 +122,12 @@ impl Routing {
     }
 
     /// Makes `wanted` the state, in the network namespace of this thread: only what differs is
-    /// touched. The first call deletes what an earlier run left, and that is all it does if there is
-    /// nothing to route.
+    /// touched. What an earlier run left counts as made by an earlier call.
     ///
     /// # Errors
     /// When a step fails; the earlier ones are undone.
     pub async fn apply(&mut self, wanted: &RoutingState) -> Result<(), RoutingError> {
-        self.clear_leftovers().await?;
+        self.take_over().await?;
         if wanted.is_empty() && self.claim.is_none() {
             return Ok(());
         }
@@ -191,7 +191,10 @@ impl Routing {
             let Some(lock) = RoutingLock::try_acquire(&self.run_dir, slot.number())? else {
                 continue;
             };
-            if tables.is_free(slot, &rules).await? {
+            if tables
+                .is_free(slot, &rules, &RoutingState::default())
+                .await?
+            {
                 return Ok(Claim {
                     slot,
                     tables,
@@ -202,46 +205,56 @@ impl Routing {
         Err(RoutingError::NoSlot)
     }
 
-    /// Deletes what a killed process left: what is in this namespace, in a slot that nobody has now,
-    /// and as it was written down.
-    async fn clear_leftovers(&mut self) -> Result<(), RoutingError> {
+    /// Looks once for what a killed process left.
+    async fn take_over(&mut self) -> Result<(), RoutingError> {
         if !self.leftovers {
             return Ok(());
         }
         if let Some(record) = self.journal.read().map_err(self.journal_error())? {
             self.preferred = Some(record.slot);
-            self.undo(&record).await?;
-            self.journal.clear().map_err(self.journal_error())?;
+            self.claim = self.inherit(&record).await?;
+            if self.claim.is_none() {
+                self.journal.clear().map_err(self.journal_error())?;
+            }
         }
         self.leftovers = false;
         Ok(())
     }
 
-    async fn undo(&self, record: &Record) -> Result<(), RoutingError> {
+    /// The slot of a killed process with what is in it, to go on from there: a kill switch must not
+    /// open in between. None if it is in another namespace, or another tunnel has it now. If somebody
+    /// else uses its numbers, too, what is still as written down is deleted, and the rest left.
+    async fn inherit(&self, record: &Record) -> Result<Option<Claim>, RoutingError> {
         let (tunnel, slot) = (&self.tunnel, record.slot);
         if record.namespace != namespace_inode().map_err(self.journal_error())? {
             warn!(
                 tunnel,
                 "routes of an earlier run are in another network namespace, and stay"
             );
-            return Ok(());
+            return Ok(None);
         }
-        let Some(_lock) = RoutingLock::try_acquire(&self.run_dir, slot.number())? else {
+        let Some(lock) = RoutingLock::try_acquire(&self.run_dir, slot.number())? else {
             warn!(
                 tunnel,
                 "another tunnel has the routing table of an earlier run now"
             );
-            return Ok(());
+            return Ok(None);
         };
         let table = slot.table();
-        info!(
-            tunnel,
-            table, "deleting routes and rules that an earlier run left behind"
-        );
+        info!(tunnel, table, "an earlier run left routes and rules behind");
         let tables = Tables::connect()?;
         let present = tables.list(slot).await?;
         let foreign = present.without(&record.state);
-        tables.change(slot, &present, &foreign).await
+        let ours = present.without(&foreign);
+        if tables.is_free(slot, &tables.rules().await?, &ours).await? {
+            return Ok(Some(Claim {
+                slot,
+                tables,
+                _lock: lock,
+            }));
+        }
+        tables.change(slot, &present, &foreign).await?;
+        Ok(None)
     }
 
     /// Writes down what there is, or is about to be.

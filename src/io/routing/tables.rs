@@ -71,14 +71,16 @@ impl Tables {
         })
     }
 
-    /// Whether nobody uses any number of the slot.
+    /// Whether nobody uses any number of the slot, but for what is in `ours`.
     pub(super) async fn is_free(
         &self,
         slot: Slot,
         rules: &[RuleMessage],
+        ours: &RoutingState,
     ) -> Result<bool, RoutingError> {
-        let is_ruled = rules.iter().any(|rule| slot.is_used_by(rule));
-        Ok(!is_ruled && self.routes(slot).await?.is_empty())
+        let rules = rules.iter().filter(|rule| slot.is_used_by(rule)).count();
+        let routes = self.routes(slot).await?.len();
+        Ok((rules, routes) == (ours.rules.len(), ours.routes.len()))
     }
 
     /// The rules of everybody.
