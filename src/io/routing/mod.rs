@@ -10,9 +10,9 @@
 //! ```
 //! P, M and T are a *slot*, a set of numbers that belongs to one tunnel as long as its [`Routing`]
 //! lives. A lock file in the run directory keeps other tunnels off it, a look at the kernel's rules
-//! and tables everybody else. A tunnel begins its search with the slot that its journal names, then
-//! with one that follows from its name: so it finds the same numbers after a restart, unless
-//! somebody took them meanwhile.
+//! and tables everybody else. After a kill a tunnel keeps the slot that its journal names. Otherwise
+//! it takes the first free one from that on which follows from its name, so that it is likely to be
+//! the same each time.
 //!
 //! Rules, and routes that refuse or throw, outlive the process and the interface. They are therefore
 //! written down before they are made. The next start of the tunnel goes on from there, or, where
@@ -103,8 +103,6 @@ pub struct Routing {
     claim: Option<Claim>,
     /// Whether an earlier run may have left something.
     leftovers: bool,
-    /// The slot of the earlier run.
-    preferred: Option<Slot>,
 }
 
 impl Routing {
@@ -117,7 +115,6 @@ impl Routing {
             journal: Journal::at(run_dir.join(format!("{tunnel}.routes-journal"))),
             claim: None,
             leftovers: true,
-            preferred: None,
         }
     }
 
@@ -167,7 +164,7 @@ impl Routing {
     /// When the kernel refuses.
     pub async fn clear(&mut self) -> Result<(), RoutingError> {
         self.apply(&RoutingState::default()).await?;
-        self.preferred = self.claim.take().map(|claim| claim.slot);
+        self.claim = None;
         Ok(())
     }
 
@@ -182,11 +179,7 @@ impl Routing {
     async fn find_slot(&self) -> Result<Claim, RoutingError> {
         let tables = Tables::connect()?;
         let rules = tables.rules().await?;
-        let candidates = self
-            .preferred
-            .into_iter()
-            .chain(Slot::all_for(&self.tunnel));
-        for slot in candidates {
+        for slot in Slot::all_for(&self.tunnel) {
             // Locked before looked at: another tunnel's may be about to be filled.
             let Some(lock) = RoutingLock::try_acquire(&self.run_dir, slot.number())? else {
                 continue;
@@ -211,7 +204,6 @@ impl Routing {
             return Ok(());
         }
         if let Some(record) = self.journal.read().map_err(self.journal_error())? {
-            self.preferred = Some(record.slot);
             self.claim = self.inherit(&record).await?;
             if self.claim.is_none() {
                 self.journal.clear().map_err(self.journal_error())?;
