@@ -25,6 +25,7 @@ pub mod store;
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -328,7 +329,7 @@ impl Host {
     }
 
     fn note_end(&self, tunnel: &str, attempt: Attempt, end: &SessionEnd) {
-        let error = end.error.as_ref().map(ToString::to_string);
+        let error = end.error.as_ref().map(|error| explain(error));
         let mut tunnels = self.tunnels();
         if let Some(entry) = tunnels.get_mut(tunnel) {
             entry.session = None;
@@ -462,6 +463,16 @@ impl Running {
         // An error is what is waited for: the other end is dropped.
         while self.ended.changed().await.is_ok() {}
     }
+}
+
+/// The error with what is behind it, for people.
+fn explain(error: &dyn Error) -> String {
+    let (mut text, mut last) = (error.to_string(), error.source());
+    while let Some(cause) = last {
+        text = format!("{text}: {cause}");
+        last = cause.source();
+    }
+    text
 }
 
 fn known<'a>(

@@ -331,7 +331,8 @@ impl ProviderContext {
         *lock(&self.inner.carrier)
     }
 
-    /// The provider cannot go on. The first call counts; the host then stops the session.
+    /// The provider cannot go on, or with `None` has nothing more to do, which is no error. The
+    /// first call counts; the host then stops the session.
     pub fn cancel_tunnel(&self, error: Option<ProviderError>) {
         self.fail(StopReason::ProviderFailed, error);
     }

@@ -49,6 +49,7 @@ pub use crate::io::{
     path::{Path, PathInterface, PathStatus},
     sockets::SocketError,
 };
+pub use patchcord_bridge::MacAddr;
 
 /// A boxed future, so that one host can run different kinds of providers.
 pub type BoxFut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -5,7 +5,8 @@
 //! policy                 rules                    the tunnel's table
 //! none                   main but default, table  included; thrown: excluded, remote address
 //! enforce_routes         table                    the same, and the interface's own networks
-//! include_all_networks   table                    the same, and everything else is unreachable
+//! include_all_networks   table                    the same, a default route if there is a router,
+//!                                                 and everything else is unreachable
 //! ```
 //! What is thrown goes the machine's own way. Without a route to include there are no rules at all,
 //! unless the policy includes everything.
@@ -17,7 +18,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{EthernetTunnelSettings, RoutingPolicy, settings::IpSettings};
+use super::{EthernetTunnelSettings, Route as IncludedRoute, RoutingPolicy, settings::IpSettings};
 use crate::io::routing::{Family, Route, RoutingState, Rule, Target};
 
 /// Where each destination goes. Of several entries for a destination the last one counts.
@@ -37,7 +38,7 @@ pub(super) fn routing_state(
 ) -> RoutingState {
     let mut table = Table::new();
     if let Some((settings, interface)) = tunnel {
-        table.extend(included_routes(settings, interface));
+        table.extend(included_routes(settings, interface, policy));
     }
     let is_routed = |family: &Family| {
         policy.include_all_networks || table.keys().any(|net| Family::of(net) == *family)
@@ -82,20 +83,40 @@ fn throw(networks: impl Iterator<Item = IpNet>) -> impl Iterator<Item = (IpNet, 
     networks.map(|net| (net, Target::Throw))
 }
 
-fn included_routes(settings: &EthernetTunnelSettings, interface: u32) -> Table {
+fn included_routes(
+    settings: &EthernetTunnelSettings,
+    interface: u32,
+    policy: RoutingPolicy,
+) -> Table {
     let mut table = Table::new();
     if let Some(ipv4) = &settings.ipv4 {
-        table.extend(included_routes_of(ipv4, interface));
+        let default = default_route(ipv4, policy, Ipv4Net::default());
+        table.extend(included_routes_of(ipv4, default, interface));
     }
     if let Some(ipv6) = &settings.ipv6 {
-        table.extend(included_routes_of(ipv6, interface));
+        let default = default_route(ipv6, policy, Ipv6Net::default());
+        table.extend(included_routes_of(ipv6, default, interface));
     }
     table
+}
+
+/// Where everything goes that the policy includes, if the far LAN has a router for it.
+fn default_route<N, A: Copy>(
+    settings: &IpSettings<N, A>,
+    policy: RoutingPolicy,
+    everywhere: N,
+) -> Option<IncludedRoute<N, A>> {
+    let gateway = settings.router.filter(|_| policy.include_all_networks);
+    gateway.map(|_| IncludedRoute {
+        destination: everywhere,
+        gateway,
+    })
 }
 
 /// A route without a gateway takes the settings' router, unless its destination is on the link.
 fn included_routes_of<N, A>(
     settings: &IpSettings<N, A>,
+    default: Option<IncludedRoute<N, A>>,
     interface: u32,
 ) -> impl Iterator<Item = (IpNet, Target)>
 where
@@ -108,7 +129,11 @@ where
             .iter()
             .any(|&own| own.into().contains(net))
     };
-    settings.included_routes.iter().map(move |route| {
+    // What the settings say of the default route themselves comes later, and counts.
+    let included = default
+        .into_iter()
+        .chain(settings.included_routes.iter().copied());
+    included.map(move |route| {
         let destination = route.destination.into().trunc();
         let router = settings.router.filter(|_| !own(&destination));
         let gateway = route.gateway.or(router).map(Into::into);

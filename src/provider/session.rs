@@ -79,9 +79,6 @@ pub enum SessionError {
     /// The provider panicked.
     #[error("the provider panicked")]
     Panicked,
-    /// The provider gave up and did not say why.
-    #[error("the provider gave the tunnel up")]
-    GaveUp,
 }
 
 impl SessionError {
@@ -89,7 +86,7 @@ impl SessionError {
         match self {
             Self::NoSettings => StopReason::ConfigurationFailed,
             Self::StartDeadline(_) => StopReason::ConnectionFailed,
-            Self::Provider(_) | Self::Panicked | Self::GaveUp => StopReason::ProviderFailed,
+            Self::Provider(_) | Self::Panicked => StopReason::ProviderFailed,
         }
     }
 }
@@ -154,7 +151,7 @@ impl Session {
         self.stop(reason).await;
         self.context.tear_down().await;
         self.context.set_status(SessionStatus::Disconnected);
-        let error = start_error.or_else(|| self.failure(reason));
+        let error = start_error.or_else(|| self.context.take_failure().map(SessionError::from));
         SessionEnd { reason, error }
     }
 
@@ -199,14 +196,6 @@ impl Session {
                 warn!("the provider did not stop in time");
                 stop.abort();
             }
-        }
-    }
-
-    fn failure(&self, reason: StopReason) -> Option<SessionError> {
-        match (self.context.take_failure(), reason) {
-            (Some(error), _) => Some(error.into()),
-            (None, StopReason::ProviderFailed) => Some(SessionError::GaveUp),
-            (None, _) => None,
         }
     }
 }

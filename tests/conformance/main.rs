@@ -4,8 +4,10 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+mod chaos;
 mod daemon;
 mod kit;
 mod lifecycle;
+mod routing;
 mod settings;
 mod store;

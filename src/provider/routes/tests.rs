@@ -463,12 +463,15 @@ fn with_all_networks_nothing_leaves_without_a_tunnel() {
         assert!(network.info().is_none());
         assert_eq!(ways(), [NOWHERE; 4], "after settings that failed");
 
-        // The rest of the world is not in the tunnel.
-        network
-            .apply(routed(&["10.0.0.0/8"], &[]), || false)
-            .await
-            .unwrap();
+        // The rest of the world is not in the tunnel, which has no router for it.
+        let mut some = addressed("198.51.100.7");
+        include(&mut some.ipv4, net("10.0.0.0/8"), Some(net("10.0.0.254")));
+        some.ipv4.as_mut().unwrap().router = None;
+        some.ipv6.as_mut().unwrap().router = None;
+        network.apply(some, || false).await.unwrap();
         assert_eq!(ways(), [NOWHERE, NOWHERE, NOWHERE, TUNNEL]);
+        network.apply(routed(&[], &[]), || false).await.unwrap();
+        assert_eq!(ways(), [TUNNEL, TUNNEL6, TUNNEL, TUNNEL], "by the router");
         network.apply(routed(&FULL, &[]), || false).await.unwrap();
         assert_eq!(ways(), [TUNNEL, TUNNEL6, TUNNEL, TUNNEL]);
         assert_eq!(marked(mark), open);
