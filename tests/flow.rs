@@ -252,7 +252,7 @@ async fn read_all(reader: &mut FrameReader) -> (Vec<Bytes>, usize) {
 }
 
 #[test]
-fn queued_frames_come_in_few_calls_in_order_and_byte_by_byte() {
+fn check_21_queued_frames_come_in_few_calls_in_order_and_byte_by_byte() {
     in_namespace(|| async {
         let session = Running::start(settings(TAP, 9000)).await;
         let mut reader = session.context().take_reader().unwrap();
@@ -268,7 +268,7 @@ fn queued_frames_come_in_few_calls_in_order_and_byte_by_byte() {
 }
 
 #[test]
-fn written_frames_arrive_byte_by_byte() {
+fn check_21_written_frames_arrive_byte_by_byte() {
     in_namespace(|| async {
         let session = Running::start(settings(TAP, 9000)).await;
         let mut station = Station::on(TAP);
@@ -292,7 +292,7 @@ fn written_frames_arrive_byte_by_byte() {
 }
 
 #[test]
-fn oversize_frames_and_runts_are_refused_one_by_one() {
+fn check_23_oversize_frames_and_runts_are_refused_one_by_one() {
     in_namespace(|| async {
         let session = Running::start(settings(TAP, MTU)).await;
         let (context, mut station) = (session.context(), Station::on(TAP));
@@ -390,7 +390,7 @@ fn a_large_batch_lets_other_tasks_work() {
 }
 
 #[test]
-fn a_wait_that_is_given_up_loses_nothing() {
+fn check_22_a_wait_that_is_given_up_loses_nothing() {
     in_namespace(|| async {
         let session = Running::start(settings(TAP, MTU)).await;
         let mut reader = session.context().take_reader().unwrap();
@@ -415,7 +415,7 @@ fn a_wait_that_is_given_up_loses_nothing() {
 }
 
 #[test]
-fn a_stalled_reader_costs_the_kernels_queue_and_no_more() {
+fn check_24_a_stalled_reader_costs_the_kernels_queue_and_no_more() {
     in_namespace(|| async {
         let session = Running::start(settings(TAP, MTU)).await;
         let mut reader = session.context().take_reader().unwrap();
@@ -451,7 +451,7 @@ fn a_stalled_reader_costs_the_kernels_queue_and_no_more() {
 }
 
 #[test]
-fn a_deleted_interface_is_lost_and_ends_the_session_once() {
+fn check_25_a_deleted_interface_is_lost_and_ends_the_session_once() {
     in_namespace(|| async {
         let session = Running::start(settings(TAP, MTU)).await;
         let mut reader = session.context().take_reader().unwrap();
@@ -507,7 +507,7 @@ fn a_stop_ends_a_read_with_its_reason() {
 }
 
 #[test]
-fn reader_writer_and_context_go_in_any_order_without_a_descriptor_left() {
+fn check_26_reader_writer_and_context_go_in_any_order_without_a_descriptor_left() {
     /// Reader, writer, context, and the end of the session.
     const PARTS: [usize; 4] = [0, 1, 2, 3];
     let orders = || {
@@ -566,7 +566,7 @@ fn descriptors() -> usize {
 }
 
 #[test]
-fn a_broadcast_reaches_the_chosen_tap_only() {
+fn check_33_a_broadcast_reaches_the_chosen_tap_only() {
     in_namespace(|| async {
         let bare = Running::start(settings("flow0", MTU)).await;
         let addressed = settings("flow1", MTU).with_addresses(&["192.0.2.1/24".parse().unwrap()]);
@@ -599,7 +599,7 @@ fn a_broadcast_reaches_the_chosen_tap_only() {
 }
 
 #[test]
-fn a_socket_outside_never_shows_on_a_full_tunnel() {
+fn check_29_a_socket_outside_never_shows_on_a_full_tunnel() {
     in_namespace(|| async {
         ip("link add wan0 type veth peer name far");
         ip("address add 198.51.100.2/24 dev wan0");
