@@ -60,9 +60,9 @@ use patchcord::{
     control::RUN_DIR,
     host::{EventKind, Host},
     provider::{
-        BoxFut, Deadlines, DnsSettings, EthernetTunnelProvider, EthernetTunnelSettings, FlowError,
-        IpSettings, Path, PathStatus, ProviderContext, ProviderError, Route, StartOptions,
-        StopReason, TunnelConfiguration,
+        AppMessage, BoxFut, Deadlines, DnsSettings, EthernetTunnelProvider, EthernetTunnelSettings,
+        FlowError, IpSettings, Path, PathStatus, ProviderContext, ProviderError, Route,
+        StartOptions, StopReason, TunnelConfiguration,
     },
 };
 use patchcord_bridge::MacAddr;
@@ -364,10 +364,10 @@ impl EthernetTunnelProvider for HardPath {
     fn handle_app_message<'a>(
         &'a self,
         context: &'a ProviderContext,
-        message: Bytes,
+        message: AppMessage,
     ) -> BoxFut<'a, Option<Bytes>> {
         Box::pin(async move {
-            let message = str::from_utf8(&message).ok()?;
+            let message = str::from_utf8(&message.body).ok()?;
             let words: Vec<_> = message.split_whitespace().collect();
             let answer = match words[..] {
                 ["status"] => self.status(context).await,

@@ -17,9 +17,9 @@ use std::{
 use bytes::Bytes;
 use nix::sched::{CloneFlags, unshare};
 use patchcord::provider::{
-    BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, FlowError, ProviderContext,
-    ProviderError, Route, Session, SessionEnd, SessionError, SessionStatus, SettingsError,
-    StartOptions, StopReason,
+    AppMessage, BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings, FlowError,
+    ProviderContext, ProviderError, Route, Session, SessionEnd, SessionError, SessionStatus,
+    SettingsError, StartOptions, StopReason,
 };
 use patchcord_bridge::MacAddr;
 use tempfile::TempDir;
@@ -151,11 +151,11 @@ impl EthernetTunnelProvider for Scripted {
     fn handle_app_message<'a>(
         &'a self,
         _: &'a ProviderContext,
-        message: Bytes,
+        message: AppMessage,
     ) -> BoxFut<'a, Option<Bytes>> {
         Box::pin(async move {
-            assert_ne!(message, "panic");
-            (message == "ping").then(|| Bytes::from_static(b"pong"))
+            assert_ne!(message.body, "panic");
+            (message.body == "ping").then(|| Bytes::from_static(b"pong"))
         })
     }
 }
@@ -303,16 +303,10 @@ fn messages_are_answered_and_a_panic_over_one_ends_nothing() {
         let host = host(provider.clone(), dir.path());
         let handle = host.handle();
         let session = tokio::spawn(host.run(StartOptions::default(), || {}));
-        assert_eq!(
-            handle.send_message("ping".into()).await,
-            Some("pong".into())
-        );
-        assert_eq!(handle.send_message("what".into()).await, None);
-        assert_eq!(handle.send_message("panic".into()).await, None);
-        assert_eq!(
-            handle.send_message("ping".into()).await,
-            Some("pong".into())
-        );
+        assert_eq!(handle.send_message("ping").await, Some("pong".into()));
+        assert_eq!(handle.send_message("what").await, None);
+        assert_eq!(handle.send_message("panic").await, None);
+        assert_eq!(handle.send_message("ping").await, Some("pong".into()));
         handle.stop(StopReason::UserInitiated);
         assert!(session.await.unwrap().error.is_none());
     });

@@ -137,7 +137,15 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
         tracing::warn!(%error, "a core dump would contain private keys");
     }
     let path = &options.socket.path;
-    let listener = listen(path).await?;
+    let activated = patchcord::io::activation_listener()?;
+    let is_ours = activated.is_none();
+    let listener = match activated {
+        Some(listener) => {
+            listener.set_nonblocking(true)?;
+            UnixListener::from_std(listener)?
+        }
+        None => listen(path).await?,
+    };
     let host = Host::builder(&options.run_dir)
         .register("patchcord", tunnel_provider)
         .build();
@@ -156,8 +164,10 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
         _ = interrupt.recv() => Ok(()),
     };
     host.stop_all(StopReason::UserInitiated).await;
-    // Somebody else may have removed it.
-    let _ = fs::remove_file(path);
+    if is_ours {
+        // Somebody else may have removed it.
+        let _ = fs::remove_file(path);
+    }
     Ok(outcome?)
 }
 

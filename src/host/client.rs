@@ -73,6 +73,8 @@ struct Inner {
 #[derive(Default)]
 struct Shared {
     gone: bool,
+    /// Why the host ended the connection, if it said so.
+    refused: Option<Refusal>,
     replies: BTreeMap<u64, oneshot::Sender<Result<serde_json::Value, Refusal>>>,
     events: Option<mpsc::Sender<Result<Event, Lagged>>>,
 }
@@ -168,10 +170,8 @@ impl Client {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol,
         });
-        writer
-            .write_all(&hello)
-            .await
-            .map_err(|_| ClientError::Disconnected)?;
+        // A host that does not want us may have hung up; why, is there to be read.
+        let _ = writer.write_all(&hello).await;
         let shared = Arc::new(Mutex::new(Shared::default()));
         tokio::spawn(read(reader, shared.clone()));
         let inner = Inner {
@@ -291,14 +291,19 @@ impl Client {
             shared.gone
         });
         if is_gone {
-            return Err(ClientError::Disconnected);
+            return Err(self.disconnected());
         }
         let line = to_line(&Request { id, verb });
         // What a host refuses it may not read to the end; its answer is there all the same.
         let _ = self.inner.writer.lock().await.write_all(&line).await;
-        let answer = reply.await.map_err(|_| ClientError::Disconnected)?;
+        let answer = reply.await.map_err(|_| self.disconnected())?;
         let value = answer.map_err(ClientError::Refused)?;
         serde_json::from_value(value).map_err(|error| ClientError::BadAnswer(error.to_string()))
+    }
+
+    fn disconnected(&self) -> ClientError {
+        let refused = self.shared(|shared| shared.refused.clone());
+        refused.map_or(ClientError::Disconnected, ClientError::Refused)
     }
 
     fn shared<T>(&self, action: impl FnOnce(&mut Shared) -> T) -> T {
@@ -333,7 +338,7 @@ async fn read_line<T: DeserializeOwned>(
 /// Hands out what the host says until it says no more. Events that are not taken in time are
 /// counted, so that answers do not wait behind them.
 async fn read(mut reader: BufReader<OwnedReadHalf>, shared: Arc<Mutex<Shared>>) {
-    let mut lost = 0;
+    let (mut lost, mut refused) = (0, None);
     let with = |action: &mut dyn FnMut(&mut Shared)| {
         action(&mut shared.lock().unwrap_or_else(PoisonError::into_inner));
     };
@@ -344,7 +349,10 @@ async fn read(mut reader: BufReader<OwnedReadHalf>, shared: Arc<Mutex<Shared>>) 
                 id: Some(id),
                 error,
             } => (id, Err(error)),
-            HostLine::Refused { id: None, .. } => break,
+            HostLine::Refused { id: None, error } => {
+                refused = Some(error);
+                break;
+            }
             HostLine::Event { event } => {
                 tell(&shared, &mut lost, event);
                 continue;
@@ -364,6 +372,7 @@ async fn read(mut reader: BufReader<OwnedReadHalf>, shared: Arc<Mutex<Shared>>) 
     }
     with(&mut |shared| {
         shared.gone = true;
+        shared.refused = refused.take();
         shared.replies.clear();
         shared.events = None;
     });

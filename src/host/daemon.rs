@@ -7,7 +7,6 @@
 
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use serde::Serialize;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -29,7 +28,7 @@ use super::{
     },
     store::{Store, StoreError},
 };
-use crate::provider::{StartOptions, StartSource, StopReason};
+use crate::provider::{AppMessage, Sender, StartOptions, StartSource, StopReason};
 
 /// Further clients wait in the kernel's backlog.
 const MAX_CLIENTS: usize = 64;
@@ -61,6 +60,12 @@ pub struct Who {
 }
 
 impl Policy {
+    /// Whether the client may do anything at all.
+    fn knows(&self, client: &UCred) -> bool {
+        let all = [Access::Observe, Access::Control, Access::Configure];
+        all.into_iter().any(|access| self.allows(client, access))
+    }
+
     fn allows(&self, client: &UCred, access: Access) -> bool {
         let who = match access {
             Access::Observe => &self.observe,
@@ -152,6 +157,10 @@ impl Conversation {
             protocols: PROTOCOLS.to_vec(),
         })
         .await?;
+        if !self.policy.knows(&self.client) {
+            let error = not_authorised();
+            return self.write(&HostLine::Refused { id: None, error }).await;
+        }
         timeout(HELLO_DEADLINE, read_line(&mut self.lines, &mut self.line)).await??;
         if let Err(error) = check_hello(&self.line) {
             return self.write(&HostLine::Refused { id: None, error }).await;
@@ -178,7 +187,8 @@ impl Conversation {
                     self.line.clear();
                     match request {
                         Ok(request) if !self.policy.allows(&self.client, request.verb.access()) => {
-                            self.write(&not_authorised(request.id)).await?;
+                            let (id, error) = (Some(request.id), not_authorised());
+                            self.write(&HostLine::Refused { id, error }).await?;
                         }
                         Ok(request) => {
                             if request.verb == Verb::Subscribe {
@@ -186,9 +196,9 @@ impl Conversation {
                             }
                             waiting += 1;
                             let (host, store) = (self.host.clone(), self.store.clone());
-                            let answers = answers_in.clone();
+                            let (answers, sender) = (answers_in.clone(), sender(&self.client));
                             tokio::spawn(async move {
-                                let answer = answer(&host, store.as_deref(), request).await;
+                                let answer = answer(&host, store.as_deref(), sender, request).await;
                                 // The client may have gone meanwhile.
                                 let _ = answers.send(answer).await;
                             });
@@ -241,6 +251,14 @@ async fn next_event(events: &mut Option<Events>) -> Option<HostLine> {
     }
 }
 
+fn sender(client: &UCred) -> Sender {
+    Sender {
+        user: client.uid(),
+        group: client.gid(),
+        process: client.pid(),
+    }
+}
+
 fn check_hello(line: &[u8]) -> Result<(), Refusal> {
     let refusal = |code, message: String| Err(Refusal { code, message });
     match super::protocol::from_line::<ClientHello>(line) {
@@ -256,18 +274,20 @@ fn check_hello(line: &[u8]) -> Result<(), Refusal> {
     }
 }
 
-fn not_authorised(id: u64) -> HostLine {
+fn not_authorised() -> Refusal {
     let message =
         "this user may not do that; be root, or have the host's policy changed".to_owned();
     let code = RefusalCode::NotAuthorised;
-    HostLine::Refused {
-        id: Some(id),
-        error: Refusal { code, message },
-    }
+    Refusal { code, message }
 }
 
-async fn answer(host: &Host, store: Option<&Store>, Request { id, verb }: Request) -> HostLine {
-    match perform(host, store, verb).await {
+async fn answer(
+    host: &Host,
+    store: Option<&Store>,
+    sender: Sender,
+    Request { id, verb }: Request,
+) -> HostLine {
+    match perform(host, store, sender, verb).await {
         Ok(ok) => HostLine::Done { id, ok },
         Err(error) => HostLine::Refused {
             id: Some(id),
@@ -279,6 +299,7 @@ async fn answer(host: &Host, store: Option<&Store>, Request { id, verb }: Reques
 async fn perform(
     host: &Host,
     store: Option<&Store>,
+    sender: Sender,
     verb: Verb,
 ) -> Result<serde_json::Value, Refusal> {
     Ok(match verb {
@@ -291,7 +312,9 @@ async fn perform(
         }
         Verb::Stop { tunnel } => json(&host.stop(&tunnel, StopReason::UserInitiated).await?),
         Verb::Send { tunnel, message } => {
-            let answer = host.send_message(&tunnel, Bytes::from(message.0)).await?;
+            let mut message = AppMessage::from(message.0);
+            message.sender = Some(sender);
+            let answer = host.send_message(&tunnel, message).await?;
             json(&answer.map(|bytes| Message(bytes.to_vec())))
         }
         Verb::Subscribe => serde_json::Value::Null,
@@ -300,6 +323,7 @@ async fn perform(
             configuration,
             generation,
         } => {
+            store.map_or(Ok(()), |store| store.check(&tunnel))?;
             let kept = configuration.clone();
             let generation = host.configure(&tunnel, configuration, generation)?;
             if let Some(store) = store {

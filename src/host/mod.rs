@@ -39,8 +39,8 @@ use tracing::warn;
 
 pub use self::event::{Attempt, Event, EventKind, Events, Lagged};
 use crate::provider::{
-    Deadlines, EthernetTunnelProvider, ProviderContext, ProviderError, Session, SessionEnd,
-    SessionHandle, SessionStatus, StartOptions, StopReason, TunnelConfiguration,
+    AppMessage, Deadlines, EthernetTunnelProvider, ProviderContext, ProviderError, Session,
+    SessionEnd, SessionHandle, SessionStatus, StartOptions, StopReason, TunnelConfiguration,
 };
 
 /// Events that a slow listener may be behind before it loses some.
@@ -380,7 +380,7 @@ impl Host {
     pub async fn send_message(
         &self,
         tunnel: &str,
-        message: Bytes,
+        message: impl Into<AppMessage>,
     ) -> Result<Option<Bytes>, HostError> {
         let running = known(&mut self.tunnels(), tunnel)?.session.clone();
         let running = running.ok_or_else(|| HostError::NotRunning(tunnel.to_owned()))?;

@@ -402,8 +402,19 @@ impl ProviderContext {
         allowed
     }
 
+    /// A new routing policy takes effect at once.
     pub(crate) fn set_configuration(&self, configuration: Arc<TunnelConfiguration>) {
-        self.inner.configuration.send_replace(configuration);
+        let policy = configuration.routing;
+        let before = self.inner.configuration.send_replace(configuration);
+        if before.routing != policy {
+            let inner = self.inner.clone();
+            tokio::spawn(async move {
+                let mut network = inner.network.lock().await;
+                if inner.stopping.borrow().is_none() {
+                    network.follow_policy().await;
+                }
+            });
+        }
     }
 
     pub(super) fn take_failure(&self) -> Option<ProviderError> {

@@ -75,7 +75,7 @@ pub trait EthernetTunnelProvider: Send + Sync + 'static {
     fn handle_app_message<'a>(
         &'a self,
         context: &'a ProviderContext,
-        message: Bytes,
+        message: AppMessage,
     ) -> BoxFut<'a, Option<Bytes>> {
         let _ = (context, message);
         Box::pin(async { None })
@@ -101,6 +101,36 @@ pub struct StartOptions {
     pub options: Option<BTreeMap<String, String>>,
     /// Who that was.
     pub source: StartSource,
+}
+
+/// A message from outside (`handleAppMessage`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AppMessage {
+    /// What it says.
+    pub body: Bytes,
+    /// Who sent it, as the kernel knows; `None` if that was this process.
+    pub sender: Option<Sender>,
+}
+
+/// Another process (`SO_PEERCRED`, unix(7)), as it was when it connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// Its user.
+    pub user: u32,
+    /// Its group.
+    pub group: u32,
+    /// Its number, if it is in this process's world.
+    pub process: Option<i32>,
+}
+
+impl<T: Into<Bytes>> From<T> for AppMessage {
+    fn from(body: T) -> Self {
+        Self {
+            body: body.into(),
+            sender: None,
+        }
+    }
 }
 
 /// Who started a session.

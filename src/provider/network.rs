@@ -131,6 +131,16 @@ impl Network {
         self.surroundings.route(None).await
     }
 
+    /// Follows a routing policy that changed.
+    pub(super) async fn follow_policy(&mut self) {
+        if self.settings.is_some() {
+            return self.restore().await;
+        }
+        if let Err(error) = self.hold().await {
+            warn!(%error, "the routing policy is not in force");
+        }
+    }
+
     /// Follows the networks that this machine is in, if the policy speaks of them.
     pub(super) async fn follow_local_networks(&mut self) {
         if needs_local_networks(self.surroundings.policy()) {

@@ -11,8 +11,8 @@ use tokio::{
 use tracing::{error, warn};
 
 use super::{
-    EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus, StartOptions,
-    StopReason, TunnelConfiguration, power,
+    AppMessage, EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus,
+    StartOptions, StopReason, TunnelConfiguration, power,
 };
 use crate::io::bus::Bus;
 
@@ -207,7 +207,8 @@ impl SessionHandle {
     }
 
     /// The provider's answer to a message; `None` if it has none, or panicked over it.
-    pub async fn send_message(&self, message: Bytes) -> Option<Bytes> {
+    pub async fn send_message(&self, message: impl Into<AppMessage>) -> Option<Bytes> {
+        let message = message.into();
         let (provider, context) = (self.provider.clone(), self.context.clone());
         let answer =
             tokio::spawn(async move { provider.handle_app_message(&context, message).await });

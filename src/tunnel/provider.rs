@@ -34,8 +34,8 @@ use crate::{
     },
     proto::{node::NodeConfig, peer::PeerSettings},
     provider::{
-        Addressing, BoxFut, EthernetTunnelProvider, EthernetTunnelSettings, Ipv6Settings,
-        ProviderContext, ProviderError, RoutingPolicy, StartOptions, StopReason,
+        Addressing, AppMessage, BoxFut, EthernetTunnelProvider, EthernetTunnelSettings,
+        Ipv6Settings, ProviderContext, ProviderError, RoutingPolicy, StartOptions, StopReason,
     },
     wire::Lane,
 };
@@ -171,10 +171,10 @@ impl EthernetTunnelProvider for TunnelProvider {
     fn handle_app_message<'a>(
         &'a self,
         context: &'a ProviderContext,
-        message: Bytes,
+        message: AppMessage,
     ) -> BoxFut<'a, Option<Bytes>> {
         Box::pin(async move {
-            if message == SHOW {
+            if message.body == SHOW {
                 self.show(context).await
             } else {
                 None

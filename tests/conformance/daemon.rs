@@ -103,6 +103,10 @@ fn check_37_clients_are_separate() {
             None,
             "a reply all the same"
         );
+        let who = one.send_message("a", b"who").await.unwrap().unwrap();
+        let who = String::from_utf8(who).unwrap();
+        let process = format!("process: Some({})", std::process::id());
+        assert!(who.contains("user: 0") && who.contains(&process), "{who}");
         one.stop("a").await.unwrap();
         let gone = one.send_message("a", b"ping").await.unwrap_err();
         assert!(
@@ -222,6 +226,51 @@ fn check_37_each_verb_is_for_those_who_may() {
         assert!(done, "{text}");
         assert_eq!(host.status("a"), SessionStatus::Connected);
         host.stop_all(StopReason::UserInitiated).await;
+    });
+}
+
+#[test]
+fn check_39_the_socket_may_be_the_service_managers() {
+    in_namespace(|directory| async move {
+        let path = directory.path().join("host.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let run = |listener: &std::os::unix::net::UnixListener| {
+            Command::new("sh")
+                .args([
+                    "-c",
+                    "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"",
+                    "sh",
+                ])
+                .arg(env!("CARGO_BIN_EXE_patchcord"))
+                .args(["host", "run", "--tunnels"])
+                .arg(directory.path().join("tunnels.d"))
+                .arg("--state")
+                .arg(directory.path().join("state"))
+                .arg("--run-dir")
+                .arg(directory.path())
+                .stdin(std::os::fd::OwnedFd::from(listener.try_clone().unwrap()))
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .unwrap()
+        };
+        for _ in 0..2 {
+            // Who calls before the host runs is answered when it does.
+            let client = Client::connect(&path);
+            let mut child = run(&listener);
+            assert!(client.await.unwrap().list().await.unwrap().is_empty());
+            nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(child.id() as i32),
+                nix::sys::signal::Signal::SIGTERM,
+            )
+            .unwrap();
+            let status = tokio::task::spawn_blocking(move || child.wait().unwrap())
+                .await
+                .unwrap();
+            assert!(
+                status.success() && path.exists(),
+                "the socket outlives the service"
+            );
+        }
     });
 }
 

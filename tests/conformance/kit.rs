@@ -17,7 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use patchcord::{
     host::{Event, EventKind, Events, Host},
     provider::{
-        Applied, BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings,
+        AppMessage, Applied, BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings,
         ProviderContext, ProviderError, SessionStatus, SettingsError, StartOptions, StopReason,
         TunnelConfiguration,
     },
@@ -142,11 +142,14 @@ impl EthernetTunnelProvider for Scripted {
     fn handle_app_message<'a>(
         &'a self,
         _: &'a ProviderContext,
-        message: Bytes,
+        message: AppMessage,
     ) -> BoxFut<'a, Option<Bytes>> {
         Box::pin(async move {
-            assert_ne!(message, "panic", "a provider's panic");
-            (message == "ping").then(|| Bytes::from_static(b"pong"))
+            assert_ne!(message.body, "panic", "a provider's panic");
+            if message.body == "who" {
+                return Some(format!("{:?}", message.sender).into());
+            }
+            (message.body == "ping").then(|| Bytes::from_static(b"pong"))
         })
     }
 }

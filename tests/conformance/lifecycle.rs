@@ -197,8 +197,8 @@ fn check_07_a_panic_is_of_one_session() {
                 while host.status("a") != Connected {
                     next(&mut own, "a").await;
                 }
-                assert_eq!(host.send_message("a", "panic".into()).await.unwrap(), None);
-                let pong = host.send_message("a", "ping".into()).await.unwrap();
+                assert_eq!(host.send_message("a", "panic").await.unwrap(), None);
+                let pong = host.send_message("a", "ping").await.unwrap();
                 assert_eq!(pong.as_deref(), Some(&b"pong"[..]));
                 host.stop("a", StopReason::UserInitiated).await.unwrap();
             }

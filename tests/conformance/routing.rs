@@ -130,6 +130,23 @@ fn check_27_packets_go_where_the_mode_says() {
                 ["eth0"; 5],
                 "{policy:?}"
             );
+            // Another policy takes effect at once.
+            configure(
+                &host,
+                RoutingPolicy {
+                    enforce_routes: true,
+                    ..RoutingPolicy::default()
+                },
+            );
+            sleep(Duration::from_millis(200)).await;
+            assert_eq!(
+                way("10.50.0.1", 0),
+                if policy.include_all_networks {
+                    "eth0"
+                } else {
+                    "tap-a"
+                }
+            );
             host.stop("a", StopReason::UserInitiated).await.unwrap();
             assert_eq!(destinations.map(|to| way(to, 0)), ["eth0"; 5], "{policy:?}");
         });

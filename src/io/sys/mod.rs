@@ -8,7 +8,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 pub(in crate::io) mod bpf;
@@ -184,6 +184,14 @@ pub(in crate::io) fn thread_niceness() -> i32 {
 pub(in crate::io) fn effective_uid() -> u32 {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::geteuid() }
+}
+
+/// Another descriptor of what this process has open under a number.
+pub(in crate::io) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers and no pointers; one that is not open is an error.
+    let fd = check(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) })?;
+    // SAFETY: the kernel made it just now, so nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Makes reads and writes of `fd` return `WouldBlock` instead of waiting.
