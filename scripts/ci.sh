@@ -33,7 +33,7 @@ main() {
 run() {
   local job
   for job in "$@"; do
-    echo "== $job"
+    echo "== $job, after $SECONDS s"
     "job_$job"
   done
 }

@@ -38,7 +38,7 @@ pub(crate) fn in_namespace<F: Future<Output = ()>>(check: impl FnOnce(TempDir) -
                 .enable_all()
                 .build();
             runtime.unwrap().block_on(async {
-                let limit = Duration::from_secs(30);
+                let limit = Duration::from_secs(120);
                 let directory = tempfile::tempdir().unwrap();
                 timeout(limit, check(directory))
                     .await
