@@ -8,9 +8,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -20,7 +18,10 @@ use inotify::{Inotify, WatchMask};
 use tracing::{info, warn};
 
 use super::Host;
-use crate::provider::TunnelConfiguration;
+use crate::{
+    io::file::{self, Lasting},
+    provider::TunnelConfiguration,
+};
 
 /// The administrator's folder.
 pub const ADMIN_DIR: &str = "/etc/patchcord/tunnels.d";
@@ -110,19 +111,9 @@ impl Store {
             path: path.clone(),
             problem: error.to_string(),
         })?;
-        let new = path.with_extension("toml.new");
         let write = || {
             fs::create_dir_all(&self.own)?;
-            let mut options = OpenOptions::new();
-            let mut file = options
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&new)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, &path)
+            file::replace(&path, text.as_bytes(), 0o600, Lasting::Disk)
         };
         write().map_err(|source| StoreError::File {
             path: path.clone(),
@@ -136,12 +127,7 @@ impl Store {
     /// As of [`save`](Self::save).
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         let path = self.own_file(name)?;
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::File { path, source })
-            }
-            _ => Ok(()),
-        }
+        file::remove(&path).map_err(|source| StoreError::File { path, source })
     }
 
     fn own_file(&self, name: &str) -> Result<PathBuf, StoreError> {

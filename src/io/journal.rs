@@ -7,10 +7,9 @@
 //! tunnel made itself needs no journal, the kernel removes it with the process. Called by `device`;
 //! `routing` keeps a record of its own in the same kind of file.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::marker::PhantomData;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -18,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
+use super::file::{self, Lasting};
 use super::link::{LinkError, LinkInfo, Links};
 
 /// One value before and after.
@@ -169,28 +169,15 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
             .ok())
     }
 
-    /// Replaces the file: a reader finds the old or the new record, never half of one. Not synced,
-    /// because the run directory does not outlive the kernel, and neither do the changes.
+    /// Replaces the file. Neither the run directory nor the changes outlive the kernel.
     pub(super) fn write(&self, record: &R) -> io::Result<()> {
-        let mut new = self.path.clone().into_os_string();
-        new.push(".new");
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
-        fs::rename(&new, &self.path)
+        let text = serde_json::to_vec(record)?;
+        file::replace(&self.path, &text, 0o600, Lasting::Boot)
     }
 
     /// Deletes the file, if there is one.
     pub(super) fn clear(&self) -> io::Result<()> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        file::remove(&self.path)
     }
 }
 

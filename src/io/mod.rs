@@ -5,6 +5,7 @@
 //! device   one call that makes the TAP as asked for, and one that undoes it
 //!   lock     no second process on a tunnel's name or on a device
 //!   journal  what must be undone after a stop, or after a kill -9
+//!   file     files that are whole or not there
 //!   link     netlink: addresses, MTU, MAC, bridges; in `watch`, what others change
 //! routing  which destinations go through the tunnel; in the same way, `lock` and `journal`
 //! path     the machine's own way out, below every tunnel; in `changes`, when to look again
@@ -25,6 +26,7 @@ use std::os::unix::net::UnixListener;
 
 pub mod bus;
 pub mod device;
+pub(crate) mod file;
 pub mod groups;
 pub mod link;
 pub mod lock;

@@ -6,10 +6,11 @@
 //! (`EnvironmentFile=`) and for agents of a desktop. It is readable by all and holds no secret.
 //! The provider calls this after names were set up.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use super::file::{self, Lasting};
 
 /// Everyone may read it, as everyone's programs need it.
 const MODE: u32 = 0o644;
@@ -72,7 +73,7 @@ impl Proxy {
     pub fn apply(&self, wanted: Option<&ProxyRequest>) -> Result<ProxyOutcome, ProxyError> {
         let outcome = match wanted {
             Some(wanted) => self.write(&text(&self.tunnel, wanted)),
-            None => remove(&self.path),
+            None => file::remove(&self.path),
         };
         let failed = |source| ProxyError {
             path: self.path.clone(),
@@ -90,21 +91,7 @@ impl Proxy {
         if fs::read_to_string(&self.path).is_ok_and(|now| now == text) {
             return Ok(());
         }
-        let new = self.path.with_extension("env.new");
-        remove(&new)?;
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create_new(true).mode(MODE).open(&new)?;
-        // The umask of a service is often stricter.
-        file.set_permissions(fs::Permissions::from_mode(MODE))?;
-        file.write_all(text.as_bytes())?;
-        fs::rename(&new, &self.path)
-    }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        file::replace(&self.path, text.as_bytes(), MODE, Lasting::Boot)
     }
 }
 

@@ -14,7 +14,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::{NamesError, NamesRequest, file_error, remove};
+use super::{NamesError, NamesRequest, file_error};
+use crate::io::file::remove;
 
 /// How the first line begins, whatever the tunnel; then comes the path of the tunnel's journal.
 const MARK: &str = "# Written by patchcord ";

@@ -18,10 +18,8 @@ mod resolvconf;
 mod resolved;
 
 use std::{
-    env, fs,
-    io::{self, Write},
+    env, io,
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -33,7 +31,7 @@ use self::{
     resolvconf::Resolvconf,
     resolved::{Found, Resolved},
 };
-use super::bus::Bus;
+use super::{bus::Bus, journal::Journal};
 
 /// What is asked of the resolver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,7 +167,7 @@ impl Default for Places {
 pub struct Names {
     tunnel: String,
     places: Places,
-    journal: Journal,
+    journal: Journal<Record>,
     in_force: Option<InForce>,
 }
 
@@ -201,9 +199,7 @@ impl Names {
         Self {
             tunnel: tunnel.to_owned(),
             places,
-            journal: Journal {
-                path: run_dir.join(format!("{tunnel}.names")),
-            },
+            journal: Journal::at(run_dir.join(format!("{tunnel}.names"))),
             in_force: None,
         }
     }
@@ -271,11 +267,14 @@ impl Names {
             Resolver::Resolved(_) => Record::Resolved(resolved::Link::new(index, name)),
             Resolver::Resolvconf(program) => Record::Resolvconf(program.entry(name)),
             Resolver::File => Record::File(match earlier {
-                Some(Record::File(replacement)) => replacement.with(&self.journal.path, request)?,
-                _ => Replacement::plan(&self.places.resolv_conf, &self.journal.path, request)?,
+                Some(Record::File(replacement)) => {
+                    replacement.with(self.journal.path(), request)?
+                }
+                _ => Replacement::plan(&self.places.resolv_conf, self.journal.path(), request)?,
             }),
         };
-        self.journal.write(&record)?;
+        let journal_error = file_error(self.journal.path());
+        self.journal.write(&record).map_err(journal_error)?;
         match (resolver, &record) {
             (Resolver::Resolved(resolved), _) => resolved.set(index, request).await?,
             (Resolver::Resolvconf(program), _) => program.add(name, request).await?,
@@ -292,10 +291,14 @@ impl Names {
     /// Undoes what the journal says, be it from this run or from one that was killed.
     async fn revert(&mut self) -> Result<(), NamesError> {
         self.in_force = None;
-        let left = match self.journal.read()? {
+        let left = match self
+            .journal
+            .read()
+            .map_err(file_error(self.journal.path()))?
+        {
             // The run directory does not outlive the machine's power, but the file does.
             None => {
-                Replacement::left(&self.places.resolv_conf, &self.journal.path).map(Record::File)
+                Replacement::left(&self.places.resolv_conf, self.journal.path()).map(Record::File)
             }
             record => record,
         };
@@ -306,7 +309,9 @@ impl Names {
             Some(Record::File(replacement)) => replacement.restore()?,
         }
         debug!(tunnel = self.tunnel, "names are resolved as before");
-        self.journal.clear()
+        self.journal
+            .clear()
+            .map_err(file_error(self.journal.path()))
     }
 
     async fn resolver(&self) -> Result<Resolver, NamesError> {
@@ -373,53 +378,6 @@ impl NamesRequest {
             text += &format!("nameserver {server}\n");
         }
         text
-    }
-}
-
-/// The file of the [`Record`].
-#[derive(Debug)]
-struct Journal {
-    path: PathBuf,
-}
-
-impl Journal {
-    /// What cannot be understood counts as nothing: guessing what to undo could harm.
-    fn read(&self) -> Result<Option<Record>, NamesError> {
-        let text = match fs::read_to_string(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            text => text.map_err(file_error(&self.path))?,
-        };
-        let record = serde_json::from_str(&text);
-        Ok(record
-            .inspect_err(|error| warn!(path = %self.path.display(), %error, "unreadable journal"))
-            .ok())
-    }
-
-    fn write(&self, record: &Record) -> Result<(), NamesError> {
-        let write = || {
-            let new = self.path.with_extension("names.new");
-            let mut options = fs::OpenOptions::new();
-            let mut file = options
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&new)?;
-            file.write_all(&serde_json::to_vec(record)?)?;
-            fs::rename(&new, &self.path)
-        };
-        write().map_err(file_error(&self.path))
-    }
-
-    fn clear(&self) -> Result<(), NamesError> {
-        remove(&self.path).map_err(file_error(&self.path))
-    }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 

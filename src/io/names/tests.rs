@@ -2,6 +2,7 @@
 //! The resolvers of a machine that lies in a directory: a bus with a systemd-resolved that takes
 //! notes, a resolvconf that does, and a file.
 
+use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use tempfile::TempDir;
