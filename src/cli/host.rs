@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write,
     fs,
+    io::Read,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -18,15 +19,17 @@ use patchcord::{
         EventKind, Host,
         client::{Client, DEFAULT_SOCKET},
         daemon::{self, Policy},
+        secrets::{MAX_SECRET, SECRETS_DIR, SecretStore},
         store::{ADMIN_DIR, OWN_DIR, Store},
     },
-    provider::{ProviderError, SessionStatus, StopReason, TunnelConfiguration},
+    provider::{ProviderError, Secret, SessionStatus, StopReason, TunnelConfiguration},
     tunnel::TunnelProvider,
 };
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
 };
+use zeroize::Zeroizing;
 
 use super::{Failure, logs, print};
 
@@ -54,6 +57,10 @@ pub(super) enum HostCommand {
     Send(SendArguments),
     /// Print what happens, one line of JSON each
     Events(Socket),
+    /// Leave a secret for tunnels, read from standard input; nothing prints it again
+    KeepSecret(SecretName),
+    /// Forget a secret
+    ForgetSecret(SecretName),
 }
 
 #[derive(Args)]
@@ -66,6 +73,9 @@ pub(super) struct RunOptions {
     /// The configurations that clients make
     #[arg(long, value_name = "DIR", default_value = OWN_DIR)]
     state: PathBuf,
+    /// The secrets that clients leave
+    #[arg(long, value_name = "DIR", default_value = SECRETS_DIR)]
+    secrets: PathBuf,
     /// Where run-time state is kept
     #[arg(long, value_name = "DIR", default_value = RUN_DIR, hide = true)]
     run_dir: PathBuf,
@@ -107,6 +117,15 @@ pub(super) struct Tunnel {
 }
 
 #[derive(Args)]
+pub(super) struct SecretName {
+    /// The secret
+    #[arg(value_name = "NAME")]
+    name: String,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Args)]
 pub(super) struct Socket {
     /// The host's socket
     #[arg(id = "socket", long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
@@ -127,6 +146,10 @@ pub(super) fn run(command: HostCommand) -> Result<(), Failure> {
             }
             HostCommand::Send(arguments) => send(&arguments).await,
             HostCommand::Events(socket) => events(&socket).await,
+            HostCommand::KeepSecret(arguments) => keep_secret(&arguments).await,
+            HostCommand::ForgetSecret(SecretName { name, socket }) => {
+                Ok(connect(&socket).await?.forget_secret(&name).await?)
+            }
         }
     })
 }
@@ -147,6 +170,7 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
         None => listen(path).await?,
     };
     let host = Host::builder(&options.run_dir)
+        .secrets(SecretStore::new(&options.secrets))
         .register("patchcord", tunnel_provider)
         .build();
     let store = Store::new(&options.tunnels, &options.state);
@@ -160,6 +184,7 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
     let outcome = tokio::select! {
         () = daemon::serve(host.clone(), listener, Policy::default(), kept) => Ok(()),
         fed = store.feed(&host) => fed.context("configurations cannot be watched"),
+        followed = host.follow_rules() => followed.context("on-demand rules cannot be followed"),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
@@ -275,6 +300,28 @@ async fn send(arguments: &SendArguments) -> Result<(), Failure> {
         Some(answer) => Ok(print(&format!("{}\n", String::from_utf8_lossy(&answer)))?),
         None => Err(anyhow!("the provider of `{name}` has no answer to that").into()),
     }
+}
+
+/// All of standard input but a newline at its end, which editors and `echo` add.
+async fn keep_secret(arguments: &SecretName) -> Result<(), Failure> {
+    // Reserved in full: growing would leave copies behind.
+    let mut secret = Zeroizing::new(Vec::with_capacity(MAX_SECRET + 2));
+    let input = std::io::stdin().lock();
+    input
+        .take(MAX_SECRET as u64 + 2)
+        .read_to_end(&mut secret)
+        .context("cannot read the secret from standard input")?;
+    if secret.last() == Some(&b'\n') {
+        secret.pop();
+    }
+    if secret.is_empty() {
+        return Err(Failure::Usage(
+            "the secret on standard input is empty".to_owned(),
+        ));
+    }
+    let client = connect(&arguments.socket).await?;
+    let kept = client.keep_secret(&arguments.name, Secret::new(secret));
+    Ok(kept.await?)
 }
 
 async fn events(socket: &Socket) -> Result<(), Failure> {

@@ -39,6 +39,7 @@ use tokio::{
     },
     time::timeout,
 };
+use zeroize::Zeroizing;
 
 use super::{
     Attempt, Event, Lagged,
@@ -47,7 +48,7 @@ use super::{
         Started, TunnelInfo, Verb, from_line, to_line,
     },
 };
-use crate::provider::TunnelConfiguration;
+use crate::provider::{Secret, TunnelConfiguration};
 
 /// Where a host listens unless it is told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/patchcord/host.sock";
@@ -268,6 +269,25 @@ impl Client {
         self.ask(Verb::Remove { tunnel }).await
     }
 
+    /// Leaves a secret with the host, in place of an older one of this name. Nobody gets it back but
+    /// the providers of tunnels whose configurations name it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn keep_secret(&self, name: &str, secret: Secret) -> Result<(), ClientError> {
+        let name = name.to_owned();
+        self.ask(Verb::KeepSecret { name, secret }).await
+    }
+
+    /// Has the host forget a secret that was left with it; one that there is not is fine.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn forget_secret(&self, name: &str) -> Result<(), ClientError> {
+        let name = name.to_owned();
+        self.ask(Verb::ForgetSecret { name }).await
+    }
+
     /// What happens from now on, in the order in which it did; an `Err` says how many events were
     /// lost because they were not taken in time. One stream for a connection: an earlier one ends.
     ///
@@ -293,7 +313,7 @@ impl Client {
         if is_gone {
             return Err(self.disconnected());
         }
-        let line = to_line(&Request { id, verb });
+        let line = Zeroizing::new(to_line(&Request { id, verb }));
         // What a host refuses it may not read to the end; its answer is there all the same.
         let _ = self.inner.writer.lock().await.write_all(&line).await;
         let answer = reply.await.map_err(|_| self.disconnected())?;

@@ -19,16 +19,17 @@ use tokio::{
     time::timeout,
 };
 use tracing::{debug, warn};
+use zeroize::Zeroize;
 
 use super::{
-    Events, Host, HostError, TunnelView,
+    Events, Host, HostError, TunnelView, explain,
     protocol::{
         Access, ClientHello, Generation, HostHello, HostLine, MAX_LINE, Message, PROTOCOLS,
         Refusal, RefusalCode, Request, Started, TunnelInfo, Verb, request_from_line, to_line,
     },
     store::{Store, StoreError},
 };
-use crate::provider::{AppMessage, Sender, StartOptions, StartSource, StopReason};
+use crate::provider::{AppMessage, SecretError, Sender, StartOptions, StartSource, StopReason};
 
 /// Further clients wait in the kernel's backlog.
 const MAX_CLIENTS: usize = 64;
@@ -184,7 +185,8 @@ impl Conversation {
                 Step::Line(0) => return Ok(()),
                 Step::Line(_) => {
                     let request = request_from_line(&self.line);
-                    self.line.clear();
+                    // There may have been a secret in it.
+                    self.line.zeroize();
                     match request {
                         Ok(request) if !self.policy.allows(&self.client, request.verb.access()) => {
                             let (id, error) = (Some(request.id), not_authorised());
@@ -337,6 +339,8 @@ async fn perform(
             }
             json(&host.remove(&tunnel)?)
         }
+        Verb::KeepSecret { name, secret } => json(&host.secrets().keep(&name, &secret)?),
+        Verb::ForgetSecret { name } => json(&host.secrets().forget(&name)?),
     })
 }
 
@@ -371,13 +375,18 @@ impl From<HostError> for Refusal {
 
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
-        let source = std::error::Error::source(&error);
-        let source = source
-            .map(|source| format!(": {source}"))
-            .unwrap_or_default();
         Self {
             code: RefusalCode::Configuration,
-            message: format!("{error}{source}"),
+            message: explain(&error),
+        }
+    }
+}
+
+impl From<SecretError> for Refusal {
+    fn from(error: SecretError) -> Self {
+        Self {
+            code: RefusalCode::Secret,
+            message: explain(&error),
         }
     }
 }

@@ -38,6 +38,11 @@ pub enum EventKind {
         /// The error behind it, unless somebody just asked.
         error: Option<String>,
     },
+    /// The provider has something to say to people.
+    Message {
+        /// That.
+        text: String,
+    },
     /// The configuration is another one.
     Configured {
         /// Its number.

@@ -20,7 +20,9 @@
 pub mod client;
 pub mod daemon;
 mod event;
+mod on_demand;
 pub mod protocol;
+pub mod secrets;
 pub mod store;
 
 use std::{
@@ -38,9 +40,11 @@ use tokio::sync::{broadcast, watch};
 use tracing::warn;
 
 pub use self::event::{Attempt, Event, EventKind, Events, Lagged};
+use self::secrets::{SECRETS_DIR, SecretStore};
 use crate::provider::{
-    AppMessage, Deadlines, EthernetTunnelProvider, ProviderContext, ProviderError, Session,
-    SessionEnd, SessionHandle, SessionStatus, StartOptions, StopReason, TunnelConfiguration,
+    AppMessage, Deadlines, EthernetTunnelProvider, Hosting, ProviderContext, ProviderError, Secret,
+    SecretError, Session, SessionEnd, SessionHandle, SessionStatus, StartOptions, StopReason,
+    TunnelConfiguration,
 };
 
 /// Events that a slow listener may be behind before it loses some.
@@ -62,15 +66,19 @@ pub struct HostBuilder {
     factories: BTreeMap<String, Box<Factory>>,
     run_dir: PathBuf,
     deadlines: Deadlines,
+    secrets: SecretStore,
 }
 
 struct Inner {
     factories: BTreeMap<String, Box<Factory>>,
     run_dir: PathBuf,
     deadlines: Deadlines,
+    secrets: SecretStore,
     tunnels: Mutex<BTreeMap<String, Tunnel>>,
     attempts: AtomicU64,
     events: broadcast::Sender<Event>,
+    /// The machine sleeps, or is about to.
+    sleeping: watch::Sender<bool>,
 }
 
 struct Tunnel {
@@ -172,15 +180,25 @@ impl HostBuilder {
         self
     }
 
+    /// Where secrets are, unless they are the credentials of this process and files in
+    /// [`SECRETS_DIR`].
+    #[must_use]
+    pub fn secrets(mut self, secrets: SecretStore) -> Self {
+        self.secrets = secrets;
+        self
+    }
+
     /// A host without tunnels.
     pub fn build(self) -> Host {
         let inner = Inner {
             factories: self.factories,
             run_dir: self.run_dir,
             deadlines: self.deadlines,
+            secrets: self.secrets,
             tunnels: Mutex::default(),
             attempts: AtomicU64::new(0),
             events: broadcast::Sender::new(EVENTS),
+            sleeping: watch::Sender::new(false),
         };
         Host {
             inner: Arc::new(inner),
@@ -195,6 +213,7 @@ impl Host {
             factories: BTreeMap::new(),
             run_dir: run_dir.as_ref().to_owned(),
             deadlines: Deadlines::default(),
+            secrets: SecretStore::new(SECRETS_DIR),
         }
     }
 
@@ -279,15 +298,16 @@ impl Host {
         let attempt = Attempt(self.inner.attempts.fetch_add(1, Ordering::Relaxed) + 1);
         let superseded = supersede(&tunnels, tunnel, &configuration);
 
-        let observer = {
-            let (host, tunnel) = (self.clone(), tunnel.to_owned());
-            move |status| host.tell(&tunnel, Some(attempt), EventKind::Status(status))
+        let hosting = Hosted {
+            host: self.clone(),
+            tunnel: tunnel.to_owned(),
+            attempt,
         };
         let context = ProviderContext::new(
             tunnel.to_owned(),
             &self.inner.run_dir,
             configuration,
-            Box::new(observer),
+            Box::new(hosting),
         );
         let session = Session::hosted(provider, context, self.inner.deadlines);
         let (ending, ended) = watch::channel(());
@@ -356,6 +376,14 @@ impl Host {
         Ok(())
     }
 
+    fn begin_stop(&self, tunnel: &str, reason: StopReason) {
+        let tunnels = self.tunnels();
+        let session = tunnels.get(tunnel).and_then(|entry| entry.session.as_ref());
+        if let Some(running) = session {
+            running.handle.stop(reason);
+        }
+    }
+
     /// Ends all sessions and waits for them.
     pub async fn stop_all(&self, reason: StopReason) {
         let running: Vec<_> = {
@@ -415,19 +443,36 @@ impl Host {
             .map_or(SessionStatus::Invalid, Tunnel::status)
     }
 
+    /// The secrets that there are for tunnels.
+    pub fn secrets(&self) -> &SecretStore {
+        &self.inner.secrets
+    }
+
+    fn sleeping(&self) -> watch::Receiver<bool> {
+        self.inner.sleeping.subscribe()
+    }
+
+    fn has_interface(&self, index: u32) -> bool {
+        self.tunnels()
+            .values()
+            .filter_map(|tunnel| tunnel.session.as_ref())
+            .any(|running| running.handle.interface_index() == Some(index))
+    }
+
     /// What happens from now on.
     pub fn events(&self) -> Events {
         Events::new(self.inner.events.subscribe())
     }
 
-    fn tell(&self, tunnel: &str, attempt: Option<Attempt>, kind: EventKind) {
+    /// False if nobody listens.
+    fn tell(&self, tunnel: &str, attempt: Option<Attempt>, kind: EventKind) -> bool {
         let tunnel = tunnel.into();
-        // Nobody may be listening.
-        let _ = self.inner.events.send(Event {
+        let event = Event {
             tunnel,
             attempt,
             kind,
-        });
+        };
+        self.inner.events.send(event).is_ok()
     }
 
     fn tunnels(&self) -> MutexGuard<'_, BTreeMap<String, Tunnel>> {
@@ -435,6 +480,39 @@ impl Host {
             .tunnels
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TunnelView {
+    /// Whether it has a session.
+    pub fn is_running(&self) -> bool {
+        !matches!(
+            self.status,
+            SessionStatus::Disconnected | SessionStatus::Invalid
+        )
+    }
+}
+
+/// What a session has of its host.
+struct Hosted {
+    host: Host,
+    tunnel: String,
+    attempt: Attempt,
+}
+
+impl Hosting for Hosted {
+    fn observe(&self, status: SessionStatus) {
+        let kind = EventKind::Status(status);
+        self.host.tell(&self.tunnel, Some(self.attempt), kind);
+    }
+
+    fn display(&self, text: &str) -> bool {
+        let kind = EventKind::Message { text: text.into() };
+        self.host.tell(&self.tunnel, Some(self.attempt), kind)
+    }
+
+    fn secret(&self, name: &str) -> Result<Secret, SecretError> {
+        self.host.inner.secrets.get(name)
     }
 }
 

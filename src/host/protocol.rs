@@ -21,7 +21,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
 use super::{Attempt, Event};
-use crate::provider::{SessionStatus, TunnelConfiguration};
+use crate::provider::{Secret, SessionStatus, TunnelConfiguration};
 
 /// The versions of the protocol that this one speaks.
 pub const PROTOCOLS: &[u32] = &[1];
@@ -109,6 +109,18 @@ pub enum Verb {
         /// Which.
         tunnel: String,
     },
+    /// Keeps a secret, which no verb gives back.
+    KeepSecret {
+        /// Its name.
+        name: String,
+        /// What it is.
+        secret: Secret,
+    },
+    /// Forgets a secret.
+    ForgetSecret {
+        /// Its name.
+        name: String,
+    },
 }
 
 impl Verb {
@@ -117,7 +129,10 @@ impl Verb {
         match self {
             Self::List | Self::View { .. } | Self::Subscribe => Access::Observe,
             Self::Start { .. } | Self::Stop { .. } | Self::Send { .. } => Access::Control,
-            Self::Configure { .. } | Self::Remove { .. } => Access::Configure,
+            Self::Configure { .. }
+            | Self::Remove { .. }
+            | Self::KeepSecret { .. }
+            | Self::ForgetSecret { .. } => Access::Configure,
         }
     }
 }
@@ -129,7 +144,7 @@ pub enum Access {
     Observe,
     /// To start, stop and talk to tunnels.
     Control,
-    /// To add, change and remove them.
+    /// To add, change and remove them, and their secrets.
     Configure,
 }
 
@@ -239,6 +254,8 @@ pub enum RefusalCode {
     Stale,
     /// The configuration is unusable.
     Configuration,
+    /// The secret is not kept.
+    Secret,
     /// The client may not do this.
     NotAuthorised,
     /// The line is no request.
@@ -250,6 +267,19 @@ pub enum RefusalCode {
     /// Something that this version has no word for.
     #[serde(other)]
     Other,
+}
+
+/// As any other request would be read, but without copies of the secret on the way.
+fn keep_secret_from_line(line: &[u8]) -> Result<Request, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct KeepSecret {
+        id: u64,
+        name: String,
+        secret: Secret,
+    }
+    let KeepSecret { id, name, secret } = from_line(line)?;
+    let verb = Verb::KeepSecret { name, secret };
+    Ok(Request { id, verb })
 }
 
 /// A line, newline included.
@@ -282,7 +312,11 @@ pub fn request_from_line(line: &[u8]) -> Result<Request, (Option<u64>, Refusal)>
         let code = RefusalCode::Malformed;
         return Err((None, Refusal { code, message }));
     };
-    from_line(line).map_err(|error| {
+    let request = match verb.as_str() {
+        "keep-secret" => keep_secret_from_line(line),
+        _ => from_line(line),
+    };
+    request.map_err(|error| {
         let is_unknown = error.to_string().contains("unknown variant");
         let (code, message) = match is_unknown {
             true => (

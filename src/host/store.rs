@@ -239,7 +239,8 @@ fn read(path: &Path) -> Result<(String, TunnelConfiguration), StoreError> {
     Ok((name.to_owned(), configuration))
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a tunnel or a secret may have this name: it is one of a file.
+pub(super) fn is_name(name: &str) -> bool {
     let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     name.len() <= MAX_NAME
         && name

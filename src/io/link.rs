@@ -478,6 +478,14 @@ fn local_address(message: &AddressMessage) -> Option<IpNet> {
     IpNet::new(found?, message.header.prefix_len).ok()
 }
 
+/// Whether frames of this interface go by radio (IEEE 802.11).
+pub fn is_radio(name: &str) -> bool {
+    std::path::Path::new("/sys/class/net")
+        .join(name)
+        .join("phy80211")
+        .exists()
+}
+
 fn refused(action: impl FnOnce() -> String) -> impl FnOnce(rtnetlink::Error) -> LinkError {
     move |error| LinkError::Refused {
         action: action(),

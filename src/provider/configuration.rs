@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::OnDemandRule;
+
 /// The configuration of one tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -28,6 +30,13 @@ pub struct TunnelConfiguration {
     /// Of the tunnels of one group only one is up; the one that is started last takes the place of
     /// the other.
     pub exclusive_group: Option<String>,
+    /// The host starts and stops the tunnel as its rules say (`isOnDemandEnabled`).
+    pub on_demand: bool,
+    /// The rules, of which the first that matches the network counts (`onDemandRules`).
+    pub on_demand_rules: Vec<OnDemandRule>,
+    /// The secrets that the provider may ask for, by the name that it uses, and the host's name of
+    /// each (`passwordReference`).
+    pub secrets: BTreeMap<String, String>,
 }
 
 impl Default for TunnelConfiguration {
@@ -41,6 +50,9 @@ impl Default for TunnelConfiguration {
             routing: RoutingPolicy::default(),
             disconnect_on_sleep: false,
             exclusive_group: None,
+            on_demand: false,
+            on_demand_rules: Vec::new(),
+            secrets: BTreeMap::new(),
         }
     }
 }

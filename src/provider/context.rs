@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::{
-    Applied, EthernetTunnelSettings, FrameReader, FrameWriter, ProviderError, SessionStatus,
-    SettingsError, StopReason, TunnelConfiguration, flow::Flow, network::Network,
+    Applied, EthernetTunnelSettings, FrameReader, FrameWriter, ProviderError, Secret, SecretError,
+    SessionStatus, SettingsError, StopReason, TunnelConfiguration, flow::Flow, network::Network,
     settings::Addressing, sockets::Watches,
 };
 use crate::io::{
@@ -23,6 +23,9 @@ use crate::io::{
     link::{LinkEvent, Links},
     tap::{Offloads, TapQueue},
 };
+
+/// The longest text that is displayed, in bytes.
+pub const MAX_DISPLAYED: usize = 1024;
 
 /// The interface of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,16 +69,39 @@ struct Inner {
     /// Calls of `recv_batch` that wait.
     readers_waiting: Arc<AtomicUsize>,
     status: watch::Sender<SessionStatus>,
-    /// Hears of each change of the status, in order.
-    observer: Observer,
+    hosting: Box<dyn Hosting>,
     stopping: watch::Sender<Option<StopReason>>,
     failure: Mutex<Option<ProviderError>>,
     carrier: Mutex<bool>,
     watches: Watches,
 }
 
-/// Called with each new status, while nothing else can change it.
-pub(crate) type Observer = Box<dyn Fn(SessionStatus) + Send + Sync>;
+/// What a host of many tunnels does for one session. A session by itself has none of it.
+pub(crate) trait Hosting: Send + Sync {
+    /// Hears of each new status, in order, while nothing else can change it.
+    fn observe(&self, status: SessionStatus);
+
+    /// Shows a text to whoever listens; false if nobody does.
+    fn display(&self, text: &str) -> bool;
+
+    /// The secret that the host has by this name.
+    fn secret(&self, name: &str) -> Result<Secret, SecretError>;
+}
+
+/// No host.
+pub(crate) struct Alone;
+
+impl Hosting for Alone {
+    fn observe(&self, _: SessionStatus) {}
+
+    fn display(&self, _: &str) -> bool {
+        false
+    }
+
+    fn secret(&self, _: &str) -> Result<Secret, SecretError> {
+        Err(SecretError::NoStore)
+    }
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -86,7 +112,7 @@ impl ProviderContext {
         tunnel: String,
         run_dir: &Path,
         configuration: Arc<TunnelConfiguration>,
-        observer: Observer,
+        hosting: Box<dyn Hosting>,
     ) -> Self {
         let configuration = watch::Sender::new(configuration);
         let network = Network::new(run_dir, &tunnel, configuration.subscribe());
@@ -102,7 +128,7 @@ impl ProviderContext {
             reader_taken: Mutex::default(),
             readers_waiting: Arc::default(),
             status: watch::Sender::new(SessionStatus::Disconnected),
-            observer,
+            hosting,
             stopping: watch::Sender::new(None),
             failure: Mutex::default(),
             carrier: Mutex::default(),
@@ -345,6 +371,28 @@ impl ProviderContext {
         }
     }
 
+    /// Shows a text to people, by those who listen to the host's events (`displayMessage`). False if
+    /// nobody does. What is beyond [`MAX_DISPLAYED`] bytes is cut off.
+    pub fn display_message(&self, text: &str) -> bool {
+        let ends = text
+            .char_indices()
+            .map(|(start, char)| start + char.len_utf8());
+        let end = ends.take_while(|end| *end <= MAX_DISPLAYED).last();
+        self.inner.hosting.display(&text[..end.unwrap_or(0)])
+    }
+
+    /// A secret that the configuration names (`secrets`), and the host keeps. It is read anew each
+    /// time, and wiped when it is dropped.
+    ///
+    /// # Errors
+    /// The configuration does not name it, the host has none, or the session has no host.
+    pub fn secret(&self, name: &str) -> Result<Secret, SecretError> {
+        let configuration = self.inner.configuration.borrow().clone();
+        let kept_as = configuration.secrets.get(name);
+        let kept_as = kept_as.ok_or_else(|| SecretError::NotConfigured(name.to_owned()))?;
+        self.inner.hosting.secret(kept_as)
+    }
+
     /// Waits until the session is to end, and says why.
     pub async fn cancelled(&self) -> StopReason {
         let mut stopping = self.inner.stopping.subscribe();
@@ -395,7 +443,7 @@ impl ProviderContext {
                 *status = wanted;
                 let (tunnel, status) = (&self.inner.tunnel, wanted.name());
                 debug!(tunnel, status, "session status");
-                (self.inner.observer)(wanted);
+                self.inner.hosting.observe(wanted);
             }
             changes
         });

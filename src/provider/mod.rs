@@ -21,8 +21,10 @@ mod context;
 mod flow;
 mod network;
 mod offers;
+mod on_demand;
 mod power;
 mod routes;
+mod secret;
 mod session;
 mod settings;
 mod sockets;
@@ -34,8 +36,10 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     configuration::{RoutingPolicy, TunnelConfiguration},
-    context::{Interface, ProviderContext},
+    context::{Interface, MAX_DISPLAYED, ProviderContext},
     flow::{FlowError, FrameReader, FrameWriter, SendReport},
+    on_demand::{InterfaceType, OnDemandAction, OnDemandRule, ProbeUrl, ProbeUrlError},
+    secret::{Secret, SecretError},
     session::{Deadlines, Session, SessionEnd, SessionError, SessionHandle},
     settings::{
         Addressing, Applied, DnsOutcome, DnsProtocol, DnsSettings, EthernetTunnelSettings,
@@ -50,6 +54,8 @@ pub use crate::io::{
     sockets::SocketError,
 };
 pub use patchcord_bridge::MacAddr;
+
+pub(crate) use self::{context::Hosting, on_demand::Surroundings};
 
 /// A boxed future, so that one host can run different kinds of providers.
 pub type BoxFut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -12,7 +12,7 @@ use tracing::{error, warn};
 
 use super::{
     AppMessage, EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus,
-    StartOptions, StopReason, TunnelConfiguration, power,
+    StartOptions, StopReason, TunnelConfiguration, context::Alone, power,
 };
 use crate::io::bus::Bus;
 
@@ -101,9 +101,12 @@ impl Session {
         deadlines: Deadlines,
     ) -> Self {
         let configuration = Arc::new(TunnelConfiguration::default());
-        let observer = Box::new(|_| {});
-        let context =
-            ProviderContext::new(tunnel.into(), run_dir.as_ref(), configuration, observer);
+        let context = ProviderContext::new(
+            tunnel.into(),
+            run_dir.as_ref(),
+            configuration,
+            Box::new(Alone),
+        );
         Self::hosted(provider, context, deadlines)
     }
 
@@ -227,6 +230,11 @@ impl SessionHandle {
     pub fn status(&self) -> SessionStatus {
         *self.context.status().borrow()
     }
+
+    /// The number of its interface, while there is one.
+    pub(crate) fn interface_index(&self) -> Option<u32> {
+        self.context.interface().map(|interface| interface.index)
+    }
 }
 
 #[cfg(test)]
@@ -323,7 +331,7 @@ mod tests {
             "office".to_owned(),
             run_dir,
             configuration.into(),
-            Box::new(|_| {}),
+            Box::new(Alone),
         );
         session.bus = logind.bus();
         let handle = session.handle();

@@ -29,9 +29,9 @@ use tokio::{
 
 use crate::kit::{Script, host, in_namespace, next, until_end};
 
-const NOBODY: u32 = 65_534;
+pub(crate) const NOBODY: u32 = 65_534;
 
-fn listen(host: &Host, directory: &TempDir, policy: Policy) -> PathBuf {
+pub(crate) fn listen(host: &Host, directory: &TempDir, policy: Policy) -> PathBuf {
     let path = directory.path().join("host.sock");
     let listener = UnixListener::bind(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
@@ -41,7 +41,7 @@ fn listen(host: &Host, directory: &TempDir, policy: Policy) -> PathBuf {
 }
 
 /// A client that says exactly this, and what it hears until the host is silent or hangs up.
-async fn say(path: &Path, lines: &[&str]) -> (Vec<String>, bool) {
+pub(crate) async fn say(path: &Path, lines: &[&str]) -> (Vec<String>, bool) {
     let (reader, mut writer) = UnixStream::connect(path).await.unwrap().into_split();
     for line in lines {
         // The host may hang up in the middle.
@@ -57,7 +57,7 @@ async fn say(path: &Path, lines: &[&str]) -> (Vec<String>, bool) {
     }
 }
 
-const HELLO: &str = r#"{"hello":"test","version":"0","protocol":1}"#;
+pub(crate) const HELLO: &str = r#"{"hello":"test","version":"0","protocol":1}"#;
 
 #[test]
 fn check_37_clients_are_separate() {

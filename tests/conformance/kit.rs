@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use nix::sched::{CloneFlags, unshare};
 use patchcord::{
-    host::{Event, EventKind, Events, Host},
+    host::{Event, EventKind, Events, Host, secrets::SecretStore},
     provider::{
         AppMessage, Applied, BoxFut, Deadlines, EthernetTunnelProvider, EthernetTunnelSettings,
         ProviderContext, ProviderError, SessionStatus, SettingsError, StartOptions, StopReason,
@@ -165,6 +165,7 @@ pub(crate) fn host(directory: &TempDir, script: &Arc<Script>) -> Host {
     let script = script.clone();
     let host = Host::builder(directory.path())
         .deadlines(DEADLINES)
+        .secrets(SecretStore::new(directory.path().join("secrets")))
         .register("scripted", move |_, _| {
             script.instances.fetch_add(1, Ordering::Relaxed);
             Ok(Scripted(script.clone()))

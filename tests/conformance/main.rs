@@ -8,6 +8,8 @@ mod chaos;
 mod daemon;
 mod kit;
 mod lifecycle;
+mod on_demand;
 mod routing;
+mod secrets;
 mod settings;
 mod store;

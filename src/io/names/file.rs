@@ -119,6 +119,20 @@ impl Replacement {
     }
 }
 
+/// The file, or what a tunnel will bring back.
+pub(super) fn without_tunnel(path: &Path) -> String {
+    let journal = first_line(path)
+        .strip_prefix(MARK)
+        .and_then(|rest| rest.strip_prefix('('))
+        .and_then(|rest| rest.split_once(')'))
+        .map(|(journal, _)| PathBuf::from(journal));
+    let path = match journal {
+        Some(journal) => &backup(path, &journal),
+        None => path,
+    };
+    fs::read_to_string(path).unwrap_or_default()
+}
+
 fn first_line(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.lines().next().unwrap_or_default().to_owned()

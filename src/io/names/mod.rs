@@ -139,6 +139,48 @@ pub enum NamesError {
     },
 }
 
+/// Who resolves names on a link, without the tunnels.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolvers {
+    /// The servers; none where nobody knows.
+    pub servers: Vec<IpAddr>,
+    /// Domains that short names are tried in.
+    pub search: Vec<String>,
+}
+
+impl Resolvers {
+    /// Those of the link with this index, as systemd-resolved has them; or else those of the
+    /// machine, as they were before a tunnel replaced them. Must be called on a tokio runtime.
+    pub async fn of_link(index: u32, places: &Places) -> Self {
+        if let Found::Here(resolved) = Resolved::find(places).await {
+            return resolved.in_use(index).await.unwrap_or_else(|error| {
+                debug!(%error, "systemd-resolved does not say what it uses");
+                Self::default()
+            });
+        }
+        Self::parse(&file::without_tunnel(&places.resolv_conf))
+    }
+
+    /// Reads resolv.conf(5).
+    fn parse(text: &str) -> Self {
+        let mut resolvers = Self::default();
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            match (words.next(), words.clone().next()) {
+                (Some("nameserver"), Some(server)) => {
+                    resolvers.servers.extend(server.parse::<IpAddr>());
+                }
+                // Of several lines the last counts.
+                (Some("search" | "domain"), _) => {
+                    resolvers.search = words.map(str::to_owned).collect();
+                }
+                _ => {}
+            }
+        }
+        resolvers
+    }
+}
+
 /// Where the machine's resolvers are.
 #[derive(Clone, Debug)]
 pub struct Places {

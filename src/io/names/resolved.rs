@@ -5,9 +5,12 @@ use std::{fs, net::IpAddr, os::unix::fs::MetadataExt, path::Path};
 
 use serde::{Deserialize, Serialize};
 use tracing::debug;
-use zbus::{Connection, zvariant::DynamicType};
+use zbus::{
+    Connection,
+    zvariant::{DynamicType, OwnedValue},
+};
 
-use super::{NamesError, NamesRequest, Places, Scope, Transport};
+use super::{NamesError, NamesRequest, Places, Resolvers, Scope, Transport};
 use crate::io::{
     bus::{Bus, Object},
     link::Links,
@@ -18,6 +21,10 @@ const RESOLVED: Object = Object {
     service: "org.freedesktop.resolve1",
     path: "/org/freedesktop/resolve1",
     interface: "org.freedesktop.resolve1.Manager",
+};
+const PROPERTIES: Object = Object {
+    interface: "org.freedesktop.DBus.Properties",
+    ..RESOLVED
 };
 const BUS: Object = Object {
     service: "org.freedesktop.DBus",
@@ -106,6 +113,35 @@ impl Resolved {
             debug!(%error, "systemd-resolved was built without TLS");
         }
         Ok(())
+    }
+
+    /// The servers and search domains of one link, and those for all links.
+    pub(super) async fn in_use(&self, index: u32) -> zbus::Result<Resolvers> {
+        const ALL_LINKS: i32 = 0;
+        let is_meant = |link: i32| [ALL_LINKS, index.cast_signed()].contains(&link);
+        let servers: Vec<(i32, i32, Vec<u8>)> = self.property("DNS").await?;
+        let domains: Vec<(i32, String, bool)> = self.property("Domains").await?;
+        let servers = servers.into_iter().filter(|(link, ..)| is_meant(*link));
+        let domains = domains.into_iter().filter(|(link, ..)| is_meant(*link));
+        Ok(Resolvers {
+            servers: servers.filter_map(|(_, _, bytes)| ip(&bytes)).collect(),
+            search: domains
+                .filter_map(|(_, domain, is_for_routing_only)| {
+                    (!is_for_routing_only).then_some(domain)
+                })
+                .collect(),
+        })
+    }
+
+    async fn property<T>(&self, name: &'static str) -> zbus::Result<T>
+    where
+        T: TryFrom<OwnedValue>,
+        T::Error: Into<zbus::zvariant::Error>,
+    {
+        let arguments = (RESOLVED.interface, name);
+        let answer = PROPERTIES.call(&self.bus, "Get", &arguments).await?;
+        let value: OwnedValue = answer.body().deserialize()?;
+        T::try_from(value).map_err(|error| zbus::Error::Variant(error.into()))
     }
 
     async fn set_tls(&self, link: i32, mode: &str) -> Result<(), NamesError> {
@@ -223,6 +259,12 @@ fn address(address: &IpAddr) -> (i32, Vec<u8>) {
     }
 }
 
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    let ipv4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    ipv4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
+}
+
 /// How programs that read this file come to systemd-resolved, if they do (systemd-resolved(8),
 /// "/etc/resolv.conf").
 fn way(resolv_conf: &Path) -> Option<Way> {
@@ -263,6 +305,7 @@ fn is_in_this_namespace(process: u32) -> bool {
 #[cfg(test)]
 pub(super) mod testing {
     use std::fmt::Debug;
+    use std::net::Ipv6Addr;
     use std::sync::{Arc, Mutex};
 
     use zbus::fdo::{Error, Result};
@@ -321,6 +364,24 @@ pub(super) mod testing {
         #[zbus(name = "SetLinkDNSOverTLS")]
         fn set_tls(&self, _link: i32, mode: &str) -> Result<()> {
             self.take("tls", format_args!("{mode}"))
+        }
+
+        #[zbus(property, name = "DNS")]
+        fn servers(&self) -> Vec<(i32, i32, Vec<u8>)> {
+            vec![
+                (0, 2, vec![192, 0, 2, 1]),
+                (7, 2, vec![192, 0, 2, 7]),
+                (8, 10, Ipv6Addr::LOCALHOST.octets().into()),
+            ]
+        }
+
+        #[zbus(property)]
+        fn domains(&self) -> Vec<(i32, String, bool)> {
+            vec![
+                (7, "seven.example".to_owned(), false),
+                (7, "routed.example".to_owned(), true),
+                (8, "eight.example".to_owned(), false),
+            ]
         }
 
         fn revert_link(&self, _link: i32) -> Result<()> {

@@ -543,3 +543,48 @@ fn a_resolver_that_comes_or_goes_is_noticed() {
         assert!(machine.resolvconf_log().ends_with("-d lo.patchcord\n"));
     });
 }
+
+#[test]
+fn the_resolvers_of_the_network_are_seen_through_the_tunnels() {
+    in_namespace(|| {
+        block_on(async {
+            let machine = Machine::new();
+            fs::write(
+                &machine.places.resolv_conf,
+                "# a comment\ndomain old.example\nsearch a.example b.example\n\
+                 nameserver 192.0.2.1\nnameserver fe80::1%eth0\noptions edns0\nnameserver 2001:db8::1\n",
+            )
+            .unwrap();
+            let expected = Resolvers {
+                servers: vec![[192, 0, 2, 1].into(), "2001:db8::1".parse().unwrap()],
+                search: vec!["a.example".to_owned(), "b.example".to_owned()],
+            };
+            let seen = async || Resolvers::of_link(LINK.0, &machine.places).await;
+            assert_eq!(seen().await, expected);
+            let mut names = machine.names("office");
+            apply(&mut names, Some(&all_names())).await.unwrap();
+            assert!(machine.text().contains("10.0.0.53"));
+            assert_eq!(seen().await, expected);
+            apply(&mut names, None).await.unwrap();
+            assert_eq!(seen().await, expected);
+            fs::remove_file(&machine.places.resolv_conf).unwrap();
+            assert_eq!(seen().await, Resolvers::default());
+        });
+    });
+}
+
+#[test]
+fn the_resolvers_of_a_link_are_those_of_resolved() {
+    block_on(async {
+        let resolved = TestResolved::start().await;
+        let mut machine = Machine::new();
+        machine.places.bus = resolved.bus();
+        machine.link_to(STUB);
+        for (index, server, domain) in [(7, "192.0.2.7", "seven"), (8, "::1", "eight")] {
+            let seen = Resolvers::of_link(index, &machine.places).await;
+            let servers = vec![[192, 0, 2, 1].into(), server.parse().unwrap()];
+            let search = vec![format!("{domain}.example")];
+            assert_eq!(seen, Resolvers { servers, search });
+        }
+    });
+}

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Tunnels that come and go with the network (`NEOnDemandRule`).
+//!
+//! ```text
+//! path, names ──> first rule that matches ──> connect     start, and again after a failure, later and
+//! configuration       of each tunnel                      later; not what somebody stopped
+//!                                             disconnect  stop, once
+//!                                             ignore      nothing
+//! ```
+//! The network is the one below all tunnels, so that a tunnel does not change what its own rules see.
+//! It is looked at when the path changes, and every few seconds for the rest. While the machine gets
+//! ready for sleep nothing is started.
+
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::lookup_host,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::{Event, EventKind, Events, Host, TunnelView};
+use crate::{
+    io::{
+        link::is_radio,
+        mark::Mark,
+        names::{Places, Resolvers},
+        path::{self, PathStatus},
+        sockets::Side,
+    },
+    provider::{
+        InterfaceType, OnDemandAction, OnDemandRule, ProbeUrl, SessionStatus, StartOptions,
+        StartSource, StopReason, Surroundings, TunnelConfiguration,
+    },
+};
+
+/// Names change without a word, after the path does: a lease takes a moment.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// For a probe to be answered.
+const PROBE_DEADLINE: Duration = Duration::from_secs(5);
+/// After a failure a tunnel is tried again, this much later …
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// … then twice as much, up to this, until it has been up for as long.
+const LAST_RETRY: Duration = Duration::from_secs(300);
+
+impl Host {
+    /// Starts and stops tunnels as their rules say, until the future is dropped. Belongs to the
+    /// network namespace of the host.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked for paths.
+    pub async fn follow_rules(&self) -> io::Result<()> {
+        let host = self.clone();
+        let is_own = move |index| host.has_interface(index);
+        let mut path = path::watch(Mark::BYPASS, is_own)?;
+        let mut events = self.events();
+        let mut rules = Rules {
+            host: self.clone(),
+            places: Places::default(),
+            demands: BTreeMap::new(),
+        };
+        let mut tick = interval(LOOK_AGAIN);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sleeping = self.sleeping();
+        loop {
+            // A copy: the watch must not be held while the network is asked.
+            let here = path.borrow_and_update().clone();
+            let here = rules.look(here).await;
+            let is_awake = !*sleeping.borrow_and_update();
+            if let (true, Some(here)) = (is_awake, here) {
+                rules.follow(&here).await;
+            }
+            let retry = rules.next_retry();
+            tokio::select! {
+                changed = path.changed() => {
+                    if changed.is_err() {
+                        return Err(io::Error::other("the kernel does not tell of paths any more"));
+                    }
+                }
+                told = rules.heed(&mut events) => if !told { return Ok(()) },
+                changed = sleeping.changed() => if changed.is_err() { return Ok(()) },
+                _ = tick.tick() => {}
+                () = tokio::time::sleep_until(retry) => {}
+            }
+        }
+    }
+}
+
+/// The network that the machine is in. Another way out is another network, even if it looks alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Here {
+    path: path::Path,
+    surroundings: Surroundings,
+}
+
+struct Rules {
+    host: Host,
+    places: Places,
+    demands: BTreeMap<String, Demand>,
+}
+
+/// What the rules make of one tunnel.
+struct Demand {
+    /// What was decided, from what.
+    configuration: Arc<TunnelConfiguration>,
+    here: Here,
+    action: OnDemandAction,
+    /// Somebody stopped it; it stays so until something else is decided.
+    is_muted: bool,
+    retry_at: Instant,
+    /// After the next failure.
+    retry_after: Duration,
+    up_since: Option<Instant>,
+}
+
+impl Rules {
+    /// The network that the machine is in; `None` without one.
+    async fn look(&self, path: path::Path) -> Option<Here> {
+        let is_demanded = |tunnel: &TunnelView| is_demanded(&tunnel.configuration);
+        if path.status != PathStatus::Satisfied || !self.host.list().iter().any(is_demanded) {
+            return None;
+        }
+        let link = path.interface.as_ref()?;
+        let names = Resolvers::of_link(link.index, &self.places).await;
+        let surroundings = Surroundings {
+            interface: match is_radio(&link.name) {
+                true => InterfaceType::Wifi,
+                false => InterfaceType::Ethernet,
+            },
+            search_domains: names.search,
+            name_servers: names.servers,
+        };
+        Some(Here { path, surroundings })
+    }
+
+    /// Decides where something is new, and acts.
+    async fn follow(&mut self, here: &Here) {
+        let tunnels = self.host.list();
+        self.demands
+            .retain(|name, _| tunnels.iter().any(|tunnel| tunnel.tunnel == *name));
+        for tunnel in tunnels {
+            if !is_demanded(&tunnel.configuration) {
+                self.demands.remove(&tunnel.tunnel);
+                continue;
+            }
+            let known = self.demands.get(&tunnel.tunnel);
+            let is_new = known.is_none_or(|known| {
+                !Arc::ptr_eq(&known.configuration, &tunnel.configuration) || known.here != *here
+            });
+            if is_new {
+                let action =
+                    decide(&tunnel.configuration.on_demand_rules, &here.surroundings).await;
+                self.note(&tunnel, here, action).await;
+            }
+            self.start_if_demanded(&tunnel);
+        }
+    }
+
+    /// The rules of a tunnel say this from now on.
+    async fn note(&mut self, tunnel: &TunnelView, here: &Here, action: OnDemandAction) {
+        let name = &tunnel.tunnel;
+        let before = self.demands.remove(name);
+        let is_same = before.as_ref().is_some_and(|before| {
+            before.action == action && Arc::ptr_eq(&before.configuration, &tunnel.configuration)
+        });
+        debug!(tunnel = name, ?action, ?here, "on demand");
+        let now = Instant::now();
+        let demand = Demand {
+            configuration: tunnel.configuration.clone(),
+            here: here.clone(),
+            action,
+            is_muted: is_same && before.as_ref().is_some_and(|before| before.is_muted),
+            // Another network is another chance.
+            retry_at: now,
+            retry_after: FIRST_RETRY,
+            up_since: before.and_then(|before| before.up_since),
+        };
+        self.demands.insert(name.clone(), demand);
+        if action == OnDemandAction::Disconnect && !is_same && tunnel.is_running() {
+            info!(tunnel = name, "stopped, as its rules say for this network");
+            self.host
+                .begin_stop(name, StopReason::UnrecoverableNetworkChange);
+        }
+    }
+
+    fn start_if_demanded(&mut self, tunnel: &TunnelView) {
+        let now = Instant::now();
+        let Some(demand) = self.demands.get_mut(&tunnel.tunnel) else {
+            return;
+        };
+        let is_wanted = demand.action == OnDemandAction::Connect && !demand.is_muted;
+        if !is_wanted || tunnel.is_running() || demand.retry_at > now {
+            return;
+        }
+        let options = StartOptions {
+            options: None,
+            source: StartSource::OnDemand,
+        };
+        if let Err(error) = self.host.start(&tunnel.tunnel, options) {
+            let retry_in = demand.fail(now);
+            warn!(tunnel = tunnel.tunnel, %error, ?retry_in, "cannot be started on demand");
+        }
+    }
+
+    /// Waits for something of the host that may change what is to be done. False when it is gone.
+    async fn heed(&mut self, events: &mut Events) -> bool {
+        loop {
+            match events.next().await {
+                Some(Ok(event)) if !self.note_event(&event) => {}
+                // After a loss all is looked at.
+                Some(_) => return true,
+                None => return false,
+            }
+        }
+    }
+
+    fn note_event(&mut self, event: &Event) -> bool {
+        let demand = self.demands.get_mut(&event.tunnel);
+        match (&event.kind, demand) {
+            (EventKind::Configured { .. } | EventKind::Removed, _) => true,
+            (EventKind::Status(SessionStatus::Connected), Some(demand)) => {
+                demand.up_since.get_or_insert_with(Instant::now);
+                false
+            }
+            (EventKind::Ended { reason, .. }, Some(demand)) => {
+                demand.end(*reason, Instant::now());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Far away if there is none.
+    fn next_retry(&self) -> Instant {
+        let now = Instant::now();
+        let due = self.demands.values().map(|demand| demand.retry_at);
+        due.filter(|due| *due > now)
+            .min()
+            .unwrap_or(now + LAST_RETRY)
+    }
+}
+
+impl Demand {
+    fn end(&mut self, reason: StopReason, now: Instant) {
+        let up_since = self.up_since.take();
+        if up_since.is_some_and(|since| now.duration_since(since) >= LAST_RETRY) {
+            self.retry_after = FIRST_RETRY;
+        }
+        match reason {
+            // Somebody decided otherwise.
+            StopReason::UserInitiated | StopReason::Superseded => self.is_muted = true,
+            // This is about the machine, and over when it wakes.
+            StopReason::Sleep | StopReason::UnrecoverableNetworkChange => {}
+            _ => drop(self.fail(now)),
+        }
+    }
+
+    fn fail(&mut self, now: Instant) -> Duration {
+        let retry_in = self.retry_after;
+        self.retry_at = now + retry_in;
+        self.retry_after = LAST_RETRY.min(2 * retry_in);
+        retry_in
+    }
+}
+
+fn is_demanded(configuration: &TunnelConfiguration) -> bool {
+    configuration.on_demand && configuration.enabled
+}
+
+/// What the first rule that matches says.
+async fn decide(rules: &[OnDemandRule], here: &Surroundings) -> OnDemandAction {
+    for rule in rules {
+        if !rule.matches(here) {
+            continue;
+        }
+        match &rule.probe {
+            Some(url) if !answers(url).await => {}
+            _ => return rule.action,
+        }
+    }
+    OnDemandAction::Ignore
+}
+
+/// Whether a server says 200 to a request for this.
+async fn answers(url: &ProbeUrl) -> bool {
+    match timeout(PROBE_DEADLINE, probe(url)).await {
+        Ok(Ok(answers)) => answers,
+        Ok(Err(error)) => {
+            debug!(%url, %error, "the probe failed");
+            false
+        }
+        Err(_) => {
+            debug!(%url, "the probe was not answered in time");
+            false
+        }
+    }
+}
+
+/// A request by HTTP/1.1 (RFC 9112) of which only the status matters.
+async fn probe(url: &ProbeUrl) -> io::Result<bool> {
+    let mut addresses = lookup_host(&url.authority).await?;
+    let address = addresses.next().ok_or(io::ErrorKind::NotFound)?;
+    let mut stream = Side::Outside(Mark::BYPASS).tcp(address).await?;
+    let ProbeUrl { authority, path } = url;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUser-Agent: patchcord\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    const LONGEST: usize = 256;
+    let mut status = String::new();
+    let mut answer = tokio::io::AsyncReadExt::take(BufReader::new(stream), LONGEST as u64);
+    answer.read_line(&mut status).await?;
+    let mut words = status.split(' ');
+    let is_http = words.next().is_some_and(|word| word.starts_with("HTTP/1."));
+    Ok(is_http && words.next() == Some("200"))
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Secrets of a tunnel, which its configuration names and does not contain (`passwordReference`).
+
+use std::{fmt, io, path::PathBuf};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, Visitor},
+};
+use zeroize::Zeroizing;
+
+/// A password, a key: wiped from memory when it is dropped, and in no log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    /// A secret of these bytes.
+    pub fn new(bytes: impl Into<Zeroizing<Vec<u8>>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// What it is. A copy of it is the caller's to wipe.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Base64, in requests to a host.
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&Zeroizing::new(STANDARD.encode(&self.0)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Base64;
+
+        impl Visitor<'_> for Base64 {
+            type Value = Secret;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a secret in base64")
+            }
+
+            // Also of borrowed text, of which no copy is made.
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
+                let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
+                let decoded = STANDARD.decode_slice(text, &mut bytes);
+                // What a decoder says quotes what it read.
+                let length = decoded.map_err(|_| E::custom("a secret that is not base64"))?;
+                bytes.truncate(length);
+                Ok(Secret(bytes))
+            }
+        }
+        deserializer.deserialize_str(Base64)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Secret(…)")
+    }
+}
+
+/// Why there is no such secret.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SecretError {
+    /// The session is not one of a host, which has the secrets.
+    #[error("this session has no store of secrets: run the tunnel in a host")]
+    NoStore,
+    /// The configuration gives the tunnel no secret of this name.
+    #[error("the configuration has no secret `{0}`; add `secrets.{0} = \"NAME\"` to it")]
+    NotConfigured(String),
+    /// The store has none.
+    #[error(
+        "there is no secret `{0}`; keep one with `patchcord host keep-secret {0} < FILE`, or pass it as a credential of the unit"
+    )]
+    NotKept(String),
+    /// This cannot be the name of one.
+    #[error(
+        "`{0}` is no name for a secret: use letters, digits, `-`, `_` and `.`, 64 at most, the first a letter or digit"
+    )]
+    Name(String),
+    /// It is larger than a secret may be.
+    #[error("a secret has {max} bytes at most")]
+    TooLarge {
+        /// What it may have.
+        max: usize,
+    },
+    /// Others may read it.
+    #[error("{} can be read by others than its owner; chmod 600 it, and replace the secret", path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be read, written or deleted.
+    #[error("{}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}

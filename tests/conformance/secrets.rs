@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Secrets: they reach the provider that may have them, and nobody else.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    sync::Arc,
+};
+
+use patchcord::{
+    host::{EventKind, client::Client, daemon::Policy},
+    provider::{Secret, SecretError, SessionStatus, StartOptions, StopReason, TunnelConfiguration},
+};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::{
+    daemon::{HELLO, listen, say},
+    kit::{Script, host, in_namespace, next, port, until_end},
+};
+
+/// Bits that keep the secret itself out of what a check remembers of it.
+const MASK: u8 = 0x5a;
+
+/// Whether these bytes, each with its bits inverted as [`MASK`] says, are in this process' memory.
+fn is_in_memory(masked: &[u8]) -> bool {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let memory = File::open("/proc/self/mem").unwrap();
+    let mut chunk = Zeroizing::new(vec![0; 1 << 20]);
+    let (first, rest) = masked.split_first().unwrap();
+    maps.lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let (range, rights) = (words.next()?, words.next()?);
+            let (start, end) = range.split_once('-')?;
+            let at = |text: &str| u64::from_str_radix(text, 16).unwrap();
+            rights.starts_with("rw").then(|| at(start)..at(end))
+        })
+        .any(|range| {
+            // Chunks overlap, so that none cuts the secret in two.
+            let step = chunk.len() - masked.len();
+            let found = range.clone().step_by(step).any(|from| {
+                let length = (chunk.len() as u64).min(range.end - from) as usize;
+                let read = memory.read_at(&mut chunk[..length], from).unwrap_or(0);
+                let mut places = chunk[..read].windows(masked.len());
+                places.any(|window| {
+                    window[0] == first ^ MASK
+                        && window[1..].iter().zip(rest).all(|(a, b)| *a == b ^ MASK)
+                })
+            });
+            // What was found is in the chunk too.
+            chunk.zeroize();
+            chunk.resize(1 << 20, 0);
+            found
+        })
+}
+
+#[test]
+fn check_40_a_secret_reaches_its_provider_and_nobody_else() {
+    in_namespace(async |directory| {
+        let mut secret = Zeroizing::new(vec![0; 32]);
+        std::io::Read::read_exact(&mut File::open("/dev/urandom").unwrap(), &mut secret).unwrap();
+        let masked: Vec<u8> = secret.iter().map(|byte| byte ^ MASK).collect();
+
+        let held = Arc::new(std::sync::Mutex::new(None));
+        let provider_holds = held.clone();
+        let script = Arc::new(Script::new(move |context, _| {
+            let held = provider_holds.clone();
+            async move {
+                let error = context.secret("token").unwrap_err();
+                assert!(matches!(error, SecretError::NotConfigured(_)), "{error}");
+                let password = context.secret("password").unwrap();
+                assert_eq!(format!("{password:?}"), "Secret(…)");
+                *held.lock().unwrap() = Some(password);
+                context.set_network_settings(Some(port("tap-a"))).await?;
+                Ok(())
+            }
+        }));
+        let host = host(&directory, &script);
+        let socket = listen(&host, &directory, Policy::default());
+        let client = Client::connect(&socket).await.unwrap();
+        let mut configuration = TunnelConfiguration::new("scripted");
+        let secrets = &mut configuration.secrets;
+        secrets.insert("password".to_owned(), "office-psk".to_owned());
+        client.configure("a", configuration, None).await.unwrap();
+        let mut events = host.events();
+
+        // Named and not kept: the provider hears it, with the remedy.
+        client.start("a", None).await.unwrap();
+        let (_, reason, _) = until_end(&mut events, "a").await;
+        assert_eq!(reason, StopReason::ProviderFailed);
+        client
+            .keep_secret("office-psk", Secret::new(secret))
+            .await
+            .unwrap();
+        assert!(!is_in_memory(&masked), "left by whoever kept it");
+        host.start("a", StartOptions::default()).unwrap();
+        while next(&mut events, "a").await != EventKind::Status(SessionStatus::Connected) {}
+        let same = |held: &Option<Secret>| {
+            let held = held.as_ref().unwrap().expose().iter();
+            held.zip(&masked)
+                .all(|(byte, masked)| *byte == masked ^ MASK)
+        };
+        assert!(same(&held.lock().unwrap()));
+        assert!(is_in_memory(&masked), "this check can see it");
+
+        let requests = [
+            HELLO,
+            r#"{"id":1,"verb":"list"}"#,
+            r#"{"id":2,"verb":"view","tunnel":"a"}"#,
+            r#"{"id":3,"verb":"secret","name":"office-psk"}"#,
+            r#"{"id":4,"verb":"keep-secret","name":"office-psk"}"#,
+            r#"{"id":5,"verb":"keep-secret","name":"office-psk","secret":"aHVudGVyMg="}"#,
+            r#"{"id":6,"verb":"keep-secret","name":"../office","secret":"aHVudGVyMg=="}"#,
+        ];
+        let (heard, _) = say(&socket, &requests).await;
+        assert_eq!(heard.len(), 7, "{heard:?}");
+        let answered = |id: usize, text: &str| {
+            let start = format!(r#"{{"id":{id},"#);
+            let answer = heard.iter().find(|line| line.starts_with(&start)).unwrap();
+            assert!(answer.contains(text), "{answer}");
+        };
+        answered(1, r#""secrets":{"password":"office-psk"}"#);
+        answered(3, "unknown-verb");
+        answered(4, "malformed");
+        answered(5, "not base64");
+        answered(6, "no name for a secret");
+        for line in &heard {
+            assert!(!line.contains("aHVudGVy"), "quoted: {line}");
+        }
+
+        // What the provider held is wiped with it, and so is all else.
+        host.stop("a", StopReason::UserInitiated).await.unwrap();
+        drop(held.lock().unwrap().take());
+        assert!(!is_in_memory(&masked), "left after the stop");
+        client.forget_secret("office-psk").await.unwrap();
+        assert!(
+            fs::read_dir(directory.path().join("secrets"))
+                .unwrap()
+                .next()
+                .is_none()
+        );
+    });
+}
