@@ -450,6 +450,11 @@ impl ProviderContext {
         allowed
     }
 
+    /// The configuration that the session begins with.
+    pub(super) fn preset_configuration(&self, configuration: Arc<TunnelConfiguration>) {
+        self.inner.configuration.send_replace(configuration);
+    }
+
     /// A new routing policy takes effect at once.
     pub(crate) fn set_configuration(&self, configuration: Arc<TunnelConfiguration>) {
         let policy = configuration.routing;

@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
+    sync::watch,
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
@@ -108,6 +109,14 @@ impl Session {
             Box::new(Alone),
         );
         Self::hosted(provider, context, deadlines)
+    }
+
+    /// The same with this configuration, of which a session takes the routing policy and what to do
+    /// when the machine sleeps.
+    #[must_use]
+    pub fn with_configuration(self, configuration: TunnelConfiguration) -> Self {
+        self.context.preset_configuration(configuration.into());
+        self
     }
 
     /// The same for a tunnel of a host, which follows each change of its status.
@@ -231,6 +240,11 @@ impl SessionHandle {
         *self.context.status().borrow()
     }
 
+    /// The state of the session, and each next one.
+    pub fn statuses(&self) -> watch::Receiver<SessionStatus> {
+        self.context.status()
+    }
+
     /// The number of its interface, while there is one.
     pub(crate) fn interface_index(&self) -> Option<u32> {
         self.context.interface().map(|interface| interface.index)
@@ -326,13 +340,8 @@ mod tests {
     ) -> Running {
         let logind = TestLogind::start(delay).await;
         let provider = Arc::new(provider);
-        let mut session = Session::new(provider.clone(), "office", run_dir, Deadlines::default());
-        session.context = ProviderContext::new(
-            "office".to_owned(),
-            run_dir,
-            configuration.into(),
-            Box::new(Alone),
-        );
+        let mut session = Session::new(provider.clone(), "office", run_dir, Deadlines::default())
+            .with_configuration(configuration);
         session.bus = logind.bus();
         let handle = session.handle();
         let (ready, is_ready) = tokio::sync::oneshot::channel();

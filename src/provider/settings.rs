@@ -111,6 +111,23 @@ impl<N, A> IpSettings<N, A> {
         }
     }
 
+    /// The same with this next hop in the far LAN.
+    #[must_use]
+    pub fn with_router(mut self, router: A) -> Self {
+        self.router = Some(router);
+        self
+    }
+
+    /// The same with a route through the tunnel, by the router where it is not on-link.
+    #[must_use]
+    pub fn with_route(mut self, destination: N) -> Self {
+        self.included_routes.push(Route {
+            destination,
+            gateway: None,
+        });
+        self
+    }
+
     /// The fixed addresses.
     pub fn addresses(&self) -> &[N] {
         match &self.addressing {
@@ -231,6 +248,13 @@ impl EthernetTunnelSettings {
                 IpNet::V6(address) => add_address(&mut self.ipv6, address),
             }
         }
+        self
+    }
+
+    /// The same as a port of this Linux bridge.
+    #[must_use]
+    pub fn with_bridge(mut self, bridge: impl Into<String>) -> Self {
+        self.bridge = Some(bridge.into());
         self
     }
 

@@ -10,8 +10,8 @@ use std::{
 use patchcord::{
     host::{EventKind, HostError},
     provider::{
-        ProviderError, SessionStatus, SessionStatus::*, SettingsError, StartOptions, StartSource,
-        StopReason,
+        MAX_DISPLAYED, ProviderError, SessionStatus, SessionStatus::*, SettingsError, StartOptions,
+        StartSource, StopReason,
     },
 };
 
@@ -353,5 +353,27 @@ fn check_32_two_tunnels_do_not_meet() {
         host.stop_all(StopReason::AppUpdate).await;
         assert_eq!(script.stops(), [StopReason::AppUpdate; 2]);
         assert!(!crate::kit::ip("-o link").contains("tap-"));
+    });
+}
+
+#[test]
+fn a_text_for_people_is_an_event_and_its_sender_knows_whether_anybody_listens() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script::plain());
+        let host = host(&directory, &script);
+        let mut events = host.events();
+        connect(&host, &mut events, "a").await;
+        let context = script.context();
+        assert!(context.display_message("the key expires tomorrow"));
+        let text = "the key expires tomorrow".to_owned();
+        assert_eq!(next(&mut events, "a").await, EventKind::Message { text });
+        assert!(context.display_message(&"\u{e9}".repeat(1000)));
+        let EventKind::Message { text } = next(&mut events, "a").await else {
+            panic!("a text")
+        };
+        assert_eq!(text, "\u{e9}".repeat(MAX_DISPLAYED / 2), "whole characters");
+        drop(events);
+        assert!(!context.display_message("to nobody"));
+        host.stop_all(StopReason::UserInitiated).await;
     });
 }
