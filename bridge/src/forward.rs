@@ -99,6 +99,12 @@ pub enum DropReason {
     /// Nobody: split horizon; the destination lives behind another peer, which the sender reaches
     /// itself. If it cannot, this node's configuration is at fault: it should be a hub.
     NoPort,
+    /// Sender, or configuration: an untagged frame on a trunk that has no native VLAN.
+    UntaggedRefused,
+    /// Sender, or configuration: a tagged frame on an access port.
+    TaggedRefused,
+    /// Sender, or configuration: a VLAN that the port does not have.
+    VlanRefused,
 }
 
 /// What a [`Switch`] may hold and pass on.

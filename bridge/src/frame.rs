@@ -9,7 +9,7 @@
 
 use crate::forward::DropReason;
 use crate::mac::MacAddr;
-use crate::vlan::Vid;
+use crate::vlan::{Inside, Tag, Tpid, Vid};
 
 /// What a switch reads of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,10 @@ pub struct FrameHeader {
     pub src: MacAddr,
     /// VLAN of the outermost tag, [`Vid::UNTAGGED`] without one.
     pub vid: Vid,
+    /// The outermost tag.
+    pub tag: Tag,
+    /// Whether another tag follows it.
+    pub is_nested: bool,
 }
 
 impl FrameHeader {
@@ -33,29 +37,36 @@ impl FrameHeader {
         let (dst, rest) = take(frame)?;
         let (src, rest) = take(rest)?;
         let (ether_type, rest) = take(rest)?;
-        let vid = match u16::from_be_bytes(ether_type) {
-            TPID_C_TAG | TPID_S_TAG => Self::parse_tag(rest)?,
-            _ => Vid::UNTAGGED,
+        let (tag, is_nested) = match Tpid::from_ether_type(u16::from_be_bytes(ether_type)) {
+            Some(tpid) => Self::parse_tag(tpid, rest)?,
+            None => (Tag::None, false),
         };
         Ok(Self {
             dst: MacAddr(dst),
             src: MacAddr(src),
-            vid,
+            vid: tag.vid(),
+            tag,
+            is_nested,
         })
     }
 
-    fn parse_tag(tag: &[u8]) -> Result<Vid, DropReason> {
+    /// The frame within the switch, where its outermost tag is the one that its port goes by.
+    pub(crate) const fn inside(&self, vid: Vid) -> Inside {
+        Inside {
+            tag: self.tag,
+            is_nested: self.is_nested,
+            ..Inside::untagged(vid)
+        }
+    }
+
+    fn parse_tag(tpid: Tpid, tag: &[u8]) -> Result<(Tag, bool), DropReason> {
         let (tci, rest) = take(tag)?;
         // A tag is whole only with the EtherType that follows it.
-        let _: ([u8; 2], _) = take(rest)?;
-        Ok(Vid::from_tci(u16::from_be_bytes(tci)))
+        let (next, _) = take(rest)?;
+        let is_nested = Tpid::from_ether_type(u16::from_be_bytes(next)).is_some();
+        Ok((Tag::new(tpid, u16::from_be_bytes(tci)), is_nested))
     }
 }
-
-/// Customer tag, IEEE 802.1Q.
-const TPID_C_TAG: u16 = 0x8100;
-/// Service tag, IEEE 802.1ad.
-const TPID_S_TAG: u16 = 0x88a8;
 
 fn take<const N: usize>(bytes: &[u8]) -> Result<([u8; N], &[u8]), DropReason> {
     let (field, rest) = bytes.split_first_chunk().ok_or(DropReason::Runt)?;
@@ -73,51 +84,96 @@ mod tests {
 
     #[test]
     fn the_outermost_tag_names_the_vlan() {
-        for (name, after_addresses, vid) in [
-            ("IPv4, untagged", &[0x08, 0x00, 0x45][..], 0),
+        const C: Tpid = Tpid::Customer;
+        const S: Tpid = Tpid::Service;
+        for (name, after_addresses, vid, tag, is_nested) in [
+            (
+                "IPv4, untagged",
+                &[0x08, 0x00, 0x45][..],
+                0,
+                Tag::None,
+                false,
+            ),
             (
                 "802.3 length instead of a type",
                 &[0x00, 0x26, 0x42, 0x42, 0x03],
                 0,
+                Tag::None,
+                false,
             ),
-            ("an EtherType nobody knows", &[0x88, 0xb5], 0),
-            ("802.1Q", &[0x81, 0x00, 0x00, 0x64, 0x08, 0x00], 100),
+            (
+                "an EtherType nobody knows",
+                &[0x88, 0xb5],
+                0,
+                Tag::None,
+                false,
+            ),
+            (
+                "802.1Q",
+                &[0x81, 0x00, 0x00, 0x64, 0x08, 0x00],
+                100,
+                Tag::new(C, 100),
+                false,
+            ),
             (
                 "802.1Q with priority and DEI",
                 &[0x81, 0x00, 0xf0, 0x64, 0x08, 0x00],
                 100,
+                Tag::new(C, 0xf064),
+                false,
             ),
             (
                 "802.1Q, VID 0: a priority and no VLAN",
                 &[0x81, 0x00, 0xe0, 0x00, 0x08, 0x00],
                 0,
+                Tag::Priority {
+                    tpid: C,
+                    tci: 0xe000,
+                },
+                false,
             ),
             (
                 "802.1Q, highest VID",
                 &[0x81, 0x00, 0x0f, 0xff, 0x08, 0x00],
                 4095,
+                Tag::new(C, 4095),
+                false,
             ),
-            ("802.1ad", &[0x88, 0xa8, 0x00, 0xc8, 0x08, 0x00], 200),
+            (
+                "802.1ad",
+                &[0x88, 0xa8, 0x00, 0xc8, 0x08, 0x00],
+                200,
+                Tag::new(S, 200),
+                false,
+            ),
             (
                 "QinQ",
                 &[0x88, 0xa8, 0, 200, 0x81, 0x00, 0, 100, 0x08, 0x00],
                 200,
+                Tag::Vlan { tpid: S, tci: 200 },
+                true,
             ),
             (
                 "QinQ, both tags 8100",
                 &[0x81, 0x00, 0, 200, 0x81, 0x00, 0, 100, 0x08, 0x00],
                 200,
+                Tag::new(C, 200),
+                true,
             ),
             (
                 "9100, a vendor's tag, is an EtherType",
                 &[0x91, 0x00, 0x00, 0x64, 0x08, 0x00],
                 0,
+                Tag::None,
+                false,
             ),
         ] {
             let header = FrameHeader {
                 dst: DST,
                 src: SRC,
                 vid: Vid::new(vid).unwrap(),
+                tag,
+                is_nested,
             };
             assert_eq!(
                 FrameHeader::parse(&frame(after_addresses)),

@@ -49,4 +49,4 @@ pub use forward::{DropReason, Egress, Switch, SwitchConfig};
 pub use frame::FrameHeader;
 pub use mac::{MacAddr, ParseMacError};
 pub use port::PortId;
-pub use vlan::Vid;
+pub use vlan::{EDIT_BYTES, Inside, PortVlans, Tag, TagEdit, Tpid, Vid, VidSet, VlanError};
