@@ -86,6 +86,20 @@ impl Fdb {
         learning
     }
 
+    /// The same on a port that guards against forged sources: an address that lives behind another
+    /// port stays there, until it ages.
+    pub fn learn_in_place(&self, vid: Vid, mac: MacAddr, port: PortId, now_s: u32) -> Learning {
+        let key = Key::new(vid, mac);
+        match self.bucket(key).find(key) {
+            Some((_, held)) if held.port != port && !self.is_expired(held, now_s) => {
+                Learning::Elsewhere { on: held.port }
+            }
+            // Should another thread learn the address elsewhere just now, then this one moves it
+            // once, and the next frame finds it in its place.
+            _ => self.learn(vid, mac, port, now_s),
+        }
+    }
+
     /// Assigns the address to `port`, on behalf of the configuration or of a controller.
     ///
     /// It takes the place of a learned address if there is no other, for it is wanted and the other
@@ -353,7 +367,9 @@ impl Fdb {
             Learning::Moved { .. } => &self.moved,
             Learning::Limited => &self.limited,
             Learning::Full => &self.full,
-            Learning::Known | Learning::Pinned | Learning::Raced => return,
+            Learning::Known | Learning::Pinned | Learning::Elsewhere { .. } | Learning::Raced => {
+                return;
+            }
         };
         counter.fetch_add(1, Relaxed);
     }
@@ -400,6 +416,11 @@ pub enum Learning {
     },
     /// The configuration has it on another port, where it stays.
     Pinned,
+    /// It lives on another port, and the one it came by guards against that.
+    Elsewhere {
+        /// Where it lives.
+        on: PortId,
+    },
     /// The port has as many addresses as it may.
     Limited,
     /// The bucket has no place left.

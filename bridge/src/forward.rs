@@ -1,22 +1,35 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The forwarding decision: from the port a frame came in by to the port, or ports, it leaves by.
 //!
-//! 1. read the header      a frame without one, or without a station as its source, is dropped
-//! 2. learn                the source lives behind the ingress port
-//! 3. look up              the destination: a group, a known station, or an unknown one
-//! 4. split horizon        what peers send reaches the TAP, and other peers only in hub mode
+//! 1. read the header      a frame without one, or without a station as its source, is refused
+//! 2. admit                the port's VLANs, guards and allowed sources; a plain port skips this
+//! 3. learn                the source lives behind the ingress port
+//! 4. look up              the destination: a group, a known station, or an unknown one
+//! 5. split horizon        what peers send reaches the TAP, and other peers only in hub mode
+//! 6. limit                what is flooded, by the port it came from
+//! 7. leave                the tag that the frame has on each port it leaves by
 //!
-//! Called by the data threads once per frame. Copying a flooded frame is up to them.
+//! Called by the data threads once per frame, the last step once per copy. Copying a flooded frame
+//! and editing its tag is up to them.
 
-use crate::fdb::Fdb;
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::fdb::{Fdb, Learning};
 use crate::frame::FrameHeader;
-use crate::port::PortId;
+use crate::inspect::{Content, PROBE_GROUP, inspect};
+use crate::mac::MacAddr;
+use crate::port::{Blocks, Port, PortConfig, PortId};
+use crate::vlan::{Inside, TagEdit, Vid};
 
 /// A switch between the TAP and the peers, shared by every data thread.
 #[derive(Debug)]
 pub struct Switch {
     fdb: Fdb,
+    ports: Box<[Port]>,
     hub: bool,
+    own_probe_mac: Option<MacAddr>,
 }
 
 impl Switch {
@@ -27,33 +40,140 @@ impl Switch {
         Self {
             fdb: Fdb::new(&config, hash_key),
             hub: config.hub,
+            own_probe_mac: config.own_probe_mac,
+            ports: config.ports.into_iter().map(Port::new).collect(),
         }
     }
 
     /// Learns the source of `frame` and decides where it goes.
     ///
-    /// `now_s` is in seconds on any monotonic clock, the same one for all threads; threads that read
-    /// it at slightly different times do no harm.
+    /// The first bytes of a frame are enough, as far as its headers reach. `segments` says how many
+    /// frames a super-frame stands for; it is 1 for every other.
+    ///
+    /// A frame that goes to one port may be refused there, see [`leave`](Self::leave).
     ///
     /// # Errors
-    /// The reason for which no port may have the frame.
-    pub fn forward(&self, ingress: PortId, frame: &[u8], now_s: u32) -> Result<Egress, DropReason> {
+    /// The reason for which no port may have the frame. It is counted, see
+    /// [`refusals`](Self::refusals).
+    pub fn forward(
+        &self,
+        ingress: PortId,
+        frame: &[u8],
+        segments: u32,
+        now: Now,
+    ) -> Result<Decision, DropReason> {
+        let port = self.port(ingress)?;
+        let decision = self.decide(port, ingress, frame, segments, now);
+        if let Err(reason) = decision {
+            port.count(reason, segments.max(1));
+        }
+        decision
+    }
+
+    fn decide(
+        &self,
+        port: &Port,
+        ingress: PortId,
+        frame: &[u8],
+        segments: u32,
+        now: Now,
+    ) -> Result<Decision, DropReason> {
         let header = FrameHeader::parse(frame)?;
-        if header.src.is_group() || header.src.is_zero() {
+        if !header.src.is_station() {
             return Err(DropReason::BadSource);
         }
-        self.fdb.learn(header.vid, header.src, ingress, now_s);
-        if header.dst.is_group() {
-            return Ok(self.flood(ingress));
+        if header.dst == PROBE_GROUP && is_probe(frame) {
+            return self.pass_probe(port, ingress, &header, now);
         }
-        match self.fdb.lookup(header.vid, header.dst, now_s) {
-            None => Ok(self.flood(ingress)),
-            Some(port) if port == ingress => Err(DropReason::SamePort),
+        let (inside, kind) = if port.is_plain() {
+            self.fdb.learn(header.vid, header.src, ingress, now.seconds);
+            (header.inside(header.vid), Kind::Data)
+        } else {
+            self.admit(port, ingress, frame, &header, now)?
+        };
+        let egress = if header.dst.is_group() {
+            port.take_group(header.dst, segments, now)?;
+            self.flood(ingress)
+        } else {
+            self.look_up(port, ingress, &header, inside.vid, segments, now)?
+        };
+        Ok(Decision {
+            egress,
+            inside,
+            kind,
+        })
+    }
+
+    /// Lets a frame in by a port that is not plain, and learns its source there.
+    fn admit(
+        &self,
+        port: &Port,
+        ingress: PortId,
+        frame: &[u8],
+        header: &FrameHeader,
+        now: Now,
+    ) -> Result<(Inside, Kind), DropReason> {
+        let admitted = port.admit(frame, header, now)?;
+        let vid = admitted.0.vid;
+        if port.guards_sources() {
+            let learning = self
+                .fdb
+                .learn_in_place(vid, header.src, ingress, now.seconds);
+            if let Learning::Pinned | Learning::Elsewhere { .. } = learning {
+                return Err(DropReason::SourceSpoofed);
+            }
+        } else {
+            self.fdb.learn(vid, header.src, ingress, now.seconds);
+        }
+        Ok(admitted)
+    }
+
+    /// Probes show loops, so they pass where others do not, and neither teach nor learn: in a loop
+    /// their source would be everywhere. A port that has not their VLAN cuts the loop for them too.
+    fn pass_probe(
+        &self,
+        port: &Port,
+        ingress: PortId,
+        header: &FrameHeader,
+        now: Now,
+    ) -> Result<Decision, DropReason> {
+        let inside = Inside {
+            is_probe: true,
+            ..port.classify(header)?
+        };
+        port.take_probe(now)?;
+        let (egress, kind) = if self.own_probe_mac == Some(header.src) {
+            (Egress::Nowhere, Kind::OwnProbe)
+        } else {
+            (self.flood(ingress), Kind::Data)
+        };
+        Ok(Decision {
+            egress,
+            inside,
+            kind,
+        })
+    }
+
+    fn look_up(
+        &self,
+        port: &Port,
+        ingress: PortId,
+        header: &FrameHeader,
+        vid: Vid,
+        segments: u32,
+        now: Now,
+    ) -> Result<Egress, DropReason> {
+        match self.fdb.lookup(vid, header.dst, now.seconds) {
+            None => {
+                port.take_unknown(segments, now)?;
+                Ok(self.flood(ingress))
+            }
+            Some(home) if home == ingress => Err(DropReason::SamePort),
             // The destination lives behind a peer, and so does the sender. In a mesh the sender
             // reaches that peer itself, and has just done so if this is a copy of a flooded frame.
             // To pass it to the TAP instead would show this segment a conversation it has no part in.
-            Some(port) if !self.may_egress(ingress, port) => Err(DropReason::NoPort),
-            Some(port) => Ok(Egress::Port(port)),
+            Some(home) if !self.may_egress(ingress, home) => Err(DropReason::NoPort),
+            Some(home) => Ok(Egress::Port(home)),
         }
     }
 
@@ -63,9 +183,81 @@ impl Switch {
         ingress != egress && (self.hub || ingress == PortId::TAP || egress == PortId::TAP)
     }
 
+    /// What becomes of the tag of a frame from `ingress` as it leaves by `egress`.
+    ///
+    /// To be asked for the one port of a decision, and for each that may have a flooded frame. That a
+    /// flooded frame does not leave by a port that has not its VLAN is no loss: nothing is counted
+    /// here.
+    ///
+    /// # Errors
+    /// The reason for which it must not leave there.
+    pub fn leave(
+        &self,
+        ingress: PortId,
+        inside: Inside,
+        egress: PortId,
+    ) -> Result<TagEdit, DropReason> {
+        if !self.may_egress(ingress, egress) {
+            return Err(DropReason::NoPort);
+        }
+        self.originate(inside, egress)
+    }
+
+    /// The same for a frame that this node has made itself, such as a loop probe.
+    ///
+    /// # Errors
+    /// The reason for which it must not leave there.
+    pub fn originate(&self, inside: Inside, egress: PortId) -> Result<TagEdit, DropReason> {
+        self.port(egress)?.leave(&inside)
+    }
+
+    /// Blocks a port, or opens it. What was learned there is forgotten, as there is another way to it
+    /// or none; loop probes pass.
+    ///
+    /// # Errors
+    /// [`DropReason::NoPort`] if there is no such port.
+    pub fn set_blocked(&self, port: PortId, blocked: bool) -> Result<(), DropReason> {
+        self.port(port)?.set_blocked(blocked);
+        if blocked {
+            self.fdb.forget_port(port);
+        }
+        Ok(())
+    }
+
+    /// Whether a port is blocked, and why; one that does not exist is not.
+    pub fn blocks(&self, port: PortId) -> Blocks {
+        self.port(port)
+            .map_or_else(|_| Blocks::default(), Port::blocks)
+    }
+
+    /// Opens the ports whose block by a bridge protocol data unit is over. A frame that comes in
+    /// opens its port itself; for the sake of those that leave, call this once a second.
+    pub fn poll(&self, now: Now) {
+        for port in &self.ports {
+            port.open_if_due(now.seconds);
+        }
+    }
+
+    /// How many frames from `port` were refused for which reason: those that were, in a fixed order.
+    /// A super-frame counts as the frames it stands for.
+    pub fn refusals(&self, port: PortId) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        self.port(port).into_iter().flat_map(Port::refusals)
+    }
+
+    /// The ports there are.
+    pub fn ports(&self) -> impl Iterator<Item = PortId> + use<> {
+        (0..=u16::MAX).map(PortId).take(self.ports.len())
+    }
+
     /// The addresses that the switch knows.
     pub fn fdb(&self) -> &Fdb {
         &self.fdb
+    }
+
+    fn port(&self, port: PortId) -> Result<&Port, DropReason> {
+        self.ports
+            .get(usize::from(port.0))
+            .ok_or(DropReason::NoPort)
     }
 
     /// To every port that may have it, which for a peer outside hub mode is the TAP alone.
@@ -78,38 +270,132 @@ impl Switch {
     }
 }
 
+fn is_probe(frame: &[u8]) -> bool {
+    inspect(frame, FrameHeader::ADDRESSES) == Content::Probe
+}
+
+/// When a frame came, on any monotonic clocks, the same for all threads; threads that read them at
+/// slightly different times do no harm. Read once per batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// For ageing. May wrap.
+    pub seconds: u32,
+    /// For limits. Must not wrap.
+    pub micros: u64,
+}
+
+impl Now {
+    /// So long after the start of the clock.
+    pub const fn from_micros(micros: u64) -> Self {
+        Self {
+            seconds: (micros / 1_000_000) as u32,
+            micros,
+        }
+    }
+}
+
+/// What is to be done with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Where it leaves.
+    pub egress: Egress,
+    /// In which VLAN, for [`Switch::leave`].
+    pub inside: Inside,
+    /// Who else must see it.
+    pub kind: Kind,
+}
+
 /// Where a frame leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Egress {
     /// By this port.
     Port(PortId),
-    /// By every port for which [`Switch::may_egress`] holds.
+    /// By every port for which [`Switch::leave`] has no objection.
     Flood,
+    /// By none: it was for this node.
+    Nowhere,
 }
 
-/// Why the switch does not pass a frame on. Each doc says who is at fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DropReason {
+/// What a frame is to the slow path, which sees it as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing.
+    Data,
+    /// IGMP or MLD on a port with multicast snooping.
+    Membership,
+    /// ARP or neighbour discovery on a port with neighbour suppression.
+    Neighbour,
+    /// A loop probe of this node that came back, or pretends to be one: the slow path alone sees it.
+    OwnProbe,
+}
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// Why the switch does not pass a frame on. Each doc says who is at fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason { $($(#[$doc])* $variant,)* }
+
+        impl DropReason {
+            /// Every reason, in the order of their discriminants.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name for people and for monitoring; it never changes.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
     /// Sender: the frame ends before its Ethernet header or its outermost tag does.
-    Runt,
+    Runt = "runt",
     /// Sender: the source is a group or null address, which no station has.
-    BadSource,
+    BadSource = "bad-source",
     /// Nobody: the destination lives where the frame came from and has seen it already.
-    SamePort,
+    SamePort = "same-port",
     /// Nobody: split horizon; the destination lives behind another peer, which the sender reaches
-    /// itself. If it cannot, this node's configuration is at fault: it should be a hub.
-    NoPort,
+    /// itself. If it cannot, this node's configuration is at fault: it should be a hub. Or there is no
+    /// port of this number.
+    NoPort = "no-port",
+    /// A loop, or a bridge behind a port that should have none: the port is blocked.
+    PortBlocked = "port-blocked",
     /// Sender, or configuration: an untagged frame on a trunk that has no native VLAN.
-    UntaggedRefused,
+    UntaggedRefused = "untagged-refused",
     /// Sender, or configuration: a tagged frame on an access port.
-    TaggedRefused,
-    /// Sender, or configuration: a VLAN that the port does not have.
-    VlanRefused,
+    TaggedRefused = "tagged-refused",
+    /// Sender, or configuration: the port does not have the VLAN.
+    VlanRefused = "vlan-refused",
+    /// Policy: a spanning tree's frame on a port that drops them.
+    BpduRefused = "bpdu-refused",
+    /// Sender: a bridge behind a port that should have none; the port is blocked for a while.
+    BpduGuard = "bpdu-guard",
+    /// Sender: a DHCP server where none may be.
+    DhcpServerRefused = "dhcp-server-refused",
+    /// Sender: a router that advertises itself where none may.
+    RouterAdvertisementRefused = "router-advertisement-refused",
+    /// Sender: a fragment that hides from the guards what it carries.
+    UpperLayerHidden = "upper-layer-hidden",
+    /// Sender: the source lives behind another port, and this one guards against that.
+    SourceSpoofed = "source-spoofed",
+    /// Sender, or configuration: the source is not among those that the port allows.
+    SourceNotAllowed = "source-not-allowed",
+    /// Local limit: more broadcasts than the port may send.
+    BroadcastLimited = "broadcast-limited",
+    /// Local limit: more multicasts than the port may send.
+    MulticastLimited = "multicast-limited",
+    /// Local limit: more frames to unknown stations than the port may send.
+    UnknownLimited = "unknown-limited",
+    /// Local limit: more loop probes than there can be nodes.
+    ProbeLimited = "probe-limited",
 }
 
 /// What a [`Switch`] may hold and pass on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SwitchConfig {
+    /// The ports by their numbers: first the TAP, then the peers. There are no others.
+    pub ports: Vec<PortConfig>,
     /// How many addresses there is room for, rounded up to a power of two from 8 to 1,048,576.
     ///
     /// An address has eight places to go. At half the capacity one in fifty finds them taken and
@@ -121,15 +407,30 @@ pub struct SwitchConfig {
     pub max_per_port: usize,
     /// Whether frames pass from peer to peer: for the centre of a star, never inside a mesh.
     pub hub: bool,
+    /// The source of this node's loop probes, by which it knows them again.
+    pub own_probe_mac: Option<MacAddr>,
+}
+
+impl SwitchConfig {
+    /// The default with so many default ports, the TAP included.
+    pub fn with_ports(count: usize) -> Self {
+        Self {
+            ports: vec![PortConfig::default(); count],
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for SwitchConfig {
+    /// The TAP and one peer.
     fn default() -> Self {
         Self {
+            ports: vec![PortConfig::default(); 2],
             fdb_capacity: 8192,
             ageing_s: 300,
             max_per_port: 4096,
             hub: false,
+            own_probe_mac: None,
         }
     }
 }
@@ -138,7 +439,11 @@ impl Default for SwitchConfig {
 mod tests {
     use std::vec::Vec;
 
-    use super::DropReason::{BadSource, NoPort, Runt, SamePort};
+    use super::DropReason::{
+        BadSource, BpduGuard, BpduRefused, BroadcastLimited, MulticastLimited, NoPort, PortBlocked,
+        ProbeLimited, Runt, SamePort, SourceNotAllowed, SourceSpoofed, TaggedRefused,
+        UnknownLimited, UntaggedRefused, VlanRefused,
+    };
     use super::Egress::{Flood, Port};
     use super::*;
 
@@ -176,7 +481,7 @@ mod tests {
             for (is_hub, verdict) in [(false, mesh), (true, hub)] {
                 let switch = populated(is_hub);
                 let frame = frame(station(dst), station(src), &[0x08, 0x00]);
-                let seen = switch.forward(ingress, &frame, 0);
+                let seen = at(&switch, ingress, &frame, 0);
                 assert_eq!(
                     seen, verdict,
                     "{src} to {dst} from {ingress:?}, hub {is_hub}"
@@ -199,12 +504,12 @@ mod tests {
                 (PEER_1, Ok(Port(TAP)), Ok(Flood)),
             ] {
                 assert_eq!(
-                    populated(false).forward(ingress, &frame, 0),
+                    at(&populated(false), ingress, &frame, 0),
                     mesh,
                     "{group:02x?}"
                 );
                 assert_eq!(
-                    populated(true).forward(ingress, &frame, 0),
+                    at(&populated(true), ingress, &frame, 0),
                     hub,
                     "{group:02x?}"
                 );
@@ -237,7 +542,7 @@ mod tests {
             (frame([0xff; 6], station(1), &[0x81, 0x00, 0, 1]), Runt),
         ] {
             let switch = Switch::new(SwitchConfig::default(), [0, 0]);
-            assert_eq!(switch.forward(TAP, &frame, 0), Err(reason), "{frame:02x?}");
+            assert_eq!(at(&switch, TAP, &frame, 0), Err(reason), "{frame:02x?}");
             assert_eq!(switch.fdb().entries(0).count(), 0, "{frame:02x?}");
         }
     }
@@ -257,10 +562,14 @@ mod tests {
             (priority_tag, untagged, Ok(Port(PEER_1))),
         ] {
             let switch = Switch::new(SwitchConfig::default(), [0, 0]);
-            switch
-                .forward(PEER_1, &frame([0xff; 6], station(1), learned_in), 0)
-                .unwrap();
-            let seen = switch.forward(TAP, &frame(station(1), station(2), sent_in), 0);
+            at(
+                &switch,
+                PEER_1,
+                &frame([0xff; 6], station(1), learned_in),
+                0,
+            )
+            .unwrap();
+            let seen = at(&switch, TAP, &frame(station(1), station(2), sent_in), 0);
             assert_eq!(
                 seen, verdict,
                 "learned in {learned_in:02x?}, sent in {sent_in:02x?}"
@@ -274,17 +583,17 @@ mod tests {
         let roaming = frame([0xff; 6], station(ON_PEER_1), &[8, 6]);
         let to_it = frame(station(ON_PEER_1), station(ON_TAP), &[8, 0]);
 
-        assert_eq!(switch.forward(TAP, &to_it, 1), Ok(Port(PEER_1)));
-        switch.forward(PEER_2, &roaming, 2).unwrap();
-        assert_eq!(switch.forward(TAP, &to_it, 301), Ok(Port(PEER_2)));
-        assert_eq!(switch.forward(TAP, &to_it, 302), Ok(Flood));
+        assert_eq!(at(&switch, TAP, &to_it, 1), Ok(Port(PEER_1)));
+        at(&switch, PEER_2, &roaming, 2).unwrap();
+        assert_eq!(at(&switch, TAP, &to_it, 301), Ok(Port(PEER_2)));
+        assert_eq!(at(&switch, TAP, &to_it, 302), Ok(Flood));
     }
 
     fn populated(hub: bool) -> Switch {
         let switch = Switch::new(
             SwitchConfig {
                 hub,
-                ..SwitchConfig::default()
+                ..SwitchConfig::with_ports(3)
             },
             [3, 4],
         );
@@ -295,11 +604,21 @@ mod tests {
             (ON_PEER_1_TOO, PEER_1),
             (ON_PEER_2, PEER_2),
         ] {
-            switch
-                .forward(port, &frame([0xff; 6], station(name), &[8, 6]), 0)
-                .unwrap();
+            at(&switch, port, &frame([0xff; 6], station(name), &[8, 6]), 0).unwrap();
         }
         switch
+    }
+
+    /// Where a frame goes that comes at `now_s`.
+    fn at(
+        switch: &Switch,
+        ingress: PortId,
+        frame: &[u8],
+        now_s: u32,
+    ) -> Result<Egress, DropReason> {
+        let now = Now::from_micros(u64::from(now_s) * 1_000_000);
+        let decision = switch.forward(ingress, frame, 1, now)?;
+        Ok(decision.egress)
     }
 
     fn station(name: u8) -> [u8; 6] {

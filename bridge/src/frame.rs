@@ -27,6 +27,9 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
+    /// The bytes of both addresses; the first tag or the EtherType follows.
+    pub const ADDRESSES: usize = 12;
+
     /// Reads the header at the start of `frame`.
     ///
     /// Inner tags are payload: the outermost one says which VLAN the frame is in.

@@ -10,25 +10,31 @@
 //! ```
 //!
 //! The ports are the local TAP ([`PortId::TAP`]) and the remote peers. The switch reads the Ethernet
-//! header, learns where the sender lives and says where the frame must go. Moving bytes is the
-//! caller's work: the crate has no sockets, no threads and no clock (it is `no_std`, so the compiler
-//! sees to that), and time comes in as seconds. It never alters a frame, and never looks behind the
-//! EtherType.
+//! header, learns where the sender lives and says where the frame must go, and in what form
+//! ([`TagEdit`]). Moving bytes is the caller's work: the crate has no sockets, no threads and no clock
+//! (it is `no_std`, so the compiler sees to that), and time comes in as a number ([`Now`]). It never
+//! alters a frame. It looks behind the EtherType only for a port with a policy that asks for it
+//! ([`PortConfig`]); the default has none.
 //!
 //! One [`Switch`] serves every data thread through `&self`; nothing in it waits or, after `new`,
 //! allocates.
 //!
 //! ```
-//! use patchcord_bridge::{Egress, PortId, Switch, SwitchConfig};
+//! use patchcord_bridge::{Egress, Now, PortId, Switch, SwitchConfig, TagEdit};
 //!
 //! let switch = Switch::new(SwitchConfig::default(), [1, 2]); // in earnest: a random key
-//! let peer = PortId(1);
+//! let (tap, peer, now) = (PortId::TAP, PortId(1), Now::default());
 //! let hello = [b"\xff\xff\xff\xff\xff\xff\x02\0\0\0\0\x01\x08\x06".as_slice(), &[0; 46]].concat();
 //! let answer = [b"\x02\0\0\0\0\x01\x02\0\0\0\0\x02\x08\x06".as_slice(), &[0; 46]].concat();
 //!
-//! assert_eq!(switch.forward(PortId::TAP, &hello, 0), Ok(Egress::Flood));
-//! assert_eq!(switch.forward(peer, &answer, 0), Ok(Egress::Port(PortId::TAP)));
+//! let decision = switch.forward(tap, &hello, 1, now)?;
+//! assert_eq!(decision.egress, Egress::Flood);
+//! assert_eq!(switch.leave(tap, decision.inside, peer), Ok(TagEdit::Keep));
+//!
+//! let decision = switch.forward(peer, &answer, 1, now)?;
+//! assert_eq!(decision.egress, Egress::Port(tap));
 //! assert_eq!(switch.fdb().entries(0).count(), 2);
+//! # Ok::<_, patchcord_bridge::DropReason>(())
 //! ```
 #![no_std]
 #![forbid(unsafe_code)]
@@ -40,15 +46,18 @@ extern crate std;
 pub mod fdb;
 mod forward;
 pub mod frame;
+pub mod inspect;
 mod limit;
 mod mac;
 mod port;
 mod vlan;
 
 pub use fdb::Fdb;
-pub use forward::{DropReason, Egress, Switch, SwitchConfig};
+pub use forward::{Decision, DropReason, Egress, Kind, Now, Switch, SwitchConfig};
 pub use frame::FrameHeader;
 pub use limit::FloodLimits;
 pub use mac::{MacAddr, ParseMacError};
-pub use port::PortId;
+pub use port::{
+    BPDU_BLOCK_S, Blocks, BpduPolicy, Guard, PortConfig, PortId, Sources, SourcesError,
+};
 pub use vlan::{EDIT_BYTES, Inside, PortVlans, Tag, TagEdit, Tpid, Vid, VidSet, VlanError};

@@ -25,6 +25,11 @@ impl MacAddr {
         self.0 == [0; 6]
     }
 
+    /// Whether a station may have it: neither a group's nor null.
+    pub fn is_station(self) -> bool {
+        !self.is_group() && !self.is_zero()
+    }
+
     /// The address as the low 48 bits of a number.
     pub(crate) const fn to_bits(self) -> u64 {
         let [a, b, c, d, e, f] = self.0;

@@ -1,11 +1,497 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The number of a bridge port. What stands behind a number is the caller's business.
+//! The ports of a switch: what each may send, and what was refused to it.
+//!
+//! A *plain* port passes every frame as it is, and costs no more than the look at one byte that says
+//! so. What makes a port special is its configuration, or being blocked.
+//!
+//! Called by [`Switch`](crate::Switch) only.
 
-/// A port of the switch: the TAP, or one peer.
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::error::Error;
+use core::fmt;
+use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+
+use crate::forward::{DropReason, Kind, Now};
+use crate::frame::FrameHeader;
+use crate::inspect::{Content, inspect};
+use crate::limit::{FloodLimits, Limit};
+use crate::mac::MacAddr;
+use crate::vlan::{Inside, PortVlans, TagEdit};
+
+/// A port of the switch: the TAP, or one peer. What stands behind a number is the caller's business.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortId(pub u16);
 
 impl PortId {
     /// The local port. Peers are numbered from 1.
     pub const TAP: Self = Self(0);
+}
+
+/// What a port may send and see. The default takes every frame as it is, within generous limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortConfig {
+    /// Its VLANs.
+    pub vlans: PortVlans,
+    /// What it may send to many others.
+    pub limits: FloodLimits,
+    /// What becomes of the spanning tree's frames from it.
+    pub bpdus: BpduPolicy,
+    /// Whether a DHCP server may answer from behind it.
+    pub dhcp_server: Guard,
+    /// Whether a router may advertise itself from behind it (RFC 6105).
+    pub router_advertisements: Guard,
+    /// Whether the slow path is shown its ARP and neighbour discovery, to answer in others' stead.
+    pub neighbour_suppression: bool,
+    /// Whether the slow path is shown its IGMP and MLD, to learn who wants which group (RFC 4541).
+    pub multicast_snooping: bool,
+    /// Whether an address that lives behind another port is refused here, instead of moved.
+    pub spoof_guard: bool,
+    /// The only stations that may send from behind it.
+    pub allowed_sources: Option<Sources>,
+}
+
+impl PortConfig {
+    /// Whether every frame passes as it is.
+    fn is_plain(&self) -> bool {
+        !self.must_inspect()
+            && self.vlans.is_transparent()
+            && !self.spoof_guard
+            && self.allowed_sources.is_none()
+    }
+
+    /// Whether it matters what a frame carries.
+    fn must_inspect(&self) -> bool {
+        self.bpdus != BpduPolicy::Pass
+            || self.must_see_upper_layer()
+            || self.neighbour_suppression
+            || self.multicast_snooping
+    }
+
+    /// Whether a frame has to show what it carries in order to pass.
+    fn must_see_upper_layer(&self) -> bool {
+        self.dhcp_server == Guard::Drop || self.router_advertisements == Guard::Drop
+    }
+}
+
+/// What becomes of bridge protocol data units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BpduPolicy {
+    /// They pass: a spanning tree spans the tunnel.
+    #[default]
+    Pass,
+    /// They are refused: each site keeps its own.
+    Drop,
+    /// They are refused, and the port is blocked for [`BPDU_BLOCK_S`]: there should be no bridge.
+    Guard,
+}
+
+/// For how many seconds a bridge protocol data unit blocks a port that guards against them.
+pub const BPDU_BLOCK_S: u32 = 30;
+
+/// Whether frames of a kind may come from a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Guard {
+    /// They may.
+    #[default]
+    Allow,
+    /// They are refused.
+    Drop,
+}
+
+/// The stations that may send from behind a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sources(Box<[MacAddr]>);
+
+impl Sources {
+    /// These and no others.
+    ///
+    /// # Errors
+    /// If there is none, or one is no station's address.
+    pub fn new(mut macs: Vec<MacAddr>) -> Result<Self, SourcesError> {
+        if let Some(&mac) = macs.iter().find(|mac| !mac.is_station()) {
+            return Err(SourcesError::NoStation { mac });
+        }
+        if macs.is_empty() {
+            return Err(SourcesError::Empty);
+        }
+        macs.sort_unstable();
+        macs.dedup();
+        Ok(Self(macs.into()))
+    }
+
+    /// Whether `mac` is one of them.
+    pub fn contains(&self, mac: MacAddr) -> bool {
+        self.0.binary_search(&mac).is_ok()
+    }
+}
+
+/// Why a list of allowed sources makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SourcesError {
+    /// No station could send.
+    Empty,
+    /// A group or null address, which no station has.
+    NoStation {
+        /// The address.
+        mac: MacAddr,
+    },
+}
+
+impl fmt::Display for SourcesError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => out.write_str("no address is allowed: no station could send"),
+            Self::NoStation { mac } => write!(out, "{mac} is not the address of a station"),
+        }
+    }
+}
+
+impl Error for SourcesError {}
+
+/// Why a port is blocked; both may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Blocks {
+    /// By [`Switch::set_blocked`](crate::Switch::set_blocked).
+    pub by_order: bool,
+    /// By a bridge protocol data unit, see [`BpduPolicy::Guard`].
+    pub by_bpdu: bool,
+}
+
+/// A port at work, shared by every data thread. Ports do not share cache lines.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Port {
+    /// Zero if the port is plain and open.
+    special: AtomicU8,
+    /// When a block by a bridge protocol data unit ends.
+    blocked_until_s: AtomicU32,
+    must_inspect: bool,
+    broadcast: Limit,
+    multicast: Limit,
+    unknown: Limit,
+    probes: Limit,
+    config: PortConfig,
+    refused: [AtomicU64; DropReason::ALL.len()],
+}
+
+impl Port {
+    const CONFIGURED: u8 = 1;
+    const BLOCKED_BY_ORDER: u8 = 2;
+    const BLOCKED_BY_BPDU: u8 = 4;
+    const BLOCKED: u8 = Self::BLOCKED_BY_ORDER | Self::BLOCKED_BY_BPDU;
+
+    /// Loop probes per second: one from each node that can be heard here, and some to spare.
+    const PROBES_PER_S: u32 = 200;
+
+    pub(crate) fn new(config: PortConfig) -> Self {
+        let configured = if config.is_plain() {
+            0
+        } else {
+            Self::CONFIGURED
+        };
+        Self {
+            special: AtomicU8::new(configured),
+            blocked_until_s: AtomicU32::new(0),
+            must_inspect: config.must_inspect(),
+            broadcast: Limit::new(config.limits.broadcast),
+            multicast: Limit::new(config.limits.multicast),
+            unknown: Limit::new(config.limits.unknown),
+            probes: Limit::new(Self::PROBES_PER_S),
+            config,
+            refused: [const { AtomicU64::new(0) }; DropReason::ALL.len()],
+        }
+    }
+
+    /// Whether every frame passes as it is, so that [`Self::admit`] need not be asked.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.special.load(Relaxed) == 0
+    }
+
+    /// Lets a frame in by the VLANs and guards of the port; all but its source in the table.
+    pub(crate) fn admit(
+        &self,
+        frame: &[u8],
+        header: &FrameHeader,
+        now: Now,
+    ) -> Result<(Inside, Kind), DropReason> {
+        self.open_if_due(now.seconds);
+        if self.is_blocked() {
+            return Err(DropReason::PortBlocked);
+        }
+        let inside = self.classify(header)?;
+        let kind = if self.must_inspect {
+            self.check_content(inspect(frame, FrameHeader::ADDRESSES), now.seconds)?
+        } else {
+            Kind::Data
+        };
+        match &self.config.allowed_sources {
+            Some(allowed) if !allowed.contains(header.src) => Err(DropReason::SourceNotAllowed),
+            _ => Ok((inside, kind)),
+        }
+    }
+
+    pub(crate) fn classify(&self, header: &FrameHeader) -> Result<Inside, DropReason> {
+        self.config.vlans.classify(header)
+    }
+
+    /// What becomes of a frame that leaves by this port.
+    pub(crate) fn leave(&self, inside: &Inside) -> Result<TagEdit, DropReason> {
+        if self.is_blocked() && !inside.is_probe {
+            return Err(DropReason::PortBlocked);
+        }
+        self.config.vlans.leave(inside)
+    }
+
+    /// Whether an address that lives elsewhere is refused here.
+    pub(crate) fn guards_sources(&self) -> bool {
+        self.config.spoof_guard
+    }
+
+    fn check_content(&self, content: Content, now_s: u32) -> Result<Kind, DropReason> {
+        let config = &self.config;
+        match content {
+            Content::Bpdu => self.check_bpdu(now_s),
+            Content::DhcpServer if config.dhcp_server == Guard::Drop => {
+                Err(DropReason::DhcpServerRefused)
+            }
+            Content::RouterAdvertisement if config.router_advertisements == Guard::Drop => {
+                Err(DropReason::RouterAdvertisementRefused)
+            }
+            Content::HidesUpperLayer if config.must_see_upper_layer() => {
+                Err(DropReason::UpperLayerHidden)
+            }
+            Content::ArpRequest
+            | Content::ArpReply
+            | Content::NeighbourSolicitation
+            | Content::NeighbourAdvertisement
+                if config.neighbour_suppression =>
+            {
+                Ok(Kind::Neighbour)
+            }
+            Content::Membership if config.multicast_snooping => Ok(Kind::Membership),
+            _ => Ok(Kind::Data),
+        }
+    }
+
+    fn check_bpdu(&self, now_s: u32) -> Result<Kind, DropReason> {
+        match self.config.bpdus {
+            BpduPolicy::Pass => Ok(Kind::Data),
+            BpduPolicy::Drop => Err(DropReason::BpduRefused),
+            BpduPolicy::Guard => {
+                // The end first: a thread that sees the block must not find it over.
+                let until_s = now_s.wrapping_add(BPDU_BLOCK_S);
+                self.blocked_until_s.store(until_s, Relaxed);
+                self.special.fetch_or(Self::BLOCKED_BY_BPDU, Relaxed);
+                Err(DropReason::BpduGuard)
+            }
+        }
+    }
+
+    /// Ends a block by a bridge protocol data unit when its time is over.
+    ///
+    /// If another comes at this very moment its block may be lost. Bridges send one every two
+    /// seconds: the next will do.
+    pub(crate) fn open_if_due(&self, now_s: u32) {
+        if self.special.load(Relaxed) & Self::BLOCKED_BY_BPDU == 0 {
+            return;
+        }
+        let left_s = self
+            .blocked_until_s
+            .load(Relaxed)
+            .wrapping_sub(now_s)
+            .cast_signed();
+        if left_s <= 0 {
+            self.special.fetch_and(!Self::BLOCKED_BY_BPDU, Relaxed);
+        }
+    }
+
+    pub(crate) fn set_blocked(&self, blocked: bool) {
+        if blocked {
+            self.special.fetch_or(Self::BLOCKED_BY_ORDER, Relaxed);
+        } else {
+            self.special.fetch_and(!Self::BLOCKED_BY_ORDER, Relaxed);
+        }
+    }
+
+    pub(crate) fn blocks(&self) -> Blocks {
+        let special = self.special.load(Relaxed);
+        Blocks {
+            by_order: special & Self::BLOCKED_BY_ORDER != 0,
+            by_bpdu: special & Self::BLOCKED_BY_BPDU != 0,
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.special.load(Relaxed) & Self::BLOCKED != 0
+    }
+
+    /// Whether so many frames more may be flooded to a group.
+    pub(crate) fn take_group(
+        &self,
+        group: MacAddr,
+        frames: u32,
+        now: Now,
+    ) -> Result<(), DropReason> {
+        if group.is_broadcast() {
+            take(&self.broadcast, frames, now, DropReason::BroadcastLimited)
+        } else {
+            take(&self.multicast, frames, now, DropReason::MulticastLimited)
+        }
+    }
+
+    /// Whether so many frames more may be flooded to a station that nobody knows.
+    pub(crate) fn take_unknown(&self, frames: u32, now: Now) -> Result<(), DropReason> {
+        take(&self.unknown, frames, now, DropReason::UnknownLimited)
+    }
+
+    /// Whether one more loop probe may pass.
+    pub(crate) fn take_probe(&self, now: Now) -> Result<(), DropReason> {
+        take(&self.probes, 1, now, DropReason::ProbeLimited)
+    }
+
+    pub(crate) fn count(&self, reason: DropReason, frames: u32) {
+        self.refused[reason as usize].fetch_add(frames.into(), Relaxed);
+    }
+
+    /// What was refused to frames from here, in a fixed order.
+    pub(crate) fn refusals(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL
+            .iter()
+            .map(|&reason| (reason, self.refused[reason as usize].load(Relaxed)))
+            .filter(|&(_, count)| count > 0)
+    }
+}
+
+fn take(limit: &Limit, frames: u32, now: Now, reason: DropReason) -> Result<(), DropReason> {
+    limit.take(frames, now.micros).then_some(()).ok_or(reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+
+    use super::*;
+
+    const A: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+    const B: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
+
+    #[test]
+    fn a_list_of_sources_names_stations() {
+        let group = MacAddr([3, 0, 0, 0, 0, 1]);
+        let zero = MacAddr([0; 6]);
+        for (macs, refused) in [
+            (vec![], Some(SourcesError::Empty)),
+            (vec![A, group], Some(SourcesError::NoStation { mac: group })),
+            (vec![zero], Some(SourcesError::NoStation { mac: zero })),
+            (vec![B, B], None),
+        ] {
+            assert_eq!(Sources::new(macs).err(), refused);
+        }
+        let sources = Sources::new(vec![B]).unwrap();
+        assert_eq!([A, B].map(|mac| sources.contains(mac)), [false, true]);
+    }
+
+    #[test]
+    fn a_default_port_is_plain_until_it_is_blocked() {
+        let port = Port::new(PortConfig::default());
+        assert!(port.is_plain());
+        port.set_blocked(true);
+        assert!(!port.is_plain());
+        assert!(port.blocks().by_order);
+        port.set_blocked(false);
+        assert!(port.is_plain());
+    }
+
+    #[test]
+    fn whatever_a_port_guards_makes_it_special() {
+        let default = PortConfig::default;
+        for config in [
+            PortConfig {
+                vlans: PortVlans::access(crate::Vid::UNTAGGED).unwrap(),
+                ..default()
+            },
+            PortConfig {
+                bpdus: BpduPolicy::Drop,
+                ..default()
+            },
+            PortConfig {
+                dhcp_server: Guard::Drop,
+                ..default()
+            },
+            PortConfig {
+                router_advertisements: Guard::Drop,
+                ..default()
+            },
+            PortConfig {
+                neighbour_suppression: true,
+                ..default()
+            },
+            PortConfig {
+                multicast_snooping: true,
+                ..default()
+            },
+            PortConfig {
+                spoof_guard: true,
+                ..default()
+            },
+            PortConfig {
+                allowed_sources: Some(Sources::new(vec![A]).unwrap()),
+                ..default()
+            },
+        ] {
+            assert!(!Port::new(config.clone()).is_plain(), "{config:?}");
+        }
+    }
+
+    #[test]
+    fn content_is_refused_or_shown_by_the_port_that_asks_for_it() {
+        use crate::inspect::Content::*;
+        use DropReason::{DhcpServerRefused, RouterAdvertisementRefused, UpperLayerHidden};
+
+        let plain = PortConfig::default();
+        let dhcp = PortConfig {
+            dhcp_server: Guard::Drop,
+            ..PortConfig::default()
+        };
+        let router = PortConfig {
+            router_advertisements: Guard::Drop,
+            ..PortConfig::default()
+        };
+        let suppressing = PortConfig {
+            neighbour_suppression: true,
+            ..PortConfig::default()
+        };
+        let snooping = PortConfig {
+            multicast_snooping: true,
+            ..PortConfig::default()
+        };
+        for (content, config, verdict) in [
+            (DhcpServer, &dhcp, Err(DhcpServerRefused)),
+            (DhcpServer, &router, Ok(Kind::Data)),
+            (
+                RouterAdvertisement,
+                &router,
+                Err(RouterAdvertisementRefused),
+            ),
+            (RouterAdvertisement, &dhcp, Ok(Kind::Data)),
+            (HidesUpperLayer, &router, Err(UpperLayerHidden)),
+            (HidesUpperLayer, &dhcp, Err(UpperLayerHidden)),
+            (HidesUpperLayer, &snooping, Ok(Kind::Data)),
+            (ArpRequest, &suppressing, Ok(Kind::Neighbour)),
+            (ArpReply, &suppressing, Ok(Kind::Neighbour)),
+            (NeighbourSolicitation, &suppressing, Ok(Kind::Neighbour)),
+            (NeighbourAdvertisement, &suppressing, Ok(Kind::Neighbour)),
+            (ArpRequest, &snooping, Ok(Kind::Data)),
+            (Membership, &snooping, Ok(Kind::Membership)),
+            (Membership, &suppressing, Ok(Kind::Data)),
+            (Bpdu, &plain, Ok(Kind::Data)),
+            (Other, &dhcp, Ok(Kind::Data)),
+        ] {
+            let seen = Port::new(config.clone()).check_content(content, 0);
+            assert_eq!(seen, verdict, "{content:?} on {config:?}");
+        }
+    }
 }

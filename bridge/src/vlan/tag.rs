@@ -12,12 +12,12 @@
 //! caller, who has room in front of the frame: nothing here writes to it.
 
 use super::{Tpid, Vid};
+use crate::frame::FrameHeader;
 
 /// The most bytes that [`TagEdit::apply`] writes: both addresses and a tag.
 pub const EDIT_BYTES: usize = 16;
 
-/// Two addresses: what stands before a tag.
-const ADDRESSES: usize = 12;
+const ADDRESSES: usize = FrameHeader::ADDRESSES;
 
 /// The tag of a frame that a port goes by: the outermost one, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +84,14 @@ impl Inside {
             push_tpid: Tpid::Customer,
             is_nested: false,
             is_probe: false,
+        }
+    }
+
+    /// A loop probe of this node in VLAN `vid`.
+    pub const fn probe(vid: Vid) -> Self {
+        Self {
+            is_probe: true,
+            ..Self::untagged(vid)
         }
     }
 
