@@ -29,7 +29,7 @@ use patchcord::{
         offload::Checksum,
     },
 };
-use patchcord_bridge::{MacAddr, PortId, Switch, SwitchConfig, Vid};
+use patchcord_bridge::{MacAddr, Now, PortId, Switch, SwitchConfig, Vid};
 
 use path::{
     HEADERS_LEN, MAX_FRAME, Receiver, SEGMENTS, SUPERFRAME_LEN, Sender, datagrams, deliver_runs,
@@ -254,7 +254,7 @@ fn switch(criterion: &mut Criterion) {
         let config = SwitchConfig {
             fdb_capacity: 2 * stations as usize,
             max_per_port: stations as usize,
-            ..SwitchConfig::default()
+            ..SwitchConfig::with_ports(2)
         };
         let switch = Switch::new(config, [1, 2]);
         for station in 0..stations {
@@ -270,7 +270,7 @@ fn switch(criterion: &mut Criterion) {
                 // Far from the one before, so that large tables do not stay in the nearest cache.
                 station = (station + 7919) % stations;
                 frame[..6].copy_from_slice(&mac(station).0);
-                switch.forward(PortId::TAP, black_box(&frame), 0)
+                switch.forward(PortId::TAP, black_box(&frame), 1, Now::default())
             });
         });
     }

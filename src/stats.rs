@@ -91,6 +91,36 @@ drop_reasons! {
     BadSource = "bad-source",
     /// Switch: no port is left that may have the frame.
     NoPort = "no-port",
+    /// Switch: the port is blocked, because of a loop or of a bridge behind it.
+    PortBlocked = "port-blocked",
+    /// Switch, sender or configuration: an untagged frame on a trunk without a native VLAN.
+    UntaggedRefused = "untagged-refused",
+    /// Switch, sender or configuration: a tagged frame on an access port.
+    TaggedRefused = "tagged-refused",
+    /// Switch, sender or configuration: the port does not have the VLAN.
+    VlanRefused = "vlan-refused",
+    /// Switch: a spanning tree's frame on a port that drops them.
+    BpduRefused = "bpdu-refused",
+    /// Switch: a bridge behind a port that should have none; the port is blocked for a while.
+    BpduGuard = "bpdu-guard",
+    /// Switch: a DHCP server where none may be.
+    DhcpServerRefused = "dhcp-server-refused",
+    /// Switch: a router that advertises itself where none may.
+    RouterAdvertisementRefused = "router-advertisement-refused",
+    /// Switch: a fragment that hides from the guards what it carries.
+    UpperLayerHidden = "upper-layer-hidden",
+    /// Switch: the source lives behind another port, and this one guards against that.
+    SourceSpoofed = "source-spoofed",
+    /// Switch: the source is not among those that the port allows.
+    SourceNotAllowed = "source-not-allowed",
+    /// Switch, local limit: more broadcasts than the port may send.
+    BroadcastLimited = "broadcast-limited",
+    /// Switch, local limit: more multicasts than the port may send.
+    MulticastLimited = "multicast-limited",
+    /// Switch, local limit: more frames to unknown stations than the port may send.
+    UnknownLimited = "unknown-limited",
+    /// Switch, local limit: more loop probes than there can be nodes.
+    ProbeLimited = "probe-limited",
 }
 
 /// One counter per [`DropReason`].

@@ -15,7 +15,7 @@ use std::hint::black_box;
 
 use patchcord::crypto::aead::Cipher;
 use patchcord::proto::train::{Open, TRAIN_BYTES, Train};
-use patchcord_bridge::{Egress, PortId, Switch, SwitchConfig};
+use patchcord_bridge::{Egress, Now, PortId, Switch, SwitchConfig};
 
 use path::{
     Delivered, HEADERS_LEN, Receiver, SEGMENT_LEN, SEGMENTS, Sender, datagrams, sessions,
@@ -113,7 +113,7 @@ impl Pair {
     fn new(cipher: Cipher, frames: Vec<Frame>, lost: Option<usize>) -> Self {
         let (a, b) = sessions(cipher);
         let ends = [a, b].map(|session| End {
-            switch: Switch::new(SwitchConfig::default(), [1, 2]),
+            switch: Switch::new(SwitchConfig::with_ports(2), [1, 2]),
             sender: Sender::new(session.clone()),
             receiver: Receiver::new(session),
         });
@@ -145,7 +145,9 @@ impl Pair {
         } = self;
         let [near, far] = ends.get_disjoint_mut([from, to]).expect("two ends");
         let mut deliver = |frame: Delivered<'_>| {
-            let egress = far.switch.forward(PortId(1), frame.head, 0);
+            let now = Now::default();
+            let decision = far.switch.forward(PortId(1), frame.head, 1, now);
+            let egress = decision.map(|decision| decision.egress);
             assert_eq!(egress, Ok(Egress::Port(PortId::TAP)));
             let payload = frame.segments * SEGMENT_LEN;
             assert!(frame.segments == 1 || frame.len() == HEADERS_LEN + payload);
@@ -161,7 +163,8 @@ impl Pair {
             frame[..6].copy_from_slice(&station(to));
             frame[6..12].copy_from_slice(&station(from));
             // The first one is flooded, as the switch knows nobody yet.
-            let egress = near.switch.forward(PortId::TAP, frame, 0);
+            let decision = near.switch.forward(PortId::TAP, frame, 1, Now::default());
+            let egress = decision.map(|decision| decision.egress);
             assert!(matches!(
                 egress,
                 Ok(Egress::Port(PortId(1)) | Egress::Flood)

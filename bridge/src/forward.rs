@@ -183,6 +183,11 @@ impl Switch {
         ingress != egress && (self.hub || ingress == PortId::TAP || egress == PortId::TAP)
     }
 
+    /// Whether frames pass from peer to peer.
+    pub fn is_hub(&self) -> bool {
+        self.hub
+    }
+
     /// What becomes of the tag of a frame from `ingress` as it leaves by `egress`.
     ///
     /// To be asked for the one port of a decision, and for each that may have a flooded frame. That a

@@ -3,6 +3,8 @@
 
 use std::time::{Instant, SystemTime};
 
+use patchcord_bridge::Now;
+
 /// Monotonic time for the protocol.
 #[expect(clippy::disallowed_methods, reason = "this is the clock")]
 pub(crate) fn now() -> Instant {
@@ -15,7 +17,7 @@ pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
 }
 
-/// Seconds since the start of the engine, for the switch.
+/// Time since the start of the engine, for the switch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SwitchClock {
     start: Instant,
@@ -26,7 +28,9 @@ impl SwitchClock {
         Self { start: now() }
     }
 
-    pub(crate) fn seconds(self) -> u32 {
-        u32::try_from(now().saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX)
+    /// To be read once per batch.
+    pub(crate) fn now(self) -> Now {
+        let passed = now().saturating_duration_since(self.start).as_micros();
+        Now::from_micros(u64::try_from(passed).unwrap_or(u64::MAX))
     }
 }

@@ -373,7 +373,7 @@ impl ControlTask {
             .shared
             .switch
             .fdb()
-            .entries(self.shared.clock.seconds());
+            .entries(self.shared.clock.now().seconds);
         EngineView {
             peers: names
                 .zip(self.node.views(now()))
@@ -437,7 +437,7 @@ mod tests {
             has_name: true,
             keepalive: Duration::from_secs(10),
         };
-        let switch = Switch::new(SwitchConfig::default(), [0; 2]);
+        let switch = Switch::new(SwitchConfig::with_ports(2), [0; 2]);
         let shared = Shared::new(switch, mac1, 1522, notices, mpsc::channel(1).0).unwrap();
         ControlTask::new(
             Node::new(config, vec![peer], now()),

@@ -8,18 +8,21 @@
 //! 4. unpack            `Chunks`, `Reassembly::add`          in order
 //! 5. choose the port   `Switch::forward`                    in order
 //! 6. write             `TapQueue::write`                    in order
+//!    or, in a hub, send to another peer: see `Dispatch`
 //!
 //! Functions appear in this order. Handshake messages leave at step 2 for the control thread, if
 //! their mac1 is good; control messages leave at step 4.
 
 use std::{collections::HashMap, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Instant};
 
-use patchcord_bridge::{Egress, PortId};
+use patchcord_bridge::{Egress, Now, PortId, TagEdit};
 
 use super::{
     clock,
+    dispatch::{Dispatch, Outlet},
     lanes::{Handover, Share},
-    offload::{Leaving, SIGNAL_BYTES, Signal},
+    offload::{Leaving, SIGNAL_BYTES, Signal, TAG_BYTES},
+    portion::Slot,
     precedence::Precedence,
     shared::{CONTROL_BYTES, Notice, Shared, Stopped, TablesCache},
 };
@@ -137,7 +140,7 @@ impl Inbound {
     /// Nothing came for a while.
     fn give_up_waiting(&mut self) -> bool {
         match &mut self.inlet {
-            Inlet::Inline { delivery, .. } => delivery.forward_incomplete(Patience::None),
+            Inlet::Inline { delivery, .. } => delivery.forward_incomplete(),
             // Whoever collects does this.
             Inlet::Staged(_) => false,
         }
@@ -311,7 +314,9 @@ pub(super) struct Delivery {
     lanes: HashMap<(SessionIndex, Lane), LaneState, IndexHash>,
     drops: Arc<Drops>,
     tap: Arc<TapQueue>,
-    /// For a back-end without offloads.
+    /// In a hub: to other peers.
+    dispatch: Option<Dispatch>,
+    /// For a back-end without offloads, and for what goes to other peers.
     scratch: Vec<u8>,
     codel: Codel,
     /// A super-frame left since this was last reset.
@@ -330,14 +335,22 @@ enum Patience {
 }
 
 impl Delivery {
-    pub(super) fn new(shared: Arc<Shared>, tap: Arc<TapQueue>) -> Self {
+    /// In a hub, `outlet` leads to other peers, on a lane of its own.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        tap: Arc<TapQueue>,
+        outlet: Option<(Lane, Outlet)>,
+    ) -> Self {
+        let drops = shared.new_drops();
+        let dispatch = outlet.map(|(lane, outlet)| Dispatch::new(drops.clone(), lane, outlet));
         Self {
             tables: shared.subscribe(),
             swept_for: Arc::default(),
             lanes: HashMap::default(),
-            drops: shared.new_drops(),
+            drops,
             shared,
             tap,
+            dispatch,
             scratch: Vec::new(),
             codel: Codel::default(),
             has_bulk: false,
@@ -356,7 +369,7 @@ impl Delivery {
                     opened.give_back(arrivals);
                     is_waiting
                 }
-                Collected::Timeout => self.forward_incomplete(Patience::None),
+                Collected::Timeout => self.forward_incomplete(),
                 Collected::Ended => return,
             };
             patience = is_waiting.then_some(REASSEMBLY_PATIENCE);
@@ -367,15 +380,15 @@ impl Delivery {
     pub(super) fn deliver(&mut self, arrivals: &mut Arrivals) -> bool {
         let tables = self.tables.load();
         self.begin(&tables, Some(arrivals.batch.is_full()));
-        let now_s = self.shared.clock.seconds();
+        let now = self.shared.clock.now();
         let mut opened = arrivals.opened.iter();
         for mut received in arrivals.batch.iter_mut() {
             let from = received.from;
             for (datagram, &opened) in received.datagrams().zip(&mut opened) {
-                self.deliver_one(&tables, from, opened, datagram, now_s);
+                self.deliver_one(&tables, from, opened, datagram, now);
             }
         }
-        self.forward_incomplete(Patience::Some)
+        self.end(&tables)
     }
 
     /// Steps 2 to 6 for each datagram in turn: it is still in the cache when it is delivered, and
@@ -388,15 +401,28 @@ impl Delivery {
     ) -> bool {
         let tables = self.tables.load();
         self.begin(&tables, is_full);
-        let now_s = self.shared.clock.seconds();
+        let now = self.shared.clock.now();
         for mut received in arrivals.batch.iter_mut() {
             let from = received.from;
             for datagram in received.datagrams() {
                 let opened = opener.open_one(&tables, from, datagram);
-                self.deliver_one(&tables, from, opened, datagram, now_s);
+                self.deliver_one(&tables, from, opened, datagram, now);
             }
         }
-        self.forward_incomplete(Patience::Some)
+        self.end(&tables)
+    }
+
+    /// After a batch. True if frames wait for missing pieces.
+    fn end(&mut self, tables: &Tables) -> bool {
+        let is_waiting = self.forward_left_behind(tables, Patience::Some);
+        self.depart();
+        is_waiting
+    }
+
+    fn depart(&mut self) {
+        if let Some(dispatch) = &mut self.dispatch {
+            dispatch.depart_all();
+        }
     }
 
     /// Before a batch. A full one means that the socket may have had more; `None` is one that came
@@ -417,7 +443,7 @@ impl Delivery {
         from: SocketAddr,
         opened: Opened,
         datagram: &[u8],
-        now_s: u32,
+        now: Now,
     ) {
         let Opened::Data {
             message_type,
@@ -434,7 +460,7 @@ impl Delivery {
             from,
         };
         let plaintext = &datagram[DATA_HEADER_LEN..datagram.len() - TAG_LEN];
-        if let Err(reason) = self.accept(tables, arrival, plaintext, now_s) {
+        if let Err(reason) = self.accept(tables, arrival, plaintext, now) {
             self.drops.count(reason);
         }
     }
@@ -453,7 +479,7 @@ impl Delivery {
         tables: &Tables,
         arrival: Arrival,
         plaintext: &[u8],
-        now_s: u32,
+        now: Now,
     ) -> Result<(), DropReason> {
         let Arrival {
             message_type,
@@ -486,7 +512,7 @@ impl Delivery {
             if message_type != MessageType::Chunks {
                 return Err(DropReason::Malformed);
             }
-            lane.control_rate.take(now_s)?;
+            lane.control_rate.take(now.seconds)?;
             let mut bytes = [0; CONTROL_BYTES];
             let len = plaintext.len().min(CONTROL_BYTES);
             bytes[..len].copy_from_slice(&plaintext[..len]);
@@ -507,12 +533,14 @@ impl Delivery {
         }
         let mut exit = Exit {
             shared: &self.shared,
+            tables,
             drops: &self.drops,
             tap: &self.tap,
+            dispatch: self.dispatch.as_mut(),
             scratch: &mut self.scratch,
             must_signal: &mut self.must_signal,
             has_bulk: &mut self.has_bulk,
-            now_s,
+            now,
         };
         if message_type == MessageType::Frame {
             return exit.forward_small(lane, Leaving::finished(plaintext));
@@ -521,18 +549,28 @@ impl Delivery {
         Ok(())
     }
 
-    /// What nothing will complete any more leaves as it is; `which` says how long to hope. True if
+    /// Nothing came for a while. True if frames go on waiting for missing pieces.
+    fn forward_incomplete(&mut self) -> bool {
+        let tables = self.tables.load();
+        let is_waiting = self.forward_left_behind(&tables, Patience::None);
+        self.depart();
+        is_waiting
+    }
+
+    /// What nothing will complete any more leaves as it is; `patience` says how long to hope. True if
     /// something goes on waiting.
-    fn forward_incomplete(&mut self, patience: Patience) -> bool {
-        let now_s = self.shared.clock.seconds();
+    fn forward_left_behind(&mut self, tables: &Tables, patience: Patience) -> bool {
+        let now = self.shared.clock.now();
         let mut exit = Exit {
             shared: &self.shared,
+            tables,
             drops: &self.drops,
             tap: &self.tap,
+            dispatch: self.dispatch.as_mut(),
             scratch: &mut self.scratch,
             must_signal: &mut self.must_signal,
             has_bulk: &mut self.has_bulk,
-            now_s,
+            now,
         };
         let mut is_waiting = false;
         for lane in self.lanes.values_mut() {
@@ -570,12 +608,14 @@ struct Arrival {
 /// What a frame needs to leave the tunnel.
 struct Exit<'a> {
     shared: &'a Shared,
+    tables: &'a Tables,
     drops: &'a Drops,
     tap: &'a TapQueue,
+    dispatch: Option<&'a mut Dispatch>,
     scratch: &'a mut Vec<u8>,
     must_signal: &'a mut bool,
     has_bulk: &'a mut bool,
-    now_s: u32,
+    now: Now,
 }
 
 impl Exit<'_> {
@@ -689,22 +729,52 @@ impl Exit<'_> {
 
     fn hand_over(&mut self, session: &Session, frame: Leaving<'_>) -> Result<(), DropReason> {
         *self.has_bulk |= frame.is_super();
-        let bytes = frame.len() as u64;
-        session.traffic.inbound.add_frames(1, bytes);
-        match self
-            .shared
-            .switch
-            .forward(session.port, frame.head, self.now_s)?
-        {
-            Egress::Port(PortId::TAP) | Egress::Flood => {
-                frame
-                    .write(self.tap, self.scratch)
-                    .map_err(|_| DropReason::TapWriteFailed)?;
-                self.shared.tap.inbound.add_frames(1, bytes);
+        session.traffic.inbound.add_frames(1, frame.len() as u64);
+        let (ingress, switch) = (session.port, &self.shared.switch);
+        let decision = switch.forward(ingress, frame.head, frame.segments(), self.now)?;
+        let leave = |port| switch.leave(ingress, decision.inside, port);
+        match decision.egress {
+            Egress::Port(PortId::TAP) => {
+                let edit = leave(PortId::TAP)?;
+                self.write(edit, frame)
+            }
+            Egress::Port(port) => {
+                let edit = leave(port)?;
+                self.pass_on([(port, edit)].into_iter(), frame);
                 Ok(())
             }
-            // Split horizon: the switch never names another peer.
-            Egress::Port(_) => Err(DropReason::NoPort),
+            Egress::Flood => {
+                // That a port has not the frame's VLAN is no loss.
+                let edit = leave(PortId::TAP);
+                let peers = (1..=self.tables.routes.len() as u16).map(PortId);
+                self.pass_on(
+                    peers.filter_map(|port| Some((port, leave(port).ok()?))),
+                    frame,
+                );
+                edit.map_or(Ok(()), |edit| self.write(edit, frame))
+            }
+            Egress::Nowhere => Ok(()),
+        }
+    }
+
+    fn write(&mut self, edit: TagEdit, frame: Leaving<'_>) -> Result<(), DropReason> {
+        let mut headers = [0; MAX_HEADERS + TAG_BYTES];
+        let frame = frame.edited(edit, &mut headers);
+        frame
+            .write(self.tap, self.scratch)
+            .map_err(|_| DropReason::TapWriteFailed)?;
+        self.shared.tap.inbound.add_frames(1, frame.len() as u64);
+        Ok(())
+    }
+
+    /// From peer to peer, which only a hub does.
+    fn pass_on(&mut self, to: impl Iterator<Item = (PortId, TagEdit)>, frame: Leaving<'_>) {
+        let Some(dispatch) = &mut self.dispatch else {
+            return;
+        };
+        let mut slot = Slot::copy(self.scratch, &[frame.head, frame.rest]);
+        for (port, edit) in to {
+            dispatch.push_edited(self.tables, port, edit, &mut slot, frame.as_open());
         }
     }
 }

@@ -17,6 +17,7 @@
 
 pub(crate) mod clock;
 mod control;
+mod dispatch;
 mod inbound;
 mod lanes;
 mod meter;
@@ -41,9 +42,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::{
     control::{Command, ControlTask},
+    dispatch::{Departures, Outlet},
     inbound::{Arrivals, Delivery, Inbound, Inlet, Opener},
     lanes::{Handover, Share},
-    outbound::{Departures, Outbound, Outlet},
+    outbound::Outbound,
     plan::{CorePlan, PlanRequest, numbered},
     shared::{HANDSHAKES, NOTICES, Shared},
 };
@@ -71,7 +73,7 @@ pub struct EngineConfig {
     pub node: NodeConfig,
     /// The peers, in the order of their ports.
     pub peers: Vec<EnginePeer>,
-    /// The switch between the TAP and the peers.
+    /// The switch between the TAP and the peers, with a port for each.
     pub switch: SwitchConfig,
     /// How to use the cores.
     pub plan: PlanRequest,
@@ -135,7 +137,12 @@ impl Engine {
         queues: Vec<Arc<TapQueue>>,
         mut sockets: Vec<UdpSocket>,
     ) -> io::Result<(Self, mpsc::Receiver<EngineEvent>)> {
-        let most = if config.plan.staged { 1 } else { MAX_LANES };
+        let lanes = if config.switch.hub {
+            MAX_LANES / 2
+        } else {
+            MAX_LANES
+        };
+        let most = if config.plan.staged { 1 } else { lanes };
         if queues.is_empty() || queues.len() > usize::from(most) || sockets.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -148,17 +155,20 @@ impl Engine {
             ..config.plan
         });
         plan.receivers = sockets.len();
-        config.node.lanes = queues.len() as u8;
+        // What a hub passes on goes out on lanes of its own.
+        let onward = if config.switch.hub { sockets.len() } else { 0 };
+        config.node.lanes = (queues.len() + onward) as u8;
         let (notices_in, notices) = mpsc::channel(NOTICES);
         let (handshakes_in, handshakes) = mpsc::channel(HANDSHAKES);
         let (events_in, events) = mpsc::channel(16);
         let (commands, commands_out) = mpsc::channel(8);
         let max_frame = config.node.max_frame.into();
-        let (settings, labels) = config
+        let (settings, labels): (_, Vec<_>) = config
             .peers
             .into_iter()
             .map(|peer| (peer.settings, (peer.name, peer.host)))
             .unzip();
+        let peers = labels.len();
         let node = Node::new(config.node, settings, clock::now());
         let mac1 = Mac1Check::new(&node.public_key());
         let switch = Switch::new(config.switch, hash_key());
@@ -172,7 +182,7 @@ impl Engine {
         let local_addr = sockets[0].local_addr()?;
         let socket = sockets[0].try_clone()?;
 
-        let threads = spawn_data_threads(&plan, &shared, &events_in, queues, sockets)?;
+        let threads = spawn_data_threads(&plan, &shared, &events_in, queues, sockets, peers)?;
         let task = ControlTask::new(node, labels, shared.clone(), socket, events_in);
         let control = tokio::spawn(task.run(notices, handshakes, commands_out));
         Ok((
@@ -249,11 +259,14 @@ fn spawn_data_threads(
     events: &mpsc::Sender<EngineEvent>,
     queues: Vec<Arc<TapQueue>>,
     sockets: Vec<UdpSocket>,
+    peers: usize,
 ) -> io::Result<Vec<JoinHandle<()>>> {
     let mut threads = Threads {
         plan,
         shared,
         events,
+        peers,
+        is_hub: shared.switch.is_hub(),
         spawned: Vec::new(),
     };
     let result = match plan.workers {
@@ -273,10 +286,9 @@ fn spawn_inline(
 ) -> io::Result<()> {
     let shared = threads.shared;
     for (place, queue) in queues.iter().enumerate() {
-        let lane = Lane(Lane::FIRST_DATA.0 + place as u8);
         let socket = sockets[place % sockets.len()].try_clone()?;
-        let outlet = Outlet::inline(Departures::new(shared.clone(), socket));
-        let outbound = Outbound::new(shared.clone(), queue.clone(), lane, outlet);
+        let outlet = Outlet::inline(Departures::new(shared.clone(), socket), threads.peers);
+        let outbound = Outbound::new(shared.clone(), queue.clone(), lane(place), outlet);
         let name = numbered("outbound", place, queues.len());
         let nice = threads.plan.nice;
         threads.spawn(&name, move || outbound.run(nice))?;
@@ -292,10 +304,11 @@ fn spawn_inline(
     for (place, (socket, queue)) in sockets.into_iter().zip(queues).enumerate() {
         let handover = handovers.next();
         let share = handover.as_ref().map_or(Share::ALL, Handover::share);
+        let onward = threads.onward(queues.len() + place, &socket)?;
         let inlet = Inlet::Inline {
             arrivals: Box::default(),
             opener: Opener::new(shared.clone(), share),
-            delivery: Box::new(Delivery::new(shared.clone(), queue.clone())),
+            delivery: Box::new(Delivery::new(shared.clone(), queue.clone(), onward)),
         };
         let inbound = Inbound::new(shared.clone(), socket, handover, inlet);
         let name = numbered("inbound", place, receivers);
@@ -324,26 +337,43 @@ fn spawn_staged(
     threads.spawn_worker("udp-tx", || departures.run(sealed))?;
 
     let (dealer, openers, opened) = queue::ordered::<Arrivals>(workers);
-    let socket = socket.try_clone()?;
-    let inbound = Inbound::new(shared.clone(), socket, None, Inlet::Staged(dealer));
+    let receiver = socket.try_clone()?;
+    let inbound = Inbound::new(shared.clone(), receiver, None, Inlet::Staged(dealer));
     threads.spawn_first("udp-rx", move || inbound.run(nice))?;
     for (number, worker) in (1..).zip(openers) {
         let mut opener = Opener::new(shared.clone(), Share::ALL);
         let open = move || worker.run(|arrivals| opener.open(arrivals));
         threads.spawn_worker(&format!("open-{number}"), open)?;
     }
-    let delivery = Delivery::new(shared.clone(), queue.clone());
+    let onward = threads.onward(1, socket)?;
+    let delivery = Delivery::new(shared.clone(), queue.clone(), onward);
     threads.spawn_worker("tap-tx", || delivery.run(opened))
+}
+
+/// The data lane of this place.
+fn lane(place: usize) -> Lane {
+    Lane(Lane::FIRST_DATA.0 + place as u8)
 }
 
 struct Threads<'a> {
     plan: &'a CorePlan,
     shared: &'a Arc<Shared>,
     events: &'a mpsc::Sender<EngineEvent>,
+    peers: usize,
+    is_hub: bool,
     spawned: Vec<JoinHandle<()>>,
 }
 
 impl Threads<'_> {
+    /// The way from an inbound thread to other peers, in a hub, on the lane of this place.
+    fn onward(&self, place: usize, socket: &UdpSocket) -> io::Result<Option<(Lane, Outlet)>> {
+        if !self.is_hub {
+            return Ok(None);
+        }
+        let departures = Departures::new(self.shared.clone(), socket.try_clone()?);
+        Ok(Some((lane(place), Outlet::inline(departures, self.peers))))
+    }
+
     /// A thread that ends when its queue does, which is when the one before it has.
     fn spawn_worker(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
         self.spawn_first(name, move || {

@@ -10,6 +10,8 @@ use std::{
     ops::Range,
 };
 
+use patchcord_bridge::{EDIT_BYTES, TagEdit};
+
 use crate::{
     io::tap::{TapQueue, VnetHeader},
     proto::{
@@ -20,6 +22,8 @@ use crate::{
     wire::offload::{Checksum, Offload, Segmentation, Transport},
 };
 
+/// By how much a tag lengthens the headers.
+pub(super) const TAG_BYTES: usize = 4;
 /// Only frames of this size are marked or dropped when a queue stands.
 pub(super) const SIGNAL_BYTES: usize = 512;
 
@@ -143,6 +147,61 @@ impl<'a> Leaving<'a> {
 
     pub(super) fn is_super(&self) -> bool {
         matches!(self.open, Some((_, Some(_))))
+    }
+
+    /// How many frames it stands for.
+    pub(super) fn segments(&self) -> u32 {
+        let layout = self.open.and_then(|(_, layout)| layout);
+        layout.map_or(1, |layout| layout.segments() as u32)
+    }
+
+    /// What is open in it, for a frame that goes on to another peer.
+    pub(super) fn as_open(&self) -> Option<Open> {
+        let (offload, layout) = self.open?;
+        let checksum = offload.checksum;
+        let headers_len = match layout {
+            Some(layout) => layout.headers_len(),
+            None => usize::from(checksum.start) + usize::from(checksum.offset) + 2,
+        };
+        Some(Open {
+            offload,
+            headers_len,
+        })
+    }
+
+    /// The same with another tag. `front` takes a copy of the headers.
+    pub(super) fn edited(
+        self,
+        edit: TagEdit,
+        front: &'a mut [u8; MAX_HEADERS + TAG_BYTES],
+    ) -> Self {
+        let mut tag = [0; EDIT_BYTES];
+        let (len, replaced) = edit.apply(self.head, &mut tag);
+        if len == 0 {
+            return self;
+        }
+        let layout = self.open.and_then(|(_, layout)| layout);
+        let copied = match (self.rest, layout) {
+            ([], Some(layout)) => layout.headers_len(),
+            ([], None) => self.head.len().min(MAX_HEADERS),
+            _ => self.head.len(),
+        };
+        let end = len + copied - replaced;
+        front[..len].copy_from_slice(&tag[..len]);
+        front[len..end].copy_from_slice(&self.head[replaced..copied]);
+        let rest = match self.rest {
+            [] => &self.head[copied..],
+            rest => rest,
+        };
+        let by = edit.delta();
+        let shift = |(offload, layout): (Offload, Option<Layout>)| {
+            (offload.shifted(by), layout.map(|layout| layout.shifted(by)))
+        };
+        Self {
+            head: &front[..end],
+            rest,
+            open: self.open.map(shift),
+        }
     }
 
     /// Tells its sender to slow down, as [`signal`] does.

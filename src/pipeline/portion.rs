@@ -7,6 +7,8 @@
 
 use std::{io, ops::Range};
 
+use patchcord_bridge::{EDIT_BYTES, TagEdit};
+
 use crate::{
     io::tap::{TapQueue, VnetHeader},
     proto::flow::flow_of,
@@ -18,10 +20,56 @@ const PORTION_BYTES: usize = 256 << 10;
 const PORTION_FRAMES: usize = 128;
 /// The largest super-frame that a TAP can hand over, with some room.
 const READ_BYTES: usize = 65_536 + 64;
+/// Room in front of a frame, for a tag.
+const HEADROOM: usize = 4;
+/// Where the first frame begins: on a cache line, with room in front.
+const FIRST: usize = 64;
 /// A flow with a frame of this size in the portion is a bulk transfer; others may overtake it.
 const BULK_BYTES: usize = 2048;
 /// Bulk flows of a portion that are told apart; more are taken as one.
 const BULK_FLOWS: usize = 8;
+
+/// A frame and the room in front of it.
+pub(super) struct Slot<'a>(&'a mut [u8]);
+
+impl<'a> Slot<'a> {
+    /// Of a copy in `room`, in the place of what that holds.
+    pub(super) fn copy(room: &'a mut Vec<u8>, parts: &[&[u8]]) -> Self {
+        room.clear();
+        room.extend_from_slice(&[0; HEADROOM]);
+        for part in parts {
+            room.extend_from_slice(part);
+        }
+        Self(room)
+    }
+
+    pub(super) fn frame(&self) -> &[u8] {
+        &self.0[HEADROOM..]
+    }
+
+    pub(super) fn frame_mut(&mut self) -> &mut [u8] {
+        &mut self.0[HEADROOM..]
+    }
+
+    /// Leaves so many bytes of the frame.
+    pub(super) fn truncate(&mut self, len: usize) {
+        let room = std::mem::take(&mut self.0);
+        self.0 = &mut room[..HEADROOM + len];
+    }
+
+    /// Shows the frame with another tag, and takes the change back.
+    pub(super) fn with_edit<T>(&mut self, edit: TagEdit, show: impl FnOnce(&[u8]) -> T) -> T {
+        let mut front = [0; EDIT_BYTES];
+        let (len, replaced) = edit.apply(self.frame(), &mut front);
+        let end = HEADROOM + replaced;
+        let mut before = [0; HEADROOM + EDIT_BYTES];
+        before[..end].copy_from_slice(&self.0[..end]);
+        self.0[end - len..end].copy_from_slice(&front[..len]);
+        let shown = show(&self.0[end - len..]);
+        self.0[..end].copy_from_slice(&before[..end]);
+        shown
+    }
+}
 
 /// A portion of frames, and their order of leaving. The default has no room.
 #[derive(Default)]
@@ -36,7 +84,7 @@ pub(super) struct Portion {
 impl Portion {
     pub(super) fn new() -> Self {
         Self {
-            bytes: vec![0; PORTION_BYTES + READ_BYTES].into(),
+            bytes: vec![0; FIRST + PORTION_BYTES + READ_BYTES].into(),
             frames: Vec::with_capacity(PORTION_FRAMES),
             used: 0,
             is_full: false,
@@ -50,18 +98,18 @@ impl Portion {
     /// As [`TapQueue::try_read`]; what was read before can be used.
     pub(super) fn fill(&mut self, tap: &TapQueue) -> io::Result<()> {
         self.frames.clear();
-        self.used = 0;
+        self.used = FIRST;
         self.is_full = false;
         self.has_bulk = false;
-        while self.used < PORTION_BYTES && self.frames.len() < PORTION_FRAMES {
+        while self.used < FIRST + PORTION_BYTES && self.frames.len() < PORTION_FRAMES {
             let Some((vnet, len)) = tap.try_read(&mut self.bytes[self.used..])? else {
                 return Ok(());
             };
             self.has_bulk |= len >= BULK_BYTES;
             let end = self.used + len;
             self.frames.push((vnet, self.used..end));
-            // What follows begins on a cache line of its own.
-            self.used = end.next_multiple_of(64).min(self.bytes.len());
+            // What follows begins on a cache line of its own, with room in front.
+            self.used = (end + HEADROOM).next_multiple_of(FIRST);
         }
         self.is_full = true;
         Ok(())
@@ -125,8 +173,11 @@ impl Portion {
     }
 
     /// The frame at this place.
-    pub(super) fn frame(&mut self, at: usize) -> (VnetHeader, &mut [u8]) {
+    pub(super) fn slot(&mut self, at: usize) -> (VnetHeader, Slot<'_>) {
         let (vnet, range) = &self.frames[at];
-        (*vnet, &mut self.bytes[range.clone()])
+        (
+            *vnet,
+            Slot(&mut self.bytes[range.start - HEADROOM..range.end]),
+        )
     }
 }

@@ -114,6 +114,20 @@ impl Layout {
         fits.then_some(layout)
     }
 
+    /// The same for the super-frame with its headers `by` bytes further back, as when a tag comes or
+    /// goes.
+    #[must_use]
+    pub fn shifted(self, by: isize) -> Self {
+        let shift = |at: usize| at.saturating_add_signed(by);
+        Self {
+            network: shift(self.network),
+            transport: shift(self.transport),
+            headers: shift(self.headers),
+            total: shift(self.total),
+            ..self
+        }
+    }
+
     /// Bytes of all headers.
     pub fn headers_len(&self) -> usize {
         self.headers

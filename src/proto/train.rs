@@ -90,6 +90,25 @@ pub struct Open {
     pub headers_len: usize,
 }
 
+impl Open {
+    /// How many frames a frame of `len` bytes stands for.
+    pub fn segments(&self, len: usize) -> u32 {
+        let payload = len.saturating_sub(self.headers_len);
+        self.offload.segmentation.map_or(1, |segmentation| {
+            payload.div_ceil(usize::from(segmentation.size).max(1)) as u32
+        })
+    }
+
+    /// The same for the frame with its headers `by` bytes further back, as when a tag comes or goes.
+    #[must_use]
+    pub fn shifted(self, by: isize) -> Self {
+        Self {
+            offload: self.offload.shifted(by),
+            headers_len: self.headers_len.saturating_add_signed(by),
+        }
+    }
+}
+
 /// What of a cut frame is to be laid out next.
 #[derive(Clone, Copy, Debug)]
 enum Next {

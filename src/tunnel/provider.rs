@@ -288,8 +288,8 @@ fn engine_config(config: Config) -> EngineConfig {
             max_frame,
             rekey_interval: tunnel.rekey_interval,
         },
+        switch: SwitchConfig::with_ports(1 + peers.len()),
         peers: peers.into_iter().map(engine_peer).collect(),
-        switch: SwitchConfig::default(),
         plan: plan_request(&pipeline),
     }
 }

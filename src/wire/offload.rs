@@ -52,3 +52,18 @@ pub struct Offload {
     /// For a super-frame.
     pub segmentation: Option<Segmentation>,
 }
+
+impl Offload {
+    /// The same for the frame with its headers `by` bytes further back.
+    #[must_use]
+    pub fn shifted(self, by: isize) -> Self {
+        let start = usize::from(self.checksum.start).saturating_add_signed(by);
+        Self {
+            checksum: Checksum {
+                start: start as u16,
+                ..self.checksum
+            },
+            ..self
+        }
+    }
+}
