@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! That something changed in the kernel's network tables, not what: for those who look themselves.
 //!
-//! Unlike `watch`, it reads no message. So it misses none that this program cannot parse, and an
-//! overrun of the kernel's queue is a change like any other.
+//! Unlike `watch`, it says nothing of what a message says. So none is missed that this program cannot
+//! parse, and an overrun of the kernel's queue is a change like any other.
 
 use std::{io, time::Duration};
 
@@ -18,8 +18,8 @@ use super::sys;
 const QUIET: Duration = Duration::from_millis(100);
 /// Or, if it never is, so long after the first.
 const AT_LATEST: Duration = Duration::from_secs(1);
-/// The start of a message is enough.
-const MESSAGE: usize = 64;
+/// Enough for what tells one change from another; of a longer message there is the start.
+const MESSAGE: usize = 512;
 
 /// Changes of some kinds in one network namespace.
 pub(super) struct Changes {
@@ -45,23 +45,34 @@ impl Changes {
     /// Waits for a change, and then until it is over: a burst of them is one, and so is each second
     /// of a flood.
     pub(super) async fn next(&mut self) -> io::Result<()> {
-        self.message().await?;
+        self.next_that(|_| true).await
+    }
+
+    /// The same, but of the messages (or their starts) only those count that `matter`, and lost ones.
+    pub(super) async fn next_that(&mut self, matter: impl Fn(&[u8]) -> bool) -> io::Result<()> {
+        self.message(&matter).await?;
         let end = sleep_until(Instant::now() + AT_LATEST);
         let mut end = std::pin::pin!(end);
         loop {
             tokio::select! {
-                message = self.message() => message?,
+                message = self.message(&matter) => message?,
                 () = sleep(QUIET) => return Ok(()),
                 () = &mut end => return Ok(()),
             }
         }
     }
 
-    async fn message(&mut self) -> io::Result<()> {
-        let mut room = [0; MESSAGE];
-        match self.socket.recv(&mut room.as_mut_slice()).await {
-            Err(error) if error.raw_os_error() != Some(sys::ENOBUFS) => Err(error),
-            _ => Ok(()),
+    async fn message(&mut self, matter: impl Fn(&[u8]) -> bool) -> io::Result<()> {
+        loop {
+            let mut room = [0; MESSAGE];
+            let mut rest = room.as_mut_slice();
+            let outcome = self.socket.recv(&mut rest).await;
+            let length = MESSAGE - rest.len();
+            match outcome {
+                Ok(()) if !matter(&room[..length]) => {}
+                Err(error) if error.raw_os_error() != Some(sys::ENOBUFS) => return Err(error),
+                _ => return Ok(()),
+            }
         }
     }
 }

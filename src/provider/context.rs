@@ -21,6 +21,7 @@ use super::{
 use crate::io::{
     device::DeviceInfo,
     link::{LinkEvent, Links},
+    routing::RoutingChanges,
     tap::{Offloads, TapQueue},
 };
 
@@ -427,6 +428,15 @@ impl ProviderContext {
     /// Shuts the machine off until there is a tunnel, if the policy says so.
     pub(super) async fn hold(&self) -> Result<(), SettingsError> {
         self.inner.network.lock().await.hold().await
+    }
+
+    pub(super) async fn routing_changes(&self) -> io::Result<RoutingChanges> {
+        self.inner.network.lock().await.routing_changes()
+    }
+
+    /// Makes again what somebody else deleted of the routes and rules; false if that was nothing.
+    pub(super) async fn restore_routing(&self) -> Result<bool, SettingsError> {
+        self.inner.network.lock().await.restore_routing().await
     }
 
     pub(super) fn set_status(&self, status: SessionStatus) {

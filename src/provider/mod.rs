@@ -28,6 +28,7 @@ mod secret;
 mod session;
 mod settings;
 mod sockets;
+mod upkeep;
 
 use std::{collections::BTreeMap, error::Error, pin::Pin};
 

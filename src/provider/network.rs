@@ -26,7 +26,7 @@ use crate::io::{
     link::Links,
     names::{Names, Places},
     proxy::Proxy,
-    routing::Routing,
+    routing::{Routing, RoutingChanges},
     tap::{Offloads, TapQueue},
 };
 
@@ -123,6 +123,21 @@ impl Network {
         {
             warn!(%error, "the interface was changed by somebody else, and cannot be set up again");
         }
+    }
+
+    /// Changes from now on of the routes and rules, whoever makes them.
+    pub(super) fn routing_changes(&self) -> io::Result<RoutingChanges> {
+        self.surroundings.routing.changes()
+    }
+
+    /// Makes again what somebody else deleted of the routes and rules; false if that was nothing.
+    /// The interface itself is left alone: who sets it down means it.
+    pub(super) async fn restore_routing(&mut self) -> Result<bool, SettingsError> {
+        let is_up = match &self.device {
+            Some(device) => is_up(device.info()).await?,
+            None => false,
+        };
+        Ok(self.surroundings.routing.restore(is_up).await?)
     }
 
     /// Shuts off what must not leave the machine but through the tunnel, if the policy says so, while
@@ -279,6 +294,11 @@ impl Surroundings {
         unpublished?;
         Ok(())
     }
+}
+
+async fn is_up(device: &DeviceInfo) -> Result<bool, DeviceError> {
+    let link = Links::connect()?.find_index(device.index).await?;
+    Ok(link.is_some_and(|link| link.up))
 }
 
 /// The networks of this machine, where the policy asks for them.

@@ -13,7 +13,7 @@ use tracing::{error, warn};
 
 use super::{
     AppMessage, EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus,
-    StartOptions, StopReason, TunnelConfiguration, context::Alone, power,
+    StartOptions, StopReason, TunnelConfiguration, context::Alone, power, upkeep,
 };
 use crate::io::bus::Bus;
 
@@ -148,6 +148,7 @@ impl Session {
         let mut background = JoinSet::new();
         let (provider, context) = (self.provider.clone(), self.context.clone());
         background.spawn(power::follow(self.bus.clone(), provider, context));
+        background.spawn(upkeep::follow(self.context.clone()));
         let start_error = self.start(options).await.err();
         match &start_error {
             Some(error) => drop(self.context.begin_stop(error.reason())),

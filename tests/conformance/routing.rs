@@ -10,7 +10,7 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use patchcord::{
@@ -192,6 +192,124 @@ fn check_28_the_kill_switch_holds_while_there_is_no_tunnel() {
         assert_eq!(way("8.8.8.8", 0), "tap-a", "no packet leaves otherwise");
         context.set_network_settings(None).await.unwrap();
         is_shut();
+        host.stop("a", StopReason::UserInitiated).await.unwrap();
+        assert_eq!(way("8.8.8.8", 0), "eth0");
+    });
+}
+
+/// Waits until `look` sees again what it saw before.
+async fn comes_back(what: &str, before: &str, look: impl Fn() -> String) {
+    let end = Instant::now() + Duration::from_secs(15);
+    while look() != before {
+        let now = look();
+        assert!(Instant::now() < end, "{what}:\n{before}\nbut now\n{now}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn rules() -> String {
+    ip("rule") + &ip("-6 rule")
+}
+
+/// The table of the tunnel, as its rules name it.
+fn own_table() -> String {
+    let rules = ip("rule");
+    let mut own = rules.lines().filter(|rule| rule.contains("not from all"));
+    let table = own.next().and_then(|rule| rule.split(' ').rev().nth(2));
+    table.expect("the tunnel has rules").to_owned()
+}
+
+/// Tunnel `a` with everything included and the kill switch, whose interface is made when it is sent
+/// a value.
+fn guarded(directory: &TempDir) -> (Host, tokio::sync::watch::Sender<()>) {
+    let (sender, receiver) = tokio::sync::watch::channel(());
+    let script = Script::new(move |context, _| {
+        let mut receiver = receiver.clone();
+        async move {
+            receiver.changed().await.unwrap();
+            let settings = Some(everything("tap-a"));
+            context.set_network_settings(settings).await?;
+            context.set_carrier(true).await;
+            Ok(())
+        }
+    });
+    let host = host(directory, &Arc::new(script));
+    configure(&host, policy(false, false, true));
+    host.start("a", StartOptions::default()).unwrap();
+    (host, sender)
+}
+
+#[test]
+fn check_28_rules_and_routes_that_others_delete_come_back() {
+    in_namespace(|directory| async move {
+        make_underlay();
+        ip("rule add pref 4711 from 192.0.2.1 lookup 99");
+        ip("route add unreachable 192.0.2.0/24 table 99");
+        let (host, make_interface) = guarded(&directory);
+        while !rules().contains("not from all") {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let table = own_table();
+        let own = |command: &str| ip(&command.replace("TABLE", &table));
+        let routes = || own("route show table TABLE") + &own("-6 route show table TABLE");
+
+        // The kill switch, before there is an interface.
+        let (rules_before, routes_before) = (rules(), routes());
+        own("rule delete lookup TABLE");
+        comes_back("the rule", &rules_before, rules).await;
+        own("-6 route flush table TABLE");
+        comes_back("the table", &routes_before, routes).await;
+
+        make_interface.send_replace(());
+        while host.status("a") != SessionStatus::Connected {
+            sleep(Duration::from_millis(5)).await;
+        }
+        ip("rule add pref 4712 from 192.0.2.2 lookup 99");
+        let (rules_before, routes_before) = (rules(), routes());
+        own("route delete throw 203.0.113.0/24 table TABLE");
+        comes_back("the route", &routes_before, routes).await;
+        own("-6 rule delete lookup TABLE");
+        comes_back("the rule of IPv6", &rules_before, rules).await;
+        // What is others' does not.
+        own("route add 192.0.2.0/24 dev eth0 table TABLE");
+        ip("rule delete pref 4712");
+        own("route flush table TABLE");
+        comes_back("the table", &routes_before, routes).await;
+        assert!(!rules().contains("4712") && rules().contains("4711"));
+        host.stop("a", StopReason::UserInitiated).await.unwrap();
+        assert!(!rules().contains(&table) && rules().contains("4711"));
+    });
+}
+
+#[test]
+fn check_28_the_kill_switch_outlives_its_interface_and_a_fight() {
+    in_namespace(|directory| async move {
+        make_underlay();
+        let (host, make_interface) = guarded(&directory);
+        make_interface.send_replace(());
+        while host.status("a") != SessionStatus::Connected {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let (before, delete) = (rules(), format!("rule delete lookup {}", own_table()));
+        ip("link set tap-a down");
+        ip(&delete);
+        comes_back("the rule", &before, rules).await;
+        sleep(Duration::from_millis(300)).await;
+        let link = ip("link show tap-a");
+        assert!(!link.contains(",UP"), "who sets it down means it: {link}");
+
+        // Four times more at once, then not until ten seconds after the first.
+        let mut deleted = 0;
+        let end = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < end {
+            if rules() == before {
+                ip(&delete);
+                deleted += 1;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(deleted, 5);
+        comes_back("the rule", &before, rules).await;
         host.stop("a", StopReason::UserInitiated).await.unwrap();
         assert_eq!(way("8.8.8.8", 0), "eth0");
     });

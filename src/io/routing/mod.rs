@@ -19,15 +19,21 @@
 //! somebody else has come to use the same numbers, deletes what still is as written down and takes
 //! other numbers. Whatever others put into the table, or at the priorities, stays.
 //!
+//! What others delete of it while the tunnel runs, [`Routing::restore`] makes again; when to look,
+//! [`RoutingChanges`] says.
+//!
 //! Routing does not touch packet sockets: DHCP clients, which use them, work in every mode.
 //! The provider calls this when settings are applied, on the control thread.
 
+mod changes;
 mod slot;
 mod state;
 mod tables;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
@@ -37,6 +43,7 @@ use self::tables::Tables;
 use super::journal::Journal;
 use super::lock::{LockError, RoutingLock, namespace_inode};
 
+pub use self::changes::RoutingChanges;
 pub use self::state::{Family, Route, RoutingState, Rule, Target};
 
 /// Why routing is not as asked for. It is as it was before then.
@@ -101,6 +108,10 @@ pub struct Routing {
     journal: Journal<Record>,
     /// None until there is something to route.
     claim: Option<Claim>,
+    /// The number of the claim's slot, or 0, for those who listen to the kernel.
+    number: Arc<AtomicU8>,
+    /// What the latest call of `apply` made.
+    in_force: RoutingState,
     /// Whether an earlier run may have left something.
     leftovers: bool,
 }
@@ -114,8 +125,18 @@ impl Routing {
             // No tunnel's name makes this the path of another journal; names may have dots.
             journal: Journal::at(run_dir.join(format!("{tunnel}.routes-journal"))),
             claim: None,
+            number: Arc::default(),
+            in_force: RoutingState::default(),
             leftovers: true,
         }
+    }
+
+    /// Changes from now on of the tunnel's routes and rules, in the network namespace of this thread.
+    ///
+    /// # Errors
+    /// When no netlink socket can be had.
+    pub fn changes(&self) -> io::Result<RoutingChanges> {
+        RoutingChanges::new(self.number.clone())
     }
 
     /// Makes `wanted` the state, in the network namespace of this thread: only what differs is
@@ -132,17 +153,34 @@ impl Routing {
         let (slot, tables) = (*slot, tables.clone());
         let wanted = tables.possible(wanted);
         let before = tables.list(slot).await?;
-        if before == wanted {
-            return Ok(());
-        }
-        self.note(slot, &before.union(&wanted))?;
-        match tables.change(slot, &before, &wanted).await {
-            Ok(()) => self.note(slot, &wanted),
-            Err(error) => {
+        if before != wanted {
+            self.note(slot, &before.union(&wanted))?;
+            if let Err(error) = tables.change(slot, &before, &wanted).await {
                 self.go_back(&tables, slot, &before).await;
-                Err(error)
+                return Err(error);
             }
+            self.note(slot, &wanted)?;
         }
+        self.in_force = wanted;
+        Ok(())
+    }
+
+    /// Makes again what somebody else deleted since [`apply`](Self::apply); false if that was nothing.
+    /// Routes by an interface come only if `interface_is_up`, as the kernel refuses them otherwise.
+    ///
+    /// # Errors
+    /// When the kernel refuses something; the rest is back.
+    pub async fn restore(&self, interface_is_up: bool) -> Result<bool, RoutingError> {
+        let Some(Claim { slot, tables, .. }) = &self.claim else {
+            return Ok(false);
+        };
+        let present = tables.list(*slot).await?;
+        let mut lost = self.in_force.without(&present);
+        if !interface_is_up {
+            lost = lost.without_interfaces();
+        }
+        tables.add_again(*slot, &present, &lost).await?;
+        Ok(!lost.is_empty())
     }
 
     /// Makes what there was before a step failed. What cannot be made again is logged and left, with
@@ -163,17 +201,25 @@ impl Routing {
     /// # Errors
     /// When the kernel refuses.
     pub async fn clear(&mut self) -> Result<(), RoutingError> {
+        // Whatever fails now, nothing shall come back.
+        self.in_force = RoutingState::default();
         self.apply(&RoutingState::default()).await?;
-        self.claim = None;
+        self.set_claim(None);
         Ok(())
     }
 
+    fn set_claim(&mut self, claim: Option<Claim>) {
+        let number = claim.as_ref().map_or(0, |claim| claim.slot.number());
+        self.number.store(number, Ordering::Relaxed);
+        self.claim = claim;
+    }
+
     async fn claim(&mut self) -> Result<&Claim, RoutingError> {
-        let claim = match self.claim.take() {
-            Some(claim) => claim,
-            None => self.find_slot().await?,
-        };
-        Ok(self.claim.insert(claim))
+        if self.claim.is_none() {
+            let found = self.find_slot().await?;
+            self.set_claim(Some(found));
+        }
+        Ok(self.claim.as_ref().expect("it was there, or was just set"))
     }
 
     async fn find_slot(&self) -> Result<Claim, RoutingError> {
@@ -204,7 +250,8 @@ impl Routing {
             return Ok(());
         }
         if let Some(record) = self.journal.read().map_err(self.journal_error())? {
-            self.claim = self.inherit(&record).await?;
+            let inherited = self.inherit(&record).await?;
+            self.set_claim(inherited);
             if self.claim.is_none() {
                 self.journal.clear().map_err(self.journal_error())?;
             }

@@ -4,6 +4,7 @@
 //! There are [`Slot::COUNT`] sets of them, in fixed ranges that people can recognise and that no
 //! known program uses. Which one is whose is decided in `routing`.
 
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,13 @@ impl Slot {
             RuleAttribute::Priority(priority) => (first..=first + 1).contains(priority),
             _ => false,
         })
+    }
+
+    /// Whether a route, whoever made it, is in the table.
+    pub(super) fn has_route(self, route: &RouteMessage) -> bool {
+        // The field of the header has room for 255 tables.
+        let table = RouteAttribute::Table(self.table());
+        route.attributes.contains(&table)
     }
 }
 

@@ -40,6 +40,28 @@ impl RoutingState {
         }
     }
 
+    /// What does not go by an interface.
+    pub(super) fn without_interfaces(&self) -> Self {
+        let is_other = |route: &&Route| !matches!(route.target, Target::Interface { .. });
+        Self {
+            routes: self.routes.iter().filter(is_other).copied().collect(),
+            rules: self.rules.clone(),
+        }
+    }
+
+    /// The routes, those by a gateway last: the kernel wants a gateway on the link, and looks for it
+    /// in this table, too.
+    pub(super) fn direct_routes_first(&self) -> impl Iterator<Item = &Route> {
+        let direct = self.routes.iter().filter(|route| route.is_direct());
+        let by_gateway = self.routes.iter().filter(|route| !route.is_direct());
+        direct.chain(by_gateway)
+    }
+
+    /// Whether the kernel takes the route for another version of one in here.
+    pub(super) fn has_place_of(&self, route: &Route) -> bool {
+        self.routes.iter().any(|other| other.key() == route.key())
+    }
+
     /// What concerns one family.
     pub(super) fn of(&self, family: Family) -> Self {
         let routes = self.routes.iter();
@@ -100,7 +122,7 @@ impl Route {
         Family::of(&self.destination)
     }
 
-    pub(super) fn is_direct(&self) -> bool {
+    fn is_direct(&self) -> bool {
         !matches!(
             self.target,
             Target::Interface {
@@ -111,7 +133,7 @@ impl Route {
     }
 
     /// What the kernel tells routes of one table apart by.
-    pub(super) fn key(&self) -> (IpNet, u32) {
+    fn key(&self) -> (IpNet, u32) {
         (self.destination, self.metric)
     }
 }

@@ -138,28 +138,42 @@ impl Tables {
         from: &RoutingState,
         to: &RoutingState,
     ) -> Result<(), RoutingError> {
-        let is_in = |state: &RoutingState, route: &Route| {
-            state.routes.iter().any(|other| other.key() == route.key())
-        };
-        // The kernel wants a gateway on the link, and looks for it in this table, too.
-        let new_routes = to.routes.difference(&from.routes);
-        let (direct, by_gateway): (Vec<_>, Vec<_>) =
-            new_routes.partition(|route| route.is_direct());
-        for route in direct.into_iter().chain(by_gateway) {
-            self.add_route(slot, route, is_in(from, route)).await?;
+        let new = to.without(from);
+        for route in new.direct_routes_first() {
+            self.add_route(slot, route, from.has_place_of(route))
+                .await?;
         }
-        for rule in to.rules.difference(&from.rules) {
+        for rule in &new.rules {
             self.add_rule(slot, rule).await?;
         }
         for rule in from.rules.difference(&to.rules) {
             self.delete_rule(slot, rule).await?;
         }
         for route in from.routes.difference(&to.routes) {
-            if !is_in(to, route) {
+            if !to.has_place_of(route) {
                 self.delete_route(slot, route).await?;
             }
         }
         Ok(())
+    }
+
+    /// Adds what is lost of what there was, in the same order. What the kernel refuses keeps nothing
+    /// else from coming back; the first refusal is the error.
+    pub(super) async fn add_again(
+        &self,
+        slot: Slot,
+        present: &RoutingState,
+        lost: &RoutingState,
+    ) -> Result<(), RoutingError> {
+        let mut outcome = Ok(());
+        for route in lost.direct_routes_first() {
+            let replace = present.has_place_of(route);
+            outcome = outcome.and(self.add_route(slot, route, replace).await);
+        }
+        for rule in &lost.rules {
+            outcome = outcome.and(self.add_rule(slot, rule).await);
+        }
+        outcome
     }
 
     async fn add_route(

@@ -529,3 +529,112 @@ fn local_networks_are_those_of_other_links() {
         assert_eq!(links.connected_networks(None).await.unwrap().len(), 4);
     });
 }
+
+#[test]
+fn what_others_delete_is_made_again_and_nothing_else() {
+    test(|dir, index| async move {
+        let mut routing = Routing::new(dir.path(), "office");
+        assert!(
+            !routing.restore(true).await.unwrap(),
+            "nothing was made yet"
+        );
+        routing.apply(&everything(index)).await.unwrap();
+        let table = slot_of(&routing).table();
+        ip("rule add pref 4711 from 192.0.2.1 lookup 99");
+        ip(&format!("route add 192.0.2.0/24 dev pc0 table {table}"));
+        let before = look();
+        assert!(!routing.restore(true).await.unwrap());
+        for [delete, again] in [
+            ["rule delete lookup TABLE", ""],
+            ["-6 rule delete lookup TABLE", ""],
+            ["route delete 10.3.0.0/16 table TABLE metric 1024", ""],
+            ["-6 route flush table TABLE", ""],
+            // A gateway that is known by another route of the table, and a route of somebody else's.
+            [
+                "route flush table TABLE",
+                "route add 192.0.2.0/24 dev pc0 table TABLE",
+            ],
+        ] {
+            let run = |command: &str| ip(&command.replace("TABLE", &table.to_string()));
+            run(delete);
+            assert_ne!(look(), before);
+            assert!(routing.restore(true).await.unwrap(), "{delete}");
+            if !again.is_empty() {
+                run(again);
+            }
+            assert_eq!(look(), before, "{delete}");
+        }
+        ip("rule delete pref 4711");
+        assert!(!routing.restore(true).await.unwrap(), "not ours");
+        routing.clear().await.unwrap();
+        assert!(!routing.restore(true).await.unwrap(), "nobody's any more");
+    });
+}
+
+#[test]
+fn what_can_come_back_does() {
+    test(|dir, index| async move {
+        let mut routing = Routing::new(dir.path(), "office");
+        routing.apply(&everything(index)).await.unwrap();
+        let slot = slot_of(&routing);
+        ip("link set pc0 down");
+        ip(&format!("rule delete lookup {}", slot.table()));
+        assert!(routing.restore(false).await.unwrap());
+        let present = listed(&routing).await;
+        assert_eq!(
+            present.without_interfaces(),
+            everything(index).without_interfaces()
+        );
+        assert!(!routing.restore(false).await.unwrap());
+
+        ip("link set pc0 up");
+        ip(&format!(
+            "route add 10.1.0.0/16 via 10.0.0.9 dev pc0 table {} metric 1024",
+            slot.table()
+        ));
+        ip(&format!("rule delete lookup {}", slot.table()));
+        let error = routing.restore(true).await.unwrap_err();
+        assert!(error.to_string().contains("10.1.0.0/16"), "{error}");
+        let lost = everything(index).without(&listed(&routing).await);
+        assert_eq!(
+            lost.routes.len(),
+            1,
+            "somebody else's is in its place: {lost:?}"
+        );
+        assert!(lost.rules.is_empty());
+    });
+}
+
+#[test]
+fn changes_are_those_of_the_tunnels_own_numbers() {
+    test(|dir, index| async move {
+        let mut routing = Routing::new(dir.path(), "office");
+        let mut changes = routing.changes().unwrap();
+        let mut is_told = async || {
+            let limit = Duration::from_millis(400);
+            tokio::time::timeout(limit, changes.next()).await.is_ok()
+        };
+        routing.apply(&simple(index)).await.unwrap();
+        assert!(is_told().await, "whoever made them");
+        let table = slot_of(&routing).table();
+        ip("route add 192.0.2.0/24 dev pc0");
+        ip("route add 192.0.2.0/24 dev pc0 table 99");
+        ip(&format!(
+            "route add 192.0.2.0/24 dev pc0 table {}",
+            table + 1
+        ));
+        ip("rule add pref 4711 lookup 99");
+        ip("rule delete pref 4711");
+        assert!(!is_told().await);
+        for change in [
+            format!("route delete 10.1.0.0/16 table {table}"),
+            format!("route add 192.0.2.0/24 dev pc0 table {table}"),
+            format!("rule delete lookup {table}"),
+            format!("-6 rule add pref 4711 lookup {table}"),
+        ] {
+            ip(&change);
+            assert!(is_told().await, "{change}");
+            assert!(!is_told().await, "once");
+        }
+    });
+}
