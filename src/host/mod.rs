@@ -23,6 +23,7 @@ mod event;
 mod on_demand;
 pub mod protocol;
 pub mod secrets;
+mod sleep;
 pub mod store;
 
 use std::{
@@ -41,10 +42,13 @@ use tracing::warn;
 
 pub use self::event::{Attempt, Event, EventKind, Events, Lagged};
 use self::secrets::{SECRETS_DIR, SecretStore};
-use crate::provider::{
-    AppMessage, Deadlines, EthernetTunnelProvider, Hosting, ProviderContext, ProviderError, Secret,
-    SecretError, Session, SessionEnd, SessionHandle, SessionStatus, StartOptions, StopReason,
-    TunnelConfiguration,
+use crate::{
+    io::bus::Bus,
+    provider::{
+        AppMessage, Deadlines, EthernetTunnelProvider, Hosting, ProviderContext, ProviderError,
+        Secret, SecretError, Session, SessionEnd, SessionHandle, SessionStatus, SleepWatch,
+        StartOptions, StopReason, TunnelConfiguration,
+    },
 };
 
 /// Events that a slow listener may be behind before it loses some.
@@ -67,6 +71,7 @@ pub struct HostBuilder {
     run_dir: PathBuf,
     deadlines: Deadlines,
     secrets: SecretStore,
+    sleep: SleepWatch,
 }
 
 struct Inner {
@@ -74,11 +79,10 @@ struct Inner {
     run_dir: PathBuf,
     deadlines: Deadlines,
     secrets: SecretStore,
+    sleep: SleepWatch,
     tunnels: Mutex<BTreeMap<String, Tunnel>>,
     attempts: AtomicU64,
     events: broadcast::Sender<Event>,
-    /// The machine sleeps, or is about to.
-    sleeping: watch::Sender<bool>,
 }
 
 struct Tunnel {
@@ -195,10 +199,10 @@ impl HostBuilder {
             run_dir: self.run_dir,
             deadlines: self.deadlines,
             secrets: self.secrets,
+            sleep: self.sleep,
             tunnels: Mutex::default(),
             attempts: AtomicU64::new(0),
             events: broadcast::Sender::new(EVENTS),
-            sleeping: watch::Sender::new(false),
         };
         Host {
             inner: Arc::new(inner),
@@ -214,6 +218,7 @@ impl Host {
             run_dir: run_dir.as_ref().to_owned(),
             deadlines: Deadlines::default(),
             secrets: SecretStore::new(SECRETS_DIR),
+            sleep: SleepWatch::new(Bus::default(), "tunnels get ready"),
         }
     }
 
@@ -309,7 +314,12 @@ impl Host {
             configuration,
             Box::new(hosting),
         );
-        let session = Session::hosted(provider, context, self.inner.deadlines);
+        let session = Session::hosted(
+            provider,
+            context,
+            self.inner.deadlines,
+            self.inner.sleep.clone(),
+        );
         let (ending, ended) = watch::channel(());
         let running = Running {
             attempt,
@@ -446,10 +456,6 @@ impl Host {
     /// The secrets that there are for tunnels.
     pub fn secrets(&self) -> &SecretStore {
         &self.inner.secrets
-    }
-
-    fn sleeping(&self) -> watch::Receiver<bool> {
-        self.inner.sleeping.subscribe()
     }
 
     fn has_interface(&self, index: u32) -> bool {

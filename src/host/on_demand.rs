@@ -62,7 +62,7 @@ impl Host {
         };
         let mut tick = interval(LOOK_AGAIN);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut sleeping = self.sleeping();
+        let mut sleeping = self.is_asleep();
         loop {
             // A copy: the watch must not be held while the network is asked.
             let here = path.borrow_and_update().clone();

@@ -7,9 +7,10 @@
 //!        └──────────── taken again, Wake ────────────── woke up, or did not sleep ──────────┘
 //! ```
 //! An inhibitor can only delay sleep, for `InhibitDelayMaxSec` at most; it is given back before
-//! that, so that logind has nothing to complain of. The host of a session listens.
+//! that, so that logind has nothing to complain of. `provider` listens, once for all sessions of a
+//! host.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use tokio::{
@@ -35,7 +36,7 @@ const SLEEP_SIGNAL: &str = "PrepareForSleep";
 const DEFAULT_DELAY: Duration = Duration::from_secs(5);
 
 /// What the machine does.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum PowerEvent {
     /// It is about to sleep. It waits until the guard is dropped, but not beyond its deadline.
     Sleep(SleepGuard),
@@ -43,12 +44,12 @@ pub enum PowerEvent {
     Wake,
 }
 
-/// Keeps the machine from sleeping, until it is dropped or its time is up.
-#[derive(Debug)]
+/// Keeps the machine from sleeping, until it and its clones are dropped or its time is up.
+#[derive(Clone, Debug)]
 pub struct SleepGuard {
     deadline: Instant,
-    /// Dropped with the guard, which the other end notices.
-    _held: oneshot::Sender<()>,
+    /// Dropped with the last clone, which the other end notices.
+    _held: Arc<oneshot::Sender<()>>,
 }
 
 impl SleepGuard {
@@ -162,7 +163,7 @@ impl Watch {
             self.sleep = Some(Sleep { deadline, guard });
             PowerEvent::Sleep(SleepGuard {
                 deadline,
-                _held: held,
+                _held: held.into(),
             })
         } else {
             self.sleep = None;

@@ -35,6 +35,7 @@ use std::{collections::BTreeMap, error::Error, pin::Pin};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::power::SleepWatch;
 pub use self::{
     configuration::{RoutingPolicy, TunnelConfiguration},
     context::{Interface, MAX_DISPLAYED, ProviderContext},

@@ -1,9 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Tells a provider of the machine's sleep, and ends its session for it if it is configured so.
+//! Tells providers of the machine's sleep, and ends their sessions for it if they are configured so.
+//!
+//! ```text
+//! logind ── Power ── SleepWatch ─┬─> follow, session "office" ── provider
+//!    one inhibitor               ├─> follow, session "lab" ── provider
+//!                                └─> the host, which starts nothing meanwhile
+//! ```
+//! Each session holds a clone of the guard as long as it needs, beside the others.
 
-use std::{future::pending, sync::Arc};
+use std::{
+    error::Error,
+    future::pending,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use tokio::time::timeout_at;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout_at,
+};
 use tracing::{debug, warn};
 
 use super::{EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus, StopReason};
@@ -12,21 +28,121 @@ use crate::io::{
     power::{Power, PowerEvent, SleepGuard},
 };
 
+/// Between attempts to hear logind; a machine may have none, or have it later.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// One watch over the machine's sleep, for all who share a clone of it. It begins with the first
+/// that listens, and ends with the last clone.
+#[derive(Clone)]
+pub(crate) struct SleepWatch {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bus: Bus,
+    why: String,
+    listeners: Arc<Listeners>,
+    /// One task, or none yet.
+    task: Mutex<JoinSet<()>>,
+}
+
+#[derive(Default)]
+struct Listeners {
+    senders: Mutex<Vec<mpsc::UnboundedSender<PowerEvent>>>,
+    is_asleep: watch::Sender<bool>,
+}
+
+impl SleepWatch {
+    /// Not begun. People see `why` in `systemd-inhibit --list`.
+    pub(crate) fn new(bus: Bus, why: impl Into<String>) -> Self {
+        let inner = Inner {
+            bus,
+            why: why.into(),
+            listeners: Arc::default(),
+            task: Mutex::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// What the machine does from now on. Must be called on a tokio runtime.
+    pub(super) fn events(&self) -> mpsc::UnboundedReceiver<PowerEvent> {
+        let (sender, events) = mpsc::unbounded_channel();
+        let mut senders = lock(&self.inner.listeners.senders);
+        senders.retain(|listener| !listener.is_closed());
+        senders.push(sender);
+        self.begin();
+        events
+    }
+
+    /// Whether the machine sleeps, or is about to. Must be called on a tokio runtime.
+    pub(crate) fn is_asleep(&self) -> watch::Receiver<bool> {
+        self.begin();
+        self.inner.listeners.is_asleep.subscribe()
+    }
+
+    fn begin(&self) {
+        let Inner {
+            bus,
+            why,
+            listeners,
+            task,
+        } = &*self.inner;
+        let mut task = lock(task);
+        if task.is_empty() {
+            task.spawn(listen(bus.clone(), why.clone(), listeners.clone()));
+        }
+    }
+}
+
+impl Listeners {
+    fn tell(&self, event: &PowerEvent) {
+        // Before providers get ready: nothing shall start meanwhile.
+        self.is_asleep
+            .send_replace(matches!(event, PowerEvent::Sleep(_)));
+        lock(&self.senders).retain(|listener| listener.send(event.clone()).is_ok());
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Listens to logind for ever, if the machine has it.
+async fn listen(bus: Bus, why: String, listeners: Arc<Listeners>) {
+    let mut is_told = false;
+    loop {
+        match Power::watch(&bus, &why).await {
+            Ok(mut power) => {
+                is_told = false;
+                while let Some(event) = power.next().await {
+                    listeners.tell(&event);
+                }
+                // Nobody will say so any more.
+                if *listeners.is_asleep.borrow() {
+                    listeners.tell(&PowerEvent::Wake);
+                }
+                debug!("logind cannot be heard any more");
+            }
+            Err(_) if is_told => {}
+            Err(error) => {
+                is_told = true;
+                let source = error.source().map(ToString::to_string);
+                debug!(%error, source, "the machine's sleep will not be noticed");
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
 /// Runs beside a session until it is dropped. A machine without logind does not say when it sleeps.
 pub(super) async fn follow(
-    bus: Bus,
+    mut events: mpsc::UnboundedReceiver<PowerEvent>,
     provider: Arc<dyn EthernetTunnelProvider>,
     context: ProviderContext,
 ) {
-    let why = format!("tunnel {} gets ready", context.tunnel());
-    let mut power = match Power::watch(&bus, &why).await {
-        Ok(power) => power,
-        Err(error) => {
-            let source = std::error::Error::source(&error).map(ToString::to_string);
-            return debug!(%error, source, "the machine's sleep will not be noticed");
-        }
-    };
-    while let Some(event) = power.next().await {
+    while let Some(event) = events.recv().await {
         match event {
             PowerEvent::Sleep(guard) if disconnects_on_sleep(&context) => {
                 context.begin_stop(StopReason::Sleep);
@@ -41,7 +157,6 @@ pub(super) async fn follow(
             PowerEvent::Sleep(_) | PowerEvent::Wake => {}
         }
     }
-    debug!("the machine's sleep is not noticed any more");
 }
 
 /// The provider's callbacks are for sessions that run.

@@ -13,7 +13,10 @@ use tracing::{error, warn};
 
 use super::{
     AppMessage, EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus,
-    StartOptions, StopReason, TunnelConfiguration, context::Alone, power, upkeep,
+    StartOptions, StopReason, TunnelConfiguration,
+    context::Alone,
+    power::{self, SleepWatch},
+    upkeep,
 };
 use crate::io::bus::Bus;
 
@@ -45,7 +48,7 @@ pub struct Session {
     context: ProviderContext,
     deadlines: Deadlines,
     /// Where the machine says that it is going to sleep.
-    bus: Bus,
+    sleep: SleepWatch,
 }
 
 /// Stops a session, or talks to its provider, from outside.
@@ -102,13 +105,11 @@ impl Session {
         deadlines: Deadlines,
     ) -> Self {
         let configuration = Arc::new(TunnelConfiguration::default());
-        let context = ProviderContext::new(
-            tunnel.into(),
-            run_dir.as_ref(),
-            configuration,
-            Box::new(Alone),
-        );
-        Self::hosted(provider, context, deadlines)
+        let tunnel = tunnel.into();
+        let sleep = SleepWatch::new(Bus::default(), format!("tunnel {tunnel} gets ready"));
+        let (run_dir, hosting) = (run_dir.as_ref(), Box::new(Alone));
+        let context = ProviderContext::new(tunnel, run_dir, configuration, hosting);
+        Self::hosted(provider, context, deadlines, sleep)
     }
 
     /// The same with this configuration, of which a session takes the routing policy and what to do
@@ -119,17 +120,19 @@ impl Session {
         self
     }
 
-    /// The same for a tunnel of a host, which follows each change of its status.
+    /// The same for a tunnel of a host, which follows each change of its status, and watches over the
+    /// machine's sleep for all.
     pub(crate) fn hosted(
         provider: Arc<dyn EthernetTunnelProvider>,
         context: ProviderContext,
         deadlines: Deadlines,
+        sleep: SleepWatch,
     ) -> Self {
         Self {
             provider,
             context,
             deadlines,
-            bus: Bus::default(),
+            sleep,
         }
     }
 
@@ -147,7 +150,7 @@ impl Session {
         // Ends with the session, and with it the last delay of a sleep.
         let mut background = JoinSet::new();
         let (provider, context) = (self.provider.clone(), self.context.clone());
-        background.spawn(power::follow(self.bus.clone(), provider, context));
+        background.spawn(power::follow(self.sleep.events(), provider, context));
         background.spawn(upkeep::follow(self.context.clone()));
         let start_error = self.start(options).await.err();
         match &start_error {
@@ -343,7 +346,7 @@ mod tests {
         let provider = Arc::new(provider);
         let mut session = Session::new(provider.clone(), "office", run_dir, Deadlines::default())
             .with_configuration(configuration);
-        session.bus = logind.bus();
+        session.sleep = SleepWatch::new(logind.bus(), "a test");
         let handle = session.handle();
         let (ready, is_ready) = tokio::sync::oneshot::channel();
         let end = tokio::spawn(session.run(StartOptions::default(), move || {
