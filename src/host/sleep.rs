@@ -27,11 +27,12 @@ mod tests {
     use crate::{
         io::{
             power::testing::TestLogind,
-            testing::{block_on, in_namespace},
+            testing::{block_on, in_namespace, ip},
         },
         provider::{
-            BoxFut, EthernetTunnelProvider, EthernetTunnelSettings, ProviderContext, ProviderError,
-            SessionStatus, SleepWatch, StartOptions, StopReason, TunnelConfiguration,
+            BoxFut, EthernetTunnelProvider, EthernetTunnelSettings, OnDemandAction, OnDemandRule,
+            ProviderContext, ProviderError, SessionStatus, SleepWatch, StartOptions, StopReason,
+            TunnelConfiguration,
         },
     };
 
@@ -196,6 +197,43 @@ mod tests {
                 until("released", || !logind.is_held()).await;
                 assert_eq!(host.status("a"), SessionStatus::Disconnected);
                 assert_eq!(host.status("b"), SessionStatus::Connected);
+                host.stop_all(StopReason::UserInitiated).await;
+            });
+        });
+    }
+
+    #[test]
+    fn what_is_demanded_rests_while_the_machine_does() {
+        in_namespace(|| {
+            for command in [
+                "link add east type veth peer name east-far",
+                "link set east-far up",
+                "link set east up",
+                "address add 192.0.2.2/24 dev east",
+                "route add default via 192.0.2.1",
+            ] {
+                ip(command);
+            }
+            block_on(async {
+                let logind = TestLogind::start(Duration::from_secs(60)).await;
+                let (dormitory, dir) = (Arc::<Dormitory>::default(), tempfile::tempdir().unwrap());
+                let host = host(&logind, &dormitory, &dir).await;
+                let mut configuration = TunnelConfiguration::new("sleeper");
+                configuration.disconnect_on_sleep = true;
+                configuration.on_demand = true;
+                configuration.on_demand_rules = vec![OnDemandRule::always(OnDemandAction::Connect)];
+                host.configure("a", configuration, None).unwrap();
+                let following = host.clone();
+                let following = tokio::spawn(async move { following.follow_rules().await });
+                dormitory.release("b");
+                logind.announce(true).await;
+                until("released", || !logind.is_held()).await;
+                sleep(Duration::from_millis(500)).await;
+                assert_eq!(host.status("a"), SessionStatus::Disconnected);
+                logind.announce(false).await;
+                let is_connected = || host.status("a") == SessionStatus::Connected;
+                until("connected again", is_connected).await;
+                following.abort();
                 host.stop_all(StopReason::UserInitiated).await;
             });
         });
