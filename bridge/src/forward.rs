@@ -451,6 +451,11 @@ mod tests {
     };
     use super::Egress::{Flood, Port};
     use super::*;
+    use crate::fdb::Origin;
+    use crate::limit::FloodLimits;
+    use crate::port::{BpduPolicy, Sources};
+    use crate::vlan::TagEdit::{Keep, Pop};
+    use crate::vlan::{PortVlans, Tpid};
 
     const TAP: PortId = PortId::TAP;
     const PEER_1: PortId = PortId(1);
@@ -592,6 +597,316 @@ mod tests {
         at(&switch, PEER_2, &roaming, 2).unwrap();
         assert_eq!(at(&switch, TAP, &to_it, 301), Ok(Port(PEER_2)));
         assert_eq!(at(&switch, TAP, &to_it, 302), Ok(Flood));
+    }
+
+    #[test]
+    fn a_frame_crosses_ports_that_show_its_vlan_in_different_ways() {
+        let vid = Vid::new(10).unwrap();
+        let trunk = PortVlans::trunk([vid].into_iter().collect(), None, &[]).unwrap();
+        let access = PortVlans::access(vid).unwrap();
+        let switch = switch(
+            [PortVlans::transparent(), trunk, access].map(|vlans| PortConfig {
+                vlans,
+                ..PortConfig::default()
+            }),
+        );
+        let (untagged, tagged) = (&[8, 0][..], &[0x81, 0, 0, 10, 8, 0][..]);
+        for (ingress, after_addresses, vid, edits) in [
+            (
+                PEER_2,
+                untagged,
+                Ok(10),
+                [Some(PUSH_10), Some(PUSH_10), None],
+            ),
+            (PEER_2, tagged, Err(TaggedRefused), [None; 3]),
+            (PEER_1, tagged, Ok(10), [Some(Keep), None, Some(Pop)]),
+            (PEER_1, untagged, Err(UntaggedRefused), [None; 3]),
+            (TAP, tagged, Ok(10), [None, Some(Keep), Some(Pop)]),
+            (TAP, untagged, Ok(0), [None; 3]),
+        ] {
+            let frame = frame([0xff; 6], station(1), after_addresses);
+            let decision = switch.forward(ingress, &frame, 1, Now::default());
+            let inside = decision.map(|decision| decision.inside);
+            let seen = inside.map(|inside| inside.vid.value());
+            assert_eq!(seen, vid, "{after_addresses:02x?} from {ingress:?}");
+            let left = inside.map_or([None; 3], |inside| {
+                [TAP, PEER_1, PEER_2].map(|egress| switch.leave(ingress, inside, egress).ok())
+            });
+            assert_eq!(left, edits, "{after_addresses:02x?} from {ingress:?}");
+        }
+        let answer = frame(station(1), station(2), tagged);
+        assert_eq!(at(&switch, PEER_1, &answer, 0), Ok(Port(TAP)));
+        let elsewhere = frame(station(1), station(2), &[0x81, 0, 0, 20, 8, 0]);
+        assert_eq!(at(&switch, PEER_1, &elsewhere, 0), Err(VlanRefused));
+    }
+
+    #[test]
+    fn a_blocked_port_takes_and_gives_nothing_but_probes() {
+        let switch = populated(true);
+        let to_peer = frame(station(ON_PEER_1), station(ON_TAP), &[8, 0]);
+        let from_peer = frame(station(ON_TAP), station(ON_PEER_1), &[8, 0]);
+        let probe = probe(station(NOWHERE));
+        for (blocked, to_it, from_it, leaves) in [
+            (false, Ok(Port(PEER_1)), Ok(Port(TAP)), Ok(Keep)),
+            // What was learned there is forgotten, and with it the way for what is sent there.
+            (true, Ok(Flood), Err(PortBlocked), Err(PortBlocked)),
+            (false, Ok(Flood), Ok(Port(TAP)), Ok(Keep)),
+        ] {
+            switch.set_blocked(PEER_1, blocked).unwrap();
+            assert_eq!(switch.blocks(PEER_1).by_order, blocked);
+            assert_eq!(at(&switch, TAP, &to_peer, 0), to_it, "{blocked}");
+            assert_eq!(at(&switch, PEER_1, &from_peer, 0), from_it, "{blocked}");
+            let inside = Inside::untagged(Vid::UNTAGGED);
+            assert_eq!(switch.leave(TAP, inside, PEER_1), leaves, "{blocked}");
+
+            assert_eq!(at(&switch, PEER_1, &probe, 0), Ok(Flood), "{blocked}");
+            let decision = switch.forward(TAP, &probe, 1, Now::default()).unwrap();
+            let left = switch.leave(TAP, decision.inside, PEER_1);
+            assert_eq!(left, Ok(Keep), "{blocked}");
+            let own = switch.originate(Inside::probe(Vid::UNTAGGED), PEER_1);
+            assert_eq!(own, Ok(Keep), "{blocked}");
+        }
+    }
+
+    #[test]
+    fn there_are_no_ports_but_those_configured() {
+        let switch = populated(true);
+        let (beyond, frame) = (PortId(3), frame([0xff; 6], station(1), &[8, 6]));
+        assert_eq!(at(&switch, beyond, &frame, 0), Err(NoPort));
+        assert_eq!(switch.set_blocked(beyond, true), Err(NoPort));
+        let inside = Inside::untagged(Vid::UNTAGGED);
+        assert_eq!(switch.leave(TAP, inside, beyond), Err(NoPort));
+        assert!(switch.ports().eq([TAP, PEER_1, PEER_2]));
+        assert_eq!(switch.refusals(beyond).count(), 0);
+    }
+
+    #[test]
+    fn a_bridge_behind_a_port_is_welcome_ignored_or_shut_out() {
+        let bpdu = frame(
+            [0x01, 0x80, 0xc2, 0, 0, 0],
+            station(1),
+            &[0, 38, 0x42, 0x42, 3],
+        );
+        let data = frame([0xff; 6], station(2), &[8, 6]);
+        let (pass, drop, guard) = (BpduPolicy::Pass, BpduPolicy::Drop, BpduPolicy::Guard);
+        for (bpdus, frame, at_s, verdict, blocked_after) in [
+            (pass, &bpdu, &[0, 1][..], Ok(Flood), false),
+            (drop, &bpdu, &[0, 1], Err(BpduRefused), false),
+            (drop, &data, &[0, 1], Ok(Flood), false),
+            (guard, &data, &[0], Ok(Flood), false),
+            (guard, &bpdu, &[100], Err(BpduGuard), true),
+            (guard, &data, &[100, 129], Err(PortBlocked), true),
+            (guard, &data, &[130, 131], Ok(Flood), false),
+        ] {
+            let switch = switch([(); 3].map(|()| PortConfig {
+                bpdus,
+                ..PortConfig::default()
+            }));
+            if bpdus == guard && at_s.len() == 2 {
+                assert_eq!(at(&switch, TAP, &bpdu, 100), Err(BpduGuard));
+            }
+            for &at_s in at_s {
+                let seen = at(&switch, TAP, frame, at_s);
+                assert_eq!(seen, verdict, "{bpdus:?} at {at_s}");
+                assert_eq!(
+                    switch.blocks(TAP).by_bpdu,
+                    blocked_after,
+                    "{bpdus:?}, {at_s}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_silent_port_opens_by_the_clock() {
+        let guarded = PortConfig {
+            bpdus: BpduPolicy::Guard,
+            ..PortConfig::default()
+        };
+        let switch = switch([guarded.clone(), guarded.clone(), guarded]);
+        let start_s = u32::MAX - 10; // the clock wraps under way
+        let now = |after_s: u32| Now {
+            seconds: start_s.wrapping_add(after_s),
+            micros: 0,
+        };
+        let bpdu = frame([0x01, 0x80, 0xc2, 0, 0, 0], station(1), &[0, 38]);
+        assert_eq!(switch.forward(TAP, &bpdu, 1, now(0)), Err(BpduGuard));
+        for (after_s, blocked) in [(0, true), (29, true), (30, false)] {
+            switch.poll(now(after_s));
+            assert_eq!(switch.blocks(TAP).by_bpdu, blocked, "{after_s}");
+        }
+    }
+
+    #[test]
+    fn a_port_floods_no_more_than_its_limits() {
+        let limits = FloodLimits {
+            broadcast: 1,
+            multicast: 2,
+            unknown: 3,
+        };
+        let limited = PortConfig {
+            limits,
+            ..PortConfig::default()
+        };
+        let open = PortConfig {
+            limits: FloodLimits::OFF,
+            ..PortConfig::default()
+        };
+        let multicast = [1, 0, 0x5e, 0, 0, 0xfb];
+        for (dst, reason) in [
+            ([0xff; 6], BroadcastLimited),
+            (multicast, MulticastLimited),
+            (station(NOWHERE), UnknownLimited),
+        ] {
+            let switch = switch([limited.clone(), open.clone(), PortConfig::default()]);
+            let frame = frame(dst, station(1), &[8, 0]);
+            let send = |port, segments| {
+                let decision = switch.forward(port, &frame, segments, Now::default());
+                decision.map(|_| ())
+            };
+            assert_eq!(send(TAP, 63), Ok(()), "{reason:?}");
+            assert_eq!(send(TAP, 2), Err(reason), "a super-frame that does not fit");
+            assert_eq!(send(TAP, 1), Ok(()), "{reason:?}: the last of the burst");
+            assert_eq!(send(TAP, 1), Err(reason));
+            assert_eq!(send(PEER_1, 1_000_000), Ok(()), "{reason:?}: no limit");
+            assert_eq!(send(PEER_2, 64), Ok(()), "{reason:?}: another's limit");
+            let counted: Vec<_> = switch.refusals(TAP).collect();
+            assert_eq!(
+                counted,
+                [(reason, 3)],
+                "a super-frame counts as its segments"
+            );
+            assert_eq!(switch.refusals(PEER_2).count(), 0);
+        }
+    }
+
+    #[test]
+    fn a_known_station_is_reached_without_limit() {
+        let switch = populated(true);
+        let frame = frame(station(ON_PEER_1), station(ON_TAP), &[8, 0]);
+        for _ in 0..100_000 {
+            assert_eq!(at(&switch, TAP, &frame, 0), Ok(Port(PEER_1)));
+        }
+    }
+
+    #[test]
+    fn a_guarded_port_takes_no_address_from_another() {
+        let guarded = PortConfig {
+            spoof_guard: true,
+            ..PortConfig::default()
+        };
+        let switch = switch([PortConfig::default(), guarded, PortConfig::default()]);
+        let wall = MacAddr(station(9));
+        let fdb = switch.fdb();
+        fdb.insert(Vid::UNTAGGED, wall, TAP, Origin::Static, 0)
+            .unwrap();
+        for (src, port, at_s, verdict) in [
+            (1, TAP, 0, Ok(Flood)),
+            (1, PEER_1, 1, Err(SourceSpoofed)),
+            (2, PEER_1, 1, Ok(Flood)),
+            (2, PEER_2, 2, Ok(Flood)), // only the guarded port refuses
+            (2, PEER_1, 3, Err(SourceSpoofed)),
+            (9, PEER_1, 3, Err(SourceSpoofed)),
+            (9, PEER_2, 3, Ok(Flood)), // assigned elsewhere, which is no reason without a guard
+            (1, PEER_1, 300, Ok(Flood)), // silent for so long that it may have moved
+        ] {
+            let frame = frame([0xff; 6], station(src), &[8, 6]);
+            assert_eq!(
+                at(&switch, port, &frame, at_s),
+                verdict,
+                "{src}, {port:?}, {at_s}"
+            );
+            let home = fdb.lookup(Vid::UNTAGGED, MacAddr(station(src)), at_s);
+            let stays = verdict.is_err() || src == 9;
+            assert_eq!(home == Some(port), !stays, "{src}, {port:?}, {at_s}");
+        }
+    }
+
+    #[test]
+    fn only_allowed_sources_may_send_and_others_teach_nothing() {
+        let allowed = PortConfig {
+            allowed_sources: Some(Sources::new(vec![MacAddr(station(1))]).unwrap()),
+            ..PortConfig::default()
+        };
+        let switch = switch([allowed, PortConfig::default(), PortConfig::default()]);
+        for (src, port, verdict) in [
+            (1, TAP, Ok(Flood)),
+            (2, TAP, Err(SourceNotAllowed)),
+            (3, PEER_1, Ok(Flood)),
+        ] {
+            let frame = frame([0xff; 6], station(src), &[8, 6]);
+            assert_eq!(at(&switch, port, &frame, 0), verdict, "{src} from {port:?}");
+            let home = switch.fdb().lookup(Vid::UNTAGGED, MacAddr(station(src)), 0);
+            assert_eq!(home, verdict.is_ok().then_some(port), "{src}");
+        }
+    }
+
+    #[test]
+    fn own_probes_come_home_and_those_of_others_pass() {
+        let own = MacAddr(station(1));
+        for (hub, ingress, src, egress, kind) in [
+            (true, PEER_1, own.0, Egress::Nowhere, Kind::OwnProbe),
+            (false, TAP, own.0, Egress::Nowhere, Kind::OwnProbe),
+            (true, PEER_1, station(2), Flood, Kind::Data),
+            (false, PEER_1, station(2), Port(TAP), Kind::Data),
+            (false, TAP, station(2), Flood, Kind::Data),
+        ] {
+            let config = SwitchConfig {
+                hub,
+                own_probe_mac: Some(own),
+                ..SwitchConfig::with_ports(3)
+            };
+            let switch = Switch::new(config, [0, 0]);
+            let send = || switch.forward(ingress, &probe(src), 1, Now::default());
+            let decision = send().unwrap();
+            assert_eq!(
+                (decision.egress, decision.kind),
+                (egress, kind),
+                "{src:?}, {ingress:?}"
+            );
+            assert_eq!(switch.fdb().entries(0).count(), 0, "nothing is learned");
+            let passed = 1 + (0..1000).take_while(|_| send().is_ok()).count();
+            assert_eq!(passed, 64, "there are fewer nodes than that");
+            assert_eq!(send(), Err(ProbeLimited));
+        }
+        let unknown = at(&populated(false), TAP, &probe(own.0), 0);
+        assert_eq!(
+            unknown,
+            Ok(Flood),
+            "a node without probes knows none as its own"
+        );
+    }
+
+    #[test]
+    fn names_of_reasons_are_unique_and_for_machines() {
+        let mut names: Vec<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        for name in &names {
+            let is_kebab = name
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+            assert!(is_kebab, "{name}");
+        }
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), DropReason::ALL.len());
+    }
+
+    const PUSH_10: TagEdit = TagEdit::Push {
+        tpid: Tpid::Customer,
+        tci: 10,
+    };
+
+    fn switch(ports: [PortConfig; 3]) -> Switch {
+        let config = SwitchConfig {
+            ports: ports.into(),
+            hub: true,
+            ..SwitchConfig::default()
+        };
+        Switch::new(config, [3, 4])
+    }
+
+    fn probe(src: [u8; 6]) -> Vec<u8> {
+        frame(PROBE_GROUP.0, src, &[0x88, 0xb6])
     }
 
     fn populated(hub: bool) -> Switch {
