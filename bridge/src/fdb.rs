@@ -9,19 +9,29 @@
 //! in this VLAN, was learned (or to which it was assigned), no matter what other threads do. The
 //! rest may be approximate for a moment, and each place says why that is harmless.
 //!
+//! A station lives in one place. An address that moves more than 5 times in 10 seconds is in a loop,
+//! or two stations have it: it goes back to where it was before, and stays there for a minute. What
+//! is seen of it elsewhere is not learned meanwhile.
+//!
 //! Called by [`Switch`](crate::Switch) for each frame, and by the control thread for the rest.
 
 mod bucket;
+mod entry;
 mod hash;
+mod moves;
+mod notes;
 
 use alloc::boxed::Box;
-use core::error::Error;
-use core::fmt;
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicI32, AtomicU64};
 
 use self::bucket::{Bucket, Key, State, Value, WAYS};
+pub use self::entry::{Entry, FdbCounters, InsertError, Learning, Origin};
 use self::hash::siphash13;
+pub use self::moves::Move;
+use self::moves::MoveLog;
+use self::notes::{Notes, Step};
 use crate::forward::SwitchConfig;
 use crate::mac::MacAddr;
 use crate::port::PortId;
@@ -31,6 +41,9 @@ use crate::vlan::Vid;
 #[derive(Debug)]
 pub struct Fdb {
     buckets: Box<[Bucket]>,
+    /// For each bucket; apart, as frames of stations that stay in place have no use for them.
+    notes: Box<[Notes]>,
+    log: MoveLog,
     hash_key: [u64; 2],
     ageing_s: u32,
     max_per_port: usize,
@@ -39,6 +52,7 @@ pub struct Fdb {
     learned_on: Box<[AtomicI32]>,
     learned: AtomicU64,
     moved: AtomicU64,
+    dampened: AtomicU64,
     limited: AtomicU64,
     full: AtomicU64,
 }
@@ -56,12 +70,15 @@ impl Fdb {
         let buckets = capacity.div_ceil(WAYS).next_power_of_two();
         Self {
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
+            notes: (0..buckets).map(|_| Notes::default()).collect(),
+            log: MoveLog::default(),
             hash_key,
             ageing_s: config.ageing_s,
             max_per_port: config.max_per_port,
             learned_on: (0..=u16::MAX).map(|_| AtomicI32::new(0)).collect(),
             learned: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            dampened: AtomicU64::new(0),
             limited: AtomicU64::new(0),
             full: AtomicU64::new(0),
         }
@@ -74,30 +91,41 @@ impl Fdb {
         (!self.is_expired(held, now_s)).then_some(held.port)
     }
 
+    /// What is known of the address.
+    pub fn find(&self, vid: Vid, mac: MacAddr, now_s: u32) -> Option<Entry> {
+        let key = Key::new(vid, mac);
+        let (slot, held) = self.bucket(key).find(key)?;
+        if self.is_expired(held, now_s) {
+            return None;
+        }
+        entry(key, held, self.notes(key), slot, now_s)
+    }
+
     /// Notes that a frame with this source came in by `port`.
     pub fn learn(&self, vid: Vid, mac: MacAddr, port: PortId, now_s: u32) -> Learning {
-        let key = Key::new(vid, mac);
-        let bucket = self.bucket(key);
-        let learning = match bucket.find(key) {
-            Some((slot, held)) => self.refresh(bucket, slot, held, port, now_s),
-            None => self.add(bucket, key, port, now_s),
-        };
-        self.count(learning);
-        learning
+        self.note(Key::new(vid, mac), port, now_s, true)
     }
 
     /// The same on a port that guards against forged sources: an address that lives behind another
     /// port stays there, until it ages.
     pub fn learn_in_place(&self, vid: Vid, mac: MacAddr, port: PortId, now_s: u32) -> Learning {
-        let key = Key::new(vid, mac);
-        match self.bucket(key).find(key) {
-            Some((_, held)) if held.port != port && !self.is_expired(held, now_s) => {
-                Learning::Elsewhere { on: held.port }
+        self.note(Key::new(vid, mac), port, now_s, false)
+    }
+
+    fn note(&self, key: Key, port: PortId, now_s: u32, may_move: bool) -> Learning {
+        let bucket = self.bucket(key);
+        let learning = match bucket.find(key) {
+            Some((slot, held)) if held.port == port => self.refresh(key, slot, held, now_s),
+            Some((slot, held)) if self.is_expired(held, now_s) => {
+                self.renew(key, slot, held, port, now_s)
             }
-            // Should another thread learn the address elsewhere just now, then this one moves it
-            // once, and the next frame finds it in its place.
-            _ => self.learn(vid, mac, port, now_s),
-        }
+            Some((_, held)) if !may_move => Learning::Elsewhere { on: held.port },
+            Some((_, held)) if held.state == State::Held(Origin::Static) => Learning::Pinned,
+            Some((slot, held)) => self.relocate(key, slot, held, port, now_s),
+            None => self.add(bucket, key, port, now_s),
+        };
+        self.count(learning);
+        learning
     }
 
     /// Assigns the address to `port`, on behalf of the configuration or of a controller.
@@ -115,12 +143,62 @@ impl Fdb {
         origin: Origin,
         now_s: u32,
     ) -> Result<(), InsertError> {
-        let key = Key::new(vid, mac);
         let wanted = Assignment {
             port,
             origin,
+            sequence: None,
             now_s,
         };
+        self.assign(Key::new(vid, mac), wanted)
+    }
+
+    /// Assigns the address to `port`, as a controller advertises it under this number: of two
+    /// advertisements the one with the higher number is the later (RFC 7432, section 15).
+    ///
+    /// The number is remembered when a frame moves the address here; the controller then advertises it
+    /// for this node under the next one, and what it said before does not return.
+    ///
+    /// One thread must do this for any one address, or either number may stay.
+    ///
+    /// # Errors
+    /// If a later number is known, the place belongs to assigned addresses, or this address to the
+    /// configuration.
+    pub fn advertise(
+        &self,
+        vid: Vid,
+        mac: MacAddr,
+        port: PortId,
+        sequence: u32,
+        now_s: u32,
+    ) -> Result<(), InsertError> {
+        let wanted = Assignment {
+            port,
+            origin: Origin::Controller,
+            sequence: Some(sequence),
+            now_s,
+        };
+        self.assign(Key::new(vid, mac), wanted)
+    }
+
+    /// Takes back what a controller advertised under this number or an earlier one, and says whether
+    /// that still stood. What a frame has moved since then stays.
+    pub fn withdraw(&self, vid: Vid, mac: MacAddr, sequence: u32) -> bool {
+        let key = Key::new(vid, mac);
+        let (bucket, notes) = (self.bucket(key), self.notes(key));
+        while let Some((slot, held)) = bucket.find(key) {
+            let known = notes.sequence(slot, held);
+            let stands = held.state == State::Held(Origin::Controller);
+            if !stands || known.is_none_or(|known| known > sequence) {
+                return false;
+            }
+            if self.replace(bucket, slot, held, held.vacated()) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn assign(&self, key: Key, wanted: Assignment) -> Result<(), InsertError> {
         loop {
             // Another thread was quicker, which takes a new second or a new port each time: a second
             // round is rare and a third unheard of. The data threads do not wait for this one.
@@ -141,23 +219,45 @@ impl Fdb {
         known
     }
 
-    /// Forgets what was learned on `port`; assigned addresses stay until whoever assigned them
-    /// removes them.
+    /// Forgets what was learned on `port` and says how much that was; assigned addresses stay until
+    /// whoever assigned them removes them.
     ///
     /// A frame of that port which another thread has in hand may be learned right after. That is
     /// true, if late, and it ages.
-    pub fn forget_port(&self, port: PortId) {
+    pub fn forget_port(&self, port: PortId) -> usize {
+        // First, so that no dampened address is sent home to a port that has just been emptied.
+        for notes in &self.notes {
+            notes.forget_first(port);
+        }
+        self.forget(|_, held| held.port == port)
+    }
+
+    /// Forgets what was learned in this VLAN and says how much that was.
+    pub fn forget_vlan(&self, vid: Vid) -> usize {
+        self.forget(|key, _| key.vid() == vid)
+    }
+
+    /// Forgets all that was learned and says how much that was.
+    pub fn forget_learned(&self) -> usize {
+        self.forget(|_, _| true)
+    }
+
+    fn forget(&self, is_meant: impl Fn(Key, Value) -> bool) -> usize {
+        let mut forgotten = 0;
         for bucket in &self.buckets {
             for slot in 0..WAYS {
-                let mut held = bucket.value(slot);
-                while held.is_learned() && held.port == port {
-                    if self.replace(bucket, slot, held, held.vacated()) {
+                while let Some((key, held)) = bucket.held(slot) {
+                    if !held.is_learned() || !is_meant(key, held) {
                         break;
                     }
-                    held = bucket.value(slot);
+                    if self.replace(bucket, slot, held, held.vacated()) {
+                        forgotten += 1;
+                        break;
+                    }
                 }
             }
         }
+        forgotten
     }
 
     /// Every address that is known at `now_s`, in no particular order.
@@ -165,23 +265,19 @@ impl Fdb {
     /// Each entry was true when it was read. The list as a whole is no snapshot: the data threads go
     /// on while it is made.
     pub fn entries(&self, now_s: u32) -> impl Iterator<Item = Entry> + '_ {
-        self.buckets
-            .iter()
-            .flat_map(|bucket| (0..WAYS).filter_map(|slot| bucket.held(slot)))
-            .filter(move |&(_, held)| !self.is_expired(held, now_s))
-            .filter_map(move |(key, held)| {
-                let State::Held(origin) = held.state else {
-                    return None;
-                };
-                let age_s = age_s(held, now_s);
-                Some(Entry {
-                    vid: key.vid(),
-                    mac: key.mac(),
-                    port: held.port,
-                    age_s,
-                    origin,
-                })
-            })
+        let slots = self.buckets.iter().zip(&self.notes).flat_map(|pair| {
+            (0..WAYS).filter_map(move |slot| Some((pair.1, slot, pair.0.held(slot)?)))
+        });
+        slots
+            .filter(move |&(_, _, (_, held))| !self.is_expired(held, now_s))
+            .filter_map(move |(notes, slot, (key, held))| entry(key, held, notes, slot, now_s))
+    }
+
+    /// The last 32 moves of addresses from port to port, the oldest first.
+    ///
+    /// While many addresses move at once some are missing, and those that are listed are true.
+    pub fn last_moves(&self) -> Vec<Move> {
+        self.log.read()
     }
 
     /// How often learning did something worth counting.
@@ -189,46 +285,70 @@ impl Fdb {
         FdbCounters {
             learned: self.learned.load(Relaxed),
             moved: self.moved.load(Relaxed),
+            dampened: self.dampened.load(Relaxed),
             limited: self.limited.load(Relaxed),
             full: self.full.load(Relaxed),
         }
     }
 
-    fn refresh(
-        &self,
-        bucket: &Bucket,
-        slot: usize,
-        held: Value,
-        port: PortId,
-        now_s: u32,
-    ) -> Learning {
-        let moves = held.port != port;
-        match held.state {
-            State::Held(Origin::Static) if moves => return Learning::Pinned,
-            State::Held(Origin::Static | Origin::Controller) if !moves => return Learning::Known,
-            _ => {}
-        }
+    /// The address is where it was.
+    fn refresh(&self, key: Key, slot: usize, held: Value, now_s: u32) -> Learning {
         // Most frames end here, and leave the line to the readers: an entry is written once a second
         // at most. A thread whose clock is behind must not turn an entry back, or two threads would
         // write it in turns.
-        if !moves && !is_later(now_s, held.seen_s) {
+        if !held.is_learned() || !is_later(now_s, held.seen_s) {
             return Learning::Known;
         }
-        let refreshed = Value {
-            state: State::Held(Origin::Learned),
-            port,
-            seen_s: latest(now_s, held.seen_s),
-            ..held
-        };
-        if !self.replace(bucket, slot, held, refreshed) {
+        if self.is_expired(held, now_s) {
+            return self.renew(key, slot, held, held.port, now_s);
+        }
+        let refreshed = held.learned_on(held.port, now_s);
+        if self.replace(self.bucket(key), slot, held, refreshed) {
+            Learning::Known
+        } else {
+            Learning::Raced
+        }
+    }
+
+    /// The address was forgotten, but for its entry.
+    fn renew(&self, key: Key, slot: usize, held: Value, port: PortId, now_s: u32) -> Learning {
+        let renewed = held.learned_on(port, now_s);
+        if !self.replace(self.bucket(key), slot, held, renewed) {
             return Learning::Raced;
         }
-        if self.is_expired(held, now_s) {
-            Learning::New
-        } else if moves {
-            Learning::Moved { from: held.port }
-        } else {
-            Learning::Known
+        // Should a controller advertise the address at this moment, the number may be lost with the
+        // old notes, and an older advertisement is then not known for one.
+        self.notes(key).reset(slot);
+        Learning::New
+    }
+
+    /// The address has left its port for `port`, if it may.
+    fn relocate(&self, key: Key, slot: usize, held: Value, port: PortId, now_s: u32) -> Learning {
+        let (bucket, notes) = (self.bucket(key), self.notes(key));
+        let before = notes.history(slot);
+        match before.step(held, now_s) {
+            Step::Stay => Learning::Dampened,
+            Step::Move(history) => {
+                if !self.replace(bucket, slot, held, held.learned_on(port, now_s)) {
+                    return Learning::Raced;
+                }
+                // Another thread may have counted a move of its own meanwhile. Then this one counts
+                // for nothing.
+                notes.replace_history(slot, before, history);
+                self.log.push(key, held.port, port, now_s);
+                Learning::Moved { from: held.port }
+            }
+            Step::Dampen(history) => {
+                // The note first: of the threads that find one move too many, one counts it. Should
+                // the entry change before it is sent home, it stays where it is, which is as good.
+                if !notes.replace_history(slot, before, history) {
+                    return Learning::Raced;
+                }
+                let _ = self.replace(bucket, slot, held, held.learned_on(history.first(), now_s));
+                self.log.push(key, held.port, port, now_s);
+                self.dampened.fetch_add(1, Relaxed);
+                Learning::Dampened
+            }
         }
     }
 
@@ -252,6 +372,7 @@ impl Fdb {
         let learned = Assignment {
             port,
             origin: Origin::Learned,
+            sequence: None,
             now_s,
         };
         if self.fill(bucket, slot, free, key, learned) {
@@ -268,7 +389,20 @@ impl Fdb {
             Some((_, held)) if held.state == State::Held(Origin::Static) && !wanted.is_static() => {
                 return Some(Err(InsertError::Static));
             }
-            Some((slot, held)) => self.replace(bucket, slot, held, wanted.value(held.generation)),
+            Some((slot, held)) => {
+                let known = self.notes(key).sequence(slot, held);
+                let known = known.filter(|_| !self.is_expired(held, wanted.now_s));
+                if let Some(error) = wanted.outdated_by(known, held.port) {
+                    return Some(Err(error));
+                }
+                let new = wanted.value(held.generation);
+                let done = self.replace(bucket, slot, held, new);
+                if done {
+                    self.notes(key).reset(slot);
+                    self.notes(key).set_sequence(slot, new, wanted.sequence);
+                }
+                done
+            }
             None => {
                 let Some((slot, victim)) = self.weakest(bucket, wanted.now_s) else {
                     return Some(Err(InsertError::Full));
@@ -302,6 +436,12 @@ impl Fdb {
             return false;
         }
         let value = wanted.value(claimed.generation);
+        let notes = self.notes(key);
+        // Old notes are of another generation, until that returns after 8192 claims.
+        notes.reset(slot);
+        if wanted.sequence.is_some() {
+            notes.set_sequence(slot, value, wanted.sequence);
+        }
         // Counted before it is shown: whoever takes it away again must find it counted.
         self.account(claimed, value);
         bucket.publish(slot, key, value);
@@ -357,8 +497,15 @@ impl Fdb {
     }
 
     fn bucket(&self, key: Key) -> &Bucket {
-        let hash = siphash13(self.hash_key, key.bits()) as usize;
-        &self.buckets[hash & (self.buckets.len() - 1)]
+        &self.buckets[self.place(key)]
+    }
+
+    fn notes(&self, key: Key) -> &Notes {
+        &self.notes[self.place(key)]
+    }
+
+    fn place(&self, key: Key) -> usize {
+        siphash13(self.hash_key, key.bits()) as usize & (self.buckets.len() - 1)
     }
 
     fn count(&self, learning: Learning) {
@@ -367,113 +514,36 @@ impl Fdb {
             Learning::Moved { .. } => &self.moved,
             Learning::Limited => &self.limited,
             Learning::Full => &self.full,
-            Learning::Known | Learning::Pinned | Learning::Elsewhere { .. } | Learning::Raced => {
-                return;
-            }
+            Learning::Known
+            | Learning::Pinned
+            | Learning::Elsewhere { .. }
+            | Learning::Dampened
+            | Learning::Raced => return,
         };
         counter.fetch_add(1, Relaxed);
     }
 }
-
-/// Who put an address into the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Origin {
-    /// The configuration: neither ages nor moves.
-    Static,
-    /// A frame: ages, and moves with its station.
-    Learned,
-    /// A control plane: does not age, but a frame from another port takes it over, for then the
-    /// station has moved here and it is for the controller to tell the others.
-    Controller,
-}
-
-/// An address in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// VLAN.
-    pub vid: Vid,
-    /// Address.
-    pub mac: MacAddr,
-    /// Where it lives.
-    pub port: PortId,
-    /// Seconds since it was last seen, or assigned.
-    pub age_s: u32,
-    /// Who put it there.
-    pub origin: Origin,
-}
-
-/// What became of an address that was to be learned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Learning {
-    /// It was not known, or no longer.
-    New,
-    /// It was known on this port.
-    Known,
-    /// It was known on another port.
-    Moved {
-        /// The port it left.
-        from: PortId,
-    },
-    /// The configuration has it on another port, where it stays.
-    Pinned,
-    /// It lives on another port, and the one it came by guards against that.
-    Elsewhere {
-        /// Where it lives.
-        on: PortId,
-    },
-    /// The port has as many addresses as it may.
-    Limited,
-    /// The bucket has no place left.
-    Full,
-    /// Another thread changed the entry at this moment; the next frame tries again.
-    Raced,
-}
-
-/// What the table has counted since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FdbCounters {
-    /// Addresses learned that were not known.
-    pub learned: u64,
-    /// Addresses that turned up on another port.
-    pub moved: u64,
-    /// Frames whose source was not learned: local limit, too many addresses on the port.
-    pub limited: u64,
-    /// Frames whose source was not learned: local limit, no place in the bucket.
-    pub full: u64,
-}
-
-/// Why an address cannot be assigned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum InsertError {
-    /// All its places are taken by assigned addresses.
-    Full,
-    /// The configuration assigns it, and outranks everyone.
-    Static,
-}
-
-impl fmt::Display for InsertError {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Self::Full => "every place for this address is taken by another assigned address",
-            Self::Static => "the configuration assigns this address",
-        })
-    }
-}
-
-impl Error for InsertError {}
 
 /// Where an address shall live, and on whose word.
 #[derive(Clone, Copy)]
 struct Assignment {
     port: PortId,
     origin: Origin,
+    sequence: Option<u32>,
     now_s: u32,
 }
 
 impl Assignment {
     fn is_static(self) -> bool {
         self.origin == Origin::Static
+    }
+
+    /// What is wrong with it, if the address was last advertised under number `known` and is now on
+    /// port `on`.
+    fn outdated_by(self, known: Option<u32>, on: PortId) -> Option<InsertError> {
+        let (known, wanted) = (known?, self.sequence?);
+        let is_later = wanted > known || (wanted == known && self.port == on);
+        (!is_later).then_some(InsertError::Outdated { known })
     }
 
     fn value(self, generation: u16) -> Value {
@@ -487,24 +557,36 @@ impl Assignment {
     }
 }
 
+/// What a slot and the notes on it tell; nothing if the slot holds no address.
+fn entry(key: Key, held: Value, notes: &Notes, slot: usize, now_s: u32) -> Option<Entry> {
+    let State::Held(origin) = held.state else {
+        return None;
+    };
+    Some(Entry {
+        vid: key.vid(),
+        mac: key.mac(),
+        port: held.port,
+        age_s: age_s(held, now_s),
+        origin,
+        sequence: notes.sequence(slot, held),
+        dampened: notes.history(slot).is_dampened(held, now_s),
+    })
+}
+
 /// Whether `now_s` is after `seen_s` on a clock that wraps: at most half a turn, 68 years, ahead.
 fn is_later(now_s: u32, seen_s: u32) -> bool {
     now_s.wrapping_sub(seen_s).cast_signed() > 0
 }
 
-fn latest(now_s: u32, seen_s: u32) -> u32 {
-    if is_later(now_s, seen_s) {
-        now_s
-    } else {
-        seen_s
-    }
+fn age_s(value: Value, now_s: u32) -> u32 {
+    elapsed_s(value.seen_s, now_s)
 }
 
-/// Zero if `now_s` is the earlier of the two: a thread whose clock is a little behind sees an entry
+/// Zero if `now_s` is the earlier of the two: a thread whose clock is a little behind sees what comes
 /// from its future, which is as fresh as can be.
-fn age_s(value: Value, now_s: u32) -> u32 {
-    if is_later(now_s, value.seen_s) {
-        now_s.wrapping_sub(value.seen_s)
+fn elapsed_s(since_s: u32, now_s: u32) -> u32 {
+    if is_later(now_s, since_s) {
+        now_s.wrapping_sub(since_s)
     } else {
         0
     }
@@ -514,11 +596,12 @@ fn age_s(value: Value, now_s: u32) -> u32 {
 mod tests {
     use std::vec::Vec;
 
-    use super::Learning::{Full, Known, Limited, Moved, New, Pinned};
+    use super::Learning::{Dampened, Elsewhere, Full, Known, Limited, Moved, New, Pinned};
     use super::*;
 
     const P1: PortId = PortId(1);
     const P2: PortId = PortId(2);
+    const P3: PortId = PortId(3);
 
     #[test]
     fn learns_refreshes_moves_and_ages() {
@@ -604,7 +687,7 @@ mod tests {
                 learned: 9,
                 moved: 1,
                 full: 1,
-                limited: 0
+                ..Default::default()
             }
         );
     }
@@ -721,6 +804,8 @@ mod tests {
             port: P1,
             age_s: 95,
             origin: Origin::Learned,
+            sequence: None,
+            dampened: false,
         };
         let assigned = Entry {
             vid,
@@ -728,8 +813,221 @@ mod tests {
             port: P2,
             age_s: 105,
             origin: Origin::Static,
+            sequence: None,
+            dampened: false,
         };
         assert_eq!(entries, [learned, assigned]);
+    }
+
+    #[test]
+    fn an_address_that_moves_too_often_stays_where_it_was_first() {
+        let fdb = one_bucket(100);
+        let start_s = u32::MAX - 5; // the clock wraps under way
+        for (after_s, port, learning, home) in [
+            (0, P1, New, P1),
+            (1, P2, Moved { from: P1 }, P2),
+            (2, P1, Moved { from: P2 }, P1),
+            (3, P3, Moved { from: P1 }, P3),
+            (4, P2, Moved { from: P3 }, P2),
+            (10, P3, Moved { from: P2 }, P3),
+            (10, P2, Dampened, P1), // the sixth: home
+            (11, P3, Dampened, P1),
+            (12, P1, Known, P1),
+            (69, P2, Dampened, P1),
+            (70, P2, Moved { from: P1 }, P2), // the minute is over
+        ] {
+            let now_s = start_s.wrapping_add(after_s);
+            assert_eq!(learn(&fdb, 1, port, now_s), learning, "after {after_s} s");
+            assert_eq!(lookup(&fdb, 1, now_s), Some(home), "after {after_s} s");
+            let dampened = fdb.find(Vid::UNTAGGED, mac(1), now_s).unwrap().dampened;
+            assert_eq!(
+                dampened,
+                (10..70).contains(&after_s) && home == P1,
+                "{after_s}"
+            );
+        }
+        let counters = fdb.counters();
+        assert_eq!((counters.moved, counters.dampened), (6, 1));
+        let learned_on = [P1, P2, P3].map(|port| fdb.learned_on[usize::from(port.0)].load(Relaxed));
+        assert_eq!(learned_on, [0, 1, 0]);
+        let seen: Vec<_> = fdb
+            .last_moves()
+            .iter()
+            .map(|one| (one.from, one.to))
+            .collect();
+        let expected = [
+            (P1, P2),
+            (P2, P1),
+            (P1, P3),
+            (P3, P2),
+            (P2, P3),
+            (P3, P2),
+            (P1, P2),
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn nothing_is_sent_home_to_a_port_that_is_gone() {
+        let fdb = one_bucket(100);
+        for port in [P1, P2] {
+            learn(&fdb, 1, port, 0);
+        }
+        assert_eq!(fdb.forget_port(P1), 0, "it has moved on");
+        for at in 0..20 {
+            learn(&fdb, 1, [P3, P2][at % 2], 1);
+            assert_ne!(lookup(&fdb, 1, 1), Some(P1), "{at}");
+        }
+        assert_eq!(fdb.counters().dampened, 1);
+    }
+
+    #[test]
+    fn an_address_in_its_place_is_not_moved_by_a_guarded_port() {
+        let fdb = one_bucket(100);
+        insert(&fdb, 2, P1, Origin::Static).unwrap();
+        insert(&fdb, 3, P1, Origin::Controller).unwrap();
+        for (name, port, at_s, learning) in [
+            (1, P1, 0, New),
+            (1, P1, 1, Known),
+            (1, P2, 2, Elsewhere { on: P1 }),
+            (1, P2, 100, Elsewhere { on: P1 }),
+            (1, P2, 101, New), // forgotten by then
+            (2, P2, 0, Elsewhere { on: P1 }),
+            (3, P2, 0, Elsewhere { on: P1 }),
+        ] {
+            let seen = fdb.learn_in_place(Vid::UNTAGGED, mac(name), port, at_s);
+            assert_eq!(seen, learning, "{name} on {port:?} at {at_s}");
+        }
+    }
+
+    #[test]
+    fn the_higher_number_wins() {
+        let fdb = one_bucket(100);
+        for (port, sequence, result, home) in [
+            (P1, 5, Ok(()), P1),
+            (P2, 4, Err(InsertError::Outdated { known: 5 }), P1),
+            (P2, 5, Err(InsertError::Outdated { known: 5 }), P1),
+            (P1, 5, Ok(()), P1), // said again
+            (P2, 6, Ok(()), P2),
+            (P1, u32::MAX, Ok(()), P1),
+        ] {
+            let advertised = fdb.advertise(Vid::UNTAGGED, mac(1), port, sequence, 0);
+            assert_eq!(advertised, result, "{sequence} for {port:?}");
+            assert_eq!(lookup(&fdb, 1, 0), Some(home), "{sequence} for {port:?}");
+        }
+        let found = fdb.find(Vid::UNTAGGED, mac(1), 0).unwrap();
+        assert_eq!(
+            (found.sequence, found.origin),
+            (Some(u32::MAX), Origin::Controller)
+        );
+        insert(&fdb, 1, P2, Origin::Controller).unwrap();
+        assert_eq!(fdb.find(Vid::UNTAGGED, mac(1), 0).unwrap().sequence, None);
+        insert(&fdb, 1, P2, Origin::Static).unwrap();
+        let overruled = fdb.advertise(Vid::UNTAGGED, mac(1), P1, 9, 0);
+        assert_eq!(overruled, Err(InsertError::Static));
+    }
+
+    #[test]
+    fn a_station_that_moved_here_outlives_what_was_said_before() {
+        for (name, at_s, sequence, advertised, withdrawn) in [
+            (
+                "said again",
+                1,
+                7,
+                Err(InsertError::Outdated { known: 7 }),
+                false,
+            ),
+            ("said later", 1, 8, Ok(()), true),
+            ("forgotten by then", 101, 0, Ok(()), true),
+        ] {
+            let fdb = one_bucket(100);
+            fdb.advertise(Vid::UNTAGGED, mac(1), P1, 7, 0).unwrap();
+            assert_eq!(learn(&fdb, 1, P2, 1), Moved { from: P1 });
+            let found = fdb.find(Vid::UNTAGGED, mac(1), 1).unwrap();
+            assert_eq!((found.origin, found.sequence), (Origin::Learned, Some(7)));
+            assert!(!fdb.withdraw(Vid::UNTAGGED, mac(1), 7), "{name}");
+
+            let result = fdb.advertise(Vid::UNTAGGED, mac(1), P3, sequence, at_s);
+            assert_eq!(result, advertised, "{name}");
+            let now = fdb.withdraw(Vid::UNTAGGED, mac(1), sequence);
+            assert_eq!(now, withdrawn, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_what_was_advertised_till_then_is_withdrawn() {
+        let fdb = one_bucket(100);
+        for (sequence, withdrawn) in [(4, false), (5, true), (5, false)] {
+            if sequence == 4 {
+                fdb.advertise(Vid::UNTAGGED, mac(1), P1, 5, 0).unwrap();
+            }
+            let seen = fdb.withdraw(Vid::UNTAGGED, mac(1), sequence);
+            assert_eq!(seen, withdrawn, "{sequence}");
+        }
+        assert_eq!(lookup(&fdb, 1, 0), None);
+        insert(&fdb, 1, P1, Origin::Static).unwrap();
+        assert!(
+            !fdb.withdraw(Vid::UNTAGGED, mac(1), u32::MAX),
+            "not a controller's"
+        );
+    }
+
+    #[test]
+    fn a_number_belongs_to_one_address_and_not_to_its_place() {
+        let fdb = one_bucket(100);
+        for name in 0..8 {
+            fdb.advertise(Vid::UNTAGGED, mac(name), P1, 9, 0).unwrap();
+            assert!(fdb.remove(Vid::UNTAGGED, mac(name)));
+            assert_eq!(learn(&fdb, name + 10, P2, 0), New);
+            let found = fdb.find(Vid::UNTAGGED, mac(name + 10), 0).unwrap();
+            assert_eq!(found.sequence, None);
+        }
+        learn(&fdb, 10, P2, 90);
+        assert_eq!(learn(&fdb, 20, P2, 100), New, "in the place of another");
+        assert_eq!(
+            fdb.find(Vid::UNTAGGED, mac(20), 100).unwrap().sequence,
+            None
+        );
+    }
+
+    #[test]
+    fn notes_do_not_return_with_the_generation_of_their_slot() {
+        let fdb = one_bucket(100);
+        fdb.advertise(Vid::UNTAGGED, mac(1), P1, 9, 0).unwrap();
+        let generation = fdb.buckets[0].value(0).generation;
+        for _ in 0..8192 {
+            assert!(fdb.remove(Vid::UNTAGGED, mac(1)));
+            assert_eq!(learn(&fdb, 1, P1, 0), New);
+        }
+        assert_eq!(fdb.buckets[0].value(0).generation, generation);
+        assert_eq!(fdb.find(Vid::UNTAGGED, mac(1), 0).unwrap().sequence, None);
+    }
+
+    #[test]
+    fn forgets_by_port_by_vlan_and_all() {
+        let (seven, eight) = (Vid::new(7).unwrap(), Vid::new(8).unwrap());
+        type Forget = fn(&Fdb) -> usize;
+        let cases: [(&str, Forget, &[u8]); 3] = [
+            ("port 1", |fdb| fdb.forget_port(P1), &[2, 4]),
+            (
+                "VLAN 7",
+                |fdb| fdb.forget_vlan(Vid::new(7).unwrap()),
+                &[3, 4],
+            ),
+            ("all", |fdb| fdb.forget_learned(), &[4]),
+        ];
+        for (name, forget, left) in cases {
+            let fdb = one_bucket(100);
+            fdb.learn(seven, mac(1), P1, 0);
+            fdb.learn(seven, mac(2), P2, 0);
+            fdb.learn(eight, mac(3), P1, 0);
+            fdb.insert(seven, mac(4), P1, Origin::Static, 0).unwrap();
+            let forgotten = forget(&fdb);
+            let mut names: Vec<_> = fdb.entries(0).map(|entry| entry.mac.0[5]).collect();
+            names.sort_unstable();
+            assert_eq!(names.len() + forgotten, 4, "{name}");
+            assert_eq!(names, left, "{name}");
+        }
     }
 
     #[test]
@@ -745,6 +1043,7 @@ mod tests {
             let wanted = Assignment {
                 port,
                 origin,
+                sequence: None,
                 now_s: 0,
             };
             assert!(fdb.fill(bucket, slot, bucket.value(slot), key, wanted));

@@ -119,7 +119,7 @@ impl Switch {
             let learning = self
                 .fdb
                 .learn_in_place(vid, header.src, ingress, now.seconds);
-            if let Learning::Pinned | Learning::Elsewhere { .. } = learning {
+            if let Learning::Elsewhere { .. } = learning {
                 return Err(DropReason::SourceSpoofed);
             }
         } else {

@@ -2,18 +2,23 @@
 //! The forwarding database against a `HashMap` that does the same in the obvious way.
 //!
 //! The table has one bucket and there are more addresses than places, so that learning, moving,
-//! ageing and eviction meet all the time. The clock may wrap under way; the model's does not.
+//! dampening, ageing and eviction meet all the time. The clock may wrap under way; the model's does not.
 
 use std::collections::HashMap;
 
-use patchcord_bridge::fdb::{InsertError, Learning, Origin};
+use patchcord_bridge::fdb::{self, InsertError, Learning, Origin};
 use patchcord_bridge::{Fdb, MacAddr, PortId, SwitchConfig, Vid};
 use proptest::prelude::*;
 
 const PLACES: usize = 8;
 const NAMES: u8 = 12;
 const PORTS: u16 = 4;
+const VLANS: u8 = 3;
 const AGEING_S: u64 = 100;
+/// More moves than this in so many seconds, and an address stays for so many.
+const MAX_MOVES: u64 = 5;
+const WINDOW_S: u64 = 10;
+const DAMPENED_S: u64 = 60;
 
 proptest! {
     #[test]
@@ -35,10 +40,29 @@ enum Event {
         name: u8,
         port: PortId,
     },
+    LearnInPlace {
+        name: u8,
+        port: PortId,
+    },
+    /// One frame on each of the ports by turns.
+    Flap {
+        name: u8,
+        ports: [PortId; 2],
+        times: usize,
+    },
     Insert {
         name: u8,
         port: PortId,
         origin: Origin,
+    },
+    Advertise {
+        name: u8,
+        port: PortId,
+        sequence: u32,
+    },
+    Withdraw {
+        name: u8,
+        sequence: u32,
     },
     Remove {
         name: u8,
@@ -46,6 +70,10 @@ enum Event {
     ForgetPort {
         port: PortId,
     },
+    ForgetVlan {
+        vid: Vid,
+    },
+    ForgetLearned,
     Wait {
         seconds: u64,
     },
@@ -64,8 +92,18 @@ fn any_event() -> impl Strategy<Value = Event> {
         20 => (0..NAMES, port()).prop_map(|(name, port)| Event::Learn { name, port }),
         3 => (0..NAMES, port(), origin())
             .prop_map(|(name, port, origin)| Event::Insert { name, port, origin }),
+        4 => (0..NAMES, port()).prop_map(|(name, port)| Event::LearnInPlace { name, port }),
+        4 => (0..NAMES, port(), port(), 2..16usize)
+            .prop_map(|(name, a, b, times)| Event::Flap { name, ports: [a, b], times }),
+        3 => (0..NAMES, port(), 0..4u32)
+            .prop_map(|(name, port, sequence)| Event::Advertise { name, port, sequence }),
+        2 => (0..NAMES, 0..4u32)
+            .prop_map(|(name, sequence)| Event::Withdraw { name, sequence }),
         2 => (0..NAMES).prop_map(|name| Event::Remove { name }),
         1 => port().prop_map(|port| Event::ForgetPort { port }),
+        1 => (0..VLANS).prop_map(|name| Event::ForgetVlan { vid: vid(name) }),
+        1 => Just(Event::ForgetLearned),
+        8 => (0..12u64).prop_map(|seconds| Event::Wait { seconds }),
         8 => (0..60u64).prop_map(|seconds| Event::Wait { seconds }),
     ]
 }
@@ -82,6 +120,67 @@ struct Entry {
     port: PortId,
     seen_s: u64,
     origin: Origin,
+    sequence: Option<u32>,
+    moves: Option<Moves>,
+}
+
+/// How an address moved since `since_s`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Moves {
+    first: PortId,
+    since_s: u64,
+    count: u64,
+}
+
+impl Entry {
+    fn new(port: PortId, origin: Origin, now_s: u64) -> Self {
+        Self {
+            port,
+            seen_s: now_s,
+            origin,
+            sequence: None,
+            moves: None,
+        }
+    }
+
+    fn is_learned(&self) -> bool {
+        self.origin == Origin::Learned
+    }
+
+    fn is_dampened(&self, now_s: u64) -> bool {
+        let dampened = self.moves.filter(|moves| moves.count > MAX_MOVES);
+        dampened.is_some_and(|moves| now_s - moves.since_s < DAMPENED_S)
+    }
+
+    /// The station was seen on another port, where it may move.
+    fn relocate(&mut self, port: PortId, now_s: u64) -> Learning {
+        if self.is_dampened(now_s) {
+            return Learning::Dampened;
+        }
+        let begun = Moves {
+            first: self.port,
+            since_s: now_s,
+            count: 0,
+        };
+        let going_on = self
+            .moves
+            .filter(|moves| moves.count <= MAX_MOVES && now_s - moves.since_s < WINDOW_S);
+        let mut moves = going_on.unwrap_or(begun);
+        moves.count += 1;
+        let from = self.port;
+        let learning = if moves.count > MAX_MOVES {
+            moves.since_s = now_s;
+            self.port = moves.first;
+            Learning::Dampened
+        } else {
+            self.port = port;
+            Learning::Moved { from }
+        };
+        self.moves = Some(moves);
+        self.origin = Origin::Learned;
+        self.seen_s = now_s;
+        learning
+    }
 }
 
 impl Pair {
@@ -99,80 +198,125 @@ impl Pair {
     }
 
     fn handle(&mut self, event: Event) {
+        let now_s = self.now_s;
         match event {
             Event::Learn { name, port } => self.learn(name, port),
-            Event::Insert { name, port, origin } => self.insert(name, port, origin),
+            Event::LearnInPlace { name, port } => self.learn_in_place(name, port),
+            Event::Flap { name, ports, times } => {
+                for at in 0..times {
+                    self.learn(name, ports[at % 2]);
+                }
+            }
+            Event::Insert { name, port, origin } => {
+                self.assign(name, Entry::new(port, origin, now_s));
+            }
+            Event::Advertise {
+                name,
+                port,
+                sequence,
+            } => {
+                let mut entry = Entry::new(port, Origin::Controller, now_s);
+                entry.sequence = Some(sequence);
+                self.assign(name, entry);
+            }
+            Event::Withdraw { name, sequence } => {
+                let stands = self.model.get(&name).is_some_and(|entry| {
+                    let is_later = entry.sequence.is_none_or(|known| known > sequence);
+                    entry.origin == Origin::Controller && !is_later
+                });
+                assert_eq!(self.fdb.withdraw(vid(name), mac(name), sequence), stands);
+                if stands {
+                    self.model.remove(&name);
+                }
+            }
             Event::Remove { name } => {
                 // The table may still have one that has expired; the model never has.
-                let known = self.fdb.remove(Vid::UNTAGGED, mac(name));
+                let known = self.fdb.remove(vid(name), mac(name));
                 assert!(self.model.remove(&name).is_none() || known);
             }
             Event::ForgetPort { port } => {
-                self.fdb.forget_port(port);
-                self.model
-                    .retain(|_, entry| entry.port != port || entry.origin != Origin::Learned);
+                let forgotten = self.fdb.forget_port(port);
+                self.forget(forgotten, |_, entry| entry.port == port);
+                for entry in self.model.values_mut() {
+                    entry.moves = entry.moves.filter(|moves| moves.first != port);
+                }
+            }
+            Event::ForgetVlan { vid: gone } => {
+                let forgotten = self.fdb.forget_vlan(gone);
+                self.forget(forgotten, |name, _| vid(name) == gone);
+            }
+            Event::ForgetLearned => {
+                let forgotten = self.fdb.forget_learned();
+                self.forget(forgotten, |_, _| true);
             }
             Event::Wait { seconds } => {
                 self.now_s += seconds;
                 let now_s = self.now_s;
-                self.model.retain(|_, entry| {
-                    entry.origin != Origin::Learned || now_s - entry.seen_s < AGEING_S
-                });
+                self.model
+                    .retain(|_, entry| !entry.is_learned() || now_s - entry.seen_s < AGEING_S);
             }
         }
     }
 
-    fn learn(&mut self, name: u8, port: PortId) {
-        let learned = Entry {
-            port,
-            seen_s: self.now_s,
-            origin: Origin::Learned,
-        };
-        let (expected, after) = match self.model.get(&name).copied() {
-            None if self.model.len() == PLACES => (Learning::Full, None),
-            None => (Learning::New, Some(learned)),
-            Some(known) if known.port == port => {
-                let refreshed = if known.origin == Origin::Learned {
-                    learned
-                } else {
-                    known
-                };
-                (Learning::Known, Some(refreshed))
-            }
-            Some(known) if known.origin == Origin::Static => (Learning::Pinned, Some(known)),
-            Some(known) => (Learning::Moved { from: known.port }, Some(learned)),
-        };
-        assert_eq!(
-            self.fdb
-                .learn(Vid::UNTAGGED, mac(name), port, self.clock_s()),
-            expected
-        );
-        self.model.extend(after.map(|entry| (name, entry)));
+    /// The table has forgotten so many, of which the model may have dropped some as they expired.
+    fn forget(&mut self, forgotten: usize, is_meant: impl Fn(u8, &Entry) -> bool) {
+        let before = self.model.len();
+        self.model
+            .retain(|&name, entry| !entry.is_learned() || !is_meant(name, entry));
+        assert!(before - self.model.len() <= forgotten);
     }
 
-    fn insert(&mut self, name: u8, port: PortId, origin: Origin) {
+    fn learn(&mut self, name: u8, port: PortId) {
+        let expected = match self.model.get_mut(&name) {
+            None => self.add(name, port),
+            Some(known) if known.port == port => known_in_place(known, self.now_s),
+            Some(known) if known.origin == Origin::Static => Learning::Pinned,
+            Some(known) => known.relocate(port, self.now_s),
+        };
+        let learning = self.fdb.learn(vid(name), mac(name), port, self.clock_s());
+        assert_eq!(learning, expected);
+    }
+
+    fn learn_in_place(&mut self, name: u8, port: PortId) {
+        let expected = match self.model.get_mut(&name) {
+            None => self.add(name, port),
+            Some(known) if known.port == port => known_in_place(known, self.now_s),
+            Some(known) => Learning::Elsewhere { on: known.port },
+        };
+        let clock_s = self.clock_s();
+        let learning = self.fdb.learn_in_place(vid(name), mac(name), port, clock_s);
+        assert_eq!(learning, expected);
+    }
+
+    fn add(&mut self, name: u8, port: PortId) -> Learning {
+        if self.model.len() == PLACES {
+            return Learning::Full;
+        }
+        let learned = Entry::new(port, Origin::Learned, self.now_s);
+        self.model.insert(name, learned);
+        Learning::New
+    }
+
+    fn assign(&mut self, name: u8, wanted: Entry) {
         let expected = match self.model.get(&name) {
-            Some(known) if known.origin == Origin::Static && origin != Origin::Static => {
+            Some(known) if known.origin == Origin::Static && wanted.origin != Origin::Static => {
                 Err(InsertError::Static)
             }
-            Some(_) => Ok(()),
+            Some(known) => outdated(known, &wanted).map_or(Ok(()), Err),
             None if self.model.len() < PLACES => Ok(()),
             None => self.most_silent().map(drop).ok_or(InsertError::Full),
         };
-        let result = self
-            .fdb
-            .insert(Vid::UNTAGGED, mac(name), port, origin, self.clock_s());
+        let (vid, mac, port) = (vid(name), mac(name), wanted.port);
+        let result = match wanted.sequence {
+            None => self
+                .fdb
+                .insert(vid, mac, port, wanted.origin, self.clock_s()),
+            Some(sequence) => self.fdb.advertise(vid, mac, port, sequence, self.clock_s()),
+        };
         assert_eq!(result, expected);
         if result.is_ok() {
             self.make_room_for(name);
-            self.model.insert(
-                name,
-                Entry {
-                    port,
-                    seen_s: self.now_s,
-                    origin,
-                },
-            );
+            self.model.insert(name, wanted);
         }
     }
 
@@ -195,10 +339,7 @@ impl Pair {
 
     /// When the learned address that has been silent for longest was last seen.
     fn most_silent(&self) -> Option<u64> {
-        let learned = self
-            .model
-            .values()
-            .filter(|entry| entry.origin == Origin::Learned);
+        let learned = self.model.values().filter(|entry| entry.is_learned());
         learned.map(|entry| entry.seen_s).min()
     }
 
@@ -211,23 +352,30 @@ impl Pair {
             .fdb
             .entries(self.clock_s())
             .map(|entry| {
-                (
-                    entry.mac,
-                    (entry.port, u64::from(entry.age_s), entry.origin),
-                )
+                assert_eq!(
+                    self.fdb.find(entry.vid, entry.mac, self.clock_s()),
+                    Some(entry)
+                );
+                (entry.mac.0[5], entry)
             })
             .collect();
         let expected = self.model.iter().map(|(&name, entry)| {
-            (
-                mac(name),
-                (entry.port, self.now_s - entry.seen_s, entry.origin),
-            )
+            let entry = fdb::Entry {
+                vid: vid(name),
+                mac: mac(name),
+                port: entry.port,
+                age_s: (self.now_s - entry.seen_s) as u32,
+                origin: entry.origin,
+                sequence: entry.sequence,
+                dampened: entry.is_dampened(self.now_s),
+            };
+            (name, entry)
         });
         assert_eq!(listed, expected.collect());
     }
 
     fn lookup(&self, name: u8) -> Option<PortId> {
-        self.fdb.lookup(Vid::UNTAGGED, mac(name), self.clock_s())
+        self.fdb.lookup(vid(name), mac(name), self.clock_s())
     }
 
     /// The time as the table is told it.
@@ -238,4 +386,25 @@ impl Pair {
 
 fn mac(name: u8) -> MacAddr {
     MacAddr([2, 0, 0, 0, 0, name])
+}
+
+/// Names share out the VLANs.
+fn vid(name: u8) -> Vid {
+    Vid::new(u16::from(name % VLANS)).expect("a small number")
+}
+
+fn known_in_place(known: &mut Entry, now_s: u64) -> Learning {
+    if known.is_learned() {
+        known.seen_s = now_s;
+    }
+    Learning::Known
+}
+
+fn outdated(known: &Entry, wanted: &Entry) -> Option<InsertError> {
+    let (known_sequence, sequence) = (known.sequence?, wanted.sequence?);
+    let is_old = sequence < known_sequence;
+    let is_elsewhere = sequence == known_sequence && wanted.port != known.port;
+    (is_old || is_elsewhere).then_some(InsertError::Outdated {
+        known: known_sequence,
+    })
 }

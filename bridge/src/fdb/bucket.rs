@@ -25,12 +25,12 @@
 //! while its slot is claimed exactly that often; each time takes an ageing period or a port that
 //! goes down.
 //!
-//! Called by [`Fdb`](super::Fdb) only, which knows what to store; nothing here knows time or limits.
+//! Called by [`Fdb`](super::Fdb) only, which knows what to store; nothing here knows limits.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU64, fence};
 
-use super::Origin;
+use super::{Origin, is_later};
 use crate::mac::MacAddr;
 use crate::port::PortId;
 use crate::vlan::Vid;
@@ -119,6 +119,10 @@ impl Key {
     pub(super) fn bits(self) -> u64 {
         self.0
     }
+
+    pub(super) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
 }
 
 /// What is known about the address in a slot.
@@ -160,6 +164,21 @@ impl Value {
     pub(super) fn vacated(self) -> Self {
         Self {
             state: State::Vacant,
+            ..self
+        }
+    }
+
+    /// The same address, seen on `port`. Its age is never turned back.
+    pub(super) fn learned_on(self, port: PortId, now_s: u32) -> Self {
+        let seen_s = if is_later(now_s, self.seen_s) {
+            now_s
+        } else {
+            self.seen_s
+        };
+        Self {
+            state: State::Held(Origin::Learned),
+            port,
+            seen_s,
             ..self
         }
     }

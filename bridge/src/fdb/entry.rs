@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the forwarding database tells of itself: its entries, and what became of requests.
+
+use core::error::Error;
+use core::fmt;
+
+use crate::mac::MacAddr;
+use crate::port::PortId;
+use crate::vlan::Vid;
+
+/// Who put an address into the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// The configuration: neither ages nor moves.
+    Static,
+    /// A frame: ages, and moves with its station.
+    Learned,
+    /// A control plane: does not age, but a frame from another port takes it over, for then the
+    /// station has moved here and it is for the controller to tell the others, under a higher
+    /// sequence number ([`Entry::sequence`]).
+    Controller,
+}
+
+/// An address in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// VLAN.
+    pub vid: Vid,
+    /// Address.
+    pub mac: MacAddr,
+    /// Where it lives.
+    pub port: PortId,
+    /// Seconds since it was last seen, or assigned.
+    pub age_s: u32,
+    /// Who put it there.
+    pub origin: Origin,
+    /// The number under which a controller last advertised it, even if it has moved since.
+    pub sequence: Option<u32>,
+    /// Whether it has moved too often, and stays for a while.
+    pub dampened: bool,
+}
+
+/// What became of an address that was to be learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learning {
+    /// It was not known, or no longer.
+    New,
+    /// It was known on this port.
+    Known,
+    /// It was known on another port.
+    Moved {
+        /// The port it left.
+        from: PortId,
+    },
+    /// The configuration has it on another port, where it stays.
+    Pinned,
+    /// It lives on another port, and the one it came by guards against that.
+    Elsewhere {
+        /// Where it lives.
+        on: PortId,
+    },
+    /// It has moved too often, and stays where it was before it began to.
+    Dampened,
+    /// The port has as many addresses as it may.
+    Limited,
+    /// The bucket has no place left.
+    Full,
+    /// Another thread changed the entry at this moment; the next frame tries again.
+    Raced,
+}
+
+/// What the table has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FdbCounters {
+    /// Addresses learned that were not known.
+    pub learned: u64,
+    /// Addresses that turned up on another port.
+    pub moved: u64,
+    /// Addresses that moved too often and were kept from it for a while: a loop, or two stations with
+    /// one address.
+    pub dampened: u64,
+    /// Frames whose source was not learned: local limit, too many addresses on the port.
+    pub limited: u64,
+    /// Frames whose source was not learned: local limit, no place in the bucket.
+    pub full: u64,
+}
+
+/// Why an address cannot be assigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InsertError {
+    /// All its places are taken by assigned addresses.
+    Full,
+    /// The configuration assigns it, and outranks everyone.
+    Static,
+    /// It was advertised under this number, which is higher, or the same for another port.
+    Outdated {
+        /// The number.
+        known: u32,
+    },
+}
+
+impl fmt::Display for InsertError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => {
+                out.write_str("every place for this address is taken by another assigned address")
+            }
+            Self::Static => out.write_str("the configuration assigns this address"),
+            Self::Outdated { known } => {
+                write!(
+                    out,
+                    "this address was advertised under number {known} before"
+                )
+            }
+        }
+    }
+}
+
+impl Error for InsertError {}
