@@ -54,7 +54,7 @@ job_unit() {
 job_test() {
   cargo test --workspace --locked --lib --bins \
     --test api --test conformance --test flow --test examples --test cli --test allocations \
-    --test netsim --test fdb_model --test fdb_threads
+    --test netsim --test fdb_model --test fdb_threads --test switch_model
   cargo test --workspace --locked --doc
 }
 

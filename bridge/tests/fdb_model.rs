@@ -4,8 +4,12 @@
 //! The table has one bucket and there are more addresses than places, so that learning, moving,
 //! dampening, ageing and eviction meet all the time. The clock may wrap under way; the model's does not.
 
+#[path = "model/moves.rs"]
+mod moves;
+
 use std::collections::HashMap;
 
+use moves::Moves;
 use patchcord_bridge::fdb::{self, InsertError, Learning, Origin};
 use patchcord_bridge::{Fdb, MacAddr, PortId, SwitchConfig, Vid};
 use proptest::prelude::*;
@@ -15,11 +19,6 @@ const NAMES: u8 = 12;
 const PORTS: u16 = 4;
 const VLANS: u8 = 3;
 const AGEING_S: u64 = 100;
-/// More moves than this in so many seconds, and an address stays for so many.
-const MAX_MOVES: u64 = 5;
-const WINDOW_S: u64 = 10;
-const DAMPENED_S: u64 = 60;
-
 proptest! {
     #[test]
     fn behaves_like_a_map_that_holds_eight(
@@ -124,14 +123,6 @@ struct Entry {
     moves: Option<Moves>,
 }
 
-/// How an address moved since `since_s`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Moves {
-    first: PortId,
-    since_s: u64,
-    count: u64,
-}
-
 impl Entry {
     fn new(port: PortId, origin: Origin, now_s: u64) -> Self {
         Self {
@@ -148,38 +139,23 @@ impl Entry {
     }
 
     fn is_dampened(&self, now_s: u64) -> bool {
-        let dampened = self.moves.filter(|moves| moves.count > MAX_MOVES);
-        dampened.is_some_and(|moves| now_s - moves.since_s < DAMPENED_S)
+        self.moves.is_some_and(|moves| moves.is_dampened(now_s))
     }
 
     /// The station was seen on another port, where it may move.
     fn relocate(&mut self, port: PortId, now_s: u64) -> Learning {
-        if self.is_dampened(now_s) {
-            return Learning::Dampened;
-        }
-        let begun = Moves {
-            first: self.port,
-            since_s: now_s,
-            count: 0,
-        };
-        let going_on = self
-            .moves
-            .filter(|moves| moves.count <= MAX_MOVES && now_s - moves.since_s < WINDOW_S);
-        let mut moves = going_on.unwrap_or(begun);
-        moves.count += 1;
         let from = self.port;
-        let learning = if moves.count > MAX_MOVES {
-            moves.since_s = now_s;
-            self.port = moves.first;
-            Learning::Dampened
-        } else {
-            self.port = port;
-            Learning::Moved { from }
+        let Some(home) = moves::relocate(&mut self.moves, from, port, now_s) else {
+            return Learning::Dampened;
         };
-        self.moves = Some(moves);
+        self.port = home;
         self.origin = Origin::Learned;
         self.seen_s = now_s;
-        learning
+        if self.is_dampened(now_s) {
+            Learning::Dampened
+        } else {
+            Learning::Moved { from }
+        }
     }
 }
 
