@@ -47,6 +47,8 @@ pub mod fdb;
 mod forward;
 pub mod frame;
 pub mod inspect;
+#[allow(dead_code, reason = "the modules of the slow path need the rest")]
+mod ip;
 mod limit;
 mod mac;
 mod port;
