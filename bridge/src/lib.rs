@@ -50,6 +50,7 @@ pub mod inspect;
 #[allow(dead_code, reason = "the modules of the slow path need the rest")]
 mod ip;
 mod limit;
+pub mod loops;
 mod mac;
 mod port;
 mod vlan;

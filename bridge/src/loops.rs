@@ -1,0 +1,854 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Finds loops through other bridges, cables and tunnels, and says which port to block.
+//!
+//! Each second a node sends a probe on every port. Bridges flood it like a broadcast, other nodes
+//! too; only its sender never passes it on. One that comes back by another port than it left by has
+//! found a way around: a loop, and this node is on it.
+//!
+//! ```text
+//!   idle ── a probe returns ──> contest ── two have returned, no senior ──> blocked ──┐
+//!    ^                            │  │                                       ^        │ probes
+//!    │<── none for 2 s ───────────┘  └──── waits for a senior ───┐           └────────┘ return
+//!    │                                                           │                    │
+//!    └───────────────────────── none for 10 s to 300 s ──────────┴────────────────────┘
+//! ```
+//!
+//! **One node cuts.** Every node on a loop sees it. If each blocked a port of its own, two tunnels
+//! between two sites would both go dark, and a ring of hubs would fall apart. So a node that sees a
+//! loop says so in its probes, for long enough that all others on the loop see theirs and say the
+//! same, and gives way to a senior, one with a smaller id, that contends too. Once the senior has
+//! blocked, the probes of the others no longer return, or they contend for the loop that is left.
+//! Each cut is made while there is a way around it, so none takes a site off the network.
+//!
+//! **Which port.** Between the TAP and a peer, the peer's. Between two peers, the one of higher rank,
+//! or of higher number among equals. In a mesh all nodes must agree on the ranks (by the peers' keys,
+//! say), or two of them cut ties with different ends of one cable and a third sees frames twice.
+//!
+//! **What it asks of the switch.** A blocked port takes and gives nothing but the probes of *this*
+//! node, which show when the loop is gone. Those of others must stop there: they shall see what is
+//! left after the cut, and would else go round for ever in a loop that their sender is not on.
+//!
+//! **Whom it believes.** A return counts if the probe is authentic (it carries a tag under a key
+//! that nobody else has), was sent within 3 seconds, and another one returned between the same two
+//! ports. Who can carry probes from one port to another can bridge all the rest as well, and is a
+//! loop. Contention of others is not authentic; who forges it delays a block by 6 seconds at most.
+//!
+//! Called by the control thread. Time comes in as microseconds on a clock that does not wrap.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+use crate::inspect::{Framing, PROBE_ETHER_TYPE, PROBE_GROUP};
+use crate::mac::MacAddr;
+use crate::port::PortId;
+use crate::vlan::Vid;
+
+/// The address that probes are sent to.
+pub const PROBE_DESTINATION: MacAddr = MacAddr(PROBE_GROUP);
+
+/// Watches over the ports of one node.
+///
+/// `A` makes the authentication tag of a probe: a keyed hash under a key that is random per process.
+/// [`due`](Self::due) gives probes to send; [`returned`](Self::returned), [`heard`](Self::heard) and
+/// [`bpdu`](Self::bpdu) take in what came; [`poll`](Self::poll), called after each of them and when
+/// [`next_due_us`](Self::next_due_us) says, until it has nothing more, gives verdicts.
+#[derive(Debug)]
+pub struct LoopGuard<A> {
+    node: NodeId,
+    source: MacAddr,
+    authenticate: A,
+    ports: BTreeMap<PortId, Port>,
+    sequence: u32,
+    /// When the last sequence numbers were sent; each has its place.
+    sent_us: [Option<u64>; REMEMBERED],
+    next_round_us: u64,
+    next_contest_round_us: u64,
+    triggered_us: Option<u64>,
+    /// Nodes heard of late, bounded.
+    others: BTreeMap<NodeId, Other>,
+    next_sweep_us: u64,
+    counters: LoopCounters,
+}
+
+/// A node among others, at random. The smaller one is senior.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u64);
+
+/// A frame to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The port it leaves by, blocked or not.
+    pub port: PortId,
+    /// The VLAN it is in. If that is one, the frame has a tag that says so, and what the port makes
+    /// of tags when frames leave is still to be done.
+    pub vid: Vid,
+    /// The frame, without its frame check sequence.
+    pub frame: Vec<u8>,
+}
+
+/// Something that the caller must do, or tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Block the port.
+    Block {
+        /// The port.
+        port: PortId,
+        /// What for.
+        cause: Cause,
+    },
+    /// Open the port again.
+    Open {
+        /// The port.
+        port: PortId,
+    },
+    /// There is a loop behind the port, where this node cannot cut it. Said once a minute at most.
+    Behind {
+        /// The port.
+        port: PortId,
+        /// The VLAN of the probe that came back.
+        vid: Vid,
+    },
+}
+
+/// Why a port is blocked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// What leaves by one of two ports comes back by the other.
+    Loop {
+        /// The port of the two that stays open.
+        other: PortId,
+        /// The VLAN in which it was seen first.
+        vid: Vid,
+    },
+    /// A spanning tree message came by a port that must not have any.
+    Bpdu,
+}
+
+/// A blocked port, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// The port.
+    pub port: PortId,
+    /// What for.
+    pub cause: Cause,
+    /// When it was blocked.
+    pub since_us: u64,
+    /// When the cause was last seen.
+    pub seen_us: u64,
+    /// When it opens, if the cause is not seen again.
+    pub opens_us: u64,
+    /// How many probes have returned, or how many messages came.
+    pub count: u64,
+}
+
+impl Blocked {
+    /// Whether a station that moved from one port to the other has shown the loop as well.
+    pub fn explains_move(&self, from: PortId, to: PortId) -> bool {
+        let Cause::Loop { other, .. } = self.cause else {
+            return false;
+        };
+        (from, to) == (self.port, other) || (from, to) == (other, self.port)
+    }
+}
+
+/// What the guard has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoopCounters {
+    /// Probes sent.
+    pub sent: u64,
+    /// Own probes that came back by another port than they left by.
+    pub returned: u64,
+    /// Own probes that came back by the port they left by.
+    pub behind: u64,
+    /// Own probes that came back too late, or again from someone's store.
+    pub stale: u64,
+    /// Frames with the source of our probes that we have not sent.
+    pub forged: u64,
+    /// Probes of other nodes.
+    pub foreign: u64,
+}
+
+#[derive(Debug)]
+struct Port {
+    rank: u64,
+    vlans: Vec<Vid>,
+    next_vlan: usize,
+    contest: Option<Contest>,
+    block: Option<Block>,
+    bpdu: Option<Block>,
+    /// What the caller was told.
+    is_blocked: bool,
+    /// How long the last block for a loop outlasted it, and when it ended.
+    last_hold: Option<(u64, u64)>,
+    warned_us: Option<u64>,
+}
+
+/// The last that was heard of another node.
+#[derive(Clone, Copy, Debug)]
+struct Other {
+    sequence: u32,
+    heard_us: u64,
+    contended_us: Option<u64>,
+}
+
+/// A loop that was seen and not yet cut; it belongs to the port that would be blocked.
+#[derive(Clone, Copy, Debug)]
+struct Contest {
+    other: PortId,
+    vid: Vid,
+    since_us: u64,
+    decide_us: u64,
+    seen_us: u64,
+    last_sequence: u32,
+    /// How many probes have returned. Copies of one count once.
+    distinct: u64,
+}
+
+impl Contest {
+    fn idle_us(&self, now_us: u64) -> u64 {
+        now_us.saturating_sub(self.seen_us)
+    }
+
+    /// Whether it is time to cut, and up to this node.
+    fn is_won(&self, is_led: bool, now_us: u64) -> bool {
+        let gives_way = is_led && now_us.saturating_sub(self.since_us) < MAX_DEFER_US;
+        let is_sure = self.distinct >= 2 && self.idle_us(now_us) <= RECENT_US;
+        now_us >= self.decide_us && is_sure && !gives_way
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    cause: Cause,
+    since_us: u64,
+    seen_us: u64,
+    hold_us: u64,
+    count: u64,
+}
+
+impl Block {
+    fn new(cause: Cause, hold_us: u64, now_us: u64) -> Self {
+        Self {
+            cause,
+            since_us: now_us,
+            seen_us: now_us,
+            hold_us,
+            count: 0,
+        }
+    }
+
+    fn opens_us(&self) -> u64 {
+        self.seen_us + self.hold_us
+    }
+
+    fn see(&mut self, now_us: u64) {
+        self.seen_us = self.seen_us.max(now_us);
+        self.count += 1;
+    }
+}
+
+const MS: u64 = 1000;
+const S: u64 = 1000 * MS;
+
+/// Between two rounds of probes on all ports.
+const INTERVAL_US: u64 = S;
+/// Between two probes around a loop that is being contested.
+const CONTEST_INTERVAL_US: u64 = 250 * MS;
+/// A probe that takes longer is no sign of a loop that is there now.
+const FRESH_US: u64 = 3 * S;
+/// Rounds that may fall within that time, and some.
+const REMEMBERED: usize = 32;
+/// VLANs of a port that are probed in one round; if there are more, they take turns.
+const VLANS_PER_ROUND: usize = 8;
+
+/// From the first return to a decision, at least: time for others on the loop to see it, to say so,
+/// and to be heard.
+const WAIT_US: u64 = 500 * MS;
+/// What the most junior node waits on top, so that seniors are first even if nobody hears them.
+const JUNIOR_WAIT_US: u64 = 800 * MS;
+/// A senior that has not said so for this long no longer contends.
+const SENIOR_US: u64 = S;
+/// A node that is silent for this long may make room for another.
+const FORGET_US: u64 = 10 * S;
+/// Nodes that are listened to at a time.
+const MAX_OTHERS: usize = 1024;
+/// Nobody gives way for longer, however many seniors there seem to be.
+const MAX_DEFER_US: u64 = 6 * S;
+/// Before a port is blocked the loop must have been seen this recently.
+const RECENT_US: u64 = 500 * MS;
+/// A contest ends if the loop is not seen for this long.
+const CONTEST_IDLE_US: u64 = 2 * S;
+/// Between two rounds that are sent because someone else contends.
+const TRIGGER_US: u64 = 2 * S;
+
+const HOLD_US: u64 = 10 * S;
+const MAX_HOLD_US: u64 = 300 * S;
+/// After this long without a block the next one starts with the shortest hold again.
+const QUIET_US: u64 = 600 * S;
+const BPDU_HOLD_US: u64 = 30 * S;
+const WARN_US: u64 = 60 * S;
+
+impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
+    /// A guard that watches over no port yet.
+    ///
+    /// `node` and `source` must be random, and `source` a locally administered address of its own.
+    pub fn new(node: NodeId, source: MacAddr, authenticate: A) -> Self {
+        Self {
+            node,
+            source,
+            authenticate,
+            ports: BTreeMap::new(),
+            sequence: 0,
+            sent_us: [None; REMEMBERED],
+            next_round_us: 0,
+            next_contest_round_us: u64::MAX,
+            triggered_us: None,
+            others: BTreeMap::new(),
+            next_sweep_us: 0,
+            counters: LoopCounters::default(),
+        }
+    }
+
+    /// Watches over a port, or changes how.
+    ///
+    /// `vlans` are the VLANs inside the switch that the port is in; an empty list means untagged
+    /// frames only. Eight are probed each second, so that with more than sixteen it may take longer
+    /// than three seconds to find a loop that is in one of them only.
+    pub fn watch(&mut self, port: PortId, rank: u64, vlans: impl IntoIterator<Item = Vid>) {
+        let vlans: BTreeSet<Vid> = vlans.into_iter().collect();
+        let mut vlans: Vec<Vid> = vlans.into_iter().collect();
+        if vlans.is_empty() {
+            vlans.push(Vid::UNTAGGED);
+        }
+        let watched = self.ports.entry(port).or_insert_with(Port::new);
+        watched.rank = rank;
+        watched.vlans = vlans;
+    }
+
+    /// Forgets a port that is no more.
+    pub fn unwatch(&mut self, port: PortId) {
+        self.ports.remove(&port);
+    }
+
+    /// The probes to send at `now_us`, on blocked ports too.
+    pub fn due(&mut self, now_us: u64) -> Vec<Probe> {
+        let mut wanted = BTreeSet::new();
+        if now_us >= self.next_round_us {
+            self.next_round_us = now_us + INTERVAL_US;
+            for (&port, watched) in &mut self.ports {
+                wanted.extend(watched.take_turns().map(|vid| (port, vid)));
+            }
+            // Whether a loop is still there is asked in each round, also where VLANs take turns.
+            wanted.extend(self.ports.iter().flat_map(|(&port, at)| at.suspects(port)));
+        } else if now_us >= self.next_contest_round_us {
+            let contests = self.ports.iter().filter(|(_, at)| at.contest.is_some());
+            wanted.extend(contests.flat_map(|(&port, at)| at.suspects(port)));
+        }
+        if self.is_contending() {
+            if now_us >= self.next_contest_round_us {
+                self.next_contest_round_us = now_us + CONTEST_INTERVAL_US;
+            }
+        } else {
+            self.next_contest_round_us = u64::MAX;
+        }
+        if wanted.is_empty() {
+            return Vec::new();
+        }
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sent_us[self.sequence as usize % REMEMBERED] = Some(now_us);
+        self.counters.sent += wanted.len() as u64;
+        wanted
+            .into_iter()
+            .filter(|(port, _)| self.ports.contains_key(port))
+            .map(|(port, vid)| self.probe(port, vid))
+            .collect()
+    }
+
+    /// When [`due`](Self::due) or [`poll`](Self::poll) has something next, unless something happens.
+    pub fn next_due_us(&self) -> u64 {
+        // A contest is decided when its probes return, and given up when they are sent in vain.
+        let blocks = self.ports.values().flat_map(|at| [at.block, at.bpdu]);
+        let opens_us = blocks.flatten().map(|block| block.opens_us());
+        let rounds_us = self.next_round_us.min(self.next_contest_round_us);
+        opens_us.fold(rounds_us, u64::min)
+    }
+
+    /// Takes in a frame with the source of our probes, which came by `port`.
+    ///
+    /// Only [`Verdict::Behind`] is said at once, the rest by [`poll`](Self::poll).
+    pub fn returned(&mut self, port: PortId, frame: &[u8], now_us: u64) -> Option<Verdict> {
+        let Some(message) = self.authentic(frame) else {
+            self.counters.forged += 1;
+            return None;
+        };
+        if !self.is_fresh(message.sequence, now_us) {
+            self.counters.stale += 1;
+            return None;
+        }
+        if message.port == port {
+            self.counters.behind += 1;
+            return self.warn(port, message.vid, now_us);
+        }
+        self.counters.returned += 1;
+        let (victim, other) = self.choose(message.port, port)?;
+        self.loop_seen(victim, other, &message, now_us);
+        None
+    }
+
+    /// Takes in a probe of another node, which came by `port`.
+    pub fn heard(&mut self, port: PortId, frame: &[u8], now_us: u64) {
+        let Some(message) = Message::parse(frame) else {
+            return;
+        };
+        if message.node == self.node || self.is_blocked(port) {
+            return;
+        }
+        self.counters.foreign += 1;
+        if !self.is_news(&message, now_us) || !message.contends {
+            return;
+        }
+        // If we are on that loop as well, its senior should know soon.
+        let is_recent = |then: Option<u64>| {
+            then.is_some_and(|then_us| now_us.saturating_sub(then_us) < TRIGGER_US)
+        };
+        if !is_recent(self.triggered_us) {
+            self.triggered_us = Some(now_us);
+            self.next_round_us = self.next_round_us.min(now_us);
+        }
+    }
+
+    /// Takes in that a spanning tree message came by a port that must not have any: it is blocked
+    /// until none has come for 30 seconds.
+    pub fn bpdu(&mut self, port: PortId, now_us: u64) {
+        if let Some(at) = self.ports.get_mut(&port) {
+            at.bpdu
+                .get_or_insert_with(|| Block::new(Cause::Bpdu, BPDU_HOLD_US, now_us))
+                .see(now_us);
+        }
+    }
+
+    /// The next thing to do at `now_us`.
+    pub fn poll(&mut self, now_us: u64) -> Option<Verdict> {
+        let mut seniors = self.others.range(..self.node);
+        let is_led = seniors.any(|(_, senior)| senior.contends(now_us));
+        let ids: Vec<PortId> = self.ports.keys().copied().collect();
+        ids.into_iter().find_map(|port| {
+            self.decide(port, is_led, now_us);
+            let at = self.ports.get_mut(&port)?;
+            at.expire(now_us);
+            at.announce(port)
+        })
+    }
+
+    /// Whether the port is blocked.
+    pub fn is_blocked(&self, port: PortId) -> bool {
+        self.ports.get(&port).is_some_and(Port::is_cut)
+    }
+
+    /// The blocked ports, with what is known of each loop.
+    pub fn report(&self) -> impl Iterator<Item = Blocked> + '_ {
+        self.ports.iter().filter_map(|(&port, at)| {
+            let block = at.block.or(at.bpdu)?;
+            Some(Blocked {
+                port,
+                cause: block.cause,
+                since_us: block.since_us,
+                seen_us: block.seen_us,
+                opens_us: block.opens_us(),
+                count: block.count,
+            })
+        })
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> LoopCounters {
+        self.counters
+    }
+
+    /// Notes what another node says of itself, unless it has said something since: its older probes
+    /// may be on their way round a loop that it is not on, over and over.
+    fn is_news(&mut self, message: &Message, now_us: u64) -> bool {
+        if !self.others.contains_key(&message.node) && !self.has_room(now_us) {
+            return false;
+        }
+        let known = self.others.entry(message.node).or_insert_with(|| Other {
+            sequence: message.sequence.wrapping_sub(1),
+            heard_us: now_us,
+            contended_us: None,
+        });
+        let is_news = message.sequence.wrapping_sub(known.sequence).cast_signed() > 0;
+        if is_news {
+            known.sequence = message.sequence;
+            known.heard_us = now_us;
+            if message.contends {
+                known.contended_us = Some(now_us);
+            }
+        }
+        is_news
+    }
+
+    /// Whether one more node can be listened to; looks for silent ones once a second.
+    fn has_room(&mut self, now_us: u64) -> bool {
+        if self.others.len() == MAX_OTHERS && now_us >= self.next_sweep_us {
+            self.next_sweep_us = now_us + S;
+            self.others
+                .retain(|_, other| !other.is_silent(FORGET_US, now_us));
+        }
+        self.others.len() < MAX_OTHERS
+    }
+
+    fn is_contending(&self) -> bool {
+        self.ports.values().any(|at| at.contest.is_some())
+    }
+
+    fn is_fresh(&self, sequence: u32, now_us: u64) -> bool {
+        // How far back it is, or very far if it was never sent.
+        let back = self.sequence.wrapping_sub(sequence) as usize;
+        back < REMEMBERED
+            && self.sent_us[sequence as usize % REMEMBERED]
+                .is_some_and(|sent_us| now_us.saturating_sub(sent_us) <= FRESH_US)
+    }
+
+    /// Which of two ports is blocked, and which stays open.
+    fn choose(&self, one: PortId, two: PortId) -> Option<(PortId, PortId)> {
+        let order = |port: PortId| {
+            let at = self.ports.get(&port)?;
+            Some((port != PortId::TAP, at.rank, port))
+        };
+        Some(if order(one)? > order(two)? {
+            (one, two)
+        } else {
+            (two, one)
+        })
+    }
+
+    fn loop_seen(&mut self, victim: PortId, other: PortId, message: &Message, now_us: u64) {
+        // A loop that is cut keeps its cut, and needs no second one.
+        for port in [victim, other] {
+            let at = self.ports.get_mut(&port).filter(|at| at.is_cut());
+            if let Some(at) = at {
+                if let Some(block) = &mut at.block {
+                    block.see(now_us);
+                }
+                return;
+            }
+        }
+        let wait_us = self.wait_us();
+        let Some(at) = self.ports.get_mut(&victim) else {
+            return;
+        };
+        if let Some(contest) = &mut at.contest {
+            contest.seen_us = now_us;
+            if contest.last_sequence != message.sequence {
+                contest.last_sequence = message.sequence;
+                contest.distinct += 1;
+            }
+            return;
+        }
+        at.contest = Some(Contest {
+            other,
+            vid: message.vid,
+            since_us: now_us,
+            decide_us: now_us + wait_us,
+            seen_us: now_us,
+            last_sequence: message.sequence,
+            distinct: 1,
+        });
+        self.next_contest_round_us = now_us;
+    }
+
+    fn wait_us(&self) -> u64 {
+        let juniority = self.node.0 >> 32;
+        WAIT_US + ((JUNIOR_WAIT_US * juniority) >> 32)
+    }
+
+    /// Ends the contest of a port, if there is one and its time has come.
+    fn decide(&mut self, port: PortId, is_led: bool, now_us: u64) {
+        let Some(contest) = self.ports.get(&port).and_then(|at| at.contest) else {
+            return;
+        };
+        let is_over = contest.idle_us(now_us) >= CONTEST_IDLE_US || self.is_blocked(contest.other);
+        let Some(at) = self.ports.get_mut(&port) else {
+            return;
+        };
+        if is_over {
+            at.contest = None;
+        } else if contest.is_won(is_led, now_us) {
+            at.contest = None;
+            at.block = Some(at.new_block(&contest, now_us));
+        }
+    }
+
+    fn warn(&mut self, port: PortId, vid: Vid, now_us: u64) -> Option<Verdict> {
+        let at = self.ports.get_mut(&port)?;
+        let is_told = at
+            .warned_us
+            .is_some_and(|then_us| now_us.saturating_sub(then_us) < WARN_US);
+        if is_told || at.is_cut() {
+            return None;
+        }
+        at.warned_us = Some(now_us);
+        Some(Verdict::Behind { port, vid })
+    }
+
+    fn probe(&self, port: PortId, vid: Vid) -> Probe {
+        let message = Message {
+            node: self.node,
+            sequence: self.sequence,
+            port,
+            vid,
+            contends: self.is_contending(),
+        };
+        let bytes = message.emit();
+        let mut frame = Vec::with_capacity(64);
+        frame.extend(PROBE_GROUP);
+        frame.extend(self.source.0);
+        if vid != Vid::UNTAGGED {
+            frame.extend([0x81, 0x00]);
+            frame.extend(vid.value().to_be_bytes());
+        }
+        frame.extend(PROBE_ETHER_TYPE.to_be_bytes());
+        frame.extend(bytes);
+        frame.extend((self.authenticate)(&bytes));
+        frame.resize(frame.len().max(MIN_FRAME_LEN), 0);
+        Probe { port, vid, frame }
+    }
+
+    fn authentic(&self, frame: &[u8]) -> Option<Message> {
+        let body = Message::body(frame)?;
+        let (bytes, rest) = body.split_first_chunk::<{ Message::LEN }>()?;
+        let tag = rest.first_chunk::<16>()?;
+        let expected = (self.authenticate)(bytes);
+        // All bytes are compared, so that the time taken says nothing about the tag.
+        let difference = tag
+            .iter()
+            .zip(expected)
+            .fold(0, |sum, (a, b)| sum | (a ^ b));
+        let message = Message::parse(frame)?;
+        (difference == 0 && message.node == self.node).then_some(message)
+    }
+}
+
+impl Other {
+    fn is_silent(&self, for_us: u64, now_us: u64) -> bool {
+        now_us.saturating_sub(self.heard_us) >= for_us
+    }
+
+    /// Whether it has contended of late. After its cut the probes of others still return for a while,
+    /// so what it has said outlasts the contest.
+    fn contends(&self, now_us: u64) -> bool {
+        self.contended_us
+            .is_some_and(|then_us| now_us.saturating_sub(then_us) < SENIOR_US)
+    }
+}
+
+impl Port {
+    fn new() -> Self {
+        Self {
+            rank: 0,
+            vlans: Vec::new(),
+            next_vlan: 0,
+            contest: None,
+            block: None,
+            bpdu: None,
+            is_blocked: false,
+            last_hold: None,
+            warned_us: None,
+        }
+    }
+
+    fn is_cut(&self) -> bool {
+        self.block.is_some() || self.bpdu.is_some()
+    }
+
+    /// The VLANs whose turn it is.
+    fn take_turns(&mut self) -> impl Iterator<Item = Vid> + use<'_> {
+        let count = self.vlans.len().min(VLANS_PER_ROUND);
+        let first = self.next_vlan;
+        self.next_vlan = (first + count) % self.vlans.len().max(1);
+        self.vlans.iter().copied().cycle().skip(first).take(count)
+    }
+
+    /// Where a loop was seen that this port is, or would be, blocked for.
+    fn suspects(&self, port: PortId) -> impl Iterator<Item = (PortId, Vid)> + use<> {
+        let contest = self.contest.map(|contest| (contest.other, contest.vid));
+        let block = self.block.and_then(|block| match block.cause {
+            Cause::Loop { other, vid } => Some((other, vid)),
+            Cause::Bpdu => None,
+        });
+        let both = [contest, block].into_iter().flatten();
+        both.flat_map(move |(other, vid)| [(port, vid), (other, vid)])
+    }
+
+    /// Blocks for longer than last time, if that was not long ago.
+    fn new_block(&self, contest: &Contest, now_us: u64) -> Block {
+        let hold_us = match self.last_hold {
+            Some((hold_us, opened_us)) if now_us.saturating_sub(opened_us) < QUIET_US => {
+                (hold_us * 2).min(MAX_HOLD_US)
+            }
+            _ => HOLD_US,
+        };
+        let Contest { other, vid, .. } = *contest;
+        Block {
+            seen_us: contest.seen_us,
+            count: contest.distinct,
+            ..Block::new(Cause::Loop { other, vid }, hold_us, now_us)
+        }
+    }
+
+    fn expire(&mut self, now_us: u64) {
+        let is_past = |block: &Block| now_us >= block.opens_us();
+        if let Some(block) = self.block.take_if(|block| is_past(block)) {
+            self.last_hold = Some((block.hold_us, now_us));
+        }
+        self.bpdu.take_if(|block| is_past(block));
+    }
+
+    fn announce(&mut self, port: PortId) -> Option<Verdict> {
+        let block = self.block.or(self.bpdu);
+        if block.is_some() == self.is_blocked {
+            return None;
+        }
+        self.is_blocked = block.is_some();
+        Some(match block {
+            Some(Block { cause, .. }) => Verdict::Block { port, cause },
+            None => Verdict::Open { port },
+        })
+    }
+}
+
+/// What a probe says.
+///
+/// ```text
+///  0       1     2     4     6        14        18     20
+///  | ver 1 | flags | port | vid | node id | sequence | 0 | tag (16) | padding
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Message {
+    node: NodeId,
+    sequence: u32,
+    port: PortId,
+    vid: Vid,
+    /// The sender has seen a loop and not yet cut it.
+    contends: bool,
+}
+
+impl Message {
+    const LEN: usize = 20;
+    const VERSION: u8 = 1;
+    const CONTENDS: u8 = 1;
+
+    fn emit(&self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[0] = Self::VERSION;
+        bytes[1] = if self.contends { Self::CONTENDS } else { 0 };
+        bytes[2..4].copy_from_slice(&self.port.0.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.vid.value().to_be_bytes());
+        bytes[6..14].copy_from_slice(&self.node.0.to_be_bytes());
+        bytes[14..18].copy_from_slice(&self.sequence.to_be_bytes());
+        bytes
+    }
+
+    fn parse(frame: &[u8]) -> Option<Self> {
+        let bytes = Self::body(frame)?.first_chunk::<{ Self::LEN }>()?;
+        let [version, flags, p0, p1, v0, v1, rest @ ..] = bytes;
+        let (node, rest) = rest.split_first_chunk()?;
+        let (sequence, _) = rest.split_first_chunk()?;
+        if *version != Self::VERSION {
+            return None;
+        }
+        Some(Self {
+            node: NodeId(u64::from_be_bytes(*node)),
+            sequence: u32::from_be_bytes(*sequence),
+            port: PortId(u16::from_be_bytes([*p0, *p1])),
+            vid: Vid::new(u16::from_be_bytes([*v0, *v1]))?,
+            contends: flags & Self::CONTENDS != 0,
+        })
+    }
+
+    /// What is behind the EtherType of a probe.
+    fn body(frame: &[u8]) -> Option<&[u8]> {
+        if !frame.starts_with(&PROBE_GROUP) {
+            return None;
+        }
+        match Framing::of(frame, 12)? {
+            Framing::Typed(PROBE_ETHER_TYPE, body) => Some(body),
+            _ => None,
+        }
+    }
+}
+
+/// Without the frame check sequence, IEEE 802.3 section 4.4.2.
+const MIN_FRAME_LEN: usize = 60;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_has_one_layout() {
+        let tag = |bytes: &[u8]| [bytes.len() as u8; 16];
+        let mut guard = LoopGuard::new(NodeId(0x0102_0304_0506_0708), MacAddr([2; 6]), tag);
+        guard.watch(PortId(0x0a0b), 0, [Vid::UNTAGGED, Vid::from_tci(0x0064)]);
+        let [untagged, tagged] = &guard.due(0)[..] else {
+            panic!("one for each VLAN");
+        };
+        let addresses = [3, 0x70, 0x63, 0x6c, 0x70, 1, 2, 2, 2, 2, 2, 2];
+        let body = |vid: u8| {
+            let fields = [
+                1, 0, 0x0a, 0x0b, 0, vid, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 1, 0, 0,
+            ];
+            [&fields[..], &[20; 16]].concat()
+        };
+        assert_eq!(
+            untagged.frame,
+            [&addresses[..], &[0x88, 0xb6], &body(0), &[0; 10]].concat()
+        );
+        assert_eq!(
+            tagged.frame,
+            [
+                &addresses[..],
+                &[0x81, 0, 0, 0x64, 0x88, 0xb6],
+                &body(0x64),
+                &[0; 6]
+            ]
+            .concat()
+        );
+        for probe in [untagged, tagged] {
+            let message = Message::parse(&probe.frame).unwrap();
+            assert_eq!((message.port, message.vid), (probe.port, probe.vid));
+            assert_eq!(Some(message), guard.authentic(&probe.frame));
+        }
+    }
+
+    #[test]
+    fn vlans_take_turns() {
+        let mut guard = LoopGuard::new(NodeId(1), MacAddr([2; 6]), |_| [0; 16]);
+        guard.watch(PortId::TAP, 0, (0..20).map(Vid::from_tci));
+        for (at_s, first, last) in [(0, 0, 7), (1, 8, 15), (2, 0, 19), (3, 4, 11)] {
+            let probes = guard.due(at_s * S);
+            let ends = [&probes[0], &probes[7]].map(|probe| probe.vid.value());
+            assert_eq!((probes.len(), ends), (8, [first, last]), "round {at_s}");
+        }
+    }
+
+    #[test]
+    fn many_nodes_take_no_more_than_their_room() {
+        let mut guard = LoopGuard::new(NodeId(u64::MAX), MacAddr([2; 6]), |_| [0; 16]);
+        guard.watch(PortId::TAP, 0, []);
+        let mut others = LoopGuard::new(NodeId(0), MacAddr([4; 6]), |_| [0; 16]);
+        others.watch(PortId::TAP, 0, []);
+        let probe = others.due(0).remove(0);
+        for node in 0..1_000_000_u64 {
+            let mut frame = probe.frame.clone();
+            frame[20..28].copy_from_slice(&node.to_be_bytes());
+            guard.heard(PortId::TAP, &frame, node);
+        }
+        assert_eq!(guard.others.len(), MAX_OTHERS);
+        // They make room when they are silent.
+        let mut frame = probe.frame;
+        frame[20] = 0xff;
+        guard.heard(PortId::TAP, &frame, 60 * S);
+        assert_eq!(guard.others.len(), 1);
+    }
+}

@@ -1,0 +1,761 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The loop guard in networks: nodes, tunnels, segments and cables between them.
+//!
+//! Time is simulated in steps of 10 ms. Each node floods what it does not know, as the switch does:
+//! by split horizon, and never by a blocked port. The judge of every scenario is a broadcast from
+//! each segment: every other one must have it exactly once, and its own must not have it again.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+
+use patchcord_bridge::loops::{Cause, LoopGuard, NodeId, Verdict};
+use patchcord_bridge::{FrameHeader, MacAddr, PortId, Vid};
+
+const MS: u64 = 1000;
+const S: u64 = 1000 * MS;
+const STEP_US: u64 = 10 * MS;
+const TAP: PortId = PortId::TAP;
+
+#[test]
+fn one_of_two_sites_cuts_the_tunnel_beside_a_cable() {
+    for seed in 0..40 {
+        let mut net = Net::mesh(2, seed);
+        net.run(20 * S);
+        assert!(net.blocked().is_empty(), "without a loop, seed {seed}");
+        net.cable(0, 1);
+        net.run(3 * S);
+        assert_eq!(net.blocked().len(), 1, "seed {seed}: {:?}", net.blocked());
+        net.run(100 * S);
+        assert_eq!(net.verdicts().len(), 1, "seed {seed}");
+        net.assert_everyone_hears_once();
+    }
+}
+
+#[test]
+fn a_cable_between_two_of_three_sites_is_no_shortcut_for_the_third() {
+    for seed in 0..40 {
+        let mut net = Net::mesh(3, seed);
+        net.cable(0, 1);
+        net.run(10 * S);
+        // The tunnel beside the cable, at one end, and one of the third's two ways.
+        assert_eq!(net.blocked().len(), 2, "seed {seed}: {:?}", net.blocked());
+        net.assert_everyone_hears_once();
+    }
+}
+
+#[test]
+fn a_mesh_agrees_on_which_way_leads_to_a_cabled_pair() {
+    for seed in 0..20 {
+        let mut net = Net::mesh(5, seed);
+        net.cable(1, 3);
+        net.run(20 * S);
+        net.assert_everyone_hears_once();
+        net.cable(0, 3);
+        net.run(20 * S);
+        net.assert_everyone_hears_once();
+    }
+}
+
+#[test]
+fn a_triangle_of_hubs_loses_one_side() {
+    for seed in 0..40 {
+        let mut net = Net::new(3, seed);
+        for (one, two) in [(0, 1), (1, 2), (2, 0)] {
+            net.tunnel(one, two);
+        }
+        net.all_hubs();
+        net.run(3 * S);
+        assert_eq!(net.blocked().len(), 1, "seed {seed}: {:?}", net.blocked());
+        net.run(60 * S);
+        assert_eq!(net.verdicts().len(), 1, "seed {seed}");
+        net.assert_everyone_hears_once();
+    }
+}
+
+#[test]
+fn hubs_that_all_know_each_other_become_a_tree() {
+    for seed in 0..20 {
+        let mut net = Net::new(4, seed);
+        for one in 0..4 {
+            for two in one + 1..4 {
+                net.tunnel(one, two);
+            }
+        }
+        net.all_hubs();
+        net.run(20 * S);
+        assert_eq!(net.blocked().len(), 3, "seed {seed}: {:?}", net.blocked());
+        net.assert_everyone_hears_once();
+    }
+}
+
+#[test]
+fn of_two_tunnels_between_two_sites_one_stays() {
+    for seed in 0..40 {
+        let mut net = Net::new(4, seed);
+        net.tunnel(0, 1);
+        net.tunnel(2, 3);
+        // Two nodes on one segment, at either end.
+        net.cable(0, 2);
+        net.cable(1, 3);
+        net.run(3 * S);
+        assert_eq!(net.blocked().len(), 1, "seed {seed}: {:?}", net.blocked());
+        net.run(60 * S);
+        assert_eq!(net.verdicts().len(), 1, "seed {seed}");
+        net.assert_everyone_hears_once();
+
+        // The one that carries everything dies: the other takes over.
+        let (node, _) = net.blocked()[0];
+        let dead = if node < 2 { 2 } else { 0 };
+        net.cut_tunnel(dead, dead + 1);
+        net.run(12 * S);
+        assert!(net.blocked().is_empty(), "seed {seed}");
+        net.assert_everyone_hears_once();
+    }
+}
+
+#[test]
+fn a_cable_between_the_ends_of_a_chain_isolates_nobody() {
+    for seed in 0..40 {
+        let mut net = Net::new(4, seed);
+        for one in 0..3 {
+            net.tunnel(one, one + 1);
+        }
+        net.all_hubs();
+        net.cable(0, 3);
+        net.run(3 * S);
+        assert_eq!(net.blocked().len(), 1, "seed {seed}: {:?}", net.blocked());
+        net.assert_everyone_hears_once();
+    }
+}
+
+#[test]
+fn a_site_that_hangs_on_a_loop_is_warned_and_stays_connected() {
+    for seed in 0..20 {
+        let mut net = Net::new(4, seed);
+        for (one, two) in [(0, 1), (1, 2), (2, 0), (0, 3)] {
+            net.tunnel(one, two);
+        }
+        net.all_hubs();
+        net.run(3 * S);
+        assert_eq!(net.blocked().len(), 1, "seed {seed}: {:?}", net.blocked());
+        assert!(net.blocked().iter().all(|&(node, _)| node != 3));
+        net.assert_everyone_hears_once();
+    }
+}
+
+#[test]
+fn any_network_of_hubs_becomes_a_tree() {
+    for seed in 0..60 {
+        let nodes = 2 + seed as usize % 5;
+        let mut net = Net::new(nodes, seed);
+        net.all_hubs();
+        let pair = |net: &mut Net| {
+            let one = net.random() as usize % nodes;
+            let two = net.random() as usize % (nodes - 1);
+            (one, if two < one { two } else { two + 1 })
+        };
+        // Enough for everyone to hear everyone, and then some.
+        for node in 1..nodes {
+            let other = net.random() as usize % node;
+            net.tunnel(other, node);
+        }
+        for _ in 0..net.random() % 4 {
+            let (one, two) = pair(&mut net);
+            net.tunnel(one, two);
+        }
+        for _ in 0..net.random() % 3 {
+            let (one, two) = pair(&mut net);
+            net.cable(one, two);
+        }
+        net.run(60 * S);
+        net.assert_everyone_hears_once();
+    }
+}
+
+#[test]
+fn a_loop_in_one_vlan_is_found_among_sixteen() {
+    let vlans: Vec<Vid> = (0..16).map(|at| vid(at * 10)).collect();
+    for (seed, looped) in vlans.iter().enumerate() {
+        let mut net = Net::mesh(2, seed as u64);
+        net.watch_vlans(&vlans);
+        net.run(7 * S);
+        net.cable_in(0, 1, *looped);
+        net.run(4 * S);
+        let [(_, Verdict::Block { cause, .. })] = net.verdicts()[..] else {
+            panic!("{looped:?}: {:?}", net.verdicts());
+        };
+        let other = TAP;
+        assert_eq!(
+            cause,
+            Cause::Loop {
+                other,
+                vid: *looped
+            }
+        );
+        net.run(60 * S);
+        assert_eq!(net.verdicts().len(), 1, "it stays blocked");
+    }
+}
+
+#[test]
+fn a_port_opens_when_the_loop_is_gone_and_later_each_time() {
+    let mut net = Net::mesh(2, 1);
+    for hold_s in [10, 20, 40, 80, 160, 300, 300] {
+        net.cable(0, 1);
+        net.run(3 * S);
+        assert_eq!(net.blocked().len(), 1, "before {hold_s} s");
+        net.uncable();
+        net.run((hold_s - 1) * S);
+        assert_eq!(net.blocked().len(), 1, "for {hold_s} s");
+        net.run(2 * S);
+        assert_eq!(net.blocked().len(), 0, "after {hold_s} s");
+        net.assert_everyone_hears_once();
+    }
+    net.run(601 * S);
+    net.cable(0, 1);
+    net.run(3 * S);
+    net.uncable();
+    net.run(11 * S);
+    assert_eq!(net.blocked().len(), 0, "quiet for long enough");
+}
+
+#[test]
+fn lost_and_slow_probes_are_no_loop() {
+    for seed in 0..10 {
+        for (loss, delay_us) in [(50, 5 * MS), (0, 2900 * MS), (30, 900 * MS)] {
+            let mut net = Net::mesh(3, seed);
+            net.loss_percent = loss;
+            net.delay_us = delay_us;
+            net.run(60 * S);
+            assert_eq!(net.verdicts(), [], "{loss} % lost, {delay_us} us");
+        }
+    }
+}
+
+#[test]
+fn a_loop_is_cut_and_stays_cut_though_probes_are_lost() {
+    for seed in 0..20 {
+        let mut net = Net::mesh(2, seed);
+        net.loss_percent = 30;
+        net.cable(0, 1);
+        net.run(6 * S);
+        assert!(!net.blocked().is_empty(), "seed {seed}");
+        // If both were so unlucky as to cut, each opens again alone.
+        net.run(30 * S);
+        for _ in 0..100 {
+            net.run(S);
+            assert!(!net.blocked().is_empty(), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn one_stray_copy_is_no_loop() {
+    let mut guard = guard(1);
+    let probe = first_probe(&mut guard, TAP, 0);
+    for now_us in (0..2900 * MS).step_by(STEP_US as usize) {
+        assert_eq!(guard.returned(PortId(1), &probe, now_us), None);
+        guard.due(now_us);
+        assert_eq!(guard.poll(now_us), None, "{now_us}");
+    }
+    assert!(guard.counters().returned > 0);
+}
+
+#[test]
+fn what_a_station_stores_or_makes_up_blocks_nothing() {
+    let mut guard = guard(1);
+    let mut stored = VecDeque::new();
+    for now_us in (0..60 * S).step_by(STEP_US as usize) {
+        for probe in guard
+            .due(now_us)
+            .into_iter()
+            .filter(|probe| probe.port == TAP)
+        {
+            stored.push_back((now_us, probe.frame));
+        }
+        // Later than fresh, from the other side.
+        while stored
+            .front()
+            .is_some_and(|(then, _)| now_us > then + 3 * S)
+        {
+            let (_, frame) = stored.pop_front().unwrap();
+            assert_eq!(guard.returned(PortId(1), &frame, now_us), None);
+        }
+        // At once, but with a field that it has changed: version, flags, port, VLAN, node, sequence,
+        // tag.
+        if let Some((_, frame)) = stored.back() {
+            for at in [14, 15, 17, 19, 27, 31, 34, 49] {
+                let mut forged = frame.clone();
+                forged[at] ^= 1;
+                assert_eq!(guard.returned(PortId(1), &forged, now_us), None);
+            }
+            for len in 0..50 {
+                assert_eq!(guard.returned(PortId(1), &frame[..len], now_us), None);
+            }
+        }
+        assert_eq!(guard.poll(now_us), None, "{now_us}");
+    }
+    let counters = guard.counters();
+    assert_eq!(counters.returned, 0);
+    assert!(counters.stale >= 50 && counters.forged > 1000);
+}
+
+#[test]
+fn a_station_that_mirrors_probes_is_a_loop_behind_its_port() {
+    let mut guard = guard(1);
+    let mut warnings = 0;
+    for now_us in (0..130 * S).step_by(STEP_US as usize) {
+        for probe in guard.due(now_us) {
+            let warning = guard.returned(probe.port, &probe.frame, now_us);
+            warnings += usize::from(warning.is_some());
+            assert!(matches!(warning, None | Some(Verdict::Behind { .. })));
+        }
+        assert_eq!(guard.poll(now_us), None);
+    }
+    assert_eq!(warnings, 3 * 3, "one a minute for each port");
+}
+
+#[test]
+fn false_seniors_delay_a_cut_and_do_not_prevent_it() {
+    for seed in 0..10 {
+        let mut net = Net::mesh(2, seed);
+        net.cable(0, 1);
+        for sequence in 0..90 {
+            for node in 0..2 {
+                let senior = contending_probe(NodeId(0), sequence);
+                net.deliver(node, TAP, Traffic::Probe(senior));
+            }
+            net.run(100 * MS);
+            let is_early = sequence < 50;
+            assert!(!is_early || net.blocked().is_empty(), "seed {seed}");
+        }
+        assert!(!net.blocked().is_empty(), "seed {seed}");
+    }
+}
+
+#[test]
+fn nodes_that_hear_nothing_of_each_other_still_cut() {
+    for seed in 0..40 {
+        let mut net = Net::mesh(2, seed);
+        net.deaf = true;
+        net.cable(0, 1);
+        net.run(3 * S);
+        assert!(!net.blocked().is_empty(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_port_with_spanning_tree_messages_rests_until_they_end() {
+    let mut guard = guard(1);
+    let port = PortId(1);
+    for now_us in [0, 20 * S, 40 * S] {
+        guard.bpdu(port, now_us);
+        guard.bpdu(PortId(9), now_us); // nobody knows it
+        let expected = Verdict::Block {
+            port,
+            cause: Cause::Bpdu,
+        };
+        let verdict = guard.poll(now_us);
+        assert_eq!(verdict, (now_us == 0).then_some(expected));
+    }
+    assert_eq!(guard.report().map(|blocked| blocked.count).sum::<u64>(), 3);
+    assert_eq!(guard.poll(70 * S - 1), None);
+    assert_eq!(guard.poll(70 * S), Some(Verdict::Open { port }));
+    assert_eq!(guard.report().count(), 0);
+}
+
+#[test]
+fn the_report_names_the_ports_between_which_stations_move() {
+    let mut net = Net::mesh(2, 3);
+    net.run(5 * S);
+    net.cable(0, 1);
+    net.run(3 * S);
+    let (node, port) = net.blocked()[0];
+    let report: Vec<_> = net.nodes[node].guard.report().collect();
+    let [blocked] = report[..] else {
+        panic!("{report:?}")
+    };
+    assert_eq!(blocked.port, port);
+    assert!((5 * S..8 * S).contains(&blocked.since_us));
+    assert!(blocked.count >= 2);
+    for (from, to, explained) in [
+        (TAP, port, true),
+        (port, TAP, true),
+        (port, PortId(7), false),
+        (TAP, TAP, false),
+    ] {
+        assert_eq!(
+            blocked.explains_move(from, to),
+            explained,
+            "{from:?} {to:?}"
+        );
+    }
+}
+
+#[test]
+fn the_next_call_is_due_when_something_happens() {
+    let mut guard = guard(1);
+    let mut now_us = 5 * S;
+    for _ in 0..10 {
+        assert!(!guard.due(now_us).is_empty());
+        let next_us = guard.next_due_us();
+        assert_eq!(next_us, now_us + S);
+        assert!(guard.due(next_us - 1).is_empty());
+        now_us = next_us;
+    }
+    guard.unwatch(PortId(1));
+    assert_eq!(guard.due(now_us).len(), 2);
+}
+
+/// Nodes, and what is between them.
+struct Net {
+    nodes: Vec<Node>,
+    /// Ends of tunnels: node and port.
+    tunnels: Vec<[(usize, PortId); 2]>,
+    /// Between the segments of two nodes, perhaps in one VLAN only.
+    cables: Vec<(usize, usize, Option<Vid>)>,
+    under_way: Vec<(u64, usize, PortId, Traffic)>,
+    verdicts: Rc<RefCell<Vec<(usize, Verdict)>>>,
+    heard: Vec<usize>,
+    now_us: u64,
+    delay_us: u64,
+    loss_percent: u64,
+    deaf: bool,
+    random: u64,
+}
+
+/// A guard whose tags are good enough where nobody calculates.
+type Guard = LoopGuard<fn(&[u8]) -> [u8; 16]>;
+
+struct Node {
+    guard: Guard,
+    source: MacAddr,
+    /// Peers are ports from 1.
+    peers: u16,
+    hub: bool,
+    blocked: BTreeSet<PortId>,
+    wakes_us: u64,
+    /// Probes of others that were passed on this second, by the port they came by.
+    passed: BTreeMap<PortId, (u64, u32)>,
+}
+
+/// What a switch passes on of others' probes, as two loops with something in common multiply them.
+const PROBE_LIMIT_PER_S: u32 = 100;
+
+#[derive(Clone, Debug)]
+enum Traffic {
+    Probe(Vec<u8>),
+    /// A broadcast, with the times it may still be passed on.
+    Broadcast(u8),
+}
+
+impl Node {
+    fn may_pass(&mut self, port: PortId, now_us: u64) -> bool {
+        let (second, count) = self.passed.entry(port).or_default();
+        if *second != now_us / S {
+            (*second, *count) = (now_us / S, 0);
+        }
+        *count += 1;
+        *count <= PROBE_LIMIT_PER_S
+    }
+}
+
+impl Net {
+    fn new(nodes: usize, seed: u64) -> Self {
+        let mut net = Self {
+            nodes: Vec::new(),
+            tunnels: Vec::new(),
+            cables: Vec::new(),
+            under_way: Vec::new(),
+            verdicts: Rc::default(),
+            heard: vec![0; nodes],
+            now_us: 0,
+            delay_us: 20 * MS,
+            loss_percent: 0,
+            deaf: false,
+            random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+        };
+        for number in 0..nodes {
+            let id = NodeId(net.random());
+            let source = MacAddr([0x0a, 0, 0, 0, 0, number as u8]);
+            let mut guard: Guard = LoopGuard::new(id, source, hash);
+            guard.watch(TAP, 0, []);
+            let wakes_us = net.random() % S;
+            net.nodes.push(Node {
+                guard,
+                source,
+                peers: 0,
+                hub: false,
+                blocked: BTreeSet::new(),
+                wakes_us,
+                passed: BTreeMap::new(),
+            });
+        }
+        net
+    }
+
+    fn mesh(nodes: usize, seed: u64) -> Self {
+        let mut net = Self::new(nodes, seed);
+        // Ports are numbered as it happens, so that nodes count their peers in different orders.
+        let mut pairs: Vec<_> = (0..nodes)
+            .flat_map(|one| (one + 1..nodes).map(move |two| (one, two)))
+            .collect();
+        while !pairs.is_empty() {
+            let at = net.random() as usize % pairs.len();
+            let (one, two) = pairs.swap_remove(at);
+            net.tunnel(one, two);
+        }
+        net
+    }
+
+    fn tunnel(&mut self, one: usize, two: usize) {
+        let ends = [(one, two), (two, one)].map(|(node, peer)| {
+            let at = &mut self.nodes[node];
+            at.peers += 1;
+            let port = PortId(at.peers);
+            // The same everywhere: a peer's rank is its own.
+            at.guard.watch(port, peer as u64, []);
+            (node, port)
+        });
+        self.tunnels.push(ends);
+    }
+
+    fn cut_tunnel(&mut self, one: usize, two: usize) {
+        self.tunnels
+            .retain(|ends| ends.map(|(node, _)| node) != [one, two]);
+    }
+
+    fn cable(&mut self, one: usize, two: usize) {
+        self.cables.push((one, two, None));
+    }
+
+    fn cable_in(&mut self, one: usize, two: usize, vid: Vid) {
+        self.cables.push((one, two, Some(vid)));
+    }
+
+    fn uncable(&mut self) {
+        self.cables.clear();
+    }
+
+    fn all_hubs(&mut self) {
+        self.nodes.iter_mut().for_each(|node| node.hub = true);
+    }
+
+    fn watch_vlans(&mut self, vlans: &[Vid]) {
+        for node in &mut self.nodes {
+            for port in (0..=node.peers).map(PortId) {
+                node.guard.watch(port, 0, vlans.iter().copied());
+            }
+        }
+    }
+
+    fn run(&mut self, time_us: u64) {
+        let end_us = self.now_us + time_us;
+        while self.now_us < end_us {
+            self.now_us += STEP_US;
+            self.arrive();
+            for number in 0..self.nodes.len() {
+                self.tick(number);
+            }
+        }
+    }
+
+    fn tick(&mut self, number: usize) {
+        let now_us = self.now_us;
+        let node = &mut self.nodes[number];
+        if now_us < node.wakes_us {
+            return;
+        }
+        while let Some(verdict) = node.guard.poll(now_us) {
+            match verdict {
+                Verdict::Block { port, .. } => assert!(node.blocked.insert(port)),
+                Verdict::Open { port } => assert!(node.blocked.remove(&port)),
+                Verdict::Behind { .. } => unreachable!("said when it returned"),
+            }
+            self.verdicts.borrow_mut().push((number, verdict));
+        }
+        for probe in node.guard.due(now_us) {
+            self.send(number, probe.port, &Traffic::Probe(probe.frame));
+        }
+    }
+
+    fn arrive(&mut self) {
+        let now_us = self.now_us;
+        let due: Vec<_> = self
+            .under_way
+            .extract_if(.., |(at_us, ..)| *at_us <= now_us)
+            .collect();
+        for (_, node, port, traffic) in due {
+            self.deliver(node, port, traffic);
+        }
+    }
+
+    fn deliver(&mut self, number: usize, port: PortId, traffic: Traffic) {
+        let (now_us, deaf) = (self.now_us, self.deaf);
+        let node = &mut self.nodes[number];
+        let is_blocked = node.blocked.contains(&port);
+        if let Traffic::Probe(frame) = &traffic {
+            if header(frame).src == node.source {
+                node.guard.returned(port, frame, now_us);
+                return;
+            }
+            if !deaf {
+                node.guard.heard(port, frame, now_us);
+            }
+        }
+        if is_blocked || matches!(traffic, Traffic::Probe(_)) && !node.may_pass(port, now_us) {
+            return;
+        }
+        for egress in (0..=self.nodes[number].peers).map(PortId) {
+            let node = &self.nodes[number];
+            let may = node.hub || port == TAP || egress == TAP;
+            if egress != port && may && !node.blocked.contains(&egress) {
+                self.send(number, egress, &traffic);
+            }
+        }
+    }
+
+    /// Puts something on the segment or the tunnel at a port.
+    fn send(&mut self, number: usize, port: PortId, traffic: &Traffic) {
+        if port == TAP {
+            self.send_to_segment(number, traffic);
+            return;
+        }
+        let ends = self.tunnels.iter().find_map(|&[one, two]| {
+            let here = (number, port);
+            (one == here)
+                .then_some(two)
+                .or_else(|| (two == here).then_some(one))
+        });
+        if let Some((peer, peer_port)) = ends {
+            self.put_under_way(self.delay_us, peer, peer_port, traffic);
+        }
+    }
+
+    fn send_to_segment(&mut self, from: usize, traffic: &Traffic) {
+        for to in self.segment(from, traffic) {
+            if let Traffic::Broadcast(_) = traffic {
+                self.heard[to] += 1;
+            }
+            if to != from {
+                self.put_under_way(STEP_US, to, TAP, traffic);
+            }
+        }
+    }
+
+    fn put_under_way(&mut self, delay_us: u64, to: usize, port: PortId, traffic: &Traffic) {
+        let traffic = match traffic {
+            // A storm: enough was seen of it.
+            Traffic::Broadcast(0) => return,
+            Traffic::Broadcast(hops) => Traffic::Broadcast(hops - 1),
+            Traffic::Probe(_) if self.random() % 100 < self.loss_percent => return,
+            Traffic::Probe(frame) => Traffic::Probe(frame.clone()),
+        };
+        self.under_way
+            .push((self.now_us + delay_us, to, port, traffic));
+    }
+
+    /// The nodes on the segment of `node`, cables included, in the VLAN of what is sent there.
+    fn segment(&self, node: usize, traffic: &Traffic) -> BTreeSet<usize> {
+        let vid = match traffic {
+            Traffic::Probe(frame) => header(frame).vid,
+            Traffic::Broadcast(_) => Vid::UNTAGGED,
+        };
+        let mut on_it = BTreeSet::from([node]);
+        loop {
+            let before = on_it.len();
+            for &(one, two, only) in &self.cables {
+                let carries = only.is_none_or(|only| only == vid);
+                if carries && (on_it.contains(&one) || on_it.contains(&two)) {
+                    on_it.extend([one, two]);
+                }
+            }
+            if on_it.len() == before {
+                return on_it;
+            }
+        }
+    }
+
+    fn blocked(&self) -> Vec<(usize, PortId)> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes
+            .flat_map(|(number, node)| node.blocked.iter().map(move |&port| (number, port)))
+            .collect()
+    }
+
+    fn verdicts(&self) -> Vec<(usize, Verdict)> {
+        self.verdicts.borrow().clone()
+    }
+
+    fn assert_everyone_hears_once(&mut self) {
+        for from in 0..self.nodes.len() {
+            self.heard.fill(0);
+            let broadcast = Traffic::Broadcast(20);
+            let own = self.segment(from, &broadcast);
+            for &node in &own {
+                self.put_under_way(STEP_US, node, TAP, &broadcast);
+            }
+            self.run(S);
+            for (node, &heard) in self.heard.iter().enumerate() {
+                let expected = usize::from(!own.contains(&node));
+                assert_eq!(
+                    heard,
+                    expected,
+                    "from {from} to {node}, blocked: {:?}",
+                    self.blocked()
+                );
+            }
+        }
+    }
+
+    fn random(&mut self) -> u64 {
+        // Splitmix64.
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+/// A guard with a TAP and two peers.
+fn guard(node: u64) -> Guard {
+    let source = MacAddr([0x0a, 0, 0, 0, 1, 0]);
+    let mut guard: Guard = LoopGuard::new(NodeId(node), source, hash);
+    for port in 0..3 {
+        guard.watch(PortId(port), 0, []);
+    }
+    guard
+}
+
+fn first_probe(guard: &mut Guard, port: PortId, now_us: u64) -> Vec<u8> {
+    let mut probes = guard.due(now_us).into_iter();
+    let probe = probes.find(|probe| probe.port == port);
+    probe.expect("a round on all ports").frame
+}
+
+/// What a node sends that sees a loop, or whoever wants to seem one.
+fn contending_probe(node: NodeId, sequence: u32) -> Vec<u8> {
+    let mut probe = first_probe(&mut guard(node.0), TAP, 0);
+    probe[15] |= 1;
+    probe[28..32].copy_from_slice(&sequence.to_be_bytes());
+    probe
+}
+
+fn hash(bytes: &[u8]) -> [u8; 16] {
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u128, |hash, &byte| {
+            (hash ^ u128::from(byte)).wrapping_mul(0x0100_0000_01b3_1234_5678_9abc_def1)
+        });
+    hash.to_be_bytes()
+}
+
+fn header(frame: &[u8]) -> FrameHeader {
+    FrameHeader::parse(frame).expect("a probe is a frame")
+}
+
+fn vid(value: u16) -> Vid {
+    Vid::new(value).expect("12 bits")
+}
