@@ -18,7 +18,8 @@ use alloc::vec::Vec;
 
 use crate::fdb::{Fdb, Learning};
 use crate::frame::FrameHeader;
-use crate::inspect::{Content, PROBE_GROUP, inspect};
+use crate::inspect::{Content, inspect};
+use crate::loops::PROBE_DESTINATION;
 use crate::mac::MacAddr;
 use crate::port::{Blocks, Port, PortConfig, PortId};
 use crate::vlan::{Inside, TagEdit, Vid};
@@ -82,7 +83,7 @@ impl Switch {
         if !header.src.is_station() {
             return Err(DropReason::BadSource);
         }
-        if header.dst == PROBE_GROUP && is_probe(frame) {
+        if header.dst == PROBE_DESTINATION && is_probe(frame) {
             return self.pass_probe(port, ingress, &header, now);
         }
         let (inside, kind) = if port.is_plain() {
@@ -128,8 +129,9 @@ impl Switch {
         Ok(admitted)
     }
 
-    /// Probes show loops, so they pass where others do not, and neither teach nor learn: in a loop
-    /// their source would be everywhere. A port that has not their VLAN cuts the loop for them too.
+    /// Probes neither teach nor learn: in a loop their source would be everywhere. Own ones end here,
+    /// also those of a blocked port, since they show whether the loop is still there. Those of others
+    /// go on like a broadcast, to see what is left after the cut.
     fn pass_probe(
         &self,
         port: &Port,
@@ -137,15 +139,13 @@ impl Switch {
         header: &FrameHeader,
         now: Now,
     ) -> Result<Decision, DropReason> {
-        let inside = Inside {
-            is_probe: true,
-            ..port.classify(header)?
-        };
+        let inside = port.classify(header)?;
         port.take_probe(now)?;
         let (egress, kind) = if self.own_probe_mac == Some(header.src) {
             (Egress::Nowhere, Kind::OwnProbe)
         } else {
-            (self.flood(ingress), Kind::Data)
+            port.check_open(now.seconds)?;
+            (self.flood(ingress), Kind::Probe)
         };
         Ok(Decision {
             egress,
@@ -217,7 +217,7 @@ impl Switch {
     }
 
     /// Blocks a port, or opens it. What was learned there is forgotten, as there is another way to it
-    /// or none; loop probes pass.
+    /// or none; this node's own loop probes pass.
     ///
     /// # Errors
     /// [`DropReason::NoPort`] if there is no such port.
@@ -332,6 +332,8 @@ pub enum Kind {
     Neighbour,
     /// A loop probe of this node that came back, or pretends to be one: the slow path alone sees it.
     OwnProbe,
+    /// A loop probe of another node.
+    Probe,
 }
 
 macro_rules! drop_reasons {
@@ -641,8 +643,13 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_port_takes_and_gives_nothing_but_probes() {
-        let switch = populated(true);
+    fn a_blocked_port_takes_and_gives_nothing_but_own_probes() {
+        let config = SwitchConfig {
+            hub: true,
+            own_probe_mac: Some(MacAddr(station(77))),
+            ..SwitchConfig::with_ports(3)
+        };
+        let (switch, own_probe) = (populate(config), probe(station(77)));
         let to_peer = frame(station(ON_PEER_1), station(ON_TAP), &[8, 0]);
         let from_peer = frame(station(ON_TAP), station(ON_PEER_1), &[8, 0]);
         let probe = probe(station(NOWHERE));
@@ -659,10 +666,14 @@ mod tests {
             let inside = Inside::untagged(Vid::UNTAGGED);
             assert_eq!(switch.leave(TAP, inside, PEER_1), leaves, "{blocked}");
 
-            assert_eq!(at(&switch, PEER_1, &probe, 0), Ok(Flood), "{blocked}");
+            let probed = if blocked { Err(PortBlocked) } else { Ok(Flood) };
+            assert_eq!(at(&switch, PEER_1, &probe, 0), probed, "{blocked}");
             let decision = switch.forward(TAP, &probe, 1, Now::default()).unwrap();
             let left = switch.leave(TAP, decision.inside, PEER_1);
-            assert_eq!(left, Ok(Keep), "{blocked}");
+            assert_eq!(left, leaves, "{blocked}");
+            let mine = switch.forward(PEER_1, &own_probe, 1, Now::default());
+            let kind = mine.map(|decision| decision.kind);
+            assert_eq!(kind, Ok(Kind::OwnProbe), "{blocked}");
             let own = switch.originate(Inside::probe(Vid::UNTAGGED), PEER_1);
             assert_eq!(own, Ok(Keep), "{blocked}");
         }
@@ -729,7 +740,7 @@ mod tests {
             seconds: start_s.wrapping_add(after_s),
             micros: 0,
         };
-        let bpdu = frame([0x01, 0x80, 0xc2, 0, 0, 0], station(1), &[0, 38]);
+        let bpdu = frame([0x01, 0x80, 0xc2, 0, 0, 0], station(1), &[0, 38, 0x42, 0x42, 3]);
         assert_eq!(switch.forward(TAP, &bpdu, 1, now(0)), Err(BpduGuard));
         for (after_s, blocked) in [(0, true), (29, true), (30, false)] {
             switch.poll(now(after_s));
@@ -847,9 +858,9 @@ mod tests {
         for (hub, ingress, src, egress, kind) in [
             (true, PEER_1, own.0, Egress::Nowhere, Kind::OwnProbe),
             (false, TAP, own.0, Egress::Nowhere, Kind::OwnProbe),
-            (true, PEER_1, station(2), Flood, Kind::Data),
-            (false, PEER_1, station(2), Port(TAP), Kind::Data),
-            (false, TAP, station(2), Flood, Kind::Data),
+            (true, PEER_1, station(2), Flood, Kind::Probe),
+            (false, PEER_1, station(2), Port(TAP), Kind::Probe),
+            (false, TAP, station(2), Flood, Kind::Probe),
         ] {
             let config = SwitchConfig {
                 hub,
@@ -906,17 +917,18 @@ mod tests {
     }
 
     fn probe(src: [u8; 6]) -> Vec<u8> {
-        frame(PROBE_GROUP.0, src, &[0x88, 0xb6])
+        frame(PROBE_DESTINATION.0, src, &[0x88, 0xb6])
     }
 
     fn populated(hub: bool) -> Switch {
-        let switch = Switch::new(
-            SwitchConfig {
-                hub,
-                ..SwitchConfig::with_ports(3)
-            },
-            [3, 4],
-        );
+        populate(SwitchConfig {
+            hub,
+            ..SwitchConfig::with_ports(3)
+        })
+    }
+
+    fn populate(config: SwitchConfig) -> Switch {
+        let switch = Switch::new(config, [3, 4]);
         for (name, port) in [
             (ON_TAP, TAP),
             (ON_TAP_TOO, TAP),

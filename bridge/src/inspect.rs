@@ -52,7 +52,7 @@ pub enum Content {
 }
 
 /// Where loop probes are sent to: a group in the locally administered range.
-pub(crate) const PROBE_GROUP: MacAddr = MacAddr([0x03, 0x70, 0x63, 0x6c, 0x70, 0x01]);
+pub(crate) const PROBE_GROUP: [u8; 6] = [0x03, 0x70, 0x63, 0x6c, 0x70, 0x01];
 /// IEEE 802 local experimental EtherType 2, IEEE 802 section 9.2.3.
 pub(crate) const PROBE_ETHER_TYPE: u16 = 0x88b6;
 

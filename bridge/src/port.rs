@@ -217,10 +217,7 @@ impl Port {
         header: &FrameHeader,
         now: Now,
     ) -> Result<(Inside, Kind), DropReason> {
-        self.open_if_due(now.seconds);
-        if self.is_blocked() {
-            return Err(DropReason::PortBlocked);
-        }
+        self.check_open(now.seconds)?;
         let inside = self.classify(header)?;
         let kind = if self.must_inspect {
             self.check_content(inspect(frame, FrameHeader::ADDRESSES), now.seconds)?
@@ -321,6 +318,14 @@ impl Port {
         Blocks {
             by_order: special & Self::BLOCKED_BY_ORDER != 0,
             by_bpdu: special & Self::BLOCKED_BY_BPDU != 0,
+        }
+    }
+
+    pub(crate) fn check_open(&self, now_s: u32) -> Result<(), DropReason> {
+        self.open_if_due(now_s);
+        match self.is_blocked() {
+            true => Err(DropReason::PortBlocked),
+            false => Ok(()),
         }
     }
 

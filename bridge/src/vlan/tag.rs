@@ -71,7 +71,7 @@ pub struct Inside {
     /// Whether a tag follows the one above, or the addresses if there is none: without its own tag
     /// the frame would pass for one of another VLAN.
     pub(crate) is_nested: bool,
-    /// Whether it is a loop probe, for which no port is blocked.
+    /// Whether it is a loop probe of this node, for which no port is blocked.
     pub(crate) is_probe: bool,
 }
 
@@ -87,9 +87,14 @@ impl Inside {
         }
     }
 
-    /// A loop probe of this node in VLAN `vid`.
+    /// A loop probe of this node in VLAN `vid`, whose frame has the tag of that VLAN.
     pub const fn probe(vid: Vid) -> Self {
+        let tag = match vid {
+            Vid::UNTAGGED => Tag::None,
+            vid => Tag::new(Tpid::Customer, vid.value()),
+        };
         Self {
+            tag,
             is_probe: true,
             ..Self::untagged(vid)
         }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use patchcord_bridge::inspect::PROBE_GROUP;
+use patchcord_bridge::loops::PROBE_DESTINATION;
 use patchcord_bridge::{MacAddr, Tpid};
 
 use super::vlans::{Trunk, Vlans};
@@ -24,7 +24,7 @@ const OTHERS: [MacAddr; 7] = [
     MacAddr([0x33, 0x33, 0x00, 0x00, 0x00, 0x01]),
     MacAddr([0x01, 0x80, 0xc2, 0x00, 0x00, 0x00]),
     MacAddr([0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcd]),
-    PROBE_GROUP,
+    PROBE_DESTINATION,
     MacAddr([0; 6]),
 ];
 

@@ -14,7 +14,8 @@ mod vlans;
 
 use std::collections::{BTreeMap, HashMap};
 
-use patchcord_bridge::inspect::{Content, PROBE_GROUP, inspect};
+use patchcord_bridge::inspect::{Content, inspect};
+use patchcord_bridge::loops::PROBE_DESTINATION;
 use patchcord_bridge::{
     BPDU_BLOCK_S, BpduPolicy, DropReason, EDIT_BYTES, Egress, FloodLimits, Guard, Kind, MacAddr,
     Now, PortConfig, PortId, Sources, Switch, SwitchConfig, Vid,
@@ -295,7 +296,7 @@ impl Model {
         if frame.src.is_group() || frame.src.is_zero() {
             return Err(DropReason::BadSource);
         }
-        if frame.dst == PROBE_GROUP && content == Content::Probe {
+        if frame.dst == PROBE_DESTINATION && content == Content::Probe {
             return self.pass_probe(ingress, &frame);
         }
         let now_s = self.now_s();
@@ -327,8 +328,14 @@ impl Model {
         if self.own_probe_mac == Some(frame.src) {
             return Ok(self.copies(frame, shown, Kind::OwnProbe, Vec::new(), true));
         }
+        let now_s = self.now_s();
+        let port = &mut self.ports[usize::from(ingress.0)];
+        port.open_if_due(now_s);
+        if port.blocked || port.bpdu_until_s.is_some() {
+            return Err(DropReason::PortBlocked);
+        }
         let egresses = self.neighbours_of(ingress);
-        Ok(self.copies(frame, shown, Kind::Data, egresses, true))
+        Ok(self.copies(frame, shown, Kind::Probe, egresses, false))
     }
 
     fn learn(&mut self, ingress: PortId, vid: u16, src: MacAddr) -> Result<(), DropReason> {
