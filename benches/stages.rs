@@ -29,7 +29,9 @@ use patchcord::{
         offload::Checksum,
     },
 };
-use patchcord_bridge::{MacAddr, Now, PortId, Switch, SwitchConfig, Vid};
+use patchcord_bridge::{
+    MacAddr, Now, PortConfig, PortId, PortVlans, Switch, SwitchConfig, Vid, VidSet,
+};
 
 use path::{
     HEADERS_LEN, MAX_FRAME, Receiver, SEGMENTS, SUPERFRAME_LEN, Sender, datagrams, deliver_runs,
@@ -247,33 +249,65 @@ fn superframes(criterion: &mut Criterion) {
     });
 }
 
+/// A decision and what becomes of the tag, to a station that is known: between ports without a
+/// policy, and from a trunk to one that translates. Then a broadcast, which takes from its limit.
 fn switch(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("switch");
     group.throughput(Throughput::Elements(1));
+    let vid = Vid::new(110).expect("twelve bits");
+    let outside = Vid::new(10).expect("twelve bits");
+    let trunk = |translate: &[(Vid, Vid)]| PortConfig {
+        vlans: PortVlans::trunk(VidSet::all(), None, translate).expect("a trunk"),
+        ..PortConfig::default()
+    };
+    let trunks = [trunk(&[]), trunk(&[(outside, vid)])];
+    let untagged = [&[0x08, 0x00][..], &[0; 46]].concat();
+    let tagged = [&[0x81, 0x00, 0, 110, 0x08, 0x00][..], &[0; 42]].concat();
     for stations in [10, 1000, 100_000] {
-        let config = SwitchConfig {
-            fdb_capacity: 2 * stations as usize,
-            max_per_port: stations as usize,
-            ..SwitchConfig::with_ports(2)
-        };
-        let switch = Switch::new(config, [1, 2]);
-        for station in 0..stations {
-            switch
-                .fdb()
-                .learn(Vid::UNTAGGED, mac(station), PortId(1), 0);
-        }
-        let mut frame = [0_u8; SMALL_FRAME];
-        frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
-        let mut station = 0_u32;
-        group.bench_function(format!("{stations} addresses"), |bencher| {
-            bencher.iter(|| {
-                // Far from the one before, so that large tables do not stay in the nearest cache.
-                station = (station + 7919) % stations;
-                frame[..6].copy_from_slice(&mac(station).0);
-                switch.forward(PortId::TAP, black_box(&frame), 1, Now::default())
+        for (title, ports, vid, payload) in [
+            ("plain", Default::default(), Vid::UNTAGGED, &untagged),
+            ("trunk", trunks.clone(), vid, &tagged),
+        ] {
+            let switch = switch_of(ports, stations, vid);
+            let mut frame = [&[0xff; 6], &[2, 0, 0, 0, 0, 1], &payload[..]].concat();
+            let mut station = 0_u32;
+            group.bench_function(format!("{title}, {stations} addresses"), |bencher| {
+                bencher.iter(|| {
+                    // Far from the one before, so that large tables do not stay in the nearest cache.
+                    station = (station + 7919) % stations;
+                    frame[..6].copy_from_slice(&mac(station).0);
+                    let now = Now::default();
+                    let decision = switch.forward(PortId::TAP, black_box(&frame), 1, now)?;
+                    switch.leave(PortId::TAP, decision.inside, PortId(1))
+                });
             });
-        });
+        }
     }
+    let switch = switch_of(Default::default(), 10, Vid::UNTAGGED);
+    let frame = [&[0xff; 6], &[2, 0, 0, 0, 0, 1], &untagged[..]].concat();
+    let mut micros = 0;
+    group.bench_function("plain, broadcast", |bencher| {
+        bencher.iter(|| {
+            micros += 1_000_000;
+            let now = Now::from_micros(micros);
+            switch.forward(PortId::TAP, black_box(&frame), 1, now)
+        });
+    });
+}
+
+/// The TAP and a peer, behind which so many stations live.
+fn switch_of(ports: [PortConfig; 2], stations: u32, vid: Vid) -> Switch {
+    let config = SwitchConfig {
+        ports: ports.into(),
+        fdb_capacity: 2 * stations as usize,
+        max_per_port: stations as usize,
+        ..SwitchConfig::default()
+    };
+    let switch = Switch::new(config, [1, 2]);
+    for station in 0..stations {
+        switch.fdb().learn(vid, mac(station), PortId(1), 0);
+    }
+    switch
 }
 
 fn mac(station: u32) -> MacAddr {

@@ -61,6 +61,8 @@ drop_reasons! {
     ControlRateLimited = "control-rate-limited",
     /// Local limit: the control thread is behind and its queue is full.
     ControlQueueFull = "control-queue-full",
+    /// Local limit: the slow path is behind and does not see this frame, or cannot send one.
+    SlowPathFull = "slow-path-full",
     /// Local limit: the thread of the datagram's lane is behind, and its inbox is full.
     LaneQueueFull = "lane-queue-full",
     /// Local: no session with the peer yet.

@@ -15,6 +15,7 @@
 //!
 //! Called by [`Switch`](crate::Switch) for each frame, and by the control thread for the rest.
 
+mod assign;
 mod bucket;
 mod entry;
 mod hash;
@@ -26,6 +27,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicI32, AtomicU64};
 
+use self::assign::Assignment;
 use self::bucket::{Bucket, Key, State, Value, WAYS};
 pub use self::entry::{Entry, FdbCounters, InsertError, Learning, Origin};
 use self::hash::siphash13;
@@ -126,97 +128,6 @@ impl Fdb {
         };
         self.count(learning);
         learning
-    }
-
-    /// Assigns the address to `port`, on behalf of the configuration or of a controller.
-    ///
-    /// It takes the place of a learned address if there is no other, for it is wanted and the other
-    /// was only seen. With [`Origin::Learned`] it ages as if a frame had been seen at `now_s`.
-    ///
-    /// # Errors
-    /// If the place belongs to assigned addresses, or this address to the configuration.
-    pub fn insert(
-        &self,
-        vid: Vid,
-        mac: MacAddr,
-        port: PortId,
-        origin: Origin,
-        now_s: u32,
-    ) -> Result<(), InsertError> {
-        let wanted = Assignment {
-            port,
-            origin,
-            sequence: None,
-            now_s,
-        };
-        self.assign(Key::new(vid, mac), wanted)
-    }
-
-    /// Assigns the address to `port`, as a controller advertises it under this number: of two
-    /// advertisements the one with the higher number is the later (RFC 7432, section 15).
-    ///
-    /// The number is remembered when a frame moves the address here; the controller then advertises it
-    /// for this node under the next one, and what it said before does not return.
-    ///
-    /// One thread must do this for any one address, or either number may stay.
-    ///
-    /// # Errors
-    /// If a later number is known, the place belongs to assigned addresses, or this address to the
-    /// configuration.
-    pub fn advertise(
-        &self,
-        vid: Vid,
-        mac: MacAddr,
-        port: PortId,
-        sequence: u32,
-        now_s: u32,
-    ) -> Result<(), InsertError> {
-        let wanted = Assignment {
-            port,
-            origin: Origin::Controller,
-            sequence: Some(sequence),
-            now_s,
-        };
-        self.assign(Key::new(vid, mac), wanted)
-    }
-
-    /// Takes back what a controller advertised under this number or an earlier one, and says whether
-    /// that still stood. What a frame has moved since then stays.
-    pub fn withdraw(&self, vid: Vid, mac: MacAddr, sequence: u32) -> bool {
-        let key = Key::new(vid, mac);
-        let (bucket, notes) = (self.bucket(key), self.notes(key));
-        while let Some((slot, held)) = bucket.find(key) {
-            let known = notes.sequence(slot, held);
-            let stands = held.state == State::Held(Origin::Controller);
-            if !stands || known.is_none_or(|known| known > sequence) {
-                return false;
-            }
-            if self.replace(bucket, slot, held, held.vacated()) {
-                return true;
-            }
-        }
-        false
-    }
-
-    fn assign(&self, key: Key, wanted: Assignment) -> Result<(), InsertError> {
-        loop {
-            // Another thread was quicker, which takes a new second or a new port each time: a second
-            // round is rare and a third unheard of. The data threads do not wait for this one.
-            if let Some(result) = self.try_insert(key, wanted) {
-                return result;
-            }
-        }
-    }
-
-    /// Forgets the address, whatever its origin, and says whether it was known.
-    pub fn remove(&self, vid: Vid, mac: MacAddr) -> bool {
-        let key = Key::new(vid, mac);
-        let bucket = self.bucket(key);
-        let mut known = false;
-        while let Some((slot, held)) = bucket.find(key) {
-            known |= self.replace(bucket, slot, held, held.vacated());
-        }
-        known
     }
 
     /// Forgets what was learned on `port` and says how much that was; assigned addresses stay until
@@ -382,46 +293,6 @@ impl Fdb {
         }
     }
 
-    /// One attempt; `None` if another thread changed the slot meanwhile.
-    fn try_insert(&self, key: Key, wanted: Assignment) -> Option<Result<(), InsertError>> {
-        let bucket = self.bucket(key);
-        let done = match bucket.find(key) {
-            Some((_, held)) if held.state == State::Held(Origin::Static) && !wanted.is_static() => {
-                return Some(Err(InsertError::Static));
-            }
-            Some((slot, held)) => {
-                let known = self.notes(key).sequence(slot, held);
-                let known = known.filter(|_| !self.is_expired(held, wanted.now_s));
-                if let Some(error) = wanted.outdated_by(known, held.port) {
-                    return Some(Err(error));
-                }
-                let new = wanted.value(held.generation);
-                let done = self.replace(bucket, slot, held, new);
-                if done {
-                    self.notes(key).reset(slot);
-                    self.notes(key).set_sequence(slot, new, wanted.sequence);
-                }
-                done
-            }
-            None => {
-                let Some((slot, victim)) = self.weakest(bucket, wanted.now_s) else {
-                    return Some(Err(InsertError::Full));
-                };
-                self.fill(bucket, slot, victim, key, wanted)
-            }
-        };
-        done.then_some(Ok(()))
-    }
-
-    /// The slot of a bucket that is missed least: a vacant one, or else the learned address that has
-    /// been silent for longest.
-    fn weakest(&self, bucket: &Bucket, now_s: u32) -> Option<(usize, Value)> {
-        (0..WAYS)
-            .map(|slot| (slot, bucket.value(slot)))
-            .filter(|(_, value)| value.state == State::Vacant || value.is_learned())
-            .max_by_key(|&(_, value)| (value.state == State::Vacant, age_s(value, now_s)))
-    }
-
     /// Gives a slot to `key`, unless the slot has changed since it held `free`.
     fn fill(
         &self,
@@ -521,39 +392,6 @@ impl Fdb {
             | Learning::Raced => return,
         };
         counter.fetch_add(1, Relaxed);
-    }
-}
-
-/// Where an address shall live, and on whose word.
-#[derive(Clone, Copy)]
-struct Assignment {
-    port: PortId,
-    origin: Origin,
-    sequence: Option<u32>,
-    now_s: u32,
-}
-
-impl Assignment {
-    fn is_static(self) -> bool {
-        self.origin == Origin::Static
-    }
-
-    /// What is wrong with it, if the address was last advertised under number `known` and is now on
-    /// port `on`.
-    fn outdated_by(self, known: Option<u32>, on: PortId) -> Option<InsertError> {
-        let (known, wanted) = (known?, self.sequence?);
-        let is_later = wanted > known || (wanted == known && self.port == on);
-        (!is_later).then_some(InsertError::Outdated { known })
-    }
-
-    fn value(self, generation: u16) -> Value {
-        let state = State::Held(self.origin);
-        Value {
-            state,
-            generation,
-            port: self.port,
-            seen_s: self.now_s,
-        }
     }
 }
 

@@ -740,7 +740,11 @@ mod tests {
             seconds: start_s.wrapping_add(after_s),
             micros: 0,
         };
-        let bpdu = frame([0x01, 0x80, 0xc2, 0, 0, 0], station(1), &[0, 38, 0x42, 0x42, 3]);
+        let bpdu = frame(
+            [0x01, 0x80, 0xc2, 0, 0, 0],
+            station(1),
+            &[0, 38, 0x42, 0x42, 3],
+        );
         assert_eq!(switch.forward(TAP, &bpdu, 1, now(0)), Err(BpduGuard));
         for (after_s, blocked) in [(0, true), (29, true), (30, false)] {
             switch.poll(now(after_s));

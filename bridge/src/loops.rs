@@ -49,8 +49,8 @@ pub const PROBE_DESTINATION: MacAddr = MacAddr(PROBE_GROUP);
 /// Watches over the ports of one node.
 ///
 /// `A` makes the authentication tag of a probe: a keyed hash under a key that is random per process.
-/// [`due`](Self::due) gives probes to send; [`returned`](Self::returned), [`heard`](Self::heard) and
-/// [`bpdu`](Self::bpdu) take in what came; [`poll`](Self::poll), called after each of them and when
+/// [`due`](Self::due) gives probes to send; [`returned`](Self::returned) and [`heard`](Self::heard)
+/// take in what came; [`poll`](Self::poll), called after each of them and when
 /// [`next_due_us`](Self::next_due_us) says, until it has nothing more, gives verdicts.
 #[derive(Debug)]
 pub struct LoopGuard<A> {
@@ -110,18 +110,13 @@ pub enum Verdict {
     },
 }
 
-/// Why a port is blocked.
+/// A loop: what leaves by one of two ports comes back by the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// What leaves by one of two ports comes back by the other.
-    Loop {
-        /// The port of the two that stays open.
-        other: PortId,
-        /// The VLAN in which it was seen first.
-        vid: Vid,
-    },
-    /// A spanning tree message came by a port that must not have any.
-    Bpdu,
+pub struct Cause {
+    /// The port of the two that stays open.
+    pub other: PortId,
+    /// The VLAN in which it was seen first.
+    pub vid: Vid,
 }
 
 /// A blocked port, for people.
@@ -137,16 +132,14 @@ pub struct Blocked {
     pub seen_us: u64,
     /// When it opens, if the cause is not seen again.
     pub opens_us: u64,
-    /// How many probes have returned, or how many messages came.
+    /// How many probes have returned.
     pub count: u64,
 }
 
 impl Blocked {
     /// Whether a station that moved from one port to the other has shown the loop as well.
     pub fn explains_move(&self, from: PortId, to: PortId) -> bool {
-        let Cause::Loop { other, .. } = self.cause else {
-            return false;
-        };
+        let Cause { other, .. } = self.cause;
         (from, to) == (self.port, other) || (from, to) == (other, self.port)
     }
 }
@@ -175,7 +168,6 @@ struct Port {
     next_vlan: usize,
     contest: Option<Contest>,
     block: Option<Block>,
-    bpdu: Option<Block>,
     /// What the caller was told.
     is_blocked: bool,
     /// How long the last block for a loop outlasted it, and when it ended.
@@ -259,7 +251,7 @@ const FRESH_US: u64 = 3 * S;
 /// Rounds that may fall within that time, and some.
 const REMEMBERED: usize = 32;
 /// VLANs of a port that are probed in one round; if there are more, they take turns.
-const VLANS_PER_ROUND: usize = 8;
+const VLANS_PER_ROUND: usize = 16;
 
 /// From the first return to a decision, at least: time for others on the loop to see it, to say so,
 /// and to be heard.
@@ -285,7 +277,6 @@ const HOLD_US: u64 = 10 * S;
 const MAX_HOLD_US: u64 = 300 * S;
 /// After this long without a block the next one starts with the shortest hold again.
 const QUIET_US: u64 = 600 * S;
-const BPDU_HOLD_US: u64 = 30 * S;
 const WARN_US: u64 = 60 * S;
 
 impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
@@ -312,8 +303,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
     /// Watches over a port, or changes how.
     ///
     /// `vlans` are the VLANs inside the switch that the port is in; an empty list means untagged
-    /// frames only. Eight are probed each second, so that with more than sixteen it may take longer
-    /// than three seconds to find a loop that is in one of them only.
+    /// frames only. Sixteen are probed each second; with more it may take longer than three seconds
+    /// to find a loop that is in one of them only.
     pub fn watch(&mut self, port: PortId, rank: u64, vlans: impl IntoIterator<Item = Vid>) {
         let vlans: BTreeSet<Vid> = vlans.into_iter().collect();
         let mut vlans: Vec<Vid> = vlans.into_iter().collect();
@@ -367,8 +358,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
     /// When [`due`](Self::due) or [`poll`](Self::poll) has something next, unless something happens.
     pub fn next_due_us(&self) -> u64 {
         // A contest is decided when its probes return, and given up when they are sent in vain.
-        let blocks = self.ports.values().flat_map(|at| [at.block, at.bpdu]);
-        let opens_us = blocks.flatten().map(|block| block.opens_us());
+        let blocks = self.ports.values().filter_map(|at| at.block);
+        let opens_us = blocks.map(|block| block.opens_us());
         let rounds_us = self.next_round_us.min(self.next_contest_round_us);
         opens_us.fold(rounds_us, u64::min)
     }
@@ -417,16 +408,6 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         }
     }
 
-    /// Takes in that a spanning tree message came by a port that must not have any: it is blocked
-    /// until none has come for 30 seconds.
-    pub fn bpdu(&mut self, port: PortId, now_us: u64) {
-        if let Some(at) = self.ports.get_mut(&port) {
-            at.bpdu
-                .get_or_insert_with(|| Block::new(Cause::Bpdu, BPDU_HOLD_US, now_us))
-                .see(now_us);
-        }
-    }
-
     /// The next thing to do at `now_us`.
     pub fn poll(&mut self, now_us: u64) -> Option<Verdict> {
         let mut seniors = self.others.range(..self.node);
@@ -448,7 +429,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
     /// The blocked ports, with what is known of each loop.
     pub fn report(&self) -> impl Iterator<Item = Blocked> + '_ {
         self.ports.iter().filter_map(|(&port, at)| {
-            let block = at.block.or(at.bpdu)?;
+            let block = at.block?;
             Some(Blocked {
                 port,
                 cause: block.cause,
@@ -650,7 +631,6 @@ impl Port {
             next_vlan: 0,
             contest: None,
             block: None,
-            bpdu: None,
             is_blocked: false,
             last_hold: None,
             warned_us: None,
@@ -658,7 +638,7 @@ impl Port {
     }
 
     fn is_cut(&self) -> bool {
-        self.block.is_some() || self.bpdu.is_some()
+        self.block.is_some()
     }
 
     /// The VLANs whose turn it is.
@@ -672,10 +652,7 @@ impl Port {
     /// Where a loop was seen that this port is, or would be, blocked for.
     fn suspects(&self, port: PortId) -> impl Iterator<Item = (PortId, Vid)> + use<> {
         let contest = self.contest.map(|contest| (contest.other, contest.vid));
-        let block = self.block.and_then(|block| match block.cause {
-            Cause::Loop { other, vid } => Some((other, vid)),
-            Cause::Bpdu => None,
-        });
+        let block = self.block.map(|block| (block.cause.other, block.cause.vid));
         let both = [contest, block].into_iter().flatten();
         both.flat_map(move |(other, vid)| [(port, vid), (other, vid)])
     }
@@ -692,7 +669,7 @@ impl Port {
         Block {
             seen_us: contest.seen_us,
             count: contest.distinct,
-            ..Block::new(Cause::Loop { other, vid }, hold_us, now_us)
+            ..Block::new(Cause { other, vid }, hold_us, now_us)
         }
     }
 
@@ -701,11 +678,10 @@ impl Port {
         if let Some(block) = self.block.take_if(|block| is_past(block)) {
             self.last_hold = Some((block.hold_us, now_us));
         }
-        self.bpdu.take_if(|block| is_past(block));
     }
 
     fn announce(&mut self, port: PortId) -> Option<Verdict> {
-        let block = self.block.or(self.bpdu);
+        let block = self.block;
         if block.is_some() == self.is_blocked {
             return None;
         }
@@ -824,11 +800,11 @@ mod tests {
     #[test]
     fn vlans_take_turns() {
         let mut guard = LoopGuard::new(NodeId(1), MacAddr([2; 6]), |_| [0; 16]);
-        guard.watch(PortId::TAP, 0, (0..20).map(Vid::from_tci));
-        for (at_s, first, last) in [(0, 0, 7), (1, 8, 15), (2, 0, 19), (3, 4, 11)] {
+        guard.watch(PortId::TAP, 0, (0..40).map(Vid::from_tci));
+        for (at_s, first, last) in [(0, 0, 15), (1, 16, 31), (2, 0, 39), (3, 8, 23)] {
             let probes = guard.due(at_s * S);
-            let ends = [&probes[0], &probes[7]].map(|probe| probe.vid.value());
-            assert_eq!((probes.len(), ends), (8, [first, last]), "round {at_s}");
+            let ends = [&probes[0], &probes[15]].map(|probe| probe.vid.value());
+            assert_eq!((probes.len(), ends), (16, [first, last]), "round {at_s}");
         }
     }
 

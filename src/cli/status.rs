@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use patchcord::control::message::{Counters, PeerStatus, Rates, Status};
+use patchcord::control::message::{BlockStatus, Counters, PeerStatus, PortStatus, Rates, Status};
 
 use super::tunnel::plural;
 
@@ -42,6 +42,10 @@ pub(super) fn page(status: &Status) -> String {
             .map(|(reason, n)| vec![reason.clone(), number(*n)]);
         sections.push(format!("drops\n{}", table("  ", rows.collect())));
     }
+    let ports: Vec<_> = status.ports.iter().filter_map(port).collect();
+    if !ports.is_empty() {
+        sections.push(format!("ports\n{}", table("  ", ports)));
+    }
     if !status.fdb.is_empty() {
         let rows = status.fdb.iter().map(|entry| {
             let vid = if entry.vid == 0 {
@@ -59,6 +63,39 @@ pub(super) fn page(status: &Status) -> String {
         sections.push(format!("addresses\n{}", table("  ", rows.collect())));
     }
     sections.join("\n")
+}
+
+/// A port that there is something to say about.
+fn port(port: &PortStatus) -> Option<Vec<String>> {
+    let blocked = port.blocked.as_ref().map(|block| match block {
+        BlockStatus::Loop {
+            other,
+            vlan,
+            for_s,
+            opens_in_s,
+            probes,
+        } => {
+            let vlan = match vlan {
+                0 => String::new(),
+                vlan => format!(" in VLAN {vlan}"),
+            };
+            format!(
+                "blocked {}: a loop with {other}{vlan}; {} came back, opens in {} if no more do",
+                ago(*for_s),
+                plural(*probes as usize, "probe"),
+                age(*opens_in_s),
+            )
+        }
+        BlockStatus::Bpdu => "blocked: a bridge is behind it".to_owned(),
+    });
+    let refused: Vec<_> = port
+        .refused
+        .iter()
+        .map(|(reason, n)| format!("{reason} {}", number(*n)))
+        .collect();
+    let refused = (!refused.is_empty()).then(|| format!("refused: {}", refused.join(", ")));
+    let texts: Vec<_> = blocked.into_iter().chain(refused).collect();
+    (!texts.is_empty()).then(|| vec![port.port.clone(), texts.join("; ")])
 }
 
 /// The interface of providers says connected from the start on, before any peer has answered.
@@ -358,6 +395,10 @@ drops
   bad-tag   7
   replayed  1 000
 
+ports
+  tap     refused: broadcast-limited 12 345
+  site-b  blocked 1m 1s ago: a loop with tap in VLAN 10; 70 probes came back, opens in 9s if no more do
+
 addresses
   02:00:00:00:00:01  untagged  tap     3s ago
   02:00:00:00:00:02  VID 100   site-b  0s ago
@@ -455,6 +496,29 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
                 },
             }],
             counters,
+            ports: vec![
+                PortStatus {
+                    port: "tap".into(),
+                    blocked: None,
+                    refused: BTreeMap::from([("broadcast-limited".into(), 12_345)]),
+                },
+                PortStatus {
+                    port: "site-b".into(),
+                    blocked: Some(BlockStatus::Loop {
+                        other: "tap".into(),
+                        vlan: 10,
+                        for_s: 61.0,
+                        opens_in_s: 9.5,
+                        probes: 70,
+                    }),
+                    refused: BTreeMap::new(),
+                },
+                PortStatus {
+                    port: "site-c".into(),
+                    blocked: None,
+                    refused: BTreeMap::new(),
+                },
+            ],
             drops: BTreeMap::from([("bad-tag".into(), 7), ("replayed".into(), 1000)]),
             fdb: vec![
                 fdb(0, "02:00:00:00:00:01", "tap", 3),

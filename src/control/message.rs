@@ -113,8 +113,43 @@ pub struct Status {
     pub counters: Counters,
     /// Frames and datagrams that did not arrive, by reason; reasons that never happened are absent.
     pub drops: BTreeMap<String, u64>,
+    /// The ports of the switch: the TAP, then the peers.
+    #[serde(default)]
+    pub ports: Vec<PortStatus>,
     /// The addresses the switch has learned.
     pub fdb: Vec<FdbStatus>,
+}
+
+/// A port of the switch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// `tap`, or the peer's name.
+    pub port: String,
+    /// Why nothing passes it, if so.
+    pub blocked: Option<BlockStatus>,
+    /// Frames from it that the switch refused, by reason; those that never happened are absent.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// Why a port is blocked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "because", rename_all = "kebab-case")]
+pub enum BlockStatus {
+    /// What leaves by it comes back by another port.
+    Loop {
+        /// That one.
+        other: String,
+        /// The VLAN in which it was seen first; 0 is no VLAN.
+        vlan: u16,
+        /// Seconds since it was blocked.
+        for_s: f64,
+        /// Seconds until it opens, if the loop is gone.
+        opens_in_s: f64,
+        /// Loop probes that came back.
+        probes: u64,
+    },
+    /// A bridge is behind it, where none may be.
+    Bpdu,
 }
 
 /// The overlay device.
@@ -332,6 +367,11 @@ mod tests {
                         outbound_frames: u64::MAX,
                         ..Counters::default()
                     },
+                    ports: vec![PortStatus {
+                        port: "tap".to_owned(),
+                        blocked: (number % 2 == 0).then_some(BlockStatus::Bpdu),
+                        refused: drops.clone(),
+                    }],
                     drops,
                     fdb: fdb
                         .into_iter()

@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    EngineEvent, EngineView,
+    EngineEvent, EngineView, PortView,
     clock::{now, wall},
     meter::{self, Meter},
     shared::{Handshake, Notice, Shared},
@@ -366,6 +366,19 @@ impl ControlTask {
         may
     }
 
+    fn ports(&self) -> Vec<PortView> {
+        let now_us = self.shared.clock.now().micros;
+        let loops = self.shared.loops();
+        let switch = &self.shared.switch;
+        let view = |port: PortId| PortView {
+            blocked_by_loop: loops.iter().find(|blocked| blocked.port == port).copied(),
+            blocked_by_bpdu: switch.blocks(port).by_bpdu,
+            refused: switch.refusals(port).collect(),
+            now_us,
+        };
+        switch.ports().map(view).collect()
+    }
+
     fn view(&self) -> EngineView {
         let names = self.labels.iter().map(|(name, _)| name.clone());
         let flow = |flow: &crate::stats::Flow| (flow.frames(), flow.bytes());
@@ -385,6 +398,7 @@ impl ControlTask {
                 flow(&self.shared.tap.inbound),
             ],
             drops: self.shared.total_drops(),
+            ports: self.ports(),
             fdb: fdb
                 .map(|entry| (entry.vid.value(), entry.mac, entry.port.0, entry.age_s))
                 .collect(),
@@ -406,6 +420,7 @@ mod tests {
     use patchcord_bridge::{Switch, SwitchConfig};
 
     use super::*;
+    use crate::pipeline::shared::ToControl;
     use crate::{
         crypto::{
             aead::CipherOffer,
@@ -438,7 +453,12 @@ mod tests {
             keepalive: Duration::from_secs(10),
         };
         let switch = Switch::new(SwitchConfig::with_ports(2), [0; 2]);
-        let shared = Shared::new(switch, mac1, 1522, notices, mpsc::channel(1).0).unwrap();
+        let to_control = ToControl {
+            notices,
+            handshakes: mpsc::channel(1).0,
+            sightings: mpsc::channel(1).0,
+        };
+        let (shared, _) = Shared::new(switch, mac1, 1522, to_control).unwrap();
         ControlTask::new(
             Node::new(config, vec![peer], now()),
             vec![("office".to_owned(), Some("name.invalid:1".to_owned()))],

@@ -15,7 +15,7 @@
 
 use std::{collections::HashMap, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Instant};
 
-use patchcord_bridge::{Egress, Now, PortId, TagEdit};
+use patchcord_bridge::{Egress, Kind, Now, PortId, TagEdit};
 
 use super::{
     clock,
@@ -733,6 +733,10 @@ impl Exit<'_> {
         let (ingress, switch) = (session.port, &self.shared.switch);
         let decision = switch.forward(ingress, frame.head, frame.segments(), self.now)?;
         let leave = |port| switch.leave(ingress, decision.inside, port);
+        if decision.kind != Kind::Data {
+            let Leaving { head, rest, .. } = frame;
+            self.shared.show(decision.kind, ingress, head, rest);
+        }
         match decision.egress {
             Egress::Port(PortId::TAP) => {
                 let edit = leave(PortId::TAP)?;

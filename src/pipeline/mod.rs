@@ -27,6 +27,7 @@ pub mod plan;
 mod portion;
 mod precedence;
 mod shared;
+mod slow_path;
 
 use std::{
     io,
@@ -37,7 +38,7 @@ use std::{
     time::Duration,
 };
 
-use patchcord_bridge::{MacAddr, Switch, SwitchConfig};
+use patchcord_bridge::{MacAddr, Switch, SwitchConfig, loops::Blocked};
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
@@ -47,7 +48,8 @@ use self::{
     lanes::{Handover, Share},
     outbound::Outbound,
     plan::{CorePlan, PlanRequest, numbered},
-    shared::{HANDSHAKES, NOTICES, Shared},
+    shared::{Emissions, HANDSHAKES, NOTICES, Shared, ToControl},
+    slow_path::{Probes, SIGHTINGS, SlowPath},
 };
 use crate::{
     control::message::Rates,
@@ -75,6 +77,8 @@ pub struct EngineConfig {
     pub peers: Vec<EnginePeer>,
     /// The switch between the TAP and the peers, with a port for each.
     pub switch: SwitchConfig,
+    /// Whether loops are looked for, and cut.
+    pub loop_guard: bool,
     /// How to use the cores.
     pub plan: PlanRequest,
 }
@@ -87,6 +91,17 @@ pub struct EnginePeer {
     pub name: String,
     /// `name:port`, looked up at start and when the peer does not answer.
     pub host: Option<String>,
+}
+
+impl EnginePeer {
+    /// With a rank that every node gives it.
+    fn ranked(&self) -> (String, u64) {
+        let (rank, _) = self.settings.public_key.as_bytes().split_at(8);
+        let rank = rank
+            .iter()
+            .fold(0, |rank, byte| rank << 8 | u64::from(*byte));
+        (self.name.clone(), rank)
+    }
 }
 
 /// What the engine tells its owner.
@@ -109,8 +124,23 @@ pub struct EngineView {
     pub tap: [(u64, u64); 2],
     /// What did not arrive.
     pub drops: Vec<(DropReason, u64)>,
+    /// The ports of the switch, the TAP first, then the peers.
+    pub ports: Vec<PortView>,
     /// What the switch has learned: VLAN, address, port (0 is the TAP), seconds since it was seen.
     pub fdb: Vec<(u16, MacAddr, u16, u32)>,
+}
+
+/// A port of the switch.
+#[derive(Debug)]
+pub struct PortView {
+    /// The loop that it is blocked for.
+    pub blocked_by_loop: Option<Blocked>,
+    /// A bridge protocol data unit came, where none may.
+    pub blocked_by_bpdu: bool,
+    /// Frames from it that the switch refused, by reason.
+    pub refused: Vec<(patchcord_bridge::DropReason, u64)>,
+    /// The clock of `blocked_by_loop`.
+    pub now_us: u64,
 }
 
 /// A running engine. Dropped without [`Engine::stop`], it stops without saying good-bye to peers.
@@ -120,6 +150,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     control: tokio::task::JoinHandle<()>,
+    slow_path: tokio::task::JoinHandle<()>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -160,29 +191,44 @@ impl Engine {
         config.node.lanes = (queues.len() + onward) as u8;
         let (notices_in, notices) = mpsc::channel(NOTICES);
         let (handshakes_in, handshakes) = mpsc::channel(HANDSHAKES);
+        let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
         let (events_in, events) = mpsc::channel(16);
         let (commands, commands_out) = mpsc::channel(8);
         let max_frame = config.node.max_frame.into();
+        let ranked = config.peers.iter().map(EnginePeer::ranked).collect();
         let (settings, labels): (_, Vec<_>) = config
             .peers
             .into_iter()
             .map(|peer| (peer.settings, (peer.name, peer.host)))
             .unzip();
-        let peers = labels.len();
         let node = Node::new(config.node, settings, clock::now());
         let mac1 = Mac1Check::new(&node.public_key());
+        let probes = config.loop_guard.then(Probes::random);
+        config.switch.own_probe_mac = probes.as_ref().map(|probes| probes.source);
         let switch = Switch::new(config.switch, hash_key());
-        let shared = Arc::new(Shared::new(
-            switch,
-            mac1,
-            max_frame,
-            notices_in,
-            handshakes_in,
-        )?);
+        let to_control = ToControl {
+            notices: notices_in,
+            handshakes: handshakes_in,
+            sightings: sightings_in,
+        };
+        let (shared, emissions) = Shared::new(switch, mac1, max_frame, to_control)?;
+        let shared = Arc::new(shared);
         let local_addr = sockets[0].local_addr()?;
         let socket = sockets[0].try_clone()?;
 
-        let threads = spawn_data_threads(&plan, &shared, &events_in, queues, sockets, peers)?;
+        let slow_path = SlowPath::new(shared.clone(), queues[0].clone(), ranked, probes);
+        let mut threads = Threads {
+            plan: &plan,
+            shared: &shared,
+            events: &events_in,
+            peers: labels.len(),
+            emissions: Some(emissions),
+            is_hub: shared.switch.is_hub(),
+            spawned: Vec::new(),
+        };
+        threads.spawn_all(&queues, sockets)?;
+        let threads = threads.spawned;
+        let slow_path = tokio::spawn(slow_path.run(sightings));
         let task = ControlTask::new(node, labels, shared.clone(), socket, events_in);
         let control = tokio::spawn(task.run(notices, handshakes, commands_out));
         Ok((
@@ -192,6 +238,7 @@ impl Engine {
                 shared,
                 commands,
                 control,
+                slow_path,
                 threads,
             },
             events,
@@ -230,6 +277,7 @@ impl Engine {
         }
         self.shared.stop.wake();
         self.control.abort();
+        self.slow_path.abort();
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so.
             let _ = thread.join();
@@ -241,6 +289,7 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.stop.wake();
         self.control.abort();
+        self.slow_path.abort();
     }
 }
 
@@ -253,32 +302,6 @@ fn hash_key() -> [u64; 2] {
     })
 }
 
-fn spawn_data_threads(
-    plan: &CorePlan,
-    shared: &Arc<Shared>,
-    events: &mpsc::Sender<EngineEvent>,
-    queues: Vec<Arc<TapQueue>>,
-    sockets: Vec<UdpSocket>,
-    peers: usize,
-) -> io::Result<Vec<JoinHandle<()>>> {
-    let mut threads = Threads {
-        plan,
-        shared,
-        events,
-        peers,
-        is_hub: shared.switch.is_hub(),
-        spawned: Vec::new(),
-    };
-    let result = match plan.workers {
-        None => spawn_inline(&mut threads, &queues, sockets),
-        Some(workers) => spawn_staged(&mut threads, workers, &queues[0], &sockets[0]),
-    };
-    if result.is_err() {
-        shared.stop.wake();
-    }
-    result.map(|()| threads.spawned)
-}
-
 fn spawn_inline(
     threads: &mut Threads<'_>,
     queues: &[Arc<TapQueue>],
@@ -288,7 +311,13 @@ fn spawn_inline(
     for (place, queue) in queues.iter().enumerate() {
         let socket = sockets[place % sockets.len()].try_clone()?;
         let outlet = Outlet::inline(Departures::new(shared.clone(), socket), threads.peers);
-        let outbound = Outbound::new(shared.clone(), queue.clone(), lane(place), outlet);
+        let outbound = Outbound::new(
+            shared.clone(),
+            queue.clone(),
+            threads.emissions.take(),
+            lane(place),
+            outlet,
+        );
         let name = numbered("outbound", place, queues.len());
         let nice = threads.plan.nice;
         threads.spawn(&name, move || outbound.run(nice))?;
@@ -327,7 +356,13 @@ fn spawn_staged(
     let shared = threads.shared;
     let (dealer, sealers, sealed) = queue::ordered::<Train>(workers);
     let outlet = Outlet::Staged(dealer);
-    let outbound = Outbound::new(shared.clone(), queue.clone(), Lane::FIRST_DATA, outlet);
+    let outbound = Outbound::new(
+        shared.clone(),
+        queue.clone(),
+        threads.emissions.take(),
+        Lane::FIRST_DATA,
+        outlet,
+    );
     let nice = threads.plan.nice;
     threads.spawn("tap-rx", move || outbound.run(nice))?;
     for (number, worker) in (1..).zip(sealers) {
@@ -360,11 +395,24 @@ struct Threads<'a> {
     shared: &'a Arc<Shared>,
     events: &'a mpsc::Sender<EngineEvent>,
     peers: usize,
+    /// For the first outbound thread.
+    emissions: Option<Emissions>,
     is_hub: bool,
     spawned: Vec<JoinHandle<()>>,
 }
 
 impl Threads<'_> {
+    fn spawn_all(&mut self, queues: &[Arc<TapQueue>], sockets: Vec<UdpSocket>) -> io::Result<()> {
+        let result = match self.plan.workers {
+            None => spawn_inline(self, queues, sockets),
+            Some(workers) => spawn_staged(self, workers, &queues[0], &sockets[0]),
+        };
+        if result.is_err() {
+            self.shared.stop.wake();
+        }
+        result
+    }
+
     /// The way from an inbound thread to other peers, in a hub, on the lane of this place.
     fn onward(&self, place: usize, socket: &UdpSocket) -> io::Result<Option<(Lane, Outlet)>> {
         if !self.is_hub {

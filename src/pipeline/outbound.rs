@@ -12,7 +12,7 @@
 
 use std::{os::fd::AsFd, sync::Arc};
 
-use patchcord_bridge::{Decision, Egress, Now, PortId};
+use patchcord_bridge::{Decision, Egress, Kind, Now, PortId};
 
 use super::{
     clock,
@@ -20,7 +20,8 @@ use super::{
     offload::{self, Signal},
     portion::{Portion, Slot},
     precedence::Precedence,
-    shared::{Shared, Stopped, TablesCache},
+    shared::{Emissions, Shared, Stopped, TablesCache},
+    slow_path::Emission,
 };
 use crate::{
     io::{
@@ -43,10 +44,19 @@ pub(super) struct Outbound {
     codel: Codel,
     /// The next sender of much is told to slow down.
     must_signal: bool,
+    /// Frames that this node made itself; the first lane sends them.
+    emissions: Option<Emissions>,
+    scratch: Vec<u8>,
 }
 
 impl Outbound {
-    pub(super) fn new(shared: Arc<Shared>, tap: Arc<TapQueue>, lane: Lane, outlet: Outlet) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        tap: Arc<TapQueue>,
+        emissions: Option<Emissions>,
+        lane: Lane,
+        outlet: Outlet,
+    ) -> Self {
         let drops = shared.new_drops();
         Self {
             tables: shared.subscribe(),
@@ -57,6 +67,8 @@ impl Outbound {
             portion: Portion::new(),
             codel: Codel::default(),
             must_signal: false,
+            emissions,
+            scratch: Vec::new(),
         }
     }
 
@@ -64,9 +76,15 @@ impl Outbound {
     pub(super) fn run(mut self, nice: i32) -> Stopped {
         let mut precedence = Precedence::of_this_thread(nice);
         loop {
-            match waker::wait(&[self.tap.as_fd(), self.shared.stop.as_fd()], None) {
+            let (tap, stop) = (self.tap.as_fd(), self.shared.stop.as_fd());
+            let ready = match &self.emissions {
+                None => waker::wait(&[tap, stop], None),
+                Some(emissions) => waker::wait(&[tap, stop, emissions.waker.as_fd()], None),
+            };
+            match ready {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
                 Ok(ready) if ready.is_broken(0) => return Stopped::TapLost,
+                Ok(ready) if ready.is_readable(2) => self.send_emissions(),
                 Ok(_) => {}
                 Err(error) => return Stopped::Failed(error),
             }
@@ -138,6 +156,9 @@ impl Outbound {
             .shared
             .switch
             .forward(PortId::TAP, frame, segments, now)?;
+        if decision.kind != Kind::Data {
+            self.shared.show(decision.kind, PortId::TAP, frame, &[]);
+        }
         self.send(tables, decision, slot, open)
     }
 
@@ -168,5 +189,27 @@ impl Outbound {
             Egress::Nowhere => {}
         }
         Ok(())
+    }
+
+    fn send_emissions(&mut self) {
+        let Some(emissions) = &self.emissions else {
+            return;
+        };
+        emissions.waker.clear();
+        let tables = self.tables.load();
+        for Emission {
+            port,
+            inside,
+            frame,
+        } in emissions.receiver.try_iter()
+        {
+            // A port that was blocked meanwhile gives no more.
+            if let Ok(edit) = self.shared.switch.originate(inside, port) {
+                let mut slot = Slot::copy(&mut self.scratch, &[&frame]);
+                self.dispatch
+                    .push_edited(&tables, port, edit, &mut slot, None);
+            }
+        }
+        self.dispatch.depart_all();
     }
 }

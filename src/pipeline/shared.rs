@@ -9,10 +9,13 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Cache};
-use patchcord_bridge::{PortId, Switch};
+use patchcord_bridge::{Kind, PortId, Switch, loops::Blocked};
 use tokio::sync::mpsc;
 
-use super::clock::SwitchClock;
+use super::{
+    clock::SwitchClock,
+    slow_path::{EMISSIONS, Emission, Sighting},
+};
 use crate::{
     io::{tap, waker::Waker},
     proto::{guard::Mac1Check, session::Tables},
@@ -108,8 +111,24 @@ pub(super) struct Shared {
     drops: Mutex<Vec<Arc<Drops>>>,
     /// Counted by whoever could not reach the control thread.
     unheard: Drops,
-    notices: mpsc::Sender<Notice>,
-    handshakes: mpsc::Sender<Handshake>,
+    to_control: ToControl,
+    emissions: crossbeam_channel::Sender<Emission>,
+    /// There are emissions.
+    emission_waker: Waker,
+    loops: Mutex<Vec<Blocked>>,
+}
+
+/// The ways from the data threads to the control thread.
+pub(super) struct ToControl {
+    pub(super) notices: mpsc::Sender<Notice>,
+    pub(super) handshakes: mpsc::Sender<Handshake>,
+    pub(super) sightings: mpsc::Sender<Sighting>,
+}
+
+/// Frames of our own, on their way to the thread that sends them.
+pub(super) struct Emissions {
+    pub(super) receiver: crossbeam_channel::Receiver<Emission>,
+    pub(super) waker: Waker,
 }
 
 impl Shared {
@@ -117,10 +136,12 @@ impl Shared {
         switch: Switch,
         mac1: Mac1Check,
         max_frame: u32,
-        notices: mpsc::Sender<Notice>,
-        handshakes: mpsc::Sender<Handshake>,
-    ) -> io::Result<Self> {
-        Ok(Self {
+        to_control: ToControl,
+    ) -> io::Result<(Self, Emissions)> {
+        let (emissions, receiver) = crossbeam_channel::bounded(EMISSIONS);
+        let waker = Waker::new()?;
+        let emission_waker = waker.clone();
+        let shared = Self {
             tables: Arc::default(),
             switch,
             clock: SwitchClock::start(),
@@ -130,9 +151,43 @@ impl Shared {
             stop: Waker::new()?,
             drops: Mutex::default(),
             unheard: Drops::default(),
-            notices,
-            handshakes,
-        })
+            to_control,
+            emissions,
+            emission_waker,
+            loops: Mutex::default(),
+        };
+        Ok((shared, Emissions { receiver, waker }))
+    }
+
+    /// Shows a frame, in two parts, to the slow path; it does without if it is behind.
+    pub(super) fn show(&self, kind: Kind, port: PortId, front: &[u8], rest: &[u8]) {
+        match self.to_control.sightings.try_reserve() {
+            Ok(place) => place.send(Sighting {
+                kind,
+                port,
+                frame: [front, rest].concat().into(),
+            }),
+            Err(_) => self.unheard.count(DropReason::SlowPathFull),
+        }
+    }
+
+    /// Has a frame of our own sent to a peer.
+    pub(super) fn emit(&self, emission: Emission) {
+        match self.emissions.try_send(emission) {
+            Ok(()) => self.emission_waker.wake(),
+            Err(_) => self.unheard.count(DropReason::SlowPathFull),
+        }
+    }
+
+    /// The ports that are blocked for loops, for people.
+    pub(super) fn report_loops(&self, loops: Vec<Blocked>) {
+        *self.loops.lock().unwrap_or_else(PoisonError::into_inner) = loops;
+    }
+
+    /// What was reported last.
+    pub(super) fn loops(&self) -> Vec<Blocked> {
+        let loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
+        loops.clone()
     }
 
     pub(super) fn subscribe(&self) -> TablesCache {
@@ -169,7 +224,7 @@ impl Shared {
 
     /// Tells the control thread; it does without if it is behind.
     pub(super) fn notify(&self, notice: Notice) {
-        if self.notices.try_send(notice).is_err() {
+        if self.to_control.notices.try_send(notice).is_err() {
             self.unheard.count(DropReason::ControlQueueFull);
         }
     }
@@ -187,7 +242,8 @@ impl Shared {
             .ok_or(DropReason::Truncated)?
             .copy_from_slice(datagram);
         let handshake = Handshake { from, len, bytes };
-        self.handshakes
+        self.to_control
+            .handshakes
             .try_send(handshake)
             .map_err(|_| DropReason::ControlQueueFull)
     }

@@ -290,6 +290,7 @@ fn engine_config(config: Config) -> EngineConfig {
         },
         switch: SwitchConfig::with_ports(1 + peers.len()),
         peers: peers.into_iter().map(engine_peer).collect(),
+        loop_guard: true,
         plan: plan_request(&pipeline),
     }
 }

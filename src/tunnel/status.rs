@@ -7,11 +7,12 @@ use patchcord_bridge::MacAddr;
 
 use crate::{
     control::message::{
-        CorePlanStatus, Counters, DeviceStatus, FdbStatus, PeerStatus, Rates, Status, ThreadStatus,
+        BlockStatus, CorePlanStatus, Counters, DeviceStatus, FdbStatus, PeerStatus, PortStatus,
+        Rates, Status, ThreadStatus,
     },
     crypto::keys::PublicKey,
     io::device::DeviceInfo,
-    pipeline::{EngineView, plan::CorePlan},
+    pipeline::{EngineView, PortView, plan::CorePlan},
     proto::node::PeerView,
     provider::SessionStatus,
     stats::Traffic,
@@ -38,8 +39,13 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         peers,
         tap: [outbound, inbound],
         drops,
+        ports,
         fdb,
     } = snapshot.engine;
+    let ports = (0..)
+        .zip(ports)
+        .map(|(port, view)| port_status(&peers, port, &view))
+        .collect();
     let fdb = fdb
         .into_iter()
         .map(|(vid, mac, port, age_s)| FdbStatus {
@@ -81,7 +87,28 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
             .into_iter()
             .map(|(reason, count)| (reason.name().to_owned(), count))
             .collect(),
+        ports,
         fdb,
+    }
+}
+
+fn port_status(peers: &[(String, PeerView, Rates)], port: u16, view: &PortView) -> PortStatus {
+    let since_s = |then_us: u64, now_us: u64| now_us.saturating_sub(then_us) as f64 / 1e6;
+    let by_loop = view.blocked_by_loop.map(|blocked| BlockStatus::Loop {
+        other: port_name(peers, blocked.cause.other.0),
+        vlan: blocked.cause.vid.value(),
+        for_s: since_s(blocked.since_us, view.now_us),
+        opens_in_s: since_s(view.now_us, blocked.opens_us),
+        probes: blocked.count,
+    });
+    let by_bpdu = view.blocked_by_bpdu.then_some(BlockStatus::Bpdu);
+    let refused = view.refused.iter();
+    PortStatus {
+        port: port_name(peers, port),
+        blocked: by_loop.or(by_bpdu),
+        refused: refused
+            .map(|(reason, count)| (reason.name().to_owned(), *count))
+            .collect(),
     }
 }
 
