@@ -22,6 +22,7 @@ use patchcord::{
         secrets::{MAX_SECRET, SECRETS_DIR, SecretStore},
         store::{ADMIN_DIR, OWN_DIR, Store},
     },
+    io::service,
     provider::{ProviderError, Secret, SessionStatus, StopReason, TunnelConfiguration},
     tunnel::TunnelProvider,
 };
@@ -160,7 +161,7 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
         tracing::warn!(%error, "a core dump would contain private keys");
     }
     let path = &options.socket.path;
-    let activated = patchcord::io::activation_listener()?;
+    let activated = service::activation_listener()?;
     let is_ours = activated.is_none();
     let listener = match activated {
         Some(listener) => {
@@ -177,9 +178,8 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(socket = %path.display(), tunnels = %options.tunnels.display(), "host is ready");
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::warn!(%error, "cannot notify systemd");
-    }
+    service::tell_ready();
+    let watchdog = tokio::spawn(service::tell_alive());
     let kept = Some(store.clone());
     let outcome = tokio::select! {
         () = daemon::serve(host.clone(), listener, Policy::default(), kept) => Ok(()),
@@ -188,7 +188,9 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
+    service::tell_stopping();
     host.stop_all(StopReason::UserInitiated).await;
+    watchdog.abort();
     if is_ours {
         // Somebody else may have removed it.
         let _ = fs::remove_file(path);

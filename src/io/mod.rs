@@ -15,14 +15,13 @@
 //! names    who resolves names, and proxy, which proxy programs find
 //! power    sleep and wake-up of the machine; bus, where names and power ask
 //! udp      datagrams in and out of the network
+//! service  what the service manager hands over, and is told
 //! waker    waiting for both, and ending a wait
 //! sys      system calls, and all unsafe code
 //! ```
 //!
 //! `io` knows bytes, never peers, keys or VLANs; `pipeline` brings them together. Sockets, devices
 //! and netlink connections belong to the network namespace of the thread that opens them.
-
-use std::os::unix::net::UnixListener;
 
 pub mod bus;
 pub mod device;
@@ -36,6 +35,7 @@ pub mod path;
 pub mod power;
 pub mod proxy;
 pub mod routing;
+pub mod service;
 pub mod sockets;
 mod steering;
 pub mod tap;
@@ -67,27 +67,6 @@ pub fn thread_niceness() -> i32 {
 /// The user that this process acts as.
 pub fn effective_user() -> u32 {
     sys::effective_uid()
-}
-
-/// The socket that the service manager listens on for this process, if it does (sd_listen_fds(3)).
-///
-/// # Errors
-/// `InvalidInput` if what it handed over is no Unix socket that listens.
-pub fn activation_listener() -> std::io::Result<Option<UnixListener>> {
-    let Some(number) = sd_notify::listen_fds()?.next() else {
-        return Ok(None);
-    };
-    let fd = sys::duplicate(number)?;
-    let socket = socket2::SockRef::from(&fd);
-    if socket.domain()? != socket2::Domain::UNIX || !socket.is_listener()? {
-        let problem =
-            "the service manager handed over something else than a Unix socket that listens";
-        return Err(std::io::Error::new(
-            std::io::ErrorKind::InvalidInput,
-            problem,
-        ));
-    }
-    Ok(Some(fd.into()))
 }
 
 /// Keeps this process's memory, with its keys, out of core dumps.

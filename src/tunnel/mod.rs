@@ -34,6 +34,7 @@ use crate::{
     io::{
         forbid_dumps,
         lock::{LockError, RunLock},
+        service,
     },
     provider::{
         Deadlines, Session, SessionEnd, SessionError, SessionHandle, StartOptions, StartSource,
@@ -114,9 +115,15 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
         options: None,
         source: StartSource::System,
     };
-    let end = session.run(options, || tell_ready(&name)).await;
+    let watchdog = tokio::spawn(service::tell_alive());
+    let ready = || {
+        info!(tunnel = name, "ready");
+        service::tell_ready();
+    };
+    let end = session.run(options, ready).await;
     signals.abort();
-    notify_systemd(&[sd_notify::NotifyState::Stopping]);
+    watchdog.abort();
+    service::tell_stopping();
 
     // Whoever asked for the end hears of it now that everything is gone, and then the socket goes.
     drop(ended_in);
@@ -132,17 +139,6 @@ fn finish(end: SessionEnd) -> Result<(), RunError> {
             info!(reason = ?end.reason, "stopped");
             Ok(())
         }
-    }
-}
-
-fn tell_ready(tunnel: &str) {
-    info!(tunnel, "ready");
-    notify_systemd(&[sd_notify::NotifyState::Ready]);
-}
-
-fn notify_systemd(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        warn!(%error, "cannot notify systemd");
     }
 }
 
