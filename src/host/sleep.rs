@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn two_tunnels_delay_sleep_once_and_get_ready_side_by_side() {
+    fn check_36_two_tunnels_delay_sleep_once_and_get_ready_side_by_side() {
         in_namespace(|| {
             block_on(async {
                 let logind = TestLogind::start(Duration::from_secs(60)).await;
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_that_is_not_ready_in_time_takes_no_other_ones_time() {
+    fn check_36_a_tunnel_that_is_not_ready_in_time_takes_no_other_ones_time() {
         in_namespace(|| {
             block_on(async {
                 let logind = TestLogind::start(Duration::from_millis(300)).await;
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_that_disconnects_for_sleep_leaves_the_others_connected() {
+    fn check_36_a_tunnel_that_disconnects_for_sleep_leaves_the_others_connected() {
         in_namespace(|| {
             block_on(async {
                 let logind = TestLogind::start(Duration::from_secs(60)).await;
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_demanded_rests_while_the_machine_does() {
+    fn check_36_what_is_demanded_rests_while_the_machine_does() {
         in_namespace(|| {
             for command in [
                 "link add east type veth peer name east-far",

@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_route_comes_moves_and_goes() {
+    fn check_31_a_default_route_comes_moves_and_goes() {
         test(|mut path| async move {
             assert_eq!(path.borrow().status, PathStatus::Invalid, "before the look");
             until(&mut path, "no route yet", is_out).await;
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_alone_is_a_path_too() {
+    fn check_31_ipv6_alone_is_a_path_too() {
         test(|mut path| async move {
             run_ip("address add 2001:db8::2/64 dev west nodad");
             run_ip("route add default via 2001:db8::1 dev west");
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn two_half_routes_are_a_default_route_and_one_is_not() {
+    fn check_31_two_half_routes_are_a_default_route_and_one_is_not() {
         test(|mut path| async move {
             for half in ["0.0.0.0/1", "128.0.0.0/1"] {
                 run_ip(&format!("route add {half} via 192.0.2.1 dev east"));
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_tunnel_is_no_path() {
+    fn check_31_a_full_tunnel_is_no_path() {
         test(|mut path| async move {
             run_ip("route add default via 192.0.2.1 dev east");
             until(&mut path, "underlay", |path| leaves_by(path, "east")).await;
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_of_our_own_is_no_path() {
+    fn check_31_a_link_of_our_own_is_no_path() {
         in_namespace(|| {
             two_links();
             block_on(async {
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_over_a_link_without_carrier_is_no_way_out() {
+    fn check_31_a_route_over_a_link_without_carrier_is_no_way_out() {
         in_namespace(|| {
             run_ip("link add east type veth peer name far");
             run_ip("address add 192.0.2.2/24 dev east");
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn flapping_is_told_a_few_times_only() {
+    fn check_31_flapping_is_told_a_few_times_only() {
         test(|mut path| async move {
             until(&mut path, "no route yet", is_out).await;
             path.borrow_and_update();
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_with_its_last_receiver() {
+    fn check_31_it_ends_with_its_last_receiver() {
         test(|path| async move {
             let before = tokio::runtime::Handle::current()
                 .metrics()

@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_are_published_for_everyone_and_withdrawn() {
+    fn check_35_variables_are_published_for_everyone_and_withdrawn() {
         let dir = tempfile::tempdir().unwrap();
         let proxy = Proxy::new(dir.path(), "office");
         let path = dir.path().join("office.proxy.env");
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_run_left_is_withdrawn() {
+    fn check_35_what_a_killed_run_left_is_withdrawn() {
         let dir = tempfile::tempdir().unwrap();
         let request = ProxyRequest {
             http: Some(("proxy.example".to_owned(), 3128)),
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_missing_is_named() {
+    fn check_35_a_directory_that_is_missing_is_named() {
         let proxy = Proxy::new(Path::new("/nonexistent"), "office");
         let error = proxy.apply(Some(&ProxyRequest::default())).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/office.proxy.env"));

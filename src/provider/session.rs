@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_hears_of_sleep_and_of_the_wake() {
+    fn check_36_a_provider_hears_of_sleep_and_of_the_wake() {
         test(async |dir| {
             let delay = Duration::from_secs(60);
             let configuration = TunnelConfiguration::default();
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_that_hangs_delays_sleep_no_longer_than_it_may() {
+    fn check_36_a_provider_that_hangs_delays_sleep_no_longer_than_it_may() {
         test(async |dir| {
             let provider = Sleeper {
                 hangs_in_sleep: true,
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_that_panics_over_sleep_ends_its_session() {
+    fn check_36_a_provider_that_panics_over_sleep_ends_its_session() {
         test(async |dir| {
             let provider = Sleeper {
                 panics_in_sleep: true,
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_disconnects_on_sleep_is_gone_before_the_machine_sleeps() {
+    fn check_36_a_session_that_disconnects_on_sleep_is_gone_before_the_machine_sleeps() {
         test(async |dir| {
             let configuration = TunnelConfiguration {
                 disconnect_on_sleep: true,

@@ -115,7 +115,7 @@ fn tls(server_name: Option<&str>) -> NamesRequest {
 }
 
 #[test]
-fn the_file_is_replaced_and_comes_back() {
+fn check_34_the_file_is_replaced_and_comes_back() {
     let machine = Machine::new();
     let path = machine.places.resolv_conf.clone();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
@@ -153,7 +153,7 @@ fn the_file_is_replaced_and_comes_back() {
 }
 
 #[test]
-fn an_equal_request_writes_nothing() {
+fn check_34_an_equal_request_writes_nothing() {
     use std::os::unix::fs::MetadataExt;
     let machine = Machine::new();
     block_on(async {
@@ -167,7 +167,7 @@ fn an_equal_request_writes_nothing() {
 }
 
 #[test]
-fn a_link_comes_back_as_a_link_and_nothing_as_nothing() {
+fn check_34_a_link_comes_back_as_a_link_and_nothing_as_nothing() {
     let machine = Machine::new();
     let path = &machine.places.resolv_conf;
     block_on(async {
@@ -186,7 +186,7 @@ fn a_link_comes_back_as_a_link_and_nothing_as_nothing() {
 }
 
 #[test]
-fn the_next_start_restores_what_a_killed_run_left() {
+fn check_34_the_next_start_restores_what_a_killed_run_left() {
     let machine = Machine::new();
     block_on(async {
         for wanted in [None, Some(all_names())] {
@@ -217,7 +217,7 @@ fn the_next_start_restores_what_a_killed_run_left() {
 }
 
 #[test]
-fn the_next_start_restores_after_a_power_cut() {
+fn check_34_the_next_start_restores_after_a_power_cut() {
     let machine = Machine::new();
     block_on(async {
         apply(&mut machine.names("office"), Some(&all_names()))
@@ -231,7 +231,7 @@ fn the_next_start_restores_after_a_power_cut() {
 }
 
 #[test]
-fn what_somebody_else_wrote_stays() {
+fn check_34_what_somebody_else_wrote_stays() {
     let machine = Machine::new();
     block_on(async {
         for killed in [false, true] {
@@ -261,7 +261,7 @@ fn what_somebody_else_wrote_stays() {
 }
 
 #[test]
-fn a_second_tunnel_does_not_get_the_file() {
+fn check_34_a_second_tunnel_does_not_get_the_file() {
     let machine = Machine::new();
     block_on(async {
         let mut office = machine.names("office");
@@ -279,7 +279,7 @@ fn a_second_tunnel_does_not_get_the_file() {
 }
 
 #[test]
-fn what_a_resolver_cannot_do_is_refused_and_changes_nothing() {
+fn check_34_what_a_resolver_cannot_do_is_refused_and_changes_nothing() {
     let machine = Machine::new();
     block_on(async {
         for (has_program, by) in [(false, "/etc/resolv.conf"), (true, "resolvconf")] {
@@ -304,7 +304,7 @@ fn what_a_resolver_cannot_do_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn resolvconf_is_told_of_servers_and_of_their_end() {
+fn check_34_resolvconf_is_told_of_servers_and_of_their_end() {
     let machine = Machine::new();
     machine.install_resolvconf(0);
     block_on(async {
@@ -333,7 +333,7 @@ fn resolvconf_is_told_of_servers_and_of_their_end() {
 }
 
 #[test]
-fn a_resolvconf_that_fails_is_quoted() {
+fn check_34_a_resolvconf_that_fails_is_quoted() {
     let machine = Machine::new();
     machine.install_resolvconf(3);
     block_on(async {
@@ -346,7 +346,7 @@ fn a_resolvconf_that_fails_is_quoted() {
 }
 
 #[test]
-fn the_resolvconf_of_systemd_is_none() {
+fn check_34_the_resolvconf_of_systemd_is_none() {
     let machine = Machine::new();
     let resolvectl = machine.places.programs[0].join("resolvectl");
     fs::write(&resolvectl, "#!/bin/sh\nexit 1\n").unwrap();
@@ -359,7 +359,7 @@ fn the_resolvconf_of_systemd_is_none() {
 }
 
 #[test]
-fn resolved_gets_what_is_asked_for() {
+fn check_34_resolved_gets_what_is_asked_for() {
     let v4 = "[(2, [10, 0, 0, 53])";
     let v6 = "(10, [32, 1, 13, 184, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 83])]";
     block_on(async {
@@ -414,7 +414,7 @@ fn resolved_gets_what_is_asked_for() {
 }
 
 #[test]
-fn resolved_forgets_what_a_killed_run_left_on_a_link_that_is_still_there() {
+fn check_34_resolved_forgets_what_a_killed_run_left_on_a_link_that_is_still_there() {
     block_on(async {
         let resolved = TestResolved::start().await;
         let mut machine = Machine::new();
@@ -435,7 +435,7 @@ fn resolved_forgets_what_a_killed_run_left_on_a_link_that_is_still_there() {
 }
 
 #[test]
-fn the_file_of_a_resolved_in_another_namespace_stays() {
+fn check_34_the_file_of_a_resolved_in_another_namespace_stays() {
     let resolved = block_on(TestResolved::start());
     let mut machine = Machine::new();
     machine.places.bus = resolved.bus();
@@ -452,7 +452,7 @@ fn the_file_of_a_resolved_in_another_namespace_stays() {
 }
 
 #[test]
-fn half_a_change_is_reverted() {
+fn check_34_half_a_change_is_reverted() {
     block_on(async {
         let resolved = TestResolved::start().await;
         resolved.refuse("domains");
@@ -468,7 +468,7 @@ fn half_a_change_is_reverted() {
 }
 
 #[test]
-fn resolved_counts_only_where_programs_come_to_it() {
+fn check_34_resolved_counts_only_where_programs_come_to_it() {
     let text = |text: &'static str| {
         move |machine: &Machine| {
             fs::remove_file(&machine.places.resolv_conf).unwrap();
@@ -524,7 +524,7 @@ fn resolved_counts_only_where_programs_come_to_it() {
 }
 
 #[test]
-fn a_resolver_that_comes_or_goes_is_noticed() {
+fn check_34_a_resolver_that_comes_or_goes_is_noticed() {
     block_on(async {
         let mut machine = Machine::new();
         let mut names = machine.names("office");
@@ -545,7 +545,7 @@ fn a_resolver_that_comes_or_goes_is_noticed() {
 }
 
 #[test]
-fn the_resolvers_of_the_network_are_seen_through_the_tunnels() {
+fn check_34_the_resolvers_of_the_network_are_seen_through_the_tunnels() {
     in_namespace(|| {
         block_on(async {
             let machine = Machine::new();
@@ -574,7 +574,7 @@ fn the_resolvers_of_the_network_are_seen_through_the_tunnels() {
 }
 
 #[test]
-fn the_resolvers_of_a_link_are_those_of_resolved() {
+fn check_34_the_resolvers_of_a_link_are_those_of_resolved() {
     block_on(async {
         let resolved = TestResolved::start().await;
         let mut machine = Machine::new();
