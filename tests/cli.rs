@@ -239,6 +239,20 @@ fn accepts() {
         ),
         (
             DEVICE,
+            "name = \"pc0\"\n[device.port]\ntrunk = \"10, 20-29\"\nnative = 0\ntranslate = { 110 = 10 }",
+        ),
+        (
+            DEVICE,
+            "name = \"pc0\"\n[switch]\nhub = true\nageing = \"1d\"",
+        ),
+        (
+            PEER_KEY,
+            &format!(
+                "{PEER_KEY}\n[peer.port]\naccess = 42\ndhcp-server = \"drop\"\nbpdu = \"guard\""
+            ),
+        ),
+        (
+            DEVICE,
             "name = \"pc0\"\nmtu = 68\naddresses = [\"10.0.0.1/8\"]",
         ),
         (
@@ -399,6 +413,67 @@ fn refuses_values_of_the_device() {
             "1 to 64",
         ]),
         (DEVICE, "name = \"pc0\"\n[pipeline]\npin = 1", "8:7: [pipeline] pin:", &["true or false"]),
+    ]);
+}
+
+#[test]
+#[rustfmt::skip] // one row, one refusal
+fn refuses_values_of_the_switch() {
+    let switch = |line: &str| format!("{DEVICE}\n[switch]\n{line}");
+    let refused = [
+        ("hub = \"yes\"", "8:7: [switch] hub: is a string", "`hub = true`"),
+        ("hub = 1", "8:7: [switch] hub: is an integer", "true or false"),
+        ("capacity = 7", "8:12: [switch] capacity: `7`", "8 to 1048576"),
+        ("capacity = 1048577", "8:12: [switch] capacity:", "8 to 1048576"),
+        ("ageing = \"25h\"", "8:10: [switch] ageing: `25h`", "1s to 1day"),
+        ("ageing = \"0s\"", "8:10: [switch] ageing: `0s`", "1s to 1day"),
+        ("ageing = 300", "8:10: [switch] ageing:", "`\"300s\"`"),
+        ("max-addresses = 0", "8:17: [switch] max-addresses: `0`", "1 to 1048576"),
+        ("max-addresses = 8193", "8:17: [switch] max-addresses: 8193", "which is 8192; write a `capacity`"),
+        ("capacity = 8\nmax-addresses = 9", "9:17: [switch] max-addresses: 9", "which is 8;"),
+        ("loop-guard = \"off\"", "8:14: [switch] loop-guard:", "`loop-guard = true`"),
+        ("querier = 0", "8:11: [switch] querier:", "`querier = true`"),
+        ("hubb = true", "8:1: [switch] hubb: unknown key", "did you mean `hub`?"),
+        ("aging = \"300s\"", "8:1: [switch] aging: unknown key", "did you mean `ageing`?"),
+        ("trunk = 10", "8:1: [switch] trunk: is not a key of [switch]", "belongs in [device.port] or [peer.port]"),
+    ];
+    for (line, begin, part) in refused {
+        refuses(&[(DEVICE, &switch(line), begin, &[part])]);
+    }
+}
+
+#[test]
+#[rustfmt::skip] // one row, one refusal
+fn refuses_values_of_ports() {
+    let port = "name = \"pc0\"\n[device.port]\n";
+    for (lines, begin, part) in [
+        ("trunk = \"10, 4095\"", "8:9: [device.port] trunk: `4095`", "1 to 4094"),
+        ("trunk = 10\naccess = 42", "9:10: [device.port] access: the port has `trunk` already", "remove one"),
+        ("native = 5", "8:10: [device.port] native: is of use in a trunk only", "`trunk = \"10, 20-29\"`"),
+        ("bpdu = \"no\"", "8:8: [device.port] bpdu:", "`pass` or `drop` or `guard`"),
+        ("sources = [\"01:00:5e:00:00:01\"]", "8:11: [device.port] sources:", "not the address of a station"),
+        ("acess = 42", "8:1: [device.port] acess: unknown key", "did you mean `access`?"),
+        ("mtu = 1400", "8:1: [device.port] mtu: is not a key of [device.port]", "belongs in [device], above"),
+    ] {
+        refuses(&[(DEVICE, &format!("{port}{lines}"), begin, &[part])]);
+    }
+    let below_peer = |line: &str| format!("{PEER_KEY}\n{line}");
+    for (line, begin, part) in [
+        ("[peer.port]\ntunnel = 0", "12:10: [peer.port] tunnel: `0`", "1 to 4094"),
+        ("[peer.port]\nkeepalive = \"1s\"", "12:1: [peer.port] keepalive:", "belongs in [[peer]], above"),
+        ("[[peer.port]]", "11:1: [peer.port]: must be one section", "write `[peer.port]` once"),
+        ("port = 10", "11:8: [peer.port]: must be one section", "write `[peer.port]` once"),
+        ("[peer.ports]", "11:7: [[peer]] ports: unknown section", "did you mean `[peer.port]`?"),
+        ("access = 42", "11:1: [[peer]] access: is not a key of [[peer]]", "belongs in [peer.port]"),
+        ("spoofguard = true", "11:1: [[peer]] spoofguard: unknown key", "did you mean `spoof-guard` in [peer.port]?"),
+        ("[port]\naccess = 42", "11:2: port: unknown section", "did you mean `[device.port]` or `[peer.port]`?"),
+    ] {
+        refuses(&[(PEER_KEY, &below_peer(line), begin, &[part])]);
+    }
+    refuses(&[
+        (DEVICE, "name = \"pc0\"\nacces = 42", "7:1: [device] acces: unknown key", &["`access` in [device.port]"]),
+        (DEVICE, "name = \"pc0\"\ntrunk = 42", "7:1: [device] trunk: is not a key of [device]", &["belongs in [device.port]"]),
+        ("[tunnel]", "access = 42\n[tunnel]", "1:1: access: stands outside", &["[device.port] or [peer.port]"]),
     ]);
 }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! NAME or FILE -> file_of -> Config::load -> text, key files   (load: the only I/O)
-//!                                 └> Config::parse -> Config   (parse, section, value: pure)
+//!                                 └> Config::parse -> Config   (all others: pure)
 //! ```
 //! Whoever holds a [`Config`] need not check any of it again. A file that is wrong yields *all* its
 //! errors at once, each with line, column, key and remedy, and none with a secret in it.
@@ -11,6 +11,7 @@
 mod error;
 mod load;
 mod parse;
+mod port;
 mod section;
 mod value;
 
@@ -19,7 +20,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use patchcord_bridge::MacAddr;
+use patchcord_bridge::{MacAddr, PortConfig, SwitchConfig};
 
 use crate::crypto::keys::{PresharedKey, PrivateKey, PublicKey};
 
@@ -37,6 +38,8 @@ pub struct Config {
     pub device: DeviceConfig,
     /// Every `[[peer]]`, at least one, in the order of the file.
     pub peers: Vec<PeerConfig>,
+    /// `[switch]`
+    pub switch: SwitchSettings,
     /// `[pipeline]`
     pub pipeline: PipelineConfig,
 }
@@ -83,6 +86,8 @@ pub struct DeviceConfig {
     pub addresses: Vec<IpNet>,
     /// `backend`
     pub backend: Backend,
+    /// `[device.port]`: its port of the switch.
+    pub port: PortConfig,
 }
 
 /// How the TAP is opened.
@@ -110,6 +115,8 @@ pub struct PeerConfig {
     pub keepalive: Duration,
     /// Read from `preshared-key-file`.
     pub preshared_key: Option<PresharedKey>,
+    /// `[peer.port]`: its port of the switch.
+    pub port: PortConfig,
 }
 
 /// Where a peer is to be found at first.
@@ -131,6 +138,37 @@ impl fmt::Display for Endpoint {
         match self {
             Self::Addr(addr) => write!(f, "{addr}"),
             Self::Host { name, udp_port } => write!(f, "{name}:{udp_port}"),
+        }
+    }
+}
+
+/// `[switch]`: what holds for all of its ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwitchSettings {
+    /// `hub`: whether frames pass from peer to peer, as they do not in a mesh.
+    pub hub: bool,
+    /// `capacity`: for how many addresses there is room, 8 to 1048576; 8192 when absent.
+    pub capacity: usize,
+    /// `ageing`: how long an address is remembered that sends nothing, 1 s to 1 d; 300 s when absent.
+    pub ageing: Duration,
+    /// `max-addresses`: how many of one port are learned, 1 to `capacity`; 4096 when absent.
+    pub max_addresses: usize,
+    /// `loop-guard`: whether loops are looked for, and cut; so when absent.
+    pub loop_guard: bool,
+    /// `querier`: whether this node asks the stations for the groups that they want.
+    pub querier: bool,
+}
+
+impl Default for SwitchSettings {
+    fn default() -> Self {
+        let switch = SwitchConfig::default();
+        Self {
+            hub: switch.hub,
+            capacity: switch.fdb_capacity,
+            ageing: Duration::from_secs(switch.ageing_s.into()),
+            max_addresses: switch.max_per_port,
+            loop_guard: true,
+            querier: false,
         }
     }
 }

@@ -15,12 +15,14 @@ use toml::de::DeTable;
 use zeroize::Zeroizing;
 
 use super::error::Report;
-use super::section::{self, DEVICE, PEER, PIPELINE, Section, TUNNEL};
-use super::value;
+use super::section::{
+    self, DEVICE, DEVICE_PORT, PEER, PEER_PORT, PIPELINE, SWITCH, Section, TUNNEL,
+};
 use super::{
     Config, ConfigErrors, DeviceConfig, Endpoint, KeyFileError, PeerConfig, PipelineConfig,
-    PlanChoice, TunnelConfig,
+    PlanChoice, SwitchSettings, TunnelConfig,
 };
+use super::{port, value};
 use crate::crypto::keys::{KeyError, PresharedKey, PrivateKey};
 
 /// Reads a key file, given its full path.
@@ -85,7 +87,7 @@ impl Parser<'_> {
     /// None only after an error was reported; but with errors reported there may be a value.
     fn config(&mut self, document: &DeTable<'_>) -> Option<Config> {
         for (name, _) in document {
-            let known = [TUNNEL, DEVICE, PEER, PIPELINE].map(|schema| schema.name);
+            let known = [TUNNEL, DEVICE, PEER, SWITCH, PIPELINE].map(|schema| schema.name);
             if !known.contains(&name.get_ref().as_ref()) {
                 let problem = section::unknown_section(name.get_ref());
                 self.report
@@ -95,13 +97,15 @@ impl Parser<'_> {
         let name = super::tunnel_name(self.file)
             .map_err(|error| self.report.add(&(0..0), "", error.problem().to_owned()))
             .ok();
-        let tunnel = self.section(document, &TUNNEL);
+        let tunnel = Section::within(document, &TUNNEL, &mut self.report);
         let peers = self.peer_sections(document);
-        let device = self.section(document, &DEVICE);
-        let pipeline = self.section(document, &PIPELINE);
+        let device = Section::within(document, &DEVICE, &mut self.report);
+        let switch = Section::within(document, &SWITCH, &mut self.report);
+        let pipeline = Section::within(document, &PIPELINE, &mut self.report);
 
         let tunnel_config = self.tunnel(&tunnel);
         let device = self.device(&device);
+        let switch = self.switch(&switch);
         let pipeline = self.pipeline(&pipeline);
         let peer_configs: Vec<_> = peers.iter().filter_map(|peer| self.peer(peer)).collect();
         self.check_someone_can_begin(&tunnel, &peers);
@@ -114,24 +118,9 @@ impl Parser<'_> {
             tunnel: tunnel_config?,
             device: device?,
             peers: peer_configs.into_iter().map(|(_, peer)| peer).collect(),
+            switch,
             pipeline,
         })
-    }
-
-    fn section<'t, 'i>(
-        &mut self,
-        document: &'t DeTable<'i>,
-        schema: &'static section::Schema,
-    ) -> Section<'t, 'i> {
-        let Some(value) = document.get(schema.name) else {
-            return Section::absent(schema);
-        };
-        let Some(table) = value.get_ref().as_table() else {
-            let problem = format!("must be one section; write `{}` once", schema.header);
-            self.report.add(&value.span(), schema.header, problem);
-            return Section::unreadable(schema);
-        };
-        Section::new(schema, table, value.span(), &mut self.report)
     }
 
     fn peer_sections<'t, 'i>(&mut self, document: &'t DeTable<'i>) -> Vec<Section<'t, 'i>> {
@@ -194,6 +183,7 @@ impl Parser<'_> {
         let backend = section
             .read("backend", report, value::backend)
             .unwrap_or_default();
+        let port = port::port(&section.nested(&DEVICE_PORT, report), report);
 
         if bridge.is_some() && bridge == name {
             let problem = "is the name of the device itself; name the bridge that it joins";
@@ -212,7 +202,42 @@ impl Parser<'_> {
             mac,
             addresses,
             backend,
+            port,
         })
+    }
+
+    fn switch(&mut self, section: &Section<'_, '_>) -> SwitchSettings {
+        let report = &mut self.report;
+        let default = SwitchSettings::default();
+        let most = 1 << 20;
+        let capacity = section.read("capacity", report, |value| {
+            value::stations(value, 8..=most, "capacity = 8192")
+        });
+        let max_addresses = section.read("max-addresses", report, |value| {
+            value::stations(value, 1..=most, "max-addresses = 4096")
+        });
+        let room = capacity.unwrap_or(default.capacity);
+        if let Some(max_addresses) = max_addresses.filter(|&max_addresses| max_addresses > room) {
+            let problem = format!(
+                "{max_addresses} is more than there is room for in all, which is {room}; write a \
+                 `capacity` of twice as many as there are stations"
+            );
+            section.refuse("max-addresses", report, problem);
+        }
+        SwitchSettings {
+            hub: section.read_flag("hub", report).unwrap_or(default.hub),
+            capacity: room,
+            ageing: section
+                .read("ageing", report, value::ageing)
+                .unwrap_or(default.ageing),
+            max_addresses: max_addresses.unwrap_or(default.max_addresses),
+            loop_guard: section
+                .read_flag("loop-guard", report)
+                .unwrap_or(default.loop_guard),
+            querier: section
+                .read_flag("querier", report)
+                .unwrap_or(default.querier),
+        }
     }
 
     fn pipeline(&mut self, section: &Section<'_, '_>) -> PipelineConfig {
@@ -229,7 +254,7 @@ impl Parser<'_> {
             plan,
             lanes,
             workers: section.read("workers", report, value::workers),
-            pin: section.read("pin", report, value::pin),
+            pin: section.read_flag("pin", report),
             nice: section.read("nice", report, value::nice),
         }
     }
@@ -242,6 +267,7 @@ impl Parser<'_> {
         let name = section.read("name", report, value::peer_name);
         let endpoint = section.read("endpoint", report, value::endpoint);
         let keepalive = section.read("keepalive", report, value::keepalive);
+        let port = port::port(&section.nested(&PEER_PORT, report), report);
         let preshared_path = section.read("preshared-key-file", report, value::key_path);
         let preshared_key = preshared_path.and_then(|path| {
             self.key(section, "preshared-key-file", &path, |text| {
@@ -262,6 +288,7 @@ impl Parser<'_> {
                 endpoint,
                 keepalive: keepalive.unwrap_or(Duration::from_secs(10)),
                 preshared_key,
+                port,
             },
         ))
     }
@@ -358,12 +385,15 @@ fn repeated<'a, T: Eq + Hash>(
 mod tests {
     use proptest::prelude::*;
 
+    use patchcord_bridge::{PortConfig, PortVlans, Vid};
+
     use super::*;
     use crate::config::{Backend, CipherChoice};
 
     // RFC 7748, section 6.1.
     const OWN: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
     const PEER_A: &str = "3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08=";
+    const PEER_C: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmw=";
     const PRESHARED: &str = "XasIfmJKikt54X+Lg4AO5m87sSkmGLb9HC+LJ/+I4Os=";
 
     #[test]
@@ -386,7 +416,19 @@ mod tests {
         assert_eq!((&config.device.bridge, config.device.mac), (&None, None));
         assert!(config.device.addresses.is_empty());
         assert_eq!(config.device.backend, Backend::Auto);
+        assert_eq!(config.device.port, PortConfig::default());
         assert_eq!(config.pipeline, PipelineConfig::default());
+        assert_eq!(
+            config.switch,
+            SwitchSettings {
+                hub: false,
+                capacity: 8192,
+                ageing: Duration::from_secs(300),
+                max_addresses: 4096,
+                loop_guard: true,
+                querier: false,
+            }
+        );
         let [peer] = &config.peers[..] else {
             panic!("one peer: {:?}", config.peers)
         };
@@ -399,6 +441,7 @@ mod tests {
             (&None, Duration::from_secs(10))
         );
         assert!(peer.preshared_key.is_none());
+        assert_eq!(peer.port, PortConfig::default());
     }
 
     #[test]
@@ -429,6 +472,19 @@ mod tests {
                 nice: Some(-5),
             }
         );
+        assert_eq!(
+            config.switch,
+            SwitchSettings {
+                hub: true,
+                capacity: 1 << 20,
+                ageing: Duration::from_secs(24 * 3600),
+                max_addresses: 1 << 20,
+                loop_guard: false,
+                querier: true,
+            }
+        );
+        // What all the keys of a port mean is tested beside them.
+        assert!(config.device.port.neighbour_suppression);
         let [peer] = &config.peers[..] else {
             panic!("one peer: {:?}", config.peers)
         };
@@ -439,6 +495,21 @@ mod tests {
         );
         assert_eq!(peer.keepalive, Duration::from_secs(25));
         assert_eq!(*peer.preshared_key.as_ref().unwrap().to_base64(), PRESHARED);
+        assert!(peer.port.spoof_guard);
+    }
+
+    #[test]
+    fn each_peer_has_a_port_of_its_own() {
+        let text = format!(
+            "[tunnel]\nprivate-key-file = 'a.key'\nlisten = '[::]:1'\n[device]\nname = 'pc0'\n\
+             [[peer]]\npublic-key = '{PEER_A}'\n[peer.port]\naccess = 10\n\
+             [[peer]]\npublic-key = '{PRESHARED}'\nport.access = 20\n\
+             [[peer]]\npublic-key = '{PEER_C}'\n"
+        );
+        let config = parse(&text).unwrap();
+        let access = |vid| PortVlans::access(Vid::new(vid).unwrap()).unwrap();
+        let ports: Vec<_> = config.peers.iter().map(|peer| &peer.port.vlans).collect();
+        assert_eq!(ports, [&access(10), &access(20), &PortVlans::default()]);
     }
 
     #[test]
@@ -480,7 +551,7 @@ mod tests {
     proptest! {
         /// Every cut and every replaced character of a full file ends in a value or in errors.
         #[test]
-        fn survives_damage(cut in 0usize..600, at in 0usize..600, with in any::<char>()) {
+        fn survives_damage(cut in 0usize..1400, at in 0usize..1400, with in any::<char>()) {
             let whole = everything();
             let damaged: String = whole
                 .chars()
@@ -515,12 +586,36 @@ bridge = "br-lan"
 mac = "02:00:5e:10:00:01"
 addresses = ["10.99.0.1/24", "fd00::1/64"]
 backend = "plain"
+[device.port]
+trunk = [10, "20-29"]
+native = 5
+translate = {{ 110 = 10, 120 = 20 }}
+max-broadcast = 100
+max-multicast = 1000
+max-unknown = 0
+neighbour-suppression = true
+multicast-snooping = true
 [[peer]]
 name = "site-b"
 public-key = "{PEER_A}"
 endpoint = "site-b.example.net:51830"
 keepalive = "25s"
 preshared-key-file = "/keys/ab.psk"
+[peer.port]
+tunnel = 200
+tag = "802.1q"
+bpdu = "guard"
+dhcp-server = "drop"
+router-advertisements = "drop"
+spoof-guard = true
+sources = ["02:00:00:00:00:01", "02:00:00:00:00:02"]
+[switch]
+hub = true
+capacity = 1048576
+ageing = "1d"
+max-addresses = 1048576
+loop-guard = false
+querier = true
 [pipeline]
 plan = "staged"
 lanes = 1

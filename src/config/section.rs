@@ -10,12 +10,15 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::Report;
+use super::value;
 
 /// What a section is called and which keys it has.
 pub(super) struct Schema {
     pub(super) name: &'static str,
     pub(super) header: &'static str,
     keys: &'static [&'static str],
+    /// The section within it.
+    port: Option<&'static Self>,
 }
 
 pub(super) const TUNNEL: Schema = Schema {
@@ -28,11 +31,19 @@ pub(super) const TUNNEL: Schema = Schema {
         "network-id",
         "rekey-interval",
     ],
+    port: None,
 };
 pub(super) const DEVICE: Schema = Schema {
     name: "device",
     header: "[device]",
     keys: &["name", "mtu", "bridge", "mac", "addresses", "backend"],
+    port: Some(&DEVICE_PORT),
+};
+pub(super) const DEVICE_PORT: Schema = Schema {
+    name: "port",
+    header: "[device.port]",
+    keys: PORT_KEYS,
+    port: None,
 };
 pub(super) const PEER: Schema = Schema {
     name: "peer",
@@ -44,13 +55,60 @@ pub(super) const PEER: Schema = Schema {
         "keepalive",
         "preshared-key-file",
     ],
+    port: Some(&PEER_PORT),
+};
+pub(super) const PEER_PORT: Schema = Schema {
+    name: "port",
+    header: "[peer.port]",
+    keys: PORT_KEYS,
+    port: None,
+};
+const PORT_KEYS: &[&str] = &[
+    "trunk",
+    "native",
+    "translate",
+    "access",
+    "tunnel",
+    "tag",
+    "max-broadcast",
+    "max-multicast",
+    "max-unknown",
+    "bpdu",
+    "dhcp-server",
+    "router-advertisements",
+    "spoof-guard",
+    "sources",
+    "neighbour-suppression",
+    "multicast-snooping",
+];
+pub(super) const SWITCH: Schema = Schema {
+    name: "switch",
+    header: "[switch]",
+    keys: &[
+        "hub",
+        "capacity",
+        "ageing",
+        "max-addresses",
+        "loop-guard",
+        "querier",
+    ],
+    port: None,
 };
 pub(super) const PIPELINE: Schema = Schema {
     name: "pipeline",
     header: "[pipeline]",
     keys: &["plan", "lanes", "workers", "pin", "nice"],
+    port: None,
 };
-const SECTIONS: [&Schema; 4] = [&TUNNEL, &DEVICE, &PEER, &PIPELINE];
+const SECTIONS: [&Schema; 7] = [
+    &TUNNEL,
+    &DEVICE,
+    &DEVICE_PORT,
+    &PEER,
+    &PEER_PORT,
+    &SWITCH,
+    &PIPELINE,
+];
 
 /// One table of the file.
 pub(super) struct Section<'t, 'i> {
@@ -79,6 +137,23 @@ impl<'t, 'i> Section<'t, 'i> {
         }
     }
 
+    /// The one section of `schema` within `table`.
+    pub(super) fn within(
+        table: &'t DeTable<'i>,
+        schema: &'static Schema,
+        report: &mut Report<'_>,
+    ) -> Self {
+        let Some(value) = table.get(schema.name) else {
+            return Self::absent(schema);
+        };
+        let Some(table) = value.get_ref().as_table() else {
+            let problem = format!("must be one section; write `{}` once", schema.header);
+            report.add(&value.span(), schema.header, problem);
+            return Self::unreadable(schema);
+        };
+        Self::new(schema, table, value.span(), report)
+    }
+
     /// A table of the file; its unknown keys are reported at once.
     pub(super) fn new(
         schema: &'static Schema,
@@ -86,10 +161,10 @@ impl<'t, 'i> Section<'t, 'i> {
         span: Range<usize>,
         report: &mut Report<'_>,
     ) -> Self {
-        for (key, _) in table
-            .iter()
-            .filter(|(key, _)| !schema.keys.contains(&key.as_ref().as_ref()))
-        {
+        let is_known = |key: &str| {
+            schema.keys.contains(&key) || schema.port.is_some_and(|port| port.name == key)
+        };
+        for (key, _) in table.iter().filter(|(key, _)| !is_known(key.as_ref())) {
             let name = format!("{} {}", schema.header, key.as_ref());
             report.add(&key.span(), name, unknown_key(schema, key.as_ref()));
         }
@@ -99,6 +174,19 @@ impl<'t, 'i> Section<'t, 'i> {
             span,
             is_readable: true,
         }
+    }
+
+    /// The section within this one, of `schema`.
+    pub(super) fn nested(&self, schema: &'static Schema, report: &mut Report<'_>) -> Self {
+        match self.table {
+            Some(table) => Self::within(table, schema, report),
+            None => Self::absent(schema),
+        }
+    }
+
+    /// Whether it is a table, or absent; what is neither is reported.
+    pub(super) fn is_readable(&self) -> bool {
+        self.is_readable
     }
 
     /// Whether `key` is there, or would be if the section could be read.
@@ -124,6 +212,11 @@ impl<'t, 'i> Section<'t, 'i> {
         parse(value.get_ref())
             .map_err(|problem| self.refuse(key, report, problem))
             .ok()
+    }
+
+    /// Whether `key` is `true`; none as in [`Self::read`].
+    pub(super) fn read_flag(&self, key: &str, report: &mut Report<'_>) -> Option<bool> {
+        self.read(key, report, |value| value::flag(value, key))
     }
 
     /// Like [`Self::read`]; absence is an error too, which ends in `remedy`.
@@ -152,20 +245,16 @@ impl<'t, 'i> Section<'t, 'i> {
 
 /// Says what to do about a top-level name that is no section.
 pub(super) fn unknown_section(name: &str) -> String {
-    if let Some(home) = homes_of(name) {
+    if let Some(home) = home_of(name, None) {
         return format!("stands outside every section; it belongs in {home}");
     }
-    let names = SECTIONS.iter().map(|section| section.name);
-    match closest(name, names) {
+    match closest(name, SECTIONS.iter().map(|section| section.name)) {
         Some(best) => {
-            let header = SECTIONS
-                .iter()
-                .find(|section| section.name == best)
-                .map(|s| s.header);
-            format!(
-                "unknown section; did you mean `{}`?",
-                header.unwrap_or(best)
-            )
+            let meant = SECTIONS.iter().filter(|section| section.name == best);
+            let headers: Vec<_> = meant
+                .map(|section| format!("`{}`", section.header))
+                .collect();
+            format!("unknown section; did you mean {}?", headers.join(" or "))
         }
         None => format!(
             "unknown section; there are {}",
@@ -174,37 +263,60 @@ pub(super) fn unknown_section(name: &str) -> String {
     }
 }
 
-fn unknown_key(schema: &Schema, key: &str) -> String {
-    if let Some(home) = homes_of(key) {
-        return format!("is not a key of {}; it belongs in {home}", schema.header);
+fn unknown_key(schema: &'static Schema, key: &str) -> String {
+    let header = schema.header;
+    if let Some(home) = home_of(key, Some(schema)) {
+        return format!("is not a key of {header}; it belongs in {home}");
     }
-    if let Some(best) = closest(key, schema.keys.iter().copied()) {
-        return format!("unknown key; did you mean `{best}`?");
-    }
-    let elsewhere = SECTIONS
-        .iter()
-        .flat_map(|section| section.keys.iter().copied());
-    match closest(key, elsewhere) {
-        Some(best) => {
-            let home = homes_of(best).unwrap_or_default();
-            format!("unknown key; did you mean `{best}` in {home}?")
+    let port = schema.port;
+    let within = port.iter().flat_map(|port| port.keys).copied();
+    let here = port.iter().map(|port| port.name).chain(within);
+    let elsewhere = || SECTIONS.iter().flat_map(|section| section.keys).copied();
+    match closest(key, here.chain(schema.keys.iter().copied()))
+        .or_else(|| closest(key, elsewhere()))
+    {
+        Some(best) if schema.keys.contains(&best) => {
+            format!("unknown key; did you mean `{best}`?")
         }
-        None => format!(
-            "unknown key; {} has {}",
-            schema.header,
-            list(schema.keys.iter().copied())
-        ),
+        Some(best) => match home_of(best, Some(schema)) {
+            Some(home) => format!("unknown key; did you mean `{best}` in {home}?"),
+            None => format!(
+                "unknown section; did you mean `{}`?",
+                port.map_or(best, |port| port.header)
+            ),
+        },
+        None => {
+            let port = port.map(|port| format!(", and the section `{}`", port.header));
+            let keys = list(schema.keys.iter().copied());
+            format!(
+                "unknown key; {header} has {keys}{}",
+                port.unwrap_or_default()
+            )
+        }
     }
 }
 
-/// The sections that have `key`.
-fn homes_of(key: &str) -> Option<String> {
-    let homes: Vec<_> = SECTIONS
+/// Where `key` belongs if it stands in `found_in`: in the section within that, in the one around it,
+/// or in all that have such a key.
+fn home_of(key: &str, found_in: Option<&'static Schema>) -> Option<String> {
+    let has_key = |schema: &&Schema| schema.keys.contains(&key);
+    if let Some(port) = found_in.and_then(|schema| schema.port).filter(has_key) {
+        return Some(port.header.into());
+    }
+    let is_around = |schema: &&&Schema| match (schema.port, found_in) {
+        (Some(port), Some(found_in)) => port.header == found_in.header,
+        _ => false,
+    };
+    if let Some(around) = SECTIONS
         .iter()
-        .filter(|s| s.keys.contains(&key))
-        .map(|s| s.header)
-        .collect();
-    (!homes.is_empty()).then(|| homes.join(" or "))
+        .find(is_around)
+        .filter(|schema| has_key(schema))
+    {
+        return Some(format!("{}, above this section", around.header));
+    }
+    let homes = SECTIONS.iter().filter(|schema| has_key(schema));
+    let headers: Vec<_> = homes.map(|schema| schema.header).collect();
+    (!headers.is_empty()).then(|| headers.join(" or "))
 }
 
 fn closest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {

@@ -16,7 +16,7 @@ use toml::de::DeValue;
 use super::{Backend, CipherChoice, Endpoint, PlanChoice};
 use crate::crypto::keys::PublicKey;
 
-type Parsed<T> = Result<T, String>;
+pub(super) type Parsed<T> = Result<T, String>;
 
 pub(super) fn listen(value: &DeValue<'_>) -> Parsed<SocketAddr> {
     if let DeValue::Integer(port) = value {
@@ -163,9 +163,7 @@ pub(super) fn overlay_mtu(value: &DeValue<'_>) -> Parsed<u32> {
 pub(super) fn mac(value: &DeValue<'_>) -> Parsed<MacAddr> {
     let text = string(value, "mac = \"02:00:5e:10:00:01\"")?;
     let remedy = "write for example `02:00:5e:10:00:01`, or leave it out";
-    let mac: MacAddr = text
-        .parse()
-        .map_err(|error| format!("{}: {error}; {remedy}", shown(text)))?;
+    let mac = mac_address(text, remedy)?;
     if mac.0 == [0xff; 6] {
         return Err(format!("`{mac}` is the broadcast address; {remedy}"));
     }
@@ -178,6 +176,11 @@ pub(super) fn mac(value: &DeValue<'_>) -> Parsed<MacAddr> {
         return Err(format!("`{mac}` is all zero; {remedy}"));
     }
     Ok(mac)
+}
+
+pub(super) fn mac_address(text: &str, remedy: &str) -> Parsed<MacAddr> {
+    text.parse()
+        .map_err(|error| format!("{}: {error}; {remedy}", shown(text)))
 }
 
 pub(super) fn addresses(value: &DeValue<'_>) -> Parsed<Vec<IpNet>> {
@@ -266,10 +269,27 @@ pub(super) fn nice(value: &DeValue<'_>) -> Parsed<i32> {
     integer(value, -20..=19, "nice = -10").map(|nice| nice as i32)
 }
 
-pub(super) fn pin(value: &DeValue<'_>) -> Parsed<bool> {
+pub(super) fn flag(value: &DeValue<'_>, key: &str) -> Parsed<bool> {
     value
         .as_bool()
-        .ok_or_else(|| wrong_type(value, "true or false", "pin = true"))
+        .ok_or_else(|| wrong_type(value, "true or false", &format!("{key} = true")))
+}
+
+/// So many addresses, of the switch or of one port.
+pub(super) fn stations(
+    value: &DeValue<'_>,
+    range: RangeInclusive<i64>,
+    example: &str,
+) -> Parsed<usize> {
+    integer(value, range, example).map(|stations| stations as usize)
+}
+
+pub(super) fn ageing(value: &DeValue<'_>) -> Parsed<Duration> {
+    duration(
+        value,
+        Duration::from_secs(1)..=Duration::from_secs(24 * 3600),
+        "300s",
+    )
 }
 
 pub(super) fn rekey_interval(value: &DeValue<'_>) -> Parsed<Duration> {
@@ -347,7 +367,7 @@ pub(super) fn key_path(value: &DeValue<'_>) -> Parsed<PathBuf> {
     Ok(text.into())
 }
 
-fn choice<T: Copy>(value: &DeValue<'_>, choices: &[(&str, T)]) -> Parsed<T> {
+pub(super) fn choice<T: Copy>(value: &DeValue<'_>, choices: &[(&str, T)]) -> Parsed<T> {
     let text = string(value, &format!("\"{}\"", choices[0].0))?;
     choices
         .iter()
@@ -366,7 +386,11 @@ fn choice<T: Copy>(value: &DeValue<'_>, choices: &[(&str, T)]) -> Parsed<T> {
         })
 }
 
-fn integer(value: &DeValue<'_>, range: RangeInclusive<i64>, example: &str) -> Parsed<i64> {
+pub(super) fn integer(
+    value: &DeValue<'_>,
+    range: RangeInclusive<i64>,
+    example: &str,
+) -> Parsed<i64> {
     let (min, max) = (range.start(), range.end());
     let Some(integer) = value.as_integer() else {
         return Err(wrong_type(
@@ -381,13 +405,13 @@ fn integer(value: &DeValue<'_>, range: RangeInclusive<i64>, example: &str) -> Pa
         .ok_or_else(|| format!("`{integer}` is out of range; write {min} to {max}"))
 }
 
-fn string<'v>(value: &'v DeValue<'_>, example: &str) -> Parsed<&'v str> {
+pub(super) fn string<'v>(value: &'v DeValue<'_>, example: &str) -> Parsed<&'v str> {
     value
         .as_str()
         .ok_or_else(|| wrong_type(value, "a string", example))
 }
 
-fn wrong_type(value: &DeValue<'_>, expected: &str, example: &str) -> String {
+pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str, example: &str) -> String {
     format!(
         "is {}, not {expected}; write for example `{example}`",
         type_name(value)
@@ -407,8 +431,8 @@ fn type_name(value: &DeValue<'_>) -> &'static str {
 }
 
 /// The value for an error message: short, on one line, and never a key.
-fn shown(text: &str) -> String {
-    if text.split_whitespace().any(may_hold_a_key) {
+pub(super) fn shown(text: &str) -> String {
+    if text.split(|c| !is_base64(c)).any(may_hold_a_key) {
         return "the value (not shown, it looks like a key)".into();
     }
     let short: String = text.chars().take(64).collect();
@@ -416,22 +440,22 @@ fn shown(text: &str) -> String {
     format!("`{}{dots}`", short.escape_debug())
 }
 
-/// Whether somebody may have pasted a key, be it cut or with characters too many.
-fn may_hold_a_key(word: &str) -> bool {
-    word.len() >= 32 && word.bytes().all(is_base64)
+/// Whether somebody may have pasted a key, be it cut or with characters too many: a run of base64.
+fn may_hold_a_key(run: &str) -> bool {
+    run.len() >= 32
 }
 
 /// Stricter, because a long path of letters and slashes must pass.
 fn is_key_rather_than_path(text: &str) -> bool {
     let base64 = matches!(text.trim_end_matches('=').len(), 42..=43)
-        && text.bytes().all(is_base64)
+        && text.chars().all(is_base64)
         && !text.starts_with('/');
     let hex = text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
     base64 || hex
 }
 
-fn is_base64(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')
+fn is_base64(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=')
 }
 
 /// Whether a socket bound to `listen` can send to `endpoint`.

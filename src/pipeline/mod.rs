@@ -77,8 +77,10 @@ pub struct EngineConfig {
     pub peers: Vec<EnginePeer>,
     /// The switch between the TAP and the peers, with a port for each.
     pub switch: SwitchConfig,
-    /// Whether loops are looked for, and cut.
+    /// Whether loops are looked for with probes, and cut.
     pub loop_guard: bool,
+    /// Whether this node asks the stations for the multicast groups that they want.
+    pub querier: bool,
     /// How to use the cores.
     pub plan: PlanRequest,
 }

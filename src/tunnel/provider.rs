@@ -2,6 +2,7 @@
 //! The built-in provider: thin, it turns configuration into settings and an engine.
 
 use std::{
+    iter,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
@@ -16,7 +17,7 @@ use super::status::{self, SHOW, Snapshot};
 use crate::{
     config::{
         Backend, CipherChoice, Config, DeviceConfig, Endpoint, PeerConfig, PipelineConfig,
-        PlanChoice,
+        PlanChoice, SwitchSettings,
     },
     crypto::{
         aead::{Cipher, CipherOffer},
@@ -270,6 +271,7 @@ fn engine_config(config: Config) -> EngineConfig {
         tunnel,
         device,
         peers,
+        switch,
         pipeline,
         ..
     } = config;
@@ -288,10 +290,29 @@ fn engine_config(config: Config) -> EngineConfig {
             max_frame,
             rekey_interval: tunnel.rekey_interval,
         },
-        switch: SwitchConfig::with_ports(1 + peers.len()),
+        switch: switch_config(&switch, &device, &peers),
         peers: peers.into_iter().map(engine_peer).collect(),
-        loop_guard: true,
+        loop_guard: switch.loop_guard,
+        querier: switch.querier,
         plan: plan_request(&pipeline),
+    }
+}
+
+/// The device has the first port, then come the peers in the order of the file.
+fn switch_config(
+    settings: &SwitchSettings,
+    device: &DeviceConfig,
+    peers: &[PeerConfig],
+) -> SwitchConfig {
+    let peers = peers.iter().map(|peer| &peer.port);
+    SwitchConfig {
+        ports: iter::once(&device.port).chain(peers).cloned().collect(),
+        fdb_capacity: settings.capacity,
+        // Not less than was asked for: nothing at all would never be remembered.
+        ageing_s: settings.ageing.as_secs_f64().ceil() as u32,
+        max_per_port: settings.max_addresses,
+        hub: settings.hub,
+        own_probe_mac: None,
     }
 }
 

@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Ports of the switch: the keys of `[device.port]` and `[peer.port]`, which are the same. Pure.
+
+use patchcord_bridge::{
+    BpduPolicy, FloodLimits, Guard, PortConfig, PortVlans, Sources, Tpid, Vid, VidSet, VlanError,
+};
+use toml::de::DeValue;
+
+use super::error::Report;
+use super::section::Section;
+use super::value::{Parsed, choice, integer, mac_address, shown, string, wrong_type};
+
+pub(super) fn port(section: &Section<'_, '_>, report: &mut Report<'_>) -> PortConfig {
+    if !section.is_readable() {
+        return PortConfig::default();
+    }
+    let default = FloodLimits::default();
+    let mut limit = |key, default| {
+        let limit = section.read(key, report, |value| frames_per_s(value, key, default));
+        limit.unwrap_or(default)
+    };
+    let limits = FloodLimits {
+        broadcast: limit("max-broadcast", default.broadcast),
+        multicast: limit("max-multicast", default.multicast),
+        unknown: limit("max-unknown", default.unknown),
+    };
+    let mut is_on = |key| section.read_flag(key, report).unwrap_or(false);
+    let spoof_guard = is_on("spoof-guard");
+    let neighbour_suppression = is_on("neighbour-suppression");
+    let multicast_snooping = is_on("multicast-snooping");
+    let mut guard = |key| section.read(key, report, guard).unwrap_or_default();
+    PortConfig {
+        limits,
+        dhcp_server: guard("dhcp-server"),
+        router_advertisements: guard("router-advertisements"),
+        neighbour_suppression,
+        multicast_snooping,
+        spoof_guard,
+        bpdus: section.read("bpdu", report, bpdus).unwrap_or_default(),
+        allowed_sources: section.read("sources", report, sources),
+        vlans: vlans(section, report),
+    }
+}
+
+/// The keys of which a port has one at most.
+const KINDS: [&str; 3] = ["trunk", "access", "tunnel"];
+
+fn vlans(section: &Section<'_, '_>, report: &mut Report<'_>) -> PortVlans {
+    refuse_second_kind(section, report);
+    for (key, kind, example) in [
+        ("native", "trunk", "trunk = \"10, 20-29\""),
+        ("translate", "trunk", "trunk = \"110\""),
+        ("tag", "tunnel", "tunnel = 200"),
+    ] {
+        if section.has(key) && !section.has(kind) {
+            let problem = format!("is of use in a {kind} only; write for example `{example}` too");
+            section.refuse(key, report, problem);
+        }
+    }
+    let allowed = section.read("trunk", report, vids);
+    let native = section.read("native", report, |value| vid(value, 0, "native = 5"));
+    let translate = section.read("translate", report, translation);
+    let access = section.read("access", report, |value| vid(value, 0, "access = 42"));
+    let tunnel = section.read("tunnel", report, |value| vid(value, 1, "tunnel = 200"));
+    let tpid = section.read("tag", report, tag).unwrap_or(Tpid::Service);
+
+    let is_native_wrong = native.is_none() && section.has("native");
+    let vlans = match (allowed, access, tunnel) {
+        // What is wrong with it is reported; to go on would only yield errors that are not there.
+        (Some(_), ..) if is_native_wrong => return PortVlans::transparent(),
+        (Some(allowed), ..) => PortVlans::trunk(allowed, native, &translate.unwrap_or_default()),
+        (None, Some(vid), _) => PortVlans::access(vid),
+        (None, None, Some(vid)) => PortVlans::tunnel(vid, tpid),
+        (None, None, None) => return PortVlans::transparent(),
+    };
+    vlans.unwrap_or_else(|error| {
+        let (key, remedy) = remedy(error);
+        section.refuse(key, report, format!("{error}; {remedy}"));
+        PortVlans::transparent()
+    })
+}
+
+/// Every kind but the first of the file is one too many.
+fn refuse_second_kind(section: &Section<'_, '_>, report: &mut Report<'_>) {
+    let mut kinds: Vec<_> = KINDS.into_iter().filter(|kind| section.has(kind)).collect();
+    kinds.sort_by_key(|kind| section.span_of(kind).start);
+    let Some((first, others)) = kinds.split_first() else {
+        return;
+    };
+    for kind in others {
+        let problem = format!("the port has `{first}` already; remove one of the two");
+        section.refuse(kind, report, problem);
+    }
+}
+
+/// The key that is to blame, and what to do about it.
+fn remedy(error: VlanError) -> (&'static str, &'static str) {
+    match error {
+        VlanError::TranslatedInVain { .. } => {
+            let remedy = "add it to `trunk`, which has the numbers inside";
+            ("translate", remedy)
+        }
+        VlanError::OutsideTwice { .. } | VlanError::InsideTwice { .. } => {
+            let remedy = "write each number once on each side, `{ OUTSIDE = INSIDE, ... }`";
+            ("translate", remedy)
+        }
+        _ => ("trunk", "write for example `trunk = \"10, 20-29\"`"),
+    }
+}
+
+/// `10`, `"10, 20-29"`, or an array of these.
+fn vids(value: &DeValue<'_>) -> Parsed<VidSet> {
+    let mut vids = VidSet::EMPTY;
+    match value {
+        DeValue::Array(items) => {
+            for item in items.iter() {
+                add_vids(&mut vids, item.get_ref())?;
+            }
+        }
+        DeValue::String(text) if text.trim().is_empty() => {}
+        _ => add_vids(&mut vids, value)?,
+    }
+    Ok(vids)
+}
+
+fn add_vids(vids: &mut VidSet, value: &DeValue<'_>) -> Parsed<()> {
+    const EXAMPLE: &str = "trunk = \"10, 20-29\"";
+    match value {
+        DeValue::String(text) => {
+            for part in text.split(',') {
+                let (first, last) = vid_range(part.trim())?;
+                vids.extend((first..=last).filter_map(Vid::new));
+            }
+        }
+        DeValue::Integer(_) => {
+            vids.insert(vid(value, 1, EXAMPLE)?);
+        }
+        _ => return Err(wrong_type(value, "a list of VLANs", EXAMPLE)),
+    }
+    Ok(())
+}
+
+fn vid_range(text: &str) -> Parsed<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let [first, last] = [first, last].map(|number| vid_number(number.trim()));
+    let remedy = "write for example `10, 20-29`";
+    let (Some(first), Some(last)) = (first, last) else {
+        return Err(format!(
+            "{} is neither a VLAN nor a range of them; {remedy}",
+            shown(text)
+        ));
+    };
+    if first > last {
+        return Err(format!("`{text}` runs backwards; write `{last}-{first}`"));
+    }
+    if first == 0 {
+        let remedy = "write 1 to 4094, and `native = 0` to let untagged frames pass";
+        return Err(format!("`{text}` is out of range; {remedy}"));
+    }
+    if last > MAX_VID {
+        return Err(format!("`{text}` is out of range; write 1 to {MAX_VID}"));
+    }
+    Ok((first, last))
+}
+
+/// None for anything but digits: a parser of numbers would take a sign as well.
+fn vid_number(text: &str) -> Option<u16> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().ok())?
+}
+
+/// The last that names a VLAN, see [`Vid::is_assignable`].
+const MAX_VID: u16 = 4094;
+
+fn vid(value: &DeValue<'_>, min: u16, example: &str) -> Parsed<Vid> {
+    let number = integer(value, min.into()..=MAX_VID.into(), example)?;
+    Ok(Vid::new(number as u16).unwrap_or_default())
+}
+
+/// Pairs of a number outside and inside.
+fn translation(value: &DeValue<'_>) -> Parsed<Vec<(Vid, Vid)>> {
+    const EXAMPLE: &str = "translate = { 10 = 110 }";
+    let DeValue::Table(pairs) = value else {
+        return Err(wrong_type(
+            value,
+            "a table of numbers outside and inside",
+            EXAMPLE,
+        ));
+    };
+    let pair = |(outside, inside): (&str, &DeValue<'_>)| {
+        let number = vid_number(outside).filter(|number| (1..=MAX_VID).contains(number));
+        let outside = number.and_then(Vid::new).ok_or_else(|| {
+            let remedy = "write its number outside, 1 to 4094, before the `=`";
+            format!("{} is not a VLAN; {remedy}", shown(outside))
+        })?;
+        Ok((outside, vid(inside, 1, EXAMPLE)?))
+    };
+    pairs
+        .iter()
+        .map(|(outside, inside)| pair((outside.get_ref(), inside.get_ref())))
+        .collect()
+}
+
+fn tag(value: &DeValue<'_>) -> Parsed<Tpid> {
+    let choices = [("802.1ad", Tpid::Service), ("802.1q", Tpid::Customer)];
+    choice(value, &choices)
+}
+
+fn frames_per_s(value: &DeValue<'_>, key: &str, example: u32) -> Parsed<u32> {
+    let range = 0..=u32::MAX.into();
+    integer(value, range, &format!("{key} = {example}")).map(|frames| frames as u32)
+}
+
+fn bpdus(value: &DeValue<'_>) -> Parsed<BpduPolicy> {
+    choice(
+        value,
+        &[
+            ("pass", BpduPolicy::Pass),
+            ("drop", BpduPolicy::Drop),
+            ("guard", BpduPolicy::Guard),
+        ],
+    )
+}
+
+fn guard(value: &DeValue<'_>) -> Parsed<Guard> {
+    choice(value, &[("allow", Guard::Allow), ("drop", Guard::Drop)])
+}
+
+fn sources(value: &DeValue<'_>) -> Parsed<Sources> {
+    const EXAMPLE: &str = "sources = [\"02:00:5e:10:00:01\"]";
+    let DeValue::Array(items) = value else {
+        return Err(wrong_type(value, "an array", EXAMPLE));
+    };
+    let remedy = format!("write for example `{EXAMPLE}`, or leave it out");
+    let macs: Result<_, _> = items
+        .iter()
+        .map(|item| mac_address(string(item.get_ref(), EXAMPLE)?, &remedy))
+        .collect();
+    Sources::new(macs?).map_err(|error| format!("{error}; {remedy}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use patchcord_bridge::MacAddr;
+
+    use super::*;
+    use crate::config::{Config, ConfigErrors};
+
+    // RFC 7748, section 6.1.
+    const OWN: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
+    const PEER: &str = "3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08=";
+
+    #[test]
+    fn a_port_without_keys_takes_every_frame_as_it_is() {
+        assert_eq!(parse("").unwrap(), PortConfig::default());
+    }
+
+    #[test]
+    fn every_kind_of_port_has_its_vlans() {
+        let ten_and_twenties = trunk(&[10, 20, 21, 22], None, &[]);
+        for (lines, vlans) in [
+            ("trunk = '10, 20-22'", ten_and_twenties.clone()),
+            ("trunk = ' 20 - 22,10 '", ten_and_twenties.clone()),
+            ("trunk = [10, '20-22']", ten_and_twenties.clone()),
+            ("trunk = ['10,20', 21, '22', 10]", ten_and_twenties),
+            ("trunk = 10", trunk(&[10], None, &[])),
+            ("trunk = 0x0a", trunk(&[10], None, &[])),
+            ("trunk = '10-10'", trunk(&[10], None, &[])),
+            (
+                "trunk = '1-4094'",
+                PortVlans::trunk(VidSet::all(), None, &[]).unwrap(),
+            ),
+            ("trunk = '10'\nnative = 5", trunk(&[10], Some(5), &[])),
+            ("native = 0\ntrunk = [10]", trunk(&[10], Some(0), &[])),
+            ("trunk = []\nnative = 5", trunk(&[], Some(5), &[])),
+            ("trunk = ''\nnative = 5", trunk(&[], Some(5), &[])),
+            (
+                "trunk = 110\ntranslate = { 10 = 110 }",
+                trunk(&[110], None, &[(10, 110)]),
+            ),
+            (
+                "trunk = [10, 20]\ntranslate = { 10 = 20, 20 = 10 }",
+                trunk(&[10, 20], None, &[(10, 20), (20, 10)]),
+            ),
+            (
+                "trunk = 110\n[peer.port.translate]\n10 = 110",
+                trunk(&[110], None, &[(10, 110)]),
+            ),
+            ("access = 42", PortVlans::access(of(42)).unwrap()),
+            ("access = 0", PortVlans::access(Vid::UNTAGGED).unwrap()),
+            (
+                "tunnel = 200",
+                PortVlans::tunnel(of(200), Tpid::Service).unwrap(),
+            ),
+            (
+                "tunnel = 200\ntag = '802.1ad'",
+                PortVlans::tunnel(of(200), Tpid::Service).unwrap(),
+            ),
+            (
+                "tunnel = 200\ntag = '802.1q'",
+                PortVlans::tunnel(of(200), Tpid::Customer).unwrap(),
+            ),
+        ] {
+            assert_eq!(parse(lines).unwrap().vlans, vlans, "{lines}");
+        }
+    }
+
+    #[test]
+    fn every_guard_and_limit_has_a_key() {
+        let of = |change: fn(&mut PortConfig)| {
+            let mut config = PortConfig::default();
+            change(&mut config);
+            config
+        };
+        for (line, config) in [
+            ("max-broadcast = 0", of(|port| port.limits.broadcast = 0)),
+            ("max-multicast = 1", of(|port| port.limits.multicast = 1)),
+            (
+                "max-unknown = 4294967295",
+                of(|port| port.limits.unknown = u32::MAX),
+            ),
+            ("bpdu = 'pass'", of(|_| {})),
+            ("bpdu = 'drop'", of(|port| port.bpdus = BpduPolicy::Drop)),
+            ("bpdu = 'guard'", of(|port| port.bpdus = BpduPolicy::Guard)),
+            ("dhcp-server = 'allow'", of(|_| {})),
+            (
+                "dhcp-server = 'drop'",
+                of(|port| port.dhcp_server = Guard::Drop),
+            ),
+            ("router-advertisements = 'allow'", of(|_| {})),
+            (
+                "router-advertisements = 'drop'",
+                of(|port| port.router_advertisements = Guard::Drop),
+            ),
+            ("spoof-guard = true", of(|port| port.spoof_guard = true)),
+            ("spoof-guard = false", of(|_| {})),
+            (
+                "neighbour-suppression = true",
+                of(|port| port.neighbour_suppression = true),
+            ),
+            (
+                "multicast-snooping = true",
+                of(|port| port.multicast_snooping = true),
+            ),
+            (
+                "sources = ['2:0:0:0:0:1']",
+                of(|port| {
+                    let macs = vec![MacAddr([2, 0, 0, 0, 0, 1])];
+                    port.allowed_sources = Some(Sources::new(macs).unwrap());
+                }),
+            ),
+        ] {
+            assert_eq!(parse(line).unwrap(), config, "{line}");
+        }
+    }
+
+    #[test]
+    #[rustfmt::skip] // one row, one refusal
+    fn says_what_is_wrong_and_what_to_do() {
+        for (lines, error) in [
+            ("trunk = '10, x'", "9:9: [peer.port] trunk: `x` is neither a VLAN nor a range of them; write for example `10, 20-29`"),
+            ("trunk = '10,,20'", "9:9: [peer.port] trunk: `` is neither a VLAN nor a range of them; write for example `10, 20-29`"),
+            ("trunk = '+10'", "9:9: [peer.port] trunk: `+10` is neither a VLAN nor a range of them; write for example `10, 20-29`"),
+            ("trunk = '10-'", "9:9: [peer.port] trunk: `10-` is neither a VLAN nor a range of them; write for example `10, 20-29`"),
+            ("trunk = '10-20-30'", "9:9: [peer.port] trunk: `10-20-30` is neither a VLAN nor a range of them; write for example `10, 20-29`"),
+            ("trunk = 'all'", "9:9: [peer.port] trunk: `all` is neither a VLAN nor a range of them; write for example `10, 20-29`"),
+            ("trunk = '29-20'", "9:9: [peer.port] trunk: `29-20` runs backwards; write `20-29`"),
+            ("trunk = '0-20'", "9:9: [peer.port] trunk: `0-20` is out of range; write 1 to 4094, and `native = 0` to let untagged frames pass"),
+            ("trunk = '1-4095'", "9:9: [peer.port] trunk: `1-4095` is out of range; write 1 to 4094"),
+            ("trunk = [10, 4095]", "9:9: [peer.port] trunk: `4095` is out of range; write 1 to 4094"),
+            ("trunk = [10, 1.5]", "9:9: [peer.port] trunk: is a decimal fraction, not a list of VLANs; write for example `trunk = \"10, 20-29\"`"),
+            ("trunk = true", "9:9: [peer.port] trunk: is true or false, not a list of VLANs; write for example `trunk = \"10, 20-29\"`"),
+            ("trunk = []", "9:9: [peer.port] trunk: no VLAN is allowed and none is native; write for example `trunk = \"10, 20-29\"`"),
+            ("trunk = []\nnative = 'x'", "10:10: [peer.port] native: is a string, not a number from 0 to 4094; write for example `native = 5`"),
+            ("trunk = 10\nnative = 4095", "10:10: [peer.port] native: `4095` is out of range; write 0 to 4094"),
+            ("native = 5", "9:10: [peer.port] native: is of use in a trunk only; write for example `trunk = \"10, 20-29\"` too"),
+            ("translate = { 10 = 110 }", "9:13: [peer.port] translate: is of use in a trunk only; write for example `trunk = \"110\"` too"),
+            ("trunk = 10\ntranslate = ['10:110']", "10:13: [peer.port] translate: is an array, not a table of numbers outside and inside; write for example `translate = { 10 = 110 }`"),
+            ("trunk = 10\ntranslate = { 10 = 110 }", "10:13: [peer.port] translate: VLAN 110 is translated to but not allowed; add it to `trunk`, which has the numbers inside"),
+            ("trunk = 110\ntranslate = { 10 = 110, 20 = 110 }", "10:13: [peer.port] translate: two VLANs are translated to 110 inside; write each number once on each side, `{ OUTSIDE = INSIDE, ... }`"),
+            ("trunk = '110-120'\ntranslate = { 10 = 110, 010 = 120 }", "10:13: [peer.port] translate: VLAN 10 outside is translated twice; write each number once on each side, `{ OUTSIDE = INSIDE, ... }`"),
+            ("trunk = 110\ntranslate = { 0 = 110 }", "10:13: [peer.port] translate: `0` is not a VLAN; write its number outside, 1 to 4094, before the `=`"),
+            ("trunk = 110\ntranslate = { ten = 110 }", "10:13: [peer.port] translate: `ten` is not a VLAN; write its number outside, 1 to 4094, before the `=`"),
+            ("trunk = 110\ntranslate = { 10 = 0 }", "10:13: [peer.port] translate: `0` is out of range; write 1 to 4094"),
+            ("trunk = 110\ntranslate = { 10 = '110' }", "10:13: [peer.port] translate: is a string, not a number from 1 to 4094; write for example `translate = { 10 = 110 }`"),
+            ("access = 4095", "9:10: [peer.port] access: `4095` is out of range; write 0 to 4094"),
+            ("access = '42'", "9:10: [peer.port] access: is a string, not a number from 0 to 4094; write for example `access = 42`"),
+            ("tunnel = 0", "9:10: [peer.port] tunnel: `0` is out of range; write 1 to 4094"),
+            ("tunnel = 200\ntag = '88a8'", "10:7: [peer.port] tag: `88a8` is not a choice; write `802.1ad` or `802.1q`"),
+            ("tag = '802.1q'", "9:7: [peer.port] tag: is of use in a tunnel only; write for example `tunnel = 200` too"),
+            ("access = 42\ntrunk = 10", "10:9: [peer.port] trunk: the port has `access` already; remove one of the two"),
+            ("trunk = 10\naccess = 42", "10:10: [peer.port] access: the port has `trunk` already; remove one of the two"),
+            ("tunnel = 10\naccess = 42", "10:10: [peer.port] access: the port has `tunnel` already; remove one of the two"),
+            ("max-broadcast = -1", "9:17: [peer.port] max-broadcast: `-1` is out of range; write 0 to 4294967295"),
+            ("max-multicast = '1k'", "9:17: [peer.port] max-multicast: is a string, not a number from 0 to 4294967295; write for example `max-multicast = 50000`"),
+            ("max-unknown = 4294967296", "9:15: [peer.port] max-unknown: `4294967296` is out of range; write 0 to 4294967295"),
+            ("bpdu = 'block'", "9:8: [peer.port] bpdu: `block` is not a choice; write `pass` or `drop` or `guard`"),
+            ("dhcp-server = false", "9:15: [peer.port] dhcp-server: is true or false, not a string; write for example `\"allow\"`"),
+            ("router-advertisements = 'no'", "9:25: [peer.port] router-advertisements: `no` is not a choice; write `allow` or `drop`"),
+            ("spoof-guard = 'on'", "9:15: [peer.port] spoof-guard: is a string, not true or false; write for example `spoof-guard = true`"),
+            ("sources = []", "9:11: [peer.port] sources: no address is allowed: no station could send; write for example `sources = [\"02:00:5e:10:00:01\"]`, or leave it out"),
+            ("sources = ['ff:ff:ff:ff:ff:ff']", "9:11: [peer.port] sources: ff:ff:ff:ff:ff:ff is not the address of a station; write for example `sources = [\"02:00:5e:10:00:01\"]`, or leave it out"),
+            ("sources = ['02:00']", "9:11: [peer.port] sources: `02:00`: an Ethernet address has six groups, as in 02:00:5e:10:00:01; write for example `sources = [\"02:00:5e:10:00:01\"]`, or leave it out"),
+            ("sources = '02:00:00:00:00:01'", "9:11: [peer.port] sources: is a string, not an array; write for example `sources = [\"02:00:5e:10:00:01\"]`"),
+            ("neighbour-suppression = 1", "9:25: [peer.port] neighbour-suppression: is an integer, not true or false; write for example `neighbour-suppression = true`"),
+            ("trnk = 10", "9:1: [peer.port] trnk: unknown key; did you mean `trunk`?"),
+            ("neighbor-suppression = true", "9:1: [peer.port] neighbor-suppression: unknown key; did you mean `neighbour-suppression`?"),
+            ("endpoint = 'b:1'", "9:1: [peer.port] endpoint: is not a key of [peer.port]; it belongs in [[peer]], above this section"),
+            ("name = 'b'", "9:1: [peer.port] name: is not a key of [peer.port]; it belongs in [[peer]], above this section"),
+            ("mtu = 1500", "9:1: [peer.port] mtu: is not a key of [peer.port]; it belongs in [device]"),
+        ] {
+            let printed = parse(lines).unwrap_err().to_string();
+            assert_eq!(printed, format!("t.toml:{error}"), "{lines}");
+        }
+    }
+
+    #[test]
+    fn no_error_shows_a_secret() {
+        for line in [
+            format!("trunk = '{OWN}'"),
+            format!("trunk = ['10', '{OWN}-20']"),
+            format!("trunk = 10\ntranslate = {{ '{OWN}' = 10 }}"),
+            format!("sources = ['{OWN}']"),
+            format!("bpdu = '{OWN}'"),
+        ] {
+            let printed = parse(&line).unwrap_err().to_string();
+            assert!(!printed.contains(&OWN[..8]), "{printed}");
+        }
+    }
+
+    fn parse(lines: &str) -> Result<PortConfig, ConfigErrors> {
+        let text = format!(
+            "[tunnel]\nprivate-key-file = 'a.key'\nlisten = '[::]:1'\n[device]\nname = 'pc0'\n\
+             [[peer]]\npublic-key = '{PEER}'\n[peer.port]\n{lines}"
+        );
+        let config = Config::parse(&text, Path::new("t.toml"), &|_| Ok(OWN.to_owned().into()))?;
+        assert_eq!(config.device.port, PortConfig::default());
+        Ok(config.peers[0].port.clone())
+    }
+
+    fn of(vid: u16) -> Vid {
+        Vid::new(vid).unwrap()
+    }
+
+    fn trunk(allowed: &[u16], native: Option<u16>, translate: &[(u16, u16)]) -> PortVlans {
+        let allowed = allowed.iter().map(|&vid| of(vid)).collect();
+        let translate: Vec<_> = translate
+            .iter()
+            .map(|&(out, inside)| (of(out), of(inside)))
+            .collect();
+        PortVlans::trunk(allowed, native.map(of), &translate).unwrap()
+    }
+}
