@@ -7,6 +7,8 @@
 //! remove   the same backwards; a device that was adopted is left as it was found
 //! ```
 //!
+//! A NIC ([`Backend::Packet`]) is an adopted device of which nothing changes but that it is up.
+//!
 //! A step that fails undoes the ones before it. Ties together `tap`, `link`, `lock` and `journal`;
 //! the provider calls it when settings are applied, on the control thread.
 
@@ -19,14 +21,14 @@ use tracing::{debug, info, warn};
 use super::journal::{Change, Journal, Record};
 use super::link::{ADDR_GEN_NONE, LinkError, LinkInfo, Links};
 use super::lock::{DeviceLock, LockError, namespace_inode};
-use super::tap::{Backend, Offloads, Tap, TapError, TapOptions, TapQueue};
+use super::tap::{Backend, NicError, Offloads, Tap, TapError, TapOptions, TapQueue};
 
 /// What the device shall be.
 #[derive(Clone, Debug)]
 pub struct DeviceRequest {
-    /// The name of the interface; it is made unless a TAP of this name exists.
+    /// The name of the interface; it is made unless a TAP of this name exists. A NIC exists.
     pub name: String,
-    /// The way to the kernel.
+    /// The way to the kernel. With [`Backend::Packet`] only `queues` and `up` count besides.
     pub backend: Backend,
     /// How many queues, if the device can have several.
     pub queues: usize,
@@ -70,7 +72,7 @@ pub struct DeviceInfo {
     pub mtu: u32,
     /// The bridge that it is in.
     pub bridge: Option<String>,
-    /// `vnet` or `plain`.
+    /// `vnet`, `plain` or `packet`.
     pub backend: &'static str,
     /// Whether it existed before and will stay.
     pub adopted: bool,
@@ -83,7 +85,7 @@ pub enum DeviceError {
     /// Another process has the tunnel or the device.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The TAP cannot be opened.
+    /// The TAP cannot be opened, or the NIC not be attached.
     #[error(transparent)]
     Tap(#[from] TapError),
     /// A link cannot be changed.
@@ -99,7 +101,7 @@ pub enum DeviceError {
     },
 }
 
-/// A TAP in use, with everything around it. Dropping it without [`remove`](Self::remove) leaves an
+/// A TAP or a NIC in use, with everything around it. Dropping it without [`remove`](Self::remove) leaves an
 /// adopted device changed, until the next [`create`](Self::create) of the same tunnel.
 #[derive(Debug)]
 pub struct Device {
@@ -137,6 +139,9 @@ impl Device {
         {
             return Err(TapError::Busy { name: request.name }.into());
         }
+        if request.backend == Backend::Packet {
+            check_nobody_has(before.as_ref(), &links).await?;
+        }
         let options = TapOptions {
             name: request.name.clone(),
             backend: request.backend,
@@ -173,7 +178,7 @@ impl Device {
         &self.info
     }
 
-    /// The TAP, for its offloads.
+    /// The TAP or the NIC, for its offloads.
     pub fn tap(&self) -> &Tap {
         &self.tap
     }
@@ -227,11 +232,18 @@ impl Device {
     /// The steps after the TAP is open, each journalled before it is made.
     async fn set_up(&mut self, request: &DeviceRequest) -> Result<(), DeviceError> {
         let link = self.link().await?;
-        self.set_mac(request, &link).await?;
-        self.set_mtu(request, &link).await?;
-        self.set_ipv6(request.ipv6).await?;
-        self.join_bridge(request, &link).await?;
-        self.add_addresses(&request.addresses).await?;
+        if self.tap.is_nic() {
+            // One that nobody used gets no address by being brought up; others keep theirs.
+            if !link.up && self.record.up.is_none() {
+                self.set_ipv6(Ipv6Mode::Silent).await?;
+            }
+        } else {
+            self.set_mac(request, &link).await?;
+            self.set_mtu(request, &link).await?;
+            self.set_ipv6(request.ipv6).await?;
+            self.join_bridge(request, &link).await?;
+            self.add_addresses(&request.addresses).await?;
+        }
         self.set_administrative_state(request.up, &link).await?;
         let link = self.link().await?;
         self.info.mac = link.mac.unwrap_or(self.info.mac);
@@ -422,6 +434,19 @@ impl Device {
             );
         }
     }
+}
+
+/// A NIC whose frames a bridge or a bond takes would give them to two at once.
+async fn check_nobody_has(nic: Option<&LinkInfo>, links: &Links) -> Result<(), DeviceError> {
+    let Some((nic, controller)) = nic.and_then(|nic| Some((nic, nic.controller?))) else {
+        return Ok(());
+    };
+    let controller = links.find_index(controller).await?;
+    let error = NicError::IsPort {
+        name: nic.name.clone(),
+        controller: controller.map_or_else(|| "another interface".to_owned(), |it| it.name),
+    };
+    Err(TapError::Nic(error).into())
 }
 
 /// Undoes what a killed process left, if the device is still the same and in this namespace.
@@ -670,6 +695,107 @@ mod tests {
                 assert!(is_empty(&dir));
             });
         }
+    }
+
+    /// A cable between `tap7`, as if it were a NIC, and `far`.
+    fn make_nic(up: bool) {
+        ip("link add tap7 address 02:aa:aa:aa:aa:aa mtu 1400 type veth peer name far");
+        ip("link set far up");
+        // Up once: what it shows when it is down is the same from then on.
+        ip("link set tap7 up");
+        if !up {
+            ip("link set tap7 down");
+        } else {
+            ip("address add 192.0.2.1/24 dev tap7");
+            wait_for_carrier("tap7");
+            // The kernel's own address, which is there when it was found unique.
+            let is_settled = || {
+                let addresses = ip("-6 address show tap7");
+                (addresses.contains("fe80") && !addresses.contains("tentative")).then_some(())
+            };
+            eventually(is_settled).unwrap();
+        }
+    }
+
+    fn nic() -> DeviceRequest {
+        DeviceRequest {
+            backend: Backend::Packet,
+            mtu: 9000,
+            mac: Some([2, 0xbb, 0, 0, 0, 1]),
+            ipv6: Ipv6Mode::Silent,
+            ..request("tap7")
+        }
+    }
+
+    #[test]
+    fn a_nic_is_up_and_otherwise_as_it_was_and_is_given_back() {
+        for up in [true, false] {
+            for kill_first in [false, true] {
+                test(|dir| async move {
+                    make_nic(up);
+                    let before = look("tap7");
+                    let created = Device::create(nic(), dir.path(), "office").await;
+                    let (mut device, queues) = created.unwrap();
+                    wait_for_carrier("tap7");
+                    device.set_carrier(true);
+                    device.change(&nic()).await.unwrap();
+                    assert_eq!(device.info().mtu, 1400);
+                    let seen = look("tap7");
+                    let promiscuous = ["promiscuity 1", "promiscuity 0"];
+                    assert!(seen.contains(promiscuous[0]), "{seen}");
+                    if up {
+                        let seen = seen.replace(promiscuous[0], promiscuous[1]);
+                        let seen = seen.replace("PROMISC,", "");
+                        assert_eq!(seen, before);
+                    } else {
+                        // Nobody asked for a machine with addresses on this wire.
+                        assert!(
+                            seen.contains("addrgenmode none") && !seen.contains("fe80"),
+                            "{seen}"
+                        );
+                    }
+                    if kill_first {
+                        match up {
+                            true => drop((device, queues)),
+                            false => kill(device, queues),
+                        }
+                        let other = create(request("tap8"), dir.path(), "office").await;
+                        other.unwrap().0.remove().await;
+                    } else {
+                        drop(queues);
+                        device.remove().await;
+                    }
+                    assert_looks(&before);
+                    assert!(is_empty(&dir));
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn a_nic_that_a_bridge_or_another_tunnel_has_is_refused() {
+        test(|dir| async move {
+            make_nic(false);
+            ip("link add br0 type bridge");
+            ip("link set tap7 master br0");
+            let create = || Device::create(nic(), dir.path(), "office");
+            let error = create().await.unwrap_err().to_string();
+            let expected = "`tap7` is a port of `br0`, which takes its frames as well: take it out \
+                            with `ip link set tap7 nomaster`";
+            assert!(error.starts_with(expected), "{error}");
+            ip("link set tap7 nomaster");
+            let (device, _queues) = create().await.unwrap();
+            let error = Device::create(nic(), dir.path(), "home").await.unwrap_err();
+            assert!(
+                matches!(error, DeviceError::Lock(LockError::DeviceHeld { .. })),
+                "{error:?}"
+            );
+            device.remove().await;
+            ip("link delete tap7");
+            let error = create().await.unwrap_err().to_string();
+            assert!(error.starts_with("there is no interface `tap7`"), "{error}");
+            assert!(is_empty(&dir));
+        });
     }
 
     #[test]
