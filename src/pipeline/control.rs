@@ -458,7 +458,7 @@ mod tests {
             handshakes: mpsc::channel(1).0,
             sightings: mpsc::channel(1).0,
         };
-        let (shared, _) = Shared::new(switch, mac1, 1522, to_control).unwrap();
+        let (shared, _) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
         ControlTask::new(
             Node::new(config, vec![peer], now()),
             vec![("office".to_owned(), Some("name.invalid:1".to_owned()))],

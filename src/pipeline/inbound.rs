@@ -730,6 +730,9 @@ impl Exit<'_> {
     fn hand_over(&mut self, session: &Session, frame: Leaving<'_>) -> Result<(), DropReason> {
         *self.has_bulk |= frame.is_super();
         session.traffic.inbound.add_frames(1, frame.len() as u64);
+        if self.shared.wire {
+            return self.write(TagEdit::Keep, frame);
+        }
         let (ingress, switch) = (session.port, &self.shared.switch);
         let decision = switch.forward(ingress, frame.head, frame.segments(), self.now)?;
         let leave = |port| switch.leave(ingress, decision.inside, port);
@@ -764,9 +767,8 @@ impl Exit<'_> {
     fn write(&mut self, edit: TagEdit, frame: Leaving<'_>) -> Result<(), DropReason> {
         let mut headers = [0; MAX_HEADERS + TAG_BYTES];
         let frame = frame.edited(edit, &mut headers);
-        frame
-            .write(self.tap, self.scratch)
-            .map_err(|_| DropReason::TapWriteFailed)?;
+        let written = frame.write(self.tap, self.scratch);
+        written.map_err(|error| drop_reason_of_write(&error))?;
         self.shared.tap.inbound.add_frames(1, frame.len() as u64);
         Ok(())
     }

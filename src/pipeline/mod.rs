@@ -81,6 +81,9 @@ pub struct EngineConfig {
     pub loop_guard: bool,
     /// Whether this node asks the stations for the multicast groups that they want.
     pub querier: bool,
+    /// Whether there is no switch but a wire: two ports, and what comes in by one leaves by the other,
+    /// whatever it is. For a single peer.
+    pub wire: bool,
     /// How to use the cores.
     pub plan: PlanRequest,
 }
@@ -164,7 +167,8 @@ impl Engine {
     /// inbound thread.
     ///
     /// # Errors
-    /// When the kernel has no threads or descriptors left, and without a queue or a socket.
+    /// When the kernel has no threads or descriptors left, without a queue or a socket, and for a wire
+    /// with another number of peers than one.
     pub fn start(
         mut config: EngineConfig,
         queues: Vec<Arc<TapQueue>>,
@@ -177,6 +181,9 @@ impl Engine {
         };
         let most = if config.plan.staged { 1 } else { lanes };
         if queues.is_empty() || queues.len() > usize::from(most) || sockets.is_empty() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if config.wire && config.peers.len() != 1 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         // From the end: the place of a socket in its group says which lanes it gets.
@@ -213,7 +220,7 @@ impl Engine {
             handshakes: handshakes_in,
             sightings: sightings_in,
         };
-        let (shared, emissions) = Shared::new(switch, mac1, max_frame, to_control)?;
+        let (shared, emissions) = Shared::new(switch, config.wire, mac1, max_frame, to_control)?;
         let shared = Arc::new(shared);
         let local_addr = sockets[0].local_addr()?;
         let socket = sockets[0].try_clone()?;

@@ -151,6 +151,10 @@ impl Outbound {
             }
         }
         let frame = slot.frame();
+        if self.shared.wire {
+            self.dispatch.push(tables, PortId(1), frame, open);
+            return Ok(());
+        }
         let segments = open.map_or(1, |open| open.segments(frame.len()));
         let decision = self
             .shared

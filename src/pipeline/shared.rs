@@ -100,6 +100,8 @@ impl TablesCache {
 pub(super) struct Shared {
     pub(super) tables: Arc<ArcSwap<Tables>>,
     pub(super) switch: Switch,
+    /// What comes from the TAP goes to the only peer, and the other way round; nobody asks the switch.
+    pub(super) wire: bool,
     pub(super) clock: SwitchClock,
     pub(super) mac1: Mac1Check,
     /// Bytes of the largest frame that goes to the TAP.
@@ -134,6 +136,7 @@ pub(super) struct Emissions {
 impl Shared {
     pub(super) fn new(
         switch: Switch,
+        wire: bool,
         mac1: Mac1Check,
         max_frame: u32,
         to_control: ToControl,
@@ -144,6 +147,7 @@ impl Shared {
         let shared = Self {
             tables: Arc::default(),
             switch,
+            wire,
             clock: SwitchClock::start(),
             mac1,
             max_frame,

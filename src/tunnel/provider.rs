@@ -294,6 +294,7 @@ fn engine_config(config: Config) -> EngineConfig {
         peers: peers.into_iter().map(engine_peer).collect(),
         loop_guard: switch.loop_guard,
         querier: switch.querier,
+        wire: false,
         plan: plan_request(&pipeline),
     }
 }
