@@ -42,12 +42,15 @@ pub struct EthernetTunnelSettings {
     pub dns: Option<DnsSettings>,
     /// The proxy of programs while the tunnel is up.
     pub proxy: Option<ProxySettings>,
-    /// The interface's name; created, or adopted if it is a TAP that exists.
+    /// The interface's name; created, or adopted if it is a TAP that exists. With
+    /// [`Backend::Packet`] the name of a NIC, or another Ethernet interface, that exists.
     pub interface_name: String,
     /// The Linux bridge to make the interface a port of.
     pub bridge: Option<String>,
-    /// How the TAP is opened. Counts in the first settings of a session only, as do the name and
-    /// the queues: later ones keep the interface.
+    /// How the TAP is opened, or that a NIC is attached in its place: one that is brought up and
+    /// otherwise stays as it is, so that neither its MAC address nor its MTU follow these settings,
+    /// and it can have no addresses, routes or bridge. Counts in the first settings of a session
+    /// only, as do the name and the queues: later ones keep the interface.
     pub backend: Backend,
     /// Queues of the TAP, at least one. There may be fewer than asked for; see
     /// [`ProviderContext::take_queues`](super::ProviderContext::take_queues).
@@ -297,6 +300,18 @@ impl EthernetTunnelSettings {
         }
         if self.queues == 0 {
             return invalid("queues", "a TAP has at least one".to_owned());
+        }
+        if self.backend == Backend::Packet {
+            let remedy = "a NIC at the end of a wire has none of ours";
+            for (field, is_set) in [
+                ("ipv4", self.ipv4.is_some()),
+                ("ipv6", self.ipv6.is_some()),
+                ("bridge", self.bridge.is_some()),
+            ] {
+                if is_set {
+                    return invalid(field, remedy.to_owned());
+                }
+            }
         }
         if let Some(ipv4) = &self.ipv4 {
             if !matches!(ipv4.addressing, Addressing::Manual(_)) {
@@ -548,6 +563,15 @@ mod tests {
         ] {
             settings.validate().unwrap();
         }
+        let nic = |change: fn(&mut EthernetTunnelSettings)| {
+            let mut settings = EthernetTunnelSettings {
+                backend: Backend::Packet,
+                ..good.clone()
+            };
+            change(&mut settings);
+            settings
+        };
+        assert!(nic(|_| {}).validate().is_ok());
         let no_queue = EthernetTunnelSettings {
             queues: 0,
             ..good.clone()
@@ -560,6 +584,9 @@ mod tests {
             (mtu(65_522), "mtu"),
             (ipv6, "mtu"),
             (no_queue, "queues"),
+            (nic(|nic| nic.bridge = Some("br0".to_owned())), "bridge"),
+            (nic(|nic| nic.ipv4 = Some(Ipv4Settings::manual([]))), "ipv4"),
+            (nic(|nic| nic.ipv6 = Some(Ipv6Settings::manual([]))), "ipv6"),
             (ipv4(|ipv4| ipv4.addressing = Addressing::Automatic), "ipv4"),
             (
                 ipv4(|ipv4| {
