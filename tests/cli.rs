@@ -202,6 +202,9 @@ fn check_summarises_what_is_valid() {
         assert!(ran.stdout.contains(expected), "{expected}: {}", ran.stdout);
     }
     assert_eq!(ran.stdout.lines().count(), 1);
+    let ran = site.check(&CONFIG.replace(DEVICE, "nic = \"eth1\""));
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    assert!(ran.stdout.contains(". NIC eth1, wire. "), "{}", ran.stdout);
 
     // Everything that the contract promises, and both ways to name a key file.
     for preshared in ["ab.psk".into(), site.path("ab.psk").display().to_string()] {
@@ -919,7 +922,7 @@ const STATUS: &str = r#"{
   "public_key": "own=", "listen": "[::]:51830",
   "device": {
     "name": "pc0", "index": 7, "mac": "02:00:5e:10:00:01", "mtu": 1500, "bridge": null,
-    "carrier": true, "backend": "vnet", "adopted": false
+    "carrier": true, "backend": "vnet", "mode": "switch", "adopted": false
   },
   "core_plan": { "plan": "inline", "lanes": 1, "cores": 2, "threads": [{ "name": "control", "core": null }] },
   "peers": [{

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use patchcord::control::message::{BlockStatus, Counters, PeerStatus, PortStatus, Rates, Status};
+use patchcord::control::message::{BlockStatus, Counters, DeviceStatus, PeerStatus, PortStatus, Rates, Status};
 
 use super::tunnel::plural;
 
@@ -109,25 +109,6 @@ fn state(status: &Status) -> &str {
 }
 
 fn overview(status: &Status) -> String {
-    let device = &status.device;
-    let mut device_text = format!(
-        "{}, {}, MTU {}, {}, {}",
-        device.name,
-        device.mac,
-        device.mtu,
-        if device.carrier {
-            "carrier"
-        } else {
-            "no carrier"
-        },
-        device.backend,
-    );
-    if let Some(bridge) = &device.bridge {
-        device_text += &format!(", port of {bridge}");
-    }
-    if device.adopted {
-        device_text += ", adopted";
-    }
     let rows = vec![
         row(
             "state",
@@ -135,7 +116,7 @@ fn overview(status: &Status) -> String {
         ),
         row("public key", status.public_key.clone()),
         row("listen", status.listen.clone()),
-        row("device", device_text),
+        row("device", device(&status.device)),
         row("core plan", core_plan(status)),
         row("outbound", outbound(&status.counters)),
         row("inbound", inbound(&status.counters)),
@@ -145,6 +126,35 @@ fn overview(status: &Status) -> String {
         ),
     ];
     format!("tunnel {}\n{}", status.tunnel, table("  ", rows))
+}
+
+fn device(device: &DeviceStatus) -> String {
+    let is_nic = device.backend == "packet";
+    let carrier = if device.carrier {
+        "carrier"
+    } else {
+        "no carrier"
+    };
+    // Of a NIC, the cable is not ours, nor could it be but adopted.
+    let parts = [
+        Some(if is_nic {
+            format!("NIC {}", device.name)
+        } else {
+            device.name.clone()
+        }),
+        Some(device.mac.clone()),
+        Some(format!("MTU {}", device.mtu)),
+        (!is_nic).then(|| carrier.to_owned()),
+        Some(device.backend.clone()),
+        (device.mode != "switch").then(|| device.mode.clone()),
+        device
+            .bridge
+            .as_ref()
+            .map(|bridge| format!("port of {bridge}")),
+        (device.adopted && !is_nic).then(|| "adopted".to_owned()),
+    ];
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    parts.join(", ")
 }
 
 fn core_plan(status: &Status) -> String {
@@ -330,7 +340,7 @@ fn age(seconds: f64) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use patchcord::control::message::{CorePlanStatus, DeviceStatus, FdbStatus, ThreadStatus};
+    use patchcord::control::message::{CorePlanStatus, FdbStatus, ThreadStatus};
 
     use super::*;
 
@@ -361,6 +371,26 @@ mod tests {
         ] {
             assert_eq!(age(seconds), text);
         }
+    }
+
+    #[test]
+    fn a_wire_says_so_and_which_nic_it_ends_at() {
+        let tap = DeviceStatus {
+            mode: "wire".into(),
+            bridge: None,
+            adopted: false,
+            ..status().device
+        };
+        let expected = "pc0, 02:00:5e:10:00:01, MTU 1500, carrier, vnet, wire";
+        assert_eq!(device(&tap), expected);
+        let nic = DeviceStatus {
+            name: "eth1".into(),
+            backend: "packet".into(),
+            adopted: true,
+            ..tap
+        };
+        let expected = "NIC eth1, 02:00:5e:10:00:01, MTU 1500, packet, wire";
+        assert_eq!(device(&nic), expected);
     }
 
     #[test]
@@ -469,6 +499,7 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
                 bridge: Some("br-lan".into()),
                 carrier: true,
                 backend: "vnet".into(),
+                mode: "switch".into(),
                 adopted: true,
             },
             core_plan: CorePlanStatus {

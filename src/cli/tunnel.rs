@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use patchcord::config::{self, CipherChoice, Config, ConfigErrors, PeerConfig};
+use patchcord::config::{self, CipherChoice, Config, ConfigErrors, Mode, PeerConfig};
 use patchcord::control::client::{self, ClientError};
 use patchcord::control::message::{Reply, Request};
 use patchcord::control::socket_path;
@@ -78,11 +78,17 @@ fn summary(config: &Config) -> String {
         CipherChoice::Aes256Gcm => "aes-256-gcm",
         CipherChoice::ChaCha20Poly1305 => "chacha20-poly1305",
     };
-    let _ = write!(
-        text,
-        ", cipher {cipher}. Device {}, MTU {}",
-        device.name, device.mtu
-    );
+    let _ = match device.is_nic {
+        true => write!(text, ", cipher {cipher}. NIC {}", device.name),
+        false => write!(
+            text,
+            ", cipher {cipher}. Device {}, MTU {}",
+            device.name, device.mtu
+        ),
+    };
+    if device.mode != Mode::Switch {
+        let _ = write!(text, ", {}", device.mode.name());
+    }
     if let Some(bridge) = &device.bridge {
         let _ = write!(text, ", port of {bridge}");
     }

@@ -71,12 +71,18 @@ pub enum CipherChoice {
     ChaCha20Poly1305,
 }
 
-/// `[device]`: the TAP.
+/// `[device]`: the TAP, or a NIC.
 #[derive(Debug)]
 pub struct DeviceConfig {
-    /// `name`: 1 to 15 bytes that the kernel takes as an interface name.
+    /// `name`, or `nic`: 1 to 15 bytes that the kernel takes as an interface name.
     pub name: String,
-    /// `mtu`: the overlay MTU, 68 to 65521, 1500 when absent; 1280 or more with an IPv6 address.
+    /// Whether it was `nic`: a NIC that exists, which keeps its MTU, addresses and so on. There are
+    /// no other keys beside it but `mode`.
+    pub is_nic: bool,
+    /// `mode`: [`Mode::Wire`] with `nic`.
+    pub mode: Mode,
+    /// `mtu`: the overlay MTU, 68 to 65521, 1500 when absent; 1280 or more with an IPv6 address. Of
+    /// no meaning for a NIC.
     pub mtu: u32,
     /// `bridge`: the Linux bridge to become a port of.
     pub bridge: Option<String>,
@@ -88,6 +94,26 @@ pub struct DeviceConfig {
     pub backend: Backend,
     /// `[device.port]`: its port of the switch.
     pub port: PortConfig,
+}
+
+/// What is between the device and the peers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// A switch, which learns where stations are.
+    #[default]
+    Switch,
+    /// Nothing: each frame of the device goes to the one peer there is, and the other way round.
+    Wire,
+}
+
+impl Mode {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Switch => "switch",
+            Self::Wire => "wire",
+        }
+    }
 }
 
 /// How the TAP is opened.

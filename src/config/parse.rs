@@ -19,7 +19,7 @@ use super::section::{
     self, DEVICE, DEVICE_PORT, PEER, PEER_PORT, PIPELINE, SWITCH, Section, TUNNEL,
 };
 use super::{
-    Config, ConfigErrors, DeviceConfig, Endpoint, KeyFileError, PeerConfig, PipelineConfig,
+    Config, ConfigErrors, DeviceConfig, Endpoint, KeyFileError, Mode, PeerConfig, PipelineConfig,
     PlanChoice, SwitchSettings, TunnelConfig,
 };
 use super::{port, value};
@@ -104,7 +104,7 @@ impl Parser<'_> {
         let pipeline = Section::within(document, &PIPELINE, &mut self.report);
 
         let tunnel_config = self.tunnel(&tunnel);
-        let device = self.device(&device);
+        let device = self.device(&device, peers.len());
         let switch = self.switch(&switch);
         let pipeline = self.pipeline(&pipeline);
         let peer_configs: Vec<_> = peers.iter().filter_map(|peer| self.peer(peer)).collect();
@@ -168,10 +168,17 @@ impl Parser<'_> {
         })
     }
 
-    fn device(&mut self, section: &Section<'_, '_>) -> Option<DeviceConfig> {
+    fn device(&mut self, section: &Section<'_, '_>, peers: usize) -> Option<DeviceConfig> {
         let report = &mut self.report;
-        let remedy = "name the interface, for example `name = \"pc0\"`";
-        let name = section.require("name", report, remedy, value::interface_name);
+        let is_nic = section.holds("nic");
+        let name = if is_nic {
+            section.read("nic", report, value::interface_name)
+        } else {
+            let remedy = "name the interface, for example `name = \"pc0\"`, or a network card that \
+                          is one end of a wire, for example `nic = \"eth1\"`";
+            section.require("name", report, remedy, value::interface_name)
+        };
+        let mode = section.read("mode", report, value::mode);
         let overlay_mtu = section
             .read("mtu", report, value::overlay_mtu)
             .unwrap_or(1500);
@@ -185,6 +192,20 @@ impl Parser<'_> {
             .unwrap_or_default();
         let port = port::port(&section.nested(&DEVICE_PORT, report), report);
 
+        if is_nic {
+            refuse_beside_nic(section, report, mode);
+        }
+        let mode = mode.unwrap_or(if is_nic { Mode::Wire } else { Mode::Switch });
+        if mode == Mode::Wire && peers > 1 {
+            let (key, other) = match section.holds("mode") {
+                true => ("mode", "write `mode = \"switch\"`"),
+                false => ("nic", "make a TAP with `name` instead of `nic`"),
+            };
+            let problem = format!(
+                "a wire has two ends, and there are {peers} peers; leave one `[[peer]]`, or {other}"
+            );
+            section.refuse(key, report, problem);
+        }
         if bridge.is_some() && bridge == name {
             let problem = "is the name of the device itself; name the bridge that it joins";
             section.refuse("bridge", report, problem.into());
@@ -197,6 +218,8 @@ impl Parser<'_> {
         }
         Some(DeviceConfig {
             name: name?,
+            is_nic,
+            mode,
             mtu: overlay_mtu,
             bridge,
             mac,
@@ -364,6 +387,36 @@ impl Parser<'_> {
     }
 }
 
+/// Nothing of a NIC is ours to set.
+fn refuse_beside_nic(section: &Section<'_, '_>, report: &mut Report<'_>, mode: Option<Mode>) {
+    for (key, remedy) in [
+        ("name", "the device is the NIC; remove one of the two"),
+        (
+            "mtu",
+            "a NIC keeps its own; remove it, and use `ip link set NIC mtu …`",
+        ),
+        (
+            "bridge",
+            "its frames go to the peer alone; remove it, or make a TAP with `name`",
+        ),
+        ("mac", "a NIC keeps its own; remove it"),
+        (
+            "addresses",
+            "this machine is no station of the wire; remove them, or make a TAP with `name`",
+        ),
+        ("backend", "that is how a TAP is opened; remove it"),
+    ] {
+        if section.holds(key) {
+            section.refuse(key, report, format!("does not go with `nic`: {remedy}"));
+        }
+    }
+    if mode == Some(Mode::Switch) {
+        let problem = "does not go with `nic`, which is one end of a wire; write `wire`, or leave \
+                       it out";
+        section.refuse("mode", report, problem.into());
+    }
+}
+
 struct PeerSpans {
     name: Range<usize>,
     public_key: Range<usize>,
@@ -414,6 +467,10 @@ mod tests {
             ("pc0", 1500)
         );
         assert_eq!((&config.device.bridge, config.device.mac), (&None, None));
+        assert_eq!(
+            (config.device.is_nic, config.device.mode),
+            (false, Mode::Switch)
+        );
         assert!(config.device.addresses.is_empty());
         assert_eq!(config.device.backend, Backend::Auto);
         assert_eq!(config.device.port, PortConfig::default());
@@ -462,6 +519,7 @@ mod tests {
             .collect();
         assert_eq!(addresses, ["10.99.0.1/24", "fd00::1/64"]);
         assert_eq!(config.device.backend, Backend::Plain);
+        assert_eq!(config.device.mode, Mode::Wire);
         assert_eq!(
             config.pipeline,
             PipelineConfig {
@@ -540,6 +598,59 @@ mod tests {
         assert!(printed.lines().any(|line| line == mtu), "{printed}");
     }
 
+    /// A file whose `[device]` begins in line 5, with this many peers.
+    fn with_device(device: &str, peers: usize) -> Result<Config, ConfigErrors> {
+        let keys = [PEER_A, "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="];
+        let peers: String = keys[..peers]
+            .iter()
+            .map(|key| format!("[[peer]]\npublic-key = '{key}'\n"))
+            .collect();
+        parse(&format!(
+            "[tunnel]\nprivate-key-file = 'a.key'\nlisten = '0.0.0.0:51830'\n\n\
+             [device]\n{device}\n{peers}"
+        ))
+    }
+
+    #[test]
+    fn a_nic_is_one_end_of_a_wire() {
+        for (device, mode, is_nic) in [
+            ("nic = 'eth1'", Mode::Wire, true),
+            ("nic = 'eth1'\nmode = 'wire'", Mode::Wire, true),
+            ("name = 'eth1'\nmode = 'wire'", Mode::Wire, false),
+            ("name = 'eth1'\nmode = 'switch'", Mode::Switch, false),
+        ] {
+            let device = with_device(device, 1).unwrap().device;
+            let seen = (device.name.as_str(), device.mode, device.is_nic);
+            assert_eq!(seen, ("eth1", mode, is_nic));
+        }
+    }
+
+    #[test]
+    fn what_does_not_go_with_a_nic_or_a_wire_is_said_with_its_remedy() {
+        let nic = "does not go with `nic`: ";
+        for (device, peers, key, problem) in [
+            ("nic = 'eth1'\nname = 'pc0'", 1, "name", format!("{nic}the device is the NIC; remove one of the two")),
+            ("nic = 'eth1'\nbridge = 'br0'", 1, "bridge", format!("{nic}its frames go to the peer alone; remove it, or make a TAP with `name`")),
+            ("nic = 'eth1'\naddresses = []", 1, "addresses", format!("{nic}this machine is no station of the wire; remove them, or make a TAP with `name`")),
+            ("nic = 'eth1'\nmac = '02:00:5e:10:00:01'", 1, "mac", format!("{nic}a NIC keeps its own; remove it")),
+            ("nic = 'eth1'\nmtu = 1500", 1, "mtu", format!("{nic}a NIC keeps its own; remove it, and use `ip link set NIC mtu …`")),
+            ("nic = 'eth1'\nbackend = 'vnet'", 1, "backend", format!("{nic}that is how a TAP is opened; remove it")),
+            ("nic = 'eth1'\nmode = 'switch'", 1, "mode", "does not go with `nic`, which is one end of a wire; write `wire`, or leave it out".to_owned()),
+            ("name = 'pc0'\nmode = 'wire'", 2, "mode", "a wire has two ends, and there are 2 peers; leave one `[[peer]]`, or write `mode = \"switch\"`".to_owned()),
+            ("mode = 'wire'\nnic = 'eth1'", 2, "mode", "a wire has two ends, and there are 2 peers; leave one `[[peer]]`, or write `mode = \"switch\"`".to_owned()),
+            ("mtu = 1500\nname = 'pc0'\nmode = 'cord'", 1, "mode", "`cord` is not a choice; write `switch` or `wire`".to_owned()),
+        ] {
+            let errors = with_device(device, peers).unwrap_err();
+            let seen: Vec<_> = errors.iter().map(|error| (error.key(), error.problem())).collect();
+            let key = format!("[device] {key}");
+            assert_eq!(seen, [(key.as_str(), problem.as_str())], "{device}");
+        }
+        let errors = with_device("nic = 'eth1'", 2).unwrap_err();
+        let expected = "/etc/patchcord/site-a.toml:6:7: [device] nic: a wire has two ends, and there \
+                        are 2 peers; leave one `[[peer]]`, or make a TAP with `name` instead of `nic`";
+        assert_eq!(errors.to_string(), expected);
+    }
+
     #[test]
     fn no_secret_in_debug_output() {
         let printed = format!("{:?}", parse(&everything()).unwrap());
@@ -586,6 +697,7 @@ bridge = "br-lan"
 mac = "02:00:5e:10:00:01"
 addresses = ["10.99.0.1/24", "fd00::1/64"]
 backend = "plain"
+mode = "switch"
 [device.port]
 trunk = [10, "20-29"]
 native = 5

@@ -36,7 +36,16 @@ pub(super) const TUNNEL: Schema = Schema {
 pub(super) const DEVICE: Schema = Schema {
     name: "device",
     header: "[device]",
-    keys: &["name", "mtu", "bridge", "mac", "addresses", "backend"],
+    keys: &[
+        "name",
+        "nic",
+        "mode",
+        "mtu",
+        "bridge",
+        "mac",
+        "addresses",
+        "backend",
+    ],
     port: Some(&DEVICE_PORT),
 };
 pub(super) const DEVICE_PORT: Schema = Schema {
@@ -192,6 +201,11 @@ impl<'t, 'i> Section<'t, 'i> {
     /// Whether `key` is there, or would be if the section could be read.
     pub(super) fn has(&self, key: &str) -> bool {
         !self.is_readable || self.table.is_some_and(|table| table.contains_key(key))
+    }
+
+    /// Whether `key` is there for certain.
+    pub(super) fn holds(&self, key: &str) -> bool {
+        self.is_readable && self.has(key)
     }
 
     /// Where errors about `key` point: at its value, or at the section when it is absent.

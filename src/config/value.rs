@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use patchcord_bridge::MacAddr;
 use toml::de::DeValue;
 
-use super::{Backend, CipherChoice, Endpoint, PlanChoice};
+use super::{Backend, CipherChoice, Endpoint, Mode, PlanChoice};
 use crate::crypto::keys::PublicKey;
 
 pub(super) type Parsed<T> = Result<T, String>;
@@ -240,6 +240,10 @@ pub(super) fn backend(value: &DeValue<'_>) -> Parsed<Backend> {
             ("plain", Backend::Plain),
         ],
     )
+}
+
+pub(super) fn mode(value: &DeValue<'_>) -> Parsed<Mode> {
+    choice(value, &[("switch", Mode::Switch), ("wire", Mode::Wire)])
 }
 
 pub(super) fn plan(value: &DeValue<'_>) -> Parsed<PlanChoice> {

@@ -103,7 +103,7 @@ pub struct Status {
     pub public_key: String,
     /// The UDP address in use.
     pub listen: String,
-    /// The TAP.
+    /// The TAP, or the NIC.
     pub device: DeviceStatus,
     /// How the work is spread over threads and cores.
     pub core_plan: CorePlanStatus,
@@ -167,8 +167,10 @@ pub struct DeviceStatus {
     pub bridge: Option<String>,
     /// Whether patchcord signals carrier, that is, whether any peer is reachable.
     pub carrier: bool,
-    /// `vnet` (own back-end with the virtio header) or `plain` (tun-tap).
+    /// `vnet` (own back-end with the virtio header), `plain` (tun-tap) or `packet` (a NIC).
     pub backend: String,
+    /// What is between it and the peers: `switch` or `wire`.
+    pub mode: String,
     /// Whether the device was there before and will stay.
     pub adopted: bool,
 }
@@ -351,6 +353,7 @@ mod tests {
                         bridge,
                         carrier: number % 2 == 0,
                         backend: name.clone(),
+                        mode: name.clone(),
                         adopted: number % 3 == 0,
                     },
                     core_plan: CorePlanStatus {

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use super::status::{self, SHOW, Snapshot};
 use crate::{
     config::{
-        Backend, CipherChoice, Config, DeviceConfig, Endpoint, PeerConfig, PipelineConfig,
+        Backend, CipherChoice, Config, DeviceConfig, Endpoint, Mode, PeerConfig, PipelineConfig,
         PlanChoice, SwitchSettings,
     },
     crypto::{
@@ -50,6 +50,7 @@ const FRAME_OVERHEAD: u32 = 14 + 2 * 4;
 pub struct TunnelProvider {
     name: String,
     public_key: PublicKey,
+    mode: Mode,
     started: Instant,
     /// Taken by `start`.
     config: Mutex<Option<Config>>,
@@ -67,6 +68,7 @@ impl TunnelProvider {
         Self {
             name: config.name.clone(),
             public_key: config.tunnel.private_key.public_key(),
+            mode: config.device.mode,
             started: clock::now(),
             config: Mutex::new(Some(config)),
             running: Arc::default(),
@@ -110,8 +112,10 @@ impl TunnelProvider {
             .await
             .map_err(|error| ProviderError::with_source("cannot set offloads", error))?;
 
+        // That of a NIC is known only now.
+        let mtu = context.device_info().map_or(config.device.mtu, |it| it.mtu);
         let mut running = self.running.lock().await;
-        let (engine, events) = Engine::start(engine_config(config), queues, sockets)
+        let (engine, events) = Engine::start(engine_config(config, mtu), queues, sockets)
             .map_err(|error| ProviderError::with_source("cannot start the data threads", error))?;
         info!(
             listen = %engine.local_addr(),
@@ -141,6 +145,7 @@ impl TunnelProvider {
             listen: engine.local_addr(),
             device: context.device_info()?,
             carrier: context.carrier(),
+            mode: self.mode,
             plan: engine.plan(),
             engine: engine.view().await?,
         };
@@ -225,7 +230,7 @@ async fn watch_addresses(running: Arc<tokio::sync::Mutex<Option<Running>>>) {
 }
 
 fn tap_lost() -> ProviderError {
-    ProviderError::new("the TAP was deleted by somebody else; start the tunnel again")
+    ProviderError::new("the interface was deleted by somebody else; start the tunnel again")
 }
 
 fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSettings {
@@ -235,6 +240,10 @@ fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSett
         .unwrap_or_else(|| stable_mac(public_key, &device.name));
     let mut settings = EthernetTunnelSettings::new(anywhere, mac, device.mtu, &device.name)
         .with_addresses(&device.addresses);
+    if device.is_nic {
+        settings.backend = tap::Backend::Packet;
+        return settings;
+    }
     let is_mere_port = device.bridge.is_some() && device.addresses.is_empty();
     if !is_mere_port && device.mtu >= IPV6_MIN_MTU {
         // An interface like any other, whoever gives it its addresses.
@@ -266,7 +275,7 @@ fn stable_mac(public_key: &PublicKey, device: &str) -> MacAddr {
     ])
 }
 
-fn engine_config(config: Config) -> EngineConfig {
+fn engine_config(config: Config, mtu: u32) -> EngineConfig {
     let Config {
         tunnel,
         device,
@@ -280,7 +289,7 @@ fn engine_config(config: Config) -> EngineConfig {
         CipherChoice::Aes256Gcm => CipherOffer::only(Cipher::Aes256Gcm),
         CipherChoice::ChaCha20Poly1305 => CipherOffer::only(Cipher::ChaCha20Poly1305),
     };
-    let max_frame = u16::try_from(device.mtu + FRAME_OVERHEAD).unwrap_or(u16::MAX);
+    let max_frame = u16::try_from(mtu + FRAME_OVERHEAD).unwrap_or(u16::MAX);
     EngineConfig {
         node: NodeConfig {
             private_key: tunnel.private_key,
@@ -294,7 +303,7 @@ fn engine_config(config: Config) -> EngineConfig {
         peers: peers.into_iter().map(engine_peer).collect(),
         loop_guard: switch.loop_guard,
         querier: switch.querier,
-        wire: false,
+        wire: device.mode == Mode::Wire,
         plan: plan_request(&pipeline),
     }
 }

@@ -6,6 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 use patchcord_bridge::MacAddr;
 
 use crate::{
+    config::Mode,
     control::message::{
         BlockStatus, CorePlanStatus, Counters, DeviceStatus, FdbStatus, PeerStatus, PortStatus,
         Rates, Status, ThreadStatus,
@@ -30,6 +31,7 @@ pub(super) struct Snapshot<'a> {
     pub(super) listen: SocketAddr,
     pub(super) device: DeviceInfo,
     pub(super) carrier: bool,
+    pub(super) mode: Mode,
     pub(super) plan: &'a CorePlan,
     pub(super) engine: EngineView,
 }
@@ -63,7 +65,7 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         uptime_s: snapshot.uptime.as_secs_f64(),
         public_key: snapshot.public_key.to_string(),
         listen: snapshot.listen.to_string(),
-        device: device_status(snapshot.device, snapshot.carrier),
+        device: device_status(snapshot.device, snapshot.carrier, snapshot.mode),
         core_plan: plan_status(snapshot.plan),
         counters: Counters {
             outbound_frames: outbound.0,
@@ -121,7 +123,7 @@ fn port_name(peers: &[(String, PeerView, Rates)], port: u16) -> String {
     }
 }
 
-fn device_status(device: DeviceInfo, carrier: bool) -> DeviceStatus {
+fn device_status(device: DeviceInfo, carrier: bool, mode: Mode) -> DeviceStatus {
     DeviceStatus {
         name: device.name,
         index: device.index,
@@ -130,6 +132,7 @@ fn device_status(device: DeviceInfo, carrier: bool) -> DeviceStatus {
         bridge: device.bridge,
         carrier,
         backend: device.backend.to_owned(),
+        mode: mode.name().to_owned(),
         adopted: device.adopted,
     }
 }
