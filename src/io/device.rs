@@ -111,6 +111,8 @@ pub struct Device {
     links: Links,
     journal: Journal,
     record: Record,
+    /// What was last asked for.
+    wanted_up: Option<bool>,
     _device_lock: DeviceLock,
 }
 
@@ -162,6 +164,7 @@ impl Device {
             tap,
             links,
             journal,
+            wanted_up: None,
             _device_lock: device_lock,
         };
         if let Err(error) = device.set_up(&request).await {
@@ -233,6 +236,10 @@ impl Device {
     async fn set_up(&mut self, request: &DeviceRequest) -> Result<(), DeviceError> {
         let link = self.link().await?;
         if self.tap.is_nic() {
+            // What its owner takes down later stays down, until it is wanted otherwise.
+            if self.wanted_up.replace(request.up) == Some(request.up) {
+                return self.look(&link).await;
+            }
             // One that nobody used gets no address by being brought up; others keep theirs.
             if !link.up && self.record.up.is_none() {
                 self.set_ipv6(Ipv6Mode::Silent).await?;
@@ -246,6 +253,11 @@ impl Device {
         }
         self.set_administrative_state(request.up, &link).await?;
         let link = self.link().await?;
+        self.look(&link).await
+    }
+
+    /// Notes what the device is.
+    async fn look(&mut self, link: &LinkInfo) -> Result<(), DeviceError> {
         self.info.mac = link.mac.unwrap_or(self.info.mac);
         self.info.mtu = link.mtu;
         self.info.bridge = match link.controller {
@@ -770,6 +782,24 @@ mod tests {
                 });
             }
         }
+    }
+
+    #[test]
+    fn a_nic_that_its_owner_took_down_stays_down() {
+        test(|dir| async move {
+            make_nic(true);
+            let created = Device::create(nic(), dir.path(), "office").await;
+            let (mut device, _queues) = created.unwrap();
+            ip("link set tap7 down");
+            device.change(&nic()).await.unwrap();
+            let is_up = || look("tap7").contains(",UP");
+            assert!(!is_up());
+            for up in [false, true] {
+                device.change(&DeviceRequest { up, ..nic() }).await.unwrap();
+                assert_eq!(is_up(), up);
+            }
+            device.remove().await;
+        });
     }
 
     #[test]
