@@ -84,6 +84,31 @@ impl Cable {
         namespace.ip(&format!(
             "link set {name} mtu {mtu} txqueuelen 50000 addrgenmode none\nlink set {name} master {bridge} up"
         ));
+        Self::of(tap, mac)
+    }
+
+    /// The far end of a veth cable whose other end, `nic`, no bridge is to see.
+    pub(crate) fn to_nic(namespace: &Arc<Namespace>, nic: &str, mac: Mac, mtu: u32) -> Self {
+        let (far, name) = (format!("{nic}-far"), format!("{nic}-tap"));
+        let tap = Arc::new(Tap::new(namespace, &name));
+        namespace.ip(&format!(
+            "link add {nic} mtu {mtu} type veth peer name {far} mtu {mtu}\n\
+             link set {far} addrgenmode none up\n\
+             link set {name} mtu {mtu} txqueuelen 50000 addrgenmode none up"
+        ));
+        // Neither end looks at what the other one has.
+        for (from, to) in [(&far, &name), (&name, &far)] {
+            namespace.run(&["tc", "qdisc", "add", "dev", from, "clsact"]);
+            let filter = format!(
+                "tc filter add dev {from} ingress protocol all u32 match u32 0 0 \
+                 action mirred egress redirect dev {to}"
+            );
+            namespace.run(&filter.split(' ').collect::<Vec<_>>());
+        }
+        Self::of(tap, mac)
+    }
+
+    fn of(tap: Arc<Tap>, mac: Mac) -> Self {
         let inbox = Arc::new(Inbox::default());
         let reader = thread::spawn({
             let (tap, inbox) = (Arc::clone(&tap), Arc::clone(&inbox));

@@ -46,3 +46,4 @@ mod offload;
 mod soak;
 mod transparency;
 mod underlay;
+mod wire;

@@ -217,6 +217,8 @@ pub(crate) struct Peer {
 pub(crate) struct Settings {
     pub(crate) listen: String,
     pub(crate) overlay_mtu: u32,
+    /// The NIC that is attached, and no TAP in the bridge.
+    pub(crate) nic: Option<&'static str>,
     /// Further lines of `[tunnel]` and `[device]`.
     pub(crate) tunnel: &'static str,
     pub(crate) device: &'static str,
@@ -227,6 +229,7 @@ impl Default for Settings {
         Self {
             listen: format!("[::]:{UDP_PORT}"),
             overlay_mtu: 1500,
+            nic: None,
             tunnel: "",
             device: "",
         }
@@ -277,6 +280,17 @@ impl Site {
 
     /// A machine on the bridge, with addresses of its own.
     pub(crate) fn host(&self, k: u8) -> Host {
+        let port = format!("host{k}");
+        let host = self.host_at(k, &port);
+        self.ns.ip(&format!(
+            "link set {port} addrgenmode none\nlink set {port} master {BRIDGE} up"
+        ));
+        host
+    }
+
+    /// A machine with addresses of its own, at the far end of a cable from the new interface `port`,
+    /// which is down.
+    pub(crate) fn host_at(&self, k: u8, port: &str) -> Host {
         let n = self.n;
         let ns = Arc::new(Namespace::new(&format!("host{n}{k}-{}", self.id)));
         let host = Host {
@@ -287,8 +301,7 @@ impl Site {
         };
         let (pid, address, v4, v6) = (host.ns.pid(), mac(host.mac), host.v4, host.v6);
         self.ns.ip(&format!(
-            "link add host{k} type veth peer name eth0 netns {pid} address {address}\n\
-             link set host{k} addrgenmode none\nlink set host{k} master {BRIDGE} up"
+            "link add {port} type veth peer name eth0 netns {pid} address {address}"
         ));
         host.ns.ip(&format!(
             "link set eth0 up\naddr add {v4}/16 brd + dev eth0\naddr add {v6}/64 dev eth0 nodad\nroute add default dev eth0"
@@ -321,12 +334,17 @@ impl Site {
         let Settings {
             listen,
             overlay_mtu,
+            nic,
             tunnel,
             device,
         } = settings;
+        let end = match nic {
+            Some(nic) => format!("nic = \"{nic}\""),
+            None => format!("name = \"{DEVICE}\"\nmtu = {overlay_mtu}\nbridge = \"{BRIDGE}\""),
+        };
         let mut text = format!(
             "[tunnel]\nprivate-key-file = \"{}.key\"\nlisten = \"{listen}\"\n{tunnel}\n\
-             [device]\nname = \"{DEVICE}\"\nmtu = {overlay_mtu}\nbridge = \"{BRIDGE}\"\n{device}\n",
+             [device]\n{end}\n{device}\n",
             self.tunnel
         );
         for peer in peers {
