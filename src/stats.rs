@@ -75,8 +75,10 @@ drop_reasons! {
     DatagramTooBig = "datagram-too-big",
     /// Local: the machine is behind, and the sender was told so by this loss (CoDel).
     QueueStands = "queue-stands",
-    /// Local kernel: the write to the TAP failed.
+    /// Local kernel: the write to the TAP or the NIC failed; it is down, or the NIC is behind.
     TapWriteFailed = "tap-write-failed",
+    /// Peer: larger than the MTU of the NIC at this end of the wire.
+    NicMtu = "nic-mtu",
     /// Peer or local: shorter than an Ethernet header.
     Runt = "runt",
     /// Peer or local: longer than the overlay MTU allows.

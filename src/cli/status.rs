@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use patchcord::control::message::{BlockStatus, Counters, DeviceStatus, PeerStatus, PortStatus, Rates, Status};
+use patchcord::control::message::{
+    BlockStatus, Counters, DeviceStatus, PeerStatus, PortStatus, Rates, Status,
+};
 
 use super::tunnel::plural;
 

@@ -11,7 +11,8 @@
 //! path     the machine's own way out, below every tunnel; in `changes`, when to look again
 //! groups   the multicast groups of a link
 //! sockets  sockets through the tunnel, and outside of it by their `mark`
-//! tap      frames in and out of the kernel; in `vnet`, what travels beside them
+//! tap      frames in and out of the kernel; in `vnet`, what travels beside them, in `packet`, the
+//!          NIC in place of a TAP
 //! names    who resolves names, and proxy, which proxy programs find
 //! power    sleep and wake-up of the machine; bus, where names and power ask
 //! udp      datagrams in and out of the network
@@ -44,6 +45,7 @@ pub mod waker;
 
 mod changes;
 mod journal;
+mod packet;
 mod sys;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The TAP: Ethernet frames to and from the kernel.
 //!
-//! Two back-ends, one interface:
+//! Three back-ends, one interface:
 //!
 //! | back-end | queues | frames | for |
 //! |---|---|---|---|
-//! | vnet  | one or more | behind a [`VnetHeader`], offloads possible | every kernel since 2.6.34 |
-//! | plain | one | bare, complete and checksummed | anything else, and comparisons |
+//! | vnet   | one or more | behind a [`VnetHeader`], offloads possible | every kernel since 2.6.34 |
+//! | plain  | one | bare, complete and checksummed | anything else, and comparisons |
+//! | packet | one or more | as vnet | a NIC, or any other Ethernet interface that exists (`packet`) |
 //!
 //! A device that does not exist is made and goes away with its last queue. One that exists already
 //! (`ip tuntap add`) is *adopted*: it stays. Here are only the device and its frames; MAC, MTU,
@@ -18,10 +19,13 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use zerocopy::IntoBytes;
 
+pub use super::packet::NicError;
+use super::packet::{self, PacketSocket};
 use super::steering;
 use super::sys;
 use super::sys::ebpf;
@@ -38,6 +42,10 @@ pub enum Backend {
     Vnet,
     /// One queue of bare frames, through the `tun-tap` crate.
     Plain,
+    /// No TAP: the frames that a network card, or another Ethernet interface that exists, has on its
+    /// wire. Its carrier, MTU and addresses are not ours to set, and the kernel decides which frames
+    /// it leaves unfinished ([`VnetHeader::is_finished`]).
+    Packet,
 }
 
 /// What to open.
@@ -99,6 +107,9 @@ pub enum TapError {
         /// The interface.
         name: String,
     },
+    /// A NIC cannot be attached.
+    #[error(transparent)]
+    Nic(#[from] NicError),
     /// Anything else.
     #[error("cannot {action} the TAP `{name}`")]
     Io {
@@ -111,7 +122,7 @@ pub enum TapError {
     },
 }
 
-/// A TAP. It exists at least as long as this value or one of its queues.
+/// A TAP, or a NIC in the place of one. A TAP exists at least as long as this value or one of its queues.
 #[derive(Debug)]
 pub struct Tap {
     name: String,
@@ -120,8 +131,8 @@ pub struct Tap {
     has_vnet_header: bool,
     fallback: Option<String>,
     one_queue_because: Option<String>,
-    /// A second handle to the first queue, for what concerns the whole device.
-    control: File,
+    /// A second handle to the first queue, for what concerns the whole device; none for a NIC.
+    control: Option<File>,
 }
 
 impl Tap {
@@ -139,6 +150,7 @@ impl Tap {
         let name = &options.name;
         let mut fallback = None;
         let opened = match options.backend {
+            Backend::Packet => return Self::attach(name, queues),
             Backend::Vnet => open_vnet(name, queues),
             Backend::Plain => open_plain(name),
             Backend::Auto => open_vnet(name, queues).or_else(|error| match error {
@@ -171,6 +183,8 @@ impl Tap {
             // What the kernel has put there for us meanwhile is lost; nobody knows the device yet.
             files.truncate(1);
         }
+        // An earlier user of an adopted device may have left offloads on.
+        tun::set_offloads(&control, 0).map_err(io_error("reset the offloads of", name))?;
         let tap = Self {
             one_queue_because,
             name: name.to_owned(),
@@ -178,18 +192,40 @@ impl Tap {
             adopted,
             has_vnet_header,
             fallback,
-            control,
+            control: Some(control),
         };
         // Nobody is at the other end yet, whatever the kernel thinks.
         tap.set_carrier(false)
             .map_err(io_error("take the carrier from", name))?;
-        // An earlier user of an adopted device may have left offloads on.
-        tun::set_offloads(&tap.control, 0).map_err(io_error("reset the offloads of", name))?;
         let queues = files.into_iter().map(|file| TapQueue {
-            file,
             has_vnet_header,
+            end: End::Tap(file),
         });
         Ok((tap, queues.collect()))
+    }
+
+    fn attach(name: &str, queues: usize) -> Result<(Self, Vec<TapQueue>), TapError> {
+        let packet::Opened {
+            index,
+            sockets,
+            no_vnet_header,
+            one_because,
+        } = packet::open(name, queues)?;
+        let tap = Self {
+            name: name.to_owned(),
+            index,
+            adopted: true,
+            has_vnet_header: no_vnet_header.is_none(),
+            fallback: no_vnet_header.map(|error| format!("{error}; turn off its gro")),
+            one_queue_because: one_because.map(|error| error.to_string()),
+            control: None,
+        };
+        let queues = sockets.into_iter().map(|socket| TapQueue {
+            has_vnet_header: tap.has_vnet_header,
+            end: End::Nic(socket),
+        });
+        let queues = queues.collect();
+        Ok((tap, queues))
     }
 
     /// The name of the interface.
@@ -207,9 +243,16 @@ impl Tap {
         self.adopted
     }
 
-    /// `vnet` or `plain`.
+    /// Whether it is a NIC and not a TAP.
+    pub fn is_nic(&self) -> bool {
+        self.control.is_none()
+    }
+
+    /// `vnet`, `plain` or `packet`.
     pub fn backend(&self) -> &'static str {
-        if self.has_vnet_header {
+        if self.is_nic() {
+            "packet"
+        } else if self.has_vnet_header {
             "vnet"
         } else {
             "plain"
@@ -229,24 +272,36 @@ impl Tap {
     /// Leaves the choice of queues to the kernel again, for the next user of an adopted device.
     pub(super) fn stop_steering(&self) {
         // A device that was deleted needs it no more, and one with a single queue does not care.
-        let _ = tun::set_steering(&self.control, None);
+        if let Some(control) = &self.control {
+            let _ = tun::set_steering(control, None);
+        }
     }
 
     /// Plugs the cable in or out, as the interface's users see it. The kernel acts on it in the
-    /// background, usually within a millisecond.
+    /// background, usually within a millisecond. A NIC has a cable of its own, and is left alone.
     ///
     /// # Errors
     /// When the device was deleted.
     pub fn set_carrier(&self, on: bool) -> io::Result<()> {
-        tun::set_carrier(&self.control, on)
+        match &self.control {
+            Some(control) => tun::set_carrier(control, on),
+            None => Ok(()),
+        }
     }
 
     /// Asks for `wanted` and returns what the kernel grants: it may have no UDP super-frames, and
-    /// the plain back-end has nothing. For the whole device: every queue's reader must cope.
+    /// the plain back-end has nothing. For the whole device: every queue's reader must cope. With a
+    /// NIC it is always all or nothing.
     ///
     /// # Errors
     /// When the device was deleted.
     pub fn set_offloads(&self, wanted: Offloads) -> io::Result<Offloads> {
+        let Some(control) = &self.control else {
+            return Ok(match self.has_vnet_header {
+                true => Offloads::ALL,
+                false => Offloads::NONE,
+            });
+        };
         let poorer = [
             wanted,
             Offloads {
@@ -258,7 +313,7 @@ impl Tap {
         let first = if self.has_vnet_header { 0 } else { 2 };
         let mut refusal = io::Error::from(io::ErrorKind::InvalidInput);
         for offloads in &poorer[first..] {
-            match tun::set_offloads(&self.control, offloads.bits()) {
+            match tun::set_offloads(control, offloads.bits()) {
                 Ok(()) => return Ok(*offloads),
                 Err(error) => refusal = error,
             }
@@ -269,14 +324,26 @@ impl Tap {
 
 /// Whether an error of a queue says that somebody deleted the device.
 pub fn is_deleted(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(sys::EBADFD)
+    let code = error.raw_os_error();
+    matches!(code, Some(sys::EBADFD | sys::ENODEV | sys::ENXIO))
 }
 
-/// One queue of a TAP; one thread reads it and one writes it.
+/// Whether an error of a write says that the frame is larger than the NIC takes.
+pub fn is_too_big(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(sys::EMSGSIZE)
+}
+
+/// One queue of a TAP, or of a NIC; one thread reads it and one writes it.
 #[derive(Debug)]
 pub struct TapQueue {
-    file: File,
     has_vnet_header: bool,
+    end: End,
+}
+
+#[derive(Debug)]
+enum End {
+    Tap(File),
+    Nic(PacketSocket),
 }
 
 /// The most parts of a frame for [`TapQueue::write_parts`].
@@ -288,18 +355,33 @@ impl TapQueue {
         self.has_vnet_header
     }
 
-    /// Reads one frame into `buf`, the Ethernet header first, and returns its length; None when
-    /// nothing is there. A frame longer than `buf` is cut off there without notice.
+    /// Whether a queue that is in error ([`Ready::is_broken`](super::waker::Ready::is_broken)) is so
+    /// for good, because the device was deleted. One of a NIC that went down is in error until it is
+    /// read, and works again when the NIC is up.
+    pub fn is_lost(&self) -> bool {
+        match &self.end {
+            End::Tap(_) => true,
+            End::Nic(socket) => socket.is_deleted(),
+        }
+    }
+
+    /// Reads one frame into `buf` and returns where in it, the Ethernet header first; None when
+    /// nothing is there. A TAP's frame that is longer than `buf` is cut off there without notice.
+    /// What a NIC had but the kernel could not hand over as it was is [`VnetHeader::BROKEN`].
     ///
     /// # Errors
-    /// `EBADFD` when the device was deleted.
-    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<Option<(VnetHeader, usize)>> {
+    /// `EBADFD` or `ENODEV` when the device was deleted.
+    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<Option<(VnetHeader, Range<usize>)>> {
+        let mut file = match &self.end {
+            End::Tap(file) => file,
+            End::Nic(socket) => return socket.try_read(buf),
+        };
         let mut header = VnetHeader::NONE;
         let result = if self.has_vnet_header {
             let mut parts = [IoSliceMut::new(header.as_mut_bytes()), IoSliceMut::new(buf)];
-            (&self.file).read_vectored(&mut parts)
+            file.read_vectored(&mut parts)
         } else {
-            (&self.file).read(buf)
+            file.read(buf)
         };
         let len = match result {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -310,14 +392,15 @@ impl TapQueue {
         } else {
             0
         };
-        Ok(Some((header, len.saturating_sub(in_front))))
+        Ok(Some((header, 0..len.saturating_sub(in_front))))
     }
 
     /// Writes one frame. The plain back-end takes [`VnetHeader::NONE`] only.
     ///
     /// # Errors
     /// `EIO` while the device is down, `EINVAL` when header and frame do not fit together, `EBADFD`
-    /// when the device was deleted.
+    /// when the device was deleted. For a NIC, `ENETDOWN` and `ENXIO` in the same order, `EMSGSIZE`
+    /// when the frame is too large for it ([`is_too_big`]), `EAGAIN` or `ENOBUFS` when it is behind.
     pub fn write(&self, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
         self.write_all(vnet, &[IoSlice::new(vnet.as_bytes()), IoSlice::new(frame)])
     }
@@ -361,14 +444,20 @@ impl TapQueue {
             let message = "the plain back-end takes finished frames only";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         };
-        // A TAP takes a frame whole or not at all.
-        (&self.file).write_vectored(parts).map(drop)
+        match &self.end {
+            // It takes a frame whole or not at all.
+            End::Tap(file) => (&mut &*file).write_vectored(parts).map(drop),
+            End::Nic(socket) => socket.write(vnet, parts),
+        }
     }
 }
 
 impl AsFd for TapQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        match &self.end {
+            End::Tap(file) => file.as_fd(),
+            End::Nic(socket) => socket.as_fd(),
+        }
     }
 }
 
@@ -566,10 +655,10 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(1);
         while Instant::now() < deadline {
             for queue in queues {
-                while let Some((header, len)) = queue.try_read(&mut buf).unwrap() {
+                while let Some((header, at)) = queue.try_read(&mut buf).unwrap() {
                     if buf[6..12] == [2, 0, 0, 0, 0, 1] {
                         assert_eq!(header, VnetHeader::NONE);
-                        return Some(buf[..len].to_vec());
+                        return Some(buf[at].to_vec());
                     }
                 }
             }
@@ -650,7 +739,7 @@ mod tests {
         let mut buf = vec![0; 2000];
         let found = eventually(|| {
             (0..to.len()).find(|&place| match to[place].try_read(&mut buf).unwrap() {
-                Some((_, len)) => buf[..len] == *frame,
+                Some((_, at)) => buf[at] == *frame,
                 None => false,
             })
         });
@@ -918,10 +1007,10 @@ mod tests {
         let socket = std::net::UdpSocket::bind("10.0.0.1:0").unwrap();
         socket.send_to(b"checksum me", "10.0.0.2:9").unwrap();
         let mut buf = [0; 2000];
-        let (header, len) = std::iter::from_fn(|| queue.try_read(&mut buf).unwrap())
-            .find(|&(_, len)| len == 14 + 20 + 8 + 11)
+        let (header, at) = std::iter::from_fn(|| queue.try_read(&mut buf).unwrap())
+            .find(|(_, at)| at.len() == 14 + 20 + 8 + 11)
             .unwrap();
-        (header, buf[..len].to_vec())
+        (header, buf[at].to_vec())
     }
 
     fn has_good_checksum(frame: &[u8]) -> bool {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What travels beside a frame between the kernel and a TAP, and how much of it the kernel may use.
+//! What travels beside a frame between the kernel and a TAP or a NIC, and how much of it the kernel may use.
 //!
 //! Layout and names only; `tap` reads and writes it, `pipeline` gives it its meaning.
 
@@ -74,6 +74,11 @@ impl VnetHeader {
         csum_start: 0,
         csum_offset: 0,
     };
+    /// Of a frame that could not be read as it was: describes none, whatever its bytes are.
+    pub const BROKEN: Self = Self {
+        gso_type: 0x7f,
+        ..Self::NONE
+    };
     /// In `flags`: the checksum field holds the pseudo-header's sum only.
     pub const NEEDS_CHECKSUM: u8 = 1;
     /// In `flags`: the checksum was verified.
@@ -88,4 +93,19 @@ impl VnetHeader {
     pub const GSO_UDP_L4: u8 = 5;
     /// A bit beside the TCP types: the first segment carries CWR.
     pub const GSO_ECN: u8 = 0x80;
+
+    /// Whether the frame is one as others send it: not to be cut, its checksum complete.
+    pub fn is_finished(&self) -> bool {
+        self.gso_type == Self::GSO_NONE && self.flags & Self::NEEDS_CHECKSUM == 0
+    }
+
+    /// Describes the same frame with `bytes` more before its network header.
+    pub(super) fn insert(&mut self, bytes: u16) {
+        if self.flags & Self::NEEDS_CHECKSUM != 0 {
+            self.csum_start = self.csum_start.saturating_add(bytes);
+        }
+        if self.gso_type != Self::GSO_NONE {
+            self.hdr_len = self.hdr_len.saturating_add(bytes);
+        }
+    }
 }

@@ -24,7 +24,7 @@ use super::{
     offload::{Leaving, SIGNAL_BYTES, Signal, TAG_BYTES},
     portion::Slot,
     precedence::Precedence,
-    shared::{CONTROL_BYTES, Notice, Shared, Stopped, TablesCache},
+    shared::{CONTROL_BYTES, Notice, Shared, Stopped, TablesCache, drop_reason_of_write},
 };
 use crate::{
     io::{

@@ -83,7 +83,7 @@ impl Outbound {
             };
             match ready {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
-                Ok(ready) if ready.is_broken(0) => return Stopped::TapLost,
+                Ok(ready) if ready.is_broken(0) && self.tap.is_lost() => return Stopped::TapLost,
                 Ok(ready) if ready.is_readable(2) => self.send_emissions(),
                 Ok(_) => {}
                 Err(error) => return Stopped::Failed(error),

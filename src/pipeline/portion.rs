@@ -102,12 +102,12 @@ impl Portion {
         self.is_full = false;
         self.has_bulk = false;
         while self.used < FIRST + PORTION_BYTES && self.frames.len() < PORTION_FRAMES {
-            let Some((vnet, len)) = tap.try_read(&mut self.bytes[self.used..])? else {
+            let Some((vnet, at)) = tap.try_read(&mut self.bytes[self.used..])? else {
                 return Ok(());
             };
-            self.has_bulk |= len >= BULK_BYTES;
-            let end = self.used + len;
-            self.frames.push((vnet, self.used..end));
+            self.has_bulk |= at.len() >= BULK_BYTES;
+            let (start, end) = (self.used + at.start, self.used + at.end);
+            self.frames.push((vnet, start..end));
             // What follows begins on a cache line of its own, with room in front.
             self.used = (end + HEADROOM).next_multiple_of(FIRST);
         }

@@ -87,6 +87,15 @@ impl Stopped {
     }
 }
 
+/// What a frame is lost to when the kernel does not take it.
+pub(super) fn drop_reason_of_write(error: &io::Error) -> DropReason {
+    if tap::is_too_big(error) {
+        DropReason::NicMtu
+    } else {
+        DropReason::TapWriteFailed
+    }
+}
+
 /// A thread's view of the present tables: reading them is one atomic load unless they changed.
 pub(super) struct TablesCache(Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>);
 

@@ -166,7 +166,11 @@ impl FrameReader {
         let before = batch.len();
         while batch.len() - before < BATCH_FRAMES {
             match queue.try_read(&mut self.frame) {
-                Ok(Some((_, len))) => batch.push(Bytes::copy_from_slice(&self.frame[..len])),
+                Ok(Some((vnet, at))) if vnet.is_finished() => {
+                    batch.push(Bytes::copy_from_slice(&self.frame[at]));
+                }
+                // Comes from a NIC only; see `Backend::Packet`.
+                Ok(Some(_)) => {}
                 Ok(None) => break,
                 // It comes again with the next call.
                 Err(_) if batch.len() > before => break,

@@ -11,7 +11,9 @@ use std::io;
 pub(in crate::io) enum Call {
     AttachFilter,
     LoadProgram,
+    OfferVnetHeader,
     Receive,
+    ReceiveFrame,
     SendEach,
     SendSegments,
 }

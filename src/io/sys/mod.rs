@@ -15,6 +15,7 @@ pub(in crate::io) mod bpf;
 pub(in crate::io) mod ebpf;
 pub(in crate::io) mod faults;
 pub(in crate::io) mod mmsg;
+pub(in crate::io) mod packet;
 pub(in crate::io) mod readiness;
 pub(in crate::io) mod tun;
 
@@ -40,6 +41,9 @@ pub(in crate::io) enum SocketOption {
     Ipv6MtuDiscover,
     #[cfg(test)]
     NoChecksum,
+    PacketAuxdata,
+    PacketIgnoreOutgoing,
+    PacketVnetHeader,
     ReceiveBufferForce,
     SendBufferForce,
     UdpGro,
@@ -58,6 +62,9 @@ impl SocketOption {
             Self::Ipv6MtuDiscover => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
             #[cfg(test)]
             Self::NoChecksum => (libc::SOL_SOCKET, libc::SO_NO_CHECK),
+            Self::PacketAuxdata => (libc::SOL_PACKET, libc::PACKET_AUXDATA),
+            Self::PacketIgnoreOutgoing => (libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING),
+            Self::PacketVnetHeader => (libc::SOL_PACKET, libc::PACKET_VNET_HDR),
             Self::ReceiveBufferForce => (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE),
             Self::SendBufferForce => (libc::SOL_SOCKET, libc::SO_SNDBUFFORCE),
             Self::UdpGro => (libc::SOL_UDP, libc::UDP_GRO),
