@@ -519,7 +519,7 @@ mod tests {
             .collect();
         assert_eq!(addresses, ["10.99.0.1/24", "fd00::1/64"]);
         assert_eq!(config.device.backend, Backend::Plain);
-        assert_eq!(config.device.mode, Mode::Wire);
+        assert_eq!(config.device.mode, Mode::Switch);
         assert_eq!(
             config.pipeline,
             PipelineConfig {
