@@ -167,12 +167,10 @@ impl<'a> Ipv6<'a> {
         Chain::Hidden
     }
 
-    /// Whether the checksum of an ICMPv6 message in this packet is right, RFC 4443 section 2.3.
-    pub(crate) fn is_icmp_checksum_right(&self, message: &[u8]) -> bool {
-        is_sum_right(sum(
-            message,
-            pseudo_header(self.src(), self.dst(), message.len()),
-        ))
+    /// Whether the checksum of an upper layer's message in this packet is right.
+    pub(crate) fn is_sum_right(&self, protocol: u8, message: &[u8]) -> bool {
+        let pseudo = pseudo_header(self.src(), self.dst(), protocol, message.len());
+        is_sum_right(sum(message, pseudo))
     }
 }
 
@@ -254,11 +252,11 @@ pub(crate) fn is_sum_right(sum: u32) -> bool {
     fold(sum) == 0xffff
 }
 
-/// The sum of the pseudo-header of ICMPv6, RFC 8200 section 8.1.
-pub(crate) fn pseudo_header(src: Ipv6Addr, dst: Ipv6Addr, len: usize) -> u32 {
+/// The sum of the pseudo-header, RFC 8200 section 8.1.
+pub(crate) fn pseudo_header(src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, len: usize) -> u32 {
     let addresses = sum(&dst.octets(), sum(&src.octets(), 0));
     // A length that takes more than 16 bits is that of no message that we read.
-    addresses + (len & 0xffff) as u32 + u32::from(ICMPV6)
+    addresses + (len & 0xffff) as u32 + u32::from(protocol)
 }
 
 fn fold(mut sum: u32) -> u16 {

@@ -47,12 +47,13 @@ pub mod fdb;
 mod forward;
 pub mod frame;
 pub mod inspect;
-#[allow(dead_code, reason = "the modules of the slow path need the rest")]
 mod ip;
 mod limit;
 pub mod loops;
 mod mac;
+pub mod membership;
 mod port;
+mod port_set;
 mod vlan;
 
 pub use fdb::Fdb;
@@ -63,4 +64,5 @@ pub use mac::{MacAddr, ParseMacError};
 pub use port::{
     BPDU_BLOCK_S, Blocks, BpduPolicy, Guard, PortConfig, PortId, Sources, SourcesError,
 };
+pub use port_set::PortSet;
 pub use vlan::{EDIT_BYTES, Inside, PortVlans, Tag, TagEdit, Tpid, Vid, VidSet, VlanError};

@@ -1,0 +1,566 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which ports want which multicast: IGMP and MLD snooping, RFC 4541, and a querier.
+//!
+//! ```text
+//!  reports, leaves ──> groups: (VLAN, address) ──> ports, each until it expires ──┐
+//!  queries ──────────> routers: (VLAN, family) ──> ports, each until it expires ──┼──> GroupTable
+//!                      querier, ours or another's: VLANs without one are flooded ─┘
+//! ```
+//!
+//! What it must not do is to lose what someone wants. So it floods where nobody asks hosts for their
+//! groups, until they have had time to answer, link-local groups always, and all groups to a port
+//! that wants more of them than there is room for. It never drops a message of hosts or routers.
+//!
+//! Groups count as a whole; which sources a host wants is its own business.
+//!
+//! In a mesh, peers do not pass on what they get from peers. A source's site must therefore know all
+//! sites with members itself, and reports from the TAP go to every peer and not only towards routers.
+//!
+//! Called by the control thread, with seconds on a clock that may wrap. Data threads read the
+//! [`GroupTable`]s that it makes.
+
+mod message;
+mod table;
+mod vlan;
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use self::message::{Asker, LAST_RESPONSE_S, Message, ROBUSTNESS, Wish, mac_v4, mac_v6};
+pub use self::table::GroupTable;
+use self::table::{Ways, key};
+use self::vlan::{MEMBERSHIP_S, OtherQuerier, OwnQueries, SETTLE_S, Vlan, is_past, membership_s};
+use crate::mac::MacAddr;
+use crate::port::PortId;
+use crate::port_set::PortSet;
+use crate::vlan::Vid;
+
+/// IPv4 and IGMP, or IPv6 and MLD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// Whose groups have such an address, RFC 1112 section 6.4 and RFC 2464 section 7.
+    fn of_mac(mac: MacAddr) -> Option<Self> {
+        match mac.0 {
+            [0x01, 0x00, 0x5e, 0..=0x7f, ..] => Some(Self::V4),
+            [0x33, 0x33, ..] => Some(Self::V6),
+            _ => None,
+        }
+    }
+}
+
+/// How to snoop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnoopingConfig {
+    /// How many ports there are, the TAP included.
+    pub ports: u16,
+    /// Whether peers do not pass on what they get from peers; the opposite of
+    /// [`SwitchConfig::hub`](crate::SwitchConfig::hub).
+    pub mesh: bool,
+    /// Ports with a router, whether it is heard or not.
+    pub router_ports: Vec<PortId>,
+    /// Asks hosts for their groups, where no one else does.
+    pub querier: Option<Querier>,
+    /// How many groups a port may want at a time; beyond, it gets all multicast of the VLAN.
+    pub max_groups_per_port: usize,
+    /// How many members all groups may have together; beyond, likewise.
+    pub max_members: usize,
+}
+
+impl Default for SnoopingConfig {
+    fn default() -> Self {
+        Self {
+            ports: 0,
+            mesh: true,
+            router_ports: Vec::new(),
+            querier: None,
+            max_groups_per_port: 4096,
+            max_members: 65_536,
+        }
+    }
+}
+
+/// Who asks hosts for their groups, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Querier {
+    /// Source of the queries.
+    pub mac: MacAddr,
+    /// Likewise; unspecified if there is none, in which case any other querier is preferred.
+    pub ipv4: Ipv4Addr,
+    /// Likewise; must be link-local, or hosts do not answer.
+    pub ipv6: Ipv6Addr,
+    /// The VLANs.
+    pub vlans: Vec<Vid>,
+    /// From one query to the next: 125 in RFC 3376 section 8.2 and RFC 3810 section 9.2.
+    pub interval_s: u32,
+}
+
+/// A query to flood in a VLAN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryFrame {
+    /// The VLAN. If it is one, the frame has a tag that says so, and what a port makes of tags when
+    /// frames leave is still to be done.
+    pub vid: Vid,
+    /// The frame, without its frame check sequence.
+    pub frame: Vec<u8>,
+}
+
+/// What a frame was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// A query.
+    Query,
+    /// A report, a leave, or both.
+    Report,
+    /// A sign of a router that does not query.
+    Router,
+    /// No membership message, or a broken one.
+    Ignored,
+}
+
+/// A group and who wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupEntry {
+    /// VLAN.
+    pub vid: Vid,
+    /// Address.
+    pub group: IpAddr,
+    /// Its ports, and for how many more seconds without a report.
+    pub ports: Vec<(PortId, u32)>,
+}
+
+/// What is known of a VLAN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VlanEntry {
+    /// VLAN.
+    pub vid: Vid,
+    /// Family.
+    pub family: Family,
+    /// Who asks hosts for their groups; `None` if nobody does, or this node.
+    pub querier: Option<IpAddr>,
+    /// Whether multicast goes only where it is wanted; it is flooded otherwise.
+    pub is_pruned: bool,
+    /// Ports with routers.
+    pub routers: PortSet,
+    /// Ports that want more groups than there is room for, and get all.
+    pub overflowed: PortSet,
+}
+
+/// What was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnoopingCounters {
+    /// Queries heard.
+    pub queries: u64,
+    /// Reports and leaves heard.
+    pub reports: u64,
+    /// Frames that were no message, or a broken one.
+    pub ignored: u64,
+    /// Groups that there was no room for: local limits.
+    pub overflowed: u64,
+}
+
+/// What hosts and routers have said.
+#[derive(Debug)]
+pub struct Snooping {
+    config: SnoopingConfig,
+    groups: BTreeMap<(Vid, IpAddr), Members>,
+    vlans: BTreeMap<(Vid, Family), Vlan>,
+    /// Groups that each port is in.
+    wanted_by: BTreeMap<PortId, usize>,
+    members: usize,
+    /// Queries for groups that someone has left.
+    last_queries: BTreeMap<(Vid, IpAddr), LastQueries>,
+    polled_s: u32,
+    is_changed: bool,
+    counters: SnoopingCounters,
+}
+
+/// When each port expires.
+type Members = BTreeMap<PortId, u32>;
+
+#[derive(Clone, Copy, Debug)]
+struct LastQueries {
+    next_s: u32,
+    left: u8,
+}
+
+/// Of queriers that do not say theirs, RFC 3376 sections 8.1 and 8.2.
+const USUAL_TIMING: (u32, u32) = (ROBUSTNESS as u32, 125);
+/// Groups that are asked for after a leave, at a time.
+const MAX_LAST_QUERIES: usize = 256;
+impl Snooping {
+    /// Knows nothing yet, and floods everything.
+    pub fn new(config: SnoopingConfig, now_s: u32) -> Self {
+        let vids = config.querier.iter().flat_map(|querier| &querier.vlans);
+        let keys = vids.flat_map(|&vid| [(vid, Family::V4), (vid, Family::V6)]);
+        let own = OwnQueries {
+            next_s: now_s,
+            sent: 0,
+        };
+        let vlans = keys.map(|key| (key, Vlan::new(Some(own)))).collect();
+        Self {
+            config,
+            groups: BTreeMap::new(),
+            vlans,
+            wanted_by: BTreeMap::new(),
+            members: 0,
+            last_queries: BTreeMap::new(),
+            polled_s: now_s,
+            is_changed: true,
+            counters: SnoopingCounters::default(),
+        }
+    }
+
+    /// Takes in a frame that came by `port` in the VLAN `vid`; its EtherType, or first tag, is
+    /// `after_addresses` bytes from the start.
+    pub fn handle(
+        &mut self,
+        port: PortId,
+        vid: Vid,
+        frame: &[u8],
+        after_addresses: usize,
+        now_s: u32,
+    ) -> Handled {
+        match Message::parse(frame, after_addresses) {
+            Some(Message::Query(query)) => {
+                self.counters.queries += 1;
+                self.query_heard(port, vid, &query, now_s);
+                Handled::Query
+            }
+            Some(Message::Single(record)) => {
+                self.counters.reports += 1;
+                self.record_heard(port, vid, record, now_s);
+                Handled::Report
+            }
+            Some(Message::Records(records)) => {
+                self.counters.reports += 1;
+                for record in records {
+                    self.record_heard(port, vid, record, now_s);
+                }
+                Handled::Report
+            }
+            Some(Message::Router(family)) => {
+                self.router_heard(port, vid, family, MEMBERSHIP_S, now_s);
+                Handled::Router
+            }
+            None => {
+                self.counters.ignored += 1;
+                Handled::Ignored
+            }
+        }
+    }
+
+    /// Forgets what has expired, and gives the queries to send. To be called once a second.
+    pub fn poll(&mut self, now_s: u32) -> Vec<QueryFrame> {
+        if now_s != self.polled_s {
+            self.polled_s = now_s;
+            self.expire(now_s);
+        }
+        self.due_queries(now_s)
+    }
+
+    /// Whether the table has changed since this was last asked.
+    pub fn take_changed(&mut self) -> bool {
+        core::mem::take(&mut self.is_changed)
+    }
+
+    /// What data threads need to know. It takes time for each group: make one when something has
+    /// changed, and not for each message.
+    pub fn table(&self) -> GroupTable {
+        let pruned: BTreeMap<_, _> = self
+            .vlans
+            .iter()
+            .filter(|(_, vlan)| vlan.is_pruned)
+            .map(|(&at, vlan)| (at, self.ways(vlan)))
+            .collect();
+        let groups = self.groups.iter().filter_map(|(&(vid, group), members)| {
+            let ways = pruned.get(&(vid, Family::of(group)))?;
+            let ports = (!is_link_local(group)).then(|| {
+                let mut ports = ways.others.clone();
+                ports.extend(members.keys().copied());
+                ports
+            });
+            Some((key(vid, mac(group)), ports))
+        });
+        GroupTable::new(groups.collect(), pruned.clone().into_iter().collect())
+    }
+
+    /// Forgets a port that is no more.
+    pub fn forget_port(&mut self, port: PortId) {
+        self.retain_members(|at, _| at != port);
+        for vlan in self.vlans.values_mut() {
+            vlan.routers.remove(&port);
+            vlan.overflowed.remove(&port);
+        }
+        self.is_changed = true;
+    }
+
+    /// The groups, in the order of VLANs and addresses.
+    pub fn groups(&self, now_s: u32) -> impl Iterator<Item = GroupEntry> + '_ {
+        self.groups.iter().map(move |(&(vid, group), members)| {
+            let left_s = |at_s: u32| at_s.wrapping_sub(now_s).cast_signed().max(0);
+            let ports = members
+                .iter()
+                .map(|(&port, &at_s)| (port, left_s(at_s).cast_unsigned()));
+            GroupEntry {
+                vid,
+                group,
+                ports: ports.collect(),
+            }
+        })
+    }
+
+    /// The VLANs in which anything was heard or is asked.
+    pub fn vlans(&self) -> impl Iterator<Item = VlanEntry> + '_ {
+        self.vlans.iter().map(|(&(vid, family), vlan)| VlanEntry {
+            vid,
+            family,
+            querier: vlan.querier.map(|querier| querier.address),
+            is_pruned: vlan.is_pruned,
+            routers: self.routers(vlan),
+            overflowed: vlan.overflowed.keys().copied().collect(),
+        })
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> SnoopingCounters {
+        self.counters
+    }
+
+    fn query_heard(&mut self, port: PortId, vid: Vid, query: &message::Query, now_s: u32) {
+        let family = Family::of(query.source);
+        let (robustness, interval_s) = query.timing.unwrap_or(USUAL_TIMING);
+        let membership_s = membership_s(robustness, interval_s, query.max_response_s);
+        self.router_heard(port, vid, family, membership_s, now_s);
+        let gives_way = self.gives_way_to(query.source);
+        if let Some(vlan) = self.vlans.get_mut(&(vid, family)) {
+            if vlan.own.is_none() || gives_way {
+                vlan.querier = Some(OtherQuerier {
+                    address: query.source,
+                    expires_s: now_s.wrapping_add(membership_s),
+                });
+                vlan.membership_s = membership_s;
+            }
+            if query.group.is_none() {
+                let settle_s = query.max_response_s.max(SETTLE_S);
+                vlan.prunes_from_s
+                    .get_or_insert_with(|| now_s.wrapping_add(settle_s));
+            }
+        }
+        if let (Some(group), true) = (query.group, query.ends_membership) {
+            // Twice, as it may be lost, RFC 3376 section 8.9; and a second for the way.
+            let wait_s = query.max_response_s.min(MEMBERSHIP_S) * 2 + 1;
+            self.shorten((vid, group), None, now_s.wrapping_add(wait_s));
+        }
+    }
+
+    /// The lower address asks, RFC 3376 section 6.6.2 and RFC 3810 section 7.6.2; one that is
+    /// unspecified is no querier's, RFC 4541 section 2.1.1.
+    fn gives_way_to(&self, source: IpAddr) -> bool {
+        let Some(own) = &self.config.querier else {
+            return true;
+        };
+        match source {
+            IpAddr::V4(source) => {
+                !source.is_unspecified() && (own.ipv4.is_unspecified() || source < own.ipv4)
+            }
+            IpAddr::V6(source) => source < own.ipv6,
+        }
+    }
+
+    /// Notes that routers are behind a port. Also if they ask from the unspecified address: that is a
+    /// switch which asks in place of a router, and prunes what it hears no report for.
+    fn router_heard(&mut self, port: PortId, vid: Vid, family: Family, for_s: u32, now_s: u32) {
+        let vlan = self.vlan(vid, family);
+        let is_new = vlan.note(port, now_s.wrapping_add(for_s), |vlan| &mut vlan.routers);
+        self.is_changed |= is_new;
+    }
+
+    fn record_heard(&mut self, port: PortId, vid: Vid, record: message::Record, now_s: u32) {
+        if !record.group.is_multicast() || is_all_nodes(record.group) {
+            return;
+        }
+        match record.wish {
+            Wish::Join => self.joined(port, vid, record.group, now_s),
+            Wish::Leave => self.left(port, vid, record.group, now_s),
+        }
+    }
+
+    fn joined(&mut self, port: PortId, vid: Vid, group: IpAddr, now_s: u32) {
+        let family = Family::of(group);
+        let of_vlan = self.vlans.get(&(vid, family));
+        let expires_s = now_s.wrapping_add(of_vlan.map_or(MEMBERSHIP_S, |vlan| vlan.membership_s));
+        let known = self
+            .groups
+            .get_mut(&(vid, group))
+            .and_then(|members| members.get_mut(&port));
+        if let Some(known) = known {
+            *known = expires_s;
+            return;
+        }
+        let wanted = self.wanted_by.entry(port).or_default();
+        if *wanted >= self.config.max_groups_per_port || self.members >= self.config.max_members {
+            self.counters.overflowed += 1;
+            let vlan = self.vlan(vid, family);
+            let is_new = vlan.note(port, expires_s, |vlan| &mut vlan.overflowed);
+            self.is_changed |= is_new;
+            return;
+        }
+        self.is_changed = true;
+        *wanted += 1;
+        self.members += 1;
+        let members = self.groups.entry((vid, group)).or_default();
+        members.insert(port, expires_s);
+    }
+
+    /// Another host on the port may still want the group. If we ask here, we ask now; if not, the
+    /// one who does will, and we hear it.
+    fn left(&mut self, port: PortId, vid: Vid, group: IpAddr, now_s: u32) {
+        let asks = self
+            .vlans
+            .get(&(vid, Family::of(group)))
+            .is_some_and(|vlan| vlan.own.is_some() && vlan.querier.is_none());
+        let is_member = self
+            .groups
+            .get(&(vid, group))
+            .is_some_and(|members| members.contains_key(&port));
+        if !asks || !is_member {
+            return;
+        }
+        if !self.last_queries.contains_key(&(vid, group)) {
+            if self.last_queries.len() == MAX_LAST_QUERIES {
+                return;
+            }
+            let queries = LastQueries {
+                next_s: now_s,
+                left: ROBUSTNESS,
+            };
+            self.last_queries.insert((vid, group), queries);
+        }
+        let wait_s = u32::from(ROBUSTNESS) * LAST_RESPONSE_S + 1;
+        self.shorten((vid, group), Some(port), now_s.wrapping_add(wait_s));
+    }
+
+    /// Makes members of a group expire at a time, unless they do so sooner.
+    fn shorten(&mut self, group: (Vid, IpAddr), only: Option<PortId>, expires_s: u32) {
+        let members = self.groups.get_mut(&group).into_iter().flatten();
+        for (_, at_s) in members.filter(|&(&port, _)| only.is_none_or(|only| only == port)) {
+            if is_past(expires_s, *at_s) {
+                *at_s = expires_s;
+            }
+        }
+    }
+
+    fn expire(&mut self, now_s: u32) {
+        self.retain_members(|_, at_s| !is_past(at_s, now_s));
+        let mut is_changed = false;
+        for vlan in self.vlans.values_mut() {
+            is_changed |= vlan.expire(now_s);
+        }
+        self.vlans.retain(|_, vlan| vlan.is_needed());
+        self.is_changed |= is_changed;
+    }
+
+    fn retain_members(&mut self, mut keeps: impl FnMut(PortId, u32) -> bool) {
+        let (wanted_by, before) = (&mut self.wanted_by, self.members);
+        let total = &mut self.members;
+        self.groups.retain(|_, members| {
+            members.retain(|&port, &mut at_s| {
+                let is_kept = keeps(port, at_s);
+                if !is_kept {
+                    *total -= 1;
+                    if let Some(count) = wanted_by.get_mut(&port) {
+                        *count -= 1;
+                    }
+                }
+                is_kept
+            });
+            !members.is_empty()
+        });
+        wanted_by.retain(|_, count| *count > 0);
+        self.is_changed |= self.members != before;
+    }
+
+    fn due_queries(&mut self, now_s: u32) -> Vec<QueryFrame> {
+        let mut frames = Vec::new();
+        let Some(querier) = &self.config.querier else {
+            return frames;
+        };
+        let asker = Asker {
+            mac: querier.mac,
+            ipv4: querier.ipv4,
+            ipv6: querier.ipv6,
+            interval_s: querier.interval_s,
+        };
+        for (&(vid, family), vlan) in &mut self.vlans {
+            if vlan.take_due(querier.interval_s, now_s) {
+                let frame = asker.query(family, vid, None);
+                frames.push(QueryFrame { vid, frame });
+            }
+        }
+        self.last_queries.retain(|&(vid, group), queries| {
+            if is_past(queries.next_s, now_s) {
+                let frame = asker.query(Family::of(group), vid, Some(group));
+                frames.push(QueryFrame { vid, frame });
+                queries.next_s = now_s.wrapping_add(LAST_RESPONSE_S);
+                queries.left -= 1;
+            }
+            queries.left > 0
+        });
+        frames
+    }
+
+    fn vlan(&mut self, vid: Vid, family: Family) -> &mut Vlan {
+        let vlan = self.vlans.entry((vid, family));
+        vlan.or_insert_with(|| Vlan::new(None))
+    }
+
+    fn ways(&self, vlan: &Vlan) -> Ways {
+        let routers = self.routers(vlan);
+        let mut others = routers.clone();
+        others.extend(vlan.overflowed.keys().copied());
+        let mut reports = routers;
+        if self.config.mesh {
+            reports.extend((1..self.config.ports).map(PortId));
+        }
+        Ways { others, reports }
+    }
+
+    fn routers(&self, vlan: &Vlan) -> PortSet {
+        let fixed = self.config.router_ports.iter().copied();
+        fixed.chain(vlan.routers.keys().copied()).collect()
+    }
+}
+
+/// 224.0.0.1 and ff02::1, which everyone is in and nobody reports.
+fn is_all_nodes(group: IpAddr) -> bool {
+    group == Ipv4Addr::new(224, 0, 0, 1) || group == Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)
+}
+
+fn is_link_local(group: IpAddr) -> bool {
+    match group {
+        IpAddr::V4(group) => matches!(group.octets(), [224, 0, 0, _]),
+        IpAddr::V6(group) => group.octets()[1] & 0x0f <= 2,
+    }
+}
+
+fn mac(group: IpAddr) -> MacAddr {
+    match group {
+        IpAddr::V4(group) => mac_v4(group),
+        IpAddr::V6(group) => mac_v6(group),
+    }
+}

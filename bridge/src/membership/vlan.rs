@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What is known of a VLAN in one family: who asks, and where routers are.
+
+use alloc::collections::BTreeMap;
+use core::net::IpAddr;
+
+use super::message::{RESPONSE_S, ROBUSTNESS};
+use crate::port::PortId;
+
+#[derive(Debug)]
+pub(super) struct Vlan {
+    pub(super) querier: Option<OtherQuerier>,
+    /// Our own query, if we ask here while nobody else does.
+    pub(super) own: Option<OwnQueries>,
+    pub(super) routers: BTreeMap<PortId, u32>,
+    /// Ports with too many groups.
+    pub(super) overflowed: BTreeMap<PortId, u32>,
+    /// More ports than there is room for are to have everything: flooded until then.
+    pub(super) floods_until_s: Option<u32>,
+    /// Since when hosts have had time to answer someone who asks.
+    pub(super) prunes_from_s: Option<u32>,
+    pub(super) is_pruned: bool,
+    /// How long a member stays one without a report.
+    pub(super) membership_s: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OtherQuerier {
+    pub(super) address: IpAddr,
+    pub(super) expires_s: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OwnQueries {
+    pub(super) next_s: u32,
+    pub(super) sent: u32,
+}
+
+/// Robustness times interval plus response, with the usual values: RFC 3376 section 8.4, RFC 3810
+/// section 9.4. Whoever asks more often does not make members leave sooner.
+pub(super) const MEMBERSHIP_S: u32 = 260;
+/// The longest that a querier can make anyone wait.
+const MAX_MEMBERSHIP_S: u32 = 4 * 3600;
+/// From the first query until hosts have answered, with a margin for old versions and slow paths.
+pub(super) const SETTLE_S: u32 = RESPONSE_S + 2;
+/// Routers and overflowed ports, per VLAN and family; beyond, the VLAN is flooded.
+const MAX_PORTS_PER_VLAN: usize = 64;
+
+impl Vlan {
+    pub(super) fn new(own: Option<OwnQueries>) -> Self {
+        Self {
+            querier: None,
+            own,
+            routers: BTreeMap::new(),
+            overflowed: BTreeMap::new(),
+            floods_until_s: None,
+            prunes_from_s: None,
+            is_pruned: false,
+            membership_s: MEMBERSHIP_S,
+        }
+    }
+
+    /// Puts a port into one of the lists until a time, and says whether that changes anything now.
+    pub(super) fn note(
+        &mut self,
+        port: PortId,
+        until_s: u32,
+        list: impl FnOnce(&mut Self) -> &mut BTreeMap<PortId, u32>,
+    ) -> bool {
+        let ports = list(self);
+        if let Some(known_s) = ports.get_mut(&port) {
+            *known_s = later(*known_s, until_s);
+            return false;
+        }
+        if ports.len() < MAX_PORTS_PER_VLAN {
+            ports.insert(port, until_s);
+            return true;
+        }
+        let known_s = self.floods_until_s.get_or_insert(until_s);
+        *known_s = later(*known_s, until_s);
+        core::mem::take(&mut self.is_pruned)
+    }
+
+    /// Whether our query is due; the next one is after the interval then, or after a quarter of it
+    /// if this is the first (RFC 3376 sections 8.6 and 8.7, RFC 3810 sections 9.6 and 9.7).
+    pub(super) fn take_due(&mut self, interval_s: u32, now_s: u32) -> bool {
+        let Some(own) = &mut self.own else {
+            return false;
+        };
+        if self.querier.is_some() || !is_past(own.next_s, now_s) {
+            return false;
+        }
+        own.sent = own.sent.saturating_add(1);
+        let is_starting = own.sent < u32::from(ROBUSTNESS);
+        let wait_s = if is_starting {
+            interval_s / 4
+        } else {
+            interval_s
+        };
+        own.next_s = now_s.wrapping_add(wait_s.max(1));
+        self.membership_s = membership_s(u32::from(ROBUSTNESS), interval_s, RESPONSE_S);
+        self.prunes_from_s
+            .get_or_insert_with(|| now_s.wrapping_add(SETTLE_S));
+        true
+    }
+
+    /// Forgets what is past, and says whether that changes anything.
+    pub(super) fn expire(&mut self, now_s: u32) -> bool {
+        let before = self.routers.len() + self.overflowed.len();
+        self.routers.retain(|_, at_s| !is_past(*at_s, now_s));
+        self.overflowed.retain(|_, at_s| !is_past(*at_s, now_s));
+        self.floods_until_s.take_if(|at_s| is_past(*at_s, now_s));
+        self.querier
+            .take_if(|querier| is_past(querier.expires_s, now_s));
+        if self.querier.is_none() && self.own.is_none() {
+            self.prunes_from_s = None;
+        }
+        let is_settled = self.prunes_from_s.is_some_and(|at_s| is_past(at_s, now_s));
+        let is_pruned = is_settled && self.floods_until_s.is_none();
+        let was_pruned = core::mem::replace(&mut self.is_pruned, is_pruned);
+        is_pruned != was_pruned || before != self.routers.len() + self.overflowed.len()
+    }
+
+    pub(super) fn is_needed(&self) -> bool {
+        self.own.is_some()
+            || self.querier.is_some()
+            || self.floods_until_s.is_some()
+            || !self.routers.is_empty()
+            || !self.overflowed.is_empty()
+    }
+}
+
+pub(super) fn membership_s(robustness: u32, interval_s: u32, response_s: u32) -> u32 {
+    let needed_s = interval_s.saturating_mul(robustness);
+    needed_s
+        .saturating_add(response_s)
+        .clamp(MEMBERSHIP_S, MAX_MEMBERSHIP_S)
+}
+
+fn later(one_s: u32, two_s: u32) -> u32 {
+    if is_past(one_s, two_s) { two_s } else { one_s }
+}
+
+/// Whether the time has come, on a clock that wraps.
+pub(super) fn is_past(at_s: u32, now_s: u32) -> bool {
+    now_s.wrapping_sub(at_s).cast_signed() >= 0
+}
