@@ -52,6 +52,7 @@ mod limit;
 pub mod loops;
 mod mac;
 pub mod membership;
+pub mod neighbours;
 mod port;
 mod port_set;
 mod vlan;

@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Who has which IP address, so that ARP requests and neighbour solicitations need not go everywhere.
+//!
+//! ```text
+//!  ARP requests and replies ──┐
+//!  neighbour advertisements ──┴─> learn ──> bindings: (VLAN, IP) ──> MAC, port
+//!                                               │
+//!  ARP requests ──────────────┬─> answer <──────┘    ──> a frame for the asker, or flood it
+//!  neighbour solicitations ───┘
+//! ```
+//!
+//! It answers only what is certain, as the owner would: not for an address that several stations
+//! claim in turns, nor where the owner hears the question itself. Probes for duplicate addresses,
+//! announcements, and questions to one station whether it is still there are never answered.
+//!
+//! IPv6 addresses are learned from advertisements alone: solicitations do not say whether a station
+//! is a router, and an answer that gets this wrong takes the default route from those who hear it
+//! (RFC 4861 section 7.2.5). The rules follow RFC 9161, which does this for larger networks.
+//!
+//! Called by the control thread, with seconds on a clock that may wrap.
+
+mod message;
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use self::message::{Claim, Message};
+use crate::mac::MacAddr;
+use crate::port::PortId;
+use crate::vlan::Vid;
+
+/// How much to remember, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeighboursConfig {
+    /// Whether peers do not pass on what they get from peers; the opposite of
+    /// [`SwitchConfig::hub`](crate::SwitchConfig::hub). A peer that asks for another peer's station
+    /// has then asked there itself.
+    pub mesh: bool,
+    /// After how many seconds without a word from it a binding is forgotten.
+    pub ageing_s: u32,
+    /// How many bindings there is room for.
+    pub max: usize,
+    /// How many bindings may be learned on one port, so that no peer can take all the room.
+    pub max_per_port: usize,
+}
+
+impl Default for NeighboursConfig {
+    fn default() -> Self {
+        Self {
+            mesh: true,
+            ageing_s: 300,
+            max: 16_384,
+            max_per_port: 4096,
+        }
+    }
+}
+
+/// The bindings of addresses to stations.
+#[derive(Debug)]
+pub struct Neighbours {
+    config: NeighboursConfig,
+    bindings: BTreeMap<(Vid, IpAddr), Binding>,
+    /// How many there are on each port.
+    on_port: BTreeMap<PortId, usize>,
+    swept_s: Option<u32>,
+    counters: NeighbourCounters,
+}
+
+/// What became of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learned {
+    /// The frame claims nothing, or nothing that counts.
+    Nothing,
+    /// The address was not known, or no longer.
+    New,
+    /// The address is known to be that station's.
+    Known,
+    /// The address was another station's.
+    Changed {
+        /// The one that had it.
+        from: MacAddr,
+    },
+    /// Stations claim the address in turns, as of now; until they have stopped for 300 seconds no
+    /// question for it is answered.
+    Contested,
+    /// There is no room.
+    Full,
+}
+
+/// A binding, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeighbourEntry {
+    /// VLAN.
+    pub vid: Vid,
+    /// Address.
+    pub address: IpAddr,
+    /// Whose it is.
+    pub mac: MacAddr,
+    /// Where that station was heard.
+    pub port: PortId,
+    /// Seconds since then.
+    pub age_s: u32,
+    /// Whether several stations claim it.
+    pub is_contested: bool,
+}
+
+/// What was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NeighbourCounters {
+    /// Bindings learned that were not known.
+    pub learned: u64,
+    /// Bindings that went to another station.
+    pub changed: u64,
+    /// Addresses that became contested.
+    pub contested: u64,
+    /// Claims that there was no room for: local limits.
+    pub full: u64,
+    /// Questions answered.
+    pub answered: u64,
+    /// Questions left to others.
+    pub flooded: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Binding {
+    mac: MacAddr,
+    port: PortId,
+    seen_s: u32,
+    is_router: bool,
+    /// Changes of station since a time.
+    changes: u32,
+    changing_since_s: u32,
+    /// Since when it has been contested, at the last change.
+    contested_s: Option<u32>,
+}
+
+/// So many changes within so many seconds make an address contested: RFC 9161 section 3.7.
+const CONTEST_CHANGES: u32 = 5;
+const CONTEST_WITHIN_S: u32 = 180;
+/// And for so long after the last.
+const CONTEST_HOLD_S: u32 = 300;
+
+impl Neighbours {
+    /// Knows nobody yet.
+    pub fn new(config: NeighboursConfig) -> Self {
+        Self {
+            config,
+            bindings: BTreeMap::new(),
+            on_port: BTreeMap::new(),
+            swept_s: None,
+            counters: NeighbourCounters::default(),
+        }
+    }
+
+    /// Learns from a frame that came by `port` in the VLAN `vid`; its EtherType, or first tag, is
+    /// `after_addresses` bytes from the start.
+    pub fn learn(
+        &mut self,
+        port: PortId,
+        vid: Vid,
+        frame: &[u8],
+        after_addresses: usize,
+        now_s: u32,
+    ) -> Learned {
+        let message = Message::parse(frame, after_addresses).unwrap_or_default();
+        let Some(claim) = message.claim else {
+            return Learned::Nothing;
+        };
+        let at = (vid, claim.address);
+        let known = self.bindings.get(&at).copied();
+        let learned = match known.filter(|known| !self.is_expired(known, now_s)) {
+            Some(known) => self.hold(at, known, &claim, port, now_s),
+            None => self.add(at, &claim, port, now_s),
+        };
+        self.count(learned);
+        learned
+    }
+
+    /// Answers a question that came by `port` in the VLAN `vid`, if it knows for certain; the frame
+    /// is to be sent back there, and the question need not go anywhere.
+    pub fn answer(
+        &mut self,
+        port: PortId,
+        vid: Vid,
+        frame: &[u8],
+        after_addresses: usize,
+        now_s: u32,
+    ) -> Option<Vec<u8>> {
+        let question = Message::parse(frame, after_addresses)?.question?;
+        let owner = self
+            .bindings
+            .get(&(vid, question.target))
+            .filter(|owner| !self.is_expired(owner, now_s) && !owner.is_contested(now_s))
+            // Who hears it as well knows best.
+            .filter(|owner| owner.port != port && owner.mac != question.asker_mac)
+            .filter(|owner| !self.config.mesh || [owner.port, port].contains(&PortId::TAP));
+        let answer = owner
+            .and_then(|owner| question.answer(owner.mac, owner.is_router, frame, after_addresses));
+        match answer {
+            Some(_) => self.counters.answered += 1,
+            None => self.counters.flooded += 1,
+        }
+        answer
+    }
+
+    /// Forgets what was learned on a port.
+    pub fn forget_port(&mut self, port: PortId) {
+        self.bindings.retain(|_, binding| binding.port != port);
+        self.on_port.remove(&port);
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.bindings.clear();
+        self.on_port.clear();
+    }
+
+    /// The bindings that hold at `now_s`, in the order of VLANs and addresses.
+    pub fn entries(&self, now_s: u32) -> impl Iterator<Item = NeighbourEntry> + '_ {
+        self.bindings
+            .iter()
+            .filter(move |(_, binding)| !self.is_expired(binding, now_s))
+            .map(move |(&(vid, address), binding)| NeighbourEntry {
+                vid,
+                address,
+                mac: binding.mac,
+                port: binding.port,
+                age_s: elapsed_s(binding.seen_s, now_s),
+                is_contested: binding.is_contested(now_s),
+            })
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> NeighbourCounters {
+        self.counters
+    }
+
+    /// Takes in a claim to an address that is known.
+    fn hold(
+        &mut self,
+        at: (Vid, IpAddr),
+        known: Binding,
+        claim: &Claim,
+        port: PortId,
+        now_s: u32,
+    ) -> Learned {
+        let changes = claim.mac != known.mac;
+        if changes && !claim.overrides {
+            return Learned::Nothing;
+        }
+        let mut binding = Binding {
+            mac: claim.mac,
+            port,
+            seen_s: now_s,
+            is_router: claim.is_router,
+            ..known
+        };
+        let learned = if changes {
+            binding.change(known.mac, now_s)
+        } else {
+            Learned::Known
+        };
+        self.put(at, Some(known), binding);
+        learned
+    }
+
+    /// Takes in a claim to an address that is not known, or no longer.
+    fn add(&mut self, at: (Vid, IpAddr), claim: &Claim, port: PortId, now_s: u32) -> Learned {
+        // An address that several stations share has no owner to answer for.
+        if !claim.overrides {
+            return Learned::Nothing;
+        }
+        // One that has expired may be in the way of its own successor.
+        if let Some(stale) = self.bindings.remove(&at) {
+            Self::discount(&mut self.on_port, stale.port);
+        }
+        if !self.has_room(port, now_s) {
+            return Learned::Full;
+        }
+        let binding = Binding {
+            mac: claim.mac,
+            port,
+            seen_s: now_s,
+            is_router: claim.is_router,
+            changes: 0,
+            changing_since_s: now_s,
+            contested_s: None,
+        };
+        self.put(at, None, binding);
+        Learned::New
+    }
+
+    /// Every change of a binding goes through here, so that the counts per port are exact.
+    fn put(&mut self, at: (Vid, IpAddr), old: Option<Binding>, new: Binding) {
+        if let Some(old) = old {
+            Self::discount(&mut self.on_port, old.port);
+        }
+        *self.on_port.entry(new.port).or_default() += 1;
+        self.bindings.insert(at, new);
+    }
+
+    fn discount(on_port: &mut BTreeMap<PortId, usize>, port: PortId) {
+        if let Some(count) = on_port.get_mut(&port) {
+            *count -= 1;
+            if *count == 0 {
+                on_port.remove(&port);
+            }
+        }
+    }
+
+    /// Whether a port may have one more. Looks for expired ones first, once a second.
+    fn has_room(&mut self, port: PortId, now_s: u32) -> bool {
+        if !self.is_room(port) && self.swept_s != Some(now_s) {
+            self.swept_s = Some(now_s);
+            let ageing_s = self.config.ageing_s;
+            let on_port = &mut self.on_port;
+            self.bindings.retain(|_, binding| {
+                let is_kept = elapsed_s(binding.seen_s, now_s) < ageing_s;
+                if !is_kept {
+                    Self::discount(on_port, binding.port);
+                }
+                is_kept
+            });
+        }
+        self.is_room(port)
+    }
+
+    fn is_room(&self, port: PortId) -> bool {
+        let on_port = self.on_port.get(&port).copied().unwrap_or(0);
+        self.bindings.len() < self.config.max && on_port < self.config.max_per_port
+    }
+
+    fn is_expired(&self, binding: &Binding, now_s: u32) -> bool {
+        elapsed_s(binding.seen_s, now_s) >= self.config.ageing_s
+    }
+
+    fn count(&mut self, learned: Learned) {
+        match learned {
+            Learned::New => self.counters.learned += 1,
+            Learned::Changed { .. } => self.counters.changed += 1,
+            Learned::Contested => self.counters.contested += 1,
+            Learned::Full => self.counters.full += 1,
+            Learned::Nothing | Learned::Known => {}
+        }
+    }
+}
+
+impl Binding {
+    /// Notes that the address went to another station.
+    fn change(&mut self, from: MacAddr, now_s: u32) -> Learned {
+        if elapsed_s(self.changing_since_s, now_s) >= CONTEST_WITHIN_S {
+            self.changes = 0;
+            self.changing_since_s = now_s;
+        }
+        self.changes = self.changes.saturating_add(1);
+        let was_contested = self.is_contested(now_s);
+        if self.changes >= CONTEST_CHANGES || was_contested {
+            self.contested_s = Some(now_s);
+        }
+        if self.is_contested(now_s) && !was_contested {
+            Learned::Contested
+        } else {
+            Learned::Changed { from }
+        }
+    }
+
+    fn is_contested(&self, now_s: u32) -> bool {
+        self.contested_s
+            .is_some_and(|since_s| elapsed_s(since_s, now_s) < CONTEST_HOLD_S)
+    }
+}
+
+/// From one time to a later one, on a clock that wraps.
+fn elapsed_s(since_s: u32, now_s: u32) -> u32 {
+    let elapsed_s = now_s.wrapping_sub(since_s).cast_signed();
+    elapsed_s.max(0).cast_unsigned()
+}

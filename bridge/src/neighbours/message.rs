@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! ARP and neighbour discovery: who says what of which address, and answers in the name of others.
+//!
+//! RFC 826 and 5227; RFC 4861 sections 4.3, 4.4 and 7.1. Only what a careful receiver would accept is
+//! read, and only where the Ethernet source and the address in the message are one: what says
+//! otherwise speaks for someone else, and that is for stations to sort out.
+
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::inspect::{ARP, ARP_LEN, Framing, IPV6};
+use crate::ip::{self, Chain, ICMPV6, Ipv6};
+use crate::mac::MacAddr;
+
+/// What is of use in a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Message {
+    pub(super) claim: Option<Claim>,
+    pub(super) question: Option<Question>,
+}
+
+/// A station says that an address is its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) address: IpAddr,
+    pub(super) mac: MacAddr,
+    pub(super) is_router: bool,
+    /// Whether it counts against what was known before. Who shares an address with others does not
+    /// ask for that, RFC 4861 section 7.2.7.
+    pub(super) overrides: bool,
+}
+
+/// A station asks everyone for the owner of an address, in order to talk to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Question {
+    pub(super) target: IpAddr,
+    pub(super) asker: IpAddr,
+    pub(super) asker_mac: MacAddr,
+}
+
+impl Message {
+    /// Reads what is behind the tags of a frame; `None` if nothing there is of use.
+    pub(super) fn parse(frame: &[u8], after_addresses: usize) -> Option<Self> {
+        let (dst, rest) = frame.split_first_chunk()?;
+        let (dst, src) = (MacAddr(*dst), MacAddr(*rest.first_chunk()?));
+        if src.is_group() || src.is_zero() {
+            return None;
+        }
+        match Framing::of(frame, after_addresses)? {
+            Framing::Typed(ARP, message) => Self::parse_arp(dst, src, message),
+            Framing::Typed(IPV6, packet) => Self::parse_ipv6(dst, src, &Ipv6::parse(packet)?),
+            _ => None,
+        }
+    }
+
+    fn parse_arp(dst: MacAddr, src: MacAddr, message: &[u8]) -> Option<Self> {
+        let message = message.first_chunk::<ARP_LEN>()?;
+        let [0, 1, 8, 0, 6, 4, 0, operation @ (1 | 2), fields @ ..] = message else {
+            return None;
+        };
+        let (sender_mac, fields) = fields.split_first_chunk()?;
+        let (sender, fields) = fields.split_first_chunk::<4>()?;
+        let target = fields.last_chunk::<4>()?;
+        if MacAddr(*sender_mac) != src {
+            return None;
+        }
+        let (sender, target) = (Ipv4Addr::from(*sender), Ipv4Addr::from(*target));
+        let claim = is_station_v4(sender).then_some(Claim {
+            address: sender.into(),
+            mac: src,
+            is_router: false,
+            overrides: true,
+        });
+        // From nobody it is a probe (RFC 5227 section 1.1), for itself an announcement, and to one
+        // station a question whether that one is still there.
+        let asks = *operation == 1 && dst.is_broadcast() && sender != target;
+        let question = (asks && claim.is_some() && is_station_v4(target)).then_some(Question {
+            target: target.into(),
+            asker: sender.into(),
+            asker_mac: src,
+        });
+        Some(Self { claim, question })
+    }
+
+    fn parse_ipv6(dst: MacAddr, src: MacAddr, packet: &Ipv6<'_>) -> Option<Self> {
+        let Chain::Upper(upper) = packet.chain() else {
+            return None;
+        };
+        // RFC 4861 sections 7.1.1 and 7.1.2; fragments are out of the question, RFC 6980.
+        let message = upper.payload;
+        let is_near = packet.hop_limit() == 255 && !upper.is_extended;
+        let is_right = upper.protocol == ICMPV6 && packet.is_sum_right(ICMPV6, message);
+        if !is_near || !is_right {
+            return None;
+        }
+        let (head, rest) = message.split_first_chunk::<8>()?;
+        let (target, options) = rest.split_first_chunk::<16>()?;
+        let target = Ipv6Addr::from(*target);
+        if !is_station_v6(target) {
+            return None;
+        }
+        match head {
+            [135, 0, ..] => Self::parse_solicitation(dst, src, packet, target, options),
+            [136, 0, _, _, flags, ..] => {
+                Self::parse_advertisement(src, packet, target, *flags, options)
+            }
+            _ => None,
+        }
+    }
+
+    fn parse_solicitation(
+        dst: MacAddr,
+        src: MacAddr,
+        packet: &Ipv6<'_>,
+        target: Ipv6Addr,
+        options: &[u8],
+    ) -> Option<Self> {
+        let asker = packet.src();
+        // From nobody it is a probe for duplicates (RFC 4862 section 5.4), and to one station a
+        // question whether that one is still there.
+        let asks = is_station_v6(asker) && asker != target;
+        let asks_everyone = packet.dst().is_multicast() && dst.is_group();
+        let is_own = link_address(options, SOURCE)? == src;
+        let question = (asks && asks_everyone && is_own).then_some(Question {
+            target: target.into(),
+            asker: asker.into(),
+            asker_mac: src,
+        });
+        // A claim as well, but it does not say whether this is a router; see `Claim`.
+        Some(Self {
+            claim: None,
+            question,
+        })
+    }
+
+    fn parse_advertisement(
+        src: MacAddr,
+        packet: &Ipv6<'_>,
+        target: Ipv6Addr,
+        flags: u8,
+        options: &[u8],
+    ) -> Option<Self> {
+        let is_solicited = flags & SOLICITED != 0;
+        let is_own = link_address(options, TARGET)? == src;
+        if !is_own || !is_station_v6(packet.src()) || packet.dst().is_multicast() && is_solicited {
+            return None;
+        }
+        let claim = Some(Claim {
+            address: target.into(),
+            mac: src,
+            is_router: flags & ROUTER != 0,
+            overrides: flags & OVERRIDE != 0,
+        });
+        Some(Self {
+            claim,
+            question: None,
+        })
+    }
+}
+
+/// Flags of an advertisement.
+const ROUTER: u8 = 0x80;
+const SOLICITED: u8 = 0x40;
+const OVERRIDE: u8 = 0x20;
+
+/// Options, RFC 4861 section 4.6.1.
+const SOURCE: u8 = 1;
+const TARGET: u8 = 2;
+/// Those of secure neighbour discovery, RFC 3971 section 5: nobody else can sign an answer.
+const CGA: u8 = 11;
+const SIGNATURE: u8 = 12;
+
+/// The link-layer address among the options; `None` without one, or if the message is to be ignored.
+fn link_address(mut options: &[u8], wanted: u8) -> Option<MacAddr> {
+    let mut found = None;
+    // Each round takes at least eight bytes off.
+    while let [kind, units, ..] = *options {
+        let len = usize::from(units) * 8;
+        let option = options.get(..len).filter(|option| !option.is_empty())?;
+        match kind {
+            CGA | SIGNATURE => return None,
+            _ if kind == wanted => found = option[2..].first_chunk().copied().map(MacAddr),
+            _ => {}
+        }
+        options = &options[len..];
+    }
+    found.filter(|_| options.is_empty())
+}
+
+/// Whether a station may have the address.
+fn is_station_v4(address: Ipv4Addr) -> bool {
+    !address.is_unspecified()
+        && !address.is_broadcast()
+        && !address.is_multicast()
+        && !address.is_loopback()
+}
+
+fn is_station_v6(address: Ipv6Addr) -> bool {
+    !address.is_unspecified() && !address.is_multicast() && !address.is_loopback()
+}
+
+impl Question {
+    /// The answer that the owner would give: a whole frame, tagged like the question.
+    ///
+    /// `frame` is that of the question.
+    pub(super) fn answer(
+        &self,
+        mac: MacAddr,
+        is_router: bool,
+        frame: &[u8],
+        after_addresses: usize,
+    ) -> Option<Vec<u8>> {
+        let Framing::Typed(_, payload) = Framing::of(frame, after_addresses)? else {
+            return None;
+        };
+        let mut answer = Vec::with_capacity(100);
+        answer.extend(self.asker_mac.0);
+        answer.extend(mac.0);
+        answer.extend(frame.get(after_addresses..frame.len() - payload.len())?);
+        match (self.target, self.asker) {
+            (IpAddr::V4(target), IpAddr::V4(asker)) => {
+                answer.extend([0, 1, 8, 0, 6, 4, 0, 2]);
+                answer.extend(mac.0);
+                answer.extend(target.octets());
+                answer.extend(self.asker_mac.0);
+                answer.extend(asker.octets());
+            }
+            (IpAddr::V6(target), IpAddr::V6(asker)) => {
+                answer.extend(advertisement(target, asker, mac, is_router));
+            }
+            _ => return None,
+        }
+        answer.resize(answer.len().max(MIN_FRAME_LEN), 0);
+        Some(answer)
+    }
+}
+
+/// RFC 4861 section 7.2.4.
+fn advertisement(target: Ipv6Addr, asker: Ipv6Addr, mac: MacAddr, is_router: bool) -> Vec<u8> {
+    let router = if is_router { ROUTER } else { 0 };
+    let mut message = Vec::from([136, 0, 0, 0, router | SOLICITED | OVERRIDE, 0, 0, 0]);
+    message.extend(target.octets());
+    message.extend([TARGET, 1]);
+    message.extend(mac.0);
+    let pseudo = ip::pseudo_header(target, asker, ICMPV6, message.len());
+    let sum = ip::checksum(ip::sum(&message, pseudo));
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+
+    let mut packet = Vec::from([0x60, 0, 0, 0, 0, 32, ICMPV6, 255]);
+    packet.extend(target.octets());
+    packet.extend(asker.octets());
+    packet.extend(message);
+    packet
+}
+
+/// Without the frame check sequence, IEEE 802.3 section 4.4.2.
+const MIN_FRAME_LEN: usize = 60;
