@@ -618,6 +618,38 @@ mod tests {
     }
 
     #[test]
+    fn what_this_machine_sends_by_the_nic_is_not_read() {
+        in_namespace(|| {
+            let [(_near, near), (_far, far)] = plugged(1500);
+            // Another program with a socket of its own, or the machine's network stack.
+            let (_other, other) = open("near", 1).unwrap();
+            let hello = frame(SOMEBODY, &[], EXPERIMENTAL, 100);
+            assert_crosses(&other[0], &far, &hello, "a frame of another program");
+            assert_eq!((read_ours(&near), read_ours(&other[0])), (None, None));
+        });
+    }
+
+    #[test]
+    fn a_writer_waits_for_a_nic_that_is_behind() {
+        in_namespace(|| {
+            let [(_near, near), (_far, far)] = plugged(1500);
+            let slow = "qdisc add dev near root tbf rate 400mbit burst 20k limit 100m";
+            let tc = std::process::Command::new("tc")
+                .args(slow.split(' '))
+                .status();
+            assert!(tc.unwrap().success());
+            let frame = frame(SOMEBODY, &[], EXPERIMENTAL, 1514);
+            // More than fits in the socket's buffer.
+            for number in 0..4000 {
+                let written = near.write(&VnetHeader::NONE, &frame);
+                assert!(written.is_ok(), "{number}: {written:?}");
+            }
+            let count = (0..4000).filter(|_| read_ours(&far).is_some()).count();
+            assert_eq!(count, 4000);
+        });
+    }
+
+    #[test]
     fn a_nic_is_promiscuous_only_meanwhile_and_otherwise_left_alone() {
         in_namespace(|| {
             cable(1500);
