@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::cable::VlanHost;
 use crate::frames::Mac;
-use crate::process::{eventually, millis, secs};
+use crate::process::{Process, eventually, millis, secs};
 use crate::topology::{BRIDGE, DEVICE, Host, Pair, Plan, mac};
 use crate::traffic::pings;
 
@@ -78,36 +79,38 @@ fn ping_loses_nothing_and_full_size_packets_need_no_fragmentation() {
     }
 }
 
-#[test]
-fn dhcp_leases_an_address_across() {
-    let lan = Lan::start();
-    let (server, client) = (&lan.a[0], &lan.b[0]);
-    let dir = lan.pair.sandbox.path();
-    let (lease_file, script, leased) = (
-        dir.join("leases"),
-        dir.join("udhcpc.sh"),
-        dir.join("leased"),
+/// A DHCP server that leases 10.77.`third`.100 and more.
+pub(crate) fn dhcp_server(host: &Host, dir: &Path, third: u8) -> Process {
+    let lease_option = format!(
+        "--dhcp-leasefile={}",
+        dir.join(format!("leases{third}")).display()
     );
-    let lease_option = format!("--dhcp-leasefile={}", lease_file.display());
-    let _dnsmasq = server.ns.spawn(
-        &dir.join("dnsmasq.log"),
-        &[
-            "dnsmasq",
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--port=0",
-            "--interface=eth0",
-            "--bind-dynamic",
-            "--user=root",
-            "--no-ping",
-            "--no-resolv",
-            "--no-hosts",
-            "--log-facility=-",
-            "--pid-file",
-            &lease_option,
-            "--dhcp-range=10.77.1.100,10.77.1.199,255.255.0.0,5m",
-        ],
-    );
+    let range = format!("--dhcp-range=10.77.{third}.100,10.77.{third}.199,255.255.0.0,5m");
+    host.ns.spawn(
+        &dir.join(format!("dnsmasq{third}.log")),
+        &[&DNSMASQ[..], &[&lease_option, &range]].concat(),
+    )
+}
+
+/// In the foreground, with nothing from the machine's own configuration.
+pub(crate) const DNSMASQ: [&str; 12] = [
+    "dnsmasq",
+    "--keep-in-foreground",
+    "--conf-file=/dev/null",
+    "--port=0",
+    "--interface=eth0",
+    "--bind-dynamic",
+    "--user=root",
+    "--no-ping",
+    "--no-resolv",
+    "--no-hosts",
+    "--log-facility=-",
+    "--pid-file",
+];
+
+/// Asks for an address a few times: what was leased, and by whom.
+pub(crate) fn dhcp_lease(client: &Host, dir: &Path) -> Option<(String, String)> {
+    let (script, leased) = (dir.join("udhcpc.sh"), dir.join("leased"));
     // Instead of the system's script, which would rewrite this machine's resolv.conf.
     let text = format!(
         "#!/bin/sh\n[ \"$1\" = bound ] || exit 0\necho \"$ip $serverid\" > {}\n",
@@ -115,23 +118,28 @@ fn dhcp_leases_an_address_across() {
     );
     fs::write(&script, text).unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    client.ns.run(&[
-        "busybox",
-        "udhcpc",
-        "-i",
-        "eth0",
-        "-f",
-        "-n",
-        "-q",
-        "-t",
-        "8",
-        "-T",
-        "1",
-        "-s",
-        &script.display().to_string(),
-    ]);
-    let leased = fs::read_to_string(&leased).expect("the client was given a lease");
-    let (address, by) = leased.trim().split_once(' ').unwrap();
+    let _ = fs::remove_file(&leased);
+    let script = script.display().to_string();
+    let udhcpc = [
+        "busybox", "udhcpc", "-i", "eth0", "-f", "-n", "-q", "-s", &script,
+    ];
+    let has_lease = client
+        .ns
+        .succeeds(&[&udhcpc[..], &["-t", "8", "-T", "1"]].concat());
+    has_lease.then(|| {
+        let leased = fs::read_to_string(&leased).expect("the client was given a lease");
+        let (address, by) = leased.trim().split_once(' ').unwrap();
+        (address.to_owned(), by.to_owned())
+    })
+}
+
+#[test]
+fn dhcp_leases_an_address_across() {
+    let lan = Lan::start();
+    let (server, client) = (&lan.a[0], &lan.b[0]);
+    let dir = lan.pair.sandbox.path();
+    let _dnsmasq = dhcp_server(server, dir, 1);
+    let (address, by) = dhcp_lease(client, dir).expect("a lease");
     assert!(address.starts_with("10.77.1.1"), "leased {address}");
     assert_eq!(by, server.v4.to_string());
 }

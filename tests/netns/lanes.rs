@@ -15,8 +15,8 @@ use crate::continuity::{assert_followed, move_to};
 use crate::frames::{Flow, Tally};
 use crate::namespace::Namespace;
 use crate::process::{eventually, millis, secs};
-use crate::topology::{Host, Pair, Plan, Settings, UDP_PORT};
-use crate::traffic::pings;
+use crate::topology::{Pair, Plan, Settings, UDP_PORT};
+use crate::traffic::{iperf, pings};
 use crate::wiretap::{Datagram, Wiretap};
 
 /// Flows of each direction: so many that every lane has some.
@@ -314,30 +314,6 @@ fn a_datagram_that_arrives_at_the_socket_of_another_lane_is_delivered() {
     }
 }
 
-/// Runs iperf3 from a host at A to one at B; returns what arrived, in bit/s.
-fn iperf(pair: &Pair, from: &Host, to: &Host, arguments: &[&str]) -> f64 {
-    let log = pair.sandbox.path().join("iperf3.log");
-    let mut server = to
-        .ns
-        .spawn(&log, &["iperf3", "--server", "--one-off", "--forceflush"]);
-    server.wait_for("listening", secs(5));
-    let target = to.v4.to_string();
-    let argv = [
-        &["iperf3", "--client", &target, "--time", "1", "--json"][..],
-        arguments,
-    ];
-    let output = from.ns.output(&argv.concat());
-    let result: serde_json::Value =
-        serde_json::from_slice(&output.stdout).expect("iperf3 prints JSON");
-    assert!(output.status.success(), "iperf3: {}", result["error"]);
-    // Two lines of text are all that a server prints at its end; the next one has a log of its own.
-    server.wait_exit(secs(5));
-    let _ = std::fs::remove_file(&log);
-    let rate = |sum: &str| result["end"][sum]["bits_per_second"].as_f64();
-    let rate = rate("sum_received").or_else(|| rate("sum"));
-    rate.expect("iperf3 says how fast it was")
-}
-
 #[test]
 fn hosts_talk_over_any_numbers_of_lanes() {
     for lanes in [[2, 2], [4, 4], [4, 1], [2, 3]] {
@@ -347,9 +323,9 @@ fn hosts_talk_over_any_numbers_of_lanes() {
             for target in [to.v4.to_string(), to.v6.to_string()] {
                 pings(from, &target, 10, 56);
             }
-            let tcp = iperf(&pair, from, to, &["--parallel", "8"]);
+            let tcp = iperf(pair.sandbox.path(), from, to, &["--parallel", "8"]);
             let udp = ["--udp", "--parallel", "4", "--bitrate", "2M"];
-            let udp = iperf(&pair, from, to, &udp);
+            let udp = iperf(pair.sandbox.path(), from, to, &udp);
             println!("{lanes:?}: TCP {tcp:.2e} bit/s, UDP {udp:.2e} bit/s");
             assert!(tcp > 5e6 && udp > 6e6, "{lanes:?}: TCP {tcp}, UDP {udp}");
         }

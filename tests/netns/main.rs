@@ -35,6 +35,7 @@ mod traffic;
 mod wiretap;
 
 mod continuity;
+mod guard;
 mod hostile;
 mod keys;
 mod lan;
@@ -44,6 +45,8 @@ mod loss;
 mod mtu;
 mod offload;
 mod soak;
+mod switch;
 mod transparency;
 mod underlay;
+mod vlan;
 mod wire;

@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use etherparse::{PacketBuilder, SlicedPacket};
 
+use crate::frames::{BROADCAST, EXPERIMENTAL, frame};
 use crate::namespace::Namespace;
-use crate::process::secs;
-use crate::topology::{DEVICE, Host, Pair, Plan, Settings, Site};
+use crate::process::{eventually, millis, secs};
+use crate::topology::{DEVICE, Host, Pair, Plan, Ports, Settings, Site};
 use crate::traffic::{BLOCK, DATAGRAMS_AT_ONCE, Ip, assert_checksums, nstat, shower, transfer};
 
 /// Both sites, some of them with the plain back-end.
@@ -65,13 +66,13 @@ fn set_features(ns: &Namespace, bits: u8) {
 }
 
 /// Packets that the tunnel's device has handed to the kernel, or got from it.
-fn packets(site: &Site, counter: &str) -> u64 {
+pub(crate) fn packets(site: &Site, counter: &str) -> u64 {
     let path = format!("/sys/class/net/{DEVICE}/statistics/{counter}");
     site.ns.run(&["cat", &path]).trim().parse().unwrap()
 }
 
 /// TCP and UDP both ways, all of it exact.
-fn assert_exact(a: &Host, b: &Host, blocks: u64) {
+pub(crate) fn assert_exact(a: &Host, b: &Host, blocks: u64) {
     for (from, to) in [(a, b), (b, a)] {
         for ip in [Ip::V4, Ip::V6] {
             transfer(from, to, ip, blocks);
@@ -84,8 +85,8 @@ fn assert_exact(a: &Host, b: &Host, blocks: u64) {
     }
 }
 
-fn assert_nothing_refused(pair: &Pair) {
-    for site in [&pair.a, &pair.b] {
+pub(crate) fn assert_nothing_refused(sites: &[&Site]) {
+    for site in sites {
         for reason in [
             "bad-offload",
             "segment-lost",
@@ -125,7 +126,7 @@ fn every_set_of_offloads_carries_every_byte() {
         }
     }
     assert_checksums(&[&pair.a.ns, &pair.b.ns, &a.ns, &b.ns]);
-    assert_nothing_refused(&pair);
+    assert_nothing_refused(&[&pair.a, &pair.b]);
 }
 
 /// Site's own machine as a host: the tunnel's device has the addresses.
@@ -158,7 +159,7 @@ fn addresses_on_the_device_carry_every_byte() {
         assert_exact(&a, &b, 8);
     }
     assert_checksums(&[&a.ns, &b.ns]);
-    assert_nothing_refused(&pair);
+    assert_nothing_refused(&[&pair.a, &pair.b]);
 }
 
 #[test]
@@ -168,7 +169,7 @@ fn a_plain_back_end_finishes_what_comes_undone() {
         let (a, b) = (pair.a.host(1), pair.b.host(1));
         assert_exact(&a, &b, 16);
         assert_checksums(&[&pair.a.ns, &pair.b.ns, &a.ns, &b.ns]);
-        assert_nothing_refused(&pair);
+        assert_nothing_refused(&[&pair.a, &pair.b]);
     }
 }
 
@@ -189,7 +190,7 @@ fn super_frames_cross_whole() {
         let came = packets(&pair.b, "rx_packets") - before;
         assert!((50..100).contains(&came), "{came} for 50 super-frames");
     }
-    assert_nothing_refused(&pair);
+    assert_nothing_refused(&[&pair.a, &pair.b]);
 }
 
 #[test]
@@ -208,7 +209,7 @@ fn segments_that_a_port_joined_cross_as_one() {
     assert!(left * 2 < segments, "{left} of {segments}");
     assert_exact(&a, &b, 16);
     assert_checksums(&[&pair.a.ns, &pair.b.ns, &a.ns, &b.ns]);
-    assert_nothing_refused(&pair);
+    assert_nothing_refused(&[&pair.a, &pair.b]);
 }
 
 #[test]
@@ -237,7 +238,7 @@ fn congestion_marks_cross() {
         b.ns.run(&["nft", "list", "counter", "inet", "counts", "reduced"]);
     assert!(!reduced.contains("packets 0 "), "{reduced}");
     assert_checksums(&[&a.ns, &b.ns]);
-    assert_nothing_refused(&pair);
+    assert_nothing_refused(&[&pair.a, &pair.b]);
 }
 
 /// A raw socket on an interface, which says of each frame what the kernel has to do.
@@ -317,10 +318,48 @@ fn pseudo_header(ip: &[u8], len: usize) -> Vec<u8> {
 
 #[test]
 fn segments_with_tags_are_cut_as_the_kernel_cuts_them() {
+    let pair = Pair::start(Plan::default());
+    assert_segments(&pair, &[0x81, 0, 0, 42]);
+}
+
+#[test]
+fn segments_whose_tag_changes_are_cut_as_the_kernel_cuts_them() {
+    let device = |device| Ports { device, peer: "" };
+    let peer = |peer| Ports { device: "", peer };
+    let dot1ad: &[u8] = &[0x88, 0xa8, 0, 200, 0x81, 0, 0, 42];
+    for (ports, tags) in [
+        (
+            device("trunk = 110\ntranslate = { 42 = 110 }"),
+            &[0x81, 0, 0, 110][..],
+        ),
+        (device("tunnel = 200"), dot1ad),
+        (peer("access = 42"), &[]),
+        (peer("trunk = 42\ntranslate = { 7 = 42 }"), &[0x81, 0, 0, 7]),
+    ] {
+        for ports in [
+            [ports, Ports::default()],
+            [
+                Ports::default(),
+                Ports {
+                    device: ports.peer,
+                    peer: ports.device,
+                },
+            ],
+        ] {
+            println!("{ports:?}");
+            let pair = Pair::start_with_ports(ports);
+            assert_segments(&pair, tags);
+        }
+    }
+}
+
+/// Super-frames of VLAN 42 from A are segments with these `tags` at B.
+fn assert_segments(pair: &Pair, tags: &[u8]) {
     const SIZE: usize = 1000;
     const TRANSPORT: usize = 18 + 20;
 
-    let pair = Pair::start(Plan::default());
+    let ip_at = 14 + tags.len();
+    let transport_at = ip_at + 20;
     let host = pair.a.host(1);
     let mut crafter = Crafter::on(&host.ns, "eth0");
     let payload: Vec<u8> = (0..20 * SIZE as u32 + 7)
@@ -354,10 +393,13 @@ fn segments_with_tags_are_cut_as_the_kernel_cuts_them() {
         let at = TRANSPORT + usize::from(offset);
         let open = sum(&pseudo_header(&frame[18..], frame.len() - TRANSPORT));
         frame[at..at + 2].copy_from_slice(&open.to_be_bytes());
+        // The one before it shows that the bridges forward.
+        connect_tagged(pair, tags);
         pair.at_b.clear();
         crafter.send(gso_type, (TRANSPORT, offset), SIZE as u16, &frame);
 
-        let is_segment = |bytes: &[u8]| bytes[12..14] == [0x81, 0];
+        let front = [tags, &[8, 0]].concat();
+        let is_segment = |bytes: &[u8]| bytes[6..12] == host.mac && bytes[12..].starts_with(&front);
         pair.at_b.wait(secs(3), |all| {
             all.iter().filter(|it| is_segment(&it.bytes)).count() == 21
         });
@@ -368,12 +410,11 @@ fn segments_with_tags_are_cut_as_the_kernel_cuts_them() {
         assert_eq!(segments.len(), 21);
         for (number, segment) in segments.iter().enumerate() {
             SlicedPacket::from_ethernet(segment).unwrap();
-            let ip = &segment[18..];
-            assert_eq!(segment[14..16], [0, 42], "the tag");
+            let ip = &segment[ip_at..];
             let id = u16::from_be_bytes([ip[4], ip[5]]);
             assert_eq!(id, 0xfffe_u16.wrapping_add(number as u16), "IP ID");
             assert_eq!(sum(&ip[..20]), 0xffff, "IP checksum");
-            let transport = &segment[TRANSPORT..];
+            let transport = &segment[transport_at..];
             let all = [&pseudo_header(ip, transport.len())[..], transport].concat();
             assert_eq!(sum(&all), 0xffff, "checksum of segment {number}");
             let sent = payload.chunks(SIZE).nth(number).unwrap();
@@ -394,5 +435,22 @@ fn segments_with_tags_are_cut_as_the_kernel_cuts_them() {
             }
         }
     }
-    assert_nothing_refused(&pair);
+    assert_nothing_refused(&[&pair.a, &pair.b]);
+}
+
+/// Waits until a frame of VLAN 42 from A is one with these `tags` at B.
+fn connect_tagged(pair: &Pair, tags: &[u8]) {
+    let sent = frame(
+        BROADCAST,
+        pair.at_a.mac,
+        &[(0x8100, 42)],
+        EXPERIMENTAL,
+        100,
+        1,
+    );
+    let came = [&sent[..12], tags, &sent[16..]].concat();
+    eventually(secs(10), "a tagged frame crosses", || {
+        pair.at_a.send(&sent);
+        pair.at_b.receives(&came, millis(50)).then_some(())
+    });
 }

@@ -210,6 +210,8 @@ pub(crate) struct Peer {
     pub(crate) endpoint: Option<String>,
     /// Base64.
     pub(crate) preshared_key: Option<String>,
+    /// Lines of `[peer.port]`.
+    pub(crate) port: &'static str,
 }
 
 /// What a test wants in a configuration, besides keys and peers.
@@ -327,6 +329,7 @@ impl Site {
             public_key: self.public_key.clone(),
             endpoint: endpoint.map(|ip| std::net::SocketAddr::new(ip, UDP_PORT).to_string()),
             preshared_key: None,
+            port: "",
         }
     }
 
@@ -359,6 +362,9 @@ impl Site {
                 let file = format!("{}-{}.psk", self.tunnel, peer.name);
                 write_secret(&self.dir.join(&file), key);
                 text += &format!("preshared-key-file = \"{file}\"\n");
+            }
+            if !peer.port.is_empty() {
+                text += &format!("[peer.port]\n{}\n", peer.port);
             }
         }
         fs::write(&self.config, text).expect("the configuration can be written");
@@ -512,6 +518,13 @@ impl Default for Plan {
     }
 }
 
+/// Lines of `[device.port]` and of `[peer.port]`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ports {
+    pub(crate) device: &'static str,
+    pub(crate) peer: &'static str,
+}
+
 /// Two sites with a cable in each bridge, joined over a router; see the picture in `main.rs`.
 pub(crate) struct Pair {
     pub(crate) at_a: Cable,
@@ -563,6 +576,28 @@ impl Pair {
         let mut pair = Self::prepare(plan);
         pair.up();
         pair.connect(secs(10));
+        pair
+    }
+
+    /// Both sites up, with these ports of their switches at A and B.
+    pub(crate) fn start_with_ports(ports: [Ports; 2]) -> Self {
+        let mut pair = Self::prepare(Plan::default());
+        let sides = [(&pair.a, &pair.b), (&pair.b, &pair.a)];
+        for ((site, other), ports) in sides.into_iter().zip(ports) {
+            let settings = Settings {
+                device: format!("[device.port]\n{}", ports.device).leak(),
+                ..pair.settings.clone()
+            };
+            let peer = Peer {
+                port: ports.peer,
+                ..other.as_peer(Some(other.uplink.v4.into()))
+            };
+            site.configure(&settings, &[peer]);
+        }
+        pair.up();
+        for site in [&pair.a, &pair.b] {
+            site.wait_state("up", secs(10));
+        }
         pair
     }
 

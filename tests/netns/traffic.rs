@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::thread;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -63,6 +64,30 @@ pub(crate) fn transfer(from: &Host, to: &Host, ip: Ip, blocks: u64) {
         }
         assert_eq!(receiver.read(&mut bytes).expect("TCP ends"), 0);
     });
+}
+
+/// Runs iperf3 for a second, with its logs in `dir`; returns what arrived, in bit/s.
+pub(crate) fn iperf(dir: &Path, from: &Host, to: &Host, arguments: &[&str]) -> f64 {
+    let log = dir.join("iperf3.log");
+    let mut server = to
+        .ns
+        .spawn(&log, &["iperf3", "--server", "--one-off", "--forceflush"]);
+    server.wait_for("listening", secs(5));
+    let target = to.v4.to_string();
+    let argv = [
+        &["iperf3", "--client", &target, "--time", "1", "--json"][..],
+        arguments,
+    ];
+    let output = from.ns.output(&argv.concat());
+    let result: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("iperf3 prints JSON");
+    assert!(output.status.success(), "iperf3: {}", result["error"]);
+    // Two lines of text are all that a server prints at its end; the next one has a log of its own.
+    server.wait_exit(secs(5));
+    let _ = std::fs::remove_file(&log);
+    let rate = |sum: &str| result["end"][sum]["bits_per_second"].as_f64();
+    let rate = rate("sum_received").or_else(|| rate("sum"));
+    rate.expect("iperf3 says how fast it was")
 }
 
 /// Counters of the kernel by name, since the namespace began.
