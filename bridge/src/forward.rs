@@ -131,7 +131,8 @@ impl Switch {
 
     /// Probes neither teach nor learn: in a loop their source would be everywhere. Own ones end here,
     /// also those of a blocked port, since they show whether the loop is still there. Those of others
-    /// go on like a broadcast, to see what is left after the cut.
+    /// go on like a broadcast, to see what is left after the cut; that a port does not let one in is
+    /// no loss, and not counted.
     fn pass_probe(
         &self,
         port: &Port,
@@ -139,18 +140,22 @@ impl Switch {
         header: &FrameHeader,
         now: Now,
     ) -> Result<Decision, DropReason> {
-        let inside = port.classify(header)?;
         port.take_probe(now)?;
-        let (egress, kind) = if self.own_probe_mac == Some(header.src) {
-            (Egress::Nowhere, Kind::OwnProbe)
-        } else {
-            port.check_open(now.seconds)?;
-            (self.flood(ingress), Kind::Probe)
-        };
-        Ok(Decision {
+        let is_own = self.own_probe_mac == Some(header.src);
+        let decision = |egress, inside, kind| Decision {
             egress,
             inside,
             kind,
+        };
+        Ok(match port.classify(header) {
+            Ok(inside) if is_own => decision(Egress::Nowhere, inside, Kind::OwnProbe),
+            Ok(inside) if port.check_open(now.seconds).is_ok() => {
+                decision(self.flood(ingress), inside, Kind::Probe)
+            }
+            _ => {
+                let nowhere = Inside::untagged(Vid::UNTAGGED);
+                decision(Egress::Nowhere, nowhere, Kind::Data)
+            }
         })
     }
 
@@ -666,8 +671,8 @@ mod tests {
             let inside = Inside::untagged(Vid::UNTAGGED);
             assert_eq!(switch.leave(TAP, inside, PEER_1), leaves, "{blocked}");
 
-            let probed = if blocked { Err(PortBlocked) } else { Ok(Flood) };
-            assert_eq!(at(&switch, PEER_1, &probe, 0), probed, "{blocked}");
+            let probed = if blocked { Egress::Nowhere } else { Flood };
+            assert_eq!(at(&switch, PEER_1, &probe, 0), Ok(probed), "{blocked}");
             let decision = switch.forward(TAP, &probe, 1, Now::default()).unwrap();
             let left = switch.leave(TAP, decision.inside, PEER_1);
             assert_eq!(left, leaves, "{blocked}");

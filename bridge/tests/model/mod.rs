@@ -321,21 +321,25 @@ impl Model {
     }
 
     fn pass_probe(&mut self, ingress: PortId, frame: &Frame) -> Result<Outcome, DropReason> {
-        let now_us = self.now_us;
+        let (now_us, now_s) = (self.now_us, self.now_s());
         let port = &mut self.ports[usize::from(ingress.0)];
-        let shown = port.spec.vlans.enter(frame)?;
         port.probes.take(1, now_us, DropReason::ProbeLimited)?;
-        if self.own_probe_mac == Some(frame.src) {
-            return Ok(self.copies(frame, shown, Kind::OwnProbe, Vec::new(), true));
-        }
-        let now_s = self.now_s();
-        let port = &mut self.ports[usize::from(ingress.0)];
         port.open_if_due(now_s);
-        if port.blocked || port.bpdu_until_s.is_some() {
-            return Err(DropReason::PortBlocked);
+        let is_open = !port.blocked && port.bpdu_until_s.is_none();
+        let is_own = self.own_probe_mac == Some(frame.src);
+        let entered = self.ports[usize::from(ingress.0)].spec.vlans.enter(frame);
+        match entered {
+            Ok(shown) if is_own => Ok(self.copies(frame, shown, Kind::OwnProbe, vec![], true)),
+            Ok(shown) if is_open => {
+                let egresses = self.neighbours_of(ingress);
+                Ok(self.copies(frame, shown, Kind::Probe, egresses, false))
+            }
+            _ => Ok(Outcome {
+                vid: 0,
+                kind: Kind::Data,
+                copies: BTreeMap::new(),
+            }),
         }
-        let egresses = self.neighbours_of(ingress);
-        Ok(self.copies(frame, shown, Kind::Probe, egresses, false))
     }
 
     fn learn(&mut self, ingress: PortId, vid: u16, src: MacAddr) -> Result<(), DropReason> {
