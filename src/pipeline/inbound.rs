@@ -741,10 +741,12 @@ impl Exit<'_> {
             self.shared.show(decision.kind, ingress, head, rest);
         }
         match decision.egress {
-            Egress::Port(PortId::TAP) => {
-                let edit = leave(PortId::TAP)?;
-                self.write(edit, frame)
-            }
+            Egress::Port(PortId::TAP) => match leave(PortId::TAP) {
+                Ok(edit) => self.write(edit, frame),
+                // Nobody misses it.
+                Err(_) if decision.kind == Kind::Probe => Ok(()),
+                Err(reason) => Err(reason.into()),
+            },
             Egress::Port(port) => {
                 let edit = leave(port)?;
                 self.pass_on([(port, edit)].into_iter(), frame);
