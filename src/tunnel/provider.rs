@@ -43,8 +43,9 @@ use crate::{
 
 /// The least MTU of IPv6 (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
-/// An Ethernet header and two VLAN tags: what a frame has beside its payload.
-const FRAME_OVERHEAD: u32 = 14 + 2 * 4;
+/// What a frame has beside its payload: an Ethernet header and two VLAN tags, and between the sites
+/// perhaps one more, of a port that is a QinQ tunnel.
+const FRAME_OVERHEAD: u32 = 14 + 3 * 4;
 
 /// A tunnel as a configuration file describes it.
 pub struct TunnelProvider {
