@@ -27,6 +27,7 @@
 
 mod cable;
 mod frames;
+mod mesh;
 mod namespace;
 mod process;
 mod splice;
@@ -41,6 +42,7 @@ mod keys;
 mod lan;
 mod lanes;
 mod lifecycle;
+mod loops;
 mod loss;
 mod mtu;
 mod offload;

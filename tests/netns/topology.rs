@@ -241,6 +241,8 @@ impl Default for Settings {
 /// A place with a bridge, an uplink, and a patchcord that joins the two.
 pub(crate) struct Site {
     pub(crate) tunnel: String,
+    pub(crate) device: &'static str,
+    udp_port: u16,
     pub(crate) public_key: String,
     pub(crate) config: PathBuf,
     pub(crate) uplink: Uplink,
@@ -261,6 +263,25 @@ impl Site {
              link set {BRIDGE} addrgenmode none\nlink set {BRIDGE} up"
         ));
         let tunnel = format!("t{n}-{}", sandbox.id);
+        Self::with_tunnel(sandbox, tunnel, DEVICE, UDP_PORT, uplink, n, ns)
+    }
+
+    /// A second tunnel of the same place, into the same bridge.
+    pub(crate) fn beside(&self, sandbox: &Sandbox) -> Self {
+        let tunnel = format!("t{}b-{}", self.n, sandbox.id);
+        let (uplink, ns) = (self.uplink, Arc::clone(&self.ns));
+        Self::with_tunnel(sandbox, tunnel, "pc1", UDP_PORT + 1, uplink, self.n, ns)
+    }
+
+    fn with_tunnel(
+        sandbox: &Sandbox,
+        tunnel: String,
+        device: &'static str,
+        udp_port: u16,
+        uplink: Uplink,
+        n: u8,
+        ns: Arc<Namespace>,
+    ) -> Self {
         let private_key = patchcord(&["genkey"], "");
         let public_key = patchcord(&["pubkey"], &private_key).trim().to_owned();
         let dir = sandbox.path().to_owned();
@@ -268,6 +289,8 @@ impl Site {
         let config = dir.join(format!("{tunnel}.toml"));
         Self {
             tunnel,
+            device,
+            udp_port,
             public_key,
             config,
             uplink,
@@ -327,7 +350,7 @@ impl Site {
         Peer {
             name: format!("site{}", self.n),
             public_key: self.public_key.clone(),
-            endpoint: endpoint.map(|ip| std::net::SocketAddr::new(ip, UDP_PORT).to_string()),
+            endpoint: endpoint.map(|ip| std::net::SocketAddr::new(ip, self.udp_port).to_string()),
             preshared_key: None,
             port: "",
         }
@@ -343,7 +366,10 @@ impl Site {
         } = settings;
         let end = match nic {
             Some(nic) => format!("nic = \"{nic}\""),
-            None => format!("name = \"{DEVICE}\"\nmtu = {overlay_mtu}\nbridge = \"{BRIDGE}\""),
+            None => format!(
+                "name = \"{}\"\nmtu = {overlay_mtu}\nbridge = \"{BRIDGE}\"",
+                self.device
+            ),
         };
         let mut text = format!(
             "[tunnel]\nprivate-key-file = \"{}.key\"\nlisten = \"{listen}\"\n{tunnel}\n\
