@@ -27,6 +27,11 @@ struct Wire<T> {
 impl<T> Wire<T> {
     /// The program runs at both ends.
     fn start(plug: impl Fn(&Site) -> T) -> Self {
+        Self::start_with("", plug)
+    }
+
+    /// The same, with further lines behind `[device]`.
+    fn start_with(further: &'static str, plug: impl Fn(&Site) -> T) -> Self {
         let sandbox = Sandbox::new();
         let internet = Router::internet(&sandbox);
         let sites = [1, 2].map(|n| Site::new(&sandbox, &internet, n, 1500));
@@ -39,6 +44,7 @@ impl<T> Wire<T> {
         };
         let settings = Settings {
             nic: Some(NIC),
+            device: further,
             ..Settings::default()
         };
         let [a, b] = &wire.sites;
@@ -195,8 +201,8 @@ fn frames_that_the_far_nic_does_not_take_are_counted() {
 }
 
 /// A host at each NIC.
-fn hosts() -> Wire<Host> {
-    let wire = Wire::start(|site| site.host_at(1, NIC));
+fn hosts(further: &'static str) -> Wire<Host> {
+    let wire = Wire::start_with(further, |site| site.host_at(1, NIC));
     let [a, b] = &wire.at;
     eventually(secs(10), "neighbours know each other", || {
         let ping = ["ping", "-c1", "-W1", &b.v4.to_string()].map(str::to_owned);
@@ -208,7 +214,7 @@ fn hosts() -> Wire<Host> {
 
 #[test]
 fn hosts_talk_over_a_wire_and_super_frames_cross_whole() {
-    let wire = hosts();
+    let wire = hosts("");
     let [a, b] = &wire.at;
     pings(a, &b.v4.to_string(), 20, 1472);
     pings(b, &a.v6.to_string(), 20, 1452);
@@ -246,6 +252,24 @@ fn hosts_talk_over_a_wire_and_super_frames_cross_whole() {
 }
 
 #[test]
+fn several_lanes_share_a_nic() {
+    let wire = hosts("[pipeline]\nlanes = 3");
+    let [a, b] = &wire.at;
+    for (from, to) in [(a, b), (b, a)] {
+        for ip in [Ip::V4, Ip::V6] {
+            transfer(from, to, ip, 64);
+            let numbers = shower(from, to, ip, 10);
+            let all_in_order = numbers.into_iter().eq(0..10 * DATAGRAMS_AT_ONCE);
+            assert!(all_in_order, "every datagram, in order, once");
+        }
+    }
+    assert_checksums(&[&a.ns, &b.ns]);
+    for site in &wire.sites {
+        assert_eq!(site.status().core_plan.lanes, 3);
+    }
+}
+
+#[test]
 fn what_a_bridge_says_to_bridges_arrives_at_the_far_end() {
     // The kernel's own spanning tree, at one end. It hears of others in the first namespace only.
     let plug = |site: &Site| match site.uplink.v4.octets()[2] {
@@ -278,7 +302,7 @@ fn what_a_bridge_says_to_bridges_arrives_at_the_far_end() {
 
 #[test]
 fn a_nic_that_goes_down_comes_back_and_one_that_is_gone_ends_the_tunnel() {
-    let mut wire = hosts();
+    let mut wire = hosts("");
     let [a, b] = &wire.at;
     for _ in 0..2 {
         wire.sites[0].ns.ip("link set eth7 down");
