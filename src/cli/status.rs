@@ -48,16 +48,18 @@ pub(super) fn page(status: &Status) -> String {
     if !ports.is_empty() {
         sections.push(format!("ports\n{}", table("  ", ports)));
     }
+    if !status.groups.is_empty() {
+        let rows = status.groups.iter().map(|group| {
+            let ports = group.ports.join(", ");
+            vec![group.group.clone(), vlan(group.vid), ports]
+        });
+        sections.push(format!("groups\n{}", table("  ", rows.collect())));
+    }
     if !status.fdb.is_empty() {
         let rows = status.fdb.iter().map(|entry| {
-            let vid = if entry.vid == 0 {
-                "untagged".into()
-            } else {
-                format!("VID {}", entry.vid)
-            };
             vec![
                 entry.mac.clone(),
-                vid,
+                vlan(entry.vid),
                 entry.port.clone(),
                 ago(f64::from(entry.age_s)),
             ]
@@ -65,6 +67,13 @@ pub(super) fn page(status: &Status) -> String {
         sections.push(format!("addresses\n{}", table("  ", rows.collect())));
     }
     sections.join("\n")
+}
+
+fn vlan(vid: u16) -> String {
+    match vid {
+        0 => "untagged".into(),
+        vid => format!("VID {vid}"),
+    }
 }
 
 /// A port that there is something to say about.
@@ -342,7 +351,7 @@ fn age(seconds: f64) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use patchcord::control::message::{CorePlanStatus, FdbStatus, ThreadStatus};
+    use patchcord::control::message::{CorePlanStatus, FdbStatus, GroupStatus, ThreadStatus};
 
     use super::*;
 
@@ -430,6 +439,9 @@ drops
 ports
   tap     refused: broadcast-limited 12 345
   site-b  blocked 1m 1s ago: a loop with tap in VLAN 10; 70 probes came back, opens in 9s if no more do
+
+groups
+  239.1.2.3  VID 10  tap, site-b
 
 addresses
   02:00:00:00:00:01  untagged  tap     3s ago
@@ -553,6 +565,11 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
                 },
             ],
             drops: BTreeMap::from([("bad-tag".into(), 7), ("replayed".into(), 1000)]),
+            groups: vec![GroupStatus {
+                vid: 10,
+                group: "239.1.2.3".into(),
+                ports: vec!["tap".into(), "site-b".into()],
+            }],
             fdb: vec![
                 fdb(0, "02:00:00:00:00:01", "tap", 3),
                 fdb(100, "02:00:00:00:00:02", "site-b", 0),

@@ -116,8 +116,22 @@ pub struct Status {
     /// The ports of the switch: the TAP, then the peers.
     #[serde(default)]
     pub ports: Vec<PortStatus>,
+    /// The multicast groups that somebody wants, where the switch snoops; at most 1000.
+    #[serde(default)]
+    pub groups: Vec<GroupStatus>,
     /// The addresses the switch has learned.
     pub fdb: Vec<FdbStatus>,
+}
+
+/// A multicast group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// 0 is no VLAN.
+    pub vid: u16,
+    /// Its address.
+    pub group: String,
+    /// The ports that want it: `tap`, or peers' names.
+    pub ports: Vec<String>,
 }
 
 /// A port of the switch.
@@ -170,6 +184,7 @@ pub struct DeviceStatus {
     /// `vnet` (own back-end with the virtio header), `plain` (tun-tap) or `packet` (a NIC).
     pub backend: String,
     /// What is between it and the peers: `switch` or `wire`.
+    #[serde(default)]
     pub mode: String,
     /// Whether the device was there before and will stay.
     pub adopted: bool,
@@ -374,6 +389,11 @@ mod tests {
                         port: "tap".to_owned(),
                         blocked: (number % 2 == 0).then_some(BlockStatus::Bpdu),
                         refused: drops.clone(),
+                    }],
+                    groups: vec![GroupStatus {
+                        vid: 7,
+                        group: "239.1.2.3".to_owned(),
+                        ports: drops.keys().cloned().collect(),
                     }],
                     drops,
                     fdb: fdb

@@ -184,6 +184,7 @@ impl ControlTask {
                 Event::PeerDown(port) => {
                     info!(peer = self.name(port), "peer is down");
                     self.shared.switch.fdb().forget_port(port);
+                    self.shared.tell_gone(port);
                 }
                 Event::PeerMoved(port, to) => self.log_moved(port, to),
                 Event::NoAnswer(port) => warn!(
@@ -368,7 +369,7 @@ impl ControlTask {
 
     fn ports(&self) -> Vec<PortView> {
         let now_us = self.shared.clock.now().micros;
-        let loops = self.shared.loops();
+        let loops = self.shared.slow_view().loops;
         let switch = &self.shared.switch;
         let view = |port: PortId| PortView {
             blocked_by_loop: loops.iter().find(|blocked| blocked.port == port).copied(),
@@ -399,6 +400,7 @@ impl ControlTask {
             ],
             drops: self.shared.total_drops(),
             ports: self.ports(),
+            groups: self.shared.slow_view().groups,
             fdb: fdb
                 .map(|entry| (entry.vid.value(), entry.mac, entry.port.0, entry.age_s))
                 .collect(),

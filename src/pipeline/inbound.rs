@@ -24,7 +24,9 @@ use super::{
     offload::{Leaving, SIGNAL_BYTES, Signal, TAG_BYTES},
     portion::Slot,
     precedence::Precedence,
-    shared::{CONTROL_BYTES, Notice, Shared, Stopped, TablesCache, drop_reason_of_write},
+    shared::{
+        CONTROL_BYTES, GroupsCache, Notice, Shared, Stopped, TablesCache, drop_reason_of_write,
+    },
 };
 use crate::{
     io::{
@@ -309,6 +311,7 @@ impl ControlRate {
 pub(super) struct Delivery {
     shared: Arc<Shared>,
     tables: TablesCache,
+    groups: GroupsCache,
     /// The snapshot that `lanes` was last swept for.
     swept_for: Arc<Tables>,
     lanes: HashMap<(SessionIndex, Lane), LaneState, IndexHash>,
@@ -345,6 +348,7 @@ impl Delivery {
         let dispatch = outlet.map(|(lane, outlet)| Dispatch::new(drops.clone(), lane, outlet));
         Self {
             tables: shared.subscribe(),
+            groups: shared.subscribe_groups(),
             swept_for: Arc::default(),
             lanes: HashMap::default(),
             drops,
@@ -534,6 +538,7 @@ impl Delivery {
         let mut exit = Exit {
             shared: &self.shared,
             tables,
+            groups: &mut self.groups,
             drops: &self.drops,
             tap: &self.tap,
             dispatch: self.dispatch.as_mut(),
@@ -564,6 +569,7 @@ impl Delivery {
         let mut exit = Exit {
             shared: &self.shared,
             tables,
+            groups: &mut self.groups,
             drops: &self.drops,
             tap: &self.tap,
             dispatch: self.dispatch.as_mut(),
@@ -609,6 +615,7 @@ struct Arrival {
 struct Exit<'a> {
     shared: &'a Shared,
     tables: &'a Tables,
+    groups: &'a mut GroupsCache,
     drops: &'a Drops,
     tap: &'a TapQueue,
     dispatch: Option<&'a mut Dispatch>,
@@ -738,9 +745,14 @@ impl Exit<'_> {
         let leave = |port| switch.leave(ingress, decision.inside, port);
         if decision.kind != Kind::Data {
             let Leaving { head, rest, .. } = frame;
-            self.shared.show(decision.kind, ingress, head, rest);
+            if self.shared.show(ingress, &decision, head, rest) {
+                return Ok(());
+            }
         }
+        let wanted = self.groups.egress(decision.inside.vid, frame.head);
         match decision.egress {
+            // Somebody elsewhere wants it, or nobody.
+            Egress::Port(port) if wanted.is_some_and(|wanted| !wanted.contains(port)) => Ok(()),
             Egress::Port(PortId::TAP) => match leave(PortId::TAP) {
                 Ok(edit) => self.write(edit, frame),
                 // Nobody misses it.
@@ -754,12 +766,14 @@ impl Exit<'_> {
             }
             Egress::Flood => {
                 // That a port has not the frame's VLAN is no loss.
+                let wanted = wanted.cloned();
+                let leave = |port: PortId| {
+                    let is_wanted = wanted.as_ref().is_none_or(|wanted| wanted.contains(port));
+                    is_wanted.then(|| leave(port).ok()).flatten()
+                };
                 let edit = leave(PortId::TAP);
                 let peers = (1..=self.tables.routes.len() as u16).map(PortId);
-                self.pass_on(
-                    peers.filter_map(|port| Some((port, leave(port).ok()?))),
-                    frame,
-                );
+                self.pass_on(peers.filter_map(|port| Some((port, leave(port)?))), frame);
                 edit.map_or(Ok(()), |edit| self.write(edit, frame))
             }
             Egress::Nowhere => Ok(()),

@@ -38,7 +38,7 @@ use std::{
     time::Duration,
 };
 
-use patchcord_bridge::{MacAddr, Switch, SwitchConfig, loops::Blocked};
+use patchcord_bridge::{MacAddr, Switch, SwitchConfig, loops::Blocked, membership::GroupEntry};
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
@@ -49,7 +49,7 @@ use self::{
     outbound::Outbound,
     plan::{CorePlan, PlanRequest, numbered},
     shared::{Emissions, HANDSHAKES, NOTICES, Shared, ToControl},
-    slow_path::{Probes, SIGHTINGS, SlowPath},
+    slow_path::{Duties, Probes, SIGHTINGS, SlowPath},
 };
 use crate::{
     control::message::Rates,
@@ -131,6 +131,8 @@ pub struct EngineView {
     pub drops: Vec<(DropReason, u64)>,
     /// The ports of the switch, the TAP first, then the peers.
     pub ports: Vec<PortView>,
+    /// The multicast groups that somebody wants, of which there may be more.
+    pub groups: Vec<GroupEntry>,
     /// What the switch has learned: VLAN, address, port (0 is the TAP), seconds since it was seen.
     pub fdb: Vec<(u16, MacAddr, u16, u32)>,
 }
@@ -212,8 +214,9 @@ impl Engine {
             .unzip();
         let node = Node::new(config.node, settings, clock::now());
         let mac1 = Mac1Check::new(&node.public_key());
-        let probes = config.loop_guard.then(Probes::random);
+        let probes = (config.loop_guard && !config.wire).then(Probes::random);
         config.switch.own_probe_mac = probes.as_ref().map(|probes| probes.source);
+        let mut duties = Duties::of(&config.switch, config.querier, !config.wire);
         let switch = Switch::new(config.switch, hash_key());
         let to_control = ToControl {
             notices: notices_in,
@@ -225,7 +228,8 @@ impl Engine {
         let local_addr = sockets[0].local_addr()?;
         let socket = sockets[0].try_clone()?;
 
-        let slow_path = SlowPath::new(shared.clone(), queues[0].clone(), ranked, probes);
+        duties.loops = probes;
+        let slow_path = SlowPath::new(shared.clone(), queues[0].clone(), ranked, duties);
         let mut threads = Threads {
             plan: &plan,
             shared: &shared,

@@ -20,7 +20,7 @@ use super::{
     offload::{self, Signal},
     portion::{Portion, Slot},
     precedence::Precedence,
-    shared::{Emissions, Shared, Stopped, TablesCache},
+    shared::{Emissions, GroupsCache, Shared, Stopped, TablesCache},
     slow_path::Emission,
 };
 use crate::{
@@ -37,6 +37,7 @@ use crate::{
 pub(super) struct Outbound {
     shared: Arc<Shared>,
     tables: TablesCache,
+    groups: GroupsCache,
     drops: Arc<Drops>,
     tap: Arc<TapQueue>,
     dispatch: Dispatch,
@@ -60,6 +61,7 @@ impl Outbound {
         let drops = shared.new_drops();
         Self {
             tables: shared.subscribe(),
+            groups: shared.subscribe_groups(),
             dispatch: Dispatch::new(drops.clone(), lane, outlet),
             drops,
             shared,
@@ -160,8 +162,8 @@ impl Outbound {
             .shared
             .switch
             .forward(PortId::TAP, frame, segments, now)?;
-        if decision.kind != Kind::Data {
-            self.shared.show(decision.kind, PortId::TAP, frame, &[]);
+        if decision.kind != Kind::Data && self.shared.show(PortId::TAP, &decision, frame, &[]) {
+            return Ok(());
         }
         self.send(tables, decision, slot, open)
     }
@@ -182,7 +184,12 @@ impl Outbound {
                     .push_edited(tables, port, edit, &mut slot, open);
             }
             Egress::Flood => {
+                let wanted = self.groups.egress(decision.inside.vid, slot.frame());
+                let wanted = wanted.cloned();
                 for port in (1..=tables.routes.len() as u16).map(PortId) {
+                    if wanted.as_ref().is_some_and(|wanted| !wanted.contains(port)) {
+                        continue;
+                    }
                     // That a port has not the frame's VLAN is no loss.
                     if let Ok(edit) = leave(port) {
                         self.dispatch

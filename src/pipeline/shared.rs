@@ -9,7 +9,11 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Cache};
-use patchcord_bridge::{Kind, PortId, Switch, loops::Blocked};
+use patchcord_bridge::{
+    Decision, FrameHeader, Kind, PortId, PortSet, Switch, Vid,
+    loops::Blocked,
+    membership::{GroupEntry, GroupTable},
+};
 use tokio::sync::mpsc;
 
 use super::{
@@ -126,7 +130,28 @@ pub(super) struct Shared {
     emissions: crossbeam_channel::Sender<Emission>,
     /// There are emissions.
     emission_waker: Waker,
-    loops: Mutex<Vec<Blocked>>,
+    groups: Arc<ArcSwap<GroupTable>>,
+    slow_view: Mutex<SlowView>,
+}
+
+/// What the slow path tells people.
+#[derive(Clone, Default)]
+pub(super) struct SlowView {
+    /// The ports that are blocked for loops.
+    pub(super) loops: Vec<Blocked>,
+    pub(super) groups: Vec<GroupEntry>,
+}
+
+/// A thread's view of who wants which multicast.
+pub(super) struct GroupsCache(Cache<Arc<ArcSwap<GroupTable>>, Arc<GroupTable>>);
+
+impl GroupsCache {
+    /// The ports that a flooded frame may leave by, `None` for all.
+    pub(super) fn egress(&mut self, vid: Vid, frame: &[u8]) -> Option<&PortSet> {
+        let is_group = frame.first().is_some_and(|first| first & 1 == 1);
+        let table = is_group.then(|| self.0.load())?;
+        table.egress(vid, frame, FrameHeader::ADDRESSES)
+    }
 }
 
 /// The ways from the data threads to the control thread.
@@ -167,21 +192,39 @@ impl Shared {
             to_control,
             emissions,
             emission_waker,
-            loops: Mutex::default(),
+            groups: Arc::default(),
+            slow_view: Mutex::default(),
         };
         Ok((shared, Emissions { receiver, waker }))
     }
 
-    /// Shows a frame, in two parts, to the slow path; it does without if it is behind.
-    pub(super) fn show(&self, kind: Kind, port: PortId, front: &[u8], rest: &[u8]) {
-        match self.to_control.sightings.try_reserve() {
-            Ok(place) => place.send(Sighting {
-                kind,
-                port,
-                frame: [front, rest].concat().into(),
-            }),
-            Err(_) => self.unheard.count(DropReason::SlowPathFull),
-        }
+    /// Shows a frame, in two parts, to the slow path. True if that takes care of it from now on; it
+    /// does without if it is behind.
+    pub(super) fn show(
+        &self,
+        ingress: PortId,
+        decision: &Decision,
+        front: &[u8],
+        rest: &[u8],
+    ) -> bool {
+        let Ok(place) = self.to_control.sightings.try_reserve() else {
+            self.unheard.count(DropReason::SlowPathFull);
+            return false;
+        };
+        let is_group = front.first().is_some_and(|first| first & 1 == 1);
+        place.send(Sighting::Frame {
+            kind: decision.kind,
+            ingress,
+            inside: decision.inside,
+            frame: [front, rest].concat().into(),
+        });
+        // A question that may have an answer here.
+        decision.kind == Kind::Neighbour && is_group
+    }
+
+    /// Tells the slow path that a peer is down; it finds out by itself, but later.
+    pub(super) fn tell_gone(&self, port: PortId) {
+        let _ = self.to_control.sightings.try_send(Sighting::Gone(port));
     }
 
     /// Has a frame of our own sent to a peer.
@@ -192,15 +235,24 @@ impl Shared {
         }
     }
 
-    /// The ports that are blocked for loops, for people.
-    pub(super) fn report_loops(&self, loops: Vec<Blocked>) {
-        *self.loops.lock().unwrap_or_else(PoisonError::into_inner) = loops;
+    pub(super) fn set_slow_view(&self, view: SlowView) {
+        *self
+            .slow_view
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = view;
     }
 
-    /// What was reported last.
-    pub(super) fn loops(&self) -> Vec<Blocked> {
-        let loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
-        loops.clone()
+    pub(super) fn slow_view(&self) -> SlowView {
+        let view = self.slow_view.lock();
+        view.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_groups(&self, groups: GroupTable) {
+        self.groups.store(Arc::new(groups));
+    }
+
+    pub(super) fn subscribe_groups(&self) -> GroupsCache {
+        GroupsCache(Cache::new(self.groups.clone()))
     }
 
     pub(super) fn subscribe(&self) -> TablesCache {

@@ -10,16 +10,27 @@
 //! ways are bounded: what does not fit is lost, as anywhere on Ethernet. Runs as a task beside the
 //! control task.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use patchcord_bridge::{
-    Inside, Kind, MacAddr, PortId, Vid,
+    FrameHeader, Inside, Kind, MacAddr, PortId, SwitchConfig, Vid,
     loops::{Cause, LoopGuard, NodeId, Verdict},
+    membership::{Querier, QueryFrame, Snooping, SnoopingConfig},
+    neighbours::{Neighbours, NeighboursConfig},
 };
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{clock, portion::Slot, shared::Shared};
+use super::{
+    clock,
+    portion::Slot,
+    shared::{Shared, SlowView},
+};
 use crate::{
     crypto::{self, mac},
     io::tap::{TapQueue, VnetHeader},
@@ -30,14 +41,23 @@ use crate::{
 pub(super) const SIGHTINGS: usize = 256;
 /// Frames that wait to be sent to peers.
 pub(super) const EMISSIONS: usize = 256;
+/// Groups that people are told of.
+const GROUPS_SHOWN: usize = 1000;
+const ADDRESSES: usize = FrameHeader::ADDRESSES;
 /// How often the VLANs in use are looked up, and blocks are checked.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// A frame that a data thread has shown.
-pub(super) struct Sighting {
-    pub(super) kind: Kind,
-    pub(super) port: PortId,
-    pub(super) frame: Box<[u8]>,
+/// What the slow path is shown or told.
+pub(super) enum Sighting {
+    /// A frame that came by a port.
+    Frame {
+        kind: Kind,
+        ingress: PortId,
+        inside: Inside,
+        frame: Box<[u8]>,
+    },
+    /// There is nobody behind this port any more.
+    Gone(PortId),
 }
 
 /// A frame of our own for a peer.
@@ -57,14 +77,75 @@ pub(super) struct Probes {
 impl Probes {
     /// Of a node that is new to everybody.
     pub(super) fn random() -> Self {
-        let [mut source @ .., _, _] = random();
-        // Locally administered, and a station.
-        source[0] = source[0] & 0xfc | 0x02;
         Self {
             node: NodeId(u64::from_ne_bytes(random())),
-            source: MacAddr(source),
+            source: random_mac(),
         }
     }
+}
+
+/// What there is to do.
+#[derive(Default)]
+pub(super) struct Duties {
+    /// Look for loops.
+    pub(super) loops: Option<Probes>,
+    /// Learn who wants which multicast.
+    snooping: Option<SnoopingConfig>,
+    /// Answer for others.
+    neighbours: Option<NeighboursConfig>,
+}
+
+impl Duties {
+    /// What the ports of a switch ask for, loops aside.
+    pub(super) fn of(switch: &SwitchConfig, is_querier: bool, has_switch: bool) -> Self {
+        if !has_switch {
+            return Self::default();
+        }
+        let ports = || (0..).map(PortId).zip(&switch.ports);
+        let is_snooping = is_querier || ports().any(|(_, port)| port.multicast_snooping);
+        let suppresses = ports().any(|(_, port)| port.neighbour_suppression);
+        let deaf = ports().filter(|(_, port)| !port.multicast_snooping);
+        let snooping = SnoopingConfig {
+            ports: switch.ports.len() as u16,
+            mesh: !switch.hub,
+            // Nobody hears what is wanted there, so all of it is.
+            router_ports: deaf.map(|(port, _)| port).collect(),
+            querier: is_querier.then(querier),
+            ..SnoopingConfig::default()
+        };
+        let neighbours = NeighboursConfig {
+            mesh: !switch.hub,
+            ageing_s: switch.ageing_s,
+            ..NeighboursConfig::default()
+        };
+        Self {
+            loops: None,
+            snooping: is_snooping.then_some(snooping),
+            neighbours: suppresses.then_some(neighbours),
+        }
+    }
+}
+
+/// Asks from no IPv4 address, so that any other querier is preferred (RFC 4541 section 2.1.1), and
+/// from the link-local IPv6 address of a station that nobody else is (RFC 4291 appendix A).
+fn querier() -> Querier {
+    let MacAddr([a, b, c, d, e, f]) = random_mac();
+    let interface = [a ^ 0x02, b, c, 0xff, 0xfe, d, e, f];
+    let link_local = 0xfe80_u128 << 112 | u128::from(u64::from_be_bytes(interface));
+    Querier {
+        mac: MacAddr([a, b, c, d, e, f]),
+        ipv4: Ipv4Addr::UNSPECIFIED,
+        ipv6: Ipv6Addr::from_bits(link_local),
+        vlans: vec![Vid::UNTAGGED],
+        interval_s: 125,
+    }
+}
+
+/// Locally administered, and a station's.
+fn random_mac() -> MacAddr {
+    let [mut mac @ .., _, _] = random();
+    mac[0] = mac[0] & 0xfc | 0x02;
+    MacAddr(mac)
 }
 
 fn random() -> [u8; 8] {
@@ -84,29 +165,38 @@ pub(super) struct SlowPath {
     /// By port: of two peers the one of higher rank is blocked. All nodes agree on it.
     ranks: Vec<u64>,
     loops: Option<LoopGuard<Authenticate>>,
+    snooping: Option<Snooping>,
+    neighbours: Option<Neighbours>,
     scratch: Vec<u8>,
 }
 
 impl SlowPath {
-    /// `ranks` are those of the peers, as all nodes know them. Without `probes` loops are not looked
-    /// for.
+    /// Peers have ranks, on which all nodes agree.
     pub(super) fn new(
         shared: Arc<Shared>,
         tap: Arc<TapQueue>,
         peers: Vec<(String, u64)>,
-        probes: Option<Probes>,
+        duties: Duties,
     ) -> Self {
         let (names, ranks) = [("TAP".to_owned(), 0)].into_iter().chain(peers).unzip();
         let mut key = [0; 32];
         crypto::random(&mut key);
         let authenticate: Authenticate = Box::new(move |message| mac::mac(&key, message));
+        let now_s = shared.clock.now().seconds;
+        let Duties {
+            loops,
+            snooping,
+            neighbours,
+        } = duties;
         Self {
             drops: shared.new_drops(),
             shared,
             tap,
             names,
             ranks,
-            loops: probes.map(|probes| LoopGuard::new(probes.node, probes.source, authenticate)),
+            loops: loops.map(|probes| LoopGuard::new(probes.node, probes.source, authenticate)),
+            snooping: snooping.map(|config| Snooping::new(config, now_s)),
+            neighbours: neighbours.map(Neighbours::new),
             scratch: Vec::new(),
         }
     }
@@ -137,16 +227,72 @@ impl SlowPath {
     }
 
     fn see(&mut self, sighting: &Sighting) {
-        let now_us = self.now_us();
-        let Sighting { kind, port, frame } = sighting;
-        match (kind, &mut self.loops) {
-            (Kind::OwnProbe, Some(loops)) => {
-                if let Some(verdict) = loops.returned(*port, frame, now_us) {
+        let (kind, ingress, inside, frame) = match sighting {
+            Sighting::Frame {
+                kind,
+                ingress,
+                inside,
+                frame,
+            } => (*kind, *ingress, *inside, frame),
+            Sighting::Gone(port) => return self.forget(*port),
+        };
+        let now = self.shared.clock.now();
+        match kind {
+            Kind::OwnProbe => {
+                let loops = self.loops.as_mut();
+                let verdict = loops.and_then(|loops| loops.returned(ingress, frame, now.micros));
+                if let Some(verdict) = verdict {
                     self.carry_out(verdict);
                 }
             }
-            (Kind::Probe, Some(loops)) => loops.heard(*port, frame, now_us),
-            _ => {}
+            Kind::Probe => {
+                if let Some(loops) = &mut self.loops {
+                    loops.heard(ingress, frame, now.micros);
+                }
+            }
+            Kind::Membership => {
+                if let Some(snooping) = &mut self.snooping {
+                    snooping.handle(ingress, inside.vid, frame, ADDRESSES, now.seconds);
+                }
+            }
+            Kind::Neighbour => self.see_neighbour(ingress, inside, frame, now.seconds),
+            Kind::Data => {}
+        }
+    }
+
+    fn forget(&mut self, port: PortId) {
+        if let Some(snooping) = &mut self.snooping {
+            snooping.forget_port(port);
+        }
+        if let Some(neighbours) = &mut self.neighbours {
+            neighbours.forget_port(port);
+        }
+    }
+
+    /// A question to all waits for this: it is answered here, or goes on.
+    fn see_neighbour(&mut self, ingress: PortId, inside: Inside, frame: &[u8], now_s: u32) {
+        let Some(neighbours) = &mut self.neighbours else {
+            return;
+        };
+        neighbours.learn(ingress, inside.vid, frame, ADDRESSES, now_s);
+        let is_group = frame.first().is_some_and(|first| first & 1 == 1);
+        if !is_group {
+            return;
+        }
+        match neighbours.answer(ingress, inside.vid, frame, ADDRESSES, now_s) {
+            // It has the tag of the question.
+            Some(answer) => self.emit(ingress, inside, &answer),
+            None => self.flood(Some(ingress), inside, frame),
+        }
+    }
+
+    /// To every port that may have it, after a frame from `ingress` or of this node.
+    fn flood(&mut self, ingress: Option<PortId>, inside: Inside, frame: &[u8]) {
+        let shared = self.shared.clone();
+        for port in shared.switch.ports() {
+            if ingress.is_none_or(|ingress| shared.switch.may_egress(ingress, port)) {
+                self.emit(port, inside, frame);
+            }
         }
     }
 
@@ -154,6 +300,8 @@ impl SlowPath {
     fn look_around(&mut self) {
         let now = self.shared.clock.now();
         self.shared.switch.poll(now);
+        self.look_after_groups(now.seconds);
+        self.tell();
         let Some(loops) = &mut self.loops else { return };
         let entries = self.shared.switch.fdb().entries(now.seconds);
         let mut vlans: BTreeSet<Vid> = entries.map(|entry| entry.vid).collect();
@@ -204,8 +352,34 @@ impl SlowPath {
                 "a loop behind this port, which cannot be cut from here: look for two links between switches there"
             ),
         }
-        let report = self.loops.iter().flat_map(LoopGuard::report);
-        self.shared.report_loops(report.collect());
+        self.tell();
+    }
+
+    fn look_after_groups(&mut self, now_s: u32) {
+        let Some(snooping) = &mut self.snooping else {
+            return;
+        };
+        let queries = snooping.poll(now_s);
+        if snooping.take_changed() {
+            self.shared.set_groups(snooping.table());
+        }
+        for QueryFrame { vid, frame } in queries {
+            self.flood(None, Inside::tagged(vid), &frame);
+        }
+    }
+
+    /// What people may want to know.
+    fn tell(&self) {
+        let now_s = self.shared.clock.now().seconds;
+        let loops = self.loops.iter().flat_map(LoopGuard::report);
+        let groups = self
+            .snooping
+            .iter()
+            .flat_map(|snooping| snooping.groups(now_s));
+        self.shared.set_slow_view(SlowView {
+            loops: loops.collect(),
+            groups: groups.take(GROUPS_SHOWN).collect(),
+        });
     }
 
     /// Stations that moved between this port and others of late, for people.

@@ -8,8 +8,8 @@ use patchcord_bridge::MacAddr;
 use crate::{
     config::Mode,
     control::message::{
-        BlockStatus, CorePlanStatus, Counters, DeviceStatus, FdbStatus, PeerStatus, PortStatus,
-        Rates, Status, ThreadStatus,
+        BlockStatus, CorePlanStatus, Counters, DeviceStatus, FdbStatus, GroupStatus, PeerStatus,
+        PortStatus, Rates, Status, ThreadStatus,
     },
     crypto::keys::PublicKey,
     io::device::DeviceInfo,
@@ -42,8 +42,19 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         tap: [outbound, inbound],
         drops,
         ports,
+        groups,
         fdb,
     } = snapshot.engine;
+    let groups = groups
+        .iter()
+        .map(|group| GroupStatus {
+            vid: group.vid.value(),
+            group: group.group.to_string(),
+            ports: (group.ports.iter())
+                .map(|(port, _)| port_name(&peers, port.0))
+                .collect(),
+        })
+        .collect();
     let ports = (0..)
         .zip(ports)
         .map(|(port, view)| port_status(&peers, port, &view))
@@ -90,6 +101,7 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
             .map(|(reason, count)| (reason.name().to_owned(), count))
             .collect(),
         ports,
+        groups,
         fdb,
     }
 }

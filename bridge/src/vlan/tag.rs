@@ -87,16 +87,23 @@ impl Inside {
         }
     }
 
-    /// A loop probe of this node in VLAN `vid`, whose frame has the tag of that VLAN.
-    pub const fn probe(vid: Vid) -> Self {
+    /// A frame that this node has made for VLAN `vid`, and given the tag of that VLAN.
+    pub const fn tagged(vid: Vid) -> Self {
         let tag = match vid {
             Vid::UNTAGGED => Tag::None,
             vid => Tag::new(Tpid::Customer, vid.value()),
         };
         Self {
             tag,
-            is_probe: true,
             ..Self::untagged(vid)
+        }
+    }
+
+    /// The same for a loop probe of this node.
+    pub const fn probe(vid: Vid) -> Self {
+        Self {
+            is_probe: true,
+            ..Self::tagged(vid)
         }
     }
 
