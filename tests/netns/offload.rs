@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use etherparse::{PacketBuilder, SlicedPacket};
 
-use crate::frames::{BROADCAST, EXPERIMENTAL, frame};
+use crate::frames::{BROADCAST, EXPERIMENTAL, Mac, frame};
 use crate::namespace::Namespace;
 use crate::process::{eventually, millis, secs};
 use crate::topology::{DEVICE, Host, Pair, Plan, Ports, Settings, Site};
@@ -283,6 +283,12 @@ impl Crafter {
         Self(socket)
     }
 
+    /// A frame with which nothing is to be done.
+    fn send_plain(&mut self, frame: &[u8]) {
+        let sent = self.0.write_all(&[&[0; 10], frame].concat());
+        sent.expect("the kernel takes the frame");
+    }
+
     /// A super-frame whose checksum is the pseudo-header's sum already.
     fn send(&mut self, gso_type: u8, checksum: (usize, u16), gso_size: u16, frame: &[u8]) {
         let (start, offset) = checksum;
@@ -393,8 +399,7 @@ fn assert_segments(pair: &Pair, tags: &[u8]) {
         let at = TRANSPORT + usize::from(offset);
         let open = sum(&pseudo_header(&frame[18..], frame.len() - TRANSPORT));
         frame[at..at + 2].copy_from_slice(&open.to_be_bytes());
-        // The one before it shows that the bridges forward.
-        connect_tagged(pair, tags);
+        connect_tagged(pair, &mut crafter, host.mac, tags);
         pair.at_b.clear();
         crafter.send(gso_type, (TRANSPORT, offset), SIZE as u16, &frame);
 
@@ -438,19 +443,12 @@ fn assert_segments(pair: &Pair, tags: &[u8]) {
     assert_nothing_refused(&[&pair.a, &pair.b]);
 }
 
-/// Waits until a frame of VLAN 42 from A is one with these `tags` at B.
-fn connect_tagged(pair: &Pair, tags: &[u8]) {
-    let sent = frame(
-        BROADCAST,
-        pair.at_a.mac,
-        &[(0x8100, 42)],
-        EXPERIMENTAL,
-        100,
-        1,
-    );
+/// Waits until a frame of VLAN 42 from a host at A is one with these `tags` at B.
+fn connect_tagged(pair: &Pair, crafter: &mut Crafter, src: Mac, tags: &[u8]) {
+    let sent = frame(BROADCAST, src, &[(0x8100, 42)], EXPERIMENTAL, 100, 1);
     let came = [&sent[..12], tags, &sent[16..]].concat();
     eventually(secs(10), "a tagged frame crosses", || {
-        pair.at_a.send(&sent);
+        crafter.send_plain(&sent);
         pair.at_b.receives(&came, millis(50)).then_some(())
     });
 }

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use crate::cable::{Cable, VlanHost};
-use crate::frames::{BROADCAST, EXPERIMENTAL, frame};
+use crate::frames::{BROADCAST, EXPERIMENTAL, Mac, frame};
 use crate::offload::{assert_exact, assert_nothing_refused};
 use crate::process::{eventually, millis, secs};
 use crate::switch::assert_whole;
-use crate::topology::{BRIDGE, DEVICE, Host, Pair, Ports};
+use crate::topology::{BRIDGE, DEVICE, Host, Pair, Ports, Site, mac};
 use crate::traffic::{Ip, assert_checksums, iperf, transfer};
 
 /// TPID, and priority, DEI and VID.
@@ -179,7 +179,10 @@ fn a_tunnel_has_room_for_its_tag_beside_those_of_the_frame() {
             assert_row(from, to, dst, 1514, &row, "either way");
         }
     }
-    assert_eq!(pair.a.drops("oversize") + pair.b.drops("oversize"), 0);
+    for site in [&pair.a, &pair.b] {
+        assert_eq!(vids_of(site, pair.at_a.mac), [200]);
+        assert_eq!(site.drops("oversize"), 0);
+    }
 }
 
 fn assert_case(case: &Case<'_>) {
@@ -212,7 +215,7 @@ fn assert_case(case: &Case<'_>) {
 }
 
 /// A frame as it goes in, and with other tags.
-fn with_tags(src: [u8; 6], dst: [u8; 6], len: usize, tags: &[Tag], seed: u64) -> Vec<u8> {
+fn with_tags(src: Mac, dst: Mac, len: usize, tags: &[Tag], seed: u64) -> Vec<u8> {
     frame(dst, src, tags, EXPERIMENTAL, len + 4 * tags.len(), seed)
 }
 
@@ -227,7 +230,7 @@ fn wait_for(from: &Cable, to: &Cable, row: &Row<'_>) {
     to.clear();
 }
 
-fn assert_row(from: &Cable, to: &Cable, dst: [u8; 6], len: usize, row: &Row<'_>, way: &str) {
+fn assert_row(from: &Cable, to: &Cable, dst: Mac, len: usize, row: &Row<'_>, way: &str) {
     let sent = with_tags(from.mac, dst, len, row.0, 1);
     let payload = &sent[14 + 4 * row.0.len()..];
     to.clear();
@@ -263,20 +266,29 @@ fn tags_of(frame: &[u8]) -> Vec<Tag> {
         .collect()
 }
 
+/// The VLANs in which a site's switch has seen a station.
+fn vids_of(site: &Site, station: Mac) -> Vec<u16> {
+    let station = mac(station);
+    let fdb = site.status().fdb.into_iter();
+    fdb.filter(|entry| entry.mac == station)
+        .map(|entry| entry.vid)
+        .collect()
+}
+
 /// Untagged at both ends and tagged between: super-frames get tags and lose them again.
 #[test]
 fn super_frames_keep_their_checksums_and_segments_when_tags_change() {
-    let both = |ports| [ports, ports];
     let translated = Ports {
         device: "access = 110",
         peer: "trunk = 110\ntranslate = { 10 = 110 }",
     };
-    for ports in [
-        both(device("access = 42")),
-        both(device("trunk = 10\nnative = 5")),
-        [translated, device("access = 10")],
-        both(device("tunnel = 200")),
-        both(device("tunnel = 200\ntag = \"802.1q\"")),
+    let (customer, service) = ("tunnel = 200\ntag = \"802.1q\"", "tunnel = 200");
+    for (ports, vids) in [
+        ([device("access = 42"); 2], [42; 2]),
+        ([device("trunk = 10\nnative = 5"); 2], [5; 2]),
+        ([translated, device("access = 10")], [110, 10]),
+        ([device(service); 2], [200; 2]),
+        ([device(customer); 2], [200; 2]),
     ] {
         println!("{ports:?}");
         let pair = Pair::start_with_ports(ports);
@@ -285,6 +297,9 @@ fn super_frames_keep_their_checksums_and_segments_when_tags_change() {
         assert_whole(&a, &b, &pair.b);
         assert_whole(&b, &a, &pair.a);
         assert_exact(&a, &b, 16);
+        for (site, vid) in [&pair.a, &pair.b].into_iter().zip(vids) {
+            assert_eq!([&a, &b].map(|host| vids_of(site, host.mac)), [[vid], [vid]]);
+        }
         for (from, to) in [(&a, &b), (&b, &a)] {
             let rate = iperf(pair.sandbox.path(), from, to, &[]);
             println!("{rate:.2e} bit/s");
