@@ -206,6 +206,13 @@ fn check_summarises_what_is_valid() {
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
     assert!(ran.stdout.contains(". NIC eth1, wire. "), "{}", ran.stdout);
 
+    let hub = site.check(&CONFIG.replace("[device]", "[switch]\nhub = true\n[device]"));
+    assert!(
+        hub.stdout.contains("Hub for 1 peer: site-b"),
+        "{}",
+        hub.stdout
+    );
+
     // Everything that the contract promises, and both ways to name a key file.
     for preshared in ["ab.psk".into(), site.path("ab.psk").display().to_string()] {
         let peer = format!(

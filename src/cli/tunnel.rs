@@ -62,6 +62,7 @@ fn summary(config: &Config) -> String {
         tunnel,
         device,
         peers,
+        switch,
         ..
     } = config;
     let mut text = format!(
@@ -98,7 +99,8 @@ fn summary(config: &Config) -> String {
     let peers: Vec<_> = peers.iter().map(peer_summary).collect();
     let _ = writeln!(
         text,
-        ". {}: {}.",
+        ". {}{}: {}.",
+        if switch.hub { "Hub for " } else { "" },
         plural(peers.len(), "peer"),
         peers.join(", ")
     );
