@@ -16,6 +16,16 @@
 //! alters a frame. It looks behind the EtherType only for a port with a policy that asks for it
 //! ([`PortConfig`]); the default has none.
 //!
+//! The slow path is the control thread's, and sees few frames:
+//!
+//! | Module | Reads | Gives |
+//! |---|---|---|
+//! | [`loops`] | probes that return | probes to send, ports to block and open |
+//! | [`membership`] | IGMP, MLD | where multicast goes, queries to send |
+//! | [`neighbours`] | ARP, neighbour discovery | answers in the name of stations it knows |
+//!
+//! They keep state for what they have heard, in bounded room whatever comes.
+//!
 //! One [`Switch`] serves every data thread through `&self`; nothing in it waits or, after `new`,
 //! allocates.
 //!

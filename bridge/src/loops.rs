@@ -22,7 +22,8 @@
 //!
 //! **Which port.** Between the TAP and a peer, the peer's. Between two peers, the one of higher rank,
 //! or of higher number among equals. In a mesh all nodes must agree on the ranks (by the peers' keys,
-//! say), or two of them cut ties with different ends of one cable and a third sees frames twice.
+//! say): where two sites are joined by a cable, the others reach both by one of them, and if they do
+//! not choose the same one they get each other's frames twice.
 //!
 //! **What it asks of the switch.** A blocked port takes and gives nothing but the probes of *this*
 //! node, which show when the loop is gone. Those of others must stop there: they shall see what is
@@ -35,10 +36,15 @@
 //!
 //! Called by the control thread. Time comes in as microseconds on a clock that does not wrap.
 
+mod message;
+mod port;
+
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use crate::inspect::{Framing, PROBE_ETHER_TYPE, PROBE_GROUP};
+use self::message::Message;
+use self::port::{Contest, Port};
+use crate::inspect::{PROBE_ETHER_TYPE, PROBE_GROUP};
 use crate::mac::MacAddr;
 use crate::port::PortId;
 use crate::vlan::Vid;
@@ -161,82 +167,12 @@ pub struct LoopCounters {
     pub foreign: u64,
 }
 
-#[derive(Debug)]
-struct Port {
-    rank: u64,
-    vlans: Vec<Vid>,
-    next_vlan: usize,
-    contest: Option<Contest>,
-    block: Option<Block>,
-    /// What the caller was told.
-    is_blocked: bool,
-    /// How long the last block for a loop outlasted it, and when it ended.
-    last_hold: Option<(u64, u64)>,
-    warned_us: Option<u64>,
-}
-
 /// The last that was heard of another node.
 #[derive(Clone, Copy, Debug)]
 struct Other {
     sequence: u32,
     heard_us: u64,
     contended_us: Option<u64>,
-}
-
-/// A loop that was seen and not yet cut; it belongs to the port that would be blocked.
-#[derive(Clone, Copy, Debug)]
-struct Contest {
-    other: PortId,
-    vid: Vid,
-    since_us: u64,
-    decide_us: u64,
-    seen_us: u64,
-    last_sequence: u32,
-    /// How many probes have returned. Copies of one count once.
-    distinct: u64,
-}
-
-impl Contest {
-    fn idle_us(&self, now_us: u64) -> u64 {
-        now_us.saturating_sub(self.seen_us)
-    }
-
-    /// Whether it is time to cut, and up to this node.
-    fn is_won(&self, is_led: bool, now_us: u64) -> bool {
-        let gives_way = is_led && now_us.saturating_sub(self.since_us) < MAX_DEFER_US;
-        let is_sure = self.distinct >= 2 && self.idle_us(now_us) <= RECENT_US;
-        now_us >= self.decide_us && is_sure && !gives_way
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Block {
-    cause: Cause,
-    since_us: u64,
-    seen_us: u64,
-    hold_us: u64,
-    count: u64,
-}
-
-impl Block {
-    fn new(cause: Cause, hold_us: u64, now_us: u64) -> Self {
-        Self {
-            cause,
-            since_us: now_us,
-            seen_us: now_us,
-            hold_us,
-            count: 0,
-        }
-    }
-
-    fn opens_us(&self) -> u64 {
-        self.seen_us + self.hold_us
-    }
-
-    fn see(&mut self, now_us: u64) {
-        self.seen_us = self.seen_us.max(now_us);
-        self.count += 1;
-    }
 }
 
 const MS: u64 = 1000;
@@ -250,8 +186,6 @@ const CONTEST_INTERVAL_US: u64 = 250 * MS;
 const FRESH_US: u64 = 3 * S;
 /// Rounds that may fall within that time, and some.
 const REMEMBERED: usize = 32;
-/// VLANs of a port that are probed in one round; if there are more, they take turns.
-const VLANS_PER_ROUND: usize = 16;
 
 /// From the first return to a decision, at least: time for others on the loop to see it, to say so,
 /// and to be heard.
@@ -264,19 +198,11 @@ const SENIOR_US: u64 = S;
 const FORGET_US: u64 = 10 * S;
 /// Nodes that are listened to at a time.
 const MAX_OTHERS: usize = 1024;
-/// Nobody gives way for longer, however many seniors there seem to be.
-const MAX_DEFER_US: u64 = 6 * S;
-/// Before a port is blocked the loop must have been seen this recently.
-const RECENT_US: u64 = 500 * MS;
 /// A contest ends if the loop is not seen for this long.
 const CONTEST_IDLE_US: u64 = 2 * S;
 /// Between two rounds that are sent because someone else contends.
 const TRIGGER_US: u64 = 2 * S;
 
-const HOLD_US: u64 = 10 * S;
-const MAX_HOLD_US: u64 = 300 * S;
-/// After this long without a block the next one starts with the shortest hold again.
-const QUIET_US: u64 = 600 * S;
 const WARN_US: u64 = 60 * S;
 
 impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
@@ -620,137 +546,6 @@ impl Other {
     fn contends(&self, now_us: u64) -> bool {
         self.contended_us
             .is_some_and(|then_us| now_us.saturating_sub(then_us) < SENIOR_US)
-    }
-}
-
-impl Port {
-    fn new() -> Self {
-        Self {
-            rank: 0,
-            vlans: Vec::new(),
-            next_vlan: 0,
-            contest: None,
-            block: None,
-            is_blocked: false,
-            last_hold: None,
-            warned_us: None,
-        }
-    }
-
-    fn is_cut(&self) -> bool {
-        self.block.is_some()
-    }
-
-    /// The VLANs whose turn it is.
-    fn take_turns(&mut self) -> impl Iterator<Item = Vid> + use<'_> {
-        let count = self.vlans.len().min(VLANS_PER_ROUND);
-        let first = self.next_vlan;
-        self.next_vlan = (first + count) % self.vlans.len().max(1);
-        self.vlans.iter().copied().cycle().skip(first).take(count)
-    }
-
-    /// Where a loop was seen that this port is, or would be, blocked for.
-    fn suspects(&self, port: PortId) -> impl Iterator<Item = (PortId, Vid)> + use<> {
-        let contest = self.contest.map(|contest| (contest.other, contest.vid));
-        let block = self.block.map(|block| (block.cause.other, block.cause.vid));
-        let both = [contest, block].into_iter().flatten();
-        both.flat_map(move |(other, vid)| [(port, vid), (other, vid)])
-    }
-
-    /// Blocks for longer than last time, if that was not long ago.
-    fn new_block(&self, contest: &Contest, now_us: u64) -> Block {
-        let hold_us = match self.last_hold {
-            Some((hold_us, opened_us)) if now_us.saturating_sub(opened_us) < QUIET_US => {
-                (hold_us * 2).min(MAX_HOLD_US)
-            }
-            _ => HOLD_US,
-        };
-        let Contest { other, vid, .. } = *contest;
-        Block {
-            seen_us: contest.seen_us,
-            count: contest.distinct,
-            ..Block::new(Cause { other, vid }, hold_us, now_us)
-        }
-    }
-
-    fn expire(&mut self, now_us: u64) {
-        let is_past = |block: &Block| now_us >= block.opens_us();
-        if let Some(block) = self.block.take_if(|block| is_past(block)) {
-            self.last_hold = Some((block.hold_us, now_us));
-        }
-    }
-
-    fn announce(&mut self, port: PortId) -> Option<Verdict> {
-        let block = self.block;
-        if block.is_some() == self.is_blocked {
-            return None;
-        }
-        self.is_blocked = block.is_some();
-        Some(match block {
-            Some(Block { cause, .. }) => Verdict::Block { port, cause },
-            None => Verdict::Open { port },
-        })
-    }
-}
-
-/// What a probe says.
-///
-/// ```text
-///  0       1     2     4     6        14        18     20
-///  | ver 1 | flags | port | vid | node id | sequence | 0 | tag (16) | padding
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Message {
-    node: NodeId,
-    sequence: u32,
-    port: PortId,
-    vid: Vid,
-    /// The sender has seen a loop and not yet cut it.
-    contends: bool,
-}
-
-impl Message {
-    const LEN: usize = 20;
-    const VERSION: u8 = 1;
-    const CONTENDS: u8 = 1;
-
-    fn emit(&self) -> [u8; Self::LEN] {
-        let mut bytes = [0; Self::LEN];
-        bytes[0] = Self::VERSION;
-        bytes[1] = if self.contends { Self::CONTENDS } else { 0 };
-        bytes[2..4].copy_from_slice(&self.port.0.to_be_bytes());
-        bytes[4..6].copy_from_slice(&self.vid.value().to_be_bytes());
-        bytes[6..14].copy_from_slice(&self.node.0.to_be_bytes());
-        bytes[14..18].copy_from_slice(&self.sequence.to_be_bytes());
-        bytes
-    }
-
-    fn parse(frame: &[u8]) -> Option<Self> {
-        let bytes = Self::body(frame)?.first_chunk::<{ Self::LEN }>()?;
-        let [version, flags, p0, p1, v0, v1, rest @ ..] = bytes;
-        let (node, rest) = rest.split_first_chunk()?;
-        let (sequence, _) = rest.split_first_chunk()?;
-        if *version != Self::VERSION {
-            return None;
-        }
-        Some(Self {
-            node: NodeId(u64::from_be_bytes(*node)),
-            sequence: u32::from_be_bytes(*sequence),
-            port: PortId(u16::from_be_bytes([*p0, *p1])),
-            vid: Vid::new(u16::from_be_bytes([*v0, *v1]))?,
-            contends: flags & Self::CONTENDS != 0,
-        })
-    }
-
-    /// What is behind the EtherType of a probe.
-    fn body(frame: &[u8]) -> Option<&[u8]> {
-        if !frame.starts_with(&PROBE_GROUP) {
-            return None;
-        }
-        match Framing::of(frame, 12)? {
-            Framing::Typed(PROBE_ETHER_TYPE, body) => Some(body),
-            _ => None,
-        }
     }
 }
 
