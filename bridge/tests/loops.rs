@@ -335,6 +335,48 @@ fn false_seniors_delay_a_cut_and_do_not_prevent_it() {
 }
 
 #[test]
+fn what_a_senior_has_said_before_counts_once() {
+    for seed in 0..10 {
+        let mut net = Net::mesh(2, seed);
+        net.cable(0, 1);
+        for _ in 0..40 {
+            for node in 0..2 {
+                let stored = contending_probe(NodeId(0), 1);
+                net.deliver(node, TAP, Traffic::Probe(stored));
+            }
+            net.run(100 * MS);
+        }
+        assert!(!net.blocked().is_empty(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_blocked_port_hears_nothing_of_others() {
+    let mut net = Net::mesh(2, 1);
+    net.cable(0, 1);
+    net.run(3 * S);
+    let (node, port) = net.blocked()[0];
+    let before = net.nodes[node].guard.counters().foreign;
+    let probe = contending_probe(NodeId(0), 1);
+    net.deliver(node, port, Traffic::Probe(probe.clone()));
+    assert_eq!(net.nodes[node].guard.counters().foreign, before);
+    net.deliver(node, TAP, Traffic::Probe(probe));
+    assert_eq!(net.nodes[node].guard.counters().foreign, before + 1);
+}
+
+#[test]
+fn a_loop_in_one_of_many_vlans_stays_cut() {
+    let vlans: Vec<Vid> = (0..400).map(vid).collect();
+    let mut net = Net::mesh(2, 1);
+    net.watch_vlans(&vlans);
+    net.cable_in(0, 1, vid(123));
+    net.run(30 * S);
+    assert_eq!(net.blocked().len(), 1);
+    net.run(100 * S);
+    assert_eq!(net.verdicts().len(), 1);
+}
+
+#[test]
 fn nodes_that_hear_nothing_of_each_other_still_cut() {
     for seed in 0..40 {
         let mut net = Net::mesh(2, seed);

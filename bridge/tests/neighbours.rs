@@ -228,6 +228,7 @@ fn a_hub_answers_for_peers_among_each_other() {
     net.learn(A, LAN, &arp_reply(BOB, BOB_V4), 12, 0);
     let question = arp_request(ALICE, ALICE_V4, BOB_V4);
     assert!(net.answer(B, LAN, &question, 12, 0).is_some());
+    assert_eq!(net.answer(A, LAN, &question, 12, 0), None, "Bob hears it");
 }
 
 #[test]
