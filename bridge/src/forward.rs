@@ -713,6 +713,7 @@ mod tests {
             (guard, &bpdu, &[100], Err(BpduGuard), true),
             (guard, &data, &[100, 129], Err(PortBlocked), true),
             (guard, &data, &[130, 131], Ok(Flood), false),
+            (guard, &bpdu, &[102, 129], Err(BpduGuard), true),
         ] {
             let switch = switch([(); 3].map(|()| PortConfig {
                 bpdus,
@@ -750,8 +751,10 @@ mod tests {
             station(1),
             &[0, 38, 0x42, 0x42, 3],
         );
-        assert_eq!(switch.forward(TAP, &bpdu, 1, now(0)), Err(BpduGuard));
-        for (after_s, blocked) in [(0, true), (29, true), (30, false)] {
+        for again_s in [0, 20] {
+            assert_eq!(switch.forward(TAP, &bpdu, 1, now(again_s)), Err(BpduGuard));
+        }
+        for (after_s, blocked) in [(20, true), (49, true), (50, false)] {
             switch.poll(now(after_s));
             assert_eq!(switch.blocks(TAP).by_bpdu, blocked, "{after_s}");
         }

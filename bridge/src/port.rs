@@ -217,13 +217,15 @@ impl Port {
         header: &FrameHeader,
         now: Now,
     ) -> Result<(Inside, Kind), DropReason> {
+        let content = match self.must_inspect {
+            true => inspect(frame, FrameHeader::ADDRESSES),
+            false => Content::Other,
+        };
+        // Before anything else: a bridge that goes on keeps the port blocked.
+        self.check_bpdu(content, now.seconds)?;
         self.check_open(now.seconds)?;
         let inside = self.classify(header)?;
-        let kind = if self.must_inspect {
-            self.check_content(inspect(frame, FrameHeader::ADDRESSES), now.seconds)?
-        } else {
-            Kind::Data
-        };
+        let kind = self.check_content(content)?;
         match &self.config.allowed_sources {
             Some(allowed) if !allowed.contains(header.src) => Err(DropReason::SourceNotAllowed),
             _ => Ok((inside, kind)),
@@ -247,10 +249,9 @@ impl Port {
         self.config.spoof_guard
     }
 
-    fn check_content(&self, content: Content, now_s: u32) -> Result<Kind, DropReason> {
+    fn check_content(&self, content: Content) -> Result<Kind, DropReason> {
         let config = &self.config;
         match content {
-            Content::Bpdu => self.check_bpdu(now_s),
             Content::DhcpServer if config.dhcp_server == Guard::Drop => {
                 Err(DropReason::DhcpServerRefused)
             }
@@ -273,17 +274,17 @@ impl Port {
         }
     }
 
-    fn check_bpdu(&self, now_s: u32) -> Result<Kind, DropReason> {
+    fn check_bpdu(&self, content: Content, now_s: u32) -> Result<(), DropReason> {
         match self.config.bpdus {
-            BpduPolicy::Pass => Ok(Kind::Data),
-            BpduPolicy::Drop => Err(DropReason::BpduRefused),
-            BpduPolicy::Guard => {
+            BpduPolicy::Drop if content == Content::Bpdu => Err(DropReason::BpduRefused),
+            BpduPolicy::Guard if content == Content::Bpdu => {
                 // The end first: a thread that sees the block must not find it over.
                 let until_s = now_s.wrapping_add(BPDU_BLOCK_S);
                 self.blocked_until_s.store(until_s, Relaxed);
                 self.special.fetch_or(Self::BLOCKED_BY_BPDU, Relaxed);
                 Err(DropReason::BpduGuard)
             }
+            _ => Ok(()),
         }
     }
 
@@ -495,7 +496,10 @@ mod tests {
             (Bpdu, &plain, Ok(Kind::Data)),
             (Other, &dhcp, Ok(Kind::Data)),
         ] {
-            let seen = Port::new(config.clone()).check_content(content, 0);
+            let port = Port::new(config.clone());
+            let seen = port
+                .check_bpdu(content, 0)
+                .and_then(|()| port.check_content(content));
             assert_eq!(seen, verdict, "{content:?} on {config:?}");
         }
     }

@@ -301,12 +301,13 @@ impl Model {
         }
         let now_s = self.now_s();
         let port = &mut self.ports[usize::from(ingress.0)];
+        port.check_bpdu(content, now_s)?;
         port.open_if_due(now_s);
         if port.blocked || port.bpdu_until_s.is_some() {
             return Err(DropReason::PortBlocked);
         }
         let shown = port.spec.vlans.enter(&frame)?;
-        let kind = port.check(content, now_s)?;
+        let kind = port.check(content)?;
         if port
             .spec
             .allowed
@@ -497,14 +498,20 @@ impl Port {
         self.bpdu_until_s = self.bpdu_until_s.filter(|&until_s| now_s < until_s);
     }
 
-    fn check(&mut self, content: Content, now_s: u64) -> Result<Kind, DropReason> {
-        let [dhcp, router, neighbours, snooping, _] = self.spec.guards;
-        match content {
-            Content::Bpdu if self.spec.bpdus == BpduPolicy::Drop => Err(DropReason::BpduRefused),
-            Content::Bpdu if self.spec.bpdus == BpduPolicy::Guard => {
+    fn check_bpdu(&mut self, content: Content, now_s: u64) -> Result<(), DropReason> {
+        match (content, self.spec.bpdus) {
+            (Content::Bpdu, BpduPolicy::Drop) => Err(DropReason::BpduRefused),
+            (Content::Bpdu, BpduPolicy::Guard) => {
                 self.bpdu_until_s = Some(now_s + u64::from(BPDU_BLOCK_S));
                 Err(DropReason::BpduGuard)
             }
+            _ => Ok(()),
+        }
+    }
+
+    fn check(&mut self, content: Content) -> Result<Kind, DropReason> {
+        let [dhcp, router, neighbours, snooping, _] = self.spec.guards;
+        match content {
             Content::DhcpServer if dhcp => Err(DropReason::DhcpServerRefused),
             Content::RouterAdvertisement if router => Err(DropReason::RouterAdvertisementRefused),
             Content::HidesUpperLayer if dhcp || router => Err(DropReason::UpperLayerHidden),
