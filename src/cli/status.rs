@@ -55,6 +55,17 @@ pub(super) fn page(status: &Status) -> String {
         });
         sections.push(format!("groups\n{}", table("  ", rows.collect())));
     }
+    // That stations are learned and move is normal.
+    let trouble = ["dampened", "limited", "full"]
+        .into_iter()
+        .filter_map(|name| {
+            let count = status.learning.get(name)?;
+            Some(vec![name.to_owned(), number(*count)])
+        });
+    let trouble: Vec<_> = trouble.collect();
+    if !trouble.is_empty() {
+        sections.push(format!("not learned\n{}", table("  ", trouble)));
+    }
     if !status.fdb.is_empty() {
         let rows = status.fdb.iter().map(|entry| {
             vec![
@@ -443,6 +454,10 @@ ports
 groups
   239.1.2.3  VID 10  tap, site-b
 
+not learned
+  dampened  3
+  limited   1 000 000
+
 addresses
   02:00:00:00:00:01  untagged  tap     3s ago
   02:00:00:00:00:02  VID 100   site-b  0s ago
@@ -574,6 +589,11 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
                 fdb(0, "02:00:00:00:00:01", "tap", 3),
                 fdb(100, "02:00:00:00:00:02", "site-b", 0),
             ],
+            learning: BTreeMap::from([
+                ("dampened".into(), 3),
+                ("learned".into(), 2),
+                ("limited".into(), 1_000_000),
+            ]),
         }
     }
 }

@@ -121,6 +121,11 @@ pub struct Status {
     pub groups: Vec<GroupStatus>,
     /// The addresses the switch has learned.
     pub fdb: Vec<FdbStatus>,
+    /// What learning came to, in addresses: `learned`, `moved` and `dampened` (moved too often), and in
+    /// frames whose source was not learned: `limited` (too many on the port) and `full` (no room);
+    /// what never happened is absent.
+    #[serde(default)]
+    pub learning: BTreeMap<String, u64>,
 }
 
 /// A multicast group.
@@ -395,6 +400,7 @@ mod tests {
                         group: "239.1.2.3".to_owned(),
                         ports: drops.keys().cloned().collect(),
                     }],
+                    learning: drops.clone(),
                     drops,
                     fdb: fdb
                         .into_iter()

@@ -401,6 +401,7 @@ impl ControlTask {
             drops: self.shared.total_drops(),
             ports: self.ports(),
             groups: self.shared.slow_view().groups,
+            learning: self.shared.switch.fdb().counters(),
             fdb: fdb
                 .map(|entry| (entry.vid.value(), entry.mac, entry.port.0, entry.age_s))
                 .collect(),

@@ -20,6 +20,7 @@ mod control;
 mod dispatch;
 mod inbound;
 mod lanes;
+mod limit_log;
 mod meter;
 mod offload;
 mod outbound;
@@ -38,7 +39,9 @@ use std::{
     time::Duration,
 };
 
-use patchcord_bridge::{MacAddr, Switch, SwitchConfig, loops::Blocked, membership::GroupEntry};
+use patchcord_bridge::{
+    MacAddr, Switch, SwitchConfig, fdb::FdbCounters, loops::Blocked, membership::GroupEntry,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
@@ -135,6 +138,8 @@ pub struct EngineView {
     pub groups: Vec<GroupEntry>,
     /// What the switch has learned: VLAN, address, port (0 is the TAP), seconds since it was seen.
     pub fdb: Vec<(u16, MacAddr, u16, u32)>,
+    /// How often learning did something worth counting.
+    pub learning: FdbCounters,
 }
 
 /// A port of the switch.

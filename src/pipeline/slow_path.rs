@@ -28,6 +28,7 @@ use tracing::{info, warn};
 
 use super::{
     clock,
+    limit_log::{Excess, Limit, LimitLog},
     portion::Slot,
     shared::{Shared, SlowView},
 };
@@ -167,6 +168,7 @@ pub(super) struct SlowPath {
     loops: Option<LoopGuard<Authenticate>>,
     snooping: Option<Snooping>,
     neighbours: Option<Neighbours>,
+    limits: LimitLog,
     scratch: Vec<u8>,
 }
 
@@ -197,6 +199,7 @@ impl SlowPath {
             loops: loops.map(|probes| LoopGuard::new(probes.node, probes.source, authenticate)),
             snooping: snooping.map(|config| Snooping::new(config, now_s)),
             neighbours: neighbours.map(Neighbours::new),
+            limits: LimitLog::default(),
             scratch: Vec::new(),
         }
     }
@@ -302,10 +305,16 @@ impl SlowPath {
         self.shared.switch.poll(now);
         self.look_after_groups(now.seconds);
         self.tell();
+        let mut vlans = BTreeSet::from([Vid::UNTAGGED]);
+        let mut addresses = vec![0_usize; self.names.len()];
+        for entry in self.shared.switch.fdb().entries(now.seconds) {
+            vlans.insert(entry.vid);
+            if let Some(count) = addresses.get_mut(usize::from(entry.port.0)) {
+                *count += 1;
+            }
+        }
+        self.log_limits(&addresses, now.seconds);
         let Some(loops) = &mut self.loops else { return };
-        let entries = self.shared.switch.fdb().entries(now.seconds);
-        let mut vlans: BTreeSet<Vid> = entries.map(|entry| entry.vid).collect();
-        vlans.insert(Vid::UNTAGGED);
         for (port, rank) in (0..).map(PortId).zip(&self.ranks) {
             loops.watch(port, *rank, vlans.iter().copied());
         }
@@ -380,6 +389,57 @@ impl SlowPath {
             loops: loops.collect(),
             groups: groups.take(GROUPS_SHOWN).collect(),
         });
+    }
+
+    /// Tells which limits were exceeded, at most once a minute for each.
+    fn log_limits(&mut self, addresses: &[usize], now_s: u32) {
+        let switch = &self.shared.switch;
+        let mut seen = Vec::new();
+        for port in switch.ports() {
+            let limits = switch.refusals(port);
+            let limits = limits.filter_map(|(reason, count)| Some((Limit::of(reason)?, count)));
+            seen.extend(limits.map(|(limit, count)| (Some(port), limit, count)));
+        }
+        let counters = switch.fdb().counters();
+        seen.push((None, Limit::Addresses, counters.limited));
+        seen.push((None, Limit::Capacity, counters.full));
+        for (port, limit, count) in seen {
+            let Some(mut excess) = self.limits.note(port, limit, count, now_s) else {
+                continue;
+            };
+            if limit == Limit::Addresses {
+                // The count is that of all ports. Whoever has most addresses has reached the limit.
+                let ports = (0..).map(PortId).zip(addresses);
+                excess.port = ports.max_by_key(|&(_, count)| count).map(|(port, _)| port);
+            }
+            self.log_excess(excess);
+        }
+    }
+
+    fn log_excess(&self, excess: Excess) {
+        let Excess {
+            port,
+            limit,
+            frames,
+        } = excess;
+        let (name, remedy) = (limit.name(), limit.remedy());
+        let port = port.map(|port| self.name(port));
+        match limit {
+            Limit::Flood(_) => warn!(
+                port,
+                limit = name,
+                frames,
+                remedy,
+                "a port floods more than it may; what is too much is dropped"
+            ),
+            Limit::Addresses | Limit::Capacity => warn!(
+                port,
+                limit = name,
+                frames,
+                remedy,
+                "more addresses than may be learned; frames to the others are flooded"
+            ),
+        }
     }
 
     /// Stations that moved between this port and others of late, for people.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What `show` prints, put together from the host's and the engine's snapshots. Pure.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use patchcord_bridge::MacAddr;
+use patchcord_bridge::{MacAddr, fdb::FdbCounters};
 
 use crate::{
     config::Mode,
@@ -44,6 +44,7 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         ports,
         groups,
         fdb,
+        learning,
     } = snapshot.engine;
     let groups = groups
         .iter()
@@ -103,7 +104,29 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         ports,
         groups,
         fdb,
+        learning: learning_status(learning),
     }
+}
+
+fn learning_status(counters: FdbCounters) -> BTreeMap<String, u64> {
+    let FdbCounters {
+        learned,
+        moved,
+        dampened,
+        limited,
+        full,
+    } = counters;
+    let all = [
+        ("learned", learned),
+        ("moved", moved),
+        ("dampened", dampened),
+        ("limited", limited),
+        ("full", full),
+    ];
+    let happened = all.into_iter().filter(|&(_, count)| count > 0);
+    happened
+        .map(|(name, count)| (name.to_owned(), count))
+        .collect()
 }
 
 fn port_status(peers: &[(String, PeerView, Rates)], port: u16, view: &PortView) -> PortStatus {

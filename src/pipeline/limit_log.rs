@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which limits of the switch were exceeded: told at once, and then at most once a minute for each
+//! port and limit, with what there was since.
+//!
+//! The data threads only count. The slow path compares the counts once a second; time and counts are
+//! arguments.
+
+use std::collections::HashMap;
+
+use patchcord_bridge::{DropReason, PortId};
+
+/// A limit of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Limit {
+    /// Of what it may flood.
+    Flood(DropReason),
+    /// Of the addresses that are learned of it.
+    Addresses,
+    /// Of those that there is room for, whatever their port.
+    Capacity,
+}
+
+impl Limit {
+    /// None for what is refused for other reasons.
+    pub(super) fn of(reason: DropReason) -> Option<Self> {
+        matches!(
+            reason,
+            DropReason::BroadcastLimited
+                | DropReason::MulticastLimited
+                | DropReason::UnknownLimited
+                | DropReason::ProbeLimited
+        )
+        .then_some(Self::Flood(reason))
+    }
+
+    /// The name under which `show` counts it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Flood(reason) => reason.name(),
+            Self::Addresses => "limited",
+            Self::Capacity => "full",
+        }
+    }
+
+    /// What to do about it.
+    pub(super) fn remedy(self) -> &'static str {
+        match self {
+            Self::Flood(DropReason::BroadcastLimited) => {
+                "look for a loop or a broken station behind the port; if neither is there, raise its max-broadcast"
+            }
+            Self::Flood(DropReason::MulticastLimited) => {
+                "look for a loop or a sender of streams behind the port; if they are wanted, raise its max-multicast"
+            }
+            Self::Flood(DropReason::UnknownLimited) => {
+                "look for a station behind the port that sends to addresses which never answer; if that is right, raise its max-unknown"
+            }
+            Self::Flood(_) => {
+                "very many nodes share this network, or somebody forges loop probes; loops may be found late"
+            }
+            Self::Addresses => {
+                "somebody floods the switch with addresses; if there are so many stations, raise switch.max-addresses"
+            }
+            Self::Capacity => "raise switch.capacity to twice the number of stations",
+        }
+    }
+}
+
+/// A limit that was exceeded, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Excess {
+    pub(super) port: Option<PortId>,
+    pub(super) limit: Limit,
+    /// Frames since it was told last.
+    pub(super) frames: u64,
+}
+
+/// What was told, and when.
+#[derive(Default)]
+pub(super) struct LimitLog {
+    told: HashMap<(Option<PortId>, Limit), Told>,
+}
+
+struct Told {
+    count: u64,
+    at_s: u32,
+}
+
+impl LimitLog {
+    const INTERVAL_S: u32 = 60;
+
+    /// Takes in how many frames a limit has refused so far. Says so if that is news, and time for it.
+    pub(super) fn note(
+        &mut self,
+        port: Option<PortId>,
+        limit: Limit,
+        count: u64,
+        now_s: u32,
+    ) -> Option<Excess> {
+        let told = self.told.get(&(port, limit));
+        let frames = count - told.map_or(0, |told| told.count.min(count));
+        let is_early = told.is_some_and(|told| now_s.wrapping_sub(told.at_s) < Self::INTERVAL_S);
+        if frames == 0 || is_early {
+            return None;
+        }
+        let told = Told { count, at_s: now_s };
+        self.told.insert((port, limit), told);
+        Some(Excess {
+            port,
+            limit,
+            frames,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_is_told_at_once_and_then_once_a_minute() {
+        let broadcast = Limit::of(DropReason::BroadcastLimited).unwrap();
+        let multicast = Limit::of(DropReason::MulticastLimited).unwrap();
+        let (one, two) = (Some(PortId(1)), Some(PortId(2)));
+        let mut log = LimitLog::default();
+        for (port, limit, count, now_s, told) in [
+            (one, broadcast, 0, 5, None),
+            (one, broadcast, 7, 6, Some(7)),
+            (one, multicast, 3, 6, Some(3)),
+            (two, broadcast, 2, 6, Some(2)),
+            (one, broadcast, 9, 7, None),
+            (one, broadcast, 20, 65, None),
+            (one, broadcast, 20, 66, Some(13)),
+            (one, broadcast, 20, 200, None),
+            (None, Limit::Capacity, 1, 200, Some(1)),
+            (one, broadcast, 21, 201, Some(1)),
+        ] {
+            let excess = log.note(port, limit, count, now_s);
+            let frames = excess.map(|excess| excess.frames);
+            assert_eq!(frames, told, "{limit:?} of {port:?}, {count} at {now_s}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_by_rule_is_no_limit() {
+        let limits = DropReason::ALL
+            .iter()
+            .filter_map(|&reason| Limit::of(reason));
+        assert!(
+            limits
+                .clone()
+                .all(|limit| limit.name().ends_with("-limited"))
+        );
+        assert_eq!(limits.count(), 4);
+    }
+}
