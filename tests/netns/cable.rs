@@ -126,6 +126,11 @@ impl Cable {
         self.tap.send(frame);
     }
 
+    /// For a thread that sends on its own.
+    pub(crate) fn tap(&self) -> Arc<Tap> {
+        Arc::clone(&self.tap)
+    }
+
     /// Looks at everything that has come out so far.
     pub(crate) fn with_arrivals<T>(&self, look: impl FnOnce(&[Arrival]) -> T) -> T {
         look(&self.inbox.arrivals.lock().expect("no reader panics"))

@@ -208,6 +208,19 @@ fn a_cable_between_two_of_three_sites_leaves_one_way_to_each() {
     mesh.assert_each_broadcast_arrives_once();
 }
 
+#[test]
+fn a_ring_of_hubs_is_opened_in_one_place() {
+    let begun = Instant::now();
+    let mesh = Mesh::start_with(3, |_| Settings::hub(), |_, _| true);
+    let (took, blocked) = settle(&mesh, begun, 1);
+    println!("{blocked:?}, {took:.2?} after the first hub was started");
+    let [block] = &blocked[..] else {
+        unreachable!()
+    };
+    assert!(block.port.starts_with("site") && block.other.starts_with("site"));
+    mesh.assert_each_broadcast_arrives_once();
+}
+
 /// Waits until so many ports are blocked, and no other for three seconds.
 fn settle(mesh: &Mesh, begun: Instant, ports: usize) -> (Duration, Vec<Block>) {
     let took = |blocked: &[Block]| {

@@ -47,6 +47,7 @@ mod loss;
 mod mtu;
 mod offload;
 mod soak;
+mod storm;
 mod switch;
 mod transparency;
 mod underlay;

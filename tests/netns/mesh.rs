@@ -26,7 +26,7 @@ pub(crate) struct Mesh {
     pub(crate) cables: Vec<Cable>,
     pub(crate) sites: Vec<Site>,
     pub(crate) sandbox: Sandbox,
-    _internet: Router,
+    internet: Router,
 }
 
 impl Mesh {
@@ -55,7 +55,7 @@ impl Mesh {
             cables,
             sites,
             sandbox,
-            _internet: internet,
+            internet,
         }
     }
 
@@ -131,6 +131,11 @@ impl Mesh {
                 crate::topology::connect(from, to, secs(10));
             }
         }
+    }
+
+    /// Where all their uplinks meet.
+    pub(crate) fn router(&self) -> &Arc<Namespace> {
+        &self.internet.ns
     }
 
     /// Which ports are blocked, at which site.

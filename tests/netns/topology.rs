@@ -238,6 +238,17 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Those of a site that passes on what one peer sends to another.
+    pub(crate) fn hub() -> Self {
+        Self {
+            // `[tunnel]` is followed by `[device]`; a section of its own may stand in between.
+            tunnel: "[switch]\nhub = true",
+            ..Self::default()
+        }
+    }
+}
+
 /// A place with a bridge, an uplink, and a patchcord that joins the two.
 pub(crate) struct Site {
     pub(crate) tunnel: String,
