@@ -44,6 +44,7 @@ mod lanes;
 mod lifecycle;
 mod loops;
 mod loss;
+mod many;
 mod mtu;
 mod offload;
 mod soak;
