@@ -21,6 +21,7 @@ mod entry;
 mod hash;
 mod moves;
 mod notes;
+mod rows;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -29,7 +30,7 @@ use core::sync::atomic::{AtomicI32, AtomicU64};
 
 use self::assign::Assignment;
 use self::bucket::{Bucket, Key, State, Value, WAYS};
-pub use self::entry::{Entry, FdbCounters, InsertError, Learning, Origin};
+pub use self::entry::{Entry, FdbCounters, InsertError, Learning, Occupancy, Origin};
 use self::hash::siphash13;
 pub use self::moves::Move;
 use self::moves::MoveLog;
@@ -93,16 +94,6 @@ impl Fdb {
         (!self.is_expired(held, now_s)).then_some(held.port)
     }
 
-    /// What is known of the address.
-    pub fn find(&self, vid: Vid, mac: MacAddr, now_s: u32) -> Option<Entry> {
-        let key = Key::new(vid, mac);
-        let (slot, held) = self.bucket(key).find(key)?;
-        if self.is_expired(held, now_s) {
-            return None;
-        }
-        entry(key, held, self.notes(key), slot, now_s)
-    }
-
     /// Notes that a frame with this source came in by `port`.
     pub fn learn(&self, vid: Vid, mac: MacAddr, port: PortId, now_s: u32) -> Learning {
         self.note(Key::new(vid, mac), port, now_s, true)
@@ -138,9 +129,22 @@ impl Fdb {
     pub fn forget_port(&self, port: PortId) -> usize {
         // First, so that no dampened address is sent home to a port that has just been emptied.
         for notes in &self.notes {
-            notes.forget_first(port);
+            (0..WAYS).for_each(|slot| notes.forget_first(slot, port));
         }
         self.forget(|_, held| held.port == port)
+    }
+
+    /// The same for one VLAN of the port.
+    pub fn forget_port_in(&self, port: PortId, vid: Vid) -> usize {
+        for (bucket, notes) in self.buckets.iter().zip(&self.notes) {
+            let of_vlan = |slot: &usize| {
+                let held = bucket.held(*slot);
+                held.is_some_and(|(key, _)| key.vid() == vid)
+            };
+            let slots = (0..WAYS).filter(of_vlan);
+            slots.for_each(|slot| notes.forget_first(slot, port));
+        }
+        self.forget(|key, held| held.port == port && key.vid() == vid)
     }
 
     /// Forgets what was learned in this VLAN and says how much that was.
@@ -169,19 +173,6 @@ impl Fdb {
             }
         }
         forgotten
-    }
-
-    /// Every address that is known at `now_s`, in no particular order.
-    ///
-    /// Each entry was true when it was read. The list as a whole is no snapshot: the data threads go
-    /// on while it is made.
-    pub fn entries(&self, now_s: u32) -> impl Iterator<Item = Entry> + '_ {
-        let slots = self.buckets.iter().zip(&self.notes).flat_map(|pair| {
-            (0..WAYS).filter_map(move |slot| Some((pair.1, slot, pair.0.held(slot)?)))
-        });
-        slots
-            .filter(move |&(_, _, (_, held))| !self.is_expired(held, now_s))
-            .filter_map(move |(notes, slot, (key, held))| entry(key, held, notes, slot, now_s))
     }
 
     /// The last 32 moves of addresses from port to port, the oldest first.
@@ -393,22 +384,6 @@ impl Fdb {
         };
         counter.fetch_add(1, Relaxed);
     }
-}
-
-/// What a slot and the notes on it tell; nothing if the slot holds no address.
-fn entry(key: Key, held: Value, notes: &Notes, slot: usize, now_s: u32) -> Option<Entry> {
-    let State::Held(origin) = held.state else {
-        return None;
-    };
-    Some(Entry {
-        vid: key.vid(),
-        mac: key.mac(),
-        port: held.port,
-        age_s: age_s(held, now_s),
-        origin,
-        sequence: notes.sequence(slot, held),
-        dampened: notes.history(slot).is_dampened(held, now_s),
-    })
 }
 
 /// Whether `now_s` is after `seen_s` on a clock that wraps: at most half a turn, 68 years, ahead.
@@ -845,8 +820,13 @@ mod tests {
     fn forgets_by_port_by_vlan_and_all() {
         let (seven, eight) = (Vid::new(7).unwrap(), Vid::new(8).unwrap());
         type Forget = fn(&Fdb) -> usize;
-        let cases: [(&str, Forget, &[u8]); 3] = [
+        let cases: [(&str, Forget, &[u8]); 4] = [
             ("port 1", |fdb| fdb.forget_port(P1), &[2, 4]),
+            (
+                "VLAN 7 of port 1",
+                |fdb| fdb.forget_port_in(P1, Vid::new(7).unwrap()),
+                &[2, 3, 4],
+            ),
             (
                 "VLAN 7",
                 |fdb| fdb.forget_vlan(Vid::new(7).unwrap()),
@@ -866,6 +846,60 @@ mod tests {
             assert_eq!(names.len() + forgotten, 4, "{name}");
             assert_eq!(names, left, "{name}");
         }
+    }
+
+    #[test]
+    fn what_moves_too_often_returns_to_a_port_only_in_vlans_it_was_not_flushed_in() {
+        let (seven, eight) = (Vid::new(7).unwrap(), Vid::new(8).unwrap());
+        let fdb = one_bucket(100);
+        for vid in [seven, eight] {
+            for port in [P1, P2] {
+                fdb.learn(vid, mac(1), port, 0);
+            }
+        }
+        assert_eq!(fdb.forget_port_in(P1, seven), 0, "it has moved on");
+        for at in 0..5 {
+            for vid in [seven, eight] {
+                fdb.learn(vid, mac(1), [P3, P2][at % 2], 1);
+            }
+        }
+        assert_eq!(fdb.lookup(seven, mac(1), 1), Some(P3));
+        assert_eq!(fdb.lookup(eight, mac(1), 1), Some(P1), "dampened");
+    }
+
+    #[test]
+    fn a_large_table_is_read_by_rows() {
+        let fdb = Fdb::new(&SwitchConfig::default(), [1, 2]);
+        for name in 0..=u8::MAX {
+            fdb.learn(Vid::UNTAGGED, mac(name), P1, u32::from(name));
+        }
+        for (name, origin) in [
+            (1, Origin::Static),
+            (2, Origin::Static),
+            (3, Origin::Controller),
+        ] {
+            insert(&fdb, name, P2, origin).unwrap();
+        }
+        let now_s = 310; // the first eleven have been silent for 300 s, of which three are assigned
+        let mut read = Vec::new();
+        for first in (0..fdb.rows()).step_by(100) {
+            let portion = fdb.entries_in(first..first + 100, now_s);
+            read.extend(portion.map(|entry| {
+                let row = fdb.row_of(entry.vid, entry.mac);
+                assert!((first..first + 100).contains(&row), "{entry:?}");
+                entry
+            }));
+        }
+        assert!(read.iter().copied().eq(fdb.entries(now_s)));
+        assert_eq!(fdb.entries_in(fdb.rows()..usize::MAX, now_s).count(), 0);
+        let expected = Occupancy {
+            places: 8192,
+            learned: 256 - 11,
+            fixed: 2,
+            controller: 1,
+        };
+        assert_eq!(fdb.occupancy(now_s), expected);
+        assert_eq!(read.len(), 256 - 11 + 3);
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod moves;
 use std::collections::HashMap;
 
 use moves::Moves;
-use patchcord_bridge::fdb::{self, InsertError, Learning, Origin};
+use patchcord_bridge::fdb::{self, InsertError, Learning, Occupancy, Origin};
 use patchcord_bridge::{Fdb, MacAddr, PortId, SwitchConfig, Vid};
 use proptest::prelude::*;
 
@@ -69,6 +69,10 @@ enum Event {
     ForgetPort {
         port: PortId,
     },
+    ForgetPortIn {
+        port: PortId,
+        vid: Vid,
+    },
     ForgetVlan {
         vid: Vid,
     },
@@ -100,6 +104,8 @@ fn any_event() -> impl Strategy<Value = Event> {
             .prop_map(|(name, sequence)| Event::Withdraw { name, sequence }),
         2 => (0..NAMES).prop_map(|name| Event::Remove { name }),
         1 => port().prop_map(|port| Event::ForgetPort { port }),
+        1 => (port(), 0..VLANS)
+            .prop_map(|(port, name)| Event::ForgetPortIn { port, vid: vid(name) }),
         1 => (0..VLANS).prop_map(|name| Event::ForgetVlan { vid: vid(name) }),
         1 => Just(Event::ForgetLearned),
         8 => (0..12u64).prop_map(|seconds| Event::Wait { seconds }),
@@ -214,6 +220,19 @@ impl Pair {
                 let forgotten = self.fdb.forget_port(port);
                 self.forget(forgotten, |_, entry| entry.port == port);
                 for entry in self.model.values_mut() {
+                    entry.moves = entry.moves.filter(|moves| moves.first != port);
+                }
+            }
+            Event::ForgetPortIn { port, vid: gone } => {
+                let forgotten = self.fdb.forget_port_in(port, gone);
+                self.forget(forgotten, |name, entry| {
+                    entry.port == port && vid(name) == gone
+                });
+                for (_, entry) in self
+                    .model
+                    .iter_mut()
+                    .filter(|(name, _)| vid(**name) == gone)
+                {
                     entry.moves = entry.moves.filter(|moves| moves.first != port);
                 }
             }
@@ -348,6 +367,17 @@ impl Pair {
             (name, entry)
         });
         assert_eq!(listed, expected.collect());
+        let count = |origin| {
+            let entries = self.model.values();
+            entries.filter(|entry| entry.origin == origin).count()
+        };
+        let occupancy = Occupancy {
+            places: PLACES,
+            learned: count(Origin::Learned),
+            fixed: count(Origin::Static),
+            controller: count(Origin::Controller),
+        };
+        assert_eq!(self.fdb.occupancy(self.clock_s()), occupancy);
     }
 
     fn lookup(&self, name: u8) -> Option<PortId> {

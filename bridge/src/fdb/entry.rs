@@ -40,6 +40,19 @@ pub struct Entry {
     pub dampened: bool,
 }
 
+/// How much of the table is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Addresses there is room for at most.
+    pub places: usize,
+    /// Addresses that were learned and are not too old.
+    pub learned: usize,
+    /// Addresses that the configuration assigned, [`Origin::Static`].
+    pub fixed: usize,
+    /// Addresses that a controller assigned, and no frame has moved.
+    pub controller: usize,
+}
+
 /// What became of an address that was to be learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learning {

@@ -72,15 +72,13 @@ impl Notes {
         }
     }
 
-    /// Forgets the histories that began on `port`, so that nothing returns there.
-    pub(super) fn forget_first(&self, port: PortId) {
-        for slot in 0..WAYS {
-            let history = self.history(slot);
-            if history.moves() > 0 && history.first() == port {
-                // If it has just changed then for a move that begins elsewhere, or for one more that
-                // begins here: late by a frame, as when that frame were still to come.
-                self.replace_history(slot, history, History::NONE);
-            }
+    /// Forgets the history of `slot` if it began on `port`, so that nothing returns there.
+    pub(super) fn forget_first(&self, slot: usize, port: PortId) {
+        let history = self.history(slot);
+        if history.moves() > 0 && history.first() == port {
+            // If it has just changed then for a move that begins elsewhere, or for one more that
+            // begins here: late by a frame, as when that frame were still to come.
+            self.replace_history(slot, history, History::NONE);
         }
     }
 }
@@ -236,7 +234,7 @@ mod tests {
         );
         assert!(notes.replace_history(0, History::NONE, on_p1));
         assert!(notes.replace_history(1, History::NONE, on_p2));
-        notes.forget_first(P1);
+        (0..WAYS).for_each(|slot| notes.forget_first(slot, P1));
         assert_eq!(
             [0, 1].map(|slot| notes.history(slot)),
             [History::NONE, on_p2]

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The table as people see it: what it holds, as a whole, by rows or in numbers.
+//!
+//! Called by the control thread, while the data threads go on: each entry was true when it was read,
+//! and a list of them is no snapshot.
+
+use core::ops::Range;
+
+use super::bucket::{Key, State, Value, WAYS};
+use super::{Entry, Fdb, Occupancy, Origin, age_s};
+use crate::mac::MacAddr;
+use crate::vlan::Vid;
+
+impl Fdb {
+    /// What is known of the address.
+    pub fn find(&self, vid: Vid, mac: MacAddr, now_s: u32) -> Option<Entry> {
+        let key = Key::new(vid, mac);
+        let (slot, held) = self.bucket(key).find(key)?;
+        self.entry(self.place(key), slot, (key, held), now_s)
+    }
+
+    /// Every address that is known at `now_s`, in no particular order.
+    pub fn entries(&self, now_s: u32) -> impl Iterator<Item = Entry> + '_ {
+        self.entries_in(0..self.rows(), now_s)
+    }
+
+    /// Those of them that are in these rows: a large table can be read in portions. There is nothing
+    /// in rows beyond the last.
+    pub fn entries_in(&self, rows: Range<usize>, now_s: u32) -> impl Iterator<Item = Entry> + '_ {
+        let rows = rows.start..rows.end.min(self.rows());
+        let slots = rows.flat_map(|row| (0..WAYS).map(move |slot| (row, slot)));
+        slots.filter_map(move |(row, slot)| {
+            let held = self.buckets[row].held(slot)?;
+            self.entry(row, slot, held, now_s)
+        })
+    }
+
+    /// How many rows there are, of eight places each.
+    pub fn rows(&self) -> usize {
+        self.buckets.len()
+    }
+
+    /// The only row in which this address can be, as long as the table lives.
+    pub fn row_of(&self, vid: Vid, mac: MacAddr) -> usize {
+        self.place(Key::new(vid, mac))
+    }
+
+    /// How much of the table is in use at `now_s`, and by whom.
+    pub fn occupancy(&self, now_s: u32) -> Occupancy {
+        let mut occupancy = Occupancy {
+            places: self.rows() * WAYS,
+            ..Occupancy::default()
+        };
+        // The values alone: half of what a list would read.
+        let values = self.buckets.iter().flat_map(|bucket| {
+            let values = (0..WAYS).map(|slot| bucket.value(slot));
+            values.filter(|value| !self.is_expired(*value, now_s))
+        });
+        for value in values {
+            match value.state {
+                State::Held(Origin::Static) => occupancy.fixed += 1,
+                State::Held(Origin::Learned) => occupancy.learned += 1,
+                State::Held(Origin::Controller) => occupancy.controller += 1,
+                State::Vacant | State::Claimed => {}
+            }
+        }
+        occupancy
+    }
+
+    /// What a slot and the notes on it tell; nothing if the slot holds no address any more.
+    fn entry(
+        &self,
+        row: usize,
+        slot: usize,
+        (key, held): (Key, Value),
+        now_s: u32,
+    ) -> Option<Entry> {
+        let State::Held(origin) = held.state else {
+            return None;
+        };
+        if self.is_expired(held, now_s) {
+            return None;
+        }
+        let notes = &self.notes[row];
+        Some(Entry {
+            vid: key.vid(),
+            mac: key.mac(),
+            port: held.port,
+            age_s: age_s(held, now_s),
+            origin,
+            sequence: notes.sequence(slot, held),
+            dampened: notes.history(slot).is_dampened(held, now_s),
+        })
+    }
+}
