@@ -11,7 +11,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use patchcord::control::message::Reply;
+use patchcord::control::message::{
+    Assigner, FdbFlush, FdbPage, FdbRequest, FdbStatus, Reply, Request,
+};
 use patchcord::control::server::Server;
 use patchcord::control::socket_path;
 
@@ -19,6 +21,8 @@ use patchcord::control::socket_path;
 const OWN_PRIVATE: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
 const OWN_PUBLIC: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
 const PRESHARED: &str = "XasIfmJKikt54X+Lg4AO5m87sSkmGLb9HC+LJ/+I4Os=";
+
+const STATION: &str = "02:00:5e:10:00:01";
 
 /// Two sites need no more than this. Rows of the tables below change one line of it.
 const CONFIG: &str = r#"[tunnel]
@@ -120,7 +124,28 @@ fn bad_usage_ends_with_2_and_help_with_0() {
         (&["bench", "crypto", "--seconds", "0"], 2),
         (&["bench", "crypto", "--seconds", "NaN"], 2),
         (&["bench", "crypto", "--seconds", "-1"], 2),
+        (&["fdb"], 2),
+        (&["fdb", "replace"], 2),
+        (&["fdb", "show", "a", "b"], 2),
+        (&["fdb", "show", "--port", "tap"], 2),
+        (&["fdb", "add", "a", STATION], 2),
+        (&["fdb", "add", "a", "tap", STATION], 2),
+        (&["fdb", "add", "a", "01:00:5e:00:00:01", "tap"], 2),
+        (&["fdb", "add", "a", "ff:ff:ff:ff:ff:ff", "tap"], 2),
+        (&["fdb", "add", "a", "00:00:00:00:00:00", "tap"], 2),
+        (&["fdb", "add", "a", STATION, "tap", "--vlan", "4096"], 2),
+        (
+            &["fdb", "add", "a", STATION, "tap", "--origin", "learned"],
+            2,
+        ),
+        (&["fdb", "add", "a", STATION, "tap", "--sequence", "1"], 2),
+        (&["fdb", "add", "no such name", STATION, "tap"], 2),
+        (&["fdb", "del", "a"], 2),
+        (&["fdb", "del", "a", STATION, "tap"], 2),
+        (&["fdb", "flush"], 2),
         (&["--help"], 0),
+        (&["fdb", "--help"], 0),
+        (&["fdb", "add", "--help"], 0),
         (&["up", "--help"], 0),
         (&["bench", "crypto", "--help"], 0),
         (&["--version"], 0),
@@ -671,7 +696,13 @@ fn show_and_down_say_that_a_tunnel_is_not_running() {
         &["show", "ghost"][..],
         &["show", "ghost", "--json"],
         &["down", "x/ghost.toml"],
+        &["fdb", "show", "ghost"],
+        &["fdb", "show", "x/ghost.toml", "--json"],
+        &["fdb", "add", "ghost", STATION, "tap"],
+        &["fdb", "del", "ghost", STATION],
+        &["fdb", "flush", "ghost"],
     ] {
+        let name = args.iter().find(|arg| arg.contains("ghost")).unwrap();
         for stale in [false, true] {
             if stale {
                 leave_stale_socket(&socket_path(Path::new(&run_dir), "ghost"));
@@ -681,7 +712,7 @@ fn show_and_down_say_that_a_tunnel_is_not_running() {
             for expected in [
                 "tunnel `ghost` is not running",
                 &socket,
-                &format!("`patchcord up {}`", args[1]),
+                &format!("`patchcord up {name}`"),
             ] {
                 assert!(ran.stderr.contains(expected), "{args:?}: {}", ran.stderr);
             }
@@ -691,8 +722,15 @@ fn show_and_down_say_that_a_tunnel_is_not_running() {
             (list.code, list.stdout.as_str()),
             (0, "no tunnel is running\n")
         );
-        let list = run(&["show", "--json", "--run-dir", &run_dir]);
-        assert_eq!((list.code, list.stdout.as_str()), (0, "[]\n"));
+        let list = run(&["fdb", "show", "--run-dir", &run_dir]);
+        assert_eq!(
+            (list.code, list.stdout.as_str()),
+            (0, "no tunnel is running\n")
+        );
+        for command in [&["show"][..], &["fdb", "show"]] {
+            let list = run(&[command, &["--json", "--run-dir", &run_dir]].concat());
+            assert_eq!((list.code, list.stdout.as_str()), (0, "[]\n"));
+        }
         fs::remove_dir_all(&run_dir).unwrap();
     }
 }
@@ -733,6 +771,165 @@ fn show_and_down_reach_a_running_tunnel() {
     );
     tunnel.join().unwrap();
     assert_eq!(run(&["show", "a", "--run-dir", &run_dir]).code, 1);
+}
+
+#[test]
+fn the_table_of_addresses_is_shown_and_changed() {
+    let site = Site::new();
+    let run_dir = site.path("run").display().to_string();
+    let tunnel = serve(socket_path(Path::new(&run_dir), "a"));
+    let fdb = |args: &[&str]| run(&[&["fdb"], args, &["--run-dir", &run_dir]].concat());
+
+    let lines = "\
+02:00:00:00:00:01  untagged  tap     learned     3s ago
+02:00:00:00:00:03  untagged  site-b  controller  0s ago, number 7
+02:00:00:00:00:02  VID 10    site-b  static      1m ago
+";
+    let indented: String = lines.lines().map(|line| format!("  {line}\n")).collect();
+    for (args, expected) in [
+        (&["show", "a"][..], lines),
+        (&["show", "x/a.toml"], lines),
+        (&["show"], &format!("tunnel a\n{indented}")),
+        (
+            &["show", "a", "--vlan", "10"],
+            "02:00:00:00:00:02  VID 10    site-b  static  1m ago\n",
+        ),
+        (
+            &["show", "a", "--port", "tap"],
+            "02:00:00:00:00:01  untagged  tap  learned  3s ago\n",
+        ),
+        (&["show", "a", "--mac", STATION], "no address is known\n"),
+        (&["add", "a", STATION, "site-b"], ""),
+        (&["add", "a", "2:0:5E:10:0:1", "tap", "--vlan", "4094"], ""),
+        (
+            &[
+                "add",
+                "a",
+                STATION,
+                "tap",
+                "--origin",
+                "controller",
+                "--sequence",
+                "8",
+            ],
+            "",
+        ),
+        (&["del", "a", STATION], ""),
+        (&["del", "a", STATION, "--vlan", "7", "--sequence", "8"], ""),
+        (&["flush", "a"], "3 learned addresses forgotten\n"),
+        (
+            &["flush", "a", "--port", "site-b", "--vlan", "10"],
+            "1 learned address forgotten\n",
+        ),
+    ] {
+        let ran = fdb(args);
+        assert_eq!(
+            (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+            (0, expected, ""),
+            "{args:?}"
+        );
+    }
+    for (args, pointer) in [
+        (&["show", "a", "--json"][..], "/fdb/2"),
+        (&["show", "--json"], "/0/fdb/2"),
+    ] {
+        let json: serde_json::Value = serde_json::from_str(&fdb(args).stdout).unwrap();
+        let expected = serde_json::json!({
+            "vid": 10, "mac": "02:00:00:00:00:02", "port": "site-b", "age_s": 60,
+            "origin": "static", "sequence": null, "dampened": false
+        });
+        assert_eq!(json.pointer(pointer), Some(&expected), "{args:?}");
+        let tunnel = json.pointer(pointer.strip_suffix("/fdb/2").unwrap());
+        assert_eq!(tunnel.unwrap()["tunnel"], "a", "{args:?}");
+    }
+    let ran = fdb(&["add", "a", STATION, "site-x"]);
+    assert_eq!(
+        (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+        (1, "", "patchcord: tunnel `a`: there is no port `site-x`\n")
+    );
+
+    assert_eq!(run(&["down", "a", "--run-dir", &run_dir]).code, 0);
+    tunnel.join().unwrap();
+}
+
+/// The fake tunnel's table comes in two parts.
+fn fdb_reply(request: FdbRequest) -> Reply {
+    let changed = |addresses| Reply::Changed { addresses };
+    match request {
+        FdbRequest::Show(show) => {
+            let entry = |vid, mac: &str, port: &str, origin: &str, age_s| FdbStatus {
+                vid,
+                mac: mac.to_owned(),
+                port: port.to_owned(),
+                age_s,
+                origin: origin.to_owned(),
+                sequence: (origin == "controller").then_some(7),
+                dampened: false,
+            };
+            let parts = [
+                vec![
+                    entry(10, "02:00:00:00:00:02", "site-b", "static", 60),
+                    entry(0, "02:00:00:00:00:03", "site-b", "controller", 0),
+                ],
+                vec![entry(0, "02:00:00:00:00:01", "tap", "learned", 3)],
+            ];
+            let mut entries = parts[usize::from(show.from > 0)].clone();
+            entries.retain(|entry| {
+                show.mac.as_ref().is_none_or(|mac| *mac == entry.mac)
+                    && show.vid.is_none_or(|vid| vid == entry.vid)
+                    && show.port.as_ref().is_none_or(|port| *port == entry.port)
+            });
+            let next = (show.from == 0).then_some(100);
+            Reply::Fdb(FdbPage { entries, next })
+        }
+        FdbRequest::Add(add) if add.port == "site-x" => Reply::Refused {
+            message: "there is no port `site-x`".to_owned(),
+        },
+        FdbRequest::Add(add) => {
+            assert_eq!(add.mac, STATION);
+            assert_eq!(add.vid == 4094, add.port == "tap" && add.sequence.is_none());
+            let is_controller = add.origin == Assigner::Controller;
+            assert_eq!(add.sequence, is_controller.then_some(8));
+            changed(1)
+        }
+        FdbRequest::Del(del) => {
+            assert!(matches!((del.vid, del.sequence), (0, None) | (7, Some(8))));
+            changed(1)
+        }
+        FdbRequest::Flush(FdbFlush { port, vid }) => {
+            assert_eq!(port.as_deref(), vid.map(|_| "site-b"));
+            changed(if vid == Some(10) { 1 } else { 3 })
+        }
+    }
+}
+
+#[test]
+fn a_tunnel_of_another_version_is_called_that() {
+    let site = Site::new();
+    let run_dir = site.path("run").display().to_string();
+    let socket = socket_path(Path::new(&run_dir), "a");
+    fs::create_dir_all(&run_dir).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    // What 0.1.0 said before it knew `fdb`.
+    let answer = r#"{"reply":"refused","message":"the request is not one that this version knows: unknown variant `fdb`, expected `show` or `down`"}"#;
+    for args in [
+        &["fdb", "show", "a"][..],
+        &["fdb", "add", "a", STATION, "tap"],
+    ] {
+        let ran = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 256];
+                let _ = stream.read(&mut request).unwrap();
+                stream.write_all(format!("{answer}\n").as_bytes()).unwrap();
+            });
+            run(&[args, &["--run-dir", &run_dir]].concat())
+        });
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{args:?}");
+        for expected in ["tunnel `a`", "another version", "start the tunnel again"] {
+            assert!(ran.stderr.contains(expected), "{args:?}: {}", ran.stderr);
+        }
+    }
 }
 
 #[test]
@@ -891,7 +1088,6 @@ fn leave_stale_socket(path: &Path) {
 
 /// Answers at `path` as a tunnel would, until `down`.
 fn serve(path: PathBuf) -> std::thread::JoinHandle<()> {
-    use patchcord::control::message::Request;
     let (bound, is_bound) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -909,6 +1105,7 @@ fn serve(path: PathBuf) -> std::thread::JoinHandle<()> {
                         let status = serde_json::from_str(STATUS).unwrap();
                         reply_to.send(Reply::Status(status)).unwrap();
                     }
+                    Request::Fdb(request) => reply_to.send(fdb_reply(request)).unwrap(),
                     Request::Down => {
                         reply_to.send(Reply::Stopped).unwrap();
                         break;

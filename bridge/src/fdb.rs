@@ -884,10 +884,9 @@ mod tests {
         let mut read = Vec::new();
         for first in (0..fdb.rows()).step_by(100) {
             let portion = fdb.entries_in(first..first + 100, now_s);
-            read.extend(portion.map(|entry| {
+            read.extend(portion.inspect(|entry| {
                 let row = fdb.row_of(entry.vid, entry.mac);
                 assert!((first..first + 100).contains(&row), "{entry:?}");
-                entry
             }));
         }
         assert!(read.iter().copied().eq(fdb.entries(now_s)));

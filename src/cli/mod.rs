@@ -5,6 +5,7 @@
 //! 2 bad usage or configuration.
 
 mod bench;
+mod fdb;
 mod host;
 mod keys;
 mod logs;
@@ -30,6 +31,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Up(target) => tunnel::up(&target.name_or_file),
         Command::Check(target) => tunnel::check(&target.name_or_file),
         Command::Show(options) => show::show(&options),
+        Command::Fdb(command) => fdb::run(command),
         Command::Down(options) => tunnel::down(&options.target.name_or_file, &options.run_dir),
         Command::Bench(Bench::Crypto(options)) => bench::crypto(&options),
         Command::Host(command) => host::run(command),
@@ -70,6 +72,9 @@ enum Command {
     /// Show running tunnels
     #[command(after_help = "Without NAME, lists the running tunnels, one line each.")]
     Show(ShowOptions),
+    /// Look at the addresses that a running tunnel knows, and change them
+    #[command(subcommand, after_help = fdb::HELP)]
+    Fdb(fdb::FdbCommand),
     /// Stop a running tunnel; returns when it is gone
     Down(DownOptions),
     /// Measure this machine

@@ -43,9 +43,9 @@ fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
 }
 
 /// The status of every running tunnel, by name.
-fn all(run_dir: &Path) -> Result<Vec<Status>, Failure> {
+pub(super) fn all(run_dir: &Path) -> Result<Vec<Status>, Failure> {
     let mut running = Vec::new();
-    for name in names(run_dir)? {
+    for name in sockets(run_dir)? {
         match client::request_at(&socket_path(run_dir, &name), Request::Show) {
             Ok(Reply::Status(status)) => running.push(*status),
             Ok(reply) => return Err(unexpected(&name, &reply)),
@@ -57,8 +57,8 @@ fn all(run_dir: &Path) -> Result<Vec<Status>, Failure> {
     Ok(running)
 }
 
-/// The names for which there is a socket, in order.
-fn names(run_dir: &Path) -> Result<Vec<String>, Failure> {
+/// The names for which there is a socket, in order; some may be of tunnels that were killed.
+fn sockets(run_dir: &Path) -> Result<Vec<String>, Failure> {
     let entries = match run_dir.read_dir() {
         Ok(entries) => entries,
         // No tunnel has run since the machine started.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How a [`Status`] looks on a screen. Pure: from a status to text.
+//! How a [`Status`], or a table of addresses, looks on a screen.
 
+use std::io::{self, Write};
 use std::time::Duration;
 
 use patchcord::control::message::{
-    BlockStatus, Counters, DeviceStatus, PeerStatus, PortStatus, Rates, Status,
+    BlockStatus, Counters, DeviceStatus, FdbStatus, PeerStatus, PortStatus, Rates, Status,
 };
 
 use super::tunnel::plural;
@@ -55,26 +56,12 @@ pub(super) fn page(status: &Status) -> String {
         });
         sections.push(format!("groups\n{}", table("  ", rows.collect())));
     }
-    // That stations are learned and move is normal.
-    let trouble = ["dampened", "limited", "full"]
-        .into_iter()
-        .filter_map(|name| {
-            let count = status.learning.get(name)?;
-            Some(vec![name.to_owned(), number(*count)])
-        });
-    let trouble: Vec<_> = trouble.collect();
-    if !trouble.is_empty() {
-        sections.push(format!("not learned\n{}", table("  ", trouble)));
+    let switch = switch(status);
+    if !switch.is_empty() {
+        sections.push(format!("switch\n{}", table("  ", switch)));
     }
-    if !status.fdb.is_empty() {
-        let rows = status.fdb.iter().map(|entry| {
-            vec![
-                entry.mac.clone(),
-                vlan(entry.vid),
-                entry.port.clone(),
-                ago(f64::from(entry.age_s)),
-            ]
-        });
+    if !status.fdb.is_empty() && known(status) <= LISTED {
+        let rows = status.fdb.iter().map(|entry| address(entry).into());
         sections.push(format!("addresses\n{}", table("  ", rows.collect())));
     }
     sections.join("\n")
@@ -85,6 +72,96 @@ fn vlan(vid: u16) -> String {
         0 => "untagged".into(),
         vid => format!("VID {vid}"),
     }
+}
+
+/// The addresses of a table, one to a line. There may be very many.
+pub(super) fn addresses(out: &mut impl Write, indent: &str, all: &[FdbStatus]) -> io::Result<()> {
+    if all.is_empty() {
+        return writeln!(out, "{indent}no address is known");
+    }
+    // Written as it is made: `table` would hold the text of a million lines, and their cells.
+    let widest = |text: fn(&FdbStatus) -> &str| {
+        let widths = all.iter().map(|entry| text(entry).chars().count());
+        widths.max().unwrap_or_default()
+    };
+    let [ports, origins] = [widest(|entry| &entry.port), widest(|entry| &entry.origin)];
+    for entry in all {
+        let [mac, vid, port, origin, rest] = address(entry);
+        let line = format!("{indent}{mac}  {vid:8}  {port:ports$}  {origin:origins$}  {rest}");
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// The page of a tunnel lists so many addresses; where there are more it says how many.
+const LISTED: u64 = 20;
+
+/// How many addresses the tunnel knows.
+fn known(status: &Status) -> u64 {
+    status.fdb.len() as u64 + status.fdb_omitted
+}
+
+/// What there is to say about the table of addresses as a whole.
+fn switch(status: &Status) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    if known(status) > LISTED {
+        let name = &status.tunnel;
+        let counts = &status.switch.addresses;
+        let by_origin = [
+            (counts.learned, "learned"),
+            (counts.fixed, "static"),
+            (counts.controller, "by a controller"),
+        ];
+        let by_origin = by_origin.iter().filter(|(count, _)| *count > 0);
+        let by_origin: Vec<_> = by_origin
+            .map(|(count, origin)| format!("{} {origin}", number(*count)))
+            .collect();
+        let text = match by_origin.is_empty() {
+            true => number(known(status)),
+            false => by_origin.join(", "),
+        };
+        rows.push(row(
+            "addresses",
+            format!("{text}; `patchcord fdb show {name}` lists them"),
+        ));
+    }
+    let counters = &status.switch.counters;
+    if counters.dampened > 0 {
+        let text = format!(
+            "{}, {} of them too often: a loop, or two stations with one address",
+            number(counters.moved),
+            number(counters.dampened)
+        );
+        rows.push(row("moved", text));
+    }
+    let refused = [
+        (counters.limited, "more addresses than a port may have"),
+        (counters.full, "no place in the table"),
+    ];
+    let refused = refused.iter().filter(|(count, _)| *count > 0);
+    rows.extend(refused.map(|(count, why)| {
+        row(
+            "not learned",
+            format!("{}: {why}", plural(*count as usize, "frame")),
+        )
+    }));
+    rows
+}
+
+/// Address, VLAN, port, origin, and the rest.
+fn address(entry: &FdbStatus) -> [String; 5] {
+    let vid = vlan(entry.vid);
+    let number = entry.sequence.map(|number| format!("number {number}"));
+    let dampened = entry.dampened.then(|| "moved too often".to_owned());
+    let age = ago(f64::from(entry.age_s));
+    let rest: Vec<_> = [age].into_iter().chain(number).chain(dampened).collect();
+    [
+        entry.mac.clone(),
+        vid,
+        entry.port.clone(),
+        entry.origin.clone(),
+        rest.join(", "),
+    ]
 }
 
 /// A port that there is something to say about.
@@ -362,7 +439,9 @@ fn age(seconds: f64) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use patchcord::control::message::{CorePlanStatus, FdbStatus, GroupStatus, ThreadStatus};
+    use patchcord::control::message::{
+        AddressCounts, CorePlanStatus, FdbCounters, GroupStatus, SwitchStatus, ThreadStatus,
+    };
 
     use super::*;
 
@@ -454,15 +533,81 @@ ports
 groups
   239.1.2.3  VID 10  tap, site-b
 
-not learned
-  dampened  3
-  limited   1 000 000
-
 addresses
-  02:00:00:00:00:01  untagged  tap     3s ago
-  02:00:00:00:00:02  VID 100   site-b  0s ago
+  02:00:00:00:00:01  untagged  tap     learned     3s ago
+  02:00:00:00:00:02  VID 100   site-b  static      0s ago
+  02:00:00:00:00:03  VID 4094  site-c  controller  1m ago, number 7
 ";
         assert_eq!(page(&status()), expected);
+    }
+
+    #[test]
+    fn the_page_does_not_list_many_addresses() {
+        let mut status = status();
+        let one = status.fdb[0].clone();
+        for (listed, omitted, learned, expected) in [
+            (20, 0, 20, None),
+            (21, 0, 21, Some("21 learned, 1 static, 1 by a controller")),
+            (
+                1000,
+                1_047_576,
+                1_048_574,
+                Some("1 048 574 learned, 1 static, 1 by a controller"),
+            ),
+            (21, 0, 0, Some("1 static, 1 by a controller")),
+        ] {
+            status.fdb = vec![one.clone(); listed];
+            status.fdb_omitted = omitted;
+            status.switch.addresses.learned = learned;
+            let page = page(&status);
+            assert_eq!(page.contains("02:00:00:00:00:01"), expected.is_none());
+            if let Some(expected) = expected {
+                let line = format!("addresses  {expected}; `patchcord fdb show a` lists them\n");
+                assert!(page.contains(&line), "{line}: {page}");
+            }
+        }
+        // An older tunnel does not count them.
+        status.switch = SwitchStatus::default();
+        let page = page(&status);
+        assert!(page.contains("addresses  21; `patchcord"), "{page}");
+    }
+
+    #[test]
+    fn the_page_says_what_is_wrong_with_the_table() {
+        let mut status = status();
+        status.switch.counters = FdbCounters {
+            learned: 9,
+            moved: 1234,
+            dampened: 5,
+            limited: 1,
+            full: 2,
+        };
+        let expected = "\
+switch
+  moved        1 234, 5 of them too often: a loop, or two stations with one address
+  not learned  1 frame: more addresses than a port may have
+  not learned  2 frames: no place in the table
+";
+        assert!(page(&status).contains(expected), "{}", page(&status));
+    }
+
+    #[test]
+    fn the_table_of_addresses() {
+        const LINES: &str = "  \
+  02:00:00:00:00:01  untagged  tap     learned     3s ago, moved too often
+  02:00:00:00:00:02  VID 100   site-b  static      0s ago
+  02:00:00:00:00:03  VID 4094  site-c  controller  1m ago, number 7
+";
+        let mut table = table_of_three();
+        table[0].dampened = true;
+        for (indent, of, expected) in [
+            ("", &[][..], "no address is known\n"),
+            ("  ", &table, LINES),
+        ] {
+            let mut out = Vec::new();
+            addresses(&mut out, indent, of).unwrap();
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
     }
 
     #[test]
@@ -501,12 +646,6 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
             outbound_bytes: 1536,
             outbound_datagrams: 5,
             ..Counters::default()
-        };
-        let fdb = |vid, mac: &str, port: &str, age_s| FdbStatus {
-            vid,
-            mac: mac.into(),
-            port: port.into(),
-            age_s,
         };
         let thread = |name: &str, core| ThreadStatus {
             name: name.into(),
@@ -585,15 +724,39 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
                 group: "239.1.2.3".into(),
                 ports: vec!["tap".into(), "site-b".into()],
             }],
-            fdb: vec![
-                fdb(0, "02:00:00:00:00:01", "tap", 3),
-                fdb(100, "02:00:00:00:00:02", "site-b", 0),
-            ],
-            learning: BTreeMap::from([
-                ("dampened".into(), 3),
-                ("learned".into(), 2),
-                ("limited".into(), 1_000_000),
-            ]),
+            switch: SwitchStatus {
+                addresses: AddressCounts {
+                    places: 8192,
+                    learned: 1,
+                    fixed: 1,
+                    controller: 1,
+                },
+                counters: FdbCounters {
+                    learned: 9,
+                    moved: 3,
+                    ..FdbCounters::default()
+                },
+                moves: Vec::new(),
+            },
+            fdb: table_of_three(),
+            fdb_omitted: 0,
         }
+    }
+
+    fn table_of_three() -> Vec<FdbStatus> {
+        let entry = |vid, mac: &str, port: &str, origin: &str, age_s| FdbStatus {
+            vid,
+            mac: mac.into(),
+            port: port.into(),
+            age_s,
+            origin: origin.into(),
+            sequence: (origin == "controller").then_some(7),
+            dampened: false,
+        };
+        vec![
+            entry(0, "02:00:00:00:00:01", "tap", "learned", 3),
+            entry(100, "02:00:00:00:00:02", "site-b", "static", 0),
+            entry(4094, "02:00:00:00:00:03", "site-c", "controller", 60),
+        ]
     }
 }

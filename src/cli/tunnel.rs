@@ -38,8 +38,7 @@ fn load(name_or_file: &str) -> Result<Config, Failure> {
 
 /// Sends a request to a running tunnel, given by its name or by its file.
 pub(super) fn ask(name_or_file: &str, run_dir: &Path, request: Request) -> Result<Reply, Failure> {
-    let name = config::tunnel_name(&config::file_of(name_or_file))
-        .map_err(|error| Failure::Config(ConfigErrors::from(error)))?;
+    let name = name_of(name_or_file)?;
     let reply = client::request_at(&socket_path(run_dir, &name), request);
     if let Err(error @ ClientError::NotRunning(_)) = reply {
         let remedy = format!("start it with `patchcord up {name_or_file}`");
@@ -48,9 +47,19 @@ pub(super) fn ask(name_or_file: &str, run_dir: &Path, request: Request) -> Resul
     Ok(reply.with_context(|| format!("tunnel `{name}`"))?)
 }
 
+/// What a tunnel is called, given by its name or by its file.
+pub(super) fn name_of(name_or_file: &str) -> Result<String, Failure> {
+    config::tunnel_name(&config::file_of(name_or_file))
+        .map_err(|error| Failure::Config(ConfigErrors::from(error)))
+}
+
 /// The failure for a reply that is no answer to the request.
 pub(super) fn unexpected(name: &str, reply: &Reply) -> Failure {
     match reply {
+        Reply::Refused { message } if reply.is_of_other_version() => anyhow!(
+            "tunnel `{name}` is run by another version of patchcord, which does not know this command; start the tunnel again with this one ({message})"
+        )
+        .into(),
         Reply::Refused { message } => anyhow!("tunnel `{name}`: {message}").into(),
         _ => anyhow!("tunnel `{name}` answered something else; is it of another version?").into(),
     }

@@ -64,7 +64,7 @@ pub fn request_at(path: &Path, request: Request) -> Result<Reply, ClientError> {
         _ => no_reply(source),
     })?;
     stream
-        .set_read_timeout(Some(patience(request)))
+        .set_read_timeout(Some(patience(&request)))
         .map_err(no_reply)?;
     match stream.write_all(&request.to_line()) {
         // A server that refuses us may hang up before we have asked; its reply is there to read.
@@ -84,14 +84,15 @@ pub fn request_at(path: &Path, request: Request) -> Result<Reply, ClientError> {
 }
 
 /// Taking a tunnel down may include telling its peers and removing links.
-fn patience(request: Request) -> Duration {
+fn patience(request: &Request) -> Duration {
     match request {
-        Request::Show => Duration::from_secs(5),
+        Request::Show | Request::Fdb(_) => Duration::from_secs(5),
         Request::Down => Duration::from_secs(30),
     }
 }
 
-/// Room for the status of a full forwarding table; a bound, should something else answer.
+/// Room for the status of an older tunnel, which holds its whole table of addresses; a bound, should
+/// something else answer.
 const MAX_REPLY_BYTES: u64 = 64 << 20;
 
 #[cfg(test)]

@@ -1,29 +1,37 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What `patchcord show` and `patchcord down` say to a running tunnel, and what it answers.
+//! What `patchcord show`, `down` and `fdb` say to a running tunnel, and what it answers.
 //!
 //! One request and one reply per connection, each one line of JSON. Pure data and codec; the Unix
 //! socket is in `server`, the client side in `client`.
+
+mod fdb;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::fdb::{
+    AddressCounts, Assigner, FdbAdd, FdbCounters, FdbDel, FdbFlush, FdbPage, FdbRequest, FdbShow,
+    FdbStatus, MoveStatus, SwitchStatus,
+};
 use super::MAX_REQUEST_BYTES;
 
 /// A request, one line of JSON: `{"verb":"show"}`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Answer with the [`Status`].
     Show,
     /// Stop the tunnel; the reply comes when everything is removed.
     Down,
+    /// Look at the table of addresses, or change it.
+    Fdb(FdbRequest),
 }
 
 impl Request {
     /// The line that asks for it, newline included.
-    pub fn to_line(self) -> Vec<u8> {
-        to_line(&self)
+    pub fn to_line(&self) -> Vec<u8> {
+        to_line(self)
     }
 
     /// Reads a line; a newline at its end is not required.
@@ -46,9 +54,12 @@ pub enum RequestError {
     #[error("the request is longer than {MAX_REQUEST_BYTES} bytes")]
     TooLong,
     /// Not JSON, or not a request that this version knows.
-    #[error("the request is not one that this version knows: {0}")]
+    #[error("{UNKNOWN_REQUEST}: {0}")]
     Malformed(serde_json::Error),
 }
+
+/// How every version begins its answer to a request that it does not know.
+const UNKNOWN_REQUEST: &str = "the request is not one that this version knows";
 
 /// The reply to a [`Request`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +69,13 @@ pub enum Reply {
     Status(Box<Status>),
     /// The tunnel is down.
     Stopped,
+    /// A part of the table of addresses.
+    Fdb(FdbPage),
+    /// The table of addresses is changed.
+    Changed {
+        /// How many addresses that concerned.
+        addresses: u64,
+    },
     /// The request was refused; `message` says why and what to do.
     Refused {
         /// For a person.
@@ -69,6 +87,11 @@ impl Reply {
     /// The line that says it, newline included.
     pub fn to_line(&self) -> Vec<u8> {
         to_line(self)
+    }
+
+    /// Whether the tunnel is of a version that does not know the request.
+    pub fn is_of_other_version(&self) -> bool {
+        matches!(self, Self::Refused { message } if message.starts_with(UNKNOWN_REQUEST))
     }
 
     /// Reads a line; fields that a newer version added are ignored.
@@ -119,13 +142,15 @@ pub struct Status {
     /// The multicast groups that somebody wants, where the switch snoops; at most 1000.
     #[serde(default)]
     pub groups: Vec<GroupStatus>,
-    /// The addresses the switch has learned.
-    pub fdb: Vec<FdbStatus>,
-    /// What learning came to, in addresses: `learned`, `moved` and `dampened` (moved too often), and in
-    /// frames whose source was not learned: `limited` (too many on the port) and `full` (no room);
-    /// what never happened is absent.
+    /// What the switch has counted.
     #[serde(default)]
-    pub learning: BTreeMap<String, u64>,
+    pub switch: SwitchStatus,
+    /// The addresses that the switch knows, as far as there is room for them here: see
+    /// [`FdbRequest::Show`] for all.
+    pub fdb: Vec<FdbStatus>,
+    /// How many others it knows.
+    #[serde(default)]
+    pub fdb_omitted: u64,
 }
 
 /// A multicast group.
@@ -276,19 +301,6 @@ pub struct Rates {
     pub inbound_frames_per_s: f64,
 }
 
-/// One learned address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FdbStatus {
-    /// VLAN, 0 when untagged.
-    pub vid: u16,
-    /// Address.
-    pub mac: String,
-    /// `tap` or the peer's name.
-    pub port: String,
-    /// Seconds since it was last seen.
-    pub age_s: u32,
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -297,14 +309,99 @@ mod tests {
 
     #[test]
     fn requests_are_the_lines_that_scripts_may_send() {
+        let mac = "02:00:00:00:00:01".to_owned();
+        let show = FdbShow {
+            from: 7,
+            ..FdbShow::default()
+        };
+        let add = FdbAdd {
+            vid: 10,
+            mac: mac.clone(),
+            port: "site-b".to_owned(),
+            origin: Assigner::Controller,
+            sequence: Some(3),
+        };
+        let del = FdbDel {
+            vid: 0,
+            mac,
+            sequence: None,
+        };
         for (request, line) in [
-            (Request::Show, &b"{\"verb\":\"show\"}\n"[..]),
-            (Request::Down, b"{\"verb\":\"down\"}\n"),
+            (Request::Show, r#"{"verb":"show"}"#),
+            (Request::Down, r#"{"verb":"down"}"#),
+            (
+                Request::Fdb(FdbRequest::Show(show)),
+                r#"{"verb":"fdb","action":"show","from":7,"mac":null,"vid":null,"port":null}"#,
+            ),
+            (
+                Request::Fdb(FdbRequest::Add(add)),
+                r#"{"verb":"fdb","action":"add","vid":10,"mac":"02:00:00:00:00:01","port":"site-b","origin":"controller","sequence":3}"#,
+            ),
+            (
+                Request::Fdb(FdbRequest::Del(del)),
+                r#"{"verb":"fdb","action":"del","vid":0,"mac":"02:00:00:00:00:01","sequence":null}"#,
+            ),
+            (
+                Request::Fdb(FdbRequest::Flush(FdbFlush::default())),
+                r#"{"verb":"fdb","action":"flush","port":null,"vid":null}"#,
+            ),
         ] {
-            assert_eq!(request.to_line(), line);
-            assert_eq!(Request::from_line(line).unwrap(), request);
-            assert_eq!(Request::from_line(line.trim_ascii()).unwrap(), request);
+            assert_eq!(request.to_line(), format!("{line}\n").as_bytes());
+            assert_eq!(Request::from_line(&request.to_line()).unwrap(), request);
+            assert_eq!(Request::from_line(line.as_bytes()).unwrap(), request);
         }
+    }
+
+    #[test]
+    fn what_may_be_left_out_of_a_request_has_a_default() {
+        for (short, long) in [
+            (
+                r#"{"verb":"fdb","action":"show"}"#,
+                FdbRequest::Show(FdbShow::default()),
+            ),
+            (
+                r#"{"action":"flush","verb":"fdb"}"#,
+                FdbRequest::Flush(FdbFlush::default()),
+            ),
+            (
+                r#"{"verb":"fdb","action":"add","mac":"m","port":"tap"}"#,
+                FdbRequest::Add(FdbAdd {
+                    vid: 0,
+                    mac: "m".to_owned(),
+                    port: "tap".to_owned(),
+                    origin: Assigner::Static,
+                    sequence: None,
+                }),
+            ),
+        ] {
+            let request = Request::from_line(short.as_bytes()).unwrap();
+            assert_eq!(request, Request::Fdb(long), "{short}");
+        }
+        for wrong in [
+            r#"{"verb":"fdb"}"#,
+            r#"{"verb":"fdb","action":"explode"}"#,
+            r#"{"verb":"fdb","action":"add","mac":"m"}"#,
+            r#"{"verb":"fdb","action":"add","mac":"m","port":"tap","vid":65536}"#,
+            r#"{"verb":"fdb","action":"add","mac":"m","port":"tap","origin":"learned"}"#,
+            r#"{"verb":"fdb","action":"flush","prot":"tap"}"#,
+            r#"{"action":"show"}"#,
+        ] {
+            let error = Request::from_line(wrong.as_bytes()).unwrap_err();
+            let reply = Reply::Refused {
+                message: error.to_string(),
+            };
+            assert!(reply.is_of_other_version(), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_status_of_an_older_tunnel_is_understood() {
+        let entry = r#"{"vid":7,"mac":"02:00:00:00:00:01","port":"tap","age_s":3}"#;
+        let entry: FdbStatus = serde_json::from_str(entry).unwrap();
+        assert_eq!(
+            (entry.origin.as_str(), entry.sequence, entry.dampened),
+            ("learned", None, false)
+        );
     }
 
     #[test]
@@ -337,6 +434,12 @@ mod tests {
     fn reply() -> impl Strategy<Value = Reply> {
         prop_oneof![
             Just(Reply::Stopped),
+            any::<u64>().prop_map(|addresses| Reply::Changed { addresses }),
+            (
+                proptest::collection::vec(entry(), 0..3),
+                any::<Option<u32>>()
+            )
+                .prop_map(|(entries, next)| Reply::Fdb(FdbPage { entries, next })),
             any::<String>().prop_map(|message| Reply::Refused { message }),
             status().prop_map(|status| Reply::Status(Box::new(status))),
         ]
@@ -346,7 +449,7 @@ mod tests {
         let texts = proptest::array::uniform4(any::<String>());
         let peers = proptest::collection::vec(peer(), 0..3);
         let drops = proptest::collection::btree_map(any::<String>(), any::<u64>(), 0..4);
-        let fdb = proptest::collection::vec((any::<u16>(), any::<String>(), any::<u32>()), 0..3);
+        let fdb = proptest::collection::vec(entry(), 0..3);
         (
             texts,
             0..1_000_000u32,
@@ -400,19 +503,38 @@ mod tests {
                         group: "239.1.2.3".to_owned(),
                         ports: drops.keys().cloned().collect(),
                     }],
-                    learning: drops.clone(),
                     drops,
-                    fdb: fdb
-                        .into_iter()
-                        .map(|(vid, mac, age_s)| FdbStatus {
-                            vid,
-                            port: mac.clone(),
-                            mac,
-                            age_s,
-                        })
-                        .collect(),
+                    switch: SwitchStatus {
+                        addresses: AddressCounts {
+                            places: 8192,
+                            fixed: number.into(),
+                            ..AddressCounts::default()
+                        },
+                        counters: FdbCounters {
+                            dampened: u64::MAX,
+                            ..FdbCounters::default()
+                        },
+                        moves: Vec::new(),
+                    },
+                    fdb,
+                    fdb_omitted: number.into(),
                 },
             )
+    }
+
+    fn entry() -> impl Strategy<Value = FdbStatus> {
+        let texts = proptest::array::uniform3(any::<String>());
+        (any::<u16>(), texts, any::<u32>(), any::<Option<u32>>()).prop_map(
+            |(vid, [mac, port, origin], age_s, sequence)| FdbStatus {
+                vid,
+                mac,
+                port,
+                age_s,
+                origin,
+                sequence,
+                dampened: age_s % 2 == 0,
+            },
+        )
     }
 
     fn peer() -> impl Strategy<Value = PeerStatus> {

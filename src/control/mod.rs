@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The control socket: how `show` and `down` reach a running tunnel.
+//! The control socket: how `show`, `down` and `fdb` reach a running tunnel.
 //!
 //! ```text
 //! patchcord show -> client -> /run/patchcord/NAME.sock -> server -> the control thread

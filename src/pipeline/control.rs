@@ -21,11 +21,13 @@ use tracing::{debug, info, warn};
 
 use super::{
     EngineEvent, EngineView, PortView,
+    addresses::Addresses,
     clock::{now, wall},
     meter::{self, Meter},
     shared::{Handshake, Notice, Shared},
 };
 use crate::{
+    control::message::{FdbRequest, Reply},
     io::udp::UdpSocket,
     proto::node::{Event, Node},
     stats::{DropReason, Drops},
@@ -42,6 +44,7 @@ const MOVE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// From the engine's owner.
 pub(super) enum Command {
     View(oneshot::Sender<EngineView>),
+    Fdb(FdbRequest, oneshot::Sender<Reply>),
     NetworkChanged,
     Close(oneshot::Sender<()>),
 }
@@ -164,6 +167,9 @@ impl ControlTask {
             // Whoever asked may have gone; that is their business.
             Command::View(reply) => {
                 let _ = reply.send(self.view());
+            }
+            Command::Fdb(request, reply) => {
+                let _ = reply.send(self.addresses().answer(&request));
             }
             Command::NetworkChanged => self.node.handle_network_change(now()),
             Command::Close(done) => {
@@ -383,11 +389,8 @@ impl ControlTask {
     fn view(&self) -> EngineView {
         let names = self.labels.iter().map(|(name, _)| name.clone());
         let flow = |flow: &crate::stats::Flow| (flow.frames(), flow.bytes());
-        let fdb = self
-            .shared
-            .switch
-            .fdb()
-            .entries(self.shared.clock.now().seconds);
+        let addresses = self.addresses();
+        let (fdb, fdb_omitted) = addresses.first();
         EngineView {
             peers: names
                 .zip(self.node.views(now()))
@@ -401,10 +404,17 @@ impl ControlTask {
             drops: self.shared.total_drops(),
             ports: self.ports(),
             groups: self.shared.slow_view().groups,
-            learning: self.shared.switch.fdb().counters(),
-            fdb: fdb
-                .map(|entry| (entry.vid.value(), entry.mac, entry.port.0, entry.age_s))
-                .collect(),
+            switch: addresses.summary(),
+            fdb,
+            fdb_omitted,
+        }
+    }
+
+    fn addresses(&self) -> Addresses<'_> {
+        Addresses {
+            fdb: self.shared.switch.fdb(),
+            peers: self.labels.iter().map(|(name, _)| name.as_str()).collect(),
+            now_s: self.shared.clock.now().seconds,
         }
     }
 }

@@ -15,6 +15,7 @@
 //! threads as immutable snapshots, and what they notice reaches the control task through a bounded
 //! channel.
 
+mod addresses;
 pub(crate) mod clock;
 mod control;
 mod dispatch;
@@ -39,9 +40,7 @@ use std::{
     time::Duration,
 };
 
-use patchcord_bridge::{
-    MacAddr, Switch, SwitchConfig, fdb::FdbCounters, loops::Blocked, membership::GroupEntry,
-};
+use patchcord_bridge::{Switch, SwitchConfig, loops::Blocked, membership::GroupEntry};
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
@@ -55,7 +54,7 @@ use self::{
     slow_path::{Duties, Probes, SIGHTINGS, SlowPath},
 };
 use crate::{
-    control::message::Rates,
+    control::message::{FdbRequest, FdbStatus, Rates, Reply, SwitchStatus},
     crypto,
     io::{set_thread_niceness, tap::TapQueue, udp::UdpSocket},
     proto::{
@@ -136,10 +135,12 @@ pub struct EngineView {
     pub ports: Vec<PortView>,
     /// The multicast groups that somebody wants, of which there may be more.
     pub groups: Vec<GroupEntry>,
-    /// What the switch has learned: VLAN, address, port (0 is the TAP), seconds since it was seen.
-    pub fdb: Vec<(u16, MacAddr, u16, u32)>,
-    /// How often learning did something worth counting.
-    pub learning: FdbCounters,
+    /// What the switch has counted.
+    pub switch: SwitchStatus,
+    /// The first of the addresses that it knows.
+    pub fdb: Vec<FdbStatus>,
+    /// How many others it knows.
+    pub fdb_omitted: u64,
 }
 
 /// A port of the switch.
@@ -277,6 +278,16 @@ impl Engine {
     pub async fn view(&self) -> Option<EngineView> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::View(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Looks at the switch's table of addresses, or changes it. `None` if the control task has ended.
+    pub async fn fdb(&self, request: FdbRequest) -> Option<Reply> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Fdb(request, reply))
+            .await
+            .ok()?;
         answer.await.ok()
     }
 

@@ -159,6 +159,9 @@ async fn answer(
                 // Whoever asked may have gone.
                 let _ = reply.send(show(&host).await);
             }
+            Request::Fdb(_) => {
+                let _ = reply.send(relay(&host, &request).await);
+            }
             Request::Down => {
                 host.stop(StopReason::UserInitiated);
                 waiting_for_end.push(reply);
@@ -182,6 +185,18 @@ async fn show(host: &SessionHandle) -> Reply {
             }
         }
     }
+}
+
+/// Has the provider answer a request.
+async fn relay(host: &SessionHandle, request: &Request) -> Reply {
+    let answer = host.send_message(request.to_line()).await;
+    let reply = answer.and_then(|line| Reply::from_line(&line).ok());
+    reply.unwrap_or_else(|| {
+        let state = host.status().name();
+        Reply::Refused {
+            message: format!("there is no table of addresses while {state}; try again"),
+        }
+    })
 }
 
 /// A terminal that is closed ends the tunnel too, unless it was started with `nohup`.

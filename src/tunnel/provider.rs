@@ -19,6 +19,7 @@ use crate::{
         Backend, CipherChoice, Config, DeviceConfig, Endpoint, Mode, PeerConfig, PipelineConfig,
         PlanChoice, SwitchSettings,
     },
+    control::message::{Reply, Request},
     crypto::{
         aead::{Cipher, CipherOffer},
         keys::PublicKey,
@@ -154,6 +155,22 @@ impl TunnelProvider {
             .ok()
             .map(Bytes::from)
     }
+
+    /// The reply to a line of the control socket, as far as it is the engine's business.
+    async fn answer(&self, line: &[u8]) -> Option<Bytes> {
+        let reply = match Request::from_line(line) {
+            Ok(Request::Fdb(request)) => {
+                let running = self.running.lock().await;
+                running.as_ref()?.engine.fdb(request).await?
+            }
+            // Something that looks like a request shall hear what is wrong with it.
+            Err(error) if line.starts_with(b"{") => Reply::Refused {
+                message: error.to_string(),
+            },
+            _ => return None,
+        };
+        Some(reply.to_line().into())
+    }
 }
 
 impl EthernetTunnelProvider for TunnelProvider {
@@ -182,10 +199,9 @@ impl EthernetTunnelProvider for TunnelProvider {
     ) -> BoxFut<'a, Option<Bytes>> {
         Box::pin(async move {
             if message.body == SHOW {
-                self.show(context).await
-            } else {
-                None
+                return self.show(context).await;
             }
+            self.answer(&message.body).await
         })
     }
 }

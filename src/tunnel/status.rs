@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What `show` prints, put together from the host's and the engine's snapshots. Pure.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
-use patchcord_bridge::{MacAddr, fdb::FdbCounters};
+use patchcord_bridge::MacAddr;
 
 use crate::{
     config::Mode,
     control::message::{
-        BlockStatus, CorePlanStatus, Counters, DeviceStatus, FdbStatus, GroupStatus, PeerStatus,
-        PortStatus, Rates, Status, ThreadStatus,
+        BlockStatus, CorePlanStatus, Counters, DeviceStatus, GroupStatus, PeerStatus, PortStatus,
+        Rates, Status, ThreadStatus,
     },
     crypto::keys::PublicKey,
     io::device::DeviceInfo,
@@ -43,8 +43,9 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         drops,
         ports,
         groups,
+        switch,
         fdb,
-        learning,
+        fdb_omitted,
     } = snapshot.engine;
     let groups = groups
         .iter()
@@ -59,15 +60,6 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
     let ports = (0..)
         .zip(ports)
         .map(|(port, view)| port_status(&peers, port, &view))
-        .collect();
-    let fdb = fdb
-        .into_iter()
-        .map(|(vid, mac, port, age_s)| FdbStatus {
-            vid,
-            mac: mac.to_string(),
-            port: port_name(&peers, port),
-            age_s,
-        })
         .collect();
     Status {
         tunnel: snapshot.tunnel.to_owned(),
@@ -103,30 +95,10 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
             .collect(),
         ports,
         groups,
+        switch,
         fdb,
-        learning: learning_status(learning),
+        fdb_omitted,
     }
-}
-
-fn learning_status(counters: FdbCounters) -> BTreeMap<String, u64> {
-    let FdbCounters {
-        learned,
-        moved,
-        dampened,
-        limited,
-        full,
-    } = counters;
-    let all = [
-        ("learned", learned),
-        ("moved", moved),
-        ("dampened", dampened),
-        ("limited", limited),
-        ("full", full),
-    ];
-    let happened = all.into_iter().filter(|&(_, count)| count > 0);
-    happened
-        .map(|(name, count)| (name.to_owned(), count))
-        .collect()
 }
 
 fn port_status(peers: &[(String, PeerView, Rates)], port: u16, view: &PortView) -> PortStatus {

@@ -25,7 +25,7 @@ use crate::cable::Cable;
 use crate::frames::{BROADCAST, EXPERIMENTAL, Flow, frame};
 use crate::mesh::Mesh;
 use crate::process::{eventually, millis, secs};
-use crate::topology::{DEVICE, Host, Settings, Site};
+use crate::topology::{DEVICE, Host, Settings, Site, patchcord};
 use crate::traffic::pings;
 
 const STORM: u32 = 100_000;
@@ -278,21 +278,21 @@ fn a_million_addresses_take_no_memory_and_drive_nobody_out() {
     }
     for site in &mesh.sites {
         let begun = Instant::now();
-        let Status { learning, fdb, .. } = site.status();
-        println!(
-            "{learning:?}, {} addresses, shown in {:.2?}",
-            fdb.len(),
-            begun.elapsed()
+        let Status { switch, .. } = site.status();
+        println!("{switch:?}, shown in {:.2?}", begun.elapsed());
+        assert!(switch.counters.limited > 100_000, "{switch:?}");
+        assert!(
+            (4096..8192).contains(&switch.addresses.learned),
+            "{switch:?}"
         );
-        assert!(learning["limited"] > 100_000, "{learning:?}");
-        assert!((4096..8192).contains(&fdb.len()), "{} addresses", fdb.len());
         let port = if site.tunnel == mesh.sites[2].tunnel {
             "tap"
         } else {
             "site3"
         };
-        let of_port = fdb.iter().filter(|entry| entry.port == port);
-        assert!((4000..4200).contains(&of_port.count()));
+        let of_port = patchcord(&["fdb", "show", &site.tunnel, "--port", port, "--json"], "");
+        let of_port = of_port.matches(r#""mac""#).count();
+        assert!((4000..4200).contains(&of_port), "{of_port}");
     }
     for site in &mut mesh.sites {
         let log = site.process().log();

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `fdb`: looks at the tables of addresses of running tunnels, and changes them.
+
+use std::io::{self, BufWriter, Write};
+
+use clap::{Args, Subcommand, ValueEnum};
+use patchcord::control::message::{
+    Assigner, FdbAdd, FdbDel, FdbFlush, FdbRequest, FdbShow, FdbStatus, Reply, Request, Status,
+};
+use patchcord_bridge::{MacAddr, ParseMacError};
+use serde::Serialize;
+
+use super::{
+    Failure, RunDir, print,
+    show::all,
+    status,
+    tunnel::{ask, name_of, unexpected},
+};
+
+pub(super) const HELP: &str = "\
+PORT is `tap`, or the name of a peer.
+
+Examples:
+  patchcord fdb show office                            list what is known
+  patchcord fdb add office 02:00:5e:10:00:01 site-b    this station is at site-b, whatever frames say
+  patchcord fdb del office 02:00:5e:10:00:01
+  patchcord fdb flush office --port site-b --vlan 10   forget what was learned there";
+
+#[derive(Subcommand)]
+pub(super) enum FdbCommand {
+    /// List addresses and the ports they are on
+    #[command(after_help = "Without TUNNEL, lists those of all running tunnels.")]
+    Show(ShowOptions),
+    /// Assign an address to a port, whatever is known of it
+    #[command(after_help = ADD_HELP)]
+    Add(AddArguments),
+    /// Forget an address, whatever its origin
+    Del(DelArguments),
+    /// Forget learned addresses: all, or those of a port, a VLAN, or both
+    Flush(FlushArguments),
+}
+
+const ADD_HELP: &str = "\
+A static address neither ages nor moves. That of a controller (BGP EVPN, for example) does not age, but
+moves when a frame of the station comes from elsewhere; of two advertisements the one with the higher
+sequence number counts (RFC 7432, section 7.7).
+
+Examples:
+  patchcord fdb add office 02:00:5e:10:00:01 site-b --vlan 10
+  patchcord fdb add office 02:00:5e:10:00:01 site-b --origin controller --sequence 7";
+
+#[derive(Args)]
+pub(super) struct ShowOptions {
+    /// The tunnel, or its configuration file
+    tunnel: Option<String>,
+    /// Only this address
+    #[arg(long, value_parser = station)]
+    mac: Option<MacAddr>,
+    /// Only this VLAN; 0 is none
+    #[arg(long, value_name = "N", value_parser = vlan())]
+    vlan: Option<u16>,
+    /// Only this port
+    #[arg(long, requires = "tunnel")]
+    port: Option<String>,
+    /// Print JSON: an object with TUNNEL, an array without
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
+
+#[derive(Args)]
+pub(super) struct AddArguments {
+    #[command(flatten)]
+    address: Address,
+    /// `tap`, or the name of a peer
+    port: String,
+    /// On whose word
+    #[arg(long, value_enum, default_value_t = Origin::Static)]
+    origin: Origin,
+    /// The number under which the controller advertises it; 0 if absent
+    #[arg(long, value_name = "N")]
+    sequence: Option<u32>,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
+
+#[derive(Args)]
+pub(super) struct DelArguments {
+    #[command(flatten)]
+    address: Address,
+    /// Only if a controller advertised it under this number or an earlier one, and it has not moved
+    /// since
+    #[arg(long, value_name = "N")]
+    sequence: Option<u32>,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
+
+#[derive(Args)]
+pub(super) struct FlushArguments {
+    /// The tunnel, or its configuration file
+    tunnel: String,
+    /// Only those of this port
+    #[arg(long)]
+    port: Option<String>,
+    /// Only those in this VLAN; 0 is none
+    #[arg(long, value_name = "N", value_parser = vlan())]
+    vlan: Option<u16>,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
+
+#[derive(Args)]
+struct Address {
+    /// The tunnel, or its configuration file
+    tunnel: String,
+    /// The station's Ethernet address
+    #[arg(value_parser = station)]
+    mac: MacAddr,
+    /// The VLAN it is in; without one, frames without a tag
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = vlan())]
+    vlan: u16,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Origin {
+    /// The administrator's
+    Static,
+    /// A control plane's
+    Controller,
+}
+
+impl From<Origin> for Assigner {
+    fn from(origin: Origin) -> Self {
+        match origin {
+            Origin::Static => Self::Static,
+            Origin::Controller => Self::Controller,
+        }
+    }
+}
+
+/// What `fdb show --json` prints of a tunnel.
+#[derive(Serialize)]
+struct Table {
+    tunnel: String,
+    fdb: Vec<FdbStatus>,
+}
+
+pub(super) fn run(command: FdbCommand) -> Result<(), Failure> {
+    match command {
+        FdbCommand::Show(options) => show(&options),
+        FdbCommand::Add(arguments) => add(arguments),
+        FdbCommand::Del(arguments) => del(&arguments),
+        FdbCommand::Flush(arguments) => flush(arguments),
+    }
+}
+
+fn show(options: &ShowOptions) -> Result<(), Failure> {
+    // A table may have a million entries, and its text is written as it is made.
+    let mut out = BufWriter::new(io::stdout().lock());
+    match &options.tunnel {
+        Some(name) => {
+            let fdb = read(name, options)?;
+            if options.json {
+                let tunnel = name_of(name)?;
+                json(&mut out, &Table { tunnel, fdb })?;
+            } else {
+                status::addresses(&mut out, "", &fdb)?;
+            }
+        }
+        None => {
+            let mut tables = Vec::new();
+            for Status { tunnel, .. } in all(&options.run_dir.path)? {
+                let fdb = read(&tunnel, options)?;
+                tables.push(Table { tunnel, fdb });
+            }
+            if options.json {
+                json(&mut out, &tables)?;
+            } else if tables.is_empty() {
+                writeln!(out, "no tunnel is running")?;
+            } else {
+                for table in &tables {
+                    writeln!(out, "tunnel {}", table.tunnel)?;
+                    status::addresses(&mut out, "  ", &table.fdb)?;
+                }
+            }
+        }
+    }
+    Ok(out.flush()?)
+}
+
+fn json(mut out: impl Write, value: &impl Serialize) -> Result<(), Failure> {
+    serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
+    Ok(writeln!(out)?)
+}
+
+/// The table of one tunnel, by VLAN and address.
+fn read(tunnel: &str, options: &ShowOptions) -> Result<Vec<FdbStatus>, Failure> {
+    let mut entries = Vec::new();
+    let mut next = Some(0);
+    while let Some(from) = next {
+        let request = FdbRequest::Show(FdbShow {
+            from,
+            mac: options.mac.map(|mac| mac.to_string()),
+            vid: options.vlan,
+            port: options.port.clone(),
+        });
+        match ask(tunnel, &options.run_dir.path, Request::Fdb(request))? {
+            // One that does not get ahead has no end.
+            Reply::Fdb(page) if page.next.is_none_or(|next| next > from) => {
+                entries.extend(page.entries);
+                next = page.next;
+            }
+            reply => return Err(unexpected(tunnel, &reply)),
+        }
+    }
+    entries.sort_unstable_by(|a, b| (a.vid, &a.mac).cmp(&(b.vid, &b.mac)));
+    Ok(entries)
+}
+
+fn add(arguments: AddArguments) -> Result<(), Failure> {
+    let AddArguments {
+        address,
+        port,
+        origin,
+        sequence,
+        run_dir,
+    } = arguments;
+    if origin == Origin::Static && sequence.is_some() {
+        return Err(Failure::Usage(
+            "--sequence is a controller's; add `--origin controller`, or leave it out".to_owned(),
+        ));
+    }
+    let request = FdbRequest::Add(FdbAdd {
+        vid: address.vlan,
+        mac: address.mac.to_string(),
+        port,
+        origin: origin.into(),
+        sequence,
+    });
+    change(&address.tunnel, &run_dir, request).map(drop)
+}
+
+fn del(arguments: &DelArguments) -> Result<(), Failure> {
+    let Address { tunnel, mac, vlan } = &arguments.address;
+    let request = FdbRequest::Del(FdbDel {
+        vid: *vlan,
+        mac: mac.to_string(),
+        sequence: arguments.sequence,
+    });
+    change(tunnel, &arguments.run_dir, request).map(drop)
+}
+
+fn flush(arguments: FlushArguments) -> Result<(), Failure> {
+    let request = FdbRequest::Flush(FdbFlush {
+        port: arguments.port,
+        vid: arguments.vlan,
+    });
+    let forgotten = change(&arguments.tunnel, &arguments.run_dir, request)?;
+    let noun = if forgotten == 1 {
+        "address"
+    } else {
+        "addresses"
+    };
+    Ok(print(&format!("{forgotten} learned {noun} forgotten\n"))?)
+}
+
+/// How many addresses that concerned.
+fn change(tunnel: &str, run_dir: &RunDir, request: FdbRequest) -> Result<u64, Failure> {
+    match ask(tunnel, &run_dir.path, Request::Fdb(request))? {
+        Reply::Changed { addresses } => Ok(addresses),
+        reply => Err(unexpected(tunnel, &reply)),
+    }
+}
+
+fn station(text: &str) -> Result<MacAddr, String> {
+    let mac: MacAddr = text
+        .parse()
+        .map_err(|error: ParseMacError| error.to_string())?;
+    match mac.is_station() {
+        true => Ok(mac),
+        false => Err("this is the address of a group, or null, and not of a station".to_owned()),
+    }
+}
+
+fn vlan() -> clap::builder::RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(0..=4095)
+}
