@@ -35,6 +35,7 @@ mod topology;
 mod traffic;
 mod wiretap;
 
+mod addresses;
 mod continuity;
 mod guard;
 mod hostile;
