@@ -884,10 +884,11 @@ mod tests {
         let mut read = Vec::new();
         for first in (0..fdb.rows()).step_by(100) {
             let portion = fdb.entries_in(first..first + 100, now_s);
-            read.extend(portion.inspect(|entry| {
+            for entry in portion {
                 let row = fdb.row_of(entry.vid, entry.mac);
                 assert!((first..first + 100).contains(&row), "{entry:?}");
-            }));
+                read.push(entry);
+            }
         }
         assert!(read.iter().copied().eq(fdb.entries(now_s)));
         assert_eq!(fdb.entries_in(fdb.rows()..usize::MAX, now_s).count(), 0);

@@ -125,9 +125,7 @@ struct Address {
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Origin {
-    /// The administrator's
     Static,
-    /// A control plane's
     Controller,
 }
 
