@@ -331,7 +331,7 @@ mod tests {
             (Request::Down, r#"{"verb":"down"}"#),
             (
                 Request::Fdb(FdbRequest::Show(show)),
-                r#"{"verb":"fdb","action":"show","from":7,"mac":null,"vid":null,"port":null}"#,
+                r#"{"verb":"fdb","action":"show","from":7}"#,
             ),
             (
                 Request::Fdb(FdbRequest::Add(add)),
@@ -339,11 +339,11 @@ mod tests {
             ),
             (
                 Request::Fdb(FdbRequest::Del(del)),
-                r#"{"verb":"fdb","action":"del","vid":0,"mac":"02:00:00:00:00:01","sequence":null}"#,
+                r#"{"verb":"fdb","action":"del","mac":"02:00:00:00:00:01"}"#,
             ),
             (
                 Request::Fdb(FdbRequest::Flush(FdbFlush::default())),
-                r#"{"verb":"fdb","action":"flush","port":null,"vid":null}"#,
+                r#"{"verb":"fdb","action":"flush"}"#,
             ),
         ] {
             assert_eq!(request.to_line(), format!("{line}\n").as_bytes());
@@ -376,6 +376,7 @@ mod tests {
         ] {
             let request = Request::from_line(short.as_bytes()).unwrap();
             assert_eq!(request, Request::Fdb(long), "{short}");
+            assert_eq!(request.to_line().len(), short.len() + 1, "{short}");
         }
         for wrong in [
             r#"{"verb":"fdb"}"#,

@@ -25,12 +25,16 @@ pub enum FdbRequest {
 #[serde(default, deny_unknown_fields)]
 pub struct FdbShow {
     /// Where to go on: [`FdbPage::next`], 0 at first.
+    #[serde(skip_serializing_if = "is_default")]
     pub from: u32,
     /// Only this address.
+    #[serde(skip_serializing_if = "is_default")]
     pub mac: Option<String>,
     /// Only this VLAN; 0 is no VLAN.
+    #[serde(skip_serializing_if = "is_default")]
     pub vid: Option<u16>,
     /// Only this port: `tap`, or the peer's name.
+    #[serde(skip_serializing_if = "is_default")]
     pub port: Option<String>,
 }
 
@@ -39,17 +43,17 @@ pub struct FdbShow {
 #[serde(deny_unknown_fields)]
 pub struct FdbAdd {
     /// VLAN, 0 when untagged.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub vid: u16,
     /// Address.
     pub mac: String,
     /// `tap`, or the peer's name.
     pub port: String,
     /// On whose word.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub origin: Assigner,
     /// The number under which a controller advertises it (RFC 7432, section 7.7); absent is 0.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub sequence: Option<u32>,
 }
 
@@ -69,13 +73,13 @@ pub enum Assigner {
 #[serde(deny_unknown_fields)]
 pub struct FdbDel {
     /// VLAN, 0 when untagged.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub vid: u16,
     /// Address.
     pub mac: String,
     /// Only if a controller advertised it under this number or an earlier one, and no frame has moved
     /// it since.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub sequence: Option<u32>,
 }
 
@@ -84,9 +88,16 @@ pub struct FdbDel {
 #[serde(default, deny_unknown_fields)]
 pub struct FdbFlush {
     /// Only those of this port: `tap`, or the peer's name.
+    #[serde(skip_serializing_if = "is_default")]
     pub port: Option<String>,
     /// Only those in this VLAN; 0 is no VLAN.
+    #[serde(skip_serializing_if = "is_default")]
     pub vid: Option<u16>,
+}
+
+/// A request is no longer when it is written than it was when it was read.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A part of the table.

@@ -13,8 +13,11 @@ fuzz_target!(|line: &[u8]| {
     match Request::from_line(line) {
         Ok(request) => {
             assert!(line.len() <= MAX_REQUEST_BYTES);
-            let again = Request::from_line(&request.to_line());
-            assert_eq!(again.ok(), Some(request));
+            let again = request.to_line();
+            // There are shorter forms of a request than the one that is written.
+            if again.len() <= MAX_REQUEST_BYTES {
+                assert_eq!(Request::from_line(&again).ok(), Some(request));
+            }
         }
         // The error may repeat what the line says; the answer is one line all the same.
         Err(error) => assert_one_line(&refused(error.to_string())),
