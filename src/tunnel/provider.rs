@@ -169,7 +169,10 @@ impl TunnelProvider {
             },
             _ => return None,
         };
-        Some(reply.to_line().into())
+        let mut line = reply.to_line();
+        // A message has an end of its own.
+        line.pop();
+        Some(line.into())
     }
 }
 
