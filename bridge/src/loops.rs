@@ -29,10 +29,16 @@
 //! node, which show when the loop is gone. Those of others must stop there: they shall see what is
 //! left after the cut, and would else go round for ever in a loop that their sender is not on.
 //!
+//! **Where stations are now.** With each cut, and each port that opens, stations are reached by other
+//! ways than before, and whoever has learned the old ones sends into a blocked port until they age.
+//! So each node counts its changes in its probes; who hears of a new one forgets what was learned, as
+//! with the topology changes of IEEE 802.1D, section 17.11.
+//!
 //! **Whom it believes.** A return counts if the probe is authentic (it carries a tag under a key
 //! that nobody else has), was sent within 3 seconds, and another one returned between the same two
 //! ports. Who can carry probes from one port to another can bridge all the rest as well, and is a
-//! loop. Contention of others is not authentic; who forges it delays a block by 6 seconds at most.
+//! loop. What others say of themselves is not authentic: who forges contention delays a block by 6
+//! seconds at most, and who forges changes has stations learned anew, every two seconds at most.
 //!
 //! Called by the control thread. Time comes in as microseconds on a clock that does not wrap.
 
@@ -73,6 +79,11 @@ pub struct LoopGuard<A> {
     /// Nodes heard of late, bounded.
     others: BTreeMap<NodeId, Other>,
     next_sweep_us: u64,
+    /// Ports blocked and opened so far.
+    changes: u16,
+    /// Someone else has changed something.
+    must_relearn: bool,
+    relearned_us: Option<u64>,
     counters: LoopCounters,
 }
 
@@ -107,6 +118,10 @@ pub enum Verdict {
         /// The port.
         port: PortId,
     },
+    /// Another node has blocked or opened a port, so that stations may be behind other ports than they
+    /// were: forget what was learned. The same holds after [`Block`](Self::Block) and
+    /// [`Open`](Self::Open).
+    Relearn,
     /// There is a loop behind the port, where this node cannot cut it. Said once a minute at most.
     Behind {
         /// The port.
@@ -171,6 +186,7 @@ pub struct LoopCounters {
 #[derive(Clone, Copy, Debug)]
 struct Other {
     sequence: u32,
+    changes: u16,
     heard_us: u64,
     contended_us: Option<u64>,
 }
@@ -202,6 +218,8 @@ const MAX_OTHERS: usize = 1024;
 const CONTEST_IDLE_US: u64 = 2 * S;
 /// Between two rounds that are sent because someone else contends.
 const TRIGGER_US: u64 = 2 * S;
+/// Between two times that stations are learned anew because of others.
+const RELEARN_US: u64 = 2 * S;
 
 const WARN_US: u64 = 60 * S;
 
@@ -222,6 +240,9 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             triggered_us: None,
             others: BTreeMap::new(),
             next_sweep_us: 0,
+            changes: 0,
+            must_relearn: false,
+            relearned_us: None,
             counters: LoopCounters::default(),
         }
     }
@@ -287,7 +308,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         let blocks = self.ports.values().filter_map(|at| at.block);
         let opens_us = blocks.map(|block| block.opens_us());
         let rounds_us = self.next_round_us.min(self.next_contest_round_us);
-        opens_us.fold(rounds_us, u64::min)
+        let relearn_us = self.must_relearn.then(|| self.may_relearn_us());
+        opens_us.chain(relearn_us).fold(rounds_us, u64::min)
     }
 
     /// Takes in a frame with the source of our probes, which came by `port`.
@@ -339,12 +361,28 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         let mut seniors = self.others.range(..self.node);
         let is_led = seniors.any(|(_, senior)| senior.contends(now_us));
         let ids: Vec<PortId> = self.ports.keys().copied().collect();
-        ids.into_iter().find_map(|port| {
+        let change = ids.into_iter().find_map(|port| {
             self.decide(port, is_led, now_us);
             let at = self.ports.get_mut(&port)?;
             at.expire(now_us);
             at.announce(port)
+        });
+        if change.is_some() {
+            // The others should know at once.
+            self.changes = self.changes.wrapping_add(1);
+            self.next_round_us = self.next_round_us.min(now_us);
+            return change;
+        }
+        let must_relearn = self.must_relearn && now_us >= self.may_relearn_us();
+        must_relearn.then(|| {
+            self.must_relearn = false;
+            self.relearned_us = Some(now_us);
+            Verdict::Relearn
         })
+    }
+
+    fn may_relearn_us(&self) -> u64 {
+        self.relearned_us.map_or(0, |then_us| then_us + RELEARN_US)
     }
 
     /// Whether the port is blocked.
@@ -380,6 +418,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         }
         let known = self.others.entry(message.node).or_insert_with(|| Other {
             sequence: message.sequence.wrapping_sub(1),
+            changes: message.changes,
             heard_us: now_us,
             contended_us: None,
         });
@@ -387,6 +426,10 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         if is_news {
             known.sequence = message.sequence;
             known.heard_us = now_us;
+            if known.changes != message.changes {
+                known.changes = message.changes;
+                self.must_relearn = true;
+            }
             if message.contends {
                 known.contended_us = Some(now_us);
             }
@@ -505,6 +548,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             port,
             vid,
             contends: self.is_contending(),
+            changes: self.changes,
         };
         let bytes = message.emit();
         let mut frame = Vec::with_capacity(64);

@@ -416,6 +416,39 @@ fn the_report_names_the_ports_between_which_stations_move() {
 }
 
 #[test]
+fn whoever_did_not_change_anything_hears_of_each_change_and_learns_anew() {
+    for seed in 0..20 {
+        let mut net = Net::mesh(5, seed);
+        net.run(20 * S);
+        assert!(net.relearned.iter().all(Vec::is_empty), "without a change");
+        net.cable(0, 1);
+        net.run(10 * S);
+        net.assert_all_relearned(3 * S, seed);
+        net.uncable();
+        net.run(20 * S);
+        assert!(net.blocked().is_empty(), "seed {seed}");
+        net.assert_all_relearned(3 * S, seed);
+        let before = net.relearned.clone();
+        net.run(60 * S);
+        assert_eq!(net.relearned, before, "nothing changes any more");
+    }
+}
+
+#[test]
+fn changes_that_are_made_up_have_stations_learned_anew_now_and_then() {
+    let mut guard = guard(1);
+    let mut relearned = 0;
+    for sequence in 0..1000_u32 {
+        let now_us = u64::from(sequence) * 10 * MS;
+        let mut probe = contending_probe(NodeId(7), sequence + 1);
+        probe[32..34].copy_from_slice(&(sequence as u16).to_be_bytes());
+        guard.heard(TAP, &probe, now_us);
+        relearned += usize::from(guard.poll(now_us) == Some(Verdict::Relearn));
+    }
+    assert_eq!(relearned, 5, "in 10 s");
+}
+
+#[test]
 fn the_next_call_is_due_when_something_happens() {
     let mut guard = guard(1);
     let mut now_us = 5 * S;
@@ -439,6 +472,10 @@ struct Net {
     cables: Vec<(usize, usize, Option<Vid>)>,
     under_way: Vec<(u64, usize, PortId, Traffic)>,
     verdicts: Rc<RefCell<Vec<(usize, Verdict)>>>,
+    /// When each node was told to learn anew because of others.
+    relearned: Vec<Vec<u64>>,
+    /// When ports were blocked and opened, and by which node.
+    changes: Vec<(u64, usize)>,
     heard: Vec<usize>,
     now_us: u64,
     delay_us: u64,
@@ -491,6 +528,8 @@ impl Net {
             cables: Vec::new(),
             under_way: Vec::new(),
             verdicts: Rc::default(),
+            relearned: vec![Vec::new(); nodes],
+            changes: Vec::new(),
             heard: vec![0; nodes],
             now_us: 0,
             delay_us: 20 * MS,
@@ -593,8 +632,13 @@ impl Net {
             match verdict {
                 Verdict::Block { port, .. } => assert!(node.blocked.insert(port)),
                 Verdict::Open { port } => assert!(node.blocked.remove(&port)),
+                Verdict::Relearn => {
+                    self.relearned[number].push(now_us);
+                    continue;
+                }
                 Verdict::Behind { .. } => unreachable!("said when it returned"),
             }
+            self.changes.push((now_us, number));
             self.verdicts.borrow_mut().push((number, verdict));
         }
         for probe in node.guard.due(now_us) {
@@ -704,6 +748,24 @@ impl Net {
         nodes
             .flat_map(|(number, node)| node.blocked.iter().map(move |&port| (number, port)))
             .collect()
+    }
+
+    /// Each node has learned anew since the last change of another one, and soon.
+    fn assert_all_relearned(&mut self, within_us: u64, seed: u64) {
+        let changes = std::mem::take(&mut self.changes);
+        assert!(!changes.is_empty(), "seed {seed}");
+        for node in 0..self.nodes.len() {
+            let others = changes.iter().filter(|&&(_, by)| by != node);
+            let Some(last_us) = others.map(|&(at_us, _)| at_us).max() else {
+                continue;
+            };
+            let is_timely = |at_us: &u64| (last_us..last_us + within_us).contains(at_us);
+            let relearned = &self.relearned[node];
+            assert!(
+                relearned.iter().any(is_timely),
+                "seed {seed}, node {node}: {relearned:?} after {changes:?}"
+            );
+        }
     }
 
     fn verdicts(&self) -> Vec<(usize, Verdict)> {

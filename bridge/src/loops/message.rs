@@ -9,8 +9,8 @@ use crate::vlan::Vid;
 /// What a probe says.
 ///
 /// ```text
-///  0       1     2     4     6        14        18     20
-///  | ver 1 | flags | port | vid | node id | sequence | 0 | tag (16) | padding
+///  0       1       2      4     6         14         18        20
+///  | ver 1 | flags | port | vid | node id | sequence | changes | tag (16) | padding
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Message {
@@ -20,6 +20,8 @@ pub(super) struct Message {
     pub(super) vid: Vid,
     /// The sender has seen a loop and not yet cut it.
     pub(super) contends: bool,
+    /// How often the sender has blocked or opened a port.
+    pub(super) changes: u16,
 }
 
 impl Message {
@@ -35,6 +37,7 @@ impl Message {
         bytes[4..6].copy_from_slice(&self.vid.value().to_be_bytes());
         bytes[6..14].copy_from_slice(&self.node.0.to_be_bytes());
         bytes[14..18].copy_from_slice(&self.sequence.to_be_bytes());
+        bytes[18..20].copy_from_slice(&self.changes.to_be_bytes());
         bytes
     }
 
@@ -42,7 +45,8 @@ impl Message {
         let bytes = Self::body(frame)?.first_chunk::<{ Self::LEN }>()?;
         let [version, flags, p0, p1, v0, v1, rest @ ..] = bytes;
         let (node, rest) = rest.split_first_chunk()?;
-        let (sequence, _) = rest.split_first_chunk()?;
+        let (sequence, rest) = rest.split_first_chunk()?;
+        let (changes, _) = rest.split_first_chunk()?;
         if *version != Self::VERSION {
             return None;
         }
@@ -52,6 +56,7 @@ impl Message {
             port: PortId(u16::from_be_bytes([*p0, *p1])),
             vid: Vid::new(u16::from_be_bytes([*v0, *v1]))?,
             contends: flags & Self::CONTENDS != 0,
+            changes: u16::from_be_bytes(*changes),
         })
     }
 
