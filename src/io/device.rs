@@ -194,6 +194,21 @@ impl Device {
         }
     }
 
+    /// Stations that were behind the device may be elsewhere: the bridge that it is in, if any, learns
+    /// anew where they are.
+    pub async fn forget_stations(&self) {
+        let index = self.info.index;
+        let outcome = match self.links.find_index(index).await {
+            Ok(Some(link)) if link.controller.is_some() => self.links.forget_learned(index).await,
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            // It will, when they have been silent for long enough.
+            debug!(device = self.info.name, %error, "the bridge does not forget");
+        }
+    }
+
     /// Makes the device as `request` says, whatever it is now: only what differs is touched. Name,
     /// back-end and queues stay as they were created.
     ///
@@ -569,6 +584,39 @@ mod tests {
 
     fn is_empty(dir: &TempDir) -> bool {
         std::fs::read_dir(dir.path()).unwrap().count() == 0
+    }
+
+    #[test]
+    fn the_bridge_forgets_what_it_learned_there() {
+        test(|dir| async move {
+            ip("link add br0 type bridge");
+            ip("link set br0 up");
+            let request = DeviceRequest {
+                bridge: Some("br0".to_owned()),
+                ..request("tap7")
+            };
+            let (device, _queues) = create(request, dir.path(), "office").await.unwrap();
+            device.set_carrier(true);
+            let forwards = || bridge("link show dev tap7").contains("state forwarding");
+            eventually(|| forwards().then_some(())).expect("the bridge takes frames from it");
+            let (learned, own) = ("02:99:00:00:00:01", "02:00:00:00:00:07");
+            bridge(&format!("fdb add {learned} dev tap7 master dynamic"));
+            let seen = bridge("fdb show dev tap7");
+            assert!(seen.contains(learned) && seen.contains(own), "{seen}");
+            device.forget_stations().await;
+            let seen = bridge("fdb show dev tap7");
+            assert!(!seen.contains(learned) && seen.contains(own), "{seen}");
+            ip("link set tap7 nomaster");
+            device.forget_stations().await;
+            device.remove().await;
+        });
+    }
+
+    fn bridge(arguments: &str) -> String {
+        let mut command = std::process::Command::new("bridge");
+        let output = command.args(arguments.split(' ')).output().unwrap();
+        assert!(output.status.success(), "bridge {arguments}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     #[test]

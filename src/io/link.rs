@@ -14,8 +14,8 @@ use ipnet::IpNet;
 use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, LinkAttribute, LinkFlags,
-    LinkInfo as LinkKind, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoPortData,
+    InfoPortKind, LinkAttribute, LinkFlags, LinkInfo as LinkKind, LinkMessage,
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
@@ -340,6 +340,20 @@ impl Links {
         let message = LinkUnspec::new_with_index(index).controller(controller);
         self.change(message, || {
             format!("put link {index} into bridge {controller}")
+        })
+        .await
+    }
+
+    /// Has the bridge that the link is in forget the addresses that it has learned there.
+    ///
+    /// # Errors
+    /// When the link is gone, or in no bridge.
+    pub async fn forget_learned(&self, index: u32) -> Result<(), LinkError> {
+        let message = LinkUnspec::new_with_index(index)
+            .set_port_kind(InfoPortKind::Bridge)
+            .set_port_data(InfoPortData::BridgePort(vec![InfoBridgePort::Flush]));
+        self.change(message, || {
+            format!("have the bridge of link {index} forget what it learned there")
         })
         .await
     }

@@ -118,6 +118,9 @@ pub enum EngineEvent {
     Reachable,
     /// The last reachable peer was lost.
     Unreachable,
+    /// A loop was cut, or a port opened again, here or at another node: stations may be behind other
+    /// ports than before, also as others know them.
+    StationsMoved,
     /// A data thread ended unasked: the tunnel is broken.
     Broken(Stopped),
 }
@@ -235,7 +238,13 @@ impl Engine {
         let socket = sockets[0].try_clone()?;
 
         duties.loops = probes;
-        let slow_path = SlowPath::new(shared.clone(), queues[0].clone(), ranked, duties);
+        let slow_path = SlowPath::new(
+            shared.clone(),
+            queues[0].clone(),
+            ranked,
+            duties,
+            events_in.clone(),
+        );
         let mut threads = Threads {
             plan: &plan,
             shared: &shared,

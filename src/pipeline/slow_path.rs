@@ -24,10 +24,10 @@ use patchcord_bridge::{
     neighbours::{Neighbours, NeighboursConfig},
 };
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
-    clock,
+    EngineEvent, clock,
     limit_log::{Excess, Limit, LimitLog},
     portion::Slot,
     shared::{Shared, SlowView},
@@ -169,6 +169,7 @@ pub(super) struct SlowPath {
     snooping: Option<Snooping>,
     neighbours: Option<Neighbours>,
     limits: LimitLog,
+    events: mpsc::Sender<EngineEvent>,
     scratch: Vec<u8>,
 }
 
@@ -179,6 +180,7 @@ impl SlowPath {
         tap: Arc<TapQueue>,
         peers: Vec<(String, u64)>,
         duties: Duties,
+        events: mpsc::Sender<EngineEvent>,
     ) -> Self {
         let (names, ranks) = [("TAP".to_owned(), 0)].into_iter().chain(peers).unzip();
         let mut key = [0; 32];
@@ -200,6 +202,7 @@ impl SlowPath {
             snooping: snooping.map(|config| Snooping::new(config, now_s)),
             neighbours: neighbours.map(Neighbours::new),
             limits: LimitLog::default(),
+            events,
             scratch: Vec::new(),
         }
     }
@@ -343,10 +346,11 @@ impl SlowPath {
                     port = self.name(port),
                     other = self.name(other),
                     vlan = vid.value(),
-                    stations = self.movers(port),
+                    stations = self.movers(port, other),
                     "a loop: what leaves by one of two ports comes back by the other; the port is blocked until it is gone. Look for a second link between these sites"
                 );
                 set_blocked(port, true);
+                self.learn_anew();
             }
             Verdict::Open { port } => {
                 info!(
@@ -354,6 +358,11 @@ impl SlowPath {
                     "the loop is gone, and the port open again"
                 );
                 set_blocked(port, false);
+                self.learn_anew();
+            }
+            Verdict::Relearn => {
+                debug!("another node has blocked or opened a port: stations are learned anew");
+                self.learn_anew();
             }
             Verdict::Behind { port, vid } => warn!(
                 port = self.name(port),
@@ -442,13 +451,25 @@ impl SlowPath {
         }
     }
 
-    /// Stations that moved between this port and others of late, for people.
-    fn movers(&self, port: PortId) -> String {
+    /// Stations may be elsewhere, for this switch and for the bridge that the TAP is in.
+    fn learn_anew(&self) {
+        self.shared.switch.fdb().forget_learned();
+        if self.events.try_send(EngineEvent::StationsMoved).is_err() {
+            debug!("nobody takes the engine's events");
+        }
+    }
+
+    /// Stations that moved between these ports of late, for people.
+    fn movers(&self, port: PortId, other: PortId) -> String {
+        const LATE_S: u32 = 10;
+        let now_s = self.shared.clock.now().seconds;
         let moves = self.shared.switch.fdb().last_moves();
-        let of_port = moves
-            .iter()
-            .filter(|seen| seen.from == port || seen.to == port);
-        let stations: BTreeSet<_> = of_port.map(|seen| (seen.vid.value(), seen.mac.0)).collect();
+        let between = moves.iter().filter(|seen| {
+            let ends = (seen.from, seen.to);
+            let is_late = now_s.wrapping_sub(seen.at_s) <= LATE_S;
+            is_late && (ends == (port, other) || ends == (other, port))
+        });
+        let stations: BTreeSet<_> = between.map(|seen| (seen.vid.value(), seen.mac.0)).collect();
         const SHOWN: usize = 4;
         let shown = stations.iter().take(SHOWN);
         let texts = shown.map(|(vid, mac)| format!("{} in VLAN {vid}", MacAddr(*mac)));

@@ -353,6 +353,12 @@ impl ProviderContext {
         }
     }
 
+    /// Stations that were reached by this interface may be reached otherwise now: the bridge that it
+    /// is in, if any, forgets which ones it has seen there.
+    pub async fn forget_stations(&self) {
+        self.inner.network.lock().await.forget_stations().await;
+    }
+
     /// Whether the cable is in.
     pub fn carrier(&self) -> bool {
         *lock(&self.inner.carrier)

@@ -235,6 +235,12 @@ impl Network {
         }
         self.device.is_some()
     }
+
+    pub(super) async fn forget_stations(&self) {
+        if let Some(device) = &self.device {
+            device.forget_stations().await;
+        }
+    }
 }
 
 /// The steps, each of which may find nothing to do.

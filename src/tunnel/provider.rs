@@ -221,6 +221,7 @@ async fn watch_engine(context: ProviderContext, mut events: mpsc::Receiver<Engin
                 context.set_carrier(false).await;
                 context.set_reasserting(true);
             }
+            EngineEvent::StationsMoved => context.forget_stations().await,
             EngineEvent::Broken(Stopped::TapLost) => context.cancel_tunnel(Some(tap_lost())),
             EngineEvent::Broken(Stopped::Failed(error)) => {
                 let error = ProviderError::with_source("a data thread failed", error);
