@@ -140,8 +140,8 @@ impl Switch {
         header: &FrameHeader,
         now: Now,
     ) -> Result<Decision, DropReason> {
-        port.take_probe(now)?;
         let is_own = self.own_probe_mac == Some(header.src);
+        port.take_probe(is_own, now)?;
         let decision = |egress, inside, kind| Decision {
             egress,
             inside,
@@ -891,6 +891,9 @@ mod tests {
             let passed = 1 + (0..1000).take_while(|_| send().is_ok()).count();
             assert_eq!(passed, 64, "there are fewer nodes than that");
             assert_eq!(send(), Err(ProbeLimited));
+            let other = if src == own.0 { station(2) } else { own.0 };
+            let passes = switch.forward(ingress, &probe(other), 1, Now::default());
+            assert!(passes.is_ok(), "each has a limit of its own");
         }
         let unknown = at(&populated(false), TAP, &probe(own.0), 0);
         assert_eq!(

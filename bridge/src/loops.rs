@@ -202,6 +202,11 @@ const CONTEST_INTERVAL_US: u64 = 250 * MS;
 const FRESH_US: u64 = 3 * S;
 /// Rounds that may fall within that time, and some.
 const REMEMBERED: usize = 32;
+/// VLANs of a port that are probed in one round; if there are more, they take turns.
+const VLANS_PER_ROUND: usize = 16;
+/// What all nodes together should not exceed in one round: many nodes with many VLANs would else be a
+/// load of their own, and more than a switch passes on.
+const PROBES_PER_ROUND: usize = 128;
 
 /// From the first return to a decision, at least: time for others on the loop to see it, to say so,
 /// and to be heard.
@@ -250,8 +255,9 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
     /// Watches over a port, or changes how.
     ///
     /// `vlans` are the VLANs inside the switch that the port is in; an empty list means untagged
-    /// frames only. Sixteen are probed each second; with more it may take longer than three seconds
-    /// to find a loop that is in one of them only.
+    /// frames only. Sixteen are probed each second, and fewer where more than eight nodes are heard.
+    /// If there are more, it may take longer than three seconds to find a loop that is in one of them
+    /// only.
     pub fn watch(&mut self, port: PortId, rank: u64, vlans: impl IntoIterator<Item = Vid>) {
         let vlans: BTreeSet<Vid> = vlans.into_iter().collect();
         let mut vlans: Vec<Vid> = vlans.into_iter().collect();
@@ -273,8 +279,9 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         let mut wanted = BTreeSet::new();
         if now_us >= self.next_round_us {
             self.next_round_us = now_us + INTERVAL_US;
+            let vlans = self.vlans_per_round(now_us);
             for (&port, watched) in &mut self.ports {
-                wanted.extend(watched.take_turns().map(|vid| (port, vid)));
+                wanted.extend(watched.take_turns(vlans).map(|vid| (port, vid)));
             }
             // Whether a loop is still there is asked in each round, also where VLANs take turns.
             wanted.extend(self.ports.iter().flat_map(|(&port, at)| at.suspects(port)));
@@ -445,6 +452,13 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
                 .retain(|_, other| !other.is_silent(FORGET_US, now_us));
         }
         self.others.len() < MAX_OTHERS
+    }
+
+    /// Each node hears the probes of all others.
+    fn vlans_per_round(&self, now_us: u64) -> usize {
+        let others = self.others.values();
+        let others = others.filter(|other| !other.is_silent(FORGET_US, now_us));
+        (PROBES_PER_ROUND / (1 + others.count())).clamp(1, VLANS_PER_ROUND)
     }
 
     fn is_contending(&self) -> bool {
@@ -645,6 +659,26 @@ mod tests {
             let ends = [&probes[0], &probes[15]].map(|probe| probe.vid.value());
             assert_eq!((probes.len(), ends), (16, [first, last]), "round {at_s}");
         }
+    }
+
+    #[test]
+    fn among_many_nodes_fewer_vlans_are_probed_at_a_time() {
+        let mut guard = LoopGuard::new(NodeId(0), MacAddr([2; 6]), |_| [0; 16]);
+        guard.watch(PortId::TAP, 0, (0..40).map(Vid::from_tci));
+        let mut other = LoopGuard::new(NodeId(0), MacAddr([4; 6]), |_| [0; 16]);
+        other.watch(PortId::TAP, 0, []);
+        let probe = other.due(0).remove(0);
+        for (nodes, at_s, probes) in [(1, 0, 16), (8, 1, 16), (9, 2, 14), (33, 3, 3), (500, 4, 1)] {
+            for node in 1..nodes {
+                let mut frame = probe.frame.clone();
+                frame[20..28].copy_from_slice(&u64::to_be_bytes(node));
+                frame[28..32].copy_from_slice(&u32::to_be_bytes(at_s));
+                guard.heard(PortId::TAP, &frame, u64::from(at_s) * S);
+            }
+            let sent = guard.due(u64::from(at_s) * S).len();
+            assert_eq!(sent, probes, "{nodes} nodes");
+        }
+        assert_eq!(guard.due(100 * S).len(), 16, "the others are gone");
     }
 
     #[test]

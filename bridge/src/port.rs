@@ -173,6 +173,7 @@ pub(crate) struct Port {
     multicast: Limit,
     unknown: Limit,
     probes: Limit,
+    own_probes: Limit,
     config: PortConfig,
     refused: [AtomicU64; DropReason::ALL.len()],
 }
@@ -183,7 +184,8 @@ impl Port {
     const BLOCKED_BY_BPDU: u8 = 4;
     const BLOCKED: u8 = Self::BLOCKED_BY_ORDER | Self::BLOCKED_BY_BPDU;
 
-    /// Loop probes per second: one from each node that can be heard here, and some to spare.
+    /// Loop probes per second: what the nodes that can be heard here send, and some to spare. What goes
+    /// round in a loop would else be as bad as the storm that it is to prevent.
     const PROBES_PER_S: u32 = 200;
 
     pub(crate) fn new(config: PortConfig) -> Self {
@@ -200,6 +202,7 @@ impl Port {
             multicast: Limit::new(config.limits.multicast),
             unknown: Limit::new(config.limits.unknown),
             probes: Limit::new(Self::PROBES_PER_S),
+            own_probes: Limit::new(Self::PROBES_PER_S),
             config,
             refused: [const { AtomicU64::new(0) }; DropReason::ALL.len()],
         }
@@ -353,9 +356,15 @@ impl Port {
         take(&self.unknown, frames, now, DropReason::UnknownLimited)
     }
 
-    /// Whether one more loop probe may pass.
-    pub(crate) fn take_probe(&self, now: Now) -> Result<(), DropReason> {
-        take(&self.probes, 1, now, DropReason::ProbeLimited)
+    /// Whether one more loop probe may pass. Those of others go round in a loop that they are not on
+    /// for as long as it is there, and must not keep out our own, which show it.
+    pub(crate) fn take_probe(&self, is_own: bool, now: Now) -> Result<(), DropReason> {
+        let limit = if is_own {
+            &self.own_probes
+        } else {
+            &self.probes
+        };
+        take(limit, 1, now, DropReason::ProbeLimited)
     }
 
     pub(crate) fn count(&self, reason: DropReason, frames: u32) {

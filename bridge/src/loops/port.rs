@@ -77,8 +77,6 @@ impl Block {
     }
 }
 
-/// VLANs of a port that are probed in one round; if there are more, they take turns.
-const VLANS_PER_ROUND: usize = 16;
 /// Nobody gives way for longer, however many seniors there seem to be.
 const MAX_DEFER_US: u64 = 6 * S;
 /// Before a port is blocked the loop must have been seen this recently.
@@ -107,8 +105,8 @@ impl Port {
     }
 
     /// The VLANs whose turn it is.
-    pub(super) fn take_turns(&mut self) -> impl Iterator<Item = Vid> + use<'_> {
-        let count = self.vlans.len().min(VLANS_PER_ROUND);
+    pub(super) fn take_turns(&mut self, most: usize) -> impl Iterator<Item = Vid> + use<'_> {
+        let count = self.vlans.len().min(most);
         let first = self.next_vlan;
         self.next_vlan = (first + count) % self.vlans.len().max(1);
         self.vlans.iter().copied().cycle().skip(first).take(count)

@@ -257,6 +257,7 @@ struct Port {
     multicast: Bucket,
     unknown: Bucket,
     probes: Bucket,
+    own_probes: Bucket,
     refused: HashMap<DropReason, u64>,
 }
 
@@ -323,11 +324,15 @@ impl Model {
 
     fn pass_probe(&mut self, ingress: PortId, frame: &Frame) -> Result<Outcome, DropReason> {
         let (now_us, now_s) = (self.now_us, self.now_s());
+        let is_own = self.own_probe_mac == Some(frame.src);
         let port = &mut self.ports[usize::from(ingress.0)];
-        port.probes.take(1, now_us, DropReason::ProbeLimited)?;
+        let limit = match is_own {
+            true => &mut port.own_probes,
+            false => &mut port.probes,
+        };
+        limit.take(1, now_us, DropReason::ProbeLimited)?;
         port.open_if_due(now_s);
         let is_open = !port.blocked && port.bpdu_until_s.is_none();
-        let is_own = self.own_probe_mac == Some(frame.src);
         let entered = self.ports[usize::from(ingress.0)].spec.vlans.enter(frame);
         match entered {
             Ok(shown) if is_own => Ok(self.copies(frame, shown, Kind::OwnProbe, vec![], true)),
@@ -490,6 +495,7 @@ impl Port {
             multicast: Bucket::new(limits.multicast),
             unknown: Bucket::new(limits.unknown),
             probes: Bucket::new(200),
+            own_probes: Bucket::new(200),
             refused: HashMap::new(),
         }
     }
