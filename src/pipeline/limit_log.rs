@@ -55,7 +55,7 @@ impl Limit {
                 "look for a station behind the port that sends to addresses which never answer; if that is right, raise its max-unknown"
             }
             Self::Flood(_) => {
-                "very many nodes share this network, or somebody forges loop probes; loops may be found late"
+                "what is too much is loop probes: a loop that others cut or are about to, very many nodes, or somebody who forges them"
             }
             Self::Addresses => {
                 "somebody floods the switch with addresses; if there are so many stations, raise switch.max-addresses"

@@ -40,8 +40,9 @@ use crate::{
 
 /// Frames that wait to be looked at.
 pub(super) const SIGHTINGS: usize = 256;
-/// Frames that wait to be sent to peers.
-pub(super) const EMISSIONS: usize = 256;
+/// Frames that wait to be sent to peers: a round of probes in 16 VLANs to 32 of them, and some more,
+/// as those peers may not have been heard yet.
+pub(super) const EMISSIONS: usize = 1024;
 /// Groups that people are told of.
 const GROUPS_SHOWN: usize = 1000;
 const ADDRESSES: usize = FrameHeader::ADDRESSES;

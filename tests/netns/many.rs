@@ -4,7 +4,8 @@
 use std::thread;
 use std::time::Instant;
 
-use crate::mesh::Mesh;
+use crate::mesh::{Link, Mesh, hello, wait_blocked};
+use crate::process::secs;
 use crate::topology::{Host, Settings};
 use crate::traffic::pings;
 
@@ -51,6 +52,25 @@ fn thirty_two_peers_of_a_hub() {
     mesh.assert_each_broadcast_arrives_once();
     println!("all broadcasts after {:.1?}", begun.elapsed());
     assert!(mesh.blocked().is_empty(), "{:?}", mesh.blocked());
+
+    // With many VLANs in use there are many loop probes. All are sent, and a loop is found.
+    for vid in 1..=15 {
+        mesh.cables[0].send(&hello(&mesh.cables[0], &[(0x8100, vid)]));
+    }
+    thread::sleep(secs(3));
+    assert_eq!(mesh.sites[0].drops("slow-path-full"), 0);
+    let limited: Vec<_> = (mesh.sites.iter())
+        .map(|site| site.drops("probe-limited"))
+        .collect();
+    assert!(limited.iter().all(|&limited| limited == 0), "{limited:?}");
+    let link = Link::plug(&mesh.sites[1], &mesh.sites[2], "second");
+    let all: Vec<_> = mesh.sites.iter().collect();
+    let block = wait_blocked(&all, secs(10));
+    println!(
+        "a loop was cut after {:.2?}",
+        link.since.elapsed() - block.since
+    );
+    mesh.assert_each_broadcast_arrives_once();
 }
 
 fn hub_at_first(site: usize) -> Settings {
