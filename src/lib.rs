@@ -154,8 +154,8 @@
 //! addresses but those that its settings give it. Providers run in the host's process, with its
 //! rights: they are not kept apart from it, or from each other, but for panics.
 //!
-//! The encrypted tunnel discovers no peers, knows no relays and no fallback to TCP. It does not
-//! look for loops, and puts no limit on flooded frames.
+//! The encrypted tunnel discovers no peers, knows no relays and no fallback to TCP. Its switch finds
+//! loops and cuts them, but is no part of a spanning tree; the frames of one pass through.
 //!
 //! # Modules, top down
 //!
@@ -165,8 +165,8 @@
 //! | [`tunnel`] | `patchcord up` as a function |
 //! | [`config`] | the configuration file as a valid value |
 //! | [`provider`] | the lifecycle of a tunnel, and the trait for tunnels of your own |
-//! | [`control`] | how `show` and `down` reach a running tunnel |
-//! | [`pipeline`] | the data threads and the control task |
+//! | [`control`] | how `show`, `fdb` and `down` reach a running tunnel |
+//! | [`pipeline`] | the data threads, the control task and the slow path of the switch |
 //! | [`proto`] | the protocol without sockets, threads or clocks |
 //! | [`io`] | TAP, UDP, netlink, locks; all unsafe code |
 //! | [`queue`] | batches through several threads and back in order |

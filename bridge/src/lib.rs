@@ -2,21 +2,26 @@
 //! A pure layer-2 switch: frames in, forwarding decisions out.
 //!
 //! ```text
-//!            ┌──────────────── Switch ────────────────┐
-//!  ingress   │ frame ──> learn ──> look up ──> egress │   Port | Flood | dropped, and why
-//!  port ───> │ header    (VID, src)  (VID, dst)       │ ──>
-//!            │               └── Fdb ──┘              │
-//!            └────────────────────────────────────────┘
+//!            ┌──────────────────── Switch::forward ───────────────────┐      Switch::leave
+//!  ingress   │ frame ──> admit ──> learn ───> look up ────> limit     │      for each port:
+//!  port ───> │ header    VLANs,    (VID, src)  (VID, dst)   what is   │ ──>  split horizon, VLANs
+//!            │           guards        └── Fdb ──┘          flooded   │        ──> TagEdit
+//!            └─────────────────────────────┬──────────────────────────┘
+//!                                          └──> dropped, and why: DropReason
 //! ```
 //!
 //! The ports are the local TAP ([`PortId::TAP`]) and the remote peers. The switch reads the Ethernet
-//! header, learns where the sender lives and says where the frame must go, and in what form
-//! ([`TagEdit`]). Moving bytes is the caller's work: the crate has no sockets, no threads and no clock
-//! (it is `no_std`, so the compiler sees to that), and time comes in as a number ([`Now`]). It never
-//! alters a frame. It looks behind the EtherType only for a port with a policy that asks for it
-//! ([`PortConfig`]); the default has none.
+//! header, learns where the sender lives and says where the frame must go ([`Egress`]), and in what
+//! form ([`TagEdit`]). Moving bytes is the caller's work: the crate has no sockets, no threads and no
+//! clock (it is `no_std`, so the compiler sees to that), and time comes in as a number ([`Now`]). It
+//! never alters a frame.
 //!
-//! The slow path is the control thread's, and sees few frames:
+//! What a port may send and see is its [`PortConfig`]: VLANs ([`PortVlans`]), limits ([`FloodLimits`]),
+//! guards. Only for a port with a guard, or with something for the slow path to see, does the switch
+//! look behind the EtherType; the default port passes every frame as it is, within its limits.
+//!
+//! The slow path sees few frames, those of a [`Kind`] other than data. It belongs to one thread, which
+//! is not one of the data threads:
 //!
 //! | Module | Reads | Gives |
 //! |---|---|---|
@@ -26,8 +31,10 @@
 //!
 //! They keep state for what they have heard, in bounded room whatever comes.
 //!
-//! One [`Switch`] serves every data thread through `&self`; nothing in it waits or, after `new`,
+//! One [`Switch`] serves every data thread through `&self`; nothing on the way of a frame waits or
 //! allocates.
+//!
+//! A frame and its answer, on two ports that pass everything:
 //!
 //! ```
 //! use patchcord_bridge::{Egress, Now, PortId, Switch, SwitchConfig, TagEdit};
@@ -45,6 +52,26 @@
 //! assert_eq!(decision.egress, Egress::Port(tap));
 //! assert_eq!(switch.fdb().entries(0).count(), 2);
 //! # Ok::<_, patchcord_bridge::DropReason>(())
+//! ```
+//!
+//! An access port in front of a trunk, where the same frame gets a tag:
+//!
+//! ```
+//! use patchcord_bridge::{Now, PortConfig, PortId, PortVlans, Switch, SwitchConfig, TagEdit, Tpid, Vid};
+//!
+//! let vid = Vid::new(10).unwrap_or_default();
+//! let access = PortVlans::access(vid)?;
+//! let trunk = PortVlans::trunk([vid].into_iter().collect(), None, &[])?;
+//! let ports = [access, trunk].map(|vlans| PortConfig { vlans, ..PortConfig::default() });
+//! let config = SwitchConfig { ports: ports.into(), ..SwitchConfig::default() };
+//! let switch = Switch::new(config, [1, 2]);
+//! let hello = [b"\xff\xff\xff\xff\xff\xff\x02\0\0\0\0\x01\x08\x06".as_slice(), &[0; 46]].concat();
+//!
+//! let edit = switch
+//!     .forward(PortId::TAP, &hello, 1, Now::default())
+//!     .and_then(|decision| switch.leave(PortId::TAP, decision.inside, PortId(1)));
+//! assert_eq!(edit, Ok(TagEdit::Push { tpid: Tpid::Customer, tci: 10 }));
+//! # Ok::<_, patchcord_bridge::VlanError>(())
 //! ```
 #![no_std]
 #![forbid(unsafe_code)]
