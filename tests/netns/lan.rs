@@ -45,7 +45,7 @@ fn neighbour(host: &Host, address: &str) -> Option<String> {
     entries[0]["lladdr"].as_str().map(str::to_owned)
 }
 
-fn resolves(from: &Host, address: &str, owner: Mac) {
+pub(crate) fn resolves(from: &Host, address: &str, owner: Mac) {
     from.ns.ip("neigh flush dev eth0");
     from.ns
         .run(&["ping", "-c", "1", "-W", "2", "-I", "eth0", address]);
