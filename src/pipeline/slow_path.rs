@@ -343,11 +343,12 @@ impl SlowPath {
         match verdict {
             Verdict::Block { port, cause } => {
                 let Cause { other, vid } = cause;
+                let stations = self.movers(port, other);
                 warn!(
                     port = self.name(port),
                     other = self.name(other),
                     vlan = vid.value(),
-                    stations = self.movers(port, other),
+                    stations = (!stations.is_empty()).then_some(stations),
                     "a loop: what leaves by one of two ports comes back by the other; the port is blocked until it is gone. Look for a second link between these sites"
                 );
                 set_blocked(port, true);
