@@ -8,7 +8,8 @@
 //! ```
 //!
 //! What it must not do is to lose what someone wants. So it floods where nobody asks hosts for their
-//! groups, until they have had time to answer, link-local groups always, and all groups to a port
+//! groups, until they have had time to answer, to ports that have just come up likewise, link-local
+//! groups always, and all groups to a port
 //! that wants more of them than there is room for. It never drops a message of hosts or routers.
 //!
 //! Groups count as a whole; which sources a host wants is its own business.
@@ -202,6 +203,7 @@ struct LastQueries {
 const USUAL_TIMING: (u32, u32) = (ROBUSTNESS as u32, 125);
 /// Groups that are asked for after a leave, at a time.
 const MAX_LAST_QUERIES: usize = 256;
+
 impl Snooping {
     /// Knows nothing yet, and floods everything.
     pub fn new(config: SnoopingConfig, now_s: u32) -> Self {
@@ -299,12 +301,23 @@ impl Snooping {
         GroupTable::new(groups.collect(), pruned.clone().into_iter().collect())
     }
 
+    /// There is somebody behind a port who may have missed all queries, and whose reports were missed:
+    /// it gets everything until hosts have been asked again and had time to answer. If this node asks
+    /// them, it does so with the next [`poll`](Self::poll).
+    pub fn port_up(&mut self, port: PortId, now_s: u32) {
+        for vlan in self.vlans.values_mut() {
+            vlan.port_up(port, now_s);
+        }
+        self.is_changed = true;
+    }
+
     /// Forgets a port that is no more.
     pub fn forget_port(&mut self, port: PortId) {
         self.retain_members(|at, _| at != port);
         for vlan in self.vlans.values_mut() {
             vlan.routers.remove(&port);
             vlan.overflowed.remove(&port);
+            vlan.newcomers.remove(&port);
         }
         self.is_changed = true;
     }
@@ -356,9 +369,7 @@ impl Snooping {
                 vlan.membership_s = membership_s;
             }
             if query.group.is_none() {
-                let settle_s = query.max_response_s.max(SETTLE_S);
-                vlan.prunes_from_s
-                    .get_or_insert_with(|| now_s.wrapping_add(settle_s));
+                vlan.asked(query.max_response_s.max(SETTLE_S), now_s);
             }
         }
         if let (Some(group), true) = (query.group, query.ends_membership) {
@@ -532,7 +543,7 @@ impl Snooping {
     fn ways(&self, vlan: &Vlan) -> Ways {
         let routers = self.routers(vlan);
         let mut others = routers.clone();
-        others.extend(vlan.overflowed.keys().copied());
+        others.extend(vlan.overflowed.keys().chain(vlan.newcomers.keys()).copied());
         let mut reports = routers;
         if self.config.mesh {
             reports.extend((1..self.config.ports).map(PortId));

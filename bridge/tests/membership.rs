@@ -19,6 +19,8 @@ const C: PortId = PortId(3);
 const LAN: Vid = Vid::UNTAGGED;
 /// Members stay members for this long, RFC 3376 section 8.4.
 const MEMBERSHIP_S: u32 = 260;
+/// Hosts have answered the first query or the second, and a bit.
+const SETTLE_S: u32 = 14;
 
 const GROUP: &str = "239.1.2.3";
 const GROUP_6: &str = "ff05::1:2:3";
@@ -31,7 +33,7 @@ fn multicast_goes_where_it_is_wanted_once_hosts_have_answered() {
     assert_eq!(net.egress(&data(GROUP)), None, "nobody asks yet");
     net.hear(A, &query_v2());
     assert_eq!(net.egress(&data(GROUP)), None, "hosts may still answer");
-    net.wait(11);
+    net.wait(SETTLE_S - 1);
     assert_eq!(net.egress(&data(GROUP)), None, "hosts may still answer");
     net.wait(1);
     assert_eq!(net.egress(&data(GROUP)), ports([A, B]));
@@ -39,7 +41,7 @@ fn multicast_goes_where_it_is_wanted_once_hosts_have_answered() {
     assert_eq!(net.egress(&data(GROUP_6)), None, "nobody asks in IPv6");
     net.hear(C, &query_mld());
     net.hear(B, &join_mld(GROUP_6));
-    net.wait(12);
+    net.wait(SETTLE_S);
     assert_eq!(net.egress(&data(GROUP_6)), ports([B, C]));
     net.wait(MEMBERSHIP_S);
     assert_eq!(net.egress(&data(GROUP)), None, "nobody asks any more");
@@ -170,7 +172,7 @@ fn vlans_know_nothing_of_each_other() {
     net.hear_in(other, A, &tagged(&query_v2(), &tag));
     net.hear_in(other, C, &tagged(&join_v2(GROUP), &tag));
     net.hear(B, &join_v2(GROUP));
-    net.wait(12);
+    net.wait(SETTLE_S);
     let seen = net.egress_in(other, &tagged(&data(GROUP), &tag));
     assert_eq!(seen, ports([A, C]));
     assert_eq!(net.egress(&data(GROUP)), ports([A, B]));
@@ -224,7 +226,7 @@ fn routers_get_everything() {
         C,
         &igmp("0.0.0.0", v4("224.0.0.1"), &[0x11, 100, 0, 0, 0, 0, 0, 0]),
     );
-    net.wait(12);
+    net.wait(SETTLE_S);
     assert_eq!(net.egress(&data(GROUP)), ports([C]));
 }
 
@@ -310,9 +312,49 @@ fn asks_where_nobody_does() {
         net.now_s = now_s;
         asked.extend((!frames.is_empty()).then_some((now_s, frames.len())));
     }
-    assert_eq!(asked, [(1000, 4), (1031, 4), (1156, 4), (1281, 4)]);
+    let expected = [1000, 1002, 1033, 1158, 1283].map(|at_s| (at_s, 4));
+    assert_eq!(asked, expected);
     // Its own question is enough to prune.
     assert_eq!(net.egress(&data(GROUP)), Some(PortSet::default()));
+}
+
+#[test]
+fn a_port_that_comes_up_gets_everything_until_it_was_asked() {
+    for (name, config) in [
+        ("asks", querier(&[LAN])),
+        ("hears who asks", SnoopingConfig::default()),
+    ] {
+        let asks = config.querier.is_some();
+        let mut net = Net::new(config, 0);
+        let ask = |net: &mut Net| match asks {
+            true => assert!(!net.snooping.poll(net.now_s).is_empty(), "{name}: at once"),
+            false => drop(net.hear(A, &query_v2())),
+        };
+        let routers: &[PortId] = if asks { &[] } else { &[A] };
+        let with = |others: &[PortId]| -> Option<PortSet> {
+            Some(routers.iter().chain(others).copied().collect())
+        };
+        ask(&mut net);
+        net.wait(SETTLE_S);
+        net.hear(B, &join_v2(GROUP));
+        assert_eq!(net.egress(&data(GROUP)), with(&[B]), "{name}");
+
+        net.snooping.forget_port(B);
+        assert_eq!(net.egress(&data(GROUP)), with(&[]), "{name}: down");
+        net.snooping.port_up(B, net.now_s);
+        assert_eq!(net.egress(&data(GROUP)), with(&[B]), "{name}: up");
+        if !asks {
+            net.wait(60);
+            assert_eq!(net.egress(&data(GROUP)), with(&[B]), "{name}: not asked");
+        }
+        ask(&mut net);
+        net.wait(SETTLE_S - 1);
+        assert_eq!(net.egress(&data("239.9.9.9")), with(&[B]), "{name}");
+        net.hear(B, &join_v2(GROUP));
+        net.wait(1);
+        assert_eq!(net.egress(&data("239.9.9.9")), with(&[]), "{name}: settled");
+        assert_eq!(net.egress(&data(GROUP)), with(&[B]), "{name}: and known");
+    }
 }
 
 #[test]
@@ -598,7 +640,7 @@ impl Net {
         let mut net = Self::new(config, u32::MAX - 5);
         net.hear(A, &query_v2());
         net.hear(A, &query_mld());
-        net.wait(12);
+        net.wait(SETTLE_S);
         net
     }
 

@@ -16,7 +16,7 @@ const PORTS: u16 = 4;
 const GROUPS: u8 = 5;
 const VLANS: u16 = 2;
 const MEMBERSHIP_S: u64 = 260;
-const SETTLE_S: u64 = 12;
+const SETTLE_S: u64 = 14;
 
 proptest! {
     #[test]

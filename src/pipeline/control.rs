@@ -186,7 +186,10 @@ impl ControlTask {
         while let Some(event) = self.node.poll_event() {
             match event {
                 Event::TablesChanged => tables_changed = true,
-                Event::PeerUp(port) => self.log_up(port),
+                Event::PeerUp(port) => {
+                    self.log_up(port);
+                    self.shared.tell_came(port);
+                }
                 Event::PeerDown(port) => {
                     info!(peer = self.name(port), "peer is down");
                     self.shared.switch.fdb().forget_port(port);

@@ -222,6 +222,18 @@ impl Shared {
         decision.kind == Kind::Neighbour && is_group
     }
 
+    /// Tells the slow path that a peer is up.
+    pub(super) fn tell_came(&self, port: PortId) {
+        if self
+            .to_control
+            .sightings
+            .try_send(Sighting::Came(port))
+            .is_err()
+        {
+            self.unheard.count(DropReason::SlowPathFull);
+        }
+    }
+
     /// Tells the slow path that a peer is down; it finds out by itself, but later.
     pub(super) fn tell_gone(&self, port: PortId) {
         let _ = self.to_control.sightings.try_send(Sighting::Gone(port));

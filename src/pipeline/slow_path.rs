@@ -58,6 +58,8 @@ pub(super) enum Sighting {
         inside: Inside,
         frame: Box<[u8]>,
     },
+    /// There is somebody behind this port.
+    Came(PortId),
     /// There is nobody behind this port any more.
     Gone(PortId),
 }
@@ -166,6 +168,8 @@ pub(super) struct SlowPath {
     names: Vec<String>,
     /// By port: of two peers the one of higher rank is blocked. All nodes agree on it.
     ranks: Vec<u64>,
+    /// Ports to peers that are up.
+    present: BTreeSet<PortId>,
     loops: Option<LoopGuard<Authenticate>>,
     snooping: Option<Snooping>,
     neighbours: Option<Neighbours>,
@@ -199,6 +203,7 @@ impl SlowPath {
             tap,
             names,
             ranks,
+            present: BTreeSet::new(),
             loops: loops.map(|probes| LoopGuard::new(probes.node, probes.source, authenticate)),
             snooping: snooping.map(|config| Snooping::new(config, now_s)),
             neighbours: neighbours.map(Neighbours::new),
@@ -241,6 +246,7 @@ impl SlowPath {
                 inside,
                 frame,
             } => (*kind, *ingress, *inside, frame),
+            Sighting::Came(port) => return self.welcome(*port),
             Sighting::Gone(port) => return self.forget(*port),
         };
         let now = self.shared.clock.now();
@@ -267,7 +273,24 @@ impl SlowPath {
         }
     }
 
+    /// Who was not there when hosts were asked for their groups gets all of them for now. With the
+    /// first peer the TAP comes up as well.
+    fn welcome(&mut self, port: PortId) {
+        let now_s = self.shared.clock.now().seconds;
+        let is_first = self.present.is_empty();
+        self.present.insert(port);
+        let Some(snooping) = &mut self.snooping else {
+            return;
+        };
+        snooping.port_up(port, now_s);
+        if is_first {
+            snooping.port_up(PortId::TAP, now_s);
+        }
+        self.look_after_groups(now_s);
+    }
+
     fn forget(&mut self, port: PortId) {
+        self.present.remove(&port);
         if let Some(snooping) = &mut self.snooping {
             snooping.forget_port(port);
         }

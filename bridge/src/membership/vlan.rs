@@ -15,6 +15,8 @@ pub(super) struct Vlan {
     pub(super) routers: BTreeMap<PortId, u32>,
     /// Ports with too many groups.
     pub(super) overflowed: BTreeMap<PortId, u32>,
+    /// Ports behind which nobody was asked yet, or not long ago: until when they get everything.
+    pub(super) newcomers: BTreeMap<PortId, Option<u32>>,
     /// More ports than there is room for are to have everything: flooded until then.
     pub(super) floods_until_s: Option<u32>,
     /// Since when hosts have had time to answer someone who asks.
@@ -42,7 +44,10 @@ pub(super) const MEMBERSHIP_S: u32 = 260;
 /// The longest that a querier can make anyone wait.
 const MAX_MEMBERSHIP_S: u32 = 4 * 3600;
 /// From the first query until hosts have answered, with a margin for old versions and slow paths.
-pub(super) const SETTLE_S: u32 = RESPONSE_S + 2;
+/// The second query comes meanwhile, for those who did not hear the first: they have as long.
+pub(super) const SETTLE_S: u32 = RESPONSE_S + SECOND_AFTER_S + 2;
+/// From the first query of ours to the second. A port of a bridge may need a second to pass anything.
+const SECOND_AFTER_S: u32 = 2;
 /// Routers and overflowed ports, per VLAN and family; beyond, the VLAN is flooded.
 const MAX_PORTS_PER_VLAN: usize = 64;
 
@@ -53,6 +58,7 @@ impl Vlan {
             own,
             routers: BTreeMap::new(),
             overflowed: BTreeMap::new(),
+            newcomers: BTreeMap::new(),
             floods_until_s: None,
             prunes_from_s: None,
             is_pruned: false,
@@ -81,8 +87,29 @@ impl Vlan {
         core::mem::take(&mut self.is_pruned)
     }
 
-    /// Whether our query is due; the next one is after the interval then, or after a quarter of it
-    /// if this is the first (RFC 3376 sections 8.6 and 8.7, RFC 3810 sections 9.6 and 9.7).
+    /// There are hosts behind a port whose wishes are not known. If we ask, we begin anew.
+    pub(super) fn port_up(&mut self, port: PortId, now_s: u32) {
+        self.newcomers.insert(port, None);
+        if let Some(own) = &mut self.own {
+            *own = OwnQueries {
+                next_s: now_s,
+                sent: 0,
+            };
+        }
+    }
+
+    /// Hosts have heard a query, and so long to answer.
+    pub(super) fn asked(&mut self, settle_s: u32, now_s: u32) {
+        let settled_s = now_s.wrapping_add(settle_s);
+        self.prunes_from_s.get_or_insert(settled_s);
+        for until_s in self.newcomers.values_mut() {
+            until_s.get_or_insert(settled_s);
+        }
+    }
+
+    /// Whether our query is due; the next one is after the interval then, or, at the beginning, after
+    /// two seconds and a quarter of the interval (RFC 3376 sections 8.6 and 8.7, RFC 3810 sections
+    /// 9.6 and 9.7, and one more).
     pub(super) fn take_due(&mut self, interval_s: u32, now_s: u32) -> bool {
         let Some(own) = &mut self.own else {
             return false;
@@ -91,24 +118,24 @@ impl Vlan {
             return false;
         }
         own.sent = own.sent.saturating_add(1);
-        let is_starting = own.sent < u32::from(ROBUSTNESS);
-        let wait_s = if is_starting {
-            interval_s / 4
-        } else {
-            interval_s
+        let wait_s = match own.sent {
+            1 => SECOND_AFTER_S,
+            2 => interval_s / 4,
+            _ => interval_s,
         };
         own.next_s = now_s.wrapping_add(wait_s.max(1));
         self.membership_s = membership_s(u32::from(ROBUSTNESS), interval_s, RESPONSE_S);
-        self.prunes_from_s
-            .get_or_insert_with(|| now_s.wrapping_add(SETTLE_S));
+        self.asked(SETTLE_S, now_s);
         true
     }
 
     /// Forgets what is past, and says whether that changes anything.
     pub(super) fn expire(&mut self, now_s: u32) -> bool {
-        let before = self.routers.len() + self.overflowed.len();
+        let before = self.ports();
         self.routers.retain(|_, at_s| !is_past(*at_s, now_s));
         self.overflowed.retain(|_, at_s| !is_past(*at_s, now_s));
+        self.newcomers
+            .retain(|_, at_s| at_s.is_none_or(|at_s| !is_past(at_s, now_s)));
         self.floods_until_s.take_if(|at_s| is_past(*at_s, now_s));
         self.querier
             .take_if(|querier| is_past(querier.expires_s, now_s));
@@ -118,7 +145,11 @@ impl Vlan {
         let is_settled = self.prunes_from_s.is_some_and(|at_s| is_past(at_s, now_s));
         let is_pruned = is_settled && self.floods_until_s.is_none();
         let was_pruned = core::mem::replace(&mut self.is_pruned, is_pruned);
-        is_pruned != was_pruned || before != self.routers.len() + self.overflowed.len()
+        is_pruned != was_pruned || before != self.ports()
+    }
+
+    fn ports(&self) -> usize {
+        self.routers.len() + self.overflowed.len() + self.newcomers.len()
     }
 
     pub(super) fn is_needed(&self) -> bool {
