@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Guards and limits of ports: what they refuse, and that all else passes.
 
+use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
 use crate::frames::{BROADCAST, EXPERIMENTAL, Mac, frame};
 use crate::lan::{DNSMASQ, dhcp_lease, dhcp_server};
-use crate::process::{eventually, millis, secs};
+use crate::process::{Process, eventually, millis, secs};
 use crate::topology::{BRIDGE, Host, Pair, Ports, connect};
 
 /// B's port to its peer has these lines.
@@ -72,6 +74,83 @@ fn a_router_behind_a_guarded_port_is_not_heard() {
             .ip(&format!("addr replace {}/64 dev eth0 nodad", to.v6));
     }
     far.ns.run(&["ping", "-c", "1", "-W", "2", &target]);
+}
+
+/// radvd, the usual router daemon, which advertises one prefix every few seconds and answers those who
+/// ask for routers.
+fn radvd(router: &Host, dir: &Path, prefix: &str) -> Process {
+    let router_pid = dir.join("radvd.pid").display().to_string();
+    let config = dir.join("radvd.conf");
+    let text = format!(
+        "interface eth0 {{ AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4;\n\
+         prefix {prefix} {{ AdvOnLink on; AdvAutonomous on; }}; }};\n"
+    );
+    fs::write(&config, text).unwrap();
+    // It does not start on a machine that forwards nothing.
+    router
+        .ns
+        .run(&["sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"]);
+    let config = config.display().to_string();
+    let mut radvd = router.ns.spawn(
+        &dir.join("radvd.log"),
+        &[
+            "radvd",
+            "-n",
+            "-m",
+            "stderr",
+            "-C",
+            &config,
+            "-p",
+            &router_pid,
+        ],
+    );
+    radvd.wait_for("started", secs(5));
+    radvd
+}
+
+#[test]
+fn radvd_behind_a_guarded_port_is_not_heard_and_one_at_home_is() {
+    let pair = start("router-advertisements = \"drop\"");
+    let (router, near, far) = (pair.a.host(1), pair.a.host(2), pair.b.host(1));
+    let knows = |host: &Host, prefix: &str| {
+        let has_address = host
+            .ns
+            .run(&["ip", "-6", "addr", "show", "dev", "eth0"])
+            .contains(prefix);
+        let routes = host.ns.run(&["ip", "-6", "route", "show", "proto", "ra"]);
+        has_address && routes.contains("default via fe80:")
+    };
+    let ask_for_routers = |host: &Host| {
+        host.ns
+            .run(&["sysctl", "-qw", "net.ipv6.conf.eth0.router_solicitations=5"]);
+        host.ns.ip("link set eth0 down\nlink set eth0 up");
+    };
+    router.ns.ip("addr add fd99::1/64 dev eth0 nodad");
+    let rogue = radvd(&router, pair.sandbox.path(), "fd99::/64");
+    for host in [&near, &far] {
+        ask_for_routers(host);
+    }
+    eventually(secs(15), "the guard is at work", || {
+        (pair.b.drops("router-advertisement-refused") > 1).then_some(())
+    });
+    eventually(secs(15), "a host beside the router has an address", || {
+        knows(&near, "fd99:").then_some(())
+    });
+    assert!(!knows(&far, "fd99:"));
+    let routes = |host: &Host| host.ns.run(&["ip", "-6", "route", "show", "proto", "ra"]);
+    assert_eq!(routes(&far), "", "no prefix, no router");
+    drop(rogue);
+
+    // The other way is open: B's router is heard at both sites.
+    let right = pair.b.host(2);
+    right.ns.ip("addr add fd98::1/64 dev eth0 nodad");
+    let _right = radvd(&right, pair.sandbox.path(), "fd98::/64");
+    for host in [&near, &far] {
+        ask_for_routers(host);
+        eventually(secs(15), "a host has an address of B's router", || {
+            knows(host, "fd98:").then_some(())
+        });
+    }
 }
 
 #[test]

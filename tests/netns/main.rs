@@ -47,6 +47,7 @@ mod loops;
 mod loss;
 mod many;
 mod mtu;
+mod multicast;
 mod neighbours;
 mod offload;
 mod soak;

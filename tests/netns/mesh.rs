@@ -37,6 +37,16 @@ impl Mesh {
         settings: impl Fn(usize) -> Settings,
         are_peers: impl Fn(usize, usize) -> bool,
     ) -> Self {
+        Self::prepare_with_ports(sites, settings, are_peers, "")
+    }
+
+    /// The same, with these lines of every `[peer.port]`.
+    pub(crate) fn prepare_with_ports(
+        sites: u8,
+        settings: impl Fn(usize) -> Settings,
+        are_peers: impl Fn(usize, usize) -> bool,
+        port: &'static str,
+    ) -> Self {
         let sandbox = Sandbox::new();
         let internet = Router::internet(&sandbox);
         let sites: Vec<_> = (1..=sites)
@@ -46,7 +56,10 @@ impl Mesh {
             let others = sites.iter().enumerate();
             let peers: Vec<_> = others
                 .filter(|&(there, _)| there != here && are_peers(here.min(there), here.max(there)))
-                .map(|(_, other)| at_home(other))
+                .map(|(_, other)| Peer {
+                    port,
+                    ..at_home(other)
+                })
                 .collect();
             site.configure(&settings(here), &peers);
         }

@@ -6,9 +6,11 @@
 //!  cable or host -- eth7 = patchcord ~~~ router ~~~ patchcord = eth7 -- cable or host
 //! ```
 
+use std::path::Path;
+
 use crate::cable::Cable;
 use crate::frames::{BROADCAST, EXPERIMENTAL, Mac, frame};
-use crate::process::{eventually, millis, secs};
+use crate::process::{Process, eventually, millis, secs};
 use crate::topology::{Host, Router, Sandbox, Settings, Site, connect, mac};
 use crate::traffic::{BLOCK, DATAGRAMS_AT_ONCE, Ip, assert_checksums, pings, shower, transfer};
 
@@ -21,7 +23,7 @@ struct Wire<T> {
     at: [T; 2],
     sites: [Site; 2],
     _internet: Router,
-    _sandbox: Sandbox,
+    sandbox: Sandbox,
 }
 
 impl<T> Wire<T> {
@@ -40,7 +42,7 @@ impl<T> Wire<T> {
             at,
             sites,
             _internet: internet,
-            _sandbox: sandbox,
+            sandbox,
         };
         let settings = Settings {
             nic: Some(NIC),
@@ -298,6 +300,94 @@ fn what_a_bridge_says_to_bridges_arrives_at_the_far_end() {
         })
     });
     assert!(arrived, "a BPDU");
+}
+
+/// lldpd, with nothing of the machine's own: `/run` is the namespace's, and it stays in the foreground.
+fn lldpd(host: &Host, dir: &Path, n: usize) -> Process {
+    let script = "mkdir -p /run/lldpd && exec lldpd -d -u /run/lldpd.socket -O /dev/null -I eth0 \
+                  -S \"$0\" -P 'patchcord test'";
+    let name = format!("switch {n}");
+    host.ns.spawn(
+        &dir.join(format!("lldpd{n}.log")),
+        &["sh", "-c", script, &name],
+    )
+}
+
+#[test]
+fn lldpd_sees_the_neighbour_at_the_far_end() {
+    let wire = Wire::start(|site| site.host_at(1, NIC));
+    let dir = wire.sandbox.path();
+    let [a, b] = &wire.at;
+    let _daemons = [(a, 1), (b, 2)].map(|(host, n)| lldpd(host, dir, n));
+    for (host, other, n) in [(a, b, 2), (b, a, 1)] {
+        let lldpcli = |words: &[&str]| {
+            let cli = ["lldpcli", "-u", "/run/lldpd.socket"];
+            host.ns.output(&[&cli[..], words].concat())
+        };
+        let seen = eventually(secs(20), "lldpd has a neighbour", || {
+            // Nobody waits for the 30 seconds from one to the next.
+            lldpcli(&["update"]);
+            let output = lldpcli(&["-f", "keyvalue", "show", "neighbors"]);
+            let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+            shown.contains(".chassis.").then_some(shown)
+        });
+        for line in [
+            format!("lldp.eth0.chassis.descr=switch {n}"),
+            format!("lldp.eth0.port.mac={}", mac(other.mac)),
+        ] {
+            assert!(seen.lines().any(|shown| shown == line), "{line}: {seen}");
+        }
+        let neighbours = seen.lines().filter(|line| line.contains(".rid=")).count();
+        assert_eq!(neighbours, 1, "only the far end: {seen}");
+    }
+}
+
+#[test]
+fn the_bridges_at_both_ends_hear_the_spanning_tree_of_the_other() {
+    // Kernels hear LLC frames in the first namespace only, unless they are new: a bridge elsewhere
+    // speaks, and is deaf. So what arrives is looked for where the bridge would hear it.
+    let plug = |site: &Site| {
+        let host = site.host_at(1, NIC);
+        host.ns.ip(
+            "addr flush dev eth0\nlink add br0 type bridge stp_state 1 hello_time 100\n\
+             link set eth0 master br0\nlink set br0 up",
+        );
+        host
+    };
+    let wire = Wire::start(plug);
+    let [a, b] = &wire.at;
+    let id_of = |host: &Host, what: &str| {
+        let file = format!("/sys/class/net/br0/bridge/{what}");
+        host.ns.run(&["cat", &file]).trim().to_owned()
+    };
+    for (host, other) in [(a, b), (b, a)] {
+        // The root is the one that goes on speaking, whoever hears it.
+        for (bridge, priority) in [(host, 8), (other, 1)] {
+            let priority = format!("priority {}", priority * 4096);
+            let set = format!("link set br0 type bridge {priority}");
+            bridge.ns.ip(&set);
+        }
+        let from = mac(other.mac);
+        let filter = format!("ether dst 01:80:c2:00:00:00 and ether src {from}");
+        let log = wire.sandbox.path().join(format!("tcpdump-{from}.log"));
+        let capture = [
+            "tcpdump", "-l", "-nne", "-c3", "-Q", "in", "-i", "eth0", &filter,
+        ];
+        let mut tcpdump = host.ns.spawn(&log, &capture);
+        assert!(tcpdump.wait_exit(secs(15)).success());
+        let heard = tcpdump.log();
+        // As the other one has it: priority 4096, and its own address.
+        let id = format!("bridge-id 1000.{from}");
+        for part in ["STP 802.1d, Config", &id] {
+            let lines = heard.lines().filter(|line| line.contains(part));
+            assert_eq!(lines.count(), 3, "{part}: {heard}");
+        }
+        let roots = [host, other].map(|bridge| id_of(bridge, "root_id"));
+        println!("kernels think that the roots are {roots:?}");
+        let expected = [id_of(host, "bridge_id"), id_of(other, "bridge_id")];
+        assert!(roots[0] == roots[1] || roots == expected, "{roots:?}");
+        assert_eq!(roots[1], expected[1]);
+    }
 }
 
 #[test]
