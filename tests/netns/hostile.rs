@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::frames::{EXPERIMENTAL, frame};
+use crate::load;
 use crate::process::{eventually, millis, secs};
 use crate::topology::{Pair, Plan, Site, UDP_PORT};
 use crate::wiretap::{Datagram, Wiretap};
@@ -203,6 +204,7 @@ fn a_flood_of_garbage_and_handshakes_hurts_nobody() {
         (pair.there(), &pair.at_a, &pair.at_b),
         (pair.back(), &pair.at_b, &pair.at_a),
     ];
+    let turn = load::some();
     let streams = probes.map(|(flow, from, _)| from.stream(flow, millis(5), |_| 200));
     let begun = Instant::now();
     // Long enough that a table without a bound, or an answer per datagram, shows; and at a rate that
@@ -227,6 +229,7 @@ fn a_flood_of_garbage_and_handshakes_hurts_nobody() {
         let due = begun + FLOOD_INTERVAL * (round + 1);
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }
+    drop(turn);
     // Frames kept flowing in the meantime. A queue that is flooded may lose some of them.
     for ((flow, _, to), stream) in probes.into_iter().zip(streams) {
         let sent = stream.stop();

@@ -14,6 +14,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::cable::VlanHost;
 use crate::frames::Mac;
+use crate::load;
 use crate::process::{Process, eventually, millis, secs};
 use crate::topology::{BRIDGE, DEVICE, Host, Pair, Plan, mac};
 use crate::traffic::pings;
@@ -303,6 +304,7 @@ fn tagged_hosts_reach_each_other_in_their_vlan() {
 /// Runs iperf3 for two seconds and returns what arrived, in bit/s.
 fn iperf(lan: &Lan, reverse: bool) -> f64 {
     let (server, client) = (&lan.b[0], &lan.a[0]);
+    let _turn = load::half();
     let log = lan.pair.sandbox.path().join("iperf3.log");
     let _server = server
         .ns

@@ -13,6 +13,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use crate::cable::{Cable, Stream};
 use crate::continuity::{assert_followed, move_to};
 use crate::frames::{Flow, Tally};
+use crate::load::{self, Turn};
 use crate::namespace::Namespace;
 use crate::process::{eventually, millis, secs};
 use crate::topology::{Pair, Plan, Settings, UDP_PORT};
@@ -69,10 +70,12 @@ fn flows(from: &Cable, to: &Cable, first_id: u16) -> Vec<Flow> {
 /// Flows that are being sent.
 struct Load<'a> {
     ways: Vec<(Flow, &'a Cable, Stream)>,
+    _turn: Turn,
 }
 
 impl<'a> Load<'a> {
     fn start(pair: &'a Pair) -> Self {
+        let turn = load::some();
         let sizes = |number: u64| [60, 1514, 300, 1514, 900, 64][number as usize % 6];
         let there = flows(&pair.at_a, &pair.at_b, 100);
         let back = flows(&pair.at_b, &pair.at_a, 200);
@@ -83,6 +86,7 @@ impl<'a> Load<'a> {
             .map(|(flow, from, to)| (flow, to, from.stream(flow, millis(6), sizes)));
         Self {
             ways: ways.collect(),
+            _turn: turn,
         }
     }
 

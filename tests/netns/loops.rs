@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use patchcord::control::message::Status;
 
 use crate::cable::Patch;
+use crate::load::{self, Turn};
 use crate::mesh::{Block, Link, Mesh, at_home, blocks, hello, rate, wait_blocked};
 use crate::process::{eventually, millis, secs};
 use crate::topology::{BRIDGE, DEVICE, Settings, Site, UDP_PORT, mac};
@@ -52,6 +53,7 @@ fn a_cable_between_two_sites_is_found_and_the_tunnel_steps_back() {
     mesh.wait_connected();
     let hosts = [0, 1].map(|at| mesh.sites[at].host(1));
     pings(&hosts[0], &hosts[1].v4.to_string(), 3, 56);
+    let turn = load::all();
     let quiet = rate(&hosts[0].ns, "eth0", millis(500));
 
     let link = Link::plug(&mesh.sites[0], &mesh.sites[1], "second");
@@ -71,6 +73,7 @@ fn a_cable_between_two_sites_is_found_and_the_tunnel_steps_back() {
     assert!(storm > 1000.0, "there was no storm: {storm} frames/s");
     assert!(calm < 100.0, "the storm goes on: {calm} frames/s");
 
+    drop(turn);
     // By the cable: the tunnel stays blocked meanwhile. Nobody asks for addresses anew, and so
     // nobody hears a broadcast: without help the bridges would go on as they learned in the storm.
     for [from, to] in [[0, 1], [1, 0]] {
@@ -117,12 +120,14 @@ fn a_loop_in_one_vlan_is_cut_and_the_vlan_is_named() {
         assert!(mesh.cables[to].receives(&hello, secs(5)));
     }
 
+    let turn = load::all();
     let begun = Instant::now();
     let trunk = Patch::plug([&a.ns, &b.ns], BRIDGE, "trunk", |frame| {
         frame[12..].starts_with(&[0x81, 0x00, 0, VID as u8])
     });
     let block = wait_blocked(&[a, b], PATIENCE);
     report(begun, &block);
+    drop(turn);
     assert_eq!((block.other.as_str(), block.vlan), ("tap", VID));
     // What goes round now is nothing.
     let around = hello(&mesh.cables[0], &[TAG]);
@@ -149,6 +154,7 @@ fn of_two_tunnels_between_two_sites_one_steps_back() {
     for [here, there] in [[0, 1], [1, 0]] {
         seconds[here].configure(&settings, &[at_home(&seconds[there])]);
     }
+    let turn = load::all();
     for site in &mut seconds {
         site.up();
     }
@@ -160,6 +166,7 @@ fn of_two_tunnels_between_two_sites_one_steps_back() {
     let all: Vec<_> = mesh.sites.iter().chain(&seconds).collect();
     let block = wait_blocked(&all, PATIENCE);
     report(begun, &block);
+    drop(turn);
     std::thread::sleep(secs(3));
     assert_eq!(wait_blocked(&all, PATIENCE).tunnel, block.tunnel);
     mesh.assert_each_broadcast_arrives_once();
@@ -189,9 +196,10 @@ fn of_two_tunnels_between_two_sites_one_steps_back() {
 fn a_cable_between_two_of_three_sites_leaves_one_way_to_each() {
     let mesh = Mesh::start(3);
     mesh.wait_connected();
+    let turn = load::all();
     let link = Link::plug(&mesh.sites[0], &mesh.sites[1], "second");
     mesh.cables[2].send(&hello(&mesh.cables[2], &[]));
-    let (took, blocked) = settle(&mesh, link.since, 2);
+    let (took, blocked) = settle(&mesh, link.since, 2, turn);
     println!("{blocked:?}, settled after {took:.2?}");
     mesh.assert_each_broadcast_arrives_once();
 
@@ -202,9 +210,10 @@ fn a_cable_between_two_of_three_sites_leaves_one_way_to_each() {
 
 #[test]
 fn a_ring_of_hubs_is_opened_in_one_place() {
+    let turn = load::all();
     let begun = Instant::now();
     let mesh = Mesh::start_with(3, |_| Settings::hub(), |_, _| true);
-    let (took, blocked) = settle(&mesh, begun, 1);
+    let (took, blocked) = settle(&mesh, begun, 1, turn);
     println!("{blocked:?}, {took:.2?} after the first hub was started");
     let [block] = &blocked[..] else {
         unreachable!()
@@ -214,7 +223,7 @@ fn a_ring_of_hubs_is_opened_in_one_place() {
 }
 
 /// Waits until so many ports are blocked, and no other for three seconds.
-fn settle(mesh: &Mesh, begun: Instant, ports: usize) -> (Duration, Vec<Block>) {
+fn settle(mesh: &Mesh, begun: Instant, ports: usize, turn: Turn) -> (Duration, Vec<Block>) {
     let took = |blocked: &[Block]| {
         let last = blocked.iter().map(|block| block.since).min();
         begun.elapsed().saturating_sub(last.expect("some are"))
@@ -224,6 +233,7 @@ fn settle(mesh: &Mesh, begun: Instant, ports: usize) -> (Duration, Vec<Block>) {
         (blocked.len() >= ports).then_some(blocked)
     });
     let took = took(&blocked);
+    drop(turn);
     std::thread::sleep(secs(3));
     let blocked = mesh.blocked();
     assert_eq!(blocked.len(), ports, "{blocked:?}");
@@ -251,6 +261,7 @@ fn no_port_of_a_quiet_mesh_is_ever_blocked() {
 fn a_loop_behind_a_port_is_told_and_not_cut() {
     let mut mesh = Mesh::start(2);
     mesh.wait_connected();
+    let turn = load::all();
     let place = &mesh.sites[0].ns;
     let inner = Patch::plug([place, place], BRIDGE, "inner", |_| true);
     mesh.sites[0]
@@ -262,7 +273,7 @@ fn a_loop_behind_a_port_is_told_and_not_cut() {
     let abroad = rate(&mesh.sites[1].ns, DEVICE, secs(4));
     println!("frames/s in a loop at site A: {storm:.0}, and of them at site B: {abroad:.0}");
     assert!(abroad < 6500.0, "{abroad} frames/s");
-    drop(inner);
+    drop((inner, turn));
     let blocked = mesh.blocked();
     assert!(blocked.is_empty(), "{blocked:?}");
     let log = mesh.sites[0].process().log();

@@ -7,6 +7,7 @@ use patchcord_relay::{Harm, Relay, Report};
 
 use crate::cable::Cable;
 use crate::frames::{BROADCAST, EXPERIMENTAL, Flow, Tally, frame};
+use crate::load;
 use crate::process::{eventually, secs};
 use crate::splice::Splice;
 use crate::topology::{Pair, Plan, Sandbox, Settings, connect};
@@ -41,6 +42,8 @@ impl Bad {
             (pair.there(), &pair.at_a, &pair.at_b),
             (pair.back(), &pair.at_b, &pair.at_a),
         ];
+        let is_jumbo = pair.settings.overlay_mtu > 1500;
+        let _turn = if is_jumbo { load::half() } else { load::some() };
         let begun = Instant::now();
         let streams = ways.map(|(flow, from, _)| {
             let sizes = u64::from(pair.settings.overlay_mtu) + 14 - 59;

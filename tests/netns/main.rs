@@ -15,7 +15,9 @@
 //! stands for the Internet; tests make its links narrow, its firewall rude, or put a NAT before it, and
 //! splice a relay that loses frames into its cables ([`splice`]).
 //!
-//! Nothing here sleeps to synchronise: tests poll for what they wait for, with a deadline. Run
+//! Nothing here sleeps to synchronise: tests poll for what they wait for, with a deadline. Tests
+//! run side by side, more of them than there are cores, as most of them wait; what loads the machine
+//! takes its turn ([`load`]). Run
 //! `PATCHCORD=/usr/bin/patchcord cargo test --test netns` to try an installed program.
 // A test fails by panicking, waits by the real clock, and prints its logs.
 #![allow(
@@ -27,6 +29,7 @@
 
 mod cable;
 mod frames;
+mod load;
 mod mesh;
 mod namespace;
 mod process;

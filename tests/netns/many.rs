@@ -4,6 +4,7 @@
 use std::thread;
 use std::time::Instant;
 
+use crate::load;
 use crate::mesh::{Link, Mesh, hello, wait_blocked};
 use crate::process::secs;
 use crate::topology::{Host, Settings};
@@ -46,6 +47,7 @@ fn five_sites_around_a_hub() {
 
 #[test]
 fn thirty_two_peers_of_a_hub() {
+    let _turn = load::some();
     let begun = Instant::now();
     let mesh = Mesh::start_with(33, hub_at_first, |one, _| one == 0);
     println!("33 sites after {:.1?}", begun.elapsed());

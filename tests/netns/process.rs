@@ -12,18 +12,22 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Polls until `attempt` gives a value; fails the test, naming `what`, when `limit` is over.
+///
+/// The longer it took, the less often it looks: an attempt may start a program or two, and who waits
+/// for seconds leaves the cores to the others.
 pub(crate) fn eventually<T>(
     limit: Duration,
     what: &str,
     mut attempt: impl FnMut() -> Option<T>,
 ) -> T {
-    let deadline = Instant::now() + limit;
+    let begun = Instant::now();
     loop {
         if let Some(value) = attempt() {
             return value;
         }
-        assert!(Instant::now() < deadline, "within {limit:?}: {what}");
-        thread::sleep(Duration::from_millis(10));
+        let waited = begun.elapsed();
+        assert!(waited < limit, "within {limit:?}: {what}");
+        thread::sleep((waited / 10).clamp(millis(10), millis(100)));
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::cable::Cable;
 use crate::frames::{Flow, Tally};
+use crate::load;
 use crate::process::{eventually, millis, secs};
 use crate::topology::{Pair, Plan, Settings};
 
@@ -40,6 +41,7 @@ fn soak(max: u64, interval_ms: u64, settings: Settings) -> (String, String) {
         (Flow::between(from, to, 50 + id), from, to)
     };
     let ways = [0, 1, 2, 3].map(way);
+    let _turn = load::some();
     let begun = Instant::now();
     let streams = ways.map(|(flow, from, _)| {
         from.stream(flow, millis(interval_ms), move |number| {
