@@ -38,7 +38,7 @@
 //! that nobody else has), was sent within 3 seconds, and another one returned between the same two
 //! ports. Who can carry probes from one port to another can bridge all the rest as well, and is a
 //! loop. What others say of themselves is not authentic: who forges contention delays a block by 6
-//! seconds at most, and who forges changes has stations learned anew, every two seconds at most.
+//! seconds at most, and who forges changes has stations learned anew, once a second on average.
 //!
 //! Called by the control thread. Time comes in as microseconds on a clock that does not wrap.
 
@@ -81,9 +81,7 @@ pub struct LoopGuard<A> {
     next_sweep_us: u64,
     /// Ports blocked and opened so far.
     changes: u16,
-    /// Someone else has changed something.
-    must_relearn: bool,
-    relearned_us: Option<u64>,
+    relearning: Relearning,
     counters: LoopCounters,
 }
 
@@ -120,7 +118,8 @@ pub enum Verdict {
     },
     /// Another node has blocked or opened a port, so that stations may be behind other ports than they
     /// were: forget what was learned. The same holds after [`Block`](Self::Block) and
-    /// [`Open`](Self::Open).
+    /// [`Open`](Self::Open). It is said again a second later, when no frame is under way any more
+    /// that came by the old ways.
     Relearn,
     /// There is a loop behind the port, where this node cannot cut it. Said once a minute at most.
     Behind {
@@ -182,6 +181,39 @@ pub struct LoopCounters {
     pub foreign: u64,
 }
 
+/// When stations are to be learned anew.
+#[derive(Clone, Copy, Debug, Default)]
+struct Relearning {
+    /// Because another node has changed something.
+    is_due: bool,
+    done_us: Option<u64>,
+    /// Once more, for what was under way meanwhile.
+    again_us: Option<u64>,
+}
+
+impl Relearning {
+    fn due_us(&self) -> Option<u64> {
+        let first_us = self
+            .is_due
+            .then(|| self.done_us.map_or(0, |then_us| then_us + RELEARN_US));
+        first_us.into_iter().chain(self.again_us).min()
+    }
+
+    fn poll(&mut self, now_us: u64) -> Option<Verdict> {
+        if now_us < self.due_us()? {
+            return None;
+        }
+        if self.again_us.is_some_and(|again_us| now_us >= again_us) {
+            self.again_us = None;
+        } else {
+            self.is_due = false;
+            self.done_us = Some(now_us);
+            self.again_us = Some(now_us + RELEARN_AGAIN_US);
+        }
+        Some(Verdict::Relearn)
+    }
+}
+
 /// The last that was heard of another node.
 #[derive(Clone, Copy, Debug)]
 struct Other {
@@ -225,6 +257,9 @@ const CONTEST_IDLE_US: u64 = 2 * S;
 const TRIGGER_US: u64 = 2 * S;
 /// Between two times that stations are learned anew because of others.
 const RELEARN_US: u64 = 2 * S;
+/// After so long no frame is under way that was sent before a cut. What comes by the old way until
+/// then is learned there again.
+const RELEARN_AGAIN_US: u64 = S;
 
 const WARN_US: u64 = 60 * S;
 
@@ -246,8 +281,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             others: BTreeMap::new(),
             next_sweep_us: 0,
             changes: 0,
-            must_relearn: false,
-            relearned_us: None,
+            relearning: Relearning::default(),
             counters: LoopCounters::default(),
         }
     }
@@ -315,8 +349,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         let blocks = self.ports.values().filter_map(|at| at.block);
         let opens_us = blocks.map(|block| block.opens_us());
         let rounds_us = self.next_round_us.min(self.next_contest_round_us);
-        let relearn_us = self.must_relearn.then(|| self.may_relearn_us());
-        opens_us.chain(relearn_us).fold(rounds_us, u64::min)
+        let all_us = opens_us.chain(self.relearning.due_us());
+        all_us.fold(rounds_us, u64::min)
     }
 
     /// Takes in a frame with the source of our probes, which came by `port`.
@@ -378,18 +412,10 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             // The others should know at once.
             self.changes = self.changes.wrapping_add(1);
             self.next_round_us = self.next_round_us.min(now_us);
+            self.relearning.again_us = Some(now_us + RELEARN_AGAIN_US);
             return change;
         }
-        let must_relearn = self.must_relearn && now_us >= self.may_relearn_us();
-        must_relearn.then(|| {
-            self.must_relearn = false;
-            self.relearned_us = Some(now_us);
-            Verdict::Relearn
-        })
-    }
-
-    fn may_relearn_us(&self) -> u64 {
-        self.relearned_us.map_or(0, |then_us| then_us + RELEARN_US)
+        self.relearning.poll(now_us)
     }
 
     /// Whether the port is blocked.
@@ -435,7 +461,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             known.heard_us = now_us;
             if known.changes != message.changes {
                 known.changes = message.changes;
-                self.must_relearn = true;
+                self.relearning.is_due = true;
             }
             if message.contends {
                 known.contended_us = Some(now_us);

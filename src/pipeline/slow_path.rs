@@ -386,7 +386,7 @@ impl SlowPath {
                 self.learn_anew();
             }
             Verdict::Relearn => {
-                debug!("another node has blocked or opened a port: stations are learned anew");
+                debug!("a port was blocked or opened: stations are learned anew");
                 self.learn_anew();
             }
             Verdict::Behind { port, vid } => warn!(
