@@ -328,7 +328,7 @@ fn a_port_that_comes_up_gets_everything_until_it_was_asked() {
         let mut net = Net::new(config, 0);
         let ask = |net: &mut Net| match asks {
             true => assert!(!net.snooping.poll(net.now_s).is_empty(), "{name}: at once"),
-            false => drop(net.hear(A, &query_v2())),
+            false => net.hear(A, &query_v2()),
         };
         let routers: &[PortId] = if asks { &[] } else { &[A] };
         let with = |others: &[PortId]| -> Option<PortSet> {
