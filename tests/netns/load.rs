@@ -45,7 +45,7 @@ pub(crate) fn half() -> Turn {
     Turn::take(PLACES / 2)
 }
 
-/// For storms, and for what must be found in time.
+/// For storms, for what must be found in time, and for what may lose nothing for seconds.
 pub(crate) fn all() -> Turn {
     Turn::take(PLACES)
 }

@@ -41,7 +41,7 @@ fn soak(max: u64, interval_ms: u64, settings: Settings) -> (String, String) {
         (Flow::between(from, to, 50 + id), from, to)
     };
     let ways = [0, 1, 2, 3].map(way);
-    let _turn = load::some();
+    let _turn = load::all();
     let begun = Instant::now();
     let streams = ways.map(|(flow, from, _)| {
         from.stream(flow, millis(interval_ms), move |number| {
