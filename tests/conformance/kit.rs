@@ -162,9 +162,14 @@ pub(crate) const DEADLINES: Deadlines = Deadlines {
 
 /// A host with one kind of provider, "scripted", and the tunnels "a" and "b" of it.
 pub(crate) fn host(directory: &TempDir, script: &Arc<Script>) -> Host {
+    host_with(directory, script, DEADLINES)
+}
+
+/// As [`host`], with other deadlines.
+pub(crate) fn host_with(directory: &TempDir, script: &Arc<Script>, deadlines: Deadlines) -> Host {
     let script = script.clone();
     let host = Host::builder(directory.path())
-        .deadlines(DEADLINES)
+        .deadlines(deadlines)
         .secrets(SecretStore::new(directory.path().join("secrets")))
         .register("scripted", move |_, _| {
             script.instances.fetch_add(1, Ordering::Relaxed);
