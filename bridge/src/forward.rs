@@ -222,14 +222,17 @@ impl Switch {
     }
 
     /// Blocks a port, or opens it. What was learned there is forgotten, as there is another way to it
-    /// or none; this node's own loop probes pass.
+    /// or none; this node's own loop probes pass. When it opens, all that was learned is forgotten, as
+    /// IEEE 802.1D section 17.11 asks for: stations that were reached by the other way may be behind it.
     ///
     /// # Errors
     /// [`DropReason::NoPort`] if there is no such port.
     pub fn set_blocked(&self, port: PortId, blocked: bool) -> Result<(), DropReason> {
-        self.port(port)?.set_blocked(blocked);
+        let is_change = self.port(port)?.set_blocked(blocked);
         if blocked {
             self.fdb.forget_port(port);
+        } else if is_change {
+            self.fdb.forget_learned();
         }
         Ok(())
     }
@@ -901,6 +904,25 @@ mod tests {
             Ok(Flood),
             "a node without probes knows none as its own"
         );
+    }
+
+    #[test]
+    fn a_port_that_opens_is_another_way_to_stations_that_were_learned_elsewhere() {
+        let switch = populated(false);
+        let to_peer = frame(station(ON_PEER_1), station(ON_TAP), &[8, 0]);
+        let from_peer = frame(station(ON_TAP), station(ON_PEER_1), &[8, 0]);
+        switch.set_blocked(PEER_1, false).unwrap();
+        assert_eq!(
+            at(&switch, TAP, &to_peer, 0),
+            Ok(Port(PEER_1)),
+            "it was open"
+        );
+        switch.set_blocked(PEER_1, true).unwrap();
+        // By the cable that made the loop; it is unplugged then.
+        assert_eq!(at(&switch, TAP, &from_peer, 0), Err(SamePort));
+        assert_eq!(at(&switch, TAP, &to_peer, 0), Err(SamePort));
+        switch.set_blocked(PEER_1, false).unwrap();
+        assert_eq!(at(&switch, TAP, &to_peer, 0), Ok(Flood));
     }
 
     #[test]

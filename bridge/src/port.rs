@@ -309,12 +309,14 @@ impl Port {
         }
     }
 
-    pub(crate) fn set_blocked(&self, blocked: bool) {
-        if blocked {
-            self.special.fetch_or(Self::BLOCKED_BY_ORDER, Relaxed);
+    /// Says whether that changes anything.
+    pub(crate) fn set_blocked(&self, blocked: bool) -> bool {
+        let before = if blocked {
+            self.special.fetch_or(Self::BLOCKED_BY_ORDER, Relaxed)
         } else {
-            self.special.fetch_and(!Self::BLOCKED_BY_ORDER, Relaxed);
-        }
+            self.special.fetch_and(!Self::BLOCKED_BY_ORDER, Relaxed)
+        };
+        (before & Self::BLOCKED_BY_ORDER != 0) != blocked
     }
 
     pub(crate) fn blocks(&self) -> Blocks {

@@ -443,9 +443,11 @@ impl Model {
         let Some(state) = self.ports.get_mut(usize::from(port.0)) else {
             return false;
         };
-        state.blocked = blocked;
+        let was_blocked = std::mem::replace(&mut state.blocked, blocked);
         if blocked {
             self.forget_port(port);
+        } else if was_blocked {
+            self.stations.clear();
         }
         true
     }
