@@ -82,6 +82,7 @@ pub struct LoopGuard<A> {
     /// Ports blocked and opened so far.
     changes: u16,
     relearning: Relearning,
+    suspected: Vec<Vid>,
     counters: LoopCounters,
 }
 
@@ -261,6 +262,9 @@ const RELEARN_US: u64 = 2 * S;
 /// then is learned there again.
 const RELEARN_AGAIN_US: u64 = S;
 
+/// VLANs that are suspected at a time.
+const MAX_SUSPECTED: usize = 32;
+
 const WARN_US: u64 = 60 * S;
 
 impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
@@ -282,6 +286,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             next_sweep_us: 0,
             changes: 0,
             relearning: Relearning::default(),
+            suspected: Vec::new(),
             counters: LoopCounters::default(),
         }
     }
@@ -291,7 +296,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
     /// `vlans` are the VLANs inside the switch that the port is in; an empty list means untagged
     /// frames only. Sixteen are probed each second, and fewer where more than eight nodes are heard.
     /// If there are more, it may take longer than three seconds to find a loop that is in one of them
-    /// only.
+    /// only. Untagged frames wait for no turn, nor does what [`suspect`](Self::suspect) names: whoever
+    /// sends in many VLANs hides no loop in others.
     pub fn watch(&mut self, port: PortId, rank: u64, vlans: impl IntoIterator<Item = Vid>) {
         let vlans: BTreeSet<Vid> = vlans.into_iter().collect();
         let mut vlans: Vec<Vid> = vlans.into_iter().collect();
@@ -301,6 +307,12 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         let watched = self.ports.entry(port).or_insert_with(Port::new);
         watched.rank = rank;
         watched.vlans = vlans;
+    }
+
+    /// Probes these VLANs as well, in the next round, on all ports: stations moved from port to port
+    /// there, as they do in a loop. Of more than 32 the first ones.
+    pub fn suspect(&mut self, vlans: impl IntoIterator<Item = Vid>) {
+        self.suspected = vlans.into_iter().take(MAX_SUSPECTED).collect();
     }
 
     /// Forgets a port that is no more.
@@ -315,8 +327,12 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             self.next_round_us = now_us + INTERVAL_US;
             let vlans = self.vlans_per_round(now_us);
             for (&port, watched) in &mut self.ports {
+                let untagged = watched.vlans.first().filter(|vid| **vid == Vid::UNTAGGED);
+                wanted.extend(untagged.map(|vid| (port, *vid)));
                 wanted.extend(watched.take_turns(vlans).map(|vid| (port, vid)));
+                wanted.extend(self.suspected.iter().map(|vid| (port, *vid)));
             }
+            self.suspected.clear();
             // Whether a loop is still there is asked in each round, also where VLANs take turns.
             wanted.extend(self.ports.iter().flat_map(|(&port, at)| at.suspects(port)));
         } else if now_us >= self.next_contest_round_us {
@@ -679,18 +695,28 @@ mod tests {
     #[test]
     fn vlans_take_turns() {
         let mut guard = LoopGuard::new(NodeId(1), MacAddr([2; 6]), |_| [0; 16]);
-        guard.watch(PortId::TAP, 0, (0..40).map(Vid::from_tci));
-        for (at_s, first, last) in [(0, 0, 15), (1, 16, 31), (2, 0, 39), (3, 8, 23)] {
+        guard.watch(PortId::TAP, 0, (1..41).map(Vid::from_tci));
+        for (at_s, count, second, last) in [
+            (0, 16, 1, 15),
+            (1, 17, 16, 31),
+            (2, 16, 1, 39),
+            (3, 17, 8, 23),
+        ] {
             let probes = guard.due(at_s * S);
-            let ends = [&probes[0], &probes[15]].map(|probe| probe.vid.value());
-            assert_eq!((probes.len(), ends), (16, [first, last]), "round {at_s}");
+            let vids: Vec<_> = probes.iter().map(|probe| probe.vid.value()).collect();
+            assert_eq!(vids[..2], [0, second], "round {at_s}: untagged in each");
+            assert_eq!(
+                (vids.len(), vids.last()),
+                (count, Some(&last)),
+                "round {at_s}"
+            );
         }
     }
 
     #[test]
     fn among_many_nodes_fewer_vlans_are_probed_at_a_time() {
         let mut guard = LoopGuard::new(NodeId(0), MacAddr([2; 6]), |_| [0; 16]);
-        guard.watch(PortId::TAP, 0, (0..40).map(Vid::from_tci));
+        guard.watch(PortId::TAP, 0, (1..41).map(Vid::from_tci));
         let mut other = LoopGuard::new(NodeId(0), MacAddr([4; 6]), |_| [0; 16]);
         other.watch(PortId::TAP, 0, []);
         let probe = other.due(0).remove(0);

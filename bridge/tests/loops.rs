@@ -199,6 +199,38 @@ fn a_loop_in_one_vlan_is_found_among_sixteen() {
 }
 
 #[test]
+fn vlans_that_somebody_makes_up_hide_no_loop_among_untagged_frames() {
+    let vlans: Vec<Vid> = (0..4095).map(vid).collect();
+    for seed in 0..10 {
+        let mut net = Net::mesh(2, seed);
+        net.watch_vlans(&vlans);
+        net.run(7 * S);
+        net.cable_in(0, 1, Vid::UNTAGGED);
+        net.run(3 * S);
+        assert_eq!(net.blocked().len(), 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_vlan_in_which_stations_move_waits_for_no_turn() {
+    let mut guard = guard(1);
+    for port in 0..3 {
+        guard.watch(PortId(port), 0, (0..4095).map(vid));
+    }
+    let probed = |guard: &mut Guard, at_us| {
+        let probes = guard.due(at_us).into_iter();
+        let of_vlan = probes.filter(|probe| probe.vid == vid(4000));
+        of_vlan.map(|probe| probe.port.0).collect::<Vec<_>>()
+    };
+    assert_eq!(probed(&mut guard, 0), []);
+    guard.suspect([vid(4000)]);
+    assert_eq!(probed(&mut guard, S), [0, 1, 2]);
+    assert_eq!(probed(&mut guard, 2 * S), []);
+    guard.suspect((0..4095).map(vid));
+    assert!(guard.due(3 * S).len() <= 3 * (1 + 16 + 32));
+}
+
+#[test]
 fn a_port_opens_when_the_loop_is_gone_and_later_each_time() {
     let mut net = Net::mesh(2, 1);
     for hold_s in [10, 20, 40, 80, 160, 300, 300] {

@@ -48,6 +48,8 @@ const GROUPS_SHOWN: usize = 1000;
 const ADDRESSES: usize = FrameHeader::ADDRESSES;
 /// How often the VLANs in use are looked up, and blocks are checked.
 const ROUND: Duration = Duration::from_secs(1);
+/// Stations that moved are a sign of a loop for so long: those that move too often stay for a minute.
+const RECENT_S: u32 = 60;
 
 /// What the slow path is shown or told.
 pub(super) enum Sighting {
@@ -345,6 +347,10 @@ impl SlowPath {
         for (port, rank) in (0..).map(PortId).zip(&self.ranks) {
             loops.watch(port, *rank, vlans.iter().copied());
         }
+        let moves = self.shared.switch.fdb().last_moves();
+        let is_recent = |at_s: u32| now.seconds.saturating_sub(at_s) <= RECENT_S;
+        let moves = moves.into_iter().rev().filter(|seen| is_recent(seen.at_s));
+        loops.suspect(moves.map(|seen| seen.vid));
     }
 
     fn act(&mut self) {
