@@ -510,6 +510,17 @@ fn a_port_that_is_gone_wants_nothing() {
 }
 
 #[test]
+fn what_no_host_hears_is_no_query_for_it() {
+    let mut net = Net::pruning();
+    net.hear(B, &join_v2(GROUP));
+    let mut query = query_for(GROUP);
+    query[..6].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+    assert_eq!(net.handle(C, &query), Handled::Ignored);
+    net.wait(30);
+    assert_eq!(net.egress(&data(GROUP)), ports([A, B]));
+}
+
+#[test]
 fn the_table_is_made_when_something_has_changed() {
     let mut net = Net::pruning();
     net.snooping.take_changed();

@@ -62,11 +62,14 @@ pub(super) enum Wish {
 impl<'a> Message<'a> {
     /// Reads what is behind the tags of a frame; `None` if it is no such message, or a broken one.
     pub(super) fn parse(frame: &'a [u8], after_addresses: usize) -> Option<Self> {
-        match Framing::of(frame, after_addresses)? {
+        let message = match Framing::of(frame, after_addresses)? {
             Framing::Typed(IPV4, packet) => Self::parse_ipv4(&Ipv4::parse(packet)?),
             Framing::Typed(IPV6, packet) => Self::parse_ipv6(&Ipv6::parse(packet)?),
             _ => None,
-        }
+        }?;
+        // A query to one station would end the membership of others, who do not hear it.
+        let is_to_group = frame.first()? & 1 == 1;
+        (is_to_group || !matches!(message, Self::Query(_))).then_some(message)
     }
 
     fn parse_ipv4(packet: &Ipv4<'a>) -> Option<Self> {
