@@ -749,7 +749,7 @@ impl Exit<'_> {
                 return Ok(());
             }
         }
-        let wanted = self.groups.egress(decision.inside.vid, frame.head);
+        let wanted = self.groups.egress(&decision.inside, frame.head);
         match decision.egress {
             // Somebody elsewhere wants it, or nobody.
             Egress::Port(port) if wanted.is_some_and(|wanted| !wanted.contains(port)) => Ok(()),

@@ -184,7 +184,7 @@ impl Outbound {
                     .push_edited(tables, port, edit, &mut slot, open);
             }
             Egress::Flood => {
-                let wanted = self.groups.egress(decision.inside.vid, slot.frame());
+                let wanted = self.groups.egress(&decision.inside, slot.frame());
                 let wanted = wanted.cloned();
                 for port in (1..=tables.routes.len() as u16).map(PortId) {
                     if wanted.as_ref().is_some_and(|wanted| !wanted.contains(port)) {

@@ -10,7 +10,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Cache};
 use patchcord_bridge::{
-    Decision, FrameHeader, Kind, PortId, PortSet, Switch, Vid,
+    Decision, FrameHeader, Inside, Kind, PortId, PortSet, Switch,
     loops::Blocked,
     membership::{GroupEntry, GroupTable},
 };
@@ -146,11 +146,12 @@ pub(super) struct SlowView {
 pub(super) struct GroupsCache(Cache<Arc<ArcSwap<GroupTable>>, Arc<GroupTable>>);
 
 impl GroupsCache {
-    /// The ports that a flooded frame may leave by, `None` for all.
-    pub(super) fn egress(&mut self, vid: Vid, frame: &[u8]) -> Option<&PortSet> {
+    /// The ports that a flooded frame may leave by, `None` for all. Nobody knows what is wanted in a
+    /// customer's VLANs.
+    pub(super) fn egress(&mut self, inside: &Inside, frame: &[u8]) -> Option<&PortSet> {
         let is_group = frame.first().is_some_and(|first| first & 1 == 1);
-        let table = is_group.then(|| self.0.load())?;
-        table.egress(vid, frame, FrameHeader::ADDRESSES)
+        let table = (is_group && !inside.is_nested()).then(|| self.0.load())?;
+        table.egress(inside.vid, frame, FrameHeader::ADDRESSES)
     }
 }
 
@@ -207,6 +208,12 @@ impl Shared {
         front: &[u8],
         rest: &[u8],
     ) -> bool {
+        if decision.inside.is_nested()
+            && matches!(decision.kind, Kind::Membership | Kind::Neighbour)
+        {
+            // In a VLAN of a customer's, whose addresses and groups are not those of others.
+            return false;
+        }
         let Ok(place) = self.to_control.sightings.try_reserve() else {
             self.unheard.count(DropReason::SlowPathFull);
             return false;
@@ -350,5 +357,77 @@ impl From<patchcord_bridge::DropReason> for DropReason {
             Switch::UnknownLimited => Self::UnknownLimited,
             Switch::ProbeLimited => Self::ProbeLimited,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use patchcord_bridge::{Now, PortConfig, SwitchConfig};
+
+    use super::*;
+    use crate::{crypto::keys::PrivateKey, pipeline::slow_path::SIGHTINGS};
+
+    const PEERS: usize = 32;
+
+    struct Bench {
+        shared: Shared,
+        sightings: mpsc::Receiver<Sighting>,
+        _emissions: Emissions,
+    }
+
+    fn bench() -> Bench {
+        let port = PortConfig {
+            neighbour_suppression: true,
+            multicast_snooping: true,
+            ..PortConfig::default()
+        };
+        let switch = SwitchConfig {
+            ports: vec![port; 1 + PEERS],
+            ..SwitchConfig::default()
+        };
+        let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
+        let to_control = ToControl {
+            notices: mpsc::channel(1).0,
+            handshakes: mpsc::channel(1).0,
+            sightings: sightings_in,
+        };
+        let switch = Switch::new(switch, [0; 2]);
+        let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
+        let (shared, emissions) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
+        Bench {
+            shared,
+            sightings,
+            _emissions: emissions,
+        }
+    }
+
+    fn unheard(shared: &Shared) -> u64 {
+        shared.unheard.total(DropReason::SlowPathFull)
+    }
+
+    #[test]
+    fn what_is_said_in_a_vlan_of_a_customers_is_none_of_ours() {
+        let Bench {
+            shared, sightings, ..
+        } = bench();
+        let arp = [0x08, 6, 0, 1, 8, 0, 6, 4, 0, 1];
+        for (tags, is_shown) in [
+            (&[][..], true),
+            (&[0x81, 0, 0, 7], true),
+            (&[0x88, 0xa8, 0, 9, 0x81, 0, 0, 7], false),
+            (&[0x81, 0, 0, 0, 0x81, 0, 0, 7], false),
+        ] {
+            let before = sightings.len();
+            let frame = [&[0xff; 6], &[2; 6], tags, &arp, &[0; 40]].concat();
+            let decision = shared
+                .switch
+                .forward(PortId::TAP, &frame, 1, Now::default())
+                .unwrap();
+            assert_eq!(decision.kind, Kind::Neighbour);
+            let is_held = shared.show(PortId::TAP, &decision, &frame, &[]);
+            assert_eq!(is_held, is_shown, "{tags:x?}");
+            assert_eq!(sightings.len() - before, usize::from(is_shown));
+        }
+        assert_eq!(unheard(&shared), 0);
     }
 }

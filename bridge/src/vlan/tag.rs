@@ -107,6 +107,12 @@ impl Inside {
         }
     }
 
+    /// Whether the frame has another tag than that of its VLAN, so that what it carries is said in a
+    /// VLAN of the customer's which the switch does not tell from others.
+    pub const fn is_nested(&self) -> bool {
+        self.is_nested
+    }
+
     /// What to do to the frame so that it leaves in VLAN `outside`, or in none.
     pub(super) const fn edit(&self, outside: Option<Vid>) -> TagEdit {
         match (self.tag, outside) {
