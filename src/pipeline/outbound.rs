@@ -21,7 +21,7 @@ use super::{
     portion::{Portion, Slot},
     precedence::Precedence,
     shared::{Emissions, GroupsCache, Shared, Stopped, TablesCache},
-    slow_path::Emission,
+    slow_path::{Emission, To},
 };
 use crate::{
     io::{
@@ -208,17 +208,23 @@ impl Outbound {
         };
         emissions.waker.clear();
         let tables = self.tables.load();
-        for Emission {
-            port,
-            inside,
-            frame,
-        } in emissions.receiver.try_iter()
-        {
-            // A port that was blocked meanwhile gives no more.
-            if let Ok(edit) = self.shared.switch.originate(inside, port) {
-                let mut slot = Slot::copy(&mut self.scratch, &[&frame]);
-                self.dispatch
-                    .push_edited(&tables, port, edit, &mut slot, None);
+        let switch = &self.shared.switch;
+        for Emission { to, inside, frame } in emissions.receiver.try_iter() {
+            let mut slot = Slot::copy(&mut self.scratch, &[&frame]);
+            let peers = match to {
+                To::Peer(port) => port.0..=port.0,
+                To::Peers(_) => 1..=tables.routes.len() as u16,
+            };
+            for port in peers.map(PortId) {
+                // A port that was blocked meanwhile gives no more.
+                let edit = match to {
+                    To::Peers(Some(ingress)) => switch.leave(ingress, inside, port),
+                    _ => switch.originate(inside, port),
+                };
+                if let Ok(edit) = edit {
+                    self.dispatch
+                        .push_edited(&tables, port, edit, &mut slot, None);
+                }
             }
         }
         self.dispatch.depart_all();

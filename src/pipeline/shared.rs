@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use super::{
     clock::SwitchClock,
-    slow_path::{EMISSIONS, Emission, Sighting},
+    slow_path::{EMISSIONS_PER_PORT, Emission, QUESTIONS, SIGHTINGS, Sighting},
 };
 use crate::{
     io::{tap, waker::Waker},
@@ -176,7 +176,8 @@ impl Shared {
         max_frame: u32,
         to_control: ToControl,
     ) -> io::Result<(Self, Emissions)> {
-        let (emissions, receiver) = crossbeam_channel::bounded(EMISSIONS);
+        let room = 2 * QUESTIONS + EMISSIONS_PER_PORT * switch.ports().count();
+        let (emissions, receiver) = crossbeam_channel::bounded(room);
         let waker = Waker::new()?;
         let emission_waker = waker.clone();
         let shared = Self {
@@ -214,11 +215,23 @@ impl Shared {
             // In a VLAN of a customer's, whose addresses and groups are not those of others.
             return false;
         }
-        let Ok(place) = self.to_control.sightings.try_reserve() else {
+        let sightings = &self.to_control.sightings;
+        // No station must keep out, with what it says, the probes that show a loop.
+        let kept_free = match decision.kind {
+            Kind::OwnProbe => 0,
+            Kind::Probe => SIGHTINGS / 8,
+            Kind::Membership => SIGHTINGS / 4,
+            Kind::Neighbour | Kind::Data => SIGHTINGS - QUESTIONS,
+        };
+        let is_group = front.first().is_some_and(|first| first & 1 == 1);
+        // What is held must find its way on.
+        let is_way_free = decision.kind != Kind::Neighbour || self.emissions.len() < QUESTIONS;
+        let place = sightings.try_reserve().ok();
+        let place = place.filter(|_| is_way_free && sightings.capacity() >= kept_free);
+        let Some(place) = place else {
             self.unheard.count(DropReason::SlowPathFull);
             return false;
         };
-        let is_group = front.first().is_some_and(|first| first & 1 == 1);
         place.send(Sighting::Frame {
             kind: decision.kind,
             ingress,
@@ -246,7 +259,7 @@ impl Shared {
         let _ = self.to_control.sightings.try_send(Sighting::Gone(port));
     }
 
-    /// Has a frame of our own sent to a peer.
+    /// Has a frame of our own sent to a peer, or several.
     pub(super) fn emit(&self, emission: Emission) {
         match self.emissions.try_send(emission) {
             Ok(()) => self.emission_waker.wake(),
@@ -362,12 +375,13 @@ impl From<patchcord_bridge::DropReason> for DropReason {
 
 #[cfg(test)]
 mod tests {
-    use patchcord_bridge::{Now, PortConfig, SwitchConfig};
+    use patchcord_bridge::{Egress, Now, PortConfig, SwitchConfig};
 
     use super::*;
-    use crate::{crypto::keys::PrivateKey, pipeline::slow_path::SIGHTINGS};
+    use crate::{crypto::keys::PrivateKey, pipeline::slow_path::To};
 
     const PEERS: usize = 32;
+    const QUESTION: &[u8] = &[0xff; 60];
 
     struct Bench {
         shared: Shared,
@@ -401,8 +415,74 @@ mod tests {
         }
     }
 
+    fn decision(kind: Kind) -> Decision {
+        Decision {
+            egress: Egress::Flood,
+            inside: Inside::untagged(patchcord_bridge::Vid::UNTAGGED),
+            kind,
+        }
+    }
+
     fn unheard(shared: &Shared) -> u64 {
         shared.unheard.total(DropReason::SlowPathFull)
+    }
+
+    #[test]
+    fn what_stations_say_does_not_keep_probes_out() {
+        let Bench {
+            shared, sightings, ..
+        } = bench();
+        for (kind, others) in [
+            (Kind::Neighbour, 0),
+            (Kind::Membership, QUESTIONS),
+            (Kind::Probe, SIGHTINGS * 3 / 4),
+            (Kind::OwnProbe, SIGHTINGS * 7 / 8),
+        ] {
+            assert_eq!(sightings.len(), others, "{kind:?}");
+            for _ in 0..2 * SIGHTINGS {
+                shared.show(PortId::TAP, &decision(kind), QUESTION, &[]);
+            }
+        }
+        assert_eq!(sightings.len(), SIGHTINGS);
+    }
+
+    #[test]
+    fn a_question_that_is_held_finds_its_way_on() {
+        let mut bench = bench();
+        let shared = &bench.shared;
+        let mut held = 0;
+        for _ in 0..1000 {
+            let question = decision(Kind::Neighbour);
+            held += usize::from(shared.show(PortId::TAP, &question, QUESTION, &[]));
+            // The control thread is quick, and the thread that sends is not.
+            if held % 100 == 0 {
+                while bench.sightings.try_recv().is_ok() {
+                    flood(shared);
+                }
+            }
+        }
+        let refused = unheard(shared);
+        assert_eq!(held as u64 + refused, 1000, "the others go on at once");
+        while bench.sightings.try_recv().is_ok() {
+            flood(shared);
+        }
+        for port in 1..=PEERS as u16 {
+            for _ in 0..EMISSIONS_PER_PORT {
+                let to = To::Peer(PortId(port));
+                shared.emit(emission(to));
+            }
+        }
+        assert_eq!(unheard(shared), refused, "nothing is lost");
+    }
+
+    fn flood(shared: &Shared) {
+        shared.emit(emission(To::Peers(Some(PortId::TAP))));
+    }
+
+    fn emission(to: To) -> Emission {
+        let inside = decision(Kind::Data).inside;
+        let frame = QUESTION.into();
+        Emission { to, inside, frame }
     }
 
     #[test]

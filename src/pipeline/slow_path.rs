@@ -40,9 +40,10 @@ use crate::{
 
 /// Frames that wait to be looked at.
 pub(super) const SIGHTINGS: usize = 256;
-/// Frames that wait to be sent to peers: a round of probes in 16 VLANs to 32 of them, and some more,
-/// as those peers may not have been heard yet.
-pub(super) const EMISSIONS: usize = 1024;
+/// Of these, questions for addresses: each may become a frame to be sent to peers.
+pub(super) const QUESTIONS: usize = 128;
+/// Frames that wait to be sent to peers, beside what questions become: a round of loop probes.
+pub(super) const EMISSIONS_PER_PORT: usize = 64;
 /// Groups that people are told of.
 const GROUPS_SHOWN: usize = 1000;
 const ADDRESSES: usize = FrameHeader::ADDRESSES;
@@ -66,11 +67,19 @@ pub(super) enum Sighting {
     Gone(PortId),
 }
 
-/// A frame of our own for a peer.
+/// A frame of our own for peers.
 pub(super) struct Emission {
-    pub(super) port: PortId,
+    pub(super) to: To,
     pub(super) inside: Inside,
     pub(super) frame: Box<[u8]>,
+}
+
+/// Whom an emission is for.
+#[derive(Clone, Copy)]
+pub(super) enum To {
+    Peer(PortId),
+    /// Every peer that may have what came from this port, or what this node has made.
+    Peers(Option<PortId>),
 }
 
 /// What loop probes are recognised by.
@@ -320,11 +329,16 @@ impl SlowPath {
 
     /// To every port that may have it, after a frame from `ingress` or of this node.
     fn flood(&mut self, ingress: Option<PortId>, inside: Inside, frame: &[u8]) {
-        let shared = self.shared.clone();
-        for port in shared.switch.ports() {
-            if ingress.is_none_or(|ingress| shared.switch.may_egress(ingress, port)) {
-                self.emit(port, inside, frame);
-            }
+        if ingress != Some(PortId::TAP) {
+            self.emit(PortId::TAP, inside, frame);
+        }
+        let switch = &self.shared.switch;
+        if switch.is_hub() || ingress.is_none_or(|ingress| ingress == PortId::TAP) {
+            self.shared.emit(Emission {
+                to: To::Peers(ingress),
+                inside,
+                frame: frame.into(),
+            });
         }
     }
 
@@ -517,11 +531,10 @@ impl SlowPath {
             return;
         };
         if port != PortId::TAP {
-            let frame = frame.into();
             return self.shared.emit(Emission {
-                port,
+                to: To::Peer(port),
                 inside,
-                frame,
+                frame: frame.into(),
             });
         }
         let mut slot = Slot::copy(&mut self.scratch, &[frame]);
