@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::cable::{Cable, Stream};
 use crate::frames::{Flow, Tally, longest_gap};
-use crate::load;
+use crate::load::{self, Turn};
 use crate::process::{eventually, millis, secs};
 use crate::topology::{Pair, Plan, Settings, Site, UDP_PORT};
 
@@ -19,10 +19,12 @@ const PROBE_INTERVAL: Duration = millis(10);
 struct Probes<'a> {
     ways: [(Flow, &'a Cable, Stream); 2],
     since: Instant,
+    _turn: Turn,
 }
 
 impl<'a> Probes<'a> {
     fn start(at_a: &'a Cable, at_b: &'a Cable) -> Self {
+        let turn = load::half();
         let way = |from: &Cable, to: &'a Cable, id| {
             let flow = Flow::between(from, to, id);
             let stream = from.stream(flow, PROBE_INTERVAL, |_| 200);
@@ -35,6 +37,7 @@ impl<'a> Probes<'a> {
         Self {
             ways: [way(at_a, at_b, 11), way(at_b, at_a, 12)],
             since: Instant::now(),
+            _turn: turn,
         }
     }
 

@@ -40,7 +40,7 @@ pub(crate) fn some() -> Turn {
     Turn::take(1)
 }
 
-/// For what sends as fast as it can.
+/// For what sends as fast as it can, and for what measures a silence.
 pub(crate) fn half() -> Turn {
     Turn::take(PLACES / 2)
 }
