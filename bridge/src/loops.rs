@@ -695,7 +695,7 @@ mod tests {
     #[test]
     fn vlans_take_turns() {
         let mut guard = LoopGuard::new(NodeId(1), MacAddr([2; 6]), |_| [0; 16]);
-        guard.watch(PortId::TAP, 0, (1..41).map(Vid::from_tci));
+        guard.watch(PortId::TAP, 0, (0..40).map(Vid::from_tci));
         for (at_s, count, second, last) in [
             (0, 16, 1, 15),
             (1, 17, 16, 31),
