@@ -324,7 +324,7 @@ fn lldpd_sees_the_neighbour_at_the_far_end() {
             let cli = ["lldpcli", "-u", "/run/lldpd.socket"];
             host.ns.output(&[&cli[..], words].concat())
         };
-        let seen = eventually(secs(20), "lldpd has a neighbour", || {
+        let seen = eventually(secs(60), "lldpd has a neighbour", || {
             // Nobody waits for the 30 seconds from one to the next.
             lldpcli(&["update"]);
             let output = lldpcli(&["-f", "keyvalue", "show", "neighbors"]);
