@@ -7,26 +7,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-macro_rules! drop_reasons {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// Why a frame or a datagram was not delivered. The doc of each variant says who is at fault.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u8)]
-        pub enum DropReason { $($(#[$doc])* $variant,)* }
-
-        impl DropReason {
-            /// Every reason, in the order of their discriminants.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The name that `show` prints.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)* }
-            }
-        }
-    };
-}
-
-drop_reasons! {
+patchcord_bridge::reasons! {
+    /// Why a frame or a datagram was not delivered. The doc of each variant says who is at fault.
+    DropReason,
     /// Peer or network: shorter than its header and tag.
     Truncated = "truncated",
     /// Network: not a message type that this version knows.

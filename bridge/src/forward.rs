@@ -344,26 +344,9 @@ pub enum Kind {
     Probe,
 }
 
-macro_rules! drop_reasons {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// Why the switch does not pass a frame on. Each doc says who is at fault.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u8)]
-        pub enum DropReason { $($(#[$doc])* $variant,)* }
-
-        impl DropReason {
-            /// Every reason, in the order of their discriminants.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The name for people and for monitoring; it never changes.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)* }
-            }
-        }
-    };
-}
-
-drop_reasons! {
+crate::reasons! {
+    /// Why the switch does not pass a frame on. Each doc says who is at fault.
+    DropReason,
     /// Sender: the frame ends before its Ethernet header or its outermost tag does.
     Runt = "runt",
     /// Sender: the source is a group or null address, which no station has.

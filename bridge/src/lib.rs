@@ -92,6 +92,7 @@ pub mod membership;
 pub mod neighbours;
 mod port;
 mod port_set;
+mod reasons;
 mod vlan;
 
 pub use fdb::Fdb;
