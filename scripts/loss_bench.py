@@ -18,7 +18,7 @@ import subprocess
 import sys
 
 from lab import Lab, v4
-from sites import UNDERLAY, Failed, until, unwind_on_signals
+from sites import UNDERLAY, Failed, carry_out, until
 
 OFFLOADS = ["tx", "rx", "tso", "gso", "gro", "tx-udp-segmentation"]
 IPERF_PORT, IPERF_PORT_HEX = 5201, ":1451 "
@@ -181,26 +181,7 @@ def main():
         if not path or not os.access(path, os.X_OK):
             parser.error("%s: %s is not a program; run scripts/loss-bench, which builds it" % (name, path))
     options.relay = os.path.abspath(options.relay)
-    bench = Bench(options)
-    if bench.is_up():
-        print("a run is under way, or was killed; to clean up: scripts/loss-bench --down", file=sys.stderr)
-        return 1
-    unwind_on_signals()
-    try:
-        report = conduct(bench, options)
-    except (Failed, subprocess.TimeoutExpired) as error:
-        print("failed: %s" % error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)            # a second Ctrl-C must not stop the clean-up
-        bench.remove()
-    if not options.json:
-        print(markdown(report) + "\n")
-    print(json.dumps(report))
-    return 0
+    return carry_out("scripts/loss-bench", Bench(options), options, conduct, markdown)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,29 @@ def unwind_on_signals():
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
 
 
+def carry_out(script, sites, options, conduct, markdown):
+    """A measurement from start to clean-up; prints conduct(sites, options). Returns the exit code."""
+    if sites.is_up():
+        print("a run is under way, or was killed; to clean up: %s --down" % script, file=sys.stderr)
+        return 1
+    unwind_on_signals()
+    try:
+        report = conduct(sites, options)
+    except (Failed, subprocess.TimeoutExpired) as error:
+        print("failed: %s" % error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)            # a second Ctrl-C must not stop the clean-up
+        sites.remove()
+    if not options.json:
+        print(markdown(report) + "\n")
+    print(json.dumps(report))
+    return 0
+
+
 class Sites:
     """Namespaces, their processes, and a directory for logs, keys and configurations."""
 

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 
-from sites import Failed, Sites, libc, run, until, unwind_on_signals
+from sites import Failed, Sites, carry_out, libc, run, until
 
 SITES = ["a", "b", "c"]
 IPERF_PORT, IPERF_PORT_HEX = 5201, ":1451 "
@@ -246,26 +246,7 @@ def main():
         return 0
     if not options.binary or not os.access(options.binary, os.X_OK):
         parser.error("--binary: %s is not a program; run scripts/storm-bench, which builds it" % options.binary)
-    bench = Bench(options)
-    if bench.is_up():
-        print("a run is under way, or was killed; to clean up: scripts/storm-bench --down", file=sys.stderr)
-        return 1
-    unwind_on_signals()
-    try:
-        report = conduct(bench, options)
-    except (Failed, subprocess.TimeoutExpired) as error:
-        print("failed: %s" % error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)            # a second Ctrl-C must not stop the clean-up
-        bench.remove()
-    if not options.json:
-        print(markdown(report) + "\n")
-    print(json.dumps(report))
-    return 0
+    return carry_out("scripts/storm-bench", Bench(options), options, conduct, markdown)
 
 
 if __name__ == "__main__":
