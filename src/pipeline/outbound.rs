@@ -185,9 +185,8 @@ impl Outbound {
             }
             Egress::Flood => {
                 let wanted = self.groups.egress(&decision.inside, slot.frame());
-                let wanted = wanted.cloned();
                 for port in (1..=tables.routes.len() as u16).map(PortId) {
-                    if wanted.as_ref().is_some_and(|wanted| !wanted.contains(port)) {
+                    if wanted.is_some_and(|wanted| !wanted.contains(port)) {
                         continue;
                     }
                     // That a port has not the frame's VLAN is no loss.

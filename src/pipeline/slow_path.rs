@@ -386,7 +386,7 @@ impl SlowPath {
         match verdict {
             Verdict::Block { port, cause } => {
                 let Cause { other, vid } = cause;
-                let stations = self.movers(port, other);
+                let stations = self.movers(port);
                 warn!(
                     port = self.name(port),
                     other = self.name(other),
@@ -504,15 +504,18 @@ impl SlowPath {
         }
     }
 
-    /// Stations that moved between these ports of late, for people.
-    fn movers(&self, port: PortId, other: PortId) -> String {
+    /// Stations that moved of late between this port and the one that it has a loop with, for people.
+    fn movers(&self, port: PortId) -> String {
         const LATE_S: u32 = 10;
+        let mut report = self.loops.iter().flat_map(LoopGuard::report);
+        let Some(blocked) = report.find(|blocked| blocked.port == port) else {
+            return String::new();
+        };
         let now_s = self.shared.clock.now().seconds;
         let moves = self.shared.switch.fdb().last_moves();
         let between = moves.iter().filter(|seen| {
-            let ends = (seen.from, seen.to);
             let is_late = now_s.wrapping_sub(seen.at_s) <= LATE_S;
-            is_late && (ends == (port, other) || ends == (other, port))
+            is_late && blocked.explains_move(seen.from, seen.to)
         });
         let stations: BTreeSet<_> = between.map(|seen| (seen.vid.value(), seen.mac.0)).collect();
         const SHOWN: usize = 4;
