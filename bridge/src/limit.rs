@@ -61,12 +61,20 @@ impl Limit {
     const SECOND_NS: u64 = 1_000_000_000;
 
     pub(crate) fn new(frames_per_s: u32) -> Self {
+        Self::with_burst(
+            frames_per_s,
+            Self::MIN_BURST.max(u64::from(frames_per_s) / 10),
+        )
+    }
+
+    /// A rate, and how many frames may come at once.
+    pub(crate) fn with_burst(frames_per_s: u32, burst: u64) -> Self {
         let rate = u64::from(frames_per_s);
         // Rounded down, so in favour of the sender: by one in a hundred beyond ten million per second.
         let interval_ns = Self::SECOND_NS.checked_div(rate).unwrap_or(0);
         Self {
             interval_ns,
-            burst_ns: interval_ns * Self::MIN_BURST.max(rate / 10),
+            burst_ns: interval_ns * burst,
             used_until_ns: AtomicU64::new(0),
         }
     }

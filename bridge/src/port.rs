@@ -185,7 +185,8 @@ impl Port {
     const BLOCKED: u8 = Self::BLOCKED_BY_ORDER | Self::BLOCKED_BY_BPDU;
 
     /// Loop probes per second: what the nodes that can be heard here send, and some to spare. What goes
-    /// round in a loop would else be as bad as the storm that it is to prevent.
+    /// round in a loop would else be as bad as the storm that it is to prevent. Nodes that were started
+    /// at once send theirs at once.
     const PROBES_PER_S: u32 = 200;
 
     pub(crate) fn new(config: PortConfig) -> Self {
@@ -201,8 +202,8 @@ impl Port {
             broadcast: Limit::new(config.limits.broadcast),
             multicast: Limit::new(config.limits.multicast),
             unknown: Limit::new(config.limits.unknown),
-            probes: Limit::new(Self::PROBES_PER_S),
-            own_probes: Limit::new(Self::PROBES_PER_S),
+            probes: Limit::with_burst(Self::PROBES_PER_S, Self::PROBES_PER_S.into()),
+            own_probes: Limit::with_burst(Self::PROBES_PER_S, Self::PROBES_PER_S.into()),
             config,
             refused: [const { AtomicU64::new(0) }; DropReason::ALL.len()],
         }

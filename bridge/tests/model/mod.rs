@@ -496,8 +496,8 @@ impl Port {
             broadcast: Bucket::new(limits.broadcast),
             multicast: Bucket::new(limits.multicast),
             unknown: Bucket::new(limits.unknown),
-            probes: Bucket::new(200),
-            own_probes: Bucket::new(200),
+            probes: Bucket::with_size(200, 200),
+            own_probes: Bucket::with_size(200, 200),
             refused: HashMap::new(),
         }
     }
@@ -543,11 +543,14 @@ struct Bucket {
 
 impl Bucket {
     fn new(rate: u32) -> Self {
-        let rate = u64::from(rate);
-        let interval_ns = 1_000_000_000_u64.checked_div(rate).unwrap_or(0);
+        Self::with_size(rate, (rate / 10).max(64))
+    }
+
+    fn with_size(rate: u32, frames: u32) -> Self {
+        let interval_ns = 1_000_000_000_u64.checked_div(rate.into()).unwrap_or(0);
         Self {
             interval_ns,
-            size_ns: interval_ns * (rate / 10).max(64),
+            size_ns: interval_ns * u64::from(frames),
             level_ns: 0,
             last_us: 0,
         }
