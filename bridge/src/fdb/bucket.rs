@@ -38,12 +38,19 @@ use crate::vlan::Vid;
 /// How many addresses that fall on one bucket can be held.
 pub(super) const WAYS: usize = 8;
 
-/// The keys fill one cache line, so that a search reads one line and the value it finds another.
+/// Two cache lines, of which a search seldom needs the second: slots are filled from the first on, and
+/// buckets of a table with room to spare hold less than four addresses.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(super) struct Bucket {
-    keys: [AtomicU64; WAYS],
-    values: [AtomicU64; WAYS],
+    slots: [Slot; WAYS],
+}
+
+/// The words of an entry, on one cache line.
+#[derive(Debug, Default)]
+struct Slot {
+    key: AtomicU64,
+    value: AtomicU64,
 }
 
 impl Bucket {
@@ -57,7 +64,7 @@ impl Bucket {
         (0..WAYS)
             // A hint, to leave the values of other keys alone. If it is outdated the address counts
             // as unknown, as it was a moment ago.
-            .filter(move |&slot| self.keys[slot].load(Relaxed) == key.0)
+            .filter(move |&slot| self.slots[slot].key.load(Relaxed) == key.0)
             .filter_map(move |slot| {
                 self.held(slot)
                     .filter(|held| held.0 == key)
@@ -70,8 +77,8 @@ impl Bucket {
         // `before` orders the key after the publication it saw: the key is of that generation or of
         // a later one. If of a later one, it orders `value` after the claim of the slot, which has
         // then changed its generation.
-        let before = Value::unpack(self.values[slot].load(Acquire));
-        let key = Key(self.keys[slot].load(Acquire));
+        let before = Value::unpack(self.slots[slot].value.load(Acquire));
+        let key = Key(self.slots[slot].key.load(Acquire));
         let value = self.value(slot);
         let same = before.is_held() && value.is_held() && before.generation == value.generation;
         same.then_some((key, value))
@@ -79,21 +86,22 @@ impl Bucket {
 
     /// The value of `slot`, whomever it belongs to.
     pub(super) fn value(&self, slot: usize) -> Value {
-        Value::unpack(self.values[slot].load(Relaxed))
+        Value::unpack(self.slots[slot].value.load(Relaxed))
     }
 
     /// Puts `new` in the place of `old`, unless the slot has changed.
     #[must_use]
     pub(super) fn replace(&self, slot: usize, old: Value, new: Value) -> bool {
-        self.values[slot]
+        self.slots[slot]
+            .value
             .compare_exchange(old.pack(), new.pack(), AcqRel, Relaxed)
             .is_ok()
     }
 
     /// Fills a slot that the caller has claimed, and shows it to all.
     pub(super) fn publish(&self, slot: usize, key: Key, value: Value) {
-        self.keys[slot].store(key.0, Release);
-        self.values[slot].store(value.pack(), Release);
+        self.slots[slot].key.store(key.0, Release);
+        self.slots[slot].value.store(value.pack(), Release);
         // Of two threads that publish one key, at least one sees the other's when it looks next.
         fence(core::sync::atomic::Ordering::SeqCst);
     }
