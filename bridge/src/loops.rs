@@ -471,7 +471,9 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             heard_us: now_us,
             contended_us: None,
         });
-        let is_news = message.sequence.wrapping_sub(known.sequence).cast_signed() > 0;
+        // If somebody has sent a number far ahead in its name, it is heard again when that is forgotten.
+        let is_news = message.sequence.wrapping_sub(known.sequence).cast_signed() > 0
+            || known.is_silent(FORGET_US, now_us);
         if is_news {
             known.sequence = message.sequence;
             known.heard_us = now_us;

@@ -481,6 +481,22 @@ fn changes_that_are_made_up_have_stations_learned_anew_now_and_then() {
 }
 
 #[test]
+fn a_node_is_heard_again_after_somebody_has_sent_numbers_far_ahead_in_its_name() {
+    let mut guard = guard(1);
+    let mut hear = |sequence: u32, changes: u8, at_s: u64| {
+        let mut probe = contending_probe(NodeId(7), sequence);
+        probe[33] = changes;
+        guard.heard(TAP, &probe, at_s * S);
+        let relearns = std::iter::from_fn(|| guard.poll(at_s * S));
+        relearns.filter(|verdict| *verdict == Verdict::Relearn).count()
+    };
+    assert_eq!(hear(1, 0, 1), 0, "the first one is no change");
+    assert_eq!(hear(1_000_000, 1, 2), 1, "somebody else");
+    assert_eq!(hear(2, 2, 11), 1, "once more for the change before");
+    assert_eq!(hear(3, 3, 12), 1, "a change of its own is news");
+}
+
+#[test]
 fn the_next_call_is_due_when_something_happens() {
     let mut guard = guard(1);
     let mut now_us = 5 * S;
