@@ -488,7 +488,9 @@ fn a_node_is_heard_again_after_somebody_has_sent_numbers_far_ahead_in_its_name()
         probe[33] = changes;
         guard.heard(TAP, &probe, at_s * S);
         let relearns = std::iter::from_fn(|| guard.poll(at_s * S));
-        relearns.filter(|verdict| *verdict == Verdict::Relearn).count()
+        relearns
+            .filter(|verdict| *verdict == Verdict::Relearn)
+            .count()
     };
     assert_eq!(hear(1, 0, 1), 0, "the first one is no change");
     assert_eq!(hear(1_000_000, 1, 2), 1, "somebody else");

@@ -10,6 +10,7 @@
 //! | joined segments (GRO), or got them so from a veth | they stay so, described by a [`VnetHeader`] |
 //! | left a checksum open | likewise |
 //! | sees what this machine sends by the NIC | not read: this end sends it too |
+//! | sees the datagrams of the tunnel, if they come by this NIC | [not read](PacketSocket::leave_out_datagrams_to) |
 //! | drops frames to other stations | the NIC is promiscuous for as long as the socket is open |
 //!
 //! `tap` gives this the shape of a TAP's queue. The NIC's name, MTU and addresses stay what they are.
@@ -23,6 +24,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use zerocopy::IntoBytes;
 
+use super::sys::bpf::{self, Instruction};
 use super::sys::faults::{self, Call};
 use super::sys::{self, SocketOption, packet};
 use super::vnet::VnetHeader;
@@ -221,6 +223,11 @@ impl PacketSocket {
         Ok(Some((header, 0..TAG + len)))
     }
 
+    /// From now on UDP datagrams to this port of this machine are not read.
+    pub(super) fn leave_out_datagrams_to(&self, port: u16) -> io::Result<()> {
+        bpf::attach_filter(self.file.as_fd(), &all_but_datagrams_to(port))
+    }
+
     /// What an error of a read means.
     fn explain(&self, error: io::Error) -> io::Result<Option<(VnetHeader, Range<usize>)>> {
         match error.raw_os_error() {
@@ -291,11 +298,42 @@ impl AsFd for PacketSocket {
     }
 }
 
+/// Passes all frames but those to this machine that have a UDP datagram to this port in them. What is
+/// too short for its own headers, and to this machine, does not pass either.
+fn all_but_datagrams_to(port: u16) -> [Instruction; 18] {
+    const IPV4: u32 = 0x0800;
+    const IPV6: u32 = 0x86dd;
+    const UDP: u32 = 17;
+    // Of an IPv4 header (RFC 791, section 3.1): all but the first have no UDP header.
+    const FRAGMENT_OFFSET: u32 = 0x1fff;
+    let port = u32::from(port);
+    [
+        bpf::load_packet_type(),
+        bpf::skip_if(bpf::TO_THIS_MACHINE, 0, 14),
+        bpf::load_u16(12),
+        bpf::skip_if(IPV4, 0, 7),
+        bpf::load_byte(14 + 9),
+        bpf::skip_if(UDP, 0, 10),
+        bpf::load_u16(14 + 6),
+        bpf::skip_if_any(FRAGMENT_OFFSET, 8, 0),
+        bpf::measure_ipv4_header(14),
+        bpf::load_u16_further_on(14 + 2),
+        bpf::skip_if(port, 6, 5),
+        bpf::skip_if(IPV6, 0, 4),
+        bpf::load_byte(14 + 6),
+        bpf::skip_if(UDP, 0, 2),
+        bpf::load_u16(14 + 40 + 2),
+        bpf::skip_if(port, 1, 0),
+        bpf::answer_with(u32::MAX),
+        bpf::answer_with(0),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
 
-    use etherparse::PacketBuilder;
+    use etherparse::{PacketBuilder, PacketBuilderStep, UdpHeader};
     use sys::faults::{Fault, finish, script};
 
     use super::*;
@@ -626,6 +664,63 @@ mod tests {
             let hello = frame(SOMEBODY, &[], EXPERIMENTAL, 100);
             assert_crosses(&other[0], &far, &hello, "a frame of another program");
             assert_eq!((read_ours(&near), read_ours(&other[0])), (None, None));
+        });
+    }
+
+    #[test]
+    fn datagrams_to_a_port_of_this_machine_are_left_out_and_nothing_else() {
+        in_namespace(|| {
+            let [(near_tap, near), (_far, far)] = plugged(1500);
+            let mac = ip(&format!("-br link show {}", near_tap.name()));
+            let mac = mac.split_whitespace().nth(2).unwrap().split(':');
+            let mac: Vec<_> = mac
+                .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+                .collect();
+            let mac: [u8; 6] = mac.try_into().unwrap();
+            near.leave_out_datagrams_to(51830).unwrap();
+
+            let to = |mac| PacketBuilder::ethernet2(OURS, mac);
+            let (here, there) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+            let filled = |headers: PacketBuilderStep<UdpHeader>| {
+                let mut frame = Vec::new();
+                headers.write(&mut frame, &[7; 100]).unwrap();
+                frame
+            };
+            let ipv4 = |mac, port| filled(to(mac).ipv4(here, there, 64).udp(9, port));
+            let ipv6 = |mac, port| filled(to(mac).ipv6([1; 16], [2; 16], 64).udp(9, port));
+            let mut with_options = ipv4(mac, 51830);
+            with_options[14] = 0x46;
+            with_options.splice(34..34, [1; 4]);
+            let tagged = |mut frame: Vec<u8>| {
+                frame.splice(12..12, [0x81, 0, 0, 5]);
+                frame
+            };
+            for (sent, passes, what) in [
+                (ipv4(mac, 51830), false, "IPv4"),
+                (ipv6(mac, 51830), false, "IPv6"),
+                (with_options, false, "IPv4 with an option"),
+                (tagged(ipv4(mac, 51830)), false, "in a VLAN"),
+                (ipv4(mac, 51831), true, "another port"),
+                (ipv6(mac, 51831), true, "another port, IPv6"),
+                (ipv4(SOMEBODY, 51830), true, "somebody else"),
+                (ipv6(SOMEBODY, 51830), true, "somebody else, IPv6"),
+                (ipv4([0xff; 6], 51830), true, "everybody"),
+            ] {
+                far.write(&VnetHeader::NONE, &sent).unwrap();
+                let last = frame(mac, &[], EXPERIMENTAL, 80);
+                far.write(&VnetHeader::NONE, &last).unwrap();
+                let expected = if passes { &sent } else { &last };
+                assert_eq!(read_ours(&near).unwrap().1, *expected, "{what}");
+                if passes {
+                    assert_eq!(read_ours(&near).unwrap().1, last, "{what}");
+                }
+            }
+            let mut fragment = ipv4(mac, 51830);
+            fragment[21] = 1;
+            assert_crosses(&far, &near, &fragment, "a later fragment");
+            let mut tcp = ipv4(mac, 51830);
+            tcp[23] = 6;
+            assert_crosses(&far, &near, &tcp, "TCP");
         });
     }
 

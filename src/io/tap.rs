@@ -365,6 +365,20 @@ impl TapQueue {
         }
     }
 
+    /// From now on UDP datagrams to this port of this machine are not read. Those of a tunnel may come
+    /// by the same NIC as the frames that it carries, and would else be carried, too, in datagrams of
+    /// which each is carried again at the other end, without end. A TAP is not where they come from,
+    /// and is left alone.
+    ///
+    /// # Errors
+    /// When the kernel has no memory for the filter.
+    pub fn leave_out_datagrams_to(&self, port: u16) -> io::Result<()> {
+        match &self.end {
+            End::Tap(_) => Ok(()),
+            End::Nic(socket) => socket.leave_out_datagrams_to(port),
+        }
+    }
+
     /// Reads one frame into `buf` and returns where in it, the Ethernet header first; None when
     /// nothing is there. A TAP's frame that is longer than `buf` is cut off there without notice.
     /// What a NIC had but the kernel could not hand over as it was is [`VnetHeader::BROKEN`].

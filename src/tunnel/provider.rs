@@ -109,6 +109,14 @@ impl TunnelProvider {
                 "the interface has fewer queues than asked for, and the tunnel as many lanes"
             );
         }
+        let port = sockets[0].local_addr().map(|address| address.port());
+        let filtered = port.and_then(|port| {
+            let mut queues = queues.iter();
+            queues.try_for_each(|queue| queue.leave_out_datagrams_to(port))
+        });
+        filtered.map_err(|error| {
+            ProviderError::with_source("cannot keep the tunnel's own datagrams out", error)
+        })?;
         let offloads = context
             .set_offloads(Offloads::ALL)
             .await

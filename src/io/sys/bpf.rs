@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Classic BPF: programs by which the kernel spreads datagrams over the sockets of one port.
+//! Classic BPF: programs by which the kernel spreads datagrams over the sockets of one port, or keeps
+//! frames from a packet socket.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -7,7 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use super::check;
 use super::faults::{self, Call};
 
-/// One instruction. The machine has one register and sees the UDP payload.
+/// One instruction. The machine has a register, another one for a distance, and sees what the socket
+/// would get: the UDP payload, or the frame without the VLAN tag that the kernel took out.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(in crate::io) struct Instruction(libc::sock_filter);
@@ -26,6 +28,40 @@ impl Instruction {
 /// Loads the byte at `offset`. If there is none, the program ends and answers 0.
 pub(in crate::io) const fn load_byte(offset: u32) -> Instruction {
     Instruction::new(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, offset)
+}
+
+/// The same for two bytes, in network order.
+pub(in crate::io) const fn load_u16(offset: u32) -> Instruction {
+    Instruction::new(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, offset)
+}
+
+/// The same, the distance further on.
+pub(in crate::io) const fn load_u16_further_on(offset: u32) -> Instruction {
+    Instruction::new(libc::BPF_LD | libc::BPF_H | libc::BPF_IND, offset)
+}
+
+/// Makes the length of the IPv4 header at `offset` the distance.
+pub(in crate::io) const fn measure_ipv4_header(offset: u32) -> Instruction {
+    Instruction::new(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, offset)
+}
+
+/// Loads whom the frame is for: [`TO_THIS_MACHINE`], or others.
+pub(in crate::io) const fn load_packet_type() -> Instruction {
+    let offset = libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE;
+    Instruction::new(
+        libc::BPF_LD | libc::BPF_B | libc::BPF_ABS,
+        offset.cast_unsigned(),
+    )
+}
+
+/// The destination is the address of the interface.
+pub(in crate::io) const TO_THIS_MACHINE: u32 = libc::PACKET_HOST as u32;
+
+/// Skips `then` instructions if the register has any bit of `mask`, and `otherwise` if it has none.
+pub(in crate::io) const fn skip_if_any(mask: u32, then: u8, otherwise: u8) -> Instruction {
+    let mut jump = Instruction::new(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, mask);
+    (jump.0.jt, jump.0.jf) = (then, otherwise);
+    jump
 }
 
 /// Skips `then` instructions if the register is `value`, and `otherwise` if it is not.
@@ -62,6 +98,19 @@ pub(in crate::io) fn attach_to_port(
     socket: BorrowedFd<'_>,
     program: &[Instruction],
 ) -> io::Result<()> {
+    attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, program)
+}
+
+/// Lets `program` choose what the socket gets: as many bytes of each frame as it answers, and none of
+/// it for 0.
+pub(in crate::io) fn attach_filter(
+    socket: BorrowedFd<'_>,
+    program: &[Instruction],
+) -> io::Result<()> {
+    attach(socket, libc::SO_ATTACH_FILTER, program)
+}
+
+fn attach(socket: BorrowedFd<'_>, option: libc::c_int, program: &[Instruction]) -> io::Result<()> {
     let len = faults::before(Call::AttachFilter, program.len())?;
     let program = libc::sock_fprog {
         len: u16::try_from(len).map_err(io::Error::other)?,
@@ -74,7 +123,7 @@ pub(in crate::io) fn attach_to_port(
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_ATTACH_REUSEPORT_CBPF,
+            option,
             (&raw const program).cast(),
             size_of_val(&program) as libc::socklen_t,
         )
