@@ -44,6 +44,7 @@ pub mod udp;
 pub mod waker;
 
 mod changes;
+mod circle;
 mod journal;
 mod packet;
 mod sys;

@@ -10,7 +10,7 @@
 //! | joined segments (GRO), or got them so from a veth | they stay so, described by a [`VnetHeader`] |
 //! | left a checksum open | likewise |
 //! | sees what this machine sends by the NIC | not read: this end sends it too |
-//! | sees the datagrams of the tunnel, if they come by this NIC | [not read](PacketSocket::leave_out_datagrams_to) |
+//! | sees the datagrams of the tunnel, if they come by this NIC | not read (`circle`) |
 //! | drops frames to other stations | the NIC is promiscuous for as long as the socket is open |
 //!
 //! `tap` gives this the shape of a TAP's queue. The NIC's name, MTU and addresses stay what they are.
@@ -24,7 +24,8 @@ use std::time::Duration;
 use socket2::SockRef;
 use zerocopy::IntoBytes;
 
-use super::sys::bpf::{self, Instruction};
+use super::circle;
+use super::sys::bpf;
 use super::sys::faults::{self, Call};
 use super::sys::{self, SocketOption, packet};
 use super::vnet::VnetHeader;
@@ -225,7 +226,7 @@ impl PacketSocket {
 
     /// From now on UDP datagrams to this port of this machine are not read.
     pub(super) fn leave_out_datagrams_to(&self, port: u16) -> io::Result<()> {
-        bpf::attach_filter(self.file.as_fd(), &all_but_datagrams_to(port))
+        bpf::attach_filter(self.file.as_fd(), &circle::all_but_datagrams_to(port))
     }
 
     /// What an error of a read means.
@@ -296,37 +297,6 @@ impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
-}
-
-/// Passes all frames but those to this machine that have a UDP datagram to this port in them. What is
-/// too short for its own headers, and to this machine, does not pass either.
-fn all_but_datagrams_to(port: u16) -> [Instruction; 18] {
-    const IPV4: u32 = 0x0800;
-    const IPV6: u32 = 0x86dd;
-    const UDP: u32 = 17;
-    // Of an IPv4 header (RFC 791, section 3.1): all but the first have no UDP header.
-    const FRAGMENT_OFFSET: u32 = 0x1fff;
-    let port = u32::from(port);
-    [
-        bpf::load_packet_type(),
-        bpf::skip_if(bpf::TO_THIS_MACHINE, 0, 14),
-        bpf::load_u16(12),
-        bpf::skip_if(IPV4, 0, 7),
-        bpf::load_byte(14 + 9),
-        bpf::skip_if(UDP, 0, 10),
-        bpf::load_u16(14 + 6),
-        bpf::skip_if_any(FRAGMENT_OFFSET, 8, 0),
-        bpf::measure_ipv4_header(14),
-        bpf::load_u16_further_on(14 + 2),
-        bpf::skip_if(port, 6, 5),
-        bpf::skip_if(IPV6, 0, 4),
-        bpf::load_byte(14 + 6),
-        bpf::skip_if(UDP, 0, 2),
-        bpf::load_u16(14 + 40 + 2),
-        bpf::skip_if(port, 1, 0),
-        bpf::answer_with(u32::MAX),
-        bpf::answer_with(0),
-    ]
 }
 
 #[cfg(test)]
@@ -677,7 +647,7 @@ mod tests {
                 .map(|byte| u8::from_str_radix(byte, 16).unwrap())
                 .collect();
             let mac: [u8; 6] = mac.try_into().unwrap();
-            near.leave_out_datagrams_to(51830).unwrap();
+            near.leave_out_tunnel(51830).unwrap();
 
             let to = |mac| PacketBuilder::ethernet2(OURS, mac);
             let (here, there) = ([10, 0, 0, 1], [10, 0, 0, 2]);

@@ -24,12 +24,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use zerocopy::IntoBytes;
 
+use super::circle;
 pub use super::packet::NicError;
 use super::packet::{self, PacketSocket};
 use super::steering;
 use super::sys;
-use super::sys::ebpf;
 use super::sys::tun::{self, Attach};
+use super::sys::{bpf, ebpf};
 pub use super::vnet::{Offloads, VnetHeader};
 
 /// Which way to the kernel a TAP uses.
@@ -269,11 +270,13 @@ impl Tap {
         self.one_queue_because.as_deref()
     }
 
-    /// Leaves the choice of queues to the kernel again, for the next user of an adopted device.
+    /// Leaves the choice of queues and frames to the kernel again, for the next user of an adopted
+    /// device.
     pub(super) fn stop_steering(&self) {
         // A device that was deleted needs it no more, and one with a single queue does not care.
         if let Some(control) = &self.control {
             let _ = tun::set_steering(control, None);
+            let _ = bpf::detach_from_tap(control);
         }
     }
 
@@ -365,16 +368,16 @@ impl TapQueue {
         }
     }
 
-    /// From now on UDP datagrams to this port of this machine are not read. Those of a tunnel may come
-    /// by the same NIC as the frames that it carries, and would else be carried, too, in datagrams of
-    /// which each is carried again at the other end, without end. A TAP is not where they come from,
-    /// and is left alone.
+    /// From now on the datagrams of the tunnel itself are not read, so that it does not carry what it
+    /// carries. Of a TAP that is what this machine sends from UDP port `port` by a socket with
+    /// [`Mark::BYPASS`](super::mark::Mark::BYPASS), for all queues; of a NIC what comes to this
+    /// machine and that port, for this queue.
     ///
     /// # Errors
-    /// When the kernel has no memory for the filter.
-    pub fn leave_out_datagrams_to(&self, port: u16) -> io::Result<()> {
+    /// When the kernel has no memory for the filter, or the device was deleted.
+    pub fn leave_out_tunnel(&self, port: u16) -> io::Result<()> {
         match &self.end {
-            End::Tap(_) => Ok(()),
+            End::Tap(file) => bpf::attach_to_tap(file, &circle::all_but_datagrams_from(port)),
             End::Nic(socket) => socket.leave_out_datagrams_to(port),
         }
     }
@@ -632,6 +635,7 @@ fn with_source(error: &TapError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
     use std::time::{Duration, Instant};
 
     use etherparse::{PacketBuilder, PacketBuilderStep, UdpHeader, VlanId};
@@ -1018,7 +1022,7 @@ mod tests {
         ip("neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev tap7");
         tap.set_carrier(true).unwrap();
         wait_for_carrier("tap7");
-        let socket = std::net::UdpSocket::bind("10.0.0.1:0").unwrap();
+        let socket = UdpSocket::bind("10.0.0.1:0").unwrap();
         socket.send_to(b"checksum me", "10.0.0.2:9").unwrap();
         let mut buf = [0; 2000];
         let (header, at) = std::iter::from_fn(|| queue.try_read(&mut buf).unwrap())
@@ -1107,6 +1111,70 @@ mod tests {
         let said = open_behind(&without);
         let expected = "[opening the TAP `tap7` needs CAP_NET_ADMIN: run as root";
         assert_eq!(said.matches(expected).count(), 2, "{said}");
+    }
+
+    #[test]
+    fn datagrams_of_the_tunnel_itself_are_left_out_and_nothing_else() {
+        use crate::io::{mark::Mark, sockets::protect};
+
+        for backend in [Backend::Vnet, Backend::Plain] {
+            in_namespace(|| {
+                let (tap, queues) = open("tap7", backend, 1).unwrap();
+                tap.set_carrier(true).unwrap();
+                ip("link set tap7 up");
+                wait_for_carrier("tap7");
+                ip("address add 192.0.2.1/24 dev tap7");
+                ip("address add 2001:db8::1/64 dev tap7 nodad");
+                for peer in ["192.0.2.2", "2001:db8::2"] {
+                    ip(&format!(
+                        "neigh add {peer} lladdr 02:00:00:00:00:02 dev tap7"
+                    ));
+                }
+                let socket = |from: &str, port: u16, is_marked: bool| {
+                    let socket = UdpSocket::bind((from, port)).unwrap();
+                    if is_marked {
+                        protect(&socket, Mark::BYPASS).unwrap();
+                    }
+                    socket
+                };
+                let mut buf = vec![0; 2000];
+                // Whether what is sent arrives before what is sent next.
+                let mut passes = |from: &str, port: u16, is_marked: bool| {
+                    let to = if from.contains(':') {
+                        "2001:db8::2"
+                    } else {
+                        "192.0.2.2"
+                    };
+                    let sender = socket(from, port, is_marked);
+                    sender.send_to(b"patchcord", (to, 9)).unwrap();
+                    drop(sender);
+                    let last = socket(from, 7, true);
+                    last.send_to(b"the end", (to, 9)).unwrap();
+                    let deadline = Instant::now() + Duration::from_secs(1);
+                    let mut arrived = false;
+                    while Instant::now() < deadline {
+                        while let Some((_, at)) = queues[0].try_read(&mut buf).unwrap() {
+                            let frame = &buf[at];
+                            arrived |= frame.ends_with(b"patchcord");
+                            if frame.ends_with(b"the end") {
+                                return arrived;
+                            }
+                        }
+                        waker::wait(&[queues[0].as_fd()], Some(Duration::from_millis(50))).unwrap();
+                    }
+                    panic!("nothing arrives")
+                };
+                for from in ["192.0.2.1", "2001:db8::1"] {
+                    assert!(passes(from, 51830, true), "before");
+                    queues[0].leave_out_tunnel(51830).unwrap();
+                    assert!(!passes(from, 51830, true), "{from}: the tunnel's");
+                    assert!(passes(from, 51830, false), "{from}: another program's");
+                    assert!(passes(from, 51831, true), "{from}: another tunnel's");
+                    tap.stop_steering();
+                    assert!(passes(from, 51830, true), "afterwards");
+                }
+            });
+        }
     }
 
     #[test]

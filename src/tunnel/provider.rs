@@ -37,7 +37,7 @@ use crate::{
     proto::{node::NodeConfig, peer::PeerSettings},
     provider::{
         Addressing, AppMessage, BoxFut, EthernetTunnelProvider, EthernetTunnelSettings,
-        Ipv6Settings, ProviderContext, ProviderError, RoutingPolicy, StartOptions, StopReason,
+        Ipv6Settings, ProviderContext, ProviderError, StartOptions, StopReason,
     },
     wire::Lane,
 };
@@ -88,13 +88,10 @@ impl TunnelProvider {
         let lanes = CorePlan::choose(plan_request(&config.pipeline)).lanes;
         let sockets = UdpSocket::bind_lanes(config.tunnel.listen, lanes)
             .map_err(|error| ProviderError::with_source("no UDP socket", error))?;
-        if context.configuration().borrow().routing != RoutingPolicy::default() {
+        for socket in &sockets {
             // What carries the tunnel must not go through it.
-            for socket in &sockets {
-                let marked = context.protect(socket);
-                marked
-                    .map_err(|error| ProviderError::with_source("no way past the tunnel", error))?;
-            }
+            let marked = context.protect(socket);
+            marked.map_err(|error| ProviderError::with_source("no way past the tunnel", error))?;
         }
         let mut settings = settings(&config.device, &self.public_key);
         settings.queues = lanes;
@@ -112,7 +109,7 @@ impl TunnelProvider {
         let port = sockets[0].local_addr().map(|address| address.port());
         let filtered = port.and_then(|port| {
             let mut queues = queues.iter();
-            queues.try_for_each(|queue| queue.leave_out_datagrams_to(port))
+            queues.try_for_each(|queue| queue.leave_out_tunnel(port))
         });
         filtered.map_err(|error| {
             ProviderError::with_source("cannot keep the tunnel's own datagrams out", error)

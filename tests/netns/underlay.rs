@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::cable::Cable;
 use crate::frames::{BROADCAST, EXPERIMENTAL, Flow, Tally, frame, longest_gap};
 use crate::process::{eventually, millis, secs};
-use crate::topology::{Pair, Peer, Plan, Router, Sandbox, Settings, Site, Uplink, connect};
+use crate::topology::{Pair, Peer, Plan, Router, Sandbox, Settings, Site, Uplink, connect, mac};
 use crate::wiretap::Wiretap;
 
 #[test]
@@ -52,6 +52,24 @@ fn a_side_that_listens_on_ipv4_only_works() {
         settings,
         ..Plan::default()
     });
+}
+
+#[test]
+fn a_tunnel_whose_way_leads_through_itself_does_not_carry_itself() {
+    let pair = Pair::start(Plan::default());
+    let (peer, station) = (pair.b.uplink.v4, mac(pair.at_b.mac));
+    // As if A had learned there that B's address is in its LAN, behind the tunnel.
+    let route = format!("{peer}/32 dev br-lan");
+    pair.a.ns.ip(&format!(
+        "neigh replace {peer} lladdr {station} dev br-lan\nroute add {route}"
+    ));
+    std::thread::sleep(secs(1));
+    let before = pair.a.status().counters.outbound_frames;
+    std::thread::sleep(secs(1));
+    let frames = pair.a.status().counters.outbound_frames - before;
+    assert!(frames < 100, "{frames} frames in a second");
+    pair.a.ns.ip(&format!("route del {route}"));
+    pair.connect(secs(15));
 }
 
 /// A hub in the open, and sites behind one NAT box that call it.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Classic BPF: programs by which the kernel spreads datagrams over the sockets of one port, or keeps
-//! frames from a packet socket.
+//! frames from a packet socket or a TAP.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -52,6 +53,20 @@ pub(in crate::io) const fn load_packet_type() -> Instruction {
         libc::BPF_LD | libc::BPF_B | libc::BPF_ABS,
         offset.cast_unsigned(),
     )
+}
+
+/// Loads the mark of the frame, which is that of its socket if this machine has sent it.
+pub(in crate::io) const fn load_mark() -> Instruction {
+    let offset = libc::SKF_AD_OFF + libc::SKF_AD_MARK;
+    Instruction::new(
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        offset.cast_unsigned(),
+    )
+}
+
+/// Clears all bits of the register but these.
+pub(in crate::io) const fn keep_bits(mask: u32) -> Instruction {
+    Instruction::new(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask)
 }
 
 /// The destination is the address of the interface.
@@ -110,12 +125,40 @@ pub(in crate::io) fn attach_filter(
     attach(socket, libc::SO_ATTACH_FILTER, program)
 }
 
-fn attach(socket: BorrowedFd<'_>, option: libc::c_int, program: &[Instruction]) -> io::Result<()> {
+/// The same for all queues of a TAP, and the frames that the kernel sends to them.
+pub(in crate::io) fn attach_to_tap(queue: &File, program: &[Instruction]) -> io::Result<()> {
+    let program = described(program)?;
+    // SAFETY: TUNATTACHFILTER reads one `sock_fprog` and as many instructions as it says, which
+    // `described` has seen to. The kernel copies both before it returns.
+    let result =
+        unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNATTACHFILTER, &raw const program) };
+    check(result).map(drop)
+}
+
+/// Lets the TAP's queues get every frame again.
+pub(in crate::io) fn detach_from_tap(queue: &File) -> io::Result<()> {
+    // SAFETY: TUNDETACHFILTER reads nothing.
+    let result = unsafe {
+        libc::ioctl(
+            queue.as_raw_fd(),
+            libc::TUNDETACHFILTER,
+            std::ptr::null::<libc::sock_fprog>(),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// As the kernel takes it. Good for as long as `program` lives.
+fn described(program: &[Instruction]) -> io::Result<libc::sock_fprog> {
     let len = faults::before(Call::AttachFilter, program.len())?;
-    let program = libc::sock_fprog {
+    Ok(libc::sock_fprog {
         len: u16::try_from(len).map_err(io::Error::other)?,
         filter: program.as_ptr().cast_mut().cast(),
-    };
+    })
+}
+
+fn attach(socket: BorrowedFd<'_>, option: libc::c_int, program: &[Instruction]) -> io::Result<()> {
+    let program = described(program)?;
     // SAFETY: pointer and length describe `program`, which in turn points to as many instructions as
     // it says, each a transparent `sock_filter`. The kernel copies both before it returns, and writes
     // to neither.
