@@ -511,13 +511,45 @@ fn a_port_that_is_gone_wants_nothing() {
 
 #[test]
 fn what_no_host_hears_is_no_query_for_it() {
+    let to = |mac: [u8; 6], mut query: Vec<u8>| {
+        query[..6].copy_from_slice(&mac);
+        query
+    };
+    let (group, group_6) = (v4(GROUP).octets(), single_6(130, GROUP_6));
+    let about = [&[0x11, 10, 0, 0], &group[..]].concat();
+    let other = [0x01, 0, 0x5e, 9, 9, 9];
+    let other_6 = [0x33, 0x33, 0, 9, 0, 9];
+    for (name, query) in [
+        ("to a station", to([2, 0, 0, 0, 0, 9], query_for(GROUP))),
+        ("to the members of another", to(other, query_for(GROUP))),
+        ("likewise", to(other_6, query_mld_for(GROUP_6))),
+        ("in another family", to(other_6, query_for(GROUP))),
+        (
+            "IP says another",
+            igmp("10.0.0.254", v4("239.9.9.9"), &about),
+        ),
+        ("likewise", mld("fe80::254", v6("ff05::9:9"), &group_6)),
+        ("all are asked by another group", to(other, query_v2())),
+        ("likewise", to(other_6, query_mld())),
+        (
+            "IP says a group",
+            mld("fe80::254", v6(GROUP_6), &single_6(130, "::")),
+        ),
+    ] {
+        let mut net = Net::pruning();
+        net.hear(B, &join_v2(GROUP));
+        net.hear(B, &join_mld(GROUP_6));
+        assert_eq!(net.handle(C, &query), Handled::Ignored, "{name}");
+        net.wait(30);
+        assert_eq!(net.egress(&data(GROUP)), ports([A, B]), "{name}");
+        assert_eq!(net.egress(&data(GROUP_6)), ports([A, B]), "{name}");
+    }
+    // An access point may make a broadcast of it: all members hear that, too.
     let mut net = Net::pruning();
     net.hear(B, &join_v2(GROUP));
-    let mut query = query_for(GROUP);
-    query[..6].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
-    assert_eq!(net.handle(C, &query), Handled::Ignored);
-    net.wait(30);
-    assert_eq!(net.egress(&data(GROUP)), ports([A, B]));
+    net.hear(A, &to([0xff; 6], query_for(GROUP)));
+    net.wait(3);
+    assert_eq!(net.egress(&data(GROUP)), ports([A]));
 }
 
 #[test]

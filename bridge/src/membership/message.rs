@@ -62,14 +62,22 @@ pub(super) enum Wish {
 impl<'a> Message<'a> {
     /// Reads what is behind the tags of a frame; `None` if it is no such message, or a broken one.
     pub(super) fn parse(frame: &'a [u8], after_addresses: usize) -> Option<Self> {
-        let message = match Framing::of(frame, after_addresses)? {
-            Framing::Typed(IPV4, packet) => Self::parse_ipv4(&Ipv4::parse(packet)?),
-            Framing::Typed(IPV6, packet) => Self::parse_ipv6(&Ipv6::parse(packet)?),
-            _ => None,
-        }?;
-        // A query to one station would end the membership of others, who do not hear it.
-        let is_to_group = frame.first()? & 1 == 1;
-        (is_to_group || !matches!(message, Self::Query(_))).then_some(message)
+        let (message, expected) = match Framing::of(frame, after_addresses)? {
+            Framing::Typed(IPV4, packet) => {
+                let packet = Ipv4::parse(packet)?;
+                (Self::parse_ipv4(&packet)?, mac_v4(packet.dst()))
+            }
+            Framing::Typed(IPV6, packet) => {
+                let packet = Ipv6::parse(packet)?;
+                (Self::parse_ipv6(&packet)?, mac_v6(packet.dst()))
+            }
+            _ => return None,
+        };
+        // A query to one station, or to another group, would end the membership of those who do not
+        // hear it.
+        let dst = MacAddr(*frame.first_chunk()?);
+        let is_heard = dst == expected || dst.is_broadcast();
+        (is_heard || !matches!(message, Self::Query(_))).then_some(message)
     }
 
     fn parse_ipv4(packet: &Ipv4<'a>) -> Option<Self> {
@@ -136,7 +144,7 @@ impl<'a> Message<'a> {
             Some(Self::Single(Record { group, wish }))
         };
         match *message.first()? {
-            130 => Query::parse_mld(source, message).map(Self::Query),
+            130 => Query::parse_mld(packet, message).map(Self::Query),
             131 => single(Wish::Join),
             132 => single(Wish::Leave),
             143 => Some(Self::Records(Records::new(Family::V6, message)?)),
@@ -156,10 +164,8 @@ impl Query {
     fn parse_igmp(packet: &Ipv4<'_>, message: &[u8]) -> Option<Self> {
         let group = read_v4(message, 4)?;
         let group = (!group.is_unspecified()).then_some(group);
-        let is_addressed_right = match group {
-            Some(group) => group.is_multicast(),
-            None => packet.dst() == Ipv4Addr::new(224, 0, 0, 1),
-        };
+        // Section 4.1.12: all stations are asked by a group of theirs, and the members by their own.
+        let asked = group.unwrap_or(Ipv4Addr::new(224, 0, 0, 1));
         let code = u32::from(message[1]);
         let (tenths, newest) = match message.len() {
             8 if code == 0 => (100, None),
@@ -167,7 +173,7 @@ impl Query {
             12.. => (code_8(code), Some(Newest::parse(message, 8))),
             _ => return None,
         };
-        is_addressed_right.then(|| Self {
+        (packet.dst() == asked).then(|| Self {
             source: packet.src().into(),
             group: group.map(IpAddr::from),
             ends_membership: newest.is_none_or(|newest| newest.ends_membership),
@@ -177,17 +183,20 @@ impl Query {
     }
 
     /// RFC 3810 section 5.1 and, for the length that tells the versions apart, section 8.1.
-    fn parse_mld(source: Ipv6Addr, message: &[u8]) -> Option<Self> {
+    fn parse_mld(packet: &Ipv6<'_>, message: &[u8]) -> Option<Self> {
         let group = read_v6(message, 8)?;
+        let group = (!group.is_unspecified()).then_some(group);
+        // Section 5.1.15.
+        let asked = group.unwrap_or(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
         let code = u32::from(u16::from_be_bytes([message[4], message[5]]));
         let (millis, newest) = match message.len() {
             24 => (code, None),
             28.. => (code_16(code), Some(Newest::parse(message, 24))),
             _ => return None,
         };
-        (group.is_unspecified() || group.is_multicast()).then(|| Self {
-            source: source.into(),
-            group: (!group.is_unspecified()).then_some(group.into()),
+        (packet.dst() == asked).then(|| Self {
+            source: packet.src().into(),
+            group: group.map(IpAddr::from),
             ends_membership: newest.is_none_or(|newest| newest.ends_membership),
             max_response_s: millis.div_ceil(1000),
             timing: newest.map(|newest| newest.timing),
