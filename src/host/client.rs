@@ -39,10 +39,10 @@ use tokio::{
     },
     time::timeout,
 };
-use zeroize::Zeroizing;
 
 use super::{
     Attempt, Event, Lagged,
+    lines::wiped_line,
     protocol::{
         ClientHello, Generation, HostHello, HostLine, Message, PROTOCOLS, Refusal, Request,
         Started, TunnelInfo, Verb, from_line, to_line,
@@ -313,7 +313,7 @@ impl Client {
         if is_gone {
             return Err(self.disconnected());
         }
-        let line = Zeroizing::new(to_line(&Request { id, verb }));
+        let line = wiped_line(&Request { id, verb });
         // What a host refuses it may not read to the end; its answer is there all the same.
         let _ = self.inner.writer.lock().await.write_all(&line).await;
         let answer = reply.await.map_err(|_| self.disconnected())?;

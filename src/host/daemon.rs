@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::AsyncWriteExt,
     net::{
         UnixListener, UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf, UCred},
@@ -19,13 +19,14 @@ use tokio::{
     time::timeout,
 };
 use tracing::{debug, warn};
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 use super::{
     Events, Host, HostError, TunnelView, explain,
+    lines::Lines,
     protocol::{
-        Access, ClientHello, Generation, HostHello, HostLine, MAX_LINE, Message, PROTOCOLS,
-        Refusal, RefusalCode, Request, Started, TunnelInfo, Verb, request_from_line, to_line,
+        Access, ClientHello, Generation, HostHello, HostLine, Message, PROTOCOLS, Refusal,
+        RefusalCode, Request, Started, TunnelInfo, Verb, request_from_line, to_line,
     },
     store::{Store, StoreError},
 };
@@ -117,15 +118,15 @@ struct Conversation {
     client: UCred,
     policy: Arc<Policy>,
     store: Option<Arc<Store>>,
-    lines: BufReader<OwnedReadHalf>,
-    line: Vec<u8>,
+    /// There may be secrets in them.
+    lines: Lines<OwnedReadHalf>,
     writer: OwnedWriteHalf,
     events: Option<Events>,
 }
 
 /// What happens next on a connection.
 enum Step {
-    Line(usize),
+    Line(Option<Zeroizing<Vec<u8>>>),
     Answer(HostLine),
     Tell(HostLine),
 }
@@ -144,8 +145,7 @@ impl Conversation {
             client,
             policy,
             store,
-            lines: BufReader::new(reader),
-            line: Vec::new(),
+            lines: Lines::new(reader),
             writer,
             events: None,
         }
@@ -162,11 +162,10 @@ impl Conversation {
             let error = not_authorised();
             return self.write(&HostLine::Refused { id: None, error }).await;
         }
-        timeout(HELLO_DEADLINE, read_line(&mut self.lines, &mut self.line)).await??;
-        if let Err(error) = check_hello(&self.line) {
+        let line = timeout(HELLO_DEADLINE, self.lines.next()).await??;
+        if let Err(error) = check_hello(&line.unwrap_or_default()) {
             return self.write(&HostLine::Refused { id: None, error }).await;
         }
-        self.line.clear();
         self.converse().await
     }
 
@@ -176,18 +175,13 @@ impl Conversation {
         loop {
             let step = tokio::select! {
                 Some(answer) = answers.recv() => Step::Answer(answer),
-                line = read_line(&mut self.lines, &mut self.line), if waiting < MAX_REQUESTS => {
-                    Step::Line(line?)
-                }
+                line = self.lines.next(), if waiting < MAX_REQUESTS => Step::Line(line?),
                 Some(line) = next_event(&mut self.events) => Step::Tell(line),
             };
             match step {
-                Step::Line(0) => return Ok(()),
-                Step::Line(_) => {
-                    let request = request_from_line(&self.line);
-                    // There may have been a secret in it.
-                    self.line.zeroize();
-                    match request {
+                Step::Line(None) => return Ok(()),
+                Step::Line(Some(line)) => {
+                    match request_from_line(&line) {
                         Ok(request) if !self.policy.allows(&self.client, request.verb.access()) => {
                             let (id, error) = (Some(request.id), not_authorised());
                             self.write(&HostLine::Refused { id, error }).await?;
@@ -224,22 +218,6 @@ impl Conversation {
 
     async fn write(&mut self, message: &impl Serialize) -> io::Result<()> {
         timeout(WRITE_DEADLINE, self.writer.write_all(&to_line(message))).await?
-    }
-}
-
-/// Reads up to a newline, also over several calls of which some were dropped. 0 is the end.
-async fn read_line(lines: &mut BufReader<OwnedReadHalf>, line: &mut Vec<u8>) -> io::Result<usize> {
-    let room = (MAX_LINE + 1).saturating_sub(line.len()) as u64;
-    lines.take(room).read_until(b'\n', line).await?;
-    if line.len() > MAX_LINE {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "too long a line",
-        ));
-    }
-    match line.last() {
-        Some(b'\n') | None => Ok(line.len()),
-        Some(_) => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
 

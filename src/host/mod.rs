@@ -20,6 +20,7 @@
 pub mod client;
 pub mod daemon;
 mod event;
+mod lines;
 mod on_demand;
 pub mod protocol;
 pub mod secrets;

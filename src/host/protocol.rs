@@ -18,10 +18,15 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, Error as _},
+};
+use serde_json::value::RawValue;
+use zeroize::Zeroizing;
 
 use super::{Attempt, Event};
-use crate::provider::{Secret, SessionStatus, TunnelConfiguration};
+use crate::provider::{NOT_BASE64, Secret, SessionStatus, TunnelConfiguration};
 
 /// The versions of the protocol that this one speaks.
 pub const PROTOCOLS: &[u32] = &[1];
@@ -272,14 +277,39 @@ pub enum RefusalCode {
 /// As any other request would be read, but without copies of the secret on the way.
 fn keep_secret_from_line(line: &[u8]) -> Result<Request, serde_json::Error> {
     #[derive(Deserialize)]
-    struct KeepSecret {
+    struct KeepSecret<'a> {
         id: u64,
         name: String,
-        secret: Secret,
+        #[serde(borrow)]
+        secret: &'a RawValue,
     }
-    let KeepSecret { id, name, secret } = from_line(line)?;
+    let KeepSecret { id, name, secret } = serde_json::from_slice(line)?;
+    let secret = secret_from_json(secret.get()).ok_or_else(|| {
+        // Does not quote what it was.
+        serde_json::Error::custom(NOT_BASE64)
+    })?;
     let verb = Verb::KeepSecret { name, secret };
     Ok(Request { id, verb })
+}
+
+/// Reads a string of JSON with base64 in it. Some write `/`, `+` and `=` as escapes, which the reader of
+/// JSON would undo in memory that nobody wipes.
+fn secret_from_json(json: &str) -> Option<Secret> {
+    let mut rest = json.strip_prefix('"')?.strip_suffix('"')?.as_bytes();
+    let mut text = Zeroizing::new(Vec::with_capacity(rest.len()));
+    while let [first, after @ ..] = rest {
+        let (byte, after) = match (first, after) {
+            (b'\\', [b'/', after @ ..]) => (b'/', after),
+            (b'\\', [b'u', b'0', b'0', high, low, after @ ..]) => {
+                let digit = |byte: u8| char::from(byte).to_digit(16);
+                ((digit(*high)? << 4 | digit(*low)?) as u8, after)
+            }
+            (&byte, after) => (byte, after),
+        };
+        text.push(byte);
+        rest = after;
+    }
+    Secret::from_base64(&text)
 }
 
 /// A line, newline included.

@@ -57,7 +57,7 @@ pub use crate::io::{
 };
 pub use patchcord_bridge::MacAddr;
 
-pub(crate) use self::{context::Hosting, on_demand::Surroundings};
+pub(crate) use self::{context::Hosting, on_demand::Surroundings, secret::NOT_BASE64};
 
 /// A boxed future, so that one host can run different kinds of providers.
 pub type BoxFut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

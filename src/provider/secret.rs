@@ -20,13 +20,25 @@ impl Secret {
         Self(bytes.into())
     }
 
+    /// The secret that is written so.
+    pub(crate) fn from_base64(text: &[u8]) -> Option<Self> {
+        let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
+        let len = STANDARD.decode_slice(text, &mut bytes).ok()?;
+        bytes.truncate(len);
+        Some(Self(bytes))
+    }
+
     /// What it is. A copy of it is the caller's to wipe.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// Base64, in requests to a host.
+/// What is said of text that is no secret.
+pub(crate) const NOT_BASE64: &str = "a secret that is not base64";
+
+/// Base64, in requests to a host. A reader of JSON makes copies of text that has escapes in it; a host
+/// reads it in another way.
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&Zeroizing::new(STANDARD.encode(&self.0)))
@@ -44,14 +56,9 @@ impl<'de> Deserialize<'de> for Secret {
                 out.write_str("a secret in base64")
             }
 
-            // Also of borrowed text, of which no copy is made.
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
-                let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
-                let decoded = STANDARD.decode_slice(text, &mut bytes);
                 // What a decoder says quotes what it read.
-                let length = decoded.map_err(|_| E::custom("a secret that is not base64"))?;
-                bytes.truncate(length);
-                Ok(Secret(bytes))
+                Secret::from_base64(text.as_bytes()).ok_or_else(|| E::custom(NOT_BASE64))
             }
         }
         deserializer.deserialize_str(Base64)

@@ -4,12 +4,19 @@
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
+    path::Path,
     sync::Arc,
+    time::Duration,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use patchcord::{
-    host::{EventKind, client::Client, daemon::Policy},
+    host::{EventKind, client::Client, daemon::Policy, secrets::MAX_SECRET},
     provider::{Secret, SecretError, SessionStatus, StartOptions, StopReason, TunnelConfiguration},
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::UnixStream,
 };
 use zeroize::{Zeroize, Zeroizing};
 
@@ -52,6 +59,99 @@ fn is_in_memory(masked: &[u8]) -> bool {
             chunk.resize(1 << 20, 0);
             found
         })
+}
+
+/// So many bytes, of which nobody knows the last.
+fn new_secret(len: usize) -> Zeroizing<Vec<u8>> {
+    let mut secret = Zeroizing::new(vec![b'-'; len]);
+    let unknown = &mut secret[len - KNOWN_LEN..];
+    std::io::Read::read_exact(&mut File::open("/dev/urandom").unwrap(), unknown).unwrap();
+    secret
+}
+
+/// How many of them; with this, they have an end of the base64 text for themselves.
+const KNOWN_LEN: usize = 30;
+
+/// What of the secret can be looked for: itself, and as it is in a request.
+fn traces(secret: &[u8]) -> [Vec<u8>; 2] {
+    let unknown = &secret[secret.len() - KNOWN_LEN..];
+    let text = Zeroizing::new(STANDARD.encode(unknown));
+    [unknown, text.as_bytes()].map(|bytes| bytes.iter().map(|byte| byte ^ MASK).collect())
+}
+
+/// Says hello and a request that ends in a secret, and reads what the host answers to that.
+async fn ask_with(socket: &Path, request: &str, secret: &str, end: &str) -> String {
+    let (reader, mut writer) = UnixStream::connect(socket).await.unwrap().into_split();
+    let mut reader = BufReader::new(reader).lines();
+    writer.write_all(HELLO.as_bytes()).await.unwrap();
+    for part in ["\n", request, secret, end] {
+        writer.write_all(part.as_bytes()).await.unwrap();
+        // The host reads what is there, and the rest later.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    if !end.ends_with('\n') {
+        writer.shutdown().await.unwrap();
+    }
+    let hello = reader.next_line().await.unwrap().unwrap();
+    assert!(hello.contains("patchcord-host"), "{hello}");
+    reader.next_line().await.unwrap().unwrap_or_default()
+}
+
+#[test]
+fn check_40_a_secret_leaves_no_copy_on_its_way() {
+    in_namespace(async |directory| {
+        let host = host(&directory, &Arc::new(Script::plain()));
+        let socket = listen(&host, &directory, Policy::default());
+        let client = Client::connect(&socket).await.unwrap();
+        let expect_gone = |traces: &[Vec<u8>; 2], way: &str| {
+            let found = traces.each_ref().map(|trace| is_in_memory(trace));
+            assert_eq!(found, [false; 2], "{way}: as it is, as it is sent");
+        };
+        for len in [30, 300, 30_000, MAX_SECRET - 1] {
+            let secret = new_secret(len / 3 * 3);
+            let traces = traces(&secret);
+            assert!(is_in_memory(&traces[0]), "this check can see it");
+            client
+                .keep_secret("psk", Secret::new(secret))
+                .await
+                .unwrap();
+            expect_gone(&traces, &format!("{len} bytes, of a client"));
+        }
+
+        // Other clients write JSON in other ways, stop in the middle, or are told that they are wrong.
+        let request = r#"{"id":1,"verb":"keep-secret","name":"psk","secret":""#;
+        for (way, [start, end], answered) in [
+            ("as it is", ["", "\"}\n"], r#""ok":null"#),
+            (
+                "with escapes",
+                ["LS0t\\/w\\u003d\\u002B", "\"}\n"],
+                "not base64",
+            ),
+            ("with escapes", ["\\u004cS0t", "\"}\n"], r#""ok":null"#),
+            ("in lines", ["LS0t\\n", "\"}\n"], "not base64"),
+            ("for nobody", ["", "\",\"name\":7}\n"], "malformed"),
+            ("no request", ["", "\n"], "malformed"),
+            ("half of it", ["", ""], ""),
+            (
+                "with others",
+                ["", "\"}\n{\"id\":2,\"verb\":\"list\"}\n"],
+                r#""ok":null"#,
+            ),
+        ] {
+            let (text, traces) = {
+                let secret = new_secret(3000);
+                let mut text = Zeroizing::new(String::with_capacity(5000));
+                text.push_str(start);
+                STANDARD.encode_string(&*secret, &mut text);
+                (text, traces(&secret))
+            };
+            let answer = ask_with(&socket, request, &text, end).await;
+            assert!(answer.contains(answered), "{way}: {answer}");
+            assert!(is_in_memory(&traces[1]), "this check can see it");
+            drop(text);
+            expect_gone(&traces, way);
+        }
+    });
 }
 
 #[test]
