@@ -8,7 +8,7 @@ mod fdb;
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::fdb::{
     AddressCounts, Assigner, FdbAdd, FdbCounters, FdbDel, FdbFlush, FdbPage, FdbRequest, FdbShow,
@@ -21,8 +21,10 @@ use super::MAX_REQUEST_BYTES;
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Answer with the [`Status`].
+    #[serde(deserialize_with = "nothing_else")]
     Show,
     /// Stop the tunnel; the reply comes when everything is removed.
+    #[serde(deserialize_with = "nothing_else")]
     Down,
     /// Look at the table of addresses, or change it.
     Fdb(FdbRequest),
@@ -44,6 +46,16 @@ impl Request {
         }
         serde_json::from_slice(line).map_err(RequestError::Malformed)
     }
+}
+
+/// What is left for a variant without fields. Serde denies unknown ones only to those that have some.
+fn nothing_else<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+
+    let Nothing {} = Nothing::deserialize(deserializer)?;
+    Ok(())
 }
 
 /// Why a line is not a [`Request`].
@@ -392,6 +404,22 @@ mod tests {
                 message: error.to_string(),
             };
             assert!(reply.is_of_other_version(), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_no_request_has_is_named() {
+        for wrong in [
+            r#"{"verb":"show","colour":"red"}"#,
+            r#"{"verb":"down","colour":null}"#,
+            r#"{"colour":{},"verb":"down"}"#,
+            r#"{"verb":"fdb","action":"show","colour":1}"#,
+            r#"{"verb":"fdb","action":"add","mac":"m","port":"tap","colour":1}"#,
+            r#"{"verb":"fdb","action":"del","mac":"m","colour":1}"#,
+            r#"{"verb":"fdb","action":"flush","colour":1}"#,
+        ] {
+            let error = Request::from_line(wrong.as_bytes()).unwrap_err();
+            assert!(error.to_string().contains("`colour`"), "{wrong}: {error}");
         }
     }
 
