@@ -301,7 +301,7 @@ fn several_lanes_share_a_nic() {
 
 #[test]
 fn what_a_bridge_says_to_bridges_arrives_at_the_far_end() {
-    // The kernel's own spanning tree, at one end. It hears of others in the first namespace only.
+    // The kernel's own spanning tree, at one end.
     let plug = |site: &Site| match site.uplink.v4.octets()[2] {
         1 => {
             let host = site.host_at(1, NIC);
@@ -370,8 +370,8 @@ fn lldpd_sees_the_neighbour_at_the_far_end() {
 
 #[test]
 fn the_bridges_at_both_ends_hear_the_spanning_tree_of_the_other() {
-    // Kernels hear LLC frames in the first namespace only, unless they are new: a bridge elsewhere
-    // speaks, and is deaf. So what arrives is looked for where the bridge would hear it.
+    // Linux 6.18 hears LLC frames in every namespace. Older kernels may do so in the first one only, so
+    // that a bridge elsewhere speaks and is deaf: what arrives is looked for where it would hear it.
     let plug = |site: &Site| {
         let host = site.host_at(1, NIC);
         host.ns.ip(
