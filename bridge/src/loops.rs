@@ -299,8 +299,9 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
     /// only. Untagged frames wait for no turn, nor does what [`suspect`](Self::suspect) names: whoever
     /// sends in many VLANs hides no loop in others.
     pub fn watch(&mut self, port: PortId, rank: u64, vlans: impl IntoIterator<Item = Vid>) {
-        let vlans: BTreeSet<Vid> = vlans.into_iter().collect();
         let mut vlans: Vec<Vid> = vlans.into_iter().collect();
+        vlans.sort_unstable();
+        vlans.dedup();
         if vlans.is_empty() {
             vlans.push(Vid::UNTAGGED);
         }

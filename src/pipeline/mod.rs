@@ -30,6 +30,7 @@ mod portion;
 mod precedence;
 mod shared;
 mod slow_path;
+mod survey;
 
 use std::{
     io,

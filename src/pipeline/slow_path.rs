@@ -18,7 +18,7 @@ use std::{
 };
 
 use patchcord_bridge::{
-    FrameHeader, Inside, Kind, MacAddr, PortId, SwitchConfig, Vid,
+    FrameHeader, Inside, Kind, MacAddr, PortId, SwitchConfig, Vid, VidSet,
     loops::{Cause, LoopGuard, NodeId, Verdict},
     membership::{Querier, QueryFrame, Snooping, SnoopingConfig},
     neighbours::{Neighbours, NeighboursConfig},
@@ -31,6 +31,7 @@ use super::{
     limit_log::{Excess, Limit, LimitLog},
     portion::Slot,
     shared::{Shared, SlowView},
+    survey::Survey,
 };
 use crate::{
     crypto::{self, mac},
@@ -182,6 +183,9 @@ pub(super) struct SlowPath {
     /// Ports to peers that are up.
     present: BTreeSet<PortId>,
     loops: Option<LoopGuard<Authenticate>>,
+    /// The VLANs in which it looks for them.
+    watched: VidSet,
+    survey: Survey,
     snooping: Option<Snooping>,
     neighbours: Option<Neighbours>,
     limits: LimitLog,
@@ -198,7 +202,7 @@ impl SlowPath {
         duties: Duties,
         events: mpsc::Sender<EngineEvent>,
     ) -> Self {
-        let (names, ranks) = [("TAP".to_owned(), 0)].into_iter().chain(peers).unzip();
+        let (names, ranks): (Vec<_>, _) = [("TAP".to_owned(), 0)].into_iter().chain(peers).unzip();
         let mut key = [0; 32];
         crypto::random(&mut key);
         let authenticate: Authenticate = Box::new(move |message| mac::mac(&key, message));
@@ -212,10 +216,12 @@ impl SlowPath {
             drops: shared.new_drops(),
             shared,
             tap,
+            survey: Survey::new(names.len()),
             names,
             ranks,
             present: BTreeSet::new(),
             loops: loops.map(|probes| LoopGuard::new(probes.node, probes.source, authenticate)),
+            watched: VidSet::EMPTY,
             snooping: snooping.map(|config| Snooping::new(config, now_s)),
             neighbours: neighbours.map(Neighbours::new),
             limits: LimitLog::default(),
@@ -348,18 +354,15 @@ impl SlowPath {
         self.shared.switch.poll(now);
         self.look_after_groups(now.seconds);
         self.tell();
-        let mut vlans = BTreeSet::from([Vid::UNTAGGED]);
-        let mut addresses = vec![0_usize; self.names.len()];
-        for entry in self.shared.switch.fdb().entries(now.seconds) {
-            vlans.insert(entry.vid);
-            if let Some(count) = addresses.get_mut(usize::from(entry.port.0)) {
-                *count += 1;
-            }
-        }
-        self.log_limits(&addresses, now.seconds);
+        self.survey.look(self.shared.switch.fdb(), now.seconds);
+        self.log_limits(now.seconds);
         let Some(loops) = &mut self.loops else { return };
-        for (port, rank) in (0..).map(PortId).zip(&self.ranks) {
-            loops.watch(port, *rank, vlans.iter().copied());
+        let vlans = self.survey.vlans();
+        if vlans != self.watched {
+            for (port, rank) in (0..).map(PortId).zip(&self.ranks) {
+                loops.watch(port, *rank, vlans.iter());
+            }
+            self.watched = vlans;
         }
         let moves = self.shared.switch.fdb().last_moves();
         let is_recent = |at_s: u32| now.seconds.saturating_sub(at_s) <= RECENT_S;
@@ -446,7 +449,7 @@ impl SlowPath {
     }
 
     /// Tells which limits were exceeded, at most once a minute for each.
-    fn log_limits(&mut self, addresses: &[usize], now_s: u32) {
+    fn log_limits(&mut self, now_s: u32) {
         let switch = &self.shared.switch;
         let mut seen = Vec::new();
         for port in switch.ports() {
@@ -463,7 +466,7 @@ impl SlowPath {
             };
             if limit == Limit::Addresses {
                 // The count is that of all ports. Whoever has most addresses has reached the limit.
-                let ports = (0..).map(PortId).zip(addresses);
+                let ports = (0..).map(PortId).zip(self.survey.addresses());
                 excess.port = ports.max_by_key(|&(_, count)| count).map(|(port, _)| port);
             }
             self.log_excess(excess);

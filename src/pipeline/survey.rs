@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the table of addresses says as a whole: the VLANs in use, and how many addresses each port has.
+//!
+//! A large table is read in portions, one each second, so that nothing which the control thread has
+//! to do waits for long. Called by the slow path.
+
+use patchcord_bridge::{Fdb, Vid, VidSet};
+
+/// Rows of a portion: 65,536 addresses, a fifth of a millisecond if a quarter of them is known, and all
+/// of the table if there are up to seven peers, by default.
+const ROWS_AT_ONCE: usize = 8192;
+
+/// What was read.
+pub(super) struct Survey {
+    ports: usize,
+    next_row: usize,
+    /// By the portions so far.
+    current: Seen,
+    /// By the portions of the last whole table.
+    last: Seen,
+}
+
+#[derive(Clone)]
+struct Seen {
+    vlans: VidSet,
+    addresses: Vec<usize>,
+}
+
+impl Seen {
+    fn nothing(ports: usize) -> Self {
+        Self {
+            vlans: VidSet::EMPTY,
+            addresses: vec![0; ports],
+        }
+    }
+}
+
+impl Survey {
+    /// Nothing was read yet of the addresses of so many ports.
+    pub(super) fn new(ports: usize) -> Self {
+        Self {
+            ports,
+            next_row: 0,
+            current: Seen::nothing(ports),
+            last: Seen::nothing(ports),
+        }
+    }
+
+    /// Reads the next portion.
+    pub(super) fn look(&mut self, fdb: &Fdb, now_s: u32) {
+        let portion = self.next_row..self.next_row + ROWS_AT_ONCE;
+        self.next_row = portion.end;
+        for entry in fdb.entries_in(portion, now_s) {
+            self.current.vlans.insert(entry.vid);
+            if let Some(count) = self.current.addresses.get_mut(usize::from(entry.port.0)) {
+                *count += 1;
+            }
+        }
+        if self.next_row >= fdb.rows() {
+            self.next_row = 0;
+            self.last = std::mem::replace(&mut self.current, Seen::nothing(self.ports));
+        }
+    }
+
+    /// The VLANs that a station is in, with that of untagged frames. One whose last station has gone
+    /// is among them until the table was read to its end.
+    pub(super) fn vlans(&self) -> VidSet {
+        let mut vlans = self.last.vlans.clone();
+        vlans.extend(self.current.vlans.iter());
+        vlans.insert(Vid::UNTAGGED);
+        vlans
+    }
+
+    /// How many addresses each port had when the table was read to its end.
+    pub(super) fn addresses(&self) -> &[usize] {
+        &self.last.addresses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use patchcord_bridge::{MacAddr, PortId, SwitchConfig};
+
+    use super::*;
+
+    const PORTIONS: usize = 4;
+
+    /// A table of so many portions with addresses of ports 1 and 2 in the VLANs 0 to 99.
+    fn table() -> Fdb {
+        let config = SwitchConfig {
+            fdb_capacity: PORTIONS * ROWS_AT_ONCE * 8,
+            max_per_port: usize::MAX,
+            ..SwitchConfig::default()
+        };
+        let fdb = Fdb::new(&config, [1, 2]);
+        for number in 0..30_000_u32 {
+            let [_, a, b, c] = number.to_be_bytes();
+            let vid = Vid::new((number % 100) as u16).unwrap();
+            let port = PortId(1 + u16::from(number % 3 == 0));
+            fdb.learn(vid, MacAddr([2, 0, 0, a, b, c]), port, 0);
+        }
+        fdb
+    }
+
+    #[test]
+    fn a_table_is_read_to_its_end_and_then_again() {
+        let fdb = table();
+        let mut survey = Survey::new(3);
+        assert_eq!(survey.vlans().iter().collect::<Vec<_>>(), [Vid::UNTAGGED]);
+        for at in 1..=PORTIONS {
+            assert_eq!(survey.addresses(), [0; 3], "before portion {at}");
+            survey.look(&fdb, 1);
+        }
+        assert_eq!(survey.addresses(), [0, 20_000, 10_000]);
+        assert_eq!(survey.vlans().iter().count(), 100);
+
+        // One appears and another one goes.
+        let (new, gone) = (Vid::new(200).unwrap(), Vid::new(7).unwrap());
+        fdb.learn(new, MacAddr([2, 0, 0, 0, 0, 1]), PortId(0), 1);
+        fdb.forget_vlan(gone);
+        for _ in 0..PORTIONS {
+            assert!(survey.vlans().contains(gone), "until all was read");
+            survey.look(&fdb, 1);
+        }
+        assert_eq!(survey.addresses()[0], 1);
+        let vlans = survey.vlans();
+        assert!(vlans.contains(new) && !vlans.contains(gone));
+    }
+
+    #[test]
+    fn what_is_in_use_is_known_with_its_portion() {
+        let fdb = Fdb::new(
+            &SwitchConfig {
+                fdb_capacity: PORTIONS * ROWS_AT_ONCE * 8,
+                ..SwitchConfig::default()
+            },
+            [1, 2],
+        );
+        let (vid, mac) = (Vid::new(9).unwrap(), MacAddr([2, 0, 0, 0, 0, 1]));
+        fdb.learn(vid, mac, PortId(1), 0);
+        let portion = fdb.row_of(vid, mac) / ROWS_AT_ONCE;
+        let mut survey = Survey::new(2);
+        for at in 0..2 * PORTIONS {
+            survey.look(&fdb, 1);
+            assert_eq!(survey.vlans().contains(vid), at >= portion, "portion {at}");
+        }
+    }
+}
