@@ -893,7 +893,7 @@ mod tests {
         assert!(read.iter().copied().eq(fdb.entries(now_s)));
         assert_eq!(fdb.entries_in(fdb.rows()..usize::MAX, now_s).count(), 0);
         let expected = Occupancy {
-            places: 8192,
+            places: 16_384,
             learned: 256 - 11,
             fixed: 2,
             controller: 1,
@@ -947,6 +947,16 @@ mod tests {
                 fdb.counters()
             );
         }
+    }
+
+    #[test]
+    fn an_address_takes_as_much_memory_as_the_docs_say() {
+        let bytes = size_of::<Bucket>() + size_of::<Notes>();
+        assert_eq!(
+            bytes,
+            32 * WAYS,
+            "see `SwitchConfig::fdb_capacity`, and `capacity` in README.md"
+        );
     }
 
     #[test]

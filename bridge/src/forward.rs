@@ -397,7 +397,8 @@ pub struct SwitchConfig {
     /// How many addresses there is room for, rounded up to a power of two from 8 to 1,048,576.
     ///
     /// An address has eight places to go. At half the capacity one in fifty finds them taken and
-    /// is flooded instead: configure twice as many as there are stations.
+    /// is flooded instead: configure twice as many as there are stations. Each takes 32 bytes of
+    /// memory, whether it is in use or not.
     pub fdb_capacity: usize,
     /// After how many seconds without a frame from it a learned address is forgotten.
     pub ageing_s: u32,
@@ -414,24 +415,32 @@ impl SwitchConfig {
     pub fn with_ports(count: usize) -> Self {
         Self {
             ports: vec![PortConfig::default(); count],
-            ..Self::default()
+            fdb_capacity: Self::usual_capacity(count, MAX_PER_PORT),
+            ageing_s: 300,
+            max_per_port: MAX_PER_PORT,
+            hub: false,
+            own_probe_mac: None,
         }
+    }
+
+    /// Room for twice as many addresses as all ports together may have, so that those which have
+    /// learned all that they may leave enough of it to others: 8192 at least, and at most
+    /// [`Fdb::MAX_CAPACITY`].
+    pub fn usual_capacity(ports: usize, max_per_port: usize) -> usize {
+        let wanted = ports.saturating_mul(max_per_port).saturating_mul(2);
+        wanted.clamp(8192, Fdb::MAX_CAPACITY).next_power_of_two()
     }
 }
 
 impl Default for SwitchConfig {
     /// The TAP and one peer.
     fn default() -> Self {
-        Self {
-            ports: vec![PortConfig::default(); 2],
-            fdb_capacity: 8192,
-            ageing_s: 300,
-            max_per_port: 4096,
-            hub: false,
-            own_probe_mac: None,
-        }
+        Self::with_ports(2)
     }
 }
+
+/// Few LANs have more stations.
+const MAX_PER_PORT: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -920,6 +929,25 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), DropReason::ALL.len());
+    }
+
+    #[test]
+    fn ports_that_have_all_they_may_leave_room_for_others() {
+        let config = SwitchConfig::with_ports(4);
+        let most = config.max_per_port;
+        let switch = Switch::new(config, [3, 4]);
+        let learn = |port: u16, number: usize| {
+            let [.., a, b, c] = number.to_be_bytes();
+            let mac = MacAddr([2, 0, port as u8, a, b, c]);
+            switch.fdb().learn(Vid::UNTAGGED, mac, PortId(port), 0) == Learning::New
+        };
+        for hostile in [1, 2] {
+            let learned = (0..10 * most).filter(|&number| learn(hostile, number));
+            assert_eq!(learned.count(), most);
+        }
+        assert!(learn(3, 0), "the first station of the third");
+        let learned = (1..most).filter(|&number| learn(3, number)).count();
+        assert!(learned > most - most / 50, "{learned} of {most}");
     }
 
     const PUSH_10: TagEdit = TagEdit::Push {

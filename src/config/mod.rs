@@ -173,11 +173,13 @@ impl fmt::Display for Endpoint {
 pub struct SwitchSettings {
     /// `hub`: whether frames pass from peer to peer, as they do not in a mesh.
     pub hub: bool,
-    /// `capacity`: for how many addresses there is room, 8 to 1048576; 8192 when absent.
-    pub capacity: usize,
+    /// `capacity`: for how many addresses there is room, 8 to 1048576; twice as many as all ports may
+    /// have when absent, see [`SwitchConfig::usual_capacity`].
+    pub capacity: Option<usize>,
     /// `ageing`: how long an address is remembered that sends nothing, 1 s to 1 d; 300 s when absent.
     pub ageing: Duration,
-    /// `max-addresses`: how many of one port are learned, 1 to `capacity`; 4096 when absent.
+    /// `max-addresses`: how many of one port are learned, 1 to 1048576 and no more than `capacity`; 4096
+    /// when absent.
     pub max_addresses: usize,
     /// `loop-guard`: whether loops are looked for, and cut; so when absent.
     pub loop_guard: bool,
@@ -185,12 +187,20 @@ pub struct SwitchSettings {
     pub querier: bool,
 }
 
+impl SwitchSettings {
+    /// For how many addresses there is room in a switch with so many ports, the device's included.
+    pub fn room(&self, ports: usize) -> usize {
+        let usual = || SwitchConfig::usual_capacity(ports, self.max_addresses);
+        self.capacity.unwrap_or_else(usual)
+    }
+}
+
 impl Default for SwitchSettings {
     fn default() -> Self {
         let switch = SwitchConfig::default();
         Self {
             hub: switch.hub,
-            capacity: switch.fdb_capacity,
+            capacity: None,
             ageing: Duration::from_secs(switch.ageing_s.into()),
             max_addresses: switch.max_per_port,
             loop_guard: true,

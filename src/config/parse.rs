@@ -239,8 +239,9 @@ impl Parser<'_> {
         let max_addresses = section.read("max-addresses", report, |value| {
             value::stations(value, 1..=most, "max-addresses = 4096")
         });
-        let room = capacity.unwrap_or(default.capacity);
-        if let Some(max_addresses) = max_addresses.filter(|&max_addresses| max_addresses > room) {
+        if let (Some(max_addresses), Some(room)) = (max_addresses, capacity)
+            && max_addresses > room
+        {
             let problem = format!(
                 "{max_addresses} is more than there is room for in all, which is {room}; write a \
                  `capacity` of twice as many as there are stations"
@@ -249,7 +250,7 @@ impl Parser<'_> {
         }
         SwitchSettings {
             hub: section.read_flag("hub", report).unwrap_or(default.hub),
-            capacity: room,
+            capacity,
             ageing: section
                 .read("ageing", report, value::ageing)
                 .unwrap_or(default.ageing),
@@ -451,11 +452,7 @@ mod tests {
 
     #[test]
     fn fills_in_defaults() {
-        let text = format!(
-            "[tunnel]\nprivate-key-file = 'a.key'\nlisten = '0.0.0.0:51830'\n\
-             [device]\nname = 'pc0'\n[[peer]]\npublic-key = '{PEER_A}'"
-        );
-        let config = parse(&text).unwrap();
+        let config = parse(&minimal()).unwrap();
         assert_eq!(config.name, "site-a");
         assert_eq!(*config.tunnel.private_key.to_base64(), OWN);
         assert_eq!(config.tunnel.listen, "0.0.0.0:51830".parse().unwrap());
@@ -479,7 +476,7 @@ mod tests {
             config.switch,
             SwitchSettings {
                 hub: false,
-                capacity: 8192,
+                capacity: None,
                 ageing: Duration::from_secs(300),
                 max_addresses: 4096,
                 loop_guard: true,
@@ -534,7 +531,7 @@ mod tests {
             config.switch,
             SwitchSettings {
                 hub: true,
-                capacity: 1 << 20,
+                capacity: Some(1 << 20),
                 ageing: Duration::from_secs(24 * 3600),
                 max_addresses: 1 << 20,
                 loop_guard: false,
@@ -652,6 +649,25 @@ mod tests {
     }
 
     #[test]
+    fn there_is_room_for_twice_what_all_ports_may_have_unless_the_file_says_otherwise() {
+        for (line, ports, room) in [
+            ("", 2, 16_384),
+            ("", 3, 32_768),
+            ("", 4, 32_768),
+            ("", 1000, 1 << 20),
+            ("max-addresses = 5", 4, 8192),
+            ("max-addresses = 10_000", 2, 65_536),
+            ("max-addresses = 1048576", 2, 1 << 20),
+            ("capacity = 64\nmax-addresses = 60", 4, 64),
+            ("capacity = 100000", 2, 100_000),
+        ] {
+            let text = format!("{}\n[switch]\n{line}", minimal());
+            let config = parse(&text).unwrap();
+            assert_eq!(config.switch.room(ports), room, "{line}, {ports} ports");
+        }
+    }
+
+    #[test]
     fn no_secret_in_debug_output() {
         let printed = format!("{:?}", parse(&everything()).unwrap());
         for secret in [OWN, PRESHARED] {
@@ -679,6 +695,13 @@ mod tests {
         fn survives_garbage(text in any::<String>()) {
             prop_assert!(parse(&text).is_err());
         }
+    }
+
+    fn minimal() -> String {
+        format!(
+            "[tunnel]\nprivate-key-file = 'a.key'\nlisten = '0.0.0.0:51830'\n\
+             [device]\nname = 'pc0'\n[[peer]]\npublic-key = '{PEER_A}'"
+        )
     }
 
     fn everything() -> String {

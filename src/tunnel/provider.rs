@@ -341,9 +341,10 @@ fn switch_config(
     peers: &[PeerConfig],
 ) -> SwitchConfig {
     let peers = peers.iter().map(|peer| &peer.port);
+    let ports: Vec<_> = iter::once(&device.port).chain(peers).cloned().collect();
     SwitchConfig {
-        ports: iter::once(&device.port).chain(peers).cloned().collect(),
-        fdb_capacity: settings.capacity,
+        fdb_capacity: settings.room(ports.len()),
+        ports,
         // Not less than was asked for: nothing at all would never be remembered.
         ageing_s: settings.ageing.as_secs_f64().ceil() as u32,
         max_per_port: settings.max_addresses,

@@ -216,6 +216,7 @@ fn a_full_table_is_counted_by_show_and_listed_by_fdb_show() {
     let status = pair.a.status();
     assert_eq!(status.fdb.len(), 1000, "show stays bounded");
     let counts = status.switch.addresses;
+    assert_eq!(counts.places, 16_384, "twice what two ports may have");
     assert_eq!(status.fdb_omitted, counts.learned - 1000);
     let output = pair.a.patchcord(&["show", &pair.a.tunnel]);
     let page = String::from_utf8_lossy(&output.stdout);
