@@ -83,7 +83,7 @@ impl Switch {
         if !header.src.is_station() {
             return Err(DropReason::BadSource);
         }
-        if header.dst == PROBE_DESTINATION && is_probe(frame) {
+        if header.dst == PROBE_DESTINATION && is_probe(frame, &header) {
             return self.pass_probe(port, ingress, &header, now);
         }
         let (inside, kind) = if port.is_plain() {
@@ -129,7 +129,9 @@ impl Switch {
         Ok(admitted)
     }
 
-    /// Probes neither teach nor learn: in a loop their source would be everywhere. Own ones end here,
+    /// Probes neither teach nor learn: in a loop their source would be everywhere. Nor do guards of
+    /// sources hold them up: nobody knows which nodes there are, and who could have those of others
+    /// refused, by their addresses, would blind them. Own ones end here,
     /// also those of a blocked port, since they show whether the loop is still there. Those of others
     /// go on like a broadcast, to see what is left after the cut; that a port does not let one in is
     /// no loss, and not counted.
@@ -283,8 +285,10 @@ impl Switch {
     }
 }
 
-fn is_probe(frame: &[u8]) -> bool {
-    inspect(frame, FrameHeader::ADDRESSES) == Content::Probe
+/// Nodes take random, locally administered sources. What pretends to come from another station's own
+/// address is no probe, but a frame that teaches and is guarded against like any other.
+fn is_probe(frame: &[u8], header: &FrameHeader) -> bool {
+    header.src.is_local() && inspect(frame, FrameHeader::ADDRESSES) == Content::Probe
 }
 
 /// When a frame came, on any monotonic clocks, the same for all threads; threads that read them at
@@ -406,7 +410,7 @@ pub struct SwitchConfig {
     pub max_per_port: usize,
     /// Whether frames pass from peer to peer: for the centre of a star, never inside a mesh.
     pub hub: bool,
-    /// The source of this node's loop probes, by which it knows them again.
+    /// The source of this node's loop probes, by which it knows them again; locally administered.
     pub own_probe_mac: Option<MacAddr>,
 }
 
@@ -948,6 +952,33 @@ mod tests {
         assert!(learn(3, 0), "the first station of the third");
         let learned = (1..most).filter(|&number| learn(3, number)).count();
         assert!(learned > most - most / 50, "{learned} of {most}");
+    }
+
+    #[test]
+    fn what_is_sent_from_a_stations_own_address_is_no_probe() {
+        // The universally administered ones of RFC 7042, section 2.1.2.
+        let station = |name| [0, 0, 0x5e, 0, 0x53, name];
+        let mut ports = [(); 3].map(|()| PortConfig::default());
+        ports[1].spoof_guard = true;
+        ports[2].allowed_sources = Some(Sources::new(vec![MacAddr(station(3))]).unwrap());
+        let switch = switch(ports);
+        let first = at(&switch, TAP, &probe(station(1)), 0);
+        assert_eq!((first, switch.fdb().entries(0).count()), (Ok(Flood), 1));
+        for (port, name, expected) in [
+            (PEER_1, 1, Err(SourceSpoofed)),
+            (PEER_1, 2, Ok(Flood)),
+            (PEER_2, 2, Err(SourceNotAllowed)),
+            (PEER_2, 3, Ok(Flood)),
+        ] {
+            let seen = at(&switch, port, &probe(station(name)), 0);
+            assert_eq!(seen, expected, "{name} from {port:?}");
+        }
+        // Nodes are not known before they send a probe, and are not to be shut out.
+        for port in [TAP, PEER_1, PEER_2] {
+            let probe = probe([0x02, 0, 0x5e, 0, 0x53, 1]);
+            let decision = switch.forward(port, &probe, 1, Now::default());
+            assert_eq!(decision.map(|it| it.kind), Ok(Kind::Probe), "{port:?}");
+        }
     }
 
     const PUSH_10: TagEdit = TagEdit::Push {

@@ -297,7 +297,8 @@ impl Model {
         if frame.src.is_group() || frame.src.is_zero() {
             return Err(DropReason::BadSource);
         }
-        if frame.dst == PROBE_DESTINATION && content == Content::Probe {
+        let is_local = frame.src.0[0] & 2 != 0;
+        if frame.dst == PROBE_DESTINATION && is_local && content == Content::Probe {
             return self.pass_probe(ingress, &frame);
         }
         let now_s = self.now_s();
