@@ -3,7 +3,8 @@
 
     target/systemd-test/SUITE   the system: debootstrap's, read only, changes go to memory
       /usr/local/bin/patchcord  the binary          /etc/systemd/system   the units of dist/systemd
-      /etc/patchcord            tunnels `office`, `nap` (gives way to sleep), `guard` (kill switch)
+      /etc/patchcord            tunnels `office`, `nap` (gives way to sleep), `guard` (kill switch), and
+                                `single` and `wire` for patchcord@.service
       /sys/power                a file that takes the word "mem" and sleeps no further
 
 systemd, D-Bus, logind and the kernel's networking are real; so is a suspend, up to the write that
@@ -146,6 +147,8 @@ class Machine:
                        '[tunnel]\nprivate-key-file = "key"\nlisten = "127.0.0.1:%d"\n\n[pipeline]\nlanes = 2\n\n[device]\nname = "pc%d"\n'
                        'addresses = ["10.9.%d.1/24", "fd00:%d::1/64"]\n\n'
                        '[[peer]]\npublic-key = "%s"\nendpoint = "127.0.0.1:9"\n' % (700 + number, number, number, 10 + number, peer))
+        self.write("etc/wire.toml", '[tunnel]\nprivate-key-file = "key"\n\n[device]\nnic = "eth7"\n\n'
+                   '[[peer]]\npublic-key = "%s"\nendpoint = "127.0.0.1:9"\n' % peer)
         for tunnel, more in (("office", ""), ("nap", "disconnect-on-sleep = true\n"), ("guard", "routing.include-all-networks = true\n")):
             self.write("etc/tunnels.d/%s.toml" % tunnel,
                        'provider = "patchcord"\nvendor.config = "/etc/patchcord/%s.toml"\n%s' % (tunnel, more))
@@ -344,6 +347,16 @@ def check_single(machine):
     expect(machine("test", "-S", "/run/patchcord/host.sock", check=False).returncode == 0, "it took the host's socket along")
 
 
+def check_wire(machine):
+    """patchcord@.service may use a network card"""
+    machine("ip", "link", "add", "eth7", "type", "veth", "peer", "name", "eth8")
+    machine("systemctl", "start", "patchcord@wire")
+    card = json.loads(machine("ip", "-json", "-details", "link", "show", "eth7").stdout)[0]
+    expect(card["promiscuity"] == 1 and "UP" in card["flags"], card)
+    machine("systemctl", "stop", "patchcord@wire")
+    machine("ip", "link", "delete", "eth7")
+
+
 def check_exposure(machine):
     """systemd finds little that the services could do beside their work"""
     shown = []
@@ -358,7 +371,7 @@ def check_exposure(machine):
 
 
 CHECKS = [check_version, check_units, check_activation, check_start, check_inhibitor, check_sleep, check_restart, check_kill, check_rules,
-          check_watchdog, check_single, check_exposure]
+          check_watchdog, check_single, check_wire, check_exposure]
 
 
 def main():
