@@ -7,6 +7,7 @@
 
 use std::io;
 
+use bytes::BufMut;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use zeroize::{Zeroize, Zeroizing};
@@ -51,8 +52,9 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             }
             // It doubles, and `MAX_LINE` is a power of two.
             self.bytes.reserve(1);
-            // Never grows what has room.
-            if self.reader.read_buf(&mut *self.bytes.0).await? == 0 {
+            // Never grows what has room. Little at a time, as what follows a line has to be moved.
+            let mut room = (&mut *self.bytes.0).limit(PART_BYTES);
+            if self.reader.read_buf(&mut room).await? == 0 {
                 return match self.searched {
                     0 => Ok(None),
                     _ => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -74,14 +76,14 @@ pub(super) fn wiped_line(message: &impl Serialize) -> Zeroizing<Vec<u8>> {
 #[derive(Default)]
 struct Wiped(Zeroizing<Vec<u8>>);
 
-/// Enough for most lines.
-const FIRST_BYTES: usize = 4096;
+/// What is read at a time; enough for most lines.
+const PART_BYTES: usize = 4096;
 
 impl Wiped {
     fn reserve(&mut self, room: usize) {
         let needed = self.0.len() + room;
         if needed > self.0.capacity() {
-            let capacity = needed.max(FIRST_BYTES).next_power_of_two();
+            let capacity = needed.max(PART_BYTES).next_power_of_two();
             let mut larger = Zeroizing::new(Vec::with_capacity(capacity));
             larger.extend_from_slice(&self.0);
             self.0 = larger;
