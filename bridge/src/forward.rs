@@ -38,11 +38,13 @@ impl Switch {
     ///
     /// `hash_key` must be random and secret, see [`Fdb::new`].
     pub fn new(config: SwitchConfig, hash_key: [u64; 2]) -> Self {
+        let suppresses = config.ports.iter().any(|port| port.neighbour_suppression);
+        let ports = config.ports.iter().cloned();
         Self {
             fdb: Fdb::new(&config, hash_key),
             hub: config.hub,
             own_probe_mac: config.own_probe_mac,
-            ports: config.ports.into_iter().map(Port::new).collect(),
+            ports: ports.map(|port| Port::new(port, suppresses)).collect(),
         }
     }
 
@@ -342,6 +344,9 @@ pub enum Kind {
     Membership,
     /// ARP or neighbour discovery on a port with neighbour suppression.
     Neighbour,
+    /// The same on a port without, while another one has it: who has which address must be noted, or
+    /// that one would be told what is past.
+    Binding,
     /// A loop probe of this node that came back, or pretends to be one: the slow path alone sees it.
     OwnProbe,
     /// A loop probe of another node.

@@ -13,6 +13,10 @@
 //! claim in turns, nor where the owner hears the question itself. Probes for duplicate addresses,
 //! announcements, and questions to one station whether it is still there are never answered.
 //!
+//! What stations say counts on whatever port they say it: an address that has moved is answered for as
+//! it is now, or not at all. Where a message shows that a binding may be past, without saying what holds
+//! instead, the binding is in doubt until its owner speaks.
+//!
 //! IPv6 addresses are learned from advertisements alone: solicitations do not say whether a station
 //! is a router, and an answer that gets this wrong takes the default route from those who hear it
 //! (RFC 4861 section 7.2.5). The rules follow RFC 9161, which does this for larger networks.
@@ -25,7 +29,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-use self::message::{Claim, Message};
+use self::message::{Claim, Force, Message};
 use crate::mac::MacAddr;
 use crate::port::PortId;
 use crate::vlan::Vid;
@@ -76,6 +80,14 @@ pub enum Learned {
     New,
     /// The address is known to be that station's.
     Known,
+    /// Likewise, and the station is behind another port than before.
+    Moved {
+        /// Where it was.
+        from: PortId,
+    },
+    /// The address may be another station's than the one that had it: until its owner speaks, no
+    /// question for it is answered.
+    Doubted,
     /// The address was another station's.
     Changed {
         /// The one that had it.
@@ -86,6 +98,20 @@ pub enum Learned {
     Contested,
     /// There is no room.
     Full,
+}
+
+impl Learned {
+    /// Whether others must hear of it: a question that says so is not to be answered here alone.
+    pub fn is_news(self) -> bool {
+        match self {
+            Self::New
+            | Self::Moved { .. }
+            | Self::Changed { .. }
+            | Self::Doubted
+            | Self::Contested => true,
+            Self::Nothing | Self::Known | Self::Full => false,
+        }
+    }
 }
 
 /// A binding, for people.
@@ -103,6 +129,8 @@ pub struct NeighbourEntry {
     pub age_s: u32,
     /// Whether several stations claim it.
     pub is_contested: bool,
+    /// Whether it may be another station's by now.
+    pub is_doubted: bool,
 }
 
 /// What was counted.
@@ -114,6 +142,8 @@ pub struct NeighbourCounters {
     pub changed: u64,
     /// Addresses that became contested.
     pub contested: u64,
+    /// Signs that a binding may be past.
+    pub doubted: u64,
     /// Claims that there was no room for: local limits.
     pub full: u64,
     /// Questions answered.
@@ -128,6 +158,7 @@ struct Binding {
     port: PortId,
     seen_s: u32,
     is_router: bool,
+    is_doubted: bool,
     /// Changes of station since a time.
     changes: u32,
     changing_since_s: u32,
@@ -191,7 +222,8 @@ impl Neighbours {
         let owner = self
             .bindings
             .get(&(vid, question.target))
-            .filter(|owner| !self.is_expired(owner, now_s) && !owner.is_contested(now_s))
+            .filter(|owner| !self.is_expired(owner, now_s))
+            .filter(|owner| !owner.is_contested(now_s) && !owner.is_doubted)
             // Who hears it as well knows best.
             .filter(|owner| owner.port != port && owner.mac != question.asker_mac)
             .filter(|owner| !self.config.mesh || [owner.port, port].contains(&PortId::TAP));
@@ -228,6 +260,7 @@ impl Neighbours {
                 port: binding.port,
                 age_s: elapsed_s(binding.seen_s, now_s),
                 is_contested: binding.is_contested(now_s),
+                is_doubted: binding.is_doubted,
             })
     }
 
@@ -246,20 +279,28 @@ impl Neighbours {
         now_s: u32,
     ) -> Learned {
         let changes = claim.mac != known.mac;
-        if changes && !claim.overrides {
-            return Learned::Nothing;
-        }
+        let overrides = claim.force == Force::Overrides;
         let mut binding = Binding {
             mac: claim.mac,
             port,
             seen_s: now_s,
-            is_router: claim.is_router,
+            is_router: claim.is_router.unwrap_or(known.is_router),
+            is_doubted: known.is_doubted && !overrides,
             ..known
         };
-        let learned = if changes {
-            binding.change(known.mac, now_s)
-        } else {
-            Learned::Known
+        let learned = match (changes, claim.force) {
+            (true, Force::Overrides) => binding.change(known.mac, now_s),
+            (true, Force::Agrees | Force::Disagrees) => {
+                // It ages as before.
+                binding = Binding {
+                    is_doubted: true,
+                    ..known
+                };
+                Learned::Doubted
+            }
+            (false, Force::Disagrees) => return Learned::Nothing,
+            (false, _) if port != known.port => Learned::Moved { from: known.port },
+            (false, _) => Learned::Known,
         };
         self.put(at, Some(known), binding);
         learned
@@ -268,7 +309,7 @@ impl Neighbours {
     /// Takes in a claim to an address that is not known, or no longer.
     fn add(&mut self, at: (Vid, IpAddr), claim: &Claim, port: PortId, now_s: u32) -> Learned {
         // An address that several stations share has no owner to answer for.
-        if !claim.overrides {
+        if claim.force != Force::Overrides {
             return Learned::Nothing;
         }
         // One that has expired may be in the way of its own successor.
@@ -282,7 +323,8 @@ impl Neighbours {
             mac: claim.mac,
             port,
             seen_s: now_s,
-            is_router: claim.is_router,
+            is_router: claim.is_router.unwrap_or(false),
+            is_doubted: false,
             changes: 0,
             changing_since_s: now_s,
             contested_s: None,
@@ -340,8 +382,9 @@ impl Neighbours {
             Learned::New => self.counters.learned += 1,
             Learned::Changed { .. } => self.counters.changed += 1,
             Learned::Contested => self.counters.contested += 1,
+            Learned::Doubted => self.counters.doubted += 1,
             Learned::Full => self.counters.full += 1,
-            Learned::Nothing | Learned::Known => {}
+            Learned::Nothing | Learned::Known | Learned::Moved { .. } => {}
         }
     }
 }

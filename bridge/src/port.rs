@@ -169,6 +169,8 @@ pub(crate) struct Port {
     /// When a block by a bridge protocol data unit ends.
     blocked_until_s: AtomicU32,
     must_inspect: bool,
+    /// Whether what is said here of addresses is noted for the sake of other ports.
+    overhears_neighbours: bool,
     broadcast: Limit,
     multicast: Limit,
     unknown: Limit,
@@ -189,8 +191,11 @@ impl Port {
     /// at once send theirs at once.
     const PROBES_PER_S: u32 = 200;
 
-    pub(crate) fn new(config: PortConfig) -> Self {
-        let configured = if config.is_plain() {
+    /// `neighbour_suppression` says whether any port of the switch has it: what stations say of
+    /// addresses then counts wherever they are.
+    pub(crate) fn new(config: PortConfig, neighbour_suppression: bool) -> Self {
+        let overhears_neighbours = neighbour_suppression && !config.neighbour_suppression;
+        let configured = if config.is_plain() && !overhears_neighbours {
             0
         } else {
             Self::CONFIGURED
@@ -198,7 +203,8 @@ impl Port {
         Self {
             special: AtomicU8::new(configured),
             blocked_until_s: AtomicU32::new(0),
-            must_inspect: config.must_inspect(),
+            must_inspect: config.must_inspect() || overhears_neighbours,
+            overhears_neighbours,
             broadcast: Limit::new(config.limits.broadcast),
             multicast: Limit::new(config.limits.multicast),
             unknown: Limit::new(config.limits.unknown),
@@ -269,9 +275,12 @@ impl Port {
             | Content::ArpReply
             | Content::NeighbourSolicitation
             | Content::NeighbourAdvertisement
-                if config.neighbour_suppression =>
+                if config.neighbour_suppression || self.overhears_neighbours =>
             {
-                Ok(Kind::Neighbour)
+                Ok(match config.neighbour_suppression {
+                    true => Kind::Neighbour,
+                    false => Kind::Binding,
+                })
             }
             Content::Membership if config.multicast_snooping => Ok(Kind::Membership),
             _ => Ok(Kind::Data),
@@ -414,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_default_port_is_plain_until_it_is_blocked() {
-        let port = Port::new(PortConfig::default());
+        let port = Port::new(PortConfig::default(), false);
         assert!(port.is_plain());
         port.set_blocked(true);
         assert!(!port.is_plain());
@@ -460,7 +469,7 @@ mod tests {
                 ..default()
             },
         ] {
-            assert!(!Port::new(config.clone()).is_plain(), "{config:?}");
+            assert!(!Port::new(config.clone(), false).is_plain(), "{config:?}");
         }
     }
 
@@ -508,11 +517,44 @@ mod tests {
             (Bpdu, &plain, Ok(Kind::Data)),
             (Other, &dhcp, Ok(Kind::Data)),
         ] {
-            let port = Port::new(config.clone());
+            let port = Port::new(config.clone(), false);
             let seen = port
                 .check_bpdu(content, 0)
                 .and_then(|()| port.check_content(content));
             assert_eq!(seen, verdict, "{content:?} on {config:?}");
         }
+    }
+    #[test]
+    fn who_has_an_address_is_noted_on_every_port_if_one_suppresses_questions() {
+        use crate::inspect::Content::*;
+
+        let snooping = PortConfig {
+            multicast_snooping: true,
+            ..PortConfig::default()
+        };
+        let suppressing = PortConfig {
+            neighbour_suppression: true,
+            ..PortConfig::default()
+        };
+        let said = [
+            ArpRequest,
+            ArpReply,
+            NeighbourSolicitation,
+            NeighbourAdvertisement,
+        ];
+        for (config, elsewhere, kind) in [
+            (PortConfig::default(), false, Kind::Data),
+            (PortConfig::default(), true, Kind::Binding),
+            (snooping.clone(), false, Kind::Data),
+            (snooping, true, Kind::Binding),
+            (suppressing, true, Kind::Neighbour),
+        ] {
+            let port = Port::new(config.clone(), elsewhere);
+            for content in said {
+                assert_eq!(port.check_content(content), Ok(kind), "{config:?}");
+            }
+            assert_eq!(port.check_content(Other), Ok(Kind::Data));
+        }
+        assert!(!Port::new(PortConfig::default(), true).is_plain());
     }
 }

@@ -321,7 +321,7 @@ fn a_binding_follows_its_station_and_ages() {
     for (after_s, port, mac, learned) in [
         (0, A, BOB, Learned::New),
         (10, A, BOB, Learned::Known),
-        (20, B, BOB, Learned::Known),
+        (20, B, BOB, Learned::Moved { from: A }),
         (319, B, BOB, Learned::Known),
         (619, B, BOB, Learned::New),
         (620, A, EVE, Learned::Changed { from: MacAddr(BOB) }),
@@ -377,9 +377,101 @@ fn an_address_that_goes_back_and_forth_has_no_owner() {
 fn an_address_shared_by_design_is_nobodys() {
     let mut net = knows_bob();
     let shared = advertisement_with(EVE, BOB_V6, ALICE_V6, 0x40, &own(2, EVE));
-    assert_eq!(net.learn(B, LAN, &shared, 12, 1), Learned::Nothing);
+    assert_eq!(net.learn(B, LAN, &shared, 12, 1), Learned::Doubted);
     let entry = net.entries(1).find(|entry| entry.address == ip(BOB_V6));
     assert_eq!(entry.unwrap().mac, MacAddr(BOB));
+}
+
+#[test]
+fn what_may_be_past_is_not_told_until_the_owner_speaks() {
+    let signed = [own(2, EVE), vec![12, 1, 0, 0, 0, 0, 0, 0]].concat();
+    let reply = arp_reply(BOB, BOB_V4);
+    for (name, doubt, owner, question) in [
+        (
+            "a question by another station",
+            solicitation(EVE, BOB_V6, ALICE_V6),
+            advertisement(EVE, BOB_V6),
+            solicitation(ALICE, ALICE_V6, BOB_V6),
+        ),
+        (
+            "an address that others share",
+            advertisement_with(EVE, BOB_V6, ALICE_V6, 0x40, &own(2, EVE)),
+            advertisement(BOB, BOB_V6),
+            solicitation(ALICE, ALICE_V6, BOB_V6),
+        ),
+        (
+            "a signed message",
+            advertisement_with(EVE, BOB_V6, ALICE_V6, 0x60, &signed),
+            advertisement(BOB, BOB_V6),
+            solicitation(ALICE, ALICE_V6, BOB_V6),
+        ),
+        (
+            "a word of a third station",
+            advertisement_with(ALICE, BOB_V6, ALICE_V6, 0x60, &own(2, EVE)),
+            advertisement(EVE, BOB_V6),
+            solicitation(ALICE, ALICE_V6, BOB_V6),
+        ),
+        (
+            "a word of a third station",
+            arp(EVERYONE, ALICE, 2, EVE, BOB_V4, BOB_V4),
+            reply,
+            arp_request(ALICE, ALICE_V4, BOB_V4),
+        ),
+    ] {
+        let mut net = knows_bob();
+        assert!(net.answer(TAP, LAN, &question, 12, 1).is_some(), "{name}");
+        for port in [A, B, TAP] {
+            let became = net.learn(port, LAN, &doubt, 12, 2);
+            assert_eq!(became, Learned::Doubted, "{name}");
+            assert!(became.is_news());
+            assert!(net.entries(2).any(|entry| entry.is_doubted), "{name}");
+            assert_eq!(net.answer(TAP, LAN, &question, 12, 2), None, "{name}");
+        }
+        // Bob asking is no proof: the two may ask in turns.
+        let asks = solicitation(BOB, BOB_V6, ALICE_V6);
+        assert_eq!(net.learn(A, LAN, &asks, 12, 3), Learned::Known, "{name}");
+        assert_eq!(net.answer(TAP, LAN, &question, 12, 3), None, "{name}");
+        net.learn(A, LAN, &owner, 12, 4);
+        let answer = net.answer(TAP, LAN, &question, 12, 4).unwrap();
+        assert_eq!(answer[6..12], owner[6..12], "{name}");
+        assert_eq!(net.entries(4).filter(|entry| entry.is_doubted).count(), 0);
+        assert_eq!(net.counters().doubted, 3, "{name}");
+    }
+}
+
+#[test]
+fn what_agrees_with_a_binding_leaves_it_as_it_is() {
+    let mut net = Neighbours::new(NeighboursConfig::default());
+    let router = advertisement_with(BOB, BOB_V6, ALICE_V6, 0xa0, &own(2, BOB));
+    assert_eq!(net.learn(A, LAN, &router, 12, 0), Learned::New);
+    let asks = solicitation(BOB, BOB_V6, ALICE_V6);
+    assert_eq!(net.learn(A, LAN, &asks, 12, 200), Learned::Known);
+    assert_eq!(
+        net.learn(B, LAN, &asks, 12, 200),
+        Learned::Moved { from: A }
+    );
+    let told = advertisement_with(ALICE, BOB_V6, ALICE_V6, 0x60, &own(2, BOB));
+    assert_eq!(net.learn(A, LAN, &told, 12, 200), Learned::Nothing);
+    let question = solicitation(ALICE, ALICE_V6, BOB_V6);
+    let answer = net.answer(TAP, LAN, &question, 12, 400).unwrap();
+    assert_eq!(answer[58], 0xe0, "still a router, and still there");
+}
+
+#[test]
+fn a_question_that_tells_where_the_asker_is_now_is_news() {
+    let mut net = knows_bob();
+    let asks = |mac| arp_request(mac, ALICE_V4, BOB_V4);
+    for (port, mac, is_news) in [
+        (TAP, ALICE, true),
+        (TAP, ALICE, false),
+        (B, ALICE, true),
+        (B, ALICE, false),
+        (B, EVE, true),
+        (B, EVE, false),
+    ] {
+        let learned = net.learn(port, LAN, &asks(mac), 12, 1);
+        assert_eq!(learned.is_news(), is_news, "{learned:?}");
+    }
 }
 
 #[test]

@@ -5,7 +5,10 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::{ArcSwap, Cache};
@@ -126,6 +129,8 @@ pub(super) struct Shared {
     drops: Mutex<Vec<Arc<Drops>>>,
     /// Counted by whoever could not reach the control thread.
     unheard: Drops,
+    /// Among that was a word of who has which address.
+    missed_binding: AtomicBool,
     to_control: ToControl,
     emissions: crossbeam_channel::Sender<Emission>,
     /// There are emissions.
@@ -191,6 +196,7 @@ impl Shared {
             stop: Waker::new()?,
             drops: Mutex::default(),
             unheard: Drops::default(),
+            missed_binding: AtomicBool::new(false),
             to_control,
             emissions,
             emission_waker,
@@ -210,7 +216,10 @@ impl Shared {
         rest: &[u8],
     ) -> bool {
         if decision.inside.is_nested()
-            && matches!(decision.kind, Kind::Membership | Kind::Neighbour)
+            && matches!(
+                decision.kind,
+                Kind::Membership | Kind::Neighbour | Kind::Binding
+            )
         {
             // In a VLAN of a customer's, whose addresses and groups are not those of others.
             return false;
@@ -221,7 +230,7 @@ impl Shared {
             Kind::OwnProbe => 0,
             Kind::Probe => SIGHTINGS / 8,
             Kind::Membership => SIGHTINGS / 4,
-            Kind::Neighbour | Kind::Data => SIGHTINGS - QUESTIONS,
+            Kind::Neighbour | Kind::Binding | Kind::Data => SIGHTINGS - QUESTIONS,
         };
         let is_group = front.first().is_some_and(|first| first & 1 == 1);
         // What is held must find its way on.
@@ -230,6 +239,9 @@ impl Shared {
         let place = place.filter(|_| is_way_free && sightings.capacity() >= kept_free);
         let Some(place) = place else {
             self.unheard.count(DropReason::SlowPathFull);
+            if matches!(decision.kind, Kind::Neighbour | Kind::Binding) {
+                self.missed_binding.store(true, Ordering::Relaxed);
+            }
             return false;
         };
         place.send(Sighting::Frame {
@@ -240,6 +252,11 @@ impl Shared {
         });
         // A question that may have an answer here.
         decision.kind == Kind::Neighbour && is_group
+    }
+
+    /// Whether the slow path has missed, since this was last asked, who has an address.
+    pub(super) fn take_missed_binding(&self) -> bool {
+        self.missed_binding.swap(false, Ordering::Relaxed)
     }
 
     /// Tells the slow path that a peer is up.
@@ -433,7 +450,8 @@ mod tests {
             shared, sightings, ..
         } = bench();
         for (kind, others) in [
-            (Kind::Neighbour, 0),
+            (Kind::Binding, 0),
+            (Kind::Neighbour, QUESTIONS),
             (Kind::Membership, QUESTIONS),
             (Kind::Probe, SIGHTINGS * 3 / 4),
             (Kind::OwnProbe, SIGHTINGS * 7 / 8),
@@ -444,6 +462,31 @@ mod tests {
             }
         }
         assert_eq!(sightings.len(), SIGHTINGS);
+    }
+
+    #[test]
+    fn a_word_of_an_address_that_is_not_heard_is_known_to_be_missing() {
+        let mut bench = bench();
+        for (kind, is_missed) in [
+            (Kind::Binding, true),
+            (Kind::Neighbour, true),
+            (Kind::Membership, false),
+            (Kind::Probe, false),
+        ] {
+            while bench.sightings.try_recv().is_ok() {}
+            bench
+                .shared
+                .show(PortId::TAP, &decision(kind), QUESTION, &[]);
+            assert!(!bench.shared.take_missed_binding(), "{kind:?}");
+            for _ in 0..SIGHTINGS {
+                let is_held = bench
+                    .shared
+                    .show(PortId::TAP, &decision(kind), QUESTION, &[]);
+                assert!(!is_held || kind == Kind::Neighbour, "{kind:?}");
+            }
+            assert_eq!(bench.shared.take_missed_binding(), is_missed, "{kind:?}");
+            assert!(!bench.shared.take_missed_binding(), "told once");
+        }
     }
 
     #[test]

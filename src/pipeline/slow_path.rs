@@ -286,6 +286,9 @@ impl SlowPath {
                 }
             }
             Kind::Neighbour => self.see_neighbour(ingress, inside, frame, now.seconds),
+            Kind::Binding => {
+                self.note_neighbour(ingress, inside, frame, now.seconds);
+            }
             Kind::Data => {}
         }
     }
@@ -316,17 +319,38 @@ impl SlowPath {
         }
     }
 
-    /// A question to all waits for this: it is answered here, or goes on.
-    fn see_neighbour(&mut self, ingress: PortId, inside: Inside, frame: &[u8], now_s: u32) {
+    /// Learns from what a station says, and says whether others must hear of it.
+    fn note_neighbour(
+        &mut self,
+        ingress: PortId,
+        inside: Inside,
+        frame: &[u8],
+        now_s: u32,
+    ) -> bool {
         let Some(neighbours) = &mut self.neighbours else {
-            return;
+            return false;
         };
-        neighbours.learn(ingress, inside.vid, frame, ADDRESSES, now_s);
+        if self.shared.take_missed_binding() {
+            // Nobody knows which of the bindings that was about.
+            neighbours.clear();
+        }
+        let learned = neighbours.learn(ingress, inside.vid, frame, ADDRESSES, now_s);
+        learned.is_news()
+    }
+
+    /// A question to all waits for this: it is answered here, or goes on.
+    ///
+    /// One that tells where a station is now goes on as well: others may know it from where it was.
+    fn see_neighbour(&mut self, ingress: PortId, inside: Inside, frame: &[u8], now_s: u32) {
+        let is_news = self.note_neighbour(ingress, inside, frame, now_s);
         let is_group = frame.first().is_some_and(|first| first & 1 == 1);
         if !is_group {
             return;
         }
-        match neighbours.answer(ingress, inside.vid, frame, ADDRESSES, now_s) {
+        let neighbours = self.neighbours.as_mut().filter(|_| !is_news);
+        let answer = neighbours
+            .and_then(|neighbours| neighbours.answer(ingress, inside.vid, frame, ADDRESSES, now_s));
+        match answer {
             // It has the tag of the question.
             Some(answer) => self.emit(ingress, inside, &answer),
             None => self.flood(Some(ingress), inside, frame),

@@ -4,10 +4,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::cable::{Arrival, Cable};
-use crate::frames::{BROADCAST, EXPERIMENTAL, Mac, frame};
+use crate::frames::{BROADCAST, Mac, frame};
 use crate::lan::resolves;
-use crate::process::{eventually, secs};
-use crate::topology::{Host, Pair, Ports, connect, mac};
+use crate::process::{eventually, millis, secs};
+use crate::switch::Sites;
+use crate::topology::{Host, Pair, Ports, Settings, connect, mac};
 
 const SUPPRESS: Ports = Ports {
     device: "neighbour-suppression = true",
@@ -60,7 +61,7 @@ fn fence(from: &Cable, to: &Cable) {
     // Questions take the slow path, and so may be overtaken once.
     for _ in 0..2 {
         connect(from, to, secs(5));
-        std::thread::sleep(crate::process::millis(50));
+        std::thread::sleep(millis(50));
     }
 }
 
@@ -255,7 +256,8 @@ fn a_host_with_another_address_and_one_that_moves_are_followed() {
     let asker: Mac = [0x02, 0xca, 0, 0, 9, 9];
     let own = Ipv4Addr::new(10, 77, 2, 201);
     at_b.clear();
-    at_b.send(&frame(BROADCAST, asker, &[], EXPERIMENTAL, 60, 77));
+    // A question that tells where somebody is goes on; this one does not.
+    at_b.send(&arp(asker, own, own));
     let sent = arp(asker, own, lan.b.v4);
     at_a.clear();
     at_b.send(&sent);
@@ -265,4 +267,76 @@ fn a_host_with_another_address_and_one_that_moves_are_followed() {
     assert!(at_b.wait(secs(2), |all| all.iter().any(is_answer)));
     fence(at_b, at_a);
     assert_eq!(at_a.count(&sent), 0);
+}
+
+/// A asks for addresses of B's, on ports with suppression. They go to C, which A has a port without for.
+#[test]
+fn an_address_that_moves_behind_a_port_without_suppression_is_followed() {
+    let asking = Settings {
+        device: "[device.port]\nneighbour-suppression = true",
+        ..Settings::default()
+    };
+    let sites = Sites::start(
+        [asking, Settings::default(), Settings::default()],
+        [
+            &[(1, "neighbour-suppression = true"), (2, "")],
+            &[(0, ""), (2, "")],
+            &[(0, ""), (1, "")],
+        ],
+    );
+    sites.connect(&[(0, 1), (0, 2), (1, 2)]);
+    let [at_a, at_b, at_c] = &sites.cables[..] else {
+        panic!("three sites");
+    };
+    let (us, owned) = (Ipv4Addr::new(10, 77, 1, 200), Ipv4Addr::new(10, 77, 2, 200));
+    let [us6, owned6, shared6] = [1, 2, 3].map(|n| Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, n, 200));
+    let announced = arp(at_a.mac, us, us);
+    at_a.send(&announced);
+    assert!(at_b.receives(&announced, secs(2)) && at_c.receives(&announced, secs(2)));
+    let asks = [
+        arp(at_a.mac, us, owned),
+        solicitation(at_a.mac, us6, owned6),
+        solicitation(at_a.mac, us6, shared6),
+    ];
+
+    let claims = |from: &Cable, addresses: &[Ipv6Addr]| {
+        let advertised = addresses.iter().map(|&it| advertisement(from.mac, it));
+        for claim in advertised.chain([arp(from.mac, owned, owned)]) {
+            from.send(&claim);
+            assert!(at_a.receives(&claim, secs(2)));
+        }
+    };
+    claims(at_b, &[owned6, shared6]);
+    for question in &asks {
+        assert_eq!(told(at_a, question), [at_b.mac]);
+    }
+    fence(at_a, at_b);
+    assert_eq!(at_b.count(&asks[0]), 0, "known, and not asked for");
+
+    claims(at_c, &[owned6]);
+    for question in &asks[..2] {
+        assert_eq!(told(at_a, question), [at_c.mac]);
+    }
+    // Whoever asks says where it is, though not enough to answer in its name.
+    let elsewhere = solicitation(at_c.mac, shared6, us6);
+    at_c.send(&elsewhere);
+    assert!(at_a.receives(&elsewhere, secs(2)));
+    at_c.clear();
+    assert_eq!(told(at_a, &asks[2]), [[0; 6]; 0]);
+    assert!(at_c.receives(&asks[2], secs(2)), "the owner hears it");
+}
+
+/// What the cable asks, and who is said to have the address.
+fn told(from: &Cable, question: &[u8]) -> Vec<Mac> {
+    let asker = &question[6..12];
+    from.clear();
+    from.send(question);
+    let is_answer = |it: &&Arrival| it.bytes[..6] == *asker && it.bytes[12..14] == question[12..14];
+    from.wait(millis(500), |all| all.iter().any(|it| is_answer(&it)));
+    from.with_arrivals(|all| {
+        let owners = all.iter().filter(is_answer);
+        owners
+            .map(|it| *it.bytes[6..].first_chunk().expect("a source"))
+            .collect()
+    })
 }

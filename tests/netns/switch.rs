@@ -15,15 +15,15 @@ const DOT1Q: u16 = 0x8100;
 const DOT1AD: u16 = 0x88a8;
 
 /// Sites with a cable in each bridge; the first is the hub of a star.
-struct Sites {
-    cables: Vec<Cable>,
-    sites: Vec<Site>,
+pub(crate) struct Sites {
+    pub(crate) cables: Vec<Cable>,
+    pub(crate) sites: Vec<Site>,
     _internet: Router,
     sandbox: Sandbox,
 }
 
 /// The peers of a site by their places, with lines of `[peer.port]`.
-type Links<'a> = &'a [(usize, &'static str)];
+pub(crate) type Links<'a> = &'a [(usize, &'static str)];
 
 const STAR: [Links<'_>; 3] = [&[(1, ""), (2, "")], &[(0, "")], &[(0, "")]];
 const MESH: [Links<'_>; 3] = [
@@ -34,7 +34,7 @@ const MESH: [Links<'_>; 3] = [
 
 impl Sites {
     /// All of them up, and every link too.
-    fn start(settings: [Settings; 3], links: [Links<'_>; 3]) -> Self {
+    pub(crate) fn start(settings: [Settings; 3], links: [Links<'_>; 3]) -> Self {
         let sandbox = Sandbox::new();
         let internet = Router::internet(&sandbox);
         let mut sites = [1, 2, 3].map(|n| Site::new(&sandbox, &internet, n, 1500));
@@ -85,7 +85,7 @@ impl Sites {
     }
 
     /// Waits until a broadcast crosses in both directions between these.
-    fn connect(&self, pairs: &[(usize, usize)]) {
+    pub(crate) fn connect(&self, pairs: &[(usize, usize)]) {
         for &(one, other) in pairs {
             connect(&self.cables[one], &self.cables[other], secs(10));
             connect(&self.cables[other], &self.cables[one], secs(10));

@@ -2,8 +2,8 @@
 //! ARP and neighbour discovery: who says what of which address, and answers in the name of others.
 //!
 //! RFC 826 and 5227; RFC 4861 sections 4.3, 4.4 and 7.1. Only what a careful receiver would accept is
-//! read, and only where the Ethernet source and the address in the message are one: what says
-//! otherwise speaks for someone else, and that is for stations to sort out.
+//! read. Where the Ethernet source and the address in the message are not one, it speaks for someone
+//! else: nothing is learned from that, but it may show that what was learned is past.
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,10 +24,22 @@ pub(super) struct Message {
 pub(super) struct Claim {
     pub(super) address: IpAddr,
     pub(super) mac: MacAddr,
-    pub(super) is_router: bool,
-    /// Whether it counts against what was known before. Who shares an address with others does not
-    /// ask for that, RFC 4861 section 7.2.7.
-    pub(super) overrides: bool,
+    /// Unless it does not say.
+    pub(super) is_router: Option<bool>,
+    pub(super) force: Force,
+}
+
+/// How much a claim counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Force {
+    /// Against what was known before, too.
+    Overrides,
+    /// Where it agrees; else nothing is certain any more. Who shares an address with others says no
+    /// more (RFC 4861 section 7.2.7), and who asks does not say whether it is a router.
+    Agrees,
+    /// Only against: it comes from another station than it speaks of, or is signed, which an answer in
+    /// its name would not be.
+    Disagrees,
 }
 
 /// A station asks everyone for the owner of an address, in order to talk to it.
@@ -61,19 +73,21 @@ impl Message {
         let (sender_mac, fields) = fields.split_first_chunk()?;
         let (sender, fields) = fields.split_first_chunk::<4>()?;
         let target = fields.last_chunk::<4>()?;
-        if MacAddr(*sender_mac) != src {
-            return None;
-        }
+        let is_own = MacAddr(*sender_mac) == src;
         let (sender, target) = (Ipv4Addr::from(*sender), Ipv4Addr::from(*target));
         let claim = is_station_v4(sender).then_some(Claim {
             address: sender.into(),
-            mac: src,
-            is_router: false,
-            overrides: true,
+            mac: MacAddr(*sender_mac),
+            is_router: Some(false),
+            force: if is_own {
+                Force::Overrides
+            } else {
+                Force::Disagrees
+            },
         });
         // From nobody it is a probe (RFC 5227 section 1.1), for itself an announcement, and to one
         // station a question whether that one is still there.
-        let asks = *operation == 1 && dst.is_broadcast() && sender != target;
+        let asks = *operation == 1 && is_own && dst.is_broadcast() && sender != target;
         let question = (asks && claim.is_some() && is_station_v4(target)).then_some(Question {
             target: target.into(),
             asker: sender.into(),
@@ -120,17 +134,24 @@ impl Message {
         // question whether that one is still there.
         let asks = is_station_v6(asker) && asker != target;
         let asks_everyone = packet.dst().is_multicast() && dst.is_group();
-        let is_own = link_address(options, SOURCE)? == src;
+        let link = Link::of(options, SOURCE)?;
+        let is_own = link.is_of(src);
         let question = (asks && asks_everyone && is_own).then_some(Question {
             target: target.into(),
             asker: asker.into(),
             asker_mac: src,
         });
-        // A claim as well, but it does not say whether this is a router; see `Claim`.
-        Some(Self {
-            claim: None,
-            question,
-        })
+        let claim = is_station_v6(asker).then_some(Claim {
+            address: asker.into(),
+            mac: link.mac,
+            is_router: None,
+            force: if is_own {
+                Force::Agrees
+            } else {
+                Force::Disagrees
+            },
+        });
+        Some(Self { claim, question })
     }
 
     fn parse_advertisement(
@@ -141,15 +162,19 @@ impl Message {
         options: &[u8],
     ) -> Option<Self> {
         let is_solicited = flags & SOLICITED != 0;
-        let is_own = link_address(options, TARGET)? == src;
-        if !is_own || !is_station_v6(packet.src()) || packet.dst().is_multicast() && is_solicited {
+        let link = Link::of(options, TARGET)?;
+        if !is_station_v6(packet.src()) || packet.dst().is_multicast() && is_solicited {
             return None;
         }
         let claim = Some(Claim {
             address: target.into(),
-            mac: src,
-            is_router: flags & ROUTER != 0,
-            overrides: flags & OVERRIDE != 0,
+            mac: link.mac,
+            is_router: Some(flags & ROUTER != 0),
+            force: match link.is_of(src) {
+                true if flags & OVERRIDE != 0 => Force::Overrides,
+                true => Force::Agrees,
+                false => Force::Disagrees,
+            },
         });
         Some(Self {
             claim,
@@ -170,21 +195,35 @@ const TARGET: u8 = 2;
 const CGA: u8 = 11;
 const SIGNATURE: u8 = 12;
 
-/// The link-layer address among the options; `None` without one, or if the message is to be ignored.
-fn link_address(mut options: &[u8], wanted: u8) -> Option<MacAddr> {
-    let mut found = None;
-    // Each round takes at least eight bytes off.
-    while let [kind, units, ..] = *options {
-        let len = usize::from(units) * 8;
-        let option = options.get(..len).filter(|option| !option.is_empty())?;
-        match kind {
-            CGA | SIGNATURE => return None,
-            _ if kind == wanted => found = option[2..].first_chunk().copied().map(MacAddr),
-            _ => {}
+/// The link-layer address among the options.
+struct Link {
+    mac: MacAddr,
+    is_signed: bool,
+}
+
+impl Link {
+    /// `None` without one, or if the message is to be ignored.
+    fn of(mut options: &[u8], wanted: u8) -> Option<Self> {
+        let (mut found, mut is_signed) = (None, false);
+        // Each round takes at least eight bytes off.
+        while let [kind, units, ..] = *options {
+            let len = usize::from(units) * 8;
+            let option = options.get(..len).filter(|option| !option.is_empty())?;
+            match kind {
+                CGA | SIGNATURE => is_signed = true,
+                _ if kind == wanted => found = option[2..].first_chunk().copied().map(MacAddr),
+                _ => {}
+            }
+            options = &options[len..];
         }
-        options = &options[len..];
+        let mac = found.filter(|_| options.is_empty())?;
+        Some(Self { mac, is_signed })
     }
-    found.filter(|_| options.is_empty())
+
+    /// Whether a station speaks for itself, as another one could for it.
+    fn is_of(&self, station: MacAddr) -> bool {
+        self.mac == station && !self.is_signed
+    }
 }
 
 /// Whether a station may have the address.

@@ -64,6 +64,7 @@ impl Pair {
         let model = Model {
             hub: config.hub,
             own_probe_mac: config.own_probe_mac,
+            suppresses: ports.iter().any(PortSpec::suppresses),
             ports: ports.into_iter().map(Port::new).collect(),
             stations: HashMap::new(),
             // The seconds that the switch is told wrap now and then, those of the model never do.
@@ -220,6 +221,11 @@ impl PortSpec {
         }
     }
 
+    fn suppresses(&self) -> bool {
+        let [_, _, neighbours, _, _] = self.guards;
+        neighbours
+    }
+
     fn config(&self) -> PortConfig {
         let [dhcp, router, neighbours, snooping, spoofing] = self.guards;
         let guard = |on| if on { Guard::Drop } else { Guard::Allow };
@@ -243,6 +249,8 @@ impl PortSpec {
 struct Model {
     hub: bool,
     own_probe_mac: Option<MacAddr>,
+    /// Whether any of the ports does.
+    suppresses: bool,
     ports: Vec<Port>,
     stations: HashMap<(u16, MacAddr), Station>,
     start_s: u64,
@@ -301,7 +309,7 @@ impl Model {
         if frame.dst == PROBE_DESTINATION && is_local && content == Content::Probe {
             return self.pass_probe(ingress, &frame);
         }
-        let now_s = self.now_s();
+        let (now_s, suppresses) = (self.now_s(), self.suppresses);
         let port = &mut self.ports[usize::from(ingress.0)];
         port.check_bpdu(content, now_s)?;
         port.open_if_due(now_s);
@@ -309,7 +317,7 @@ impl Model {
             return Err(DropReason::PortBlocked);
         }
         let shown = port.spec.vlans.enter(&frame)?;
-        let kind = port.check(content)?;
+        let kind = port.check(content, suppresses)?;
         if port
             .spec
             .allowed
@@ -518,17 +526,21 @@ impl Port {
         }
     }
 
-    fn check(&mut self, content: Content) -> Result<Kind, DropReason> {
+    fn check(&mut self, content: Content, suppresses: bool) -> Result<Kind, DropReason> {
         let [dhcp, router, neighbours, snooping, _] = self.spec.guards;
         match content {
             Content::DhcpServer if dhcp => Err(DropReason::DhcpServerRefused),
             Content::RouterAdvertisement if router => Err(DropReason::RouterAdvertisementRefused),
             Content::HidesUpperLayer if dhcp || router => Err(DropReason::UpperLayerHidden),
             Content::Membership if snooping => Ok(Kind::Membership),
-            Content::ArpRequest | Content::ArpReply if neighbours => Ok(Kind::Neighbour),
-            Content::NeighbourSolicitation | Content::NeighbourAdvertisement if neighbours => {
-                Ok(Kind::Neighbour)
-            }
+            Content::ArpRequest
+            | Content::ArpReply
+            | Content::NeighbourSolicitation
+            | Content::NeighbourAdvertisement => Ok(match (neighbours, suppresses) {
+                (true, _) => Kind::Neighbour,
+                (false, true) => Kind::Binding,
+                (false, false) => Kind::Data,
+            }),
             _ => Ok(Kind::Data),
         }
     }

@@ -61,7 +61,7 @@ fn ask(net: &mut Neighbours, port: PortId, question: &[u8], now_s: u32) {
         .find(|entry| entry.address == told.address)
         .expect("a known address");
     assert_eq!(owner.mac, told.mac);
-    assert!(owner.port != port && !owner.is_contested);
+    assert!(owner.port != port && !owner.is_contested && !owner.is_doubted);
 }
 
 #[derive(Arbitrary, Debug)]
