@@ -20,14 +20,16 @@
 //! Called by the control thread, with seconds on a clock that may wrap. Data threads read the
 //! [`GroupTable`]s that it makes.
 
+mod asked;
 mod message;
 mod table;
 mod vlan;
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use self::asked::Asked;
 use self::message::{Asker, LAST_RESPONSE_S, Message, ROBUSTNESS, Wish, mac_v4, mac_v6};
 pub use self::table::GroupTable;
 use self::table::{Ways, key};
@@ -104,7 +106,7 @@ pub struct Querier {
     pub ipv4: Ipv4Addr,
     /// Likewise; must be link-local, or hosts do not answer.
     pub ipv6: Ipv6Addr,
-    /// The VLANs.
+    /// The VLANs in which it asks in any case; for others see [`Snooping::watch`].
     pub vlans: Vec<Vid>,
     /// From one query to the next: 125 in RFC 3376 section 8.2 and RFC 3810 section 9.2.
     pub interval_s: u32,
@@ -185,6 +187,10 @@ pub struct Snooping {
     members: usize,
     /// Queries for groups that someone has left.
     last_queries: BTreeMap<(Vid, IpAddr), LastQueries>,
+    /// VLANs in which we ask because there are stations.
+    asked: Asked,
+    /// General queries of ours in this second.
+    sent: (u32, usize),
     polled_s: u32,
     is_changed: bool,
     counters: SnoopingCounters,
@@ -203,6 +209,8 @@ struct LastQueries {
 const USUAL_TIMING: (u32, u32) = (ROBUSTNESS as u32, 125);
 /// Groups that are asked for after a leave, at a time.
 const MAX_LAST_QUERIES: usize = 256;
+/// General queries in a second: with many VLANs they are spread.
+const MAX_QUERIES_PER_S: usize = 32;
 
 impl Snooping {
     /// Knows nothing yet, and floods everything.
@@ -221,6 +229,8 @@ impl Snooping {
             wanted_by: BTreeMap::new(),
             members: 0,
             last_queries: BTreeMap::new(),
+            asked: Asked::default(),
+            sent: (now_s, 0),
             polled_s: now_s,
             is_changed: true,
             counters: SnoopingCounters::default(),
@@ -273,6 +283,46 @@ impl Snooping {
             self.expire(now_s);
         }
         self.due_queries(now_s)
+    }
+
+    /// Whether this node asks, if nobody else does.
+    pub fn is_querier(&self) -> bool {
+        self.config.querier.is_some()
+    }
+
+    /// Takes in where stations are: the querier, if there is one, asks in the VLANs that have some, and
+    /// as long as a membership may last after the last one was seen. To be called once a second, or
+    /// nearly, with all of them.
+    ///
+    /// There is room for 512 VLANs, 128 of which may have stations behind the same port only. Others
+    /// are flooded, unless somebody else asks there.
+    pub fn watch(&mut self, stations: &BTreeSet<(Vid, PortId)>, now_s: u32) {
+        let Some(querier) = &self.config.querier else {
+            return;
+        };
+        let (added, past) = self.asked.update(stations, now_s);
+        let fixed = &querier.vlans;
+        let others = |vids: Vec<Vid>| {
+            let others = vids.into_iter().filter(|vid| !fixed.contains(vid));
+            let keys = others.flat_map(|vid| [(vid, Family::V4), (vid, Family::V6)]);
+            keys.collect::<Vec<_>>()
+        };
+        let (added, past) = (others(added), others(past));
+        for key in past {
+            if let Some(vlan) = self.vlans.get_mut(&key) {
+                vlan.own = None;
+            }
+        }
+        for (vid, family) in added {
+            let known = self.vlan(vid, family).querier.map(|known| known.address);
+            let is_ours = known.is_some_and(|address| !self.gives_way_to(address));
+            let vlan = self.vlan(vid, family);
+            vlan.own = Some(OwnQueries {
+                next_s: now_s,
+                sent: 0,
+            });
+            vlan.querier.take_if(|_| is_ours);
+        }
     }
 
     /// Whether the table has changed since this was last asked.
@@ -517,10 +567,18 @@ impl Snooping {
             ipv6: querier.ipv6,
             interval_s: querier.interval_s,
         };
-        for (&(vid, family), vlan) in &mut self.vlans {
-            if vlan.take_due(querier.interval_s, now_s) {
+        if self.sent.0 != now_s {
+            self.sent = (now_s, 0);
+        }
+        let due = self.vlans.iter().filter(|(_, vlan)| vlan.is_due(now_s));
+        let mut due: Vec<_> = due.map(|(&key, vlan)| (vlan.urgency(now_s), key)).collect();
+        due.sort_unstable();
+        for (_, (vid, family)) in due.into_iter().take(MAX_QUERIES_PER_S - self.sent.1) {
+            if let Some(vlan) = self.vlans.get_mut(&(vid, family)) {
+                vlan.ask(querier.interval_s, now_s);
                 let frame = asker.query(family, vid, None);
                 frames.push(QueryFrame { vid, frame });
+                self.sent.1 += 1;
             }
         }
         self.last_queries.retain(|&(vid, group), queries| {

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use patchcord_bridge::inspect::{Content, inspect};
@@ -316,6 +317,112 @@ fn asks_where_nobody_does() {
     assert_eq!(asked, expected);
     // Its own question is enough to prune.
     assert_eq!(net.egress(&data(GROUP)), Some(PortSet::default()));
+}
+
+#[test]
+fn asks_in_the_vlans_that_have_stations() {
+    let mut net = Net::new(querier(&[LAN]), u32::MAX - 20);
+    let ten = vid(10);
+    let watch = |net: &mut Net, stations: &[(Vid, PortId)]| {
+        let stations = stations.iter().copied().collect();
+        net.snooping.watch(&stations, net.now_s);
+        let frames = net.snooping.poll(net.now_s);
+        let vids: Vec<_> = frames.iter().map(|query| query.vid).collect();
+        assert!(frames.iter().all(|query| tag_of(&query.frame) == query.vid));
+        vids
+    };
+    assert_eq!(watch(&mut net, &[(ten, B)]), [LAN, LAN, ten, ten]);
+    for second in 1..SETTLE_S {
+        net.now_s = net.now_s.wrapping_add(1);
+        let asked = watch(&mut net, &[(ten, B)]);
+        assert_eq!(asked.len(), if second == 2 { 4 } else { 0 }, "{second} s");
+    }
+    net.hear_in(ten, B, &join_v2(GROUP));
+    assert_eq!(net.egress_in(ten, &data(GROUP)), None, "not yet");
+    net.wait(1);
+    assert_eq!(net.egress_in(ten, &data(GROUP)), ports([B]));
+    assert_eq!(net.egress_in(vid(11), &data(GROUP)), None, "nobody there");
+
+    // Stations that are silent for a while are asked on; memberships last as long.
+    for at_s in 1..MEMBERSHIP_S - 1 {
+        net.now_s = net.now_s.wrapping_add(1);
+        let asked = watch(&mut net, &[]);
+        let is_due = [19, 144].contains(&at_s);
+        assert_eq!(asked.contains(&ten), is_due, "{at_s} s");
+        net.hear_in(ten, B, &join_v2(GROUP));
+        assert_eq!(net.egress_in(ten, &data(GROUP)), ports([B]));
+    }
+    for _ in 0..300 {
+        net.now_s = net.now_s.wrapping_add(1);
+        assert!(!watch(&mut net, &[]).contains(&ten));
+    }
+    assert_eq!(net.egress_in(ten, &data(GROUP)), None, "nobody asks there");
+    assert_eq!(net.egress(&data(GROUP)), Some(PortSet::default()));
+}
+
+#[test]
+fn who_asks_is_chosen_in_each_vlan() {
+    let query = |of: &str| igmp(of, v4("224.0.0.1"), &[0x11, 100, 0, 0, 0, 0, 0, 0]);
+    let stations = [(vid(10), A), (vid(11), A), (vid(12), A)].into();
+    for heard_before in [true, false] {
+        let mut net = Net::new(querier(&[LAN]), 0);
+        if !heard_before {
+            net.snooping.watch(&stations, 0);
+        }
+        // Ours is 10.0.0.99.
+        net.hear_in(vid(10), A, &query("10.0.0.98"));
+        net.hear_in(vid(11), A, &query("10.0.0.100"));
+        net.snooping.watch(&stations, 0);
+        let asked = net.snooping.poll(0);
+        let asked = asked.iter().filter(|query| query.frame[0] == 1);
+        let asked: Vec<_> = asked.map(|query| query.vid).collect();
+        assert_eq!(
+            asked,
+            [LAN, vid(11), vid(12)],
+            "heard before {heard_before}"
+        );
+    }
+}
+
+#[test]
+fn many_vlans_are_asked_by_turns_and_forged_ones_keep_no_others_out() {
+    let mut net = Net::new(querier(&[LAN]), 0);
+    let forged = |port| (1..4095).map(move |number| (vid(number), port));
+    let mut stations: BTreeSet<_> = forged(A).collect();
+    let mut asked = BTreeMap::<_, u32>::new();
+    for now_s in 0..125 {
+        if now_s == 60 {
+            // Two of them are those of others as well.
+            stations.extend([(vid(4000), B), (vid(4001), TAP)]);
+        }
+        net.snooping.watch(&stations, now_s);
+        let frames = net.snooping.poll(now_s);
+        let again = net.snooping.poll(now_s);
+        assert!(frames.len() + again.len() <= 32, "{now_s} s");
+        for query in frames.iter().chain(&again) {
+            *asked.entry((query.vid, query.frame[0])).or_default() += 1;
+        }
+    }
+    // 128, the two, and the one that is given.
+    assert_eq!(asked.len(), 2 * (128 + 2 + 1));
+    assert!(asked.contains_key(&(vid(4000), 1)) && asked.contains_key(&(vid(4001), 0x33)));
+    assert!(asked.values().all(|&times| times >= 2), "{asked:?}");
+
+    // From every port at once there are no more than 512, and the first ones stay.
+    stations.extend(forged(B).chain(forged(C)).chain(forged(TAP)));
+    net.snooping.watch(&stations, 125);
+    let own = net.snooping.vlans().count();
+    assert_eq!(own, 2 * (512 + 1));
+
+    // Ports that come and go all the time do not keep the last of them from being asked.
+    asked.clear();
+    for now_s in 126..126 + 100 {
+        net.snooping.port_up(B, now_s);
+        for query in net.snooping.poll(now_s) {
+            *asked.entry((query.vid, query.frame[0])).or_default() += 1;
+        }
+    }
+    assert_eq!(asked.len(), own);
 }
 
 #[test]
@@ -727,6 +834,14 @@ impl Net {
 
     fn table(&self) -> GroupTable {
         self.snooping.table()
+    }
+}
+
+/// The VLAN that a frame says it is in.
+fn tag_of(frame: &[u8]) -> Vid {
+    match frame[12..16] {
+        [0x81, 0, high, low] => vid(u16::from_be_bytes([high, low])),
+        _ => LAN,
     }
 }
 

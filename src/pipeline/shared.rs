@@ -152,10 +152,11 @@ pub(super) struct GroupsCache(Cache<Arc<ArcSwap<GroupTable>>, Arc<GroupTable>>);
 
 impl GroupsCache {
     /// The ports that a flooded frame may leave by, `None` for all. Nobody knows what is wanted in a
-    /// customer's VLANs.
+    /// customer's VLANs, or asks in a provider's.
     pub(super) fn egress(&mut self, inside: &Inside, frame: &[u8]) -> Option<&PortSet> {
         let is_group = frame.first().is_some_and(|first| first & 1 == 1);
-        let table = (is_group && !inside.is_nested()).then(|| self.0.load())?;
+        let table =
+            (is_group && !inside.is_nested() && !inside.is_service()).then(|| self.0.load())?;
         table.egress(inside.vid, frame, FrameHeader::ADDRESSES)
     }
 }
@@ -215,13 +216,15 @@ impl Shared {
         front: &[u8],
         rest: &[u8],
     ) -> bool {
-        if decision.inside.is_nested()
-            && matches!(
-                decision.kind,
-                Kind::Membership | Kind::Neighbour | Kind::Binding
-            )
-        {
+        let inside = &decision.inside;
+        let is_foreign = match decision.kind {
             // In a VLAN of a customer's, whose addresses and groups are not those of others.
+            Kind::Neighbour | Kind::Binding => inside.is_nested(),
+            // Nor is the same number with another kind of tag the same VLAN.
+            Kind::Membership => inside.is_nested() || inside.is_service(),
+            Kind::Data | Kind::OwnProbe | Kind::Probe => false,
+        };
+        if is_foreign {
             return false;
         }
         let sightings = &self.to_control.sightings;
@@ -552,5 +555,55 @@ mod tests {
             assert_eq!(sightings.len() - before, usize::from(is_shown));
         }
         assert_eq!(unheard(&shared), 0);
+    }
+    #[test]
+    fn groups_of_a_providers_vlan_are_not_those_of_the_same_number() {
+        use patchcord_bridge::{
+            MacAddr, Vid,
+            membership::{Querier, Snooping, SnoopingConfig},
+        };
+
+        let Bench {
+            shared, sightings, ..
+        } = bench();
+        let querier = Querier {
+            mac: MacAddr([2; 6]),
+            ipv4: [0; 4].into(),
+            ipv6: [0; 16].into(),
+            vlans: vec![Vid::new(7).unwrap()],
+            interval_s: 125,
+        };
+        let config = SnoopingConfig {
+            querier: Some(querier),
+            ..SnoopingConfig::default()
+        };
+        let mut snooping = Snooping::new(config, 0);
+        let query = snooping.poll(0).remove(0).frame;
+        snooping.poll(30);
+        shared.set_groups(snooping.table());
+        let mut groups = shared.subscribe_groups();
+        for (tags, is_ours) in [
+            (&[0x81, 0, 0, 7][..], true),
+            (&[0x88, 0xa8, 0, 7], false),
+            (&[0x81, 0, 0, 7, 0x81, 0, 0, 9], false),
+        ] {
+            let before = sightings.len();
+            let query = [&query[..12], tags, &query[16..]].concat();
+            let decision = shared
+                .switch
+                .forward(PortId::TAP, &query, 1, Now::default())
+                .unwrap();
+            shared.show(PortId::TAP, &decision, &query, &[]);
+            assert_eq!(sightings.len() - before, usize::from(is_ours), "{tags:x?}");
+
+            let mut data = query;
+            data[3..6].copy_from_slice(&[1, 2, 3]);
+            let behind = 12 + tags.len() + 2;
+            data[behind..behind + 20].copy_from_slice(&[
+                0x45, 0, 0, 24, 0, 0, 0, 0, 8, 17, 0, 0, 10, 0, 0, 1, 239, 1, 2, 3,
+            ]);
+            let egress = groups.egress(&decision.inside, &data);
+            assert_eq!(egress.is_some(), is_ours, "{tags:x?}");
+        }
     }
 }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use patchcord_bridge::{
-    FrameHeader, Inside, Kind, MacAddr, PortId, SwitchConfig, Vid, VidSet,
+    FrameHeader, Inside, Kind, MacAddr, PortConfig, PortId, SwitchConfig, Vid, VidSet,
     loops::{Cause, LoopGuard, NodeId, Verdict},
     membership::{Querier, QueryFrame, Snooping, SnoopingConfig},
     neighbours::{Neighbours, NeighboursConfig},
@@ -109,6 +109,8 @@ pub(super) struct Duties {
     snooping: Option<SnoopingConfig>,
     /// Answer for others.
     neighbours: Option<NeighboursConfig>,
+    /// VLANs in which nobody is asked for groups.
+    customers: BTreeSet<Vid>,
 }
 
 impl Duties {
@@ -120,7 +122,10 @@ impl Duties {
         let ports = || (0..).map(PortId).zip(&switch.ports);
         let is_snooping = is_querier || ports().any(|(_, port)| port.multicast_snooping);
         let suppresses = ports().any(|(_, port)| port.neighbour_suppression);
-        let deaf = ports().filter(|(_, port)| !port.multicast_snooping);
+        // Who is behind a tunnel is not asked.
+        let is_deaf =
+            |port: &PortConfig| !port.multicast_snooping || port.vlans.as_tunnel().is_some();
+        let deaf = ports().filter(|(_, port)| is_deaf(port));
         let snooping = SnoopingConfig {
             ports: switch.ports.len() as u16,
             mesh: !switch.hub,
@@ -138,6 +143,9 @@ impl Duties {
             loops: None,
             snooping: is_snooping.then_some(snooping),
             neighbours: suppresses.then_some(neighbours),
+            customers: ports()
+                .filter_map(|(_, port)| port.vlans.as_tunnel())
+                .collect(),
         }
     }
 }
@@ -191,6 +199,8 @@ pub(super) struct SlowPath {
     limits: LimitLog,
     events: mpsc::Sender<EngineEvent>,
     scratch: Vec<u8>,
+    /// VLANs of tunnels: those behind them are customers, who ask for themselves.
+    customers: BTreeSet<Vid>,
 }
 
 impl SlowPath {
@@ -211,6 +221,7 @@ impl SlowPath {
             loops,
             snooping,
             neighbours,
+            customers,
         } = duties;
         Self {
             drops: shared.new_drops(),
@@ -227,6 +238,7 @@ impl SlowPath {
             limits: LimitLog::default(),
             events,
             scratch: Vec::new(),
+            customers,
         }
     }
 
@@ -376,9 +388,14 @@ impl SlowPath {
     fn look_around(&mut self) {
         let now = self.shared.clock.now();
         self.shared.switch.poll(now);
+        self.survey.look(self.shared.switch.fdb(), now.seconds);
+        if let Some(snooping) = self.snooping.as_mut().filter(|it| it.is_querier()) {
+            let mut stations = self.survey.stations();
+            stations.retain(|(vid, _)| !self.customers.contains(vid));
+            snooping.watch(&stations, now.seconds);
+        }
         self.look_after_groups(now.seconds);
         self.tell();
-        self.survey.look(self.shared.switch.fdb(), now.seconds);
         self.log_limits(now.seconds);
         let Some(loops) = &mut self.loops else { return };
         let vlans = self.survey.vlans();

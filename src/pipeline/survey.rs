@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the table of addresses says as a whole: the VLANs in use, and how many addresses each port has.
+//! What the table of addresses says as a whole: the VLANs in use, and how many addresses each port has
+//! in which of them.
 //!
 //! A large table is read in portions, one each second, so that nothing which the control thread has
 //! to do waits for long. Called by the slow path.
 
-use patchcord_bridge::{Fdb, Vid, VidSet};
+use std::{collections::BTreeSet, iter::zip};
+
+use patchcord_bridge::{Fdb, PortId, Vid, VidSet};
 
 /// Rows of a portion: 65,536 addresses, a fifth of a millisecond if a quarter of them is known, and all
 /// of the table if there are up to seven peers, by default.
@@ -12,7 +15,6 @@ const ROWS_AT_ONCE: usize = 8192;
 
 /// What was read.
 pub(super) struct Survey {
-    ports: usize,
     next_row: usize,
     /// By the portions so far.
     current: Seen,
@@ -20,16 +22,16 @@ pub(super) struct Survey {
     last: Seen,
 }
 
-#[derive(Clone)]
+/// For each port.
 struct Seen {
-    vlans: VidSet,
+    vlans: Vec<VidSet>,
     addresses: Vec<usize>,
 }
 
 impl Seen {
     fn nothing(ports: usize) -> Self {
         Self {
-            vlans: VidSet::EMPTY,
+            vlans: vec![VidSet::EMPTY; ports],
             addresses: vec![0; ports],
         }
     }
@@ -39,7 +41,6 @@ impl Survey {
     /// Nothing was read yet of the addresses of so many ports.
     pub(super) fn new(ports: usize) -> Self {
         Self {
-            ports,
             next_row: 0,
             current: Seen::nothing(ports),
             last: Seen::nothing(ports),
@@ -51,24 +52,42 @@ impl Survey {
         let portion = self.next_row..self.next_row + ROWS_AT_ONCE;
         self.next_row = portion.end;
         for entry in fdb.entries_in(portion, now_s) {
-            self.current.vlans.insert(entry.vid);
-            if let Some(count) = self.current.addresses.get_mut(usize::from(entry.port.0)) {
+            let port = usize::from(entry.port.0);
+            let seen = &mut self.current;
+            if let (Some(vlans), Some(count)) =
+                (seen.vlans.get_mut(port), seen.addresses.get_mut(port))
+            {
+                vlans.insert(entry.vid);
                 *count += 1;
             }
         }
         if self.next_row >= fdb.rows() {
             self.next_row = 0;
-            self.last = std::mem::replace(&mut self.current, Seen::nothing(self.ports));
+            let nothing = Seen::nothing(self.last.addresses.len());
+            self.last = std::mem::replace(&mut self.current, nothing);
         }
     }
 
     /// The VLANs that a station is in, with that of untagged frames. One whose last station has gone
     /// is among them until the table was read to its end.
     pub(super) fn vlans(&self) -> VidSet {
-        let mut vlans = self.last.vlans.clone();
-        vlans.extend(self.current.vlans.iter());
-        vlans.insert(Vid::UNTAGGED);
-        vlans
+        let mut all = VidSet::EMPTY;
+        all.insert(Vid::UNTAGGED);
+        for vlans in self.last.vlans.iter().chain(&self.current.vlans) {
+            all.extend(vlans.iter());
+        }
+        all
+    }
+
+    /// The same with the ports that the stations are behind.
+    pub(super) fn stations(&self) -> BTreeSet<(Vid, PortId)> {
+        let seen = zip(&self.last.vlans, &self.current.vlans);
+        let ports = (0..).map(PortId).zip(seen);
+        let all = ports.flat_map(|(port, (last, current))| {
+            let vlans = last.iter().chain(current.iter());
+            vlans.map(move |vid| (vid, port))
+        });
+        all.collect()
     }
 
     /// How many addresses each port had when the table was read to its end.
@@ -125,6 +144,9 @@ mod tests {
         assert_eq!(survey.addresses()[0], 1);
         let vlans = survey.vlans();
         assert!(vlans.contains(new) && !vlans.contains(gone));
+        let stations = survey.stations();
+        assert!(stations.contains(&(new, PortId(0))));
+        assert!(!stations.contains(&(new, PortId(1))));
     }
 
     #[test]

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use etherparse::PacketBuilder;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::cable::Cable;
+use crate::cable::{Cable, VlanHost};
 use crate::frames::Mac;
 use crate::mesh::{Mesh, hello};
 use crate::process::{eventually, millis, secs};
-use crate::topology::{Host, Settings, Site};
+use crate::switch::Sites;
+use crate::topology::{BRIDGE, Host, Settings, Site};
 
 /// Joined at the second site only.
 const AT_B: [IpAddr; 2] = [v4(1), v6(1)];
@@ -62,10 +63,14 @@ struct Member {
 
 impl Member {
     fn at(site: &Site) -> Self {
-        let host = site.host(1);
+        Self::on(site.host(1), "eth0")
+    }
+
+    fn on(host: Host, interface: &str) -> Self {
         host.ns
             .run(&["sysctl", "-qw", "net.ipv4.igmp_max_memberships=1000"]);
-        let index = host.ns.run(&["cat", "/sys/class/net/eth0/ifindex"]);
+        let index = format!("/sys/class/net/{interface}/ifindex");
+        let index = host.ns.run(&["cat", &index]);
         let sockets = host.ns.enter(|| {
             let six = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)).unwrap();
             let four = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
@@ -362,13 +367,112 @@ fn groups_reach_everyone_where_nobody_asks() {
     }
 }
 
+/// The first site asks. VLAN 42 is untagged at the second, where the host knows nothing of it, and
+/// tagged at the others.
+fn hosts_of_a_vlan_are_asked_too() {
+    const VID: u16 = 42;
+    const TAG: [u8; 4] = [0x81, 0, 0, VID as u8];
+    let snooping = "multicast-snooping = true";
+    let settings = |tunnel, device| Settings {
+        tunnel,
+        device,
+        ..Settings::default()
+    };
+    let sites = Sites::start(
+        [
+            settings(
+                "[switch]\nquerier = true",
+                "[device.port]\nmulticast-snooping = true",
+            ),
+            settings("", "[device.port]\naccess = 42\nmulticast-snooping = true"),
+            settings("", "[device.port]\nmulticast-snooping = true"),
+        ],
+        [
+            &[(1, snooping), (2, snooping)],
+            &[(0, snooping), (2, snooping)],
+            &[(0, snooping), (1, snooping)],
+        ],
+    );
+    let cables = &sites.cables;
+    let untagged = Member::at(&sites.sites[1]);
+    let host = sites.sites[2].host(1);
+    let _vlan = VlanHost::new(&host.ns, &sites.sites[2].ns, BRIDGE, "trunk", VID);
+    host.ns
+        .ip("addr add 10.42.0.3/24 dev vlan\naddr add fd42::3/64 dev vlan nodad");
+    let v4 = Ipv4Addr::new(10, 42, 0, 3);
+    let tagged = Member::on(Host { v4, ..host }, "vlan");
+    untagged.join(AT_B);
+    untagged.join(AT_B_AND_C);
+    tagged.join(AT_B_AND_C);
+
+    let in_vlan = |frame: &[u8]| [&frame[..12], &TAG, &frame[12..]].concat();
+    let mut number = 0;
+    // Which sites what the first one sends in the VLAN comes to, with a tag or without.
+    let mut reached = |group: IpAddr| -> BTreeSet<usize> {
+        number += 1;
+        let frame = datagram(cables[0].mac, group, number);
+        cables[0].send(&in_vlan(&frame));
+        let mark = hello(&cables[0], &[]);
+        cables[0].send(&in_vlan(&mark));
+        let seen = |at: usize, frame: &[u8]| match at {
+            1 => frame.to_vec(),
+            _ => in_vlan(frame),
+        };
+        for (at, cable) in cables.iter().enumerate().skip(1) {
+            assert!(cable.receives(&seen(at, &mark), secs(5)), "a broadcast");
+        }
+        thread::sleep(millis(50));
+        let sites = cables.iter().enumerate();
+        let came = sites.filter(|&(at, cable)| cable.count(&seen(at, &frame)) > 0);
+        came.map(|(at, _)| at).collect()
+    };
+    let wanted = [(AT_B, [1].into()), (AT_B_AND_C, [1, 2].into())];
+    let end = Instant::now() + SETTLED;
+    let mut is_pruned = false;
+    while !is_pruned {
+        assert!(Instant::now() < end, "nobody is asked in the VLAN");
+        for (groups, sites) in &wanted {
+            for group in *groups {
+                assert!(reached(group).is_superset(sites), "{group}");
+            }
+        }
+        is_pruned = UNWANTED.iter().all(|&group| reached(group).is_empty());
+    }
+    for (groups, sites) in wanted {
+        for group in groups {
+            assert_eq!(reached(group), sites, "{group}");
+        }
+    }
+    for group in LINK_LOCAL {
+        assert_eq!(reached(group), [1, 2].into(), "{group}");
+    }
+    // Who leaves is asked again, in the VLAN.
+    untagged.leave(AT_B_AND_C);
+    for group in AT_B_AND_C {
+        eventually(secs(8), "the last member has left", || {
+            (reached(group) == [2].into()).then_some(())
+        });
+    }
+    let groups = sites.sites[0].status().groups;
+    let in_vlan: BTreeSet<_> = groups
+        .iter()
+        .filter(|it| it.vid == VID)
+        .map(|it| (it.group.as_str(), it.ports.join(" ")))
+        .collect();
+    let of_c = AT_B_AND_C.map(|group| group.to_string());
+    for group in &of_c {
+        assert!(in_vlan.contains(&(group, "site3".into())), "{in_vlan:?}");
+    }
+}
+
 #[test]
 fn multicast_goes_where_it_is_wanted() {
-    let scenarios: [(&str, fn()); 4] = [
+    let scenarios: [(&str, fn()); 5] = [
         ("mesh", groups_reach_who_joined_them_in_a_mesh),
         ("return", a_site_that_comes_back_misses_nothing),
         ("hub", groups_reach_who_joined_them_over_a_hub),
         ("no querier", groups_reach_everyone_where_nobody_asks),
+        ("VLAN", hosts_of_a_vlan_are_asked_too),
     ];
     let named = |(name, run): (&str, fn())| {
         let thread = thread::Builder::new().name(name.to_owned());

@@ -2,6 +2,7 @@
 //! What is known of a VLAN in one family: who asks, and where routers are.
 
 use alloc::collections::BTreeMap;
+use core::cmp::Reverse;
 use core::net::IpAddr;
 
 use super::message::{RESPONSE_S, ROBUSTNESS};
@@ -91,10 +92,13 @@ impl Vlan {
     pub(super) fn port_up(&mut self, port: PortId, now_s: u32) {
         self.newcomers.insert(port, None);
         if let Some(own) = &mut self.own {
-            *own = OwnQueries {
-                next_s: now_s,
-                sent: 0,
+            // What is overdue stays so, and keeps its place before others.
+            let next_s = if is_past(own.next_s, now_s) {
+                own.next_s
+            } else {
+                now_s
             };
+            *own = OwnQueries { next_s, sent: 0 };
         }
     }
 
@@ -107,16 +111,26 @@ impl Vlan {
         }
     }
 
-    /// Whether our query is due; the next one is after the interval then, or, at the beginning, after
-    /// two seconds and a quarter of the interval (RFC 3376 sections 8.6 and 8.7, RFC 3810 sections
-    /// 9.6 and 9.7, and one more).
-    pub(super) fn take_due(&mut self, interval_s: u32, now_s: u32) -> bool {
+    /// Whether our query is due.
+    pub(super) fn is_due(&self, now_s: u32) -> bool {
+        let own = self.own.filter(|_| self.querier.is_none());
+        own.is_some_and(|own| is_past(own.next_s, now_s))
+    }
+
+    /// Which due query goes first: a second one, which hosts have not long to answer, then whichever
+    /// has waited longest.
+    pub(super) fn urgency(&self, now_s: u32) -> impl Ord + use<> {
+        let own = self.own.map(|own| (own.sent != 1, own.next_s));
+        own.map(|(is_later, next_s)| (is_later, Reverse(now_s.wrapping_sub(next_s))))
+    }
+
+    /// Notes that we ask. The next time is after the interval, or, at the beginning, after two seconds
+    /// and a quarter of the interval (RFC 3376 sections 8.6 and 8.7, RFC 3810 sections 9.6 and 9.7,
+    /// and one more).
+    pub(super) fn ask(&mut self, interval_s: u32, now_s: u32) {
         let Some(own) = &mut self.own else {
-            return false;
+            return;
         };
-        if self.querier.is_some() || !is_past(own.next_s, now_s) {
-            return false;
-        }
         own.sent = own.sent.saturating_add(1);
         let wait_s = match own.sent {
             1 => SECOND_AFTER_S,
@@ -126,7 +140,6 @@ impl Vlan {
         own.next_s = now_s.wrapping_add(wait_s.max(1));
         self.membership_s = membership_s(u32::from(ROBUSTNESS), interval_s, RESPONSE_S);
         self.asked(SETTLE_S, now_s);
-        true
     }
 
     /// Forgets what is past, and says whether that changes anything.

@@ -96,6 +96,14 @@ impl PortVlans {
         Ok(Self(Mode::Tunnel { vid, tpid }))
     }
 
+    /// The VLAN of a tunnel, [`Self::tunnel`].
+    pub const fn as_tunnel(&self) -> Option<Vid> {
+        match self.0 {
+            Mode::Tunnel { vid, .. } => Some(vid),
+            _ => None,
+        }
+    }
+
     /// Whether frames pass as they are.
     pub const fn is_transparent(&self) -> bool {
         matches!(self.0, Mode::Transparent)

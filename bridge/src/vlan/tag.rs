@@ -113,6 +113,15 @@ impl Inside {
         self.is_nested
     }
 
+    /// Whether its VLAN is a provider's: whoever speaks in it with such tags does not hear what this
+    /// node says there with those of customers, such as queries for groups.
+    pub const fn is_service(&self) -> bool {
+        match self.tag {
+            Tag::None => matches!(self.push_tpid, Tpid::Service),
+            Tag::Priority { tpid, .. } | Tag::Vlan { tpid, .. } => matches!(tpid, Tpid::Service),
+        }
+    }
+
     /// What to do to the frame so that it leaves in VLAN `outside`, or in none.
     pub(super) const fn edit(&self, outside: Option<Vid>) -> TagEdit {
         match (self.tag, outside) {
