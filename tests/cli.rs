@@ -305,6 +305,29 @@ fn accepts() {
     }
 }
 
+#[test]
+fn check_lists_the_stations_of_ports() {
+    let site = Site::new();
+    let port = "name = \"pc0\"\n[device.port]\nstations = [\"02:00:5e:10:00:01\"]";
+    let device = CONFIG.replace(DEVICE, port);
+    let of_peer = "[peer.port]\naccess = 10\nstations = [\"02:00:5e:10:00:02\"]";
+    let both = device.replace(PEER_KEY, &format!("{PEER_KEY}\n{of_peer}"));
+    for (text, line) in [
+        (CONFIG, None),
+        (&device, Some("1 static station: 02:00:5e:10:00:01 on tap.")),
+        (
+            &both,
+            Some(
+                "2 static stations: 02:00:5e:10:00:01 on tap, 02:00:5e:10:00:02 in VLAN 10 on site-b.",
+            ),
+        ),
+    ] {
+        let ran = site.check(text);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert_eq!(ran.stdout.lines().nth(1), line, "{}", ran.stdout);
+    }
+}
+
 /// The line to replace, its replacement, and how the errors begin after `a.toml:` and what else is
 /// in them.
 type Refusal<'a> = (&'a str, &'a str, &'a str, &'a [&'a str]);
@@ -487,6 +510,8 @@ fn refuses_values_of_ports() {
         ("native = 5", "8:10: [device.port] native: is of use in a trunk only", "`trunk = \"10, 20-29\"`"),
         ("bpdu = \"no\"", "8:8: [device.port] bpdu:", "`pass` or `drop` or `guard`"),
         ("sources = [\"01:00:5e:00:00:01\"]", "8:11: [device.port] sources:", "not the address of a station"),
+        ("stations = [\"01:00:5e:00:00:01\"]", "8:13: [device.port] stations: 01:00:5e:00:00:01 is the address of a group", "02:00:5e:10:00:01"),
+        ("access = 42\nstations = [\n\"02:00:5e:10:00:01\",\n{ mac = \"02:00:5e:10:00:02\", vlan = 43 }]", "11:1: [device.port] stations: 02:00:5e:10:00:02 is in VLAN 43, which the port does not have", "leave `vlan` out"),
         ("acess = 42", "8:1: [device.port] acess: unknown key", "did you mean `access`?"),
         ("mtu = 1400", "8:1: [device.port] mtu: is not a key of [device.port]", "belongs in [device], above"),
     ] {

@@ -16,7 +16,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::fdb::{Fdb, Learning};
+use crate::fdb::{Fdb, Learning, Origin};
 use crate::frame::FrameHeader;
 use crate::inspect::{Content, inspect};
 use crate::loops::PROBE_DESTINATION;
@@ -31,17 +31,21 @@ pub struct Switch {
     ports: Box<[Port]>,
     hub: bool,
     own_probe_mac: Option<MacAddr>,
+    stations_left_out: usize,
 }
 
 impl Switch {
-    /// A switch that knows no station yet.
+    /// A switch that knows no station yet, but for those of the configuration.
     ///
     /// `hash_key` must be random and secret, see [`Fdb::new`].
     pub fn new(config: SwitchConfig, hash_key: [u64; 2]) -> Self {
         let suppresses = config.ports.iter().any(|port| port.neighbour_suppression);
+        let fdb = Fdb::new(&config, hash_key);
+        let stations_left_out = assign_stations(&fdb, &config.ports);
         let ports = config.ports.iter().cloned();
         Self {
-            fdb: Fdb::new(&config, hash_key),
+            fdb,
+            stations_left_out,
             hub: config.hub,
             own_probe_mac: config.own_probe_mac,
             ports: ports.map(|port| Port::new(port, suppresses)).collect(),
@@ -266,6 +270,13 @@ impl Switch {
         (0..=u16::MAX).map(PortId).take(self.ports.len())
     }
 
+    /// How many stations of the configuration have no place in the table, see
+    /// [`PortConfig::stations`]. Where they would be is up to the hash key: with another one, all of
+    /// them may have places.
+    pub fn stations_left_out(&self) -> usize {
+        self.stations_left_out
+    }
+
     /// The addresses that the switch knows.
     pub fn fdb(&self) -> &Fdb {
         &self.fdb
@@ -285,6 +296,15 @@ impl Switch {
             Egress::Port(PortId::TAP)
         }
     }
+}
+
+/// Assigns the stations of the configuration to their ports, and says how many find no place.
+fn assign_stations(fdb: &Fdb, ports: &[PortConfig]) -> usize {
+    let ports = (0..).map(PortId).zip(ports);
+    let stations = ports.flat_map(|(id, port)| port.stations.iter().map(move |&it| (id, it)));
+    stations
+        .filter(|&(port, (vid, mac))| fdb.insert(vid, mac, port, Origin::Static, 0).is_err())
+        .count()
 }
 
 /// Nodes take random, locally administered sources. What pretends to come from another station's own
@@ -462,7 +482,6 @@ mod tests {
     };
     use super::Egress::{Flood, Port};
     use super::*;
-    use crate::fdb::Origin;
     use crate::limit::FloodLimits;
     use crate::port::{BpduPolicy, Sources};
     use crate::vlan::TagEdit::{Keep, Pop};
@@ -866,6 +885,61 @@ mod tests {
             let home = switch.fdb().lookup(Vid::UNTAGGED, MacAddr(station(src)), 0);
             assert_eq!(home, verdict.is_ok().then_some(port), "{src}");
         }
+    }
+
+    #[test]
+    fn stations_of_the_configuration_are_where_it_says() {
+        let ten = Vid::new(10).unwrap();
+        let port = |stations: &[(Vid, MacAddr)]| PortConfig {
+            stations: stations.to_vec(),
+            ..PortConfig::default()
+        };
+        let mac = |name| MacAddr(station(name));
+        let switch = switch([
+            port(&[(ten, mac(1))]),
+            port(&[(Vid::UNTAGGED, mac(1)), (Vid::UNTAGGED, mac(2))]),
+            port(&[]),
+        ]);
+        assert_eq!(switch.stations_left_out(), 0);
+        let homes = |switch: &Switch| {
+            let entries = switch.fdb().entries(1_000_000);
+            let mut homes: Vec<_> = entries
+                .map(|it| (it.vid, it.mac, it.port, it.origin))
+                .collect();
+            homes.sort_unstable_by_key(|&(vid, mac, ..)| (vid, mac));
+            homes
+        };
+        let expected = [
+            (Vid::UNTAGGED, mac(1), PEER_1, Origin::Static),
+            (Vid::UNTAGGED, mac(2), PEER_1, Origin::Static),
+            (ten, mac(1), TAP, Origin::Static),
+        ];
+        assert_eq!(homes(&switch), expected);
+        // Frames do not move them, and nothing that is forgotten is theirs.
+        at(&switch, TAP, &frame([0xff; 6], station(2), &[8, 6]), 0).unwrap();
+        let to_two = frame(station(2), station(9), &[8, 6]);
+        assert_eq!(at(&switch, TAP, &to_two, 0), Ok(Port(PEER_1)));
+        switch.set_blocked(PEER_1, true).unwrap();
+        switch.set_blocked(PEER_1, false).unwrap();
+        switch.fdb().remove(Vid::UNTAGGED, mac(9));
+        assert_eq!(homes(&switch), expected);
+    }
+
+    #[test]
+    fn stations_without_a_place_are_counted() {
+        let stations = (0..20).map(|name| (Vid::UNTAGGED, MacAddr(station(name))));
+        let config = SwitchConfig {
+            ports: [PortConfig {
+                stations: stations.collect(),
+                ..PortConfig::default()
+            }]
+            .into(),
+            fdb_capacity: 8,
+            ..SwitchConfig::default()
+        };
+        let switch = Switch::new(config, [3, 4]);
+        assert_eq!(switch.stations_left_out(), 12);
+        assert_eq!(switch.fdb().entries(0).count(), 8);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::frame::FrameHeader;
 use crate::inspect::{Content, inspect};
 use crate::limit::{FloodLimits, Limit};
 use crate::mac::MacAddr;
-use crate::vlan::{Inside, PortVlans, TagEdit};
+use crate::vlan::{Inside, PortVlans, TagEdit, Vid};
 
 /// A port of the switch: the TAP, or one peer. What stands behind a number is the caller's business.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +50,8 @@ pub struct PortConfig {
     pub spoof_guard: bool,
     /// The only stations that may send from behind it.
     pub allowed_sources: Option<Sources>,
+    /// Stations that live behind it, each in a VLAN, whatever frames say.
+    pub stations: Vec<(Vid, MacAddr)>,
 }
 
 impl PortConfig {
@@ -437,7 +439,7 @@ mod tests {
         let default = PortConfig::default;
         for config in [
             PortConfig {
-                vlans: PortVlans::access(crate::Vid::UNTAGGED).unwrap(),
+                vlans: PortVlans::access(Vid::UNTAGGED).unwrap(),
                 ..default()
             },
             PortConfig {

@@ -5,10 +5,11 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use patchcord::config::{self, CipherChoice, Config, ConfigErrors, Mode, PeerConfig};
+use patchcord::config::{self, CipherChoice, Config, ConfigErrors, DeviceConfig, Mode, PeerConfig};
 use patchcord::control::client::{self, ClientError};
 use patchcord::control::message::{Reply, Request};
 use patchcord::control::socket_path;
+use patchcord_bridge::Vid;
 
 use super::{Failure, RunDir, logs, print};
 
@@ -105,6 +106,7 @@ fn summary(config: &Config) -> String {
     for address in &device.addresses {
         let _ = write!(text, ", {address}");
     }
+    let stations = stations_summary(device, peers);
     let peers: Vec<_> = peers.iter().map(peer_summary).collect();
     let _ = writeln!(
         text,
@@ -113,7 +115,34 @@ fn summary(config: &Config) -> String {
         plural(peers.len(), "peer"),
         peers.join(", ")
     );
-    text
+    text + &stations
+}
+
+/// A line with the stations that the configuration puts behind ports; none without any.
+fn stations_summary(device: &DeviceConfig, peers: &[PeerConfig]) -> String {
+    const SHOWN: usize = 16;
+    let peers = peers.iter().map(|peer| (peer.name.as_str(), &peer.port));
+    let ports = [("tap", &device.port)].into_iter().chain(peers);
+    let stations = ports.flat_map(|(name, port)| port.stations.iter().map(move |it| (name, it)));
+    let texts: Vec<_> = stations
+        .map(|(port, &(vid, mac))| match vid {
+            Vid::UNTAGGED => format!("{mac} on {port}"),
+            vid => format!("{mac} in VLAN {vid} on {port}"),
+        })
+        .collect();
+    if texts.is_empty() {
+        return String::new();
+    }
+    let others = texts.len().saturating_sub(SHOWN);
+    let shown = texts[..texts.len() - others].join(", ");
+    let others = match others {
+        0 => String::new(),
+        others => format!(", and {others} more"),
+    };
+    format!(
+        "{}: {shown}{others}.\n",
+        plural(texts.len(), "static station")
+    )
 }
 
 fn peer_summary(peer: &PeerConfig) -> String {

@@ -13,6 +13,7 @@ mod load;
 mod parse;
 mod port;
 mod section;
+mod stations;
 mod value;
 
 use std::fmt;

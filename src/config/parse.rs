@@ -18,6 +18,7 @@ use super::error::Report;
 use super::section::{
     self, DEVICE, DEVICE_PORT, PEER, PEER_PORT, PIPELINE, SWITCH, Section, TUNNEL,
 };
+use super::stations::Stations;
 use super::{
     Config, ConfigErrors, DeviceConfig, Endpoint, KeyFileError, Mode, PeerConfig, PipelineConfig,
     PlanChoice, SwitchSettings, TunnelConfig,
@@ -56,6 +57,7 @@ impl Config {
             file,
             read_key_file,
             report,
+            stations: Stations::default(),
         };
         let config = parser.config(document.get_ref());
         parser.report.finish(config)
@@ -81,6 +83,7 @@ struct Parser<'a> {
     file: &'a Path,
     read_key_file: ReadKeyFile<'a>,
     report: Report<'a>,
+    stations: Stations,
 }
 
 impl Parser<'_> {
@@ -108,6 +111,8 @@ impl Parser<'_> {
         let switch = self.switch(&switch);
         let pipeline = self.pipeline(&pipeline);
         let peer_configs: Vec<_> = peers.iter().filter_map(|peer| self.peer(peer)).collect();
+        let room = switch.room(1 + peers.len());
+        self.stations.check_room(room, &mut self.report);
         self.check_someone_can_begin(&tunnel, &peers);
         self.check_peers_differ(&peer_configs);
         if let Some(tunnel) = &tunnel_config {
@@ -190,7 +195,11 @@ impl Parser<'_> {
         let backend = section
             .read("backend", report, value::backend)
             .unwrap_or_default();
-        let port = port::port(&section.nested(&DEVICE_PORT, report), report);
+        let port = port::port(
+            &section.nested(&DEVICE_PORT, report),
+            report,
+            &mut self.stations,
+        );
 
         if is_nic {
             refuse_beside_nic(section, report, mode);
@@ -291,7 +300,11 @@ impl Parser<'_> {
         let name = section.read("name", report, value::peer_name);
         let endpoint = section.read("endpoint", report, value::endpoint);
         let keepalive = section.read("keepalive", report, value::keepalive);
-        let port = port::port(&section.nested(&PEER_PORT, report), report);
+        let port = port::port(
+            &section.nested(&PEER_PORT, report),
+            report,
+            &mut self.stations,
+        );
         let preshared_path = section.read("preshared-key-file", report, value::key_path);
         let preshared_key = preshared_path.and_then(|path| {
             self.key(section, "preshared-key-file", &path, |text| {
@@ -678,7 +691,7 @@ mod tests {
     proptest! {
         /// Every cut and every replaced character of a full file ends in a value or in errors.
         #[test]
-        fn survives_damage(cut in 0usize..1400, at in 0usize..1400, with in any::<char>()) {
+        fn survives_damage(cut in 0usize..1500, at in 0usize..1500, with in any::<char>()) {
             let whole = everything();
             let damaged: String = whole
                 .chars()
@@ -739,6 +752,7 @@ preshared-key-file = "/keys/ab.psk"
 [peer.port]
 tunnel = 200
 tag = "802.1q"
+stations = ["02:00:00:00:00:01", {{ mac = "02:00:00:00:00:02", vlan = 200 }}]
 bpdu = "guard"
 dhcp-server = "drop"
 router-advertisements = "drop"

@@ -8,9 +8,14 @@ use toml::de::DeValue;
 
 use super::error::Report;
 use super::section::Section;
+use super::stations::Stations;
 use super::value::{Parsed, choice, integer, mac_address, shown, string, wrong_type};
 
-pub(super) fn port(section: &Section<'_, '_>, report: &mut Report<'_>) -> PortConfig {
+pub(super) fn port(
+    section: &Section<'_, '_>,
+    report: &mut Report<'_>,
+    stations: &mut Stations,
+) -> PortConfig {
     if !section.is_readable() {
         return PortConfig::default();
     }
@@ -28,6 +33,8 @@ pub(super) fn port(section: &Section<'_, '_>, report: &mut Report<'_>) -> PortCo
     let spoof_guard = is_on("spoof-guard");
     let neighbour_suppression = is_on("neighbour-suppression");
     let multicast_snooping = is_on("multicast-snooping");
+    let vlans = vlans(section, report);
+    let stations = stations.of_port(section, &vlans, report);
     let mut guard = |key| section.read(key, report, guard).unwrap_or_default();
     PortConfig {
         limits,
@@ -38,7 +45,8 @@ pub(super) fn port(section: &Section<'_, '_>, report: &mut Report<'_>) -> PortCo
         spoof_guard,
         bpdus: section.read("bpdu", report, bpdus).unwrap_or_default(),
         allowed_sources: section.read("sources", report, sources),
-        vlans: vlans(section, report),
+        vlans,
+        stations,
     }
 }
 
@@ -172,7 +180,7 @@ fn vid_number(text: &str) -> Option<u16> {
 /// The last that names a VLAN, see [`Vid::is_assignable`].
 const MAX_VID: u16 = 4094;
 
-fn vid(value: &DeValue<'_>, min: u16, example: &str) -> Parsed<Vid> {
+pub(super) fn vid(value: &DeValue<'_>, min: u16, example: &str) -> Parsed<Vid> {
     let number = integer(value, min.into()..=MAX_VID.into(), example)?;
     Ok(Vid::new(number as u16).unwrap_or_default())
 }

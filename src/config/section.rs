@@ -87,6 +87,7 @@ const PORT_KEYS: &[&str] = &[
     "router-advertisements",
     "spoof-guard",
     "sources",
+    "stations",
     "neighbour-suppression",
     "multicast-snooping",
 ];
@@ -249,11 +250,12 @@ impl<'t, 'i> Section<'t, 'i> {
 
     /// Reports a problem with the value of `key`.
     pub(super) fn refuse(&self, key: &str, report: &mut Report<'_>, problem: String) {
-        report.add(
-            &self.span_of(key),
-            format!("{} {key}", self.schema.header),
-            problem,
-        );
+        report.add(&self.span_of(key), self.name_of(key), problem);
+    }
+
+    /// What errors call `key`.
+    pub(super) fn name_of(&self, key: &str) -> String {
+        format!("{} {key}", self.schema.header)
     }
 }
 

@@ -227,7 +227,7 @@ impl Engine {
         let probes = (config.loop_guard && !config.wire).then(Probes::random);
         config.switch.own_probe_mac = probes.as_ref().map(|probes| probes.source);
         let mut duties = Duties::of(&config.switch, config.querier, !config.wire);
-        let switch = Switch::new(config.switch, hash_key());
+        let switch = new_switch(&config.switch);
         let to_control = ToControl {
             notices: notices_in,
             handshakes: handshakes_in,
@@ -329,6 +329,29 @@ impl Drop for Engine {
         self.shared.stop.wake();
         self.control.abort();
         self.slow_path.abort();
+    }
+}
+
+/// A switch whose table has places for all stations of the configuration: which of them are in each
+/// other's way is up to the key.
+fn new_switch(config: &SwitchConfig) -> Switch {
+    /// The configuration lists so few that most attempts are the last.
+    const ATTEMPTS: usize = 32;
+    let mut left = ATTEMPTS;
+    loop {
+        let switch = Switch::new(config.clone(), hash_key());
+        left -= 1;
+        let left_out = switch.stations_left_out();
+        if left_out == 0 {
+            return switch;
+        }
+        if left == 0 {
+            tracing::warn!(
+                left_out,
+                "the table of addresses has no room for all stations of the configuration; write a larger `capacity`"
+            );
+            return switch;
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use crate::cable::Cable;
 use crate::frames::{self, BROADCAST, EXPERIMENTAL, Mac};
 use crate::process::{eventually, millis, secs};
-use crate::topology::{Pair, Plan, Router, Sandbox, Settings, Site, connect, mac};
+use crate::topology::{Pair, Peer, Plan, Router, Sandbox, Settings, Site, connect, mac};
 
 struct Star {
     at: [Cable; 3],
@@ -30,28 +30,39 @@ const C: usize = 2;
 
 impl Star {
     fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// With these lines of the port that A has for C.
+    fn start_with(port: &'static str) -> Self {
         let sandbox = Sandbox::new();
         let internet = Router::internet(&sandbox);
         let mut sites = [1, 2, 3].map(|n| Site::new(&sandbox, &internet, n, 1500));
         let peer = |of: usize| sites[of].as_peer(Some(IpAddr::V4(sites[of].uplink.v4)));
         let settings = Settings::default();
-        sites[A].configure(&settings, &[peer(B), peer(C)]);
+        let to_c = Peer { port, ..peer(C) };
+        sites[A].configure(&settings, &[peer(B), to_c]);
         sites[B].configure(&settings, &[peer(A)]);
         sites[C].configure(&settings, &[peer(A)]);
         let at = [A, B, C].map(|site| sites[site].cable(1, 1500));
         for site in &mut sites {
             site.up();
         }
-        for site in [B, C] {
-            connect(&at[A], &at[site], secs(10));
-            connect(&at[site], &at[A], secs(10));
-        }
-        Self {
+        let star = Self {
             at,
             sites,
             seed: 0,
             _internet: internet,
             _sandbox: sandbox,
+        };
+        star.connect();
+        star
+    }
+
+    fn connect(&self) {
+        for site in [B, C] {
+            connect(&self.at[A], &self.at[site], secs(10));
+            connect(&self.at[site], &self.at[A], secs(10));
         }
     }
 
@@ -126,6 +137,33 @@ fn a_static_address_keeps_its_place() {
     let refused = star.fdb(&format!("add TUNNEL {station} site9"));
     let ports = "there is no port `site9`; the ports are tap, site2, site3";
     assert!(refused.unwrap_err().contains(ports));
+}
+
+#[test]
+fn stations_of_the_configuration_are_there_after_each_start() {
+    let mut star = Star::start_with(
+        "stations = [\"02:55:00:00:00:01\", { mac = \"02:55:00:00:00:02\", vlan = 10 }]",
+    );
+    let in_vlan: Mac = [0x02, 0x55, 0, 0, 0, 2];
+    for start in 1..=2 {
+        assert_eq!(star.unicast(STATION), [false, true], "start {start}");
+        star.appears(STATION, B);
+        assert_eq!(star.unicast(STATION), [false, true], "and stays there");
+        assert_eq!(star.unicast(in_vlan), [true, true], "of another VLAN");
+        for (station, vlan) in [(STATION, "untagged"), (in_vlan, "VID 10")] {
+            let station = mac(station);
+            let shown = star.fdb(&format!("show TUNNEL --mac {station}")).unwrap();
+            let words: Vec<_> = shown.split_whitespace().collect();
+            let expected = format!("{station} {vlan} site3 static ");
+            assert!(words.join(" ").starts_with(&expected), "{shown}");
+        }
+        // What is deleted is so until the next start.
+        star.fdb(&format!("del TUNNEL {}", mac(STATION))).unwrap();
+        assert_eq!(star.unicast(STATION), [true, true], "unknown");
+        star.sites[A].terminate();
+        star.sites[A].up();
+        star.connect();
+    }
 }
 
 #[test]

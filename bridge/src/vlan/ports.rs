@@ -96,6 +96,29 @@ impl PortVlans {
         Ok(Self(Mode::Tunnel { vid, tpid }))
     }
 
+    /// Whether frames of the VLAN, as it is called inside, enter and leave here.
+    pub fn has(&self, vid: Vid) -> bool {
+        match &self.0 {
+            Mode::Transparent => vid == Vid::UNTAGGED || vid.is_assignable(),
+            Mode::Trunk(trunk) => trunk.allowed.contains(vid) || trunk.native == Some(vid),
+            Mode::Access(own) | Mode::Tunnel { vid: own, .. } => *own == vid,
+        }
+    }
+
+    /// The VLAN of the frames that are untagged here, if they pass.
+    pub fn untagged_vid(&self) -> Option<Vid> {
+        match &self.0 {
+            Mode::Transparent => Some(Vid::UNTAGGED),
+            Mode::Trunk(trunk) => trunk.native,
+            Mode::Access(vid) | Mode::Tunnel { vid, .. } => Some(*vid),
+        }
+    }
+
+    /// Whether it is a [`Self::trunk`].
+    pub const fn is_trunk(&self) -> bool {
+        matches!(self.0, Mode::Trunk(_))
+    }
+
     /// The VLAN of a tunnel, [`Self::tunnel`].
     pub const fn as_tunnel(&self) -> Option<Vid> {
         match self.0 {
@@ -519,6 +542,38 @@ mod tests {
         let inside = port.classify(&header(UNTAGGED)).unwrap();
         let edit = PortVlans::transparent().leave(&inside).unwrap();
         assert_eq!(edited(UNTAGGED, edit), [0x81, 0, 0, 10, 8, 0]);
+    }
+
+    #[test]
+    fn a_port_has_the_vlans_whose_frames_pass() {
+        let native = |vid| trunk(&[110], Some(vid), &[(10, 110)]);
+        for (port, has, has_not, untagged) in [
+            (
+                PortVlans::transparent(),
+                &[0, 1, 4094][..],
+                &[4095][..],
+                Some(0),
+            ),
+            (trunk(&[110], None, &[(10, 110)]), &[110], &[0, 10], None),
+            (native(5), &[110, 5], &[0, 10], Some(5)),
+            (native(0), &[110, 0], &[10], Some(0)),
+            (
+                PortVlans::access(vid(42)).unwrap(),
+                &[42],
+                &[0, 43],
+                Some(42),
+            ),
+            (
+                PortVlans::tunnel(vid(200), Tpid::Service).unwrap(),
+                &[200],
+                &[0],
+                Some(200),
+            ),
+        ] {
+            assert!(has.iter().all(|&it| port.has(vid(it))), "{port:?}");
+            assert!(!has_not.iter().any(|&it| port.has(vid(it))), "{port:?}");
+            assert_eq!(port.untagged_vid(), untagged.map(vid), "{port:?}");
+        }
     }
 
     #[test]

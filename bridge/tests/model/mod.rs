@@ -242,6 +242,7 @@ impl PortSpec {
                 .allowed
                 .clone()
                 .map(|macs| Sources::new(macs).expect("stations")),
+            stations: Vec::new(),
         }
     }
 }
