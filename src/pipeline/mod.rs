@@ -535,3 +535,34 @@ impl Threads<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use patchcord_bridge::{MacAddr, PortConfig, Vid};
+
+    use super::*;
+
+    #[test]
+    fn as_many_stations_as_a_configuration_may_list_have_places() {
+        for (capacity, count) in [(8, 8_u32), (64, 8), (8192, 1024), (1 << 17, 1 << 14)] {
+            let station = |name: u32| {
+                let [_, _, c, d] = name.to_be_bytes();
+                (Vid::UNTAGGED, MacAddr([2, 0, 0, 0, c, d]))
+            };
+            let port = PortConfig {
+                stations: (0..count).map(station).collect(),
+                ..PortConfig::default()
+            };
+            let config = SwitchConfig {
+                ports: vec![port],
+                fdb_capacity: capacity,
+                ..SwitchConfig::default()
+            };
+            for _ in 0..10 {
+                let switch = new_switch(&config);
+                assert_eq!(switch.stations_left_out(), 0, "{count} in {capacity}");
+                assert_eq!(switch.fdb().entries(0).count(), count as usize);
+            }
+        }
+    }
+}
