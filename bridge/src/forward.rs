@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 
 use crate::fdb::{Fdb, Learning, Origin};
 use crate::frame::FrameHeader;
-use crate::inspect::{Content, inspect};
+use crate::inspect::{Content, PROBE_SOURCES, inspect};
 use crate::loops::PROBE_DESTINATION;
 use crate::mac::MacAddr;
 use crate::port::{Blocks, Port, PortConfig, PortId};
@@ -307,10 +307,11 @@ fn assign_stations(fdb: &Fdb, ports: &[PortConfig]) -> usize {
         .count()
 }
 
-/// Nodes take random, locally administered sources. What pretends to come from another station's own
-/// address is no probe, but a frame that teaches and is guarded against like any other.
+/// What pretends to be a probe, but comes from an address that a station may have, is none: it teaches
+/// and is guarded against like any other frame.
 fn is_probe(frame: &[u8], header: &FrameHeader) -> bool {
-    header.src.is_local() && inspect(frame, FrameHeader::ADDRESSES) == Content::Probe
+    header.src.0.starts_with(&PROBE_SOURCES)
+        && inspect(frame, FrameHeader::ADDRESSES) == Content::Probe
 }
 
 /// When a frame came, on any monotonic clocks, the same for all threads; threads that read them at
@@ -435,7 +436,7 @@ pub struct SwitchConfig {
     pub max_per_port: usize,
     /// Whether frames pass from peer to peer: for the centre of a star, never inside a mesh.
     pub hub: bool,
-    /// The source of this node's loop probes, by which it knows them again; locally administered.
+    /// The source of this node's loop probes, by which it knows them again.
     pub own_probe_mac: Option<MacAddr>,
 }
 
@@ -674,13 +675,13 @@ mod tests {
     fn a_blocked_port_takes_and_gives_nothing_but_own_probes() {
         let config = SwitchConfig {
             hub: true,
-            own_probe_mac: Some(MacAddr(station(77))),
+            own_probe_mac: Some(MacAddr(node(77))),
             ..SwitchConfig::with_ports(3)
         };
-        let (switch, own_probe) = (populate(config), probe(station(77)));
+        let (switch, own_probe) = (populate(config), probe(node(77)));
         let to_peer = frame(station(ON_PEER_1), station(ON_TAP), &[8, 0]);
         let from_peer = frame(station(ON_TAP), station(ON_PEER_1), &[8, 0]);
-        let probe = probe(station(NOWHERE));
+        let probe = probe(node(NOWHERE));
         for (blocked, to_it, from_it, leaves) in [
             (false, Ok(Port(PEER_1)), Ok(Port(TAP)), Ok(Keep)),
             // What was learned there is forgotten, and with it the way for what is sent there.
@@ -944,13 +945,13 @@ mod tests {
 
     #[test]
     fn own_probes_come_home_and_those_of_others_pass() {
-        let own = MacAddr(station(1));
+        let own = MacAddr(node(1));
         for (hub, ingress, src, egress, kind) in [
             (true, PEER_1, own.0, Egress::Nowhere, Kind::OwnProbe),
             (false, TAP, own.0, Egress::Nowhere, Kind::OwnProbe),
-            (true, PEER_1, station(2), Flood, Kind::Probe),
-            (false, PEER_1, station(2), Port(TAP), Kind::Probe),
-            (false, TAP, station(2), Flood, Kind::Probe),
+            (true, PEER_1, node(2), Flood, Kind::Probe),
+            (false, PEER_1, node(2), Port(TAP), Kind::Probe),
+            (false, TAP, node(2), Flood, Kind::Probe),
         ] {
             let config = SwitchConfig {
                 hub,
@@ -969,7 +970,7 @@ mod tests {
             let passed = 1 + (0..1000).take_while(|_| send().is_ok()).count();
             assert_eq!(passed, 200, "as many as all nodes send at once, and some");
             assert_eq!(send(), Err(ProbeLimited));
-            let other = if src == own.0 { station(2) } else { own.0 };
+            let other = if src == own.0 { node(2) } else { own.0 };
             let passes = switch.forward(ingress, &probe(other), 1, Now::default());
             assert!(passes.is_ok(), "each has a limit of its own");
         }
@@ -1034,9 +1035,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_from_a_stations_own_address_is_no_probe() {
-        // The universally administered ones of RFC 7042, section 2.1.2.
-        let station = |name| [0, 0, 0x5e, 0, 0x53, name];
+    fn what_is_sent_from_a_stations_address_is_no_probe() {
         let mut ports = [(); 3].map(|()| PortConfig::default());
         ports[1].spoof_guard = true;
         ports[2].allowed_sources = Some(Sources::new(vec![MacAddr(station(3))]).unwrap());
@@ -1054,7 +1053,7 @@ mod tests {
         }
         // Nodes are not known before they send a probe, and are not to be shut out.
         for port in [TAP, PEER_1, PEER_2] {
-            let probe = probe([0x02, 0, 0x5e, 0, 0x53, 1]);
+            let probe = probe(node(1));
             let decision = switch.forward(port, &probe, 1, Now::default());
             assert_eq!(decision.map(|it| it.kind), Ok(Kind::Probe), "{port:?}");
         }
@@ -1113,6 +1112,11 @@ mod tests {
 
     fn station(name: u8) -> [u8; 6] {
         [2, 0, 0, 0, 0, name]
+    }
+
+    /// What a node's loop probes come from.
+    fn node(name: u8) -> [u8; 6] {
+        [0x02, 0x70, 0, 0, 0, name]
     }
 
     fn frame(dst: [u8; 6], src: [u8; 6], after_addresses: &[u8]) -> Vec<u8> {

@@ -53,6 +53,8 @@ pub enum Content {
 
 /// Where loop probes are sent to: a group in the locally administered range.
 pub(crate) const PROBE_GROUP: [u8; 6] = [0x03, 0x70, 0x63, 0x6c, 0x70, 0x01];
+/// What the addresses begin with that they are sent from: locally administered, and no station's.
+pub(crate) const PROBE_SOURCES: [u8; 2] = [0x02, 0x70];
 /// IEEE 802 local experimental EtherType 2, IEEE 802 section 9.2.3.
 pub(crate) const PROBE_ETHER_TYPE: u16 = 0x88b6;
 

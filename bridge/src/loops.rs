@@ -50,13 +50,20 @@ use alloc::vec::Vec;
 
 use self::message::Message;
 use self::port::{Contest, Port};
-use crate::inspect::{PROBE_ETHER_TYPE, PROBE_GROUP};
+use crate::inspect::{PROBE_ETHER_TYPE, PROBE_GROUP, PROBE_SOURCES};
 use crate::mac::MacAddr;
 use crate::port::PortId;
 use crate::vlan::Vid;
 
 /// The address that probes are sent to.
 pub const PROBE_DESTINATION: MacAddr = MacAddr(PROBE_GROUP);
+
+/// An address for a node to send its probes from. Switches know probes by their destination, EtherType
+/// and such a source; whatever comes from an address that a station may have is none.
+pub const fn source([a, b, c, d]: [u8; 4]) -> MacAddr {
+    let [first, second] = PROBE_SOURCES;
+    MacAddr([first, second, a, b, c, d])
+}
 
 /// Watches over the ports of one node.
 ///
@@ -270,7 +277,7 @@ const WARN_US: u64 = 60 * S;
 impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
     /// A guard that watches over no port yet.
     ///
-    /// `node` and `source` must be random, and `source` a locally administered address of its own.
+    /// `node` and `source` must be random; see [`source`].
     pub fn new(node: NodeId, source: MacAddr, authenticate: A) -> Self {
         Self {
             node,

@@ -25,12 +25,6 @@ impl MacAddr {
         self.0 == [0; 6]
     }
 
-    /// Whether it is locally administered: chosen by software, and not by who made the card (IEEE 802,
-    /// section 8.4).
-    pub const fn is_local(self) -> bool {
-        self.0[0] & 2 == 2
-    }
-
     /// Whether a station may have it: neither a group's nor null.
     pub fn is_station(self) -> bool {
         !self.is_group() && !self.is_zero()

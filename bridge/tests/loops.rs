@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
-use patchcord_bridge::loops::{Cause, LoopGuard, NodeId, Verdict};
+use patchcord_bridge::loops::{Cause, LoopGuard, NodeId, Verdict, source};
 use patchcord_bridge::{FrameHeader, MacAddr, PortId, Vid};
 
 const MS: u64 = 1000;
@@ -589,7 +589,7 @@ impl Net {
         };
         for number in 0..nodes {
             let id = NodeId(net.random());
-            let source = MacAddr([0x0a, 0, 0, 0, 0, number as u8]);
+            let source = source([0, 0, 0, number as u8]);
             let mut guard: Guard = LoopGuard::new(id, source, hash);
             guard.watch(TAP, 0, []);
             let wakes_us = net.random() % S;
@@ -855,7 +855,7 @@ impl Net {
 
 /// A guard with a TAP and two peers.
 fn guard(node: u64) -> Guard {
-    let source = MacAddr([0x0a, 0, 0, 0, 1, 0]);
+    let source = source([0, 0, 1, 0]);
     let mut guard: Guard = LoopGuard::new(NodeId(node), source, hash);
     for port in 0..3 {
         guard.watch(PortId(port), 0, []);

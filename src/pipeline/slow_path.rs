@@ -19,7 +19,7 @@ use std::{
 
 use patchcord_bridge::{
     FrameHeader, Inside, Kind, MacAddr, PortConfig, PortId, SwitchConfig, Vid, VidSet,
-    loops::{Cause, LoopGuard, NodeId, Verdict},
+    loops::{self, Cause, LoopGuard, NodeId, Verdict},
     membership::{Querier, QueryFrame, Snooping, SnoopingConfig},
     neighbours::{Neighbours, NeighboursConfig},
 };
@@ -95,7 +95,7 @@ impl Probes {
     pub(super) fn random() -> Self {
         Self {
             node: NodeId(u64::from_ne_bytes(random())),
-            source: random_mac(),
+            source: loops::source(random()),
         }
     }
 }
@@ -167,13 +167,13 @@ fn querier() -> Querier {
 
 /// Locally administered, and a station's.
 fn random_mac() -> MacAddr {
-    let [mut mac @ .., _, _] = random();
+    let mut mac: [u8; 6] = random();
     mac[0] = mac[0] & 0xfc | 0x02;
     MacAddr(mac)
 }
 
-fn random() -> [u8; 8] {
-    let mut bytes = [0; 8];
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
     crypto::random(&mut bytes);
     bytes
 }

@@ -14,7 +14,7 @@ pub(crate) const STATIONS: [MacAddr; 5] = [
     MacAddr([2, 0, 0, 0, 0, 2]),
     MacAddr([2, 0, 0, 0, 0, 3]),
     MacAddr([0xfe, 0xff, 0xff, 0xff, 0xff, 0xff]),
-    MacAddr([0, 0, 0x5e, 0, 0x53, 5]),
+    MacAddr([2, 0x70, 0, 0, 0, 5]),
 ];
 
 /// Where else a frame may be sent to, or claim to come from.

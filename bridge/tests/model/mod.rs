@@ -58,7 +58,7 @@ impl Pair {
             ports: ports.iter().map(PortSpec::config).collect(),
             ageing_s: AGEING_S as u32,
             hub: choices.flag(),
-            own_probe_mac: choices.flag().then_some(choices::STATIONS[0]),
+            own_probe_mac: choices.flag().then_some(choices::STATIONS[4]),
             ..SwitchConfig::default()
         };
         let model = Model {
@@ -306,8 +306,8 @@ impl Model {
         if frame.src.is_group() || frame.src.is_zero() {
             return Err(DropReason::BadSource);
         }
-        let is_local = frame.src.0[0] & 2 != 0;
-        if frame.dst == PROBE_DESTINATION && is_local && content == Content::Probe {
+        let is_node = frame.src.0.starts_with(&[2, 0x70]);
+        if frame.dst == PROBE_DESTINATION && is_node && content == Content::Probe {
             return self.pass_probe(ingress, &frame);
         }
         let (now_s, suppresses) = (self.now_s(), self.suppresses);
