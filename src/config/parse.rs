@@ -11,7 +11,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
-use toml::de::DeTable;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
 use super::error::Report;
@@ -107,7 +108,13 @@ impl Parser<'_> {
         let pipeline = Section::within(document, &PIPELINE, &mut self.report);
 
         let tunnel_config = self.tunnel(&tunnel);
-        let device = self.device(&device, peers.len());
+        let device_config = self.device(&device, peers.len());
+        if let Some(device_config) = &device_config
+            && device_config.mode == Mode::Wire
+        {
+            let switch = document.get(SWITCH.name);
+            self.refuse_beside_wire(device_config.is_nic, switch, &device, &peers);
+        }
         let switch = self.switch(&switch);
         let pipeline = self.pipeline(&pipeline);
         let peer_configs: Vec<_> = peers.iter().filter_map(|peer| self.peer(peer)).collect();
@@ -121,11 +128,35 @@ impl Parser<'_> {
         Some(Config {
             name: name?,
             tunnel: tunnel_config?,
-            device: device?,
+            device: device_config?,
             peers: peer_configs.into_iter().map(|(_, peer)| peer).collect(),
             switch,
             pipeline,
         })
+    }
+
+    /// Whoever asks for a guard must not believe that there is one.
+    fn refuse_beside_wire(
+        &mut self,
+        is_nic: bool,
+        switch: Option<&Spanned<DeValue<'_>>>,
+        device: &Section<'_, '_>,
+        peers: &[Section<'_, '_>],
+    ) {
+        let other = match is_nic {
+            true => "make a TAP with `name` instead of `nic`",
+            false => "write `mode = \"switch\"`",
+        };
+        let problem =
+            format!("a wire looks at no frame, and has nothing of this; remove it, or {other}");
+        if let Some(switch) = switch {
+            self.report
+                .add(&switch.span(), SWITCH.header, problem.clone());
+        }
+        let ends = std::iter::once(device).chain(peers);
+        for end in ends.filter(|end| end.holds("port")) {
+            end.refuse("port", &mut self.report, problem.clone());
+        }
     }
 
     fn peer_sections<'t, 'i>(&mut self, document: &'t DeTable<'i>) -> Vec<Section<'t, 'i>> {
@@ -654,6 +685,21 @@ mod tests {
             let seen: Vec<_> = errors.iter().map(|error| (error.key(), error.problem())).collect();
             let key = format!("[device] {key}");
             assert_eq!(seen, [(key.as_str(), problem.as_str())], "{device}");
+        }
+        for (device, other) in [
+            ("nic = 'eth1'", "make a TAP with `name` instead of `nic`"),
+            ("name = 'pc0'\nmode = 'wire'", "write `mode = \"switch\"`"),
+        ] {
+            let policy = "[device.port]\nspoof-guard = true\n[switch]\nhub = false";
+            let errors = with_device(&format!("{device}\n{policy}"), 1).unwrap_err();
+            let problem =
+                format!("a wire looks at no frame, and has nothing of this; remove it, or {other}");
+            let seen: Vec<_> = errors
+                .iter()
+                .map(|error| (error.key(), error.problem()))
+                .collect();
+            let expected = ["[device] port", "[switch]"].map(|key| (key, problem.as_str()));
+            assert_eq!(seen, expected, "{device}");
         }
         let errors = with_device("nic = 'eth1'", 2).unwrap_err();
         let expected = "/etc/patchcord/site-a.toml:6:7: [device] nic: a wire has two ends, and there \
