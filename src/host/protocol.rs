@@ -347,16 +347,21 @@ pub fn request_from_line(line: &[u8]) -> Result<Request, (Option<u64>, Refusal)>
         _ => from_line(line),
     };
     request.map_err(|error| {
-        let is_unknown = error.to_string().contains("unknown variant");
-        let (code, message) = match is_unknown {
-            true => (
+        let (code, message) = match is_known(&verb) {
+            true => (RefusalCode::Malformed, format!("`{verb}`: {error}")),
+            false => (
                 RefusalCode::UnknownVerb,
                 format!("this host does not know the verb `{verb}`; it is of another version"),
             ),
-            false => (RefusalCode::Malformed, format!("`{verb}`: {error}")),
         };
         (Some(id), Refusal { code, message })
     })
+}
+
+/// Whether this version has the verb: by itself, it lacks fields at most.
+fn is_known(verb: &str) -> bool {
+    let alone = serde_json::from_value::<Verb>(serde_json::json!({ "verb": verb }));
+    !alone.is_err_and(|error| error.to_string().starts_with("unknown variant"))
 }
 
 #[cfg(test)]
@@ -419,6 +424,11 @@ mod tests {
             code(r#"{"id":5,"verb":"start"}"#),
             (Some(5), RefusalCode::Malformed)
         );
+        // The verb is known, and something in it is not.
+        let action = r#"{"on-demand-rules":[{"action":"teleport"}]}"#;
+        let configure =
+            format!(r#"{{"id":7,"verb":"configure","tunnel":"a","configuration":{action}}}"#);
+        assert_eq!(code(&configure), (Some(7), RefusalCode::Malformed));
         for garbage in ["", "{", "[]", "{}", r#"{"id":-1,"verb":"list"}"#, "\u{0}"] {
             assert_eq!(code(garbage), (None, RefusalCode::Malformed), "{garbage}");
         }
