@@ -86,6 +86,7 @@ struct Inner {
     events: broadcast::Sender<Event>,
 }
 
+#[derive(Default)]
 struct Tunnel {
     /// `None` when it was removed and its session is not over yet.
     configuration: Option<Arc<TunnelConfiguration>>,
@@ -237,16 +238,12 @@ impl Host {
         generation: Option<u64>,
     ) -> Result<u64, HostError> {
         let mut tunnels = self.tunnels();
-        let entry = tunnels.entry(tunnel.to_owned()).or_insert(Tunnel {
-            configuration: None,
-            generation: 0,
-            session: None,
-            last_error: None,
-        });
-        if generation.is_some_and(|known| known != entry.generation) {
-            let (tunnel, current) = (tunnel.to_owned(), entry.generation);
+        let current = tunnels.get(tunnel).map_or(0, |entry| entry.generation);
+        if generation.is_some_and(|known| known != current) {
+            let tunnel = tunnel.to_owned();
             return Err(HostError::Stale { tunnel, current });
         }
+        let entry = tunnels.entry(tunnel.to_owned()).or_default();
         if entry.configuration.as_deref() == Some(&configuration) {
             return Ok(entry.generation);
         }
@@ -271,7 +268,9 @@ impl Host {
     pub fn remove(&self, tunnel: &str) -> Result<(), HostError> {
         let mut tunnels = self.tunnels();
         let entry = known(&mut tunnels, tunnel)?;
-        entry.configuration = None;
+        if entry.configuration.take().is_none() {
+            return Err(HostError::NoTunnel(tunnel.to_owned()));
+        }
         match &entry.session {
             Some(running) => running.handle.stop(StopReason::ConfigurationRemoved),
             None => drop(tunnels.remove(tunnel)),

@@ -43,11 +43,25 @@ fn check_38_changes_of_a_configuration_are_told_once_and_end_what_they_must() {
 
         connect(&host, &mut events, "b").await;
         host.remove("b").unwrap();
+        let again = host.remove("b");
+        assert!(matches!(again, Err(HostError::NoTunnel(_))), "{again:?}");
         assert_eq!(next(&mut events, "b").await, EventKind::Removed);
+        assert_eq!(
+            next(&mut events, "b").await,
+            EventKind::Status(SessionStatus::Disconnecting)
+        );
         let (_, reason, _) = until_end(&mut events, "b").await;
         assert_eq!(reason, StopReason::ConfigurationRemoved);
         assert_eq!(host.status("b"), SessionStatus::Invalid);
         assert!(matches!(host.remove("b"), Err(HostError::NoTunnel(_))));
+
+        let stale = host.configure("c", TunnelConfiguration::new("scripted"), Some(3));
+        assert!(matches!(stale, Err(HostError::Stale { current: 0, .. })));
+        let nothing = host.stop("c", StopReason::UserInitiated).await;
+        assert!(
+            matches!(nothing, Err(HostError::NoTunnel(_))),
+            "{nothing:?}"
+        );
     });
 }
 
