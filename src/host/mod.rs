@@ -329,6 +329,7 @@ impl Host {
         let entry = known(&mut tunnels, tunnel)?;
         entry.session = Some(running);
         entry.last_error = None;
+        session.begin();
         let (host, tunnel) = (self.clone(), tunnel.to_owned());
         tokio::spawn(async move {
             for other in superseded {

@@ -144,9 +144,14 @@ impl Session {
         }
     }
 
+    /// Counts as connecting from now on, while it waits for others to end before it runs.
+    pub(crate) fn begin(&self) {
+        self.context.set_status(SessionStatus::Connecting);
+    }
+
     /// Runs the session. Calls `ready` when it is connected. Returns when everything is removed.
     pub async fn run(self, options: StartOptions, ready: impl FnOnce()) -> SessionEnd {
-        self.context.set_status(SessionStatus::Connecting);
+        self.begin();
         // Ends with the session, and with it the last delay of a sleep.
         let mut background = JoinSet::new();
         let (provider, context) = (self.provider.clone(), self.context.clone());

@@ -83,3 +83,38 @@ fn check_38_of_an_exclusive_group_one_is_up() {
         assert_eq!(host.status("b"), SessionStatus::Connected);
     });
 }
+
+#[test]
+fn check_38_who_waits_for_another_to_end_is_connecting() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script {
+            hang_in_stop: true,
+            ..Script::plain()
+        });
+        let host = host(&directory, &script);
+        for tunnel in ["a", "b"] {
+            let mut configuration = TunnelConfiguration::new("scripted");
+            configuration.exclusive_group = Some("vpn".to_owned());
+            host.configure(tunnel, configuration, None).unwrap();
+        }
+        let (mut a, mut b) = (host.events(), host.events());
+        connect(&host, &mut a, "a").await;
+        host.start("b", StartOptions::default()).unwrap();
+        assert_eq!(host.status("b"), SessionStatus::Connecting);
+        assert!(host.view("b").unwrap().is_running());
+        let refused = host.start("b", StartOptions::default()).unwrap_err();
+        assert!(
+            refused.to_string().contains("connecting already"),
+            "{refused}"
+        );
+        until_end(&mut a, "a").await;
+        let mut statuses = Vec::new();
+        while statuses.last() != Some(&SessionStatus::Connected) {
+            if let EventKind::Status(status) = next(&mut b, "b").await {
+                statuses.push(status);
+            }
+        }
+        let each_once = [SessionStatus::Connecting, SessionStatus::Connected];
+        assert_eq!(statuses, each_once);
+    });
+}
