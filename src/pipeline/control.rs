@@ -67,6 +67,7 @@ pub(super) struct ControlTask {
     drops: Arc<Drops>,
     socket: UdpSocket,
     events: mpsc::Sender<EngineEvent>,
+    /// What the owner was told.
     was_reachable: bool,
     lookups: JoinSet<(PortId, Option<SocketAddr>)>,
     /// Whose name is being looked up, or will be again.
@@ -223,20 +224,19 @@ impl ControlTask {
         }
     }
 
+    /// Again with the next tick at the latest if the owner is behind: the carrier depends on it.
     fn tell_reachability(&mut self) {
         let is_reachable = self.node.is_any_up();
-        if std::mem::replace(&mut self.was_reachable, is_reachable) != is_reachable {
-            self.tell(if is_reachable {
-                EngineEvent::Reachable
-            } else {
-                EngineEvent::Unreachable
-            });
+        if is_reachable == self.was_reachable {
+            return;
         }
-    }
-
-    fn tell(&self, event: EngineEvent) {
-        if self.events.try_send(event).is_err() {
-            debug!("nobody takes the engine's events");
+        let event = match is_reachable {
+            true => EngineEvent::Reachable,
+            false => EngineEvent::Unreachable,
+        };
+        match self.events.try_send(event) {
+            Ok(()) => self.was_reachable = is_reachable,
+            Err(_) => debug!("nobody takes the engine's events"),
         }
     }
 
@@ -533,6 +533,24 @@ mod tests {
                 "answered before the flood is over"
             );
             running.abort();
+        });
+    }
+
+    #[test]
+    fn an_owner_that_is_behind_hears_in_the_end_whether_a_peer_is_up() {
+        block_on(async {
+            let mut task = task(mpsc::channel(1).0);
+            let (events, mut told) = mpsc::channel(1);
+            events.try_send(EngineEvent::StationsMoved).unwrap();
+            task.events = events;
+            task.was_reachable = true;
+            task.pump();
+            assert!(matches!(told.try_recv(), Ok(EngineEvent::StationsMoved)));
+            for _ in 0..2 {
+                task.pump();
+            }
+            assert!(matches!(told.try_recv(), Ok(EngineEvent::Unreachable)));
+            assert!(told.try_recv().is_err(), "once");
         });
     }
 

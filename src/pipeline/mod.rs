@@ -72,6 +72,9 @@ use crate::{
 
 pub use self::shared::Stopped;
 
+/// Events that wait for the engine's owner.
+const EVENTS: usize = 16;
+
 /// What an engine works with.
 pub struct EngineConfig {
     /// Identity and ciphers; the number of lanes is that of the queues.
@@ -213,7 +216,7 @@ impl Engine {
         let (notices_in, notices) = mpsc::channel(NOTICES);
         let (handshakes_in, handshakes) = mpsc::channel(HANDSHAKES);
         let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
-        let (events_in, events) = mpsc::channel(16);
+        let (events_in, events) = mpsc::channel(EVENTS);
         let (commands, commands_out) = mpsc::channel(8);
         let max_frame = config.node.max_frame.into();
         let ranked = config.peers.iter().map(EnginePeer::ranked).collect();

@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
-    EngineEvent, clock,
+    EVENTS, EngineEvent, clock,
     limit_log::{Excess, Limit, LimitLog},
     portion::Slot,
     shared::{Shared, SlowView},
@@ -543,9 +543,7 @@ impl SlowPath {
     /// Stations may be elsewhere, for this switch and for the bridge that the TAP is in.
     fn learn_anew(&self) {
         self.shared.switch.fdb().forget_learned();
-        if self.events.try_send(EngineEvent::StationsMoved).is_err() {
-            debug!("nobody takes the engine's events");
-        }
+        tell_moved(&self.events);
     }
 
     /// Stations that moved of late between this port and the one that it has a loop with, for people.
@@ -589,5 +587,31 @@ impl SlowPath {
         if written.is_err() {
             self.drops.count(DropReason::TapWriteFailed);
         }
+    }
+}
+
+/// Leaves half of the room to others, as the end of a thread is told only once. One of these that
+/// still waits says what another one would.
+fn tell_moved(events: &mpsc::Sender<EngineEvent>) {
+    let has_room = events.capacity() > EVENTS / 2;
+    if !has_room || events.try_send(EngineEvent::StationsMoved).is_err() {
+        debug!("nobody takes the engine's events");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::Stopped;
+
+    #[test]
+    fn a_loop_does_not_keep_news_from_the_owner() {
+        let (events, mut told) = mpsc::channel(EVENTS);
+        for _ in 0..10 * EVENTS {
+            tell_moved(&events);
+        }
+        let broken = EngineEvent::Broken(Stopped::TapLost);
+        events.try_send(broken).expect("there is room");
+        assert!(matches!(told.try_recv(), Ok(EngineEvent::StationsMoved)));
     }
 }
