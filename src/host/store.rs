@@ -142,7 +142,8 @@ impl Store {
     }
 
     /// Gives `host` the configurations that there are, and each change of them, until the future is
-    /// dropped. A file that cannot be used leaves the configuration before it in force.
+    /// dropped. A file that cannot be used, or a folder that cannot be read, leaves in force what was
+    /// there before.
     ///
     /// # Errors
     /// When the folders cannot be made or watched.
@@ -175,11 +176,12 @@ impl Store {
             let source = std::error::Error::source(error).map(ToString::to_string);
             warn!(%error, source, "a configuration is not used");
         }
-        let broken = |name: &str| {
+        // Of a folder that cannot be read nobody knows which files are gone.
+        let may_be_there = |name: &str| {
             let file = format!("{name}.toml");
             errors.iter().any(|error| match error {
                 StoreError::File { path, .. } | StoreError::Malformed { path, .. } => {
-                    path.ends_with(&file)
+                    path.ends_with(&file) || [&self.admin, &self.own].contains(&path)
                 }
                 StoreError::Name(_) | StoreError::ReadOnly(_) => false,
             })
@@ -188,7 +190,7 @@ impl Store {
             if now.contains_key(&name) {
                 continue;
             }
-            if broken(&name) {
+            if may_be_there(&name) {
                 now.insert(name, configuration);
             } else if host.remove(&name).is_ok() {
                 info!(tunnel = name, "the configuration is gone");
@@ -203,16 +205,16 @@ impl Store {
 }
 
 fn files(folder: &Path, errors: &mut Vec<StoreError>) -> Vec<PathBuf> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
-        Err(source) => {
+    let entries = fs::read_dir(folder);
+    let entries = entries.and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+    let entries = entries.unwrap_or_else(|source| {
+        if source.kind() != io::ErrorKind::NotFound {
             let path = folder.to_owned();
             errors.push(StoreError::File { path, source });
-            return Vec::new();
         }
-    };
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        Vec::new()
+    });
+    let paths = entries.iter().map(fs::DirEntry::path);
     let mut paths: Vec<_> = paths
         .filter(|path| path.extension().is_some_and(|end| end == "toml"))
         .collect();
@@ -301,5 +303,23 @@ mod tests {
         store.remove("office").unwrap();
         store.remove("office").unwrap();
         assert!(store.load().0.is_empty());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_read_takes_no_tunnel_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let (admin, own) = (folder.path().join("admin"), folder.path().join("own"));
+        let store = Store::new(&admin, &own);
+        let host = Host::builder(folder.path()).build();
+        fs::create_dir(&admin).unwrap();
+        fs::write(admin.join("office.toml"), "provider = \"echo\"\n").unwrap();
+        let fed = store.hand_over(&host, BTreeMap::new());
+        fs::remove_dir_all(&admin).unwrap();
+        fs::write(&admin, "no folder").unwrap();
+        let fed = store.hand_over(&host, fed);
+        assert_eq!((fed.len(), host.list().len()), (1, 1));
+        fs::remove_file(&admin).unwrap();
+        let fed = store.hand_over(&host, fed);
+        assert_eq!((fed.len(), host.list().len()), (0, 0));
     }
 }
