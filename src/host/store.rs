@@ -9,12 +9,13 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use futures_util::StreamExt;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, EventOwned, Inotify, WatchMask, Watches};
 use tracing::{info, warn};
 
 use super::Host;
@@ -149,20 +150,44 @@ impl Store {
     /// When the folders cannot be made or watched.
     pub async fn feed(&self, host: &Host) -> io::Result<()> {
         let inotify = Inotify::init()?;
-        let changes = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::DELETE;
-        for folder in [&self.admin, &self.own] {
-            fs::create_dir_all(folder)?;
-            inotify.watches().add(folder, changes)?;
-        }
+        let mut watches = inotify.watches();
+        self.watch(&mut watches)?;
         let mut events = inotify.into_event_stream([0; 4096])?;
         let mut fed = self.hand_over(host, BTreeMap::new());
         while let Some(event) = events.next().await {
-            event?;
+            if self.is_unfinished(&event?) {
+                continue;
+            }
             // What comes meanwhile is seen by the same look.
             tokio::time::sleep(SETTLE).await;
+            // A folder that was deleted or moved away is another one now.
+            if let Err(error) = self.watch(&mut watches) {
+                warn!(%error, "a folder of configurations cannot be watched");
+            }
             fed = self.hand_over(host, fed);
         }
         Ok(())
+    }
+
+    /// Makes the folders where there are none, and watches those that are not watched yet.
+    fn watch(&self, watches: &mut Watches) -> io::Result<()> {
+        let of_files = WatchMask::CREATE | WatchMask::CLOSE_WRITE | WatchMask::DELETE;
+        let of_folder = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
+        for folder in [&self.admin, &self.own] {
+            fs::create_dir_all(folder)?;
+            watches.add(folder, of_files | WatchMask::MOVE | of_folder)?;
+        }
+        Ok(())
+    }
+
+    /// Whether this is a new file that somebody is about to write. A link is whole at once.
+    fn is_unfinished(&self, event: &EventOwned) -> bool {
+        let name = event.name.as_deref().unwrap_or_default();
+        let is_link = |folder: &PathBuf| {
+            let found = fs::symlink_metadata(folder.join(name));
+            found.is_ok_and(|found| found.is_symlink() || found.nlink() > 1)
+        };
+        event.mask == EventMask::CREATE && ![&self.admin, &self.own].into_iter().any(is_link)
     }
 
     /// Returns the tunnels that the host has by this.

@@ -319,6 +319,17 @@ fn check_38_files_are_configurations() {
         assert_eq!(next(&mut events, "c").await, EventKind::Removed);
         let (_, reason, _) = until_end(&mut events, "c").await;
         assert_eq!(reason, StopReason::ConfigurationRemoved);
+
+        let elsewhere = directory.path().join("elsewhere.toml");
+        fs::write(&elsewhere, "provider = \"scripted\"\n").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, admin.join("d.toml")).unwrap();
+        let configured = EventKind::Configured { generation: 1 };
+        assert_eq!(next(&mut events, "d").await, configured, "a link");
+        fs::rename(&admin, directory.path().join("old")).unwrap();
+        assert_eq!(next(&mut events, "d").await, EventKind::Removed);
+        fs::create_dir_all(&admin).unwrap();
+        fs::write(admin.join("e.toml"), "provider = \"scripted\"\n").unwrap();
+        assert_eq!(next(&mut events, "e").await, configured, "in a new folder");
     });
 }
 
