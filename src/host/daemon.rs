@@ -303,12 +303,11 @@ async fn perform(
             configuration,
             generation,
         } => {
-            store.map_or(Ok(()), |store| store.check(&tunnel))?;
-            let kept = configuration.clone();
-            let generation = host.configure(&tunnel, configuration, generation)?;
+            host.check_generation(&tunnel, generation)?;
             if let Some(store) = store {
-                store.save(&tunnel, &kept)?;
+                store.save(&tunnel, &configuration)?;
             }
+            let generation = host.configure(&tunnel, configuration, generation)?;
             json(&Generation { generation })
         }
         Verb::Remove { tunnel } => {

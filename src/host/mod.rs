@@ -238,11 +238,7 @@ impl Host {
         generation: Option<u64>,
     ) -> Result<u64, HostError> {
         let mut tunnels = self.tunnels();
-        let current = tunnels.get(tunnel).map_or(0, |entry| entry.generation);
-        if generation.is_some_and(|known| known != current) {
-            let tunnel = tunnel.to_owned();
-            return Err(HostError::Stale { tunnel, current });
-        }
+        check_generation(&tunnels, tunnel, generation)?;
         let entry = tunnels.entry(tunnel.to_owned()).or_default();
         if entry.configuration.as_deref() == Some(&configuration) {
             return Ok(entry.generation);
@@ -259,6 +255,11 @@ impl Host {
         }
         self.tell(tunnel, None, EventKind::Configured { generation });
         Ok(generation)
+    }
+
+    /// Whether [`configure`](Self::configure) would take a change for this generation.
+    fn check_generation(&self, tunnel: &str, known: Option<u64>) -> Result<(), HostError> {
+        check_generation(&self.tunnels(), tunnel, known)
     }
 
     /// Forgets a tunnel; its session ends with [`StopReason::ConfigurationRemoved`].
@@ -567,6 +568,19 @@ fn known<'a>(
     tunnels
         .get_mut(name)
         .ok_or_else(|| HostError::NoTunnel(name.to_owned()))
+}
+
+fn check_generation(
+    tunnels: &BTreeMap<String, Tunnel>,
+    name: &str,
+    known: Option<u64>,
+) -> Result<(), HostError> {
+    let current = tunnels.get(name).map_or(0, |tunnel| tunnel.generation);
+    if known.is_some_and(|known| known != current) {
+        let tunnel = name.to_owned();
+        return Err(HostError::Stale { tunnel, current });
+    }
+    Ok(())
 }
 
 /// Stops the other tunnels of an exclusive group, and returns their sessions to be waited for.

@@ -94,14 +94,6 @@ impl Store {
         (tunnels, errors)
     }
 
-    /// Whether [`save`](Self::save) would take a configuration of this name.
-    ///
-    /// # Errors
-    /// The name is none, or the administrator has a configuration for it.
-    pub fn check(&self, name: &str) -> Result<(), StoreError> {
-        self.own_file(name).map(drop)
-    }
-
     /// Keeps a configuration over restarts. It is complete or not there, also after a crash.
     ///
     /// # Errors

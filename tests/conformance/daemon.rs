@@ -334,6 +334,51 @@ fn check_38_files_are_configurations() {
 }
 
 #[test]
+fn check_38_what_cannot_be_kept_is_not_in_force() {
+    in_namespace(|directory| async move {
+        let host = host(&directory, &Arc::new(Script::plain()));
+        let (path, own) = (directory.path().join("sock"), directory.path().join("own"));
+        let store = Store::new(directory.path().join("etc"), &own);
+        let listener = UnixListener::bind(&path).unwrap();
+        let serving = daemon::serve(
+            host.clone(),
+            listener,
+            Policy::default(),
+            Some(store.clone()),
+        );
+        tokio::spawn(serving);
+        let client = Client::connect(&path).await.unwrap();
+        let configuration = TunnelConfiguration::new("scripted");
+        let generation = host.view("a").unwrap().generation;
+        let mut changed = configuration.clone();
+        changed.description = "the office".to_owned();
+
+        fs::write(&own, "in the way").unwrap();
+        for tunnel in ["a", "c"] {
+            let refused = client.configure(tunnel, changed.clone(), None).await;
+            assert!(
+                matches!(refused, Err(ClientError::Refused(_))),
+                "{refused:?}"
+            );
+        }
+        assert_eq!(*host.view("a").unwrap().configuration, configuration);
+        assert_eq!(host.status("c"), SessionStatus::Invalid);
+
+        fs::remove_file(&own).unwrap();
+        let stale = client.configure("a", changed.clone(), Some(generation + 1));
+        let code = match stale.await {
+            Err(ClientError::Refused(Refusal { code, .. })) => code,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(code, RefusalCode::Stale);
+        assert!(store.load().0.is_empty());
+        let kept = client.configure("a", changed.clone(), Some(generation));
+        assert_eq!(kept.await.unwrap(), generation + 1);
+        assert_eq!(store.load().0["a"], changed);
+    });
+}
+
+#[test]
 fn check_39_hosts_and_clients_of_other_versions_get_along_or_say_so() {
     in_namespace(|directory| async move {
         let host = host(&directory, &Arc::new(Script::plain()));
