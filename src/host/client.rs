@@ -37,8 +37,10 @@ use tokio::{
         mpsc::{self, error::TrySendError},
         oneshot,
     },
+    task::JoinSet,
     time::timeout,
 };
+use zeroize::Zeroizing;
 
 use super::{
     Attempt, Event, Lagged,
@@ -65,9 +67,12 @@ pub struct Client {
 }
 
 struct Inner {
-    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    requests: mpsc::Sender<Zeroizing<Vec<u8>>>,
     next_id: AtomicU64,
     shared: Arc<Mutex<Shared>>,
+    /// A task that writes, apart from those who ask: a request that is given up meanwhile must not
+    /// leave half a line.
+    _writing: JoinSet<()>,
 }
 
 /// What the task that reads shares with those that ask. `None` once the connection is gone.
@@ -175,10 +180,14 @@ impl Client {
         let _ = writer.write_all(&hello).await;
         let shared = Arc::new(Mutex::new(Shared::default()));
         tokio::spawn(read(reader, shared.clone()));
+        let (requests, lines) = mpsc::channel(1);
+        let mut writing = JoinSet::new();
+        writing.spawn(write(writer, lines));
         let inner = Inner {
-            writer: tokio::sync::Mutex::new(writer),
+            requests,
             next_id: AtomicU64::new(1),
             shared,
+            _writing: writing,
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -314,8 +323,8 @@ impl Client {
             return Err(self.disconnected());
         }
         let line = wiped_line(&Request { id, verb });
-        // What a host refuses it may not read to the end; its answer is there all the same.
-        let _ = self.inner.writer.lock().await.write_all(&line).await;
+        // The task that writes lives as long as this.
+        let _ = self.inner.requests.send(line).await;
         let answer = reply.await.map_err(|_| self.disconnected())?;
         let value = answer.map_err(ClientError::Refused)?;
         serde_json::from_value(value).map_err(|error| ClientError::BadAnswer(error.to_string()))
@@ -352,6 +361,13 @@ async fn read_line<T: DeserializeOwned>(
     match reader.read_until(b'\n', &mut line).await {
         Ok(0) | Err(_) => Err(ClientError::Disconnected),
         Ok(_) => from_line(&line).map_err(|error| ClientError::BadAnswer(error.to_string())),
+    }
+}
+
+async fn write(mut writer: OwnedWriteHalf, mut lines: mpsc::Receiver<Zeroizing<Vec<u8>>>) {
+    while let Some(line) = lines.recv().await {
+        // What a host refuses it may not read to the end; its answer is there all the same.
+        let _ = writer.write_all(&line).await;
     }
 }
 

@@ -15,7 +15,7 @@ use patchcord::{
         EventKind, Host,
         client::{Client, ClientError},
         daemon::{self, Policy, Who},
-        protocol::{Refusal, RefusalCode},
+        protocol::{Refusal, RefusalCode, request_from_line},
         store::Store,
     },
     provider::{SessionStatus, StopReason, TunnelConfiguration},
@@ -478,5 +478,41 @@ fn check_39_hosts_and_clients_of_other_versions_get_along_or_say_so() {
         let _serving = serve();
         let again = Client::connect(&socket).await.unwrap();
         assert_eq!(again.list().await.unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn check_37_a_request_that_is_given_up_does_not_spoil_the_next() {
+    in_namespace(|directory| async move {
+        let path = directory.path().join("host.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        // A host that does not read until it is told to, and then answers everything.
+        let (go, is_told) = tokio::sync::oneshot::channel();
+        let hosting = tokio::spawn(async move {
+            let (reader, mut writer) = listener.accept().await.unwrap().0.into_split();
+            let hello = b"{\"hello\":\"patchcord-host\",\"version\":\"0\",\"protocols\":[1]}\n";
+            writer.write_all(hello).await.unwrap();
+            is_told.await.unwrap();
+            let mut lines = BufReader::new(reader).lines();
+            let mut heard = vec![lines.next_line().await.unwrap().unwrap()];
+            while let Some(line) = lines.next_line().await.unwrap() {
+                let request = request_from_line(line.as_bytes()).unwrap();
+                let answer = format!("{{\"id\":{},\"ok\":[]}}\n", request.id);
+                // The client may be gone by then.
+                let _ = writer.write_all(answer.as_bytes()).await;
+                heard.push(line);
+            }
+            heard
+        });
+        let client = Client::connect(&path).await.unwrap();
+        let long = vec![0; 600 << 10];
+        let given_up = client.send_message("a", &long);
+        let given_up = timeout(Duration::from_millis(200), given_up).await;
+        assert!(given_up.is_err());
+        go.send(()).unwrap();
+        let listed = timeout(Duration::from_secs(5), client.list()).await;
+        assert!(listed.expect("an answer").unwrap().is_empty());
+        drop(client);
+        assert_eq!(hosting.await.unwrap().len(), 3);
     });
 }
