@@ -268,6 +268,22 @@ fn check_21_queued_frames_come_in_few_calls_in_order_and_byte_by_byte() {
 }
 
 #[test]
+fn check_21_the_largest_frame_comes_whole() {
+    in_namespace(|| async {
+        let session = Running::start(settings(TAP, 65_521)).await;
+        let mut reader = session.context().take_reader().unwrap();
+        let mut tagged = frame(65_521 + 14 + 4, 0);
+        tagged[12..14].copy_from_slice(&[0x81, 0]);
+        Station::on(TAP).send(&tagged);
+        let (read, _) = read_all(&mut reader).await;
+        let lens: Vec<_> = read.iter().map(Bytes::len).collect();
+        assert_eq!(lens, [tagged.len()]);
+        assert!(read[0] == tagged);
+        session.stop().await;
+    });
+}
+
+#[test]
 fn check_21_written_frames_arrive_byte_by_byte() {
     in_namespace(|| async {
         let session = Running::start(settings(TAP, 9000)).await;

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::watch, task::coop};
 
-use super::StopReason;
+use super::{StopReason, settings::MTU_RANGE};
 use crate::io::{
     tap::{self, TapQueue, VnetHeader},
     waker::Readiness,
@@ -21,12 +21,13 @@ use crate::io::{
 
 /// Frames that one call returns at most.
 const BATCH_FRAMES: usize = 64;
-/// The largest frame that a TAP hands over without offloads, with room for tags.
-const MAX_FRAME: usize = 65_536;
 /// An Ethernet header, without which a frame is none.
 const MIN_FRAME: usize = 14;
 /// What a frame may have beside the MTU: the Ethernet header and two VLAN tags.
 const OVERHEAD: usize = MIN_FRAME + 2 * 4;
+/// The largest frame that a TAP hands over without offloads. Of a larger one the kernel would leave
+/// the beginning, and not say so.
+const MAX_FRAME: usize = *MTU_RANGE.end() as usize + OVERHEAD;
 
 /// Why frames do not flow.
 #[derive(Debug, thiserror::Error)]

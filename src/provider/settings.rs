@@ -17,7 +17,7 @@ use crate::io::{
 };
 
 /// The smallest and largest MTU that a TAP takes.
-const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65_521;
+pub(super) const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65_521;
 /// Below this the kernel removes every IPv6 address (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
 
