@@ -761,6 +761,17 @@ fn show_and_down_say_that_a_tunnel_is_not_running() {
 }
 
 #[test]
+fn clients_of_a_host_say_that_none_listens_and_how_to_start_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("host.sock");
+    let ran = run(&["host", "list", "--socket", socket.to_str().unwrap()]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
+    let (_, remedy) = ran.stderr.split_once("start it with `patchcord ").unwrap();
+    let (command, _) = remedy.split_once('`').unwrap();
+    assert_eq!(command, "host run");
+}
+
+#[test]
 fn show_and_down_reach_a_running_tunnel() {
     let site = Site::new();
     let run_dir = site.path("run").display().to_string();

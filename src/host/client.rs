@@ -90,7 +90,7 @@ struct Shared {
 #[non_exhaustive]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("no host listens on {}; start it with `patchcord host`", path.display())]
+    #[error("no host listens on {}; start it with `patchcord host run`", path.display())]
     NotRunning {
         /// The socket.
         path: PathBuf,
