@@ -20,6 +20,7 @@ use patchcord::{
         StopReason, TunnelConfiguration,
     },
 };
+use pnet::datalink::{self, Channel};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
@@ -409,11 +410,65 @@ fn write_tunnel(directory: &TempDir) {
     );
     std::fs::write(path("office.toml"), tunnel).unwrap();
     std::fs::create_dir(path("tunnels.d")).unwrap();
+    configure_tunnel(directory, true);
+}
+
+fn configure_tunnel(directory: &TempDir, include_all_networks: bool) {
+    let path = |name: &str| directory.path().join(name);
     let configuration = format!(
-        "provider = \"patchcord\"\nvendor.config = \"{}\"\nrouting.include-all-networks = true\n",
+        "provider = \"patchcord\"\nvendor.config = \"{}\"\n\
+         routing.include-all-networks = {include_all_networks}\n",
         path("office.toml").display()
     );
     std::fs::write(path("tunnels.d/a.toml"), configuration).unwrap();
+}
+
+/// Whether the tunnel calls its peer over `eth0`, from now on.
+async fn is_heard_calling() -> bool {
+    let listen = || {
+        let mut found = datalink::interfaces().into_iter();
+        let far = found.find(|found| found.name == "eth0p").unwrap();
+        let config = datalink::Config {
+            read_timeout: Some(Duration::from_millis(100)),
+            ..datalink::Config::default()
+        };
+        let Ok(Channel::Ethernet(_, mut frames)) = datalink::channel(&far, config) else {
+            panic!("no packet socket");
+        };
+        let udp_5999 = |frame: &[u8]| frame[12..14] == [8, 0] && frame[36..38] == [0x17, 0x6f];
+        let end = Instant::now() + Duration::from_secs(12);
+        while Instant::now() < end {
+            if frames
+                .next()
+                .is_ok_and(|frame| frame.len() > 38 && udp_5999(frame))
+            {
+                return true;
+            }
+        }
+        false
+    };
+    // In the namespace of this thread.
+    tokio::task::spawn_blocking(listen).await.unwrap()
+}
+
+#[test]
+fn check_30_a_policy_that_comes_later_leaves_the_tunnels_own_datagrams_outside() {
+    in_namespace(|directory| async move {
+        make_underlay();
+        ip("neigh add 192.168.1.20 lladdr 02:00:00:00:00:20 dev eth0 nud permanent");
+        write_tunnel(&directory);
+        configure_tunnel(&directory, false);
+        let process = Process::start(directory.path()).await;
+        assert!(process.client(directory.path(), "start").await);
+        assert!(is_heard_calling().await);
+        configure_tunnel(&directory, true);
+        while way("8.8.8.8", 0) == "eth0" {
+            sleep(Duration::from_millis(20)).await;
+        }
+        sleep(Duration::from_millis(500)).await;
+        assert!(is_heard_calling().await);
+        assert!(process.client(directory.path(), "stop").await);
+    });
 }
 
 #[test]
