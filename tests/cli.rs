@@ -635,12 +635,14 @@ fn refuses_files_that_are_no_configuration() {
     fs::create_dir(site.path("dir.toml")).unwrap();
     site.write(".toml", CONFIG.as_bytes());
     site.write("two words.toml", CONFIG.as_bytes());
+    site.write("host.toml", CONFIG.as_bytes());
     for (name, expected) in [
         ("absent.toml", "absent.toml: no such file"),
         ("dir.toml", "dir.toml: is a directory"),
         ("not-utf8.toml", "not-utf8.toml:2:1: is not UTF-8"),
         (".toml", "rename the file"),
         ("two words.toml", "rename the file"),
+        ("host.toml", "rename the file"),
     ] {
         for command in ["check", "up"] {
             let ran = run(&[command, site.path(name).to_str().unwrap()]);
@@ -776,6 +778,9 @@ fn show_and_down_reach_a_running_tunnel() {
     let site = Site::new();
     let run_dir = site.path("run").display().to_string();
     let tunnel = serve(socket_path(Path::new(&run_dir), "a"));
+    // That of a host is another one's: to look at it would start a host, where systemd listens.
+    let host = socket_path(Path::new(&run_dir), "host");
+    let host = std::os::unix::net::UnixListener::bind(host).unwrap();
 
     let page = run(&["show", "a", "--run-dir", &run_dir]);
     assert_eq!((page.code, page.stderr.as_str()), (0, ""));
@@ -807,6 +812,8 @@ fn show_and_down_reach_a_running_tunnel() {
     );
     tunnel.join().unwrap();
     assert_eq!(run(&["show", "a", "--run-dir", &run_dir]).code, 1);
+    host.set_nonblocking(true).unwrap();
+    assert!(host.accept().is_err(), "nobody called the host");
 }
 
 #[test]

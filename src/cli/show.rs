@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::Context;
+use patchcord::config::RESERVED_NAME;
 use patchcord::control::client::{self, ClientError};
 use patchcord::control::message::{Reply, Request, Status};
 use patchcord::control::socket_path;
@@ -77,6 +78,7 @@ fn sockets(run_dir: &Path) -> Result<Vec<String>, Failure> {
             )
         })
         .collect();
+    names.retain(|name| name != RESERVED_NAME);
     names.sort();
     Ok(names)
 }

@@ -26,7 +26,7 @@ use patchcord_bridge::{MacAddr, PortConfig, SwitchConfig};
 use crate::crypto::keys::{PresharedKey, PrivateKey, PublicKey};
 
 pub use error::{ConfigError, ConfigErrors};
-pub use load::{CONFIG_DIR, KeyFileError, file_of, read_key_file, tunnel_name};
+pub use load::{CONFIG_DIR, KeyFileError, RESERVED_NAME, file_of, read_key_file, tunnel_name};
 
 /// Everything that a tunnel is told at start.
 #[derive(Debug)]
