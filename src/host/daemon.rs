@@ -340,12 +340,12 @@ impl From<HostError> for Refusal {
         let code = match error {
             HostError::NoTunnel(_) => RefusalCode::NoTunnel,
             HostError::Disabled(_) => RefusalCode::Disabled,
-            HostError::Running { .. } => RefusalCode::Running,
+            HostError::Running { .. } | HostError::Locked(_) => RefusalCode::Running,
             HostError::NotRunning(_) => RefusalCode::NotRunning,
             HostError::Stale { .. } => RefusalCode::Stale,
             HostError::NoProvider { .. } | HostError::Provider(_) => RefusalCode::Configuration,
         };
-        let message = error.to_string();
+        let message = explain(&error);
         Self { code, message }
     }
 }

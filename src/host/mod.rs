@@ -44,7 +44,10 @@ use tracing::warn;
 pub use self::event::{Attempt, Event, EventKind, Events, Lagged};
 use self::secrets::{SECRETS_DIR, SecretStore};
 use crate::{
-    io::bus::Bus,
+    io::{
+        bus::Bus,
+        lock::{LockError, RunLock},
+    },
     provider::{
         AppMessage, Deadlines, EthernetTunnelProvider, Hosting, ProviderContext, ProviderError,
         Secret, SecretError, Session, SessionEnd, SessionHandle, SessionStatus, SleepWatch,
@@ -124,6 +127,9 @@ pub enum HostError {
     /// It has no session that could answer.
     #[error("the tunnel `{0}` is not running")]
     NotRunning(String),
+    /// Another process runs it, or the run directory cannot be used.
+    #[error(transparent)]
+    Locked(#[from] LockError),
     /// No factory of this name was registered.
     #[error("there is no provider `{provider}`; this host has: {}", known.join(", "))]
     NoProvider {
@@ -301,6 +307,7 @@ impl Host {
             return Err(HostError::Disabled(tunnel.to_owned()));
         }
         let provider = self.make_provider(tunnel, &configuration)?;
+        let lock = RunLock::acquire(&self.inner.run_dir, tunnel)?;
         let attempt = Attempt(self.inner.attempts.fetch_add(1, Ordering::Relaxed) + 1);
         let superseded = supersede(&tunnels, tunnel, &configuration);
 
@@ -337,6 +344,7 @@ impl Host {
                 other.gone().await;
             }
             let end = session.run(options, || {}).await;
+            drop(lock);
             host.note_end(&tunnel, attempt, &end);
             drop(ending);
         });

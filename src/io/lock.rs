@@ -18,7 +18,7 @@ use super::sys;
 pub enum LockError {
     /// This tunnel runs already.
     #[error(
-        "tunnel `{tunnel}` is already up{}: stop it first with `patchcord down {tunnel}`", by(*.pid)
+        "tunnel `{tunnel}` is already up{}: stop it first with `patchcord down {tunnel}`, or `patchcord host stop {tunnel}` if a host runs it", by(*.pid)
     )]
     TunnelHeld {
         /// The tunnel.

@@ -118,3 +118,20 @@ fn check_38_who_waits_for_another_to_end_is_connecting() {
         assert_eq!(statuses, each_once);
     });
 }
+
+#[test]
+fn check_38_a_tunnel_that_another_host_runs_is_left_alone() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script::plain());
+        let [one, other] = [(); 2].map(|()| host(&directory, &script));
+        let mut events = one.events();
+        connect(&one, &mut events, "a").await;
+        let refused = other.start("a", StartOptions::default()).unwrap_err();
+        let process = format!("(process {})", std::process::id());
+        assert!(refused.to_string().contains(&process), "{refused}");
+        one.stop("a", StopReason::UserInitiated).await.unwrap();
+        let mut events = other.events();
+        connect(&other, &mut events, "a").await;
+        other.stop("a", StopReason::UserInitiated).await.unwrap();
+    });
+}
