@@ -72,8 +72,9 @@ pub(super) struct ControlTask {
     lookups: JoinSet<(PortId, Option<SocketAddr>)>,
     /// Whose name is being looked up, or will be again.
     looking_up: HashSet<PortId>,
-    /// Lookups so far; each takes the next of a name's addresses, as one of them may be dead.
-    lookups_done: usize,
+    /// How many addresses of each peer's name were tried, in the order of their ports: each lookup
+    /// takes the next one, as the one before may be dead.
+    turns: Vec<usize>,
     /// One for each peer, in the order of their ports.
     meters: Vec<Meter>,
     /// As of the last tick.
@@ -93,6 +94,7 @@ impl ControlTask {
         let meters = labels.iter().map(|_| Meter::new(now())).collect();
         Self {
             node,
+            turns: vec![0; labels.len()],
             labels,
             drops: shared.new_drops(),
             shared,
@@ -101,7 +103,6 @@ impl ControlTask {
             was_reachable: false,
             lookups: JoinSet::new(),
             looking_up: HashSet::new(),
-            lookups_done: 0,
             meters,
             bad_macs: 0,
             quiet_until: HashMap::new(),
@@ -245,15 +246,14 @@ impl ControlTask {
     /// Looks the peer's name up, and again until it is found. One that is under way is enough: calls
     /// in vain ask for it every few seconds, in an outage for hours.
     fn look_up(&mut self, port: PortId, delay: Duration) {
-        let Some((_, Some(host))) = self.labels.get(usize::from(port.0) - 1) else {
+        let place = usize::from(port.0) - 1;
+        let Some((_, Some(host))) = self.labels.get(place) else {
             return;
         };
         if !self.looking_up.insert(port) {
             return;
         }
-        let host = host.clone();
-        let turn = self.lookups_done;
-        self.lookups_done += 1;
+        let (host, turn) = (host.clone(), self.turns[place]);
         self.lookups.spawn(async move {
             tokio::time::sleep(delay).await;
             let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(host)).await;
@@ -278,7 +278,10 @@ impl ControlTask {
             Err(_) => self.looking_up.clear(),
         }
         match found {
-            Ok((port, Some(address))) => self.node.handle_resolved(now(), port, address),
+            Ok((port, Some(address))) => {
+                self.turns[usize::from(port.0) - 1] += 1;
+                self.node.handle_resolved(now(), port, address);
+            }
             Ok((port, None)) => {
                 self.log_unresolved(port);
                 self.look_up(port, RESOLVE_RETRY);
@@ -448,8 +451,9 @@ mod tests {
     };
 
     const PEER: PortId = PortId(1);
+    const OTHER: PortId = PortId(2);
 
-    /// The task of a node with one peer, whose endpoint is a name.
+    /// The task of a node with two peers, whose endpoints are names.
     fn task(notices: mpsc::Sender<Notice>) -> ControlTask {
         let private_key = PrivateKey::generate();
         let mac1 = Mac1Check::new(&private_key.public_key());
@@ -461,14 +465,15 @@ mod tests {
             max_frame: 1522,
             rekey_interval: Duration::from_secs(120),
         };
-        let peer = PeerSettings {
+        let peer = || PeerSettings {
             public_key: PrivateKey::generate().public_key(),
             preshared_key: Some(PresharedKey::generate()),
             endpoint: None,
             has_name: true,
             keepalive: Duration::from_secs(10),
         };
-        let switch = Switch::new(SwitchConfig::with_ports(2), [0; 2]);
+        let label = |name: &str| (name.to_owned(), Some("name.invalid:1".to_owned()));
+        let switch = Switch::new(SwitchConfig::with_ports(3), [0; 2]);
         let to_control = ToControl {
             notices,
             handshakes: mpsc::channel(1).0,
@@ -476,8 +481,8 @@ mod tests {
         };
         let (shared, _) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
         ControlTask::new(
-            Node::new(config, vec![peer], now()),
-            vec![("office".to_owned(), Some("name.invalid:1".to_owned()))],
+            Node::new(config, vec![peer(), peer()], now()),
+            vec![label("office"), label("lab")],
             Arc::new(shared),
             UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
             mpsc::channel(16).0,
@@ -505,6 +510,20 @@ mod tests {
             while task.lookups.join_next().await.is_some() {}
             task.handle_lookup(Ok((PEER, None)));
             assert_eq!(task.lookups.len(), 1, "tried again");
+        });
+    }
+
+    #[test]
+    fn each_peer_begins_with_the_first_address_of_its_name() {
+        block_on(async {
+            let mut task = task(mpsc::channel(1).0);
+            let address = SocketAddr::from(([192, 0, 2, 1], 1));
+            task.handle_lookup(Ok((OTHER, None)));
+            task.handle_lookup(Ok((PEER, Some(address))));
+            assert_eq!(task.turns, [1, 0], "nothing was found for the other");
+            task.handle_lookup(Ok((OTHER, Some(address))));
+            task.handle_lookup(Ok((PEER, Some(address))));
+            assert_eq!(task.turns, [2, 1]);
         });
     }
 
