@@ -26,7 +26,7 @@ const HEADROOM: usize = 4;
 const FIRST: usize = 64;
 /// A flow with a frame of this size in the portion is a bulk transfer; others may overtake it.
 const BULK_BYTES: usize = 2048;
-/// Bulk flows of a portion that are told apart; more are taken as one.
+/// Bulk flows of a portion that are told apart; where there are more, nobody overtakes.
 const BULK_FLOWS: usize = 8;
 
 /// A frame and the room in front of it.

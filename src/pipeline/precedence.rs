@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! When a thread that reads the TAP goes before the programs that fill it.
+//! When a data thread goes before the programs whose frames it carries.
 //!
 //! With bulk it should: a frame that waits for a core is a frame in a queue. In a flood of small
 //! frames it should not: it would be woken for each of them, where waiting makes portions.

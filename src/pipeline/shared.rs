@@ -274,7 +274,7 @@ impl Shared {
         }
     }
 
-    /// Tells the slow path that a peer is down; it finds out by itself, but later.
+    /// Tells the slow path that a peer is down. What it knows of it ages in any case.
     pub(super) fn tell_gone(&self, port: PortId) {
         let _ = self.to_control.sightings.try_send(Sighting::Gone(port));
     }

@@ -72,7 +72,8 @@ impl TunnelConfiguration {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct RoutingPolicy {
     /// Everything does, and nothing leaves the machine otherwise, also while the tunnel is not
-    /// connected: a kill switch. DHCP and the tunnel's own datagrams still leave.
+    /// connected: a kill switch. DHCP and the tunnel's own datagrams still leave; questions for names
+    /// do not, so the peers of the built-in provider need addresses for endpoints.
     pub include_all_networks: bool,
     /// Networks that this machine is in are reached directly, with either of the others.
     pub exclude_local_networks: bool,
