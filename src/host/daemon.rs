@@ -343,7 +343,9 @@ impl From<HostError> for Refusal {
             HostError::Running { .. } | HostError::Locked(_) => RefusalCode::Running,
             HostError::NotRunning(_) => RefusalCode::NotRunning,
             HostError::Stale { .. } => RefusalCode::Stale,
-            HostError::NoProvider { .. } | HostError::Provider(_) => RefusalCode::Configuration,
+            HostError::Name(_) | HostError::NoProvider { .. } | HostError::Provider(_) => {
+                RefusalCode::Configuration
+            }
         };
         let message = explain(&error);
         Self { code, message }

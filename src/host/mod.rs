@@ -42,7 +42,10 @@ use tokio::sync::{broadcast, watch};
 use tracing::warn;
 
 pub use self::event::{Attempt, Event, EventKind, Events, Lagged};
-use self::secrets::{SECRETS_DIR, SecretStore};
+use self::{
+    secrets::{SECRETS_DIR, SecretStore},
+    store::{MAX_NAME, is_name},
+};
 use crate::{
     io::{
         bus::Bus,
@@ -113,6 +116,11 @@ pub enum HostError {
     /// There is no such tunnel.
     #[error("there is no tunnel `{0}`; `patchcord host list` shows those that there are")]
     NoTunnel(String),
+    /// A tunnel cannot have this name: it is one of files.
+    #[error(
+        "`{0}` is no name for a tunnel: use letters, digits, `-`, `_` and `.`, {MAX_NAME} at most, the first a letter or digit"
+    )]
+    Name(String),
     /// It is configured not to be used.
     #[error("the tunnel `{0}` is disabled; set `enabled = true` in its configuration")]
     Disabled(String),
@@ -236,7 +244,7 @@ impl Host {
     /// configurations change nothing.
     ///
     /// # Errors
-    /// [`HostError::Stale`].
+    /// [`HostError::Name`], [`HostError::Stale`].
     pub fn configure(
         &self,
         tunnel: &str,
@@ -245,6 +253,9 @@ impl Host {
     ) -> Result<u64, HostError> {
         let mut tunnels = self.tunnels();
         check_generation(&tunnels, tunnel, generation)?;
+        if !is_name(tunnel) {
+            return Err(HostError::Name(tunnel.to_owned()));
+        }
         let entry = tunnels.entry(tunnel.to_owned()).or_default();
         if entry.configuration.as_deref() == Some(&configuration) {
             return Ok(entry.generation);

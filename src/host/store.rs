@@ -32,7 +32,7 @@ pub const OWN_DIR: &str = "/var/lib/patchcord/tunnels";
 /// An editor writes, renames and deletes in one go.
 const SETTLE: Duration = Duration::from_millis(50);
 /// The longest name of a tunnel.
-const MAX_NAME: usize = 64;
+pub(super) const MAX_NAME: usize = 64;
 
 /// Two folders of configurations.
 #[derive(Clone, Debug)]

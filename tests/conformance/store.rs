@@ -135,3 +135,17 @@ fn check_38_a_tunnel_that_another_host_runs_is_left_alone() {
         other.stop("a", StopReason::UserInitiated).await.unwrap();
     });
 }
+
+#[test]
+fn check_38_names_of_tunnels_stay_within_their_folder() {
+    in_namespace(|directory| async move {
+        let script = Arc::new(Script::plain());
+        let host = host(&directory, &script);
+        for name in ["", ".", "../x", "/tmp/x", "a b", "a\n", &"x".repeat(65)] {
+            let configured = host.configure(name, TunnelConfiguration::new("scripted"), None);
+            let text = configured.unwrap_err().to_string();
+            assert!(text.contains("is no name for a tunnel"), "{text}");
+        }
+        assert_eq!(host.list().len(), 2);
+    });
+}
