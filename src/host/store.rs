@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use inotify::{EventMask, EventOwned, Inotify, WatchMask, Watches};
 use tracing::{info, warn};
 
@@ -150,8 +150,11 @@ impl Store {
             if self.is_unfinished(&event?) {
                 continue;
             }
-            // What comes meanwhile is seen by the same look.
             tokio::time::sleep(SETTLE).await;
+            // What came meanwhile is seen by the same look.
+            while let Some(Some(event)) = events.next().now_or_never() {
+                event?;
+            }
             // A folder that was deleted or moved away is another one now.
             if let Err(error) = self.watch(&mut watches) {
                 warn!(%error, "a folder of configurations cannot be watched");
@@ -271,7 +274,10 @@ pub(super) fn is_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+    use crate::io::testing::block_on;
 
     #[test]
     fn configurations_are_kept_as_files() {
@@ -338,5 +344,49 @@ mod tests {
         fs::remove_file(&admin).unwrap();
         let fed = store.hand_over(&host, fed);
         assert_eq!((fed.len(), host.list().len()), (0, 0));
+    }
+
+    #[test]
+    fn many_changes_at_once_are_one_look() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("admin"), folder.path().join("own"));
+        let host = Host::builder(folder.path()).build();
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone());
+        let _logging = tracing::subscriber::set_default(subscriber.finish());
+        block_on(async {
+            let feed = store.feed(&host);
+            let change = async {
+                tokio::time::sleep(SETTLE).await;
+                fs::write(store.admin.join("typo.toml"), "provder = \"echo\"\n").unwrap();
+                for number in 0..100 {
+                    let path = store.admin.join(format!("{number}.toml"));
+                    fs::write(path, "provider = \"echo\"\n").unwrap();
+                }
+                tokio::time::sleep(10 * SETTLE).await;
+            };
+            tokio::select! {
+                fed = feed => panic!("{fed:?}"),
+                () = change => {}
+            }
+        });
+        assert_eq!(host.list().len(), 100);
+        let lines = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(lines.matches("typo.toml").count(), 1, "{lines}");
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 }
