@@ -106,7 +106,7 @@ struct Demand {
     configuration: Arc<TunnelConfiguration>,
     here: Here,
     action: OnDemandAction,
-    /// Somebody stopped it; it stays so until something else is decided.
+    /// Somebody stopped it; it stays so until somebody starts it, or something else is decided.
     is_muted: bool,
     retry_at: Instant,
     /// After the next failure.
@@ -219,6 +219,11 @@ impl Rules {
         let demand = self.demands.get_mut(&event.tunnel);
         match (&event.kind, demand) {
             (EventKind::Configured { .. } | EventKind::Removed, _) => true,
+            // What is muted the rules do not start: somebody wants it again.
+            (EventKind::Status(SessionStatus::Connecting), Some(demand)) => {
+                demand.is_muted = false;
+                false
+            }
             (EventKind::Status(SessionStatus::Connected), Some(demand)) => {
                 demand.up_since.get_or_insert_with(Instant::now);
                 false

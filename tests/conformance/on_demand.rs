@@ -100,6 +100,33 @@ fn check_03_a_tunnel_that_is_demanded_starts_with_the_network_and_without_option
 }
 
 #[test]
+fn check_03_who_starts_it_by_hand_wants_it_again() {
+    in_namespace(async |directory| {
+        networks();
+        ip("route add default via 192.0.2.1");
+        let script = Arc::new(Script::plain());
+        let host = host(&directory, &script);
+        let mut events = host.events();
+        let _following = follow(&host);
+        let rules = vec![OnDemandRule::always(OnDemandAction::Connect)];
+        host.configure("a", demanded(rules), None).unwrap();
+        until_connected(&mut events).await;
+        host.stop("a", StopReason::UserInitiated).await.unwrap();
+        until_end(&mut events, "a").await;
+        assert_quiet(&mut events).await;
+
+        host.start("a", StartOptions::default()).unwrap();
+        until_connected(&mut events).await;
+        let failure = ProviderError::new("no luck");
+        script.context().cancel_tunnel(Some(failure));
+        let (_, reason, _) = until_end(&mut events, "a").await;
+        assert_eq!(reason, StopReason::ProviderFailed);
+        until_connected(&mut events).await;
+        host.stop_all(StopReason::UserInitiated).await;
+    });
+}
+
+#[test]
 fn check_03_the_first_rule_that_matches_decides() {
     in_namespace(async |directory| {
         networks();
