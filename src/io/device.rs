@@ -176,6 +176,18 @@ impl Device {
         Ok((device, queues))
     }
 
+    /// Undoes what the making of a device has left that was given up in the middle.
+    ///
+    /// # Errors
+    /// When the kernel or the journal cannot be asked.
+    pub async fn undo_leftovers(run_dir: &Path, tunnel: &str) -> Result<(), DeviceError> {
+        let journal = Journal::new(run_dir, tunnel);
+        if !journal.path().exists() {
+            return Ok(());
+        }
+        clear_leftovers(&journal, &Links::connect()?, run_dir).await
+    }
+
     /// What the device is.
     pub fn info(&self) -> &DeviceInfo {
         &self.info

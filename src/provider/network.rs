@@ -180,7 +180,16 @@ impl Network {
         if let Err(error) = self.surroundings.routing.clear().await {
             warn!(%error, "routes of the tunnel stay until its next start");
         }
-        self.remove_device().await;
+        if self.device.is_some() {
+            return self.remove_device().await;
+        }
+        // Whoever wanted one may have given up while it was made.
+        if let Err(error) = Device::undo_leftovers(&self.run_dir, &self.tunnel).await {
+            warn!(
+                ?error,
+                "the interface stays as it is until the tunnel's next start"
+            );
+        }
     }
 
     async fn remove_device(&mut self) {

@@ -15,7 +15,9 @@ use patchcord::{
     },
 };
 
-use crate::kit::{Script, connect, host, in_namespace, next, port, until_end};
+use tokio::time::timeout;
+
+use crate::kit::{Script, connect, host, in_namespace, ip, next, port, until_end};
 
 #[test]
 fn check_01_a_session_is_connected_only_after_its_settings() {
@@ -120,7 +122,46 @@ fn check_04_a_stop_during_start_ends_the_start() {
         assert_eq!((reason, error), (StopReason::UserInitiated, None));
         assert_eq!(*heard.lock().unwrap(), Some(StopReason::UserInitiated));
         assert_eq!(script.stops(), [StopReason::UserInitiated]);
-        assert!(!crate::kit::ip("-o link").contains("tap-a"));
+        assert!(!ip("-o link").contains("tap-a"));
+    });
+}
+
+#[test]
+fn check_04_a_device_is_given_back_wherever_the_start_is_given_up() {
+    in_namespace(|directory| async move {
+        ip("link add br0 type bridge");
+        ip("tuntap add tap-a mode tap");
+        ip("link set tap-a mtu 1400");
+        let state = || {
+            let link = ip("-o link show tap-a");
+            let words: Vec<_> = link.split_whitespace().collect();
+            let after = |name: &str| {
+                let at = words.iter().position(|word| *word == name)?;
+                Some(words[at + 1].to_owned())
+            };
+            let flags = words[2].contains("UP");
+            (after("mtu"), after("master"), after("link/ether"), flags)
+        };
+        let before = state();
+        for step in 0..50 {
+            let patience = Duration::from_micros(100 * step);
+            let script = Arc::new(Script::new(move |context, _| async move {
+                let settings = port("tap-a").with_bridge("br0");
+                let settings = context.set_network_settings(Some(settings));
+                match timeout(patience, settings).await {
+                    Ok(applied) => drop(applied?),
+                    Err(_) => return Err(ProviderError::new("no patience")),
+                }
+                Err(ProviderError::new("enough"))
+            }));
+            let host = host(&directory, &script);
+            let mut events = host.events();
+            host.start("a", StartOptions::default()).unwrap();
+            until_end(&mut events, "a").await;
+            assert_eq!(state(), before, "after {patience:?}");
+            let left = std::fs::read_dir(directory.path()).unwrap();
+            assert_eq!(left.count(), 0, "after {patience:?}");
+        }
     });
 }
 
@@ -137,7 +178,7 @@ fn check_05_a_stop_that_hangs_is_left_behind() {
         let begin = Instant::now();
         host.stop("a", StopReason::UserInitiated).await.unwrap();
         assert!((300..1500).contains(&begin.elapsed().as_millis()));
-        assert!(!crate::kit::ip("-o link").contains("tap-a"));
+        assert!(!ip("-o link").contains("tap-a"));
     });
 }
 
@@ -336,7 +377,7 @@ fn check_32_two_tunnels_do_not_meet() {
         };
         assert_ne!(a.device_info().unwrap().mac, b.device_info().unwrap().mac);
         let mut readers = [a, b].map(|context| context.take_reader().unwrap());
-        crate::kit::ip("addr add 10.9.0.1/24 dev tap-a");
+        ip("addr add 10.9.0.1/24 dev tap-a");
         // The kernel asks for 10.9.0.2 on the one that has the network, and there only.
         let _ = std::net::UdpSocket::bind("10.9.0.1:0")
             .unwrap()
@@ -345,14 +386,10 @@ fn check_32_two_tunnels_do_not_meet() {
         readers[0].recv_batch(&mut frames).await.unwrap();
         assert!(frames.iter().any(|frame| frame[12..14] == [8, 6]));
         let silence = readers[1].recv_batch(&mut frames);
-        assert!(
-            tokio::time::timeout(Duration::from_millis(300), silence)
-                .await
-                .is_err()
-        );
+        assert!(timeout(Duration::from_millis(300), silence).await.is_err());
         host.stop_all(StopReason::AppUpdate).await;
         assert_eq!(script.stops(), [StopReason::AppUpdate; 2]);
-        assert!(!crate::kit::ip("-o link").contains("tap-"));
+        assert!(!ip("-o link").contains("tap-"));
     });
 }
 
