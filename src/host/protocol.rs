@@ -11,9 +11,9 @@
 //! host    {"event":{"tunnel":"office","attempt":7,"event":"status","value":"connected"}}
 //! ```
 //! Several requests may be under way; replies carry the number of theirs. A later version may add
-//! verbs, fields and events: fields that are not known are ignored, and an unknown verb is refused
-//! with the code `unknown-verb` on a connection that goes on. Pure data; the sockets are in `daemon`
-//! and [`client`](super::client).
+//! verbs, fields and events: fields that are not known are ignored, but for those of a configuration,
+//! which nobody shall half understand, and an unknown verb is refused with the code `unknown-verb` on
+//! a connection that goes on. Pure data; the sockets are in `daemon` and [`client`](super::client).
 
 use std::collections::BTreeMap;
 
