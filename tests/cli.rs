@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used)] // clippy takes the functions that tests share for other code
 
 use std::fs::{self, File, Permissions};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -771,6 +771,26 @@ fn clients_of_a_host_say_that_none_listens_and_how_to_start_one() {
     let (_, remedy) = ran.stderr.split_once("start it with `patchcord ").unwrap();
     let (command, _) = remedy.split_once('`').unwrap();
     assert_eq!(command, "host run");
+}
+
+#[test]
+fn a_host_deletes_no_file_that_is_in_the_place_of_its_socket() {
+    let site = Site::new();
+    site.write("precious", b"precious");
+    let path = |name: &str| site.path(name).display().to_string();
+    let (socket, folder) = (path("precious"), path("none"));
+    let mut host = patchcord(&["host", "run", "--socket", &socket])
+        .args(["--tunnels", &folder, "--state", &folder])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut errors = BufReader::new(host.stderr.take().unwrap()).lines();
+    let error = errors.next().unwrap().unwrap();
+    // Should it run, in spite of all.
+    let _ = host.kill();
+    host.wait().unwrap();
+    assert!(error.contains("not a socket; remove it"), "{error}");
+    assert_eq!(fs::read(&socket).unwrap(), b"precious");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::{
     collections::BTreeMap,
     fmt::Write,
     fs,
-    io::Read,
-    os::unix::fs::PermissionsExt,
+    io::{self, Read},
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -207,9 +207,12 @@ async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        match fs::symlink_metadata(path) {
+            // Nobody listens on it any more.
+            Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
+            Ok(_) => return Err(io::Error::other("it is not a socket; remove it")),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(_) => {}
         }
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
@@ -308,7 +311,7 @@ async fn send(arguments: &SendArguments) -> Result<(), Failure> {
 async fn keep_secret(arguments: &SecretName) -> Result<(), Failure> {
     // Reserved in full: growing would leave copies behind.
     let mut secret = Zeroizing::new(Vec::with_capacity(MAX_SECRET + 2));
-    let input = std::io::stdin().lock();
+    let input = io::stdin().lock();
     input
         .take(MAX_SECRET as u64 + 2)
         .read_to_end(&mut secret)
