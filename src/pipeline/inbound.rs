@@ -273,6 +273,8 @@ impl Opener {
     }
 }
 
+type Lanes = HashMap<(SessionIndex, Lane), LaneState, IndexHash>;
+
 /// What a lane of a session has received.
 struct LaneState {
     session: Arc<Session>,
@@ -314,7 +316,7 @@ pub(super) struct Delivery {
     groups: GroupsCache,
     /// The snapshot that `lanes` was last swept for.
     swept_for: Arc<Tables>,
-    lanes: HashMap<(SessionIndex, Lane), LaneState, IndexHash>,
+    lanes: Lanes,
     drops: Arc<Drops>,
     tap: Arc<TapQueue>,
     /// In a hub: to other peers.
@@ -491,7 +493,9 @@ impl Delivery {
             counter,
             from,
         } = arrival;
-        let lane = match self.lanes.entry((receiver, counter.lane())) {
+        let arrived = self.now;
+        let (mut exit, lanes) = self.exit(tables, now);
+        let lane = match lanes.entry((receiver, counter.lane())) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
                 let session = tables
@@ -501,14 +505,14 @@ impl Delivery {
                 entry.insert(LaneState {
                     session: session.clone(),
                     window: ReplayWindow::default(),
-                    reassembly: Reassembly::new(self.shared.max_frame),
+                    reassembly: Reassembly::new(exit.shared.max_frame),
                     control_rate: ControlRate::default(),
-                    last_arrival: self.now,
+                    last_arrival: arrived,
                 })
             }
         };
         let newest = lane.window.accept(counter.sequence())?;
-        lane.last_arrival = self.now;
+        lane.last_arrival = arrived;
         let port = lane.session.port;
         lane.session.confirm();
         lane.session.traffic.inbound.add_datagrams(1);
@@ -520,7 +524,7 @@ impl Delivery {
             let mut bytes = [0; CONTROL_BYTES];
             let len = plaintext.len().min(CONTROL_BYTES);
             bytes[..len].copy_from_slice(&plaintext[..len]);
-            self.shared.notify(Notice::Control {
+            exit.shared.notify(Notice::Control {
                 from,
                 receiver,
                 newest,
@@ -533,20 +537,8 @@ impl Delivery {
                 .route(port)
                 .is_some_and(|route| route.endpoint != Some(from))
         {
-            self.shared.notify(Notice::Roamed { receiver, from });
+            exit.shared.notify(Notice::Roamed { receiver, from });
         }
-        let mut exit = Exit {
-            shared: &self.shared,
-            tables,
-            groups: &mut self.groups,
-            drops: &self.drops,
-            tap: &self.tap,
-            dispatch: self.dispatch.as_mut(),
-            scratch: &mut self.scratch,
-            must_signal: &mut self.must_signal,
-            has_bulk: &mut self.has_bulk,
-            now,
-        };
         if message_type == MessageType::Frame {
             return exit.forward_small(lane, Leaving::finished(plaintext));
         }
@@ -565,8 +557,34 @@ impl Delivery {
     /// What nothing will complete any more leaves as it is; `patience` says how long to hope. True if
     /// something goes on waiting.
     fn forward_left_behind(&mut self, tables: &Tables, patience: Patience) -> bool {
-        let now = self.shared.clock.now();
-        let mut exit = Exit {
+        let (arrived, now) = (self.now, self.shared.clock.now());
+        let (mut exit, lanes) = self.exit(tables, now);
+        let mut is_waiting = false;
+        for lane in lanes.values_mut() {
+            let newest = lane.window.newest();
+            let which = match patience {
+                // Other lanes may go on while nothing comes on this one.
+                Patience::Some if arrived < lane.last_arrival + REASSEMBLY_PATIENCE => {
+                    Which::LeftBehind(newest)
+                }
+                _ => Which::All,
+            };
+            exit.forward_runs(lane, which);
+            lane.reassembly.forget(newest);
+            is_waiting |= lane.reassembly.is_waiting();
+            let evicted = lane.reassembly.take_evicted();
+            let lost = lane.reassembly.take_lost_segments();
+            if evicted + lost > 0 {
+                exit.drops.add(DropReason::ReassemblyEvicted, evicted);
+                exit.drops.add(DropReason::SegmentLost, lost);
+            }
+        }
+        is_waiting
+    }
+
+    /// The way out of the tunnel, and apart from it the lanes that frames come from.
+    fn exit<'a>(&'a mut self, tables: &'a Tables, now: Now) -> (Exit<'a>, &'a mut Lanes) {
+        let exit = Exit {
             shared: &self.shared,
             tables,
             groups: &mut self.groups,
@@ -578,27 +596,7 @@ impl Delivery {
             has_bulk: &mut self.has_bulk,
             now,
         };
-        let mut is_waiting = false;
-        for lane in self.lanes.values_mut() {
-            let newest = lane.window.newest();
-            let which = match patience {
-                // Other lanes may go on while nothing comes on this one.
-                Patience::Some if self.now < lane.last_arrival + REASSEMBLY_PATIENCE => {
-                    Which::LeftBehind(newest)
-                }
-                _ => Which::All,
-            };
-            exit.forward_runs(lane, which);
-            lane.reassembly.forget(newest);
-            is_waiting |= lane.reassembly.is_waiting();
-            let evicted = lane.reassembly.take_evicted();
-            let lost = lane.reassembly.take_lost_segments();
-            if evicted + lost > 0 {
-                self.drops.add(DropReason::ReassemblyEvicted, evicted);
-                self.drops.add(DropReason::SegmentLost, lost);
-            }
-        }
-        is_waiting
+        (exit, &mut self.lanes)
     }
 }
 
@@ -760,20 +758,32 @@ impl Exit<'_> {
                 Err(reason) => Err(reason.into()),
             },
             Egress::Port(port) => {
-                let edit = leave(port)?;
-                self.pass_on([(port, edit)].into_iter(), frame);
+                let to = [(port, leave(port)?)].into_iter();
+                pass_on(
+                    self.dispatch.as_deref_mut(),
+                    self.tables,
+                    self.scratch,
+                    to,
+                    frame,
+                );
                 Ok(())
             }
             Egress::Flood => {
                 // That a port has not the frame's VLAN is no loss.
-                let wanted = wanted.cloned();
                 let leave = |port: PortId| {
-                    let is_wanted = wanted.as_ref().is_none_or(|wanted| wanted.contains(port));
+                    let is_wanted = wanted.is_none_or(|wanted| wanted.contains(port));
                     is_wanted.then(|| leave(port).ok()).flatten()
                 };
                 let edit = leave(PortId::TAP);
                 let peers = (1..=self.tables.routes.len() as u16).map(PortId);
-                self.pass_on(peers.filter_map(|port| Some((port, leave(port)?))), frame);
+                let to = peers.filter_map(|port| Some((port, leave(port)?)));
+                pass_on(
+                    self.dispatch.as_deref_mut(),
+                    self.tables,
+                    self.scratch,
+                    to,
+                    frame,
+                );
                 edit.map_or(Ok(()), |edit| self.write(edit, frame))
             }
             Egress::Nowhere => Ok(()),
@@ -788,16 +798,22 @@ impl Exit<'_> {
         self.shared.tap.inbound.add_frames(1, frame.len() as u64);
         Ok(())
     }
+}
 
-    /// From peer to peer, which only a hub does.
-    fn pass_on(&mut self, to: impl Iterator<Item = (PortId, TagEdit)>, frame: Leaving<'_>) {
-        let Some(dispatch) = &mut self.dispatch else {
-            return;
-        };
-        let mut slot = Slot::copy(self.scratch, &[frame.head, frame.rest]);
-        for (port, edit) in to {
-            dispatch.push_edited(self.tables, port, edit, &mut slot, frame.as_open());
-        }
+/// From peer to peer, which only a hub does.
+fn pass_on(
+    dispatch: Option<&mut Dispatch>,
+    tables: &Tables,
+    scratch: &mut Vec<u8>,
+    to: impl Iterator<Item = (PortId, TagEdit)>,
+    frame: Leaving<'_>,
+) {
+    let Some(dispatch) = dispatch else {
+        return;
+    };
+    let mut slot = Slot::copy(scratch, &[frame.head, frame.rest]);
+    for (port, edit) in to {
+        dispatch.push_edited(tables, port, edit, &mut slot, frame.as_open());
     }
 }
 
