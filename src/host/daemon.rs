@@ -342,6 +342,7 @@ impl From<HostError> for Refusal {
             HostError::Disabled(_) => RefusalCode::Disabled,
             HostError::Running { .. } | HostError::Locked(_) => RefusalCode::Running,
             HostError::NotRunning(_) => RefusalCode::NotRunning,
+            HostError::Busy(_) => RefusalCode::Busy,
             HostError::Stale { .. } => RefusalCode::Stale,
             HostError::Name(_) | HostError::NoProvider { .. } | HostError::Provider(_) => {
                 RefusalCode::Configuration

@@ -38,7 +38,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tracing::warn;
 
 pub use self::event::{Attempt, Event, EventKind, Events, Lagged};
@@ -60,6 +60,8 @@ use crate::{
 
 /// Events that a slow listener may be behind before it loses some.
 const EVENTS: usize = 256;
+/// Messages that a provider may have in hand. One that never answers must not hold more and more of them.
+const MAX_MESSAGES: usize = 64;
 
 /// Makes a provider for one session of a tunnel.
 pub type Factory = dyn Fn(&str, &TunnelConfiguration) -> Result<Arc<dyn EthernetTunnelProvider>, ProviderError>
@@ -105,6 +107,8 @@ struct Tunnel {
 struct Running {
     attempt: Attempt,
     handle: SessionHandle,
+    /// For messages that the provider has not answered.
+    messages: Arc<Semaphore>,
     /// Closed when everything of the session is gone.
     ended: watch::Receiver<()>,
 }
@@ -135,6 +139,12 @@ pub enum HostError {
     /// It has no session that could answer.
     #[error("the tunnel `{0}` is not running")]
     NotRunning(String),
+    /// Its provider has as many messages in hand as it may, and answers none of them.
+    #[error(
+        "the provider of `{0}` has {MAX_MESSAGES} messages in hand that it has not answered; try again \
+         later, or start the tunnel again"
+    )]
+    Busy(String),
     /// Another process runs it, or the run directory cannot be used.
     #[error(transparent)]
     Locked(#[from] LockError),
@@ -343,6 +353,7 @@ impl Host {
         let running = Running {
             attempt,
             handle: session.handle(),
+            messages: Arc::new(Semaphore::new(MAX_MESSAGES)),
             ended,
         };
         let entry = known(&mut tunnels, tunnel)?;
@@ -435,7 +446,8 @@ impl Host {
     /// The answer of a tunnel's provider; `None` if it has none.
     ///
     /// # Errors
-    /// [`HostError::NotRunning`] at once when it has no session.
+    /// At once: [`HostError::NotRunning`] when it has no session, [`HostError::Busy`] when 64 messages
+    /// wait for their answers.
     pub async fn send_message(
         &self,
         tunnel: &str,
@@ -443,6 +455,8 @@ impl Host {
     ) -> Result<Option<Bytes>, HostError> {
         let running = known(&mut self.tunnels(), tunnel)?.session.clone();
         let running = running.ok_or_else(|| HostError::NotRunning(tunnel.to_owned()))?;
+        let in_hand = running.messages.try_acquire();
+        let _in_hand = in_hand.map_err(|_| HostError::Busy(tunnel.to_owned()))?;
         Ok(running.handle.send_message(message).await)
     }
 

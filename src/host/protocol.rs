@@ -255,6 +255,8 @@ pub enum RefusalCode {
     Running,
     /// The tunnel is not running.
     NotRunning,
+    /// The tunnel's provider does not answer.
+    Busy,
     /// The configuration was changed by somebody else.
     Stale,
     /// The configuration is unusable.

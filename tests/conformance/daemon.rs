@@ -60,6 +60,46 @@ pub(crate) async fn say(path: &Path, lines: &[&str]) -> (Vec<String>, bool) {
 pub(crate) const HELLO: &str = r#"{"hello":"test","version":"0","protocol":1}"#;
 
 #[test]
+fn check_37_a_provider_that_does_not_answer_gets_so_many_messages_and_no_more() {
+    in_namespace(|directory| async move {
+        let host = host(&directory, &Arc::new(Script::plain()));
+        let path = listen(&host, &directory, Policy::default());
+        let client = Client::connect(&path).await.unwrap();
+        for tunnel in ["a", "b"] {
+            client.start(tunnel, None).await.unwrap();
+        }
+        // Clients come, ask and go.
+        for _ in 0..8 {
+            let requests: Vec<_> = (1..=8)
+                .map(|id| {
+                    format!(r#"{{"id":{id},"verb":"send","tunnel":"a","message":"aGFuZw=="}}"#)
+                })
+                .collect();
+            let mut lines = vec![HELLO];
+            lines.extend(requests.iter().map(String::as_str));
+            let (heard, _) = say(&path, &lines).await;
+            assert!(
+                !heard.iter().any(|line| line.contains("refused")),
+                "{heard:?}"
+            );
+        }
+        let busy = client.send_message("a", b"ping").await.unwrap_err();
+        assert!(
+            matches!(
+                &busy,
+                ClientError::Refused(Refusal {
+                    code: RefusalCode::Busy,
+                    ..
+                })
+            ),
+            "{busy}"
+        );
+        let pong = client.send_message("b", b"ping").await.unwrap();
+        assert_eq!(pong.as_deref(), Some(&b"pong"[..]));
+    });
+}
+
+#[test]
 fn check_37_clients_are_separate() {
     in_namespace(|directory| async move {
         let script = Arc::new(Script::plain());

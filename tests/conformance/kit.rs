@@ -146,6 +146,9 @@ impl EthernetTunnelProvider for Scripted {
     ) -> BoxFut<'a, Option<Bytes>> {
         Box::pin(async move {
             assert_ne!(message.body, "panic", "a provider's panic");
+            if message.body == "hang" {
+                std::future::pending::<()>().await;
+            }
             if message.body == "who" {
                 return Some(format!("{:?}", message.sender).into());
             }
