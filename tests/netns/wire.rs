@@ -260,8 +260,12 @@ fn hosts_talk_over_a_wire_and_super_frames_cross_whole() {
             let numbers = shower(from, to, ip, 20);
             let (came, sent) = (numbers.len(), 20 * DATAGRAMS_AT_ONCE);
             let drops = [0, 1].map(|site| wire.sites[site].status().drops);
-            let all_in_order = numbers.into_iter().eq(0..sent);
-            assert!(all_in_order, "{came} of {sent}, once each: {drops:?}");
+            let all_in_order = numbers.iter().copied().eq(0..sent);
+            let missing: Vec<_> = (0..sent).filter(|it| !numbers.contains(it)).collect();
+            assert!(
+                all_in_order,
+                "{came} of {sent}, once each, {missing:?} are missing: {drops:?}"
+            );
         }
     }
     // What a network card without offloads has: finished segments, joined by the kernel or not.
