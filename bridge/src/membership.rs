@@ -322,6 +322,11 @@ impl Snooping {
                 sent: 0,
             });
             vlan.querier.take_if(|_| is_ours);
+            let latest_s = now_s.wrapping_add(MEMBERSHIP_S);
+            let known = vlan.querier.as_mut();
+            if let Some(known) = known.filter(|known| !is_past(known.expires_s, latest_s)) {
+                known.expires_s = latest_s;
+            }
         }
     }
 
@@ -411,10 +416,16 @@ impl Snooping {
         self.router_heard(port, vid, family, membership_s, now_s);
         let gives_way = self.gives_way_to(query.source);
         if let Some(vlan) = self.vlans.get_mut(&(vid, family)) {
-            if vlan.own.is_none() || gives_way {
+            // Who takes our place has to ask for all groups, and to come back: one query that says
+            // otherwise does not keep members from being asked for hours.
+            let (takes_over, silence_s) = match vlan.own {
+                Some(_) => (gives_way && query.group.is_none(), MEMBERSHIP_S),
+                None => (true, membership_s),
+            };
+            if takes_over {
                 vlan.querier = Some(OtherQuerier {
                     address: query.source,
-                    expires_s: now_s.wrapping_add(membership_s),
+                    expires_s: now_s.wrapping_add(silence_s),
                 });
                 vlan.membership_s = membership_s;
             }

@@ -524,6 +524,51 @@ fn the_lower_address_asks() {
 }
 
 #[test]
+fn who_poses_as_a_querier_does_not_have_members_forgotten() {
+    // Of the lowest address, and as if it asked every four hours.
+    let slow = |group: &str, to: &str| {
+        let message = [&[0x11, 100, 0, 0], &v4(group).octets()[..], &[7, 255, 0, 0]].concat();
+        igmp("10.0.0.1", v4(to), &message)
+    };
+    for (name, query, lost_s) in [
+        // Those who do not hear him report when they are asked again.
+        ("asks all", slow("0.0.0.0", "224.0.0.1"), MEMBERSHIP_S - 125),
+        ("asks for a group", slow("239.9.9.9", "239.9.9.9"), 0),
+    ] {
+        let mut net = Net::new(querier(&[LAN]), 0);
+        let mut lost = 0;
+        for now_s in 0..3000 {
+            net.now_s = now_s;
+            let asked = net.snooping.poll(now_s);
+            if asked.iter().any(|query| query.frame[12] == 0x08) {
+                net.hear(B, &join_v2(GROUP));
+            }
+            if now_s == 40 {
+                net.hear(A, &query);
+            }
+            let egress = net.egress(&data(GROUP));
+            lost += u32::from(egress.is_some_and(|ports| !ports.contains(B)));
+        }
+        assert!(lost <= lost_s, "{name}: for {lost} s");
+    }
+}
+
+#[test]
+fn who_asked_before_does_not_keep_it_from_asking_for_longer() {
+    let mut net = Net::new(querier(&[LAN]), 0);
+    let slow = [0x11, 100, 0, 0, 0, 0, 0, 0, 7, 255, 0, 0];
+    net.hear_in(vid(7), A, &igmp("10.0.0.1", v4("224.0.0.1"), &slow));
+    let asks = |net: &mut Net, now_s: u32| {
+        net.snooping.watch(&[(vid(7), A)].into(), now_s);
+        let frames = net.snooping.poll(now_s);
+        let igmp = |query: &QueryFrame| query.vid == vid(7) && query.frame[16] == 0x08;
+        frames.iter().any(igmp)
+    };
+    let first = (1..5000).find(|&now_s| asks(&mut net, now_s));
+    assert_eq!(first, Some(1 + MEMBERSHIP_S));
+}
+
+#[test]
 fn who_asks_asks_once_more_when_someone_leaves() {
     let mut net = Net::new(querier(&[LAN]), 0);
     net.wait(50);
