@@ -131,6 +131,8 @@ pub(super) struct Shared {
     unheard: Drops,
     /// Among that was a word of who has which address.
     missed_binding: AtomicBool,
+    /// Or that a peer is up.
+    missed_arrival: AtomicBool,
     to_control: ToControl,
     emissions: crossbeam_channel::Sender<Emission>,
     /// There are emissions.
@@ -198,6 +200,7 @@ impl Shared {
             drops: Mutex::default(),
             unheard: Drops::default(),
             missed_binding: AtomicBool::new(false),
+            missed_arrival: AtomicBool::new(false),
             to_control,
             emissions,
             emission_waker,
@@ -271,7 +274,13 @@ impl Shared {
             .is_err()
         {
             self.unheard.count(DropReason::SlowPathFull);
+            self.missed_arrival.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether the slow path has missed, since this was last asked, that a peer is up.
+    pub(super) fn take_missed_arrival(&self) -> bool {
+        self.missed_arrival.swap(false, Ordering::Relaxed)
     }
 
     /// Tells the slow path that a peer is down. What it knows of it ages in any case.
@@ -490,6 +499,20 @@ mod tests {
             assert_eq!(bench.shared.take_missed_binding(), is_missed, "{kind:?}");
             assert!(!bench.shared.take_missed_binding(), "told once");
         }
+    }
+
+    #[test]
+    fn a_peer_that_comes_unheard_is_known_to_be_missing() {
+        let bench = bench();
+        bench.shared.tell_came(PortId(1));
+        assert!(!bench.shared.take_missed_arrival());
+        for _ in 0..SIGHTINGS {
+            let probe = decision(Kind::OwnProbe);
+            bench.shared.show(PortId::TAP, &probe, QUESTION, &[]);
+        }
+        bench.shared.tell_came(PortId(2));
+        assert!(bench.shared.take_missed_arrival());
+        assert!(!bench.shared.take_missed_arrival(), "told once");
     }
 
     #[test]

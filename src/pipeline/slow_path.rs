@@ -394,6 +394,13 @@ impl SlowPath {
             stations.retain(|(vid, _)| !self.customers.contains(vid));
             snooping.watch(&stations, now.seconds);
         }
+        if self.shared.take_missed_arrival()
+            && let Some(snooping) = &mut self.snooping
+        {
+            // Nobody knows which of the peers that was.
+            let ports = self.shared.switch.ports();
+            ports.for_each(|port| snooping.port_up(port, now.seconds));
+        }
         self.look_after_groups(now.seconds);
         self.tell();
         self.log_limits(now.seconds);
@@ -601,8 +608,18 @@ fn tell_moved(events: &mpsc::Sender<EngineEvent>) {
 
 #[cfg(test)]
 mod tests {
+    use patchcord_bridge::Switch;
+
     use super::*;
-    use crate::pipeline::Stopped;
+    use crate::{
+        crypto::keys::PrivateKey,
+        io::{
+            tap::{Backend, Tap, TapOptions},
+            testing::in_namespace,
+        },
+        pipeline::{Stopped, shared::ToControl},
+        proto::guard::Mac1Check,
+    };
 
     #[test]
     fn a_loop_does_not_keep_news_from_the_owner() {
@@ -613,5 +630,47 @@ mod tests {
         let broken = EngineEvent::Broken(Stopped::TapLost);
         events.try_send(broken).expect("there is room");
         assert!(matches!(told.try_recv(), Ok(EngineEvent::StationsMoved)));
+    }
+
+    #[test]
+    fn hosts_are_asked_again_when_a_peer_came_unheard() {
+        in_namespace(|| {
+            let options = TapOptions {
+                name: "pc-slow".to_owned(),
+                backend: Backend::Vnet,
+            };
+            let (_tap, mut queues) = Tap::open(&options, 1).unwrap();
+            let config = SwitchConfig {
+                ports: vec![PortConfig::default(); 2],
+                ..SwitchConfig::default()
+            };
+            let duties = Duties::of(&config, true, true);
+            let (sightings, _waiting) = mpsc::channel(1);
+            let to_control = ToControl {
+                notices: mpsc::channel(1).0,
+                handshakes: mpsc::channel(1).0,
+                sightings,
+            };
+            let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
+            let switch = Switch::new(config, [0; 2]);
+            let (shared, emissions) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
+            let shared = Arc::new(shared);
+            let mut slow_path = SlowPath::new(
+                shared.clone(),
+                Arc::new(queues.remove(0)),
+                vec![("peer".to_owned(), 1)],
+                duties,
+                mpsc::channel(1).0,
+            );
+            let mut asks = || {
+                slow_path.look_around();
+                emissions.receiver.try_iter().count()
+            };
+            assert_eq!([asks(), asks()], [2, 0], "in both families, once");
+            shared.tell_came(PortId(1));
+            assert_eq!(asks(), 0, "it will be heard");
+            shared.tell_came(PortId(1));
+            assert_eq!([asks(), asks()], [2, 0]);
+        });
     }
 }
