@@ -38,7 +38,8 @@
 //! that nobody else has), was sent within 3 seconds, and another one returned between the same two
 //! ports. Who can carry probes from one port to another can bridge all the rest as well, and is a
 //! loop. What others say of themselves is not authentic: who forges contention delays a block by 6
-//! seconds at most, and who forges changes has stations learned anew, once a second on average.
+//! seconds at most, and who forges changes has stations learned anew, once a second on average: all of
+//! them, or those behind its own port if that one is [confined](LoopGuard::confine).
 //!
 //! Called by the control thread. Time comes in as microseconds on a clock that does not wrap.
 
@@ -129,6 +130,12 @@ pub enum Verdict {
     /// [`Open`](Self::Open). It is said again a second later, when no frame is under way any more
     /// that came by the old ways.
     Relearn,
+    /// The same, as is said behind a port that is [confined](LoopGuard::confine): forget what was learned
+    /// there.
+    RelearnBehind {
+        /// The port.
+        port: PortId,
+    },
     /// There is a loop behind the port, where this node cannot cut it. Said once a minute at most.
     Behind {
         /// The port.
@@ -190,21 +197,33 @@ pub struct LoopCounters {
 }
 
 /// When stations are to be learned anew.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Relearning {
     /// Because another node has changed something.
-    is_due: bool,
+    due: BTreeSet<Scope>,
     done_us: Option<u64>,
     /// Once more, for what was under way meanwhile.
+    again: BTreeSet<Scope>,
     again_us: Option<u64>,
+    /// What is still to be said.
+    untold: BTreeSet<Scope>,
 }
 
+/// The stations behind a port, or all.
+type Scope = Option<PortId>;
+
 impl Relearning {
+    fn again_at(&mut self, scopes: &BTreeSet<Scope>, at_us: u64) {
+        self.again.extend(scopes);
+        self.again_us = Some(at_us);
+    }
+
     fn due_us(&self) -> Option<u64> {
-        let first_us = self
-            .is_due
-            .then(|| self.done_us.map_or(0, |then_us| then_us + RELEARN_US));
-        first_us.into_iter().chain(self.again_us).min()
+        let untold_us = (!self.untold.is_empty()).then_some(0);
+        let next_us = || self.done_us.map_or(0, |then_us| then_us + RELEARN_US);
+        let first_us = (!self.due.is_empty()).then(next_us);
+        let all_us = first_us.into_iter().chain(self.again_us).chain(untold_us);
+        all_us.min()
     }
 
     fn poll(&mut self, now_us: u64) -> Option<Verdict> {
@@ -213,20 +232,30 @@ impl Relearning {
         }
         if self.again_us.is_some_and(|again_us| now_us >= again_us) {
             self.again_us = None;
-        } else {
-            self.is_due = false;
+            self.untold.append(&mut self.again);
+        } else if self.untold.is_empty() {
+            let due = core::mem::take(&mut self.due);
             self.done_us = Some(now_us);
-            self.again_us = Some(now_us + RELEARN_AGAIN_US);
+            self.again_at(&due, now_us + RELEARN_AGAIN_US);
+            self.untold = due;
         }
-        Some(Verdict::Relearn)
+        let scope = self.untold.pop_first()?;
+        Some(if let Some(port) = scope {
+            Verdict::RelearnBehind { port }
+        } else {
+            // There is nothing else left.
+            self.untold.clear();
+            Verdict::Relearn
+        })
     }
 }
 
 /// The last that was heard of another node.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Other {
     sequence: u32,
-    changes: u16,
+    /// By each confined port by which it was heard, and by all others.
+    changes: BTreeMap<Scope, u16>,
     heard_us: u64,
     contended_us: Option<u64>,
 }
@@ -323,6 +352,13 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         self.suspected = vlans.into_iter().take(MAX_SUSPECTED).collect();
     }
 
+    /// Takes what other nodes say behind this port of a change for a word about stations behind it, and
+    /// of no others: for a port by which addresses of others are refused. Nothing proves which node has
+    /// said it, and who has everything forgotten may speak before the owner of an address does.
+    pub fn confine(&mut self, port: PortId) {
+        self.ports.entry(port).or_insert_with(Port::new).is_confined = true;
+    }
+
     /// Forgets a port that is no more.
     pub fn unwatch(&mut self, port: PortId) {
         self.ports.remove(&port);
@@ -408,7 +444,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             return;
         }
         self.counters.foreign += 1;
-        if !self.is_news(&message, now_us) || !message.contends {
+        if !self.is_news(port, &message, now_us) || !message.contends {
             return;
         }
         // If we are on that loop as well, its senior should know soon.
@@ -436,7 +472,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             // The others should know at once.
             self.changes = self.changes.wrapping_add(1);
             self.next_round_us = self.next_round_us.min(now_us);
-            self.relearning.again_us = Some(now_us + RELEARN_AGAIN_US);
+            let again_us = now_us + RELEARN_AGAIN_US;
+            self.relearning.again_at(&BTreeSet::from([None]), again_us);
             return change;
         }
         self.relearning.poll(now_us)
@@ -469,13 +506,15 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
 
     /// Notes what another node says of itself, unless it has said something since: its older probes
     /// may be on their way round a loop that it is not on, over and over.
-    fn is_news(&mut self, message: &Message, now_us: u64) -> bool {
+    fn is_news(&mut self, port: PortId, message: &Message, now_us: u64) -> bool {
         if !self.others.contains_key(&message.node) && !self.has_room(now_us) {
             return false;
         }
+        let is_confined = self.ports.get(&port).is_some_and(|at| at.is_confined);
+        let scope = is_confined.then_some(port);
         let known = self.others.entry(message.node).or_insert_with(|| Other {
             sequence: message.sequence.wrapping_sub(1),
-            changes: message.changes,
+            changes: BTreeMap::new(),
             heard_us: now_us,
             contended_us: None,
         });
@@ -485,9 +524,9 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         if is_news {
             known.sequence = message.sequence;
             known.heard_us = now_us;
-            if known.changes != message.changes {
-                known.changes = message.changes;
-                self.relearning.is_due = true;
+            let before = known.changes.insert(scope, message.changes);
+            if before.is_some_and(|changes| changes != message.changes) {
+                self.relearning.due.insert(scope);
             }
             if message.contends {
                 known.contended_us = Some(now_us);

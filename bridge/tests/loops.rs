@@ -481,6 +481,39 @@ fn changes_that_are_made_up_have_stations_learned_anew_now_and_then() {
 }
 
 #[test]
+fn what_is_said_of_changes_behind_a_confined_port_is_about_its_own_stations() {
+    let [open, eve, mallory] = [0, 1, 2].map(PortId);
+    let mut guard = guard(1);
+    guard.confine(eve);
+    guard.confine(mallory);
+    guard.watch(eve, 0, []);
+    let all = Verdict::Relearn;
+    let behind = |port| Verdict::RelearnBehind { port };
+    for (port, sequence, changes, at_s, expected) in [
+        (open, 1, 0, 1, vec![]),
+        (eve, 2, 5, 2, vec![]),
+        (eve, 3, 6, 3, vec![behind(eve)]),
+        // What was made up does not make the truth a change.
+        (open, 4, 0, 10, vec![behind(eve)]),
+        (mallory, 5, 8, 11, vec![]),
+        (eve, 6, 7, 20, vec![behind(eve)]),
+        (mallory, 7, 7, 20, vec![]),
+        (mallory, 8, 7, 22, vec![behind(eve), behind(mallory)]),
+        (mallory, 9, 7, 22, vec![]),
+        (mallory, 10, 7, 23, vec![behind(mallory)]),
+        (open, 11, 1, 30, vec![all]),
+        (open, 12, 1, 31, vec![all]),
+        (open, 13, 1, 32, vec![]),
+    ] {
+        let mut probe = contending_probe(NodeId(7), sequence);
+        probe[33] = changes;
+        guard.heard(port, &probe, at_s * S);
+        let verdicts: Vec<_> = std::iter::from_fn(|| guard.poll(at_s * S)).collect();
+        assert_eq!(verdicts, expected, "number {sequence}");
+    }
+}
+
+#[test]
 fn a_node_is_heard_again_after_somebody_has_sent_numbers_far_ahead_in_its_name() {
     let mut guard = guard(1);
     let mut hear = |sequence: u32, changes: u8, at_s: u64| {
@@ -686,6 +719,7 @@ impl Net {
                     self.relearned[number].push(now_us);
                     continue;
                 }
+                Verdict::RelearnBehind { .. } => unreachable!("no port is confined"),
                 Verdict::Behind { .. } => unreachable!("said when it returned"),
             }
             self.changes.push((now_us, number));

@@ -111,6 +111,8 @@ pub(super) struct Duties {
     neighbours: Option<NeighboursConfig>,
     /// VLANs in which nobody is asked for groups.
     customers: BTreeSet<Vid>,
+    /// Ports that refuse addresses of others.
+    confined: Vec<PortId>,
 }
 
 impl Duties {
@@ -145,6 +147,10 @@ impl Duties {
             neighbours: suppresses.then_some(neighbours),
             customers: ports()
                 .filter_map(|(_, port)| port.vlans.as_tunnel())
+                .collect(),
+            confined: ports()
+                .filter(|(_, port)| port.spoof_guard)
+                .map(|(id, _)| id)
                 .collect(),
         }
     }
@@ -222,7 +228,13 @@ impl SlowPath {
             snooping,
             neighbours,
             customers,
+            confined,
         } = duties;
+        let guard = |probes: Probes| {
+            let mut guard = LoopGuard::new(probes.node, probes.source, authenticate);
+            confined.iter().for_each(|&port| guard.confine(port));
+            guard
+        };
         Self {
             drops: shared.new_drops(),
             shared,
@@ -231,7 +243,7 @@ impl SlowPath {
             names,
             ranks,
             present: BTreeSet::new(),
-            loops: loops.map(|probes| LoopGuard::new(probes.node, probes.source, authenticate)),
+            loops: loops.map(guard),
             watched: VidSet::EMPTY,
             snooping: snooping.map(|config| Snooping::new(config, now_s)),
             neighbours: neighbours.map(Neighbours::new),
@@ -460,6 +472,14 @@ impl SlowPath {
                 debug!("a port was blocked or opened: stations are learned anew");
                 self.learn_anew();
             }
+            Verdict::RelearnBehind { port } => {
+                debug!(
+                    port = self.name(port),
+                    "a port was blocked or opened behind this one: its stations are learned anew"
+                );
+                self.shared.switch.fdb().forget_port(port);
+                tell_moved(&self.events);
+            }
             Verdict::Behind { port, vid } => warn!(
                 port = self.name(port),
                 vlan = vid.value(),
@@ -617,9 +637,46 @@ mod tests {
             tap::{Backend, Tap, TapOptions},
             testing::in_namespace,
         },
-        pipeline::{Stopped, shared::ToControl},
+        pipeline::{
+            Stopped,
+            shared::{Emissions, ToControl},
+        },
         proto::guard::Mac1Check,
     };
+
+    /// With a TAP of its own and peers, and what it has sent to be sent.
+    fn slow_path(config: SwitchConfig, duties: Duties) -> (SlowPath, Emissions) {
+        let options = TapOptions {
+            name: "pc-slow".to_owned(),
+            backend: Backend::Vnet,
+        };
+        let (_, mut queues) = Tap::open(&options, 1).unwrap();
+        let to_control = ToControl {
+            notices: mpsc::channel(1).0,
+            handshakes: mpsc::channel(1).0,
+            sightings: mpsc::channel(1).0,
+        };
+        let peers = config.ports[1..].iter().map(|_| ("peer".to_owned(), 1));
+        let peers = peers.collect();
+        let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
+        let switch = Switch::new(config, [0; 2]);
+        let (shared, emissions) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
+        let queue = Arc::new(queues.remove(0));
+        let events = mpsc::channel(1).0;
+        let slow_path = SlowPath::new(Arc::new(shared), queue, peers, duties, events);
+        (slow_path, emissions)
+    }
+
+    fn ports(guards: &[bool]) -> SwitchConfig {
+        let port = |&spoof_guard: &bool| PortConfig {
+            spoof_guard,
+            ..PortConfig::default()
+        };
+        SwitchConfig {
+            ports: guards.iter().map(port).collect(),
+            ..SwitchConfig::default()
+        }
+    }
 
     #[test]
     fn a_loop_does_not_keep_news_from_the_owner() {
@@ -635,42 +692,53 @@ mod tests {
     #[test]
     fn hosts_are_asked_again_when_a_peer_came_unheard() {
         in_namespace(|| {
-            let options = TapOptions {
-                name: "pc-slow".to_owned(),
-                backend: Backend::Vnet,
-            };
-            let (_tap, mut queues) = Tap::open(&options, 1).unwrap();
-            let config = SwitchConfig {
-                ports: vec![PortConfig::default(); 2],
-                ..SwitchConfig::default()
-            };
+            let config = ports(&[false; 2]);
             let duties = Duties::of(&config, true, true);
-            let (sightings, _waiting) = mpsc::channel(1);
-            let to_control = ToControl {
-                notices: mpsc::channel(1).0,
-                handshakes: mpsc::channel(1).0,
-                sightings,
-            };
-            let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
-            let switch = Switch::new(config, [0; 2]);
-            let (shared, emissions) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
-            let shared = Arc::new(shared);
-            let mut slow_path = SlowPath::new(
-                shared.clone(),
-                Arc::new(queues.remove(0)),
-                vec![("peer".to_owned(), 1)],
-                duties,
-                mpsc::channel(1).0,
-            );
-            let mut asks = || {
+            let (mut slow_path, emissions) = slow_path(config, duties);
+            let mut asks = |comes: bool| {
+                if comes {
+                    // Nobody takes it.
+                    slow_path.shared.tell_came(PortId(1));
+                }
                 slow_path.look_around();
                 emissions.receiver.try_iter().count()
             };
-            assert_eq!([asks(), asks()], [2, 0], "in both families, once");
-            shared.tell_came(PortId(1));
-            assert_eq!(asks(), 0, "it will be heard");
-            shared.tell_came(PortId(1));
-            assert_eq!([asks(), asks()], [2, 0]);
+            let asked = [false, false, true, false].map(&mut asks);
+            assert_eq!(asked, [2, 0, 2, 0], "in both families, once");
         });
+    }
+
+    #[test]
+    fn a_guarded_port_has_only_its_own_stations_learned_anew() {
+        let [owner, eve] = [1, 2].map(PortId);
+        let [theirs, hers] = [1, 2].map(|name| MacAddr([2, 0, 0, 0, 0, name]));
+        for (guarded, home) in [(true, Some(owner)), (false, None)] {
+            in_namespace(|| {
+                let config = ports(&[false, false, guarded]);
+                let mut duties = Duties::of(&config, false, true);
+                duties.loops = Some(Probes::random());
+                let (mut slow_path, _emissions) = slow_path(config, duties);
+                let shared = slow_path.shared.clone();
+                let fdb = shared.switch.fdb();
+                fdb.learn(Vid::UNTAGGED, theirs, owner, 0);
+                fdb.learn(Vid::UNTAGGED, hers, eve, 0);
+                let mut node = LoopGuard::new(NodeId(7), loops::source([7; 4]), |_| [0; 16]);
+                node.watch(PortId::TAP, 0, []);
+                let mut frame = node.due(0).remove(0).frame;
+                for number in 1..=2 {
+                    // The sequence number and how much was changed.
+                    (frame[31], frame[33]) = (number, number);
+                    slow_path.see(&Sighting::Frame {
+                        kind: Kind::Probe,
+                        ingress: eve,
+                        inside: Inside::untagged(Vid::UNTAGGED),
+                        frame: frame.as_slice().into(),
+                    });
+                }
+                slow_path.act();
+                assert_eq!(fdb.lookup(Vid::UNTAGGED, theirs, 0), home, "{guarded}");
+                assert_eq!(fdb.lookup(Vid::UNTAGGED, hers, 0), None, "{guarded}");
+            });
+        }
     }
 }

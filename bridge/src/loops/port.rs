@@ -19,6 +19,8 @@ pub(super) struct Port {
     /// How long the last block for a loop outlasted it, and when it ended.
     pub(super) last_hold: Option<(u64, u64)>,
     pub(super) warned_us: Option<u64>,
+    /// Whether what others say here of changes is about stations here.
+    pub(super) is_confined: bool,
 }
 
 /// A loop that was seen and not yet cut; it belongs to the port that would be blocked.
@@ -97,6 +99,7 @@ impl Port {
             is_blocked: false,
             last_hold: None,
             warned_us: None,
+            is_confined: false,
         }
     }
 
