@@ -129,7 +129,8 @@ pub(in crate::io) fn attach_filter(
 pub(in crate::io) fn attach_to_tap(queue: &File, program: &[Instruction]) -> io::Result<()> {
     let program = described(program)?;
     // SAFETY: TUNATTACHFILTER reads one `sock_fprog` and as many instructions as it says, which
-    // `described` has seen to. The kernel copies both before it returns.
+    // `described` has seen to. The kernel copies both before it returns. It keeps the address as well,
+    // and tries to read there again for a queue that is attached later; it never writes.
     let result =
         unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNATTACHFILTER, &raw const program) };
     check(result).map(drop)
