@@ -2,9 +2,10 @@
 //! TCP and UDP between hosts, checked byte for byte, and what the kernels counted meanwhile.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -176,11 +177,11 @@ pub(crate) fn shower(from: &Host, to: &Host, ip: Ip, times: u64) -> Vec<u64> {
     });
     let receiver = to.ns.enter(|| UdpSocket::bind(ip.of(to, 7300)).unwrap());
     setsockopt(&receiver, sockopt::RcvBufForce, &(16 << 20)).unwrap();
-    // A sender that must wait for its turn on a busy machine is not done.
-    receiver.set_read_timeout(Some(secs(2))).unwrap();
+    receiver.set_read_timeout(Some(millis(500))).unwrap();
     let sender = from.ns.enter(|| UdpSocket::bind(ip.of(from, 0)).unwrap());
     setsockopt(&sender, sockopt::UdpGsoSegment, &(DATAGRAM as i32)).unwrap();
     sender.connect(ip.of(to, 7300)).unwrap();
+    let is_sent = &AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(move || {
             for first in (0..times).map(|time| time * DATAGRAMS_AT_ONCE) {
@@ -190,17 +191,28 @@ pub(crate) fn shower(from: &Host, to: &Host, ip: Ip, times: u64) -> Vec<u64> {
                     .unwrap();
                 thread::sleep(millis(10));
             }
+            is_sent.store(true, Ordering::Relaxed);
         });
         let mut buffer = [0; 2048];
         let received = std::iter::from_fn(|| {
-            receiver.recv(&mut buffer).ok().map(|len| {
-                let number = u64::from_be_bytes(*buffer.first_chunk().unwrap());
-                assert!(
-                    buffer[..len] == datagram(number),
-                    "datagram {number} was changed"
-                );
-                number
-            })
+            let len = loop {
+                let is_last = is_sent.load(Ordering::Relaxed);
+                match receiver.recv(&mut buffer) {
+                    Ok(len) => break len,
+                    // A wait with a time-out is not taken up again by itself (signal(7)), and a sender
+                    // may have to wait for its turn on a busy machine.
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock && !is_last => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+                    Err(error) => panic!("the receiver fails: {error}"),
+                }
+            };
+            let number = u64::from_be_bytes(*buffer.first_chunk().unwrap());
+            assert!(
+                buffer[..len] == datagram(number),
+                "datagram {number} was changed"
+            );
+            Some(number)
         });
         // One that comes twice takes the place of the last.
         let most = times * DATAGRAMS_AT_ONCE;
