@@ -274,10 +274,8 @@ pub(super) fn is_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use super::*;
-    use crate::io::testing::block_on;
+    use crate::io::testing::{Log, block_on};
 
     #[test]
     fn configurations_are_kept_as_files() {
@@ -352,9 +350,7 @@ mod tests {
         let store = Store::new(folder.path().join("admin"), folder.path().join("own"));
         let host = Host::builder(folder.path()).build();
         let log = Log::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone());
-        let _logging = tracing::subscriber::set_default(subscriber.finish());
+        let _logging = tracing::subscriber::set_default(log.subscriber());
         block_on(async {
             let feed = store.feed(&host);
             let change = async {
@@ -372,21 +368,7 @@ mod tests {
             }
         });
         assert_eq!(host.list().len(), 100);
-        let lines = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let lines = log.text();
         assert_eq!(lines.matches("typo.toml").count(), 1, "{lines}");
-    }
-
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
     }
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the tests of `io` and of `provider` share: private network namespaces. They need root and iproute2, which is
-//! used as a second opinion on what our own netlink code does.
+//! What tests share: private network namespaces, which need root and iproute2, used as a second opinion
+//! on what our own netlink code does; and a log to read.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -90,4 +92,32 @@ pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T>
         thread::sleep(Duration::from_millis(10));
     }
     None
+}
+
+/// What is logged while its subscriber is the default of the thread.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub(crate) fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync + use<> {
+        let log = self.clone();
+        let lines = tracing_subscriber::fmt().with_writer(move || log.clone());
+        lines.finish()
+    }
+
+    /// All lines so far.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -434,8 +434,6 @@ async fn sleep_until(due: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{io, sync::Mutex};
-
     use patchcord_bridge::{Switch, SwitchConfig};
 
     use super::*;
@@ -445,6 +443,7 @@ mod tests {
             aead::CipherOffer,
             keys::{PresharedKey, PrivateKey},
         },
+        io::testing::Log,
         pipeline::shared::{CONTROL_BYTES, NOTICES},
         proto::{guard::Mac1Check, node::NodeConfig, peer::PeerSettings},
         wire::SessionIndex,
@@ -578,33 +577,13 @@ mod tests {
         block_on(async {
             let mut task = task(mpsc::channel(1).0);
             let log = Log::default();
-            let subscriber = tracing_subscriber::fmt()
-                .with_writer({
-                    let log = log.clone();
-                    move || log.clone()
-                })
-                .finish();
-            tracing::subscriber::with_default(subscriber, || {
+            tracing::subscriber::with_default(log.subscriber(), || {
                 for port in 1..=100 {
                     task.log_moved(PEER, SocketAddr::from(([192, 0, 2, 1], port)));
                 }
             });
-            let lines = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            let lines = log.text();
             assert_eq!(lines.matches("peer moved to another address").count(), 1);
         });
-    }
-
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
     }
 }
