@@ -6,14 +6,14 @@
 #   scripts/ci.sh quick     fmt, layers, vectors, clippy and unit tests: what to run before a commit
 #   scripts/ci.sh fmt       formatting
 #   scripts/ci.sh clippy    lints, warnings are errors
-#   scripts/ci.sh test      every test but netns; those of io, api, flow, examples and cli need root
+#   scripts/ci.sh test      every test but those of `netns`; those of io, api, flow, examples and cli need root
 #   scripts/ci.sh doc       documentation of all items, warnings are errors
 #   scripts/ci.sh layers    which module may import which
 #   scripts/ci.sh vectors   the test vectors against a second implementation of the protocol
 #   scripts/ci.sh deny      licences, advisories and sources of the dependencies
 #   scripts/ci.sh msrv      nothing newer than `rust-version` is used
 #   scripts/ci.sh fuzz      every fuzz target for FUZZ_SECONDS (10)
-#   scripts/ci.sh netns     end to end in network namespaces (needs root)
+#   scripts/ci.sh netns     end to end in network namespaces, hostile peers too (needs root)
 #   scripts/ci.sh all       all of them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -51,12 +51,12 @@ job_unit() {
   cargo test --workspace --lib --bins --locked --quiet
 }
 
-# Every file and folder of tests but netns: a new one needs no line here.
+# Every file and folder of tests but those of job_netns: a new one needs no line here.
 job_test() {
   local name targets=()
   for name in tests/*.rs tests/*/main.rs bridge/tests/*.rs; do
     name=$(basename "${name%/main.rs}" .rs)
-    [[ $name == netns || $name == conformance ]] || targets+=(--test "$name")
+    [[ $name == netns || $name == hostile || $name == conformance ]] || targets+=(--test "$name")
   done
   cargo test --workspace --locked --lib --bins "${targets[@]}"
   # Most of its checks wait.
@@ -312,6 +312,7 @@ job_netns() {
   fi
   # Most of them wait; those that do not take turns, see tests/netns/load.rs.
   cargo test --locked --test netns -- --test-threads 6
+  cargo test --locked --test hostile -- --test-threads 3
 }
 
 host() {

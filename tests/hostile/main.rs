@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A peer whose key is right and whose intentions are not, against the real program. Needs root.
+//!
+//! ```text
+//!  cable -- br-lan -- pc0 = patchcord -- wan --- router --- namespace of rogue 1
+//!            the program under test                   \---- namespace of rogue 2, ...
+//! ```
+//!
+//! A [`Stage`](stage::Stage) is one site with the program, and as many [`Rogue`](rogue::Rogue)s as it
+//! has peers. A rogue speaks the project's own protocol (`proto::Node`, `Session`), so that handshakes,
+//! echoes and keys are right for as long as the test wants them to be. Beside that it seals what it
+//! likes, and sends from where it likes:
+//!
+//! ```text
+//! let stage = Stage::start(&Mode::HUB, 2);             // the program, and two peers of it
+//! let [rogue, other] = stage.rogues() else { .. };
+//! rogue.connect();                                     // an honest handshake
+//! rogue.send(&chunk::frame(&bytes));                   // sealed, next counter, first data lane
+//! rogue.send(&[chunk::offload(..), chunk::fragment(..)].concat());
+//! let datagram = rogue.seal(Sealed { lane: Lane(3), sequence: Some(7), ..Sealed::chunks(&plaintext) });
+//! rogue.source(9).send(&datagram);                     // from another address
+//! rogue.send_datagram(&datagram);                      // the same bytes again, or any others
+//! rogue.send_control(&[Chunk::Close]);                 // session down ...
+//! rogue.connect();                                     // ... and up again: a flap
+//! rogue.mute();                                        // answers nobody any more
+//! rogue.restart();                                     // knows of no session any more, and calls
+//! rogue.initiation();                                  // a good handshake message, to send as one likes
+//! other.receives(&bytes, secs(5));                     // what the program sent to a peer
+//! stage.cable.receives(&bytes, secs(5));               // what it wrote to its TAP
+//! stage.assert_well();                                 // it lives, its memory is bounded, frames cross
+//! ```
+//!
+//! `packet` builds frames with headers as long as a test wants. A new topic is a new file with its tests.
+// A test fails by panicking, waits by the real clock, and prints its logs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    clippy::print_stdout
+)]
+
+// The kit of the end-to-end tests, of which these use a part.
+#[allow(dead_code)]
+#[path = "../netns/cable.rs"]
+mod cable;
+#[allow(dead_code)]
+#[path = "../netns/frames.rs"]
+mod frames;
+#[allow(dead_code)]
+#[path = "../netns/namespace.rs"]
+mod namespace;
+#[allow(dead_code)]
+#[path = "../netns/process.rs"]
+mod process;
+#[allow(dead_code)]
+#[path = "../netns/topology.rs"]
+mod topology;
+
+// No topic needs all of it.
+#[allow(dead_code)]
+mod chunk;
+#[allow(dead_code)]
+mod packet;
+#[allow(dead_code)]
+mod rogue;
+#[allow(dead_code)]
+mod stage;
+
+mod kit;
