@@ -137,7 +137,7 @@ pub(super) fn run(command: HostCommand) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         match command {
             HostCommand::Run(options) => serve(&options).await,
             HostCommand::List(options) => list(&options).await,
@@ -152,7 +152,10 @@ pub(super) fn run(command: HostCommand) -> Result<(), Failure> {
                 Ok(connect(&socket).await?.forget_secret(&name).await?)
             }
         }
-    })
+    });
+    // Work that a provider has left to another thread does not hold up the end.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn serve(options: &RunOptions) -> Result<(), Failure> {

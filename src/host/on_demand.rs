@@ -15,7 +15,6 @@ use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::lookup_host,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tracing::{debug, info, warn};
@@ -27,6 +26,7 @@ use crate::{
         mark::Mark,
         names::{Places, Resolvers},
         path::{self, PathStatus},
+        resolver,
         sockets::Side,
     },
     provider::{
@@ -304,9 +304,9 @@ async fn answers(url: &ProbeUrl) -> bool {
 
 /// A request by HTTP/1.1 (RFC 9112) of which only the status matters.
 async fn probe(url: &ProbeUrl) -> io::Result<bool> {
-    let mut addresses = lookup_host(&url.authority).await?;
-    let address = addresses.next().ok_or(io::ErrorKind::NotFound)?;
-    let mut stream = Side::Outside(Mark::BYPASS).tcp(address).await?;
+    let addresses = resolver::look_up(&url.authority).await?;
+    let address = addresses.first().ok_or(io::ErrorKind::NotFound)?;
+    let mut stream = Side::Outside(Mark::BYPASS).tcp(*address).await?;
     let ProbeUrl { authority, path } = url;
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUser-Agent: patchcord\r\nConnection: close\r\n\r\n"

@@ -14,6 +14,7 @@
 //! tap      frames in and out of the kernel; in `vnet`, what travels beside them, in `packet`, the
 //!          NIC in place of a TAP
 //! names    who resolves names, and proxy, which proxy programs find
+//! resolver addresses of names, looked up on a few threads that nobody waits for
 //! power    sleep and wake-up of the machine; bus, where names and power ask
 //! udp      datagrams in and out of the network
 //! service  what the service manager hands over, and is told
@@ -35,6 +36,7 @@ pub mod names;
 pub mod path;
 pub mod power;
 pub mod proxy;
+pub(crate) mod resolver;
 pub mod routing;
 pub mod service;
 pub mod sockets;

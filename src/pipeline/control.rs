@@ -5,7 +5,7 @@
 //! session, the data threads know it already.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -28,13 +28,14 @@ use super::{
 };
 use crate::{
     control::message::{FdbRequest, Reply},
-    io::udp::UdpSocket,
+    io::{resolver, udp::UdpSocket},
     proto::node::{Event, Node},
     stats::{DropReason, Drops},
 };
 
-/// How long a name may take to be looked up, and how soon one that failed is tried again.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a name may take to be looked up before people hear of it, and how soon one that failed is
+/// tried again.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(5);
 const RESOLVE_RETRY: Duration = Duration::from_secs(2);
 /// Repeated refusals, and names that are not found, are logged at most this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -70,8 +71,8 @@ pub(super) struct ControlTask {
     /// What the owner was told.
     was_reachable: bool,
     lookups: JoinSet<(PortId, Option<SocketAddr>)>,
-    /// Whose name is being looked up, or will be again.
-    looking_up: HashSet<PortId>,
+    /// Whose name is being looked up, or will be again, and since when.
+    looking_up: HashMap<PortId, Instant>,
     /// How many addresses of each peer's name were tried, in the order of their ports: each lookup
     /// takes the next one, as the one before may be dead.
     turns: Vec<usize>,
@@ -102,7 +103,7 @@ impl ControlTask {
             events,
             was_reachable: false,
             lookups: JoinSet::new(),
-            looking_up: HashSet::new(),
+            looking_up: HashMap::new(),
             meters,
             bad_macs: 0,
             quiet_until: HashMap::new(),
@@ -250,19 +251,16 @@ impl ControlTask {
         let Some((_, Some(host))) = self.labels.get(place) else {
             return;
         };
-        if !self.looking_up.insert(port) {
+        if self.looking_up.contains_key(&port) {
             return;
         }
+        self.looking_up.insert(port, now() + delay);
         let (host, turn) = (host.clone(), self.turns[place]);
         self.lookups.spawn(async move {
             tokio::time::sleep(delay).await;
-            let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(host)).await;
-            let all: Vec<_> = found
-                .ok()
-                .and_then(Result::ok)
-                .into_iter()
-                .flatten()
-                .collect();
+            // For as long as it takes: with a dead name server before one that works, longer than
+            // anybody would wait.
+            let all = resolver::look_up(&host).await.unwrap_or_default();
             let address = all.get(turn % all.len().max(1)).copied();
             (port, address)
         });
@@ -306,6 +304,7 @@ impl ControlTask {
         if bad_macs > std::mem::replace(&mut self.bad_macs, bad_macs) {
             self.log_refusal(DropReason::BadMac, None);
         }
+        self.log_unanswered(now);
         for (meter, view) in self.meters.iter_mut().zip(self.node.views(now)) {
             meter.read(now, &view.traffic);
         }
@@ -333,6 +332,14 @@ impl ControlTask {
             info!(peer = self.name(port), "peer moved to another address");
         }
         debug!(peer = self.name(port), %to, "peer moved");
+    }
+
+    /// Name servers that do not answer keep a look-up from failing, for up to a minute.
+    fn log_unanswered(&mut self, now: Instant) {
+        let is_late = |since: &Instant| now.saturating_duration_since(*since) >= RESOLVE_PATIENCE;
+        let late = self.looking_up.iter().filter(|(_, since)| is_late(since));
+        let late: Vec<_> = late.map(|(&port, _)| port).collect();
+        late.into_iter().for_each(|port| self.log_unresolved(port));
     }
 
     fn log_unresolved(&mut self, port: PortId) {

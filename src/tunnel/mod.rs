@@ -82,11 +82,14 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let control = thread::Builder::new()
         .name("control".into())
         .spawn(move || {
-            tokio::runtime::Builder::new_current_thread()
+            let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
-                .map_err(RunError::Runtime)?
-                .block_on(serve(config, Path::new(RUN_DIR)))
+                .map_err(RunError::Runtime)?;
+            let outcome = runtime.block_on(serve(config, Path::new(RUN_DIR)));
+            // Work that a task has left to another thread does not hold up the end.
+            runtime.shutdown_background();
+            outcome
         });
     control
         .map_err(RunError::Runtime)?

@@ -51,6 +51,7 @@ mod loss;
 mod many;
 mod mtu;
 mod multicast;
+mod names;
 mod neighbours;
 mod offload;
 mod soak;
