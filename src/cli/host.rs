@@ -22,14 +22,11 @@ use patchcord::{
         secrets::{MAX_SECRET, SECRETS_DIR, SecretStore},
         store::{ADMIN_DIR, OWN_DIR, Store},
     },
-    io::service,
+    io::{service, signals},
     provider::{ProviderError, Secret, SessionStatus, StopReason, TunnelConfiguration},
     tunnel::TunnelProvider,
 };
-use tokio::{
-    net::{UnixListener, UnixStream},
-    signal::unix::{SignalKind, signal},
-};
+use tokio::net::{UnixListener, UnixStream};
 use zeroize::Zeroizing;
 
 use super::{Failure, logs, print};
@@ -178,8 +175,6 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
         .register("patchcord", tunnel_provider)
         .build();
     let store = Store::new(&options.tunnels, &options.state);
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(socket = %path.display(), tunnels = %options.tunnels.display(), "host is ready");
     service::tell_ready();
     let watchdog = tokio::spawn(service::tell_alive());
@@ -188,8 +183,7 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
         () = daemon::serve(host.clone(), listener, Policy::default(), kept) => Ok(()),
         fed = store.feed(&host) => fed.context("configurations cannot be watched"),
         followed = host.follow_rules() => followed.context("on-demand rules cannot be followed"),
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        caught = signals::until_end() => caught.context("signals cannot be caught"),
     };
     service::tell_stopping();
     host.stop_all(StopReason::UserInitiated).await;

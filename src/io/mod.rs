@@ -18,6 +18,7 @@
 //! power    sleep and wake-up of the machine; bus, where names and power ask
 //! udp      datagrams in and out of the network
 //! service  what the service manager hands over, and is told
+//! signals  which signals end the program
 //! waker    waiting for both, and ending a wait
 //! sys      system calls, and all unsafe code
 //! ```
@@ -39,6 +40,7 @@ pub mod proxy;
 pub(crate) mod resolver;
 pub mod routing;
 pub mod service;
+pub mod signals;
 pub mod sockets;
 mod steering;
 pub mod tap;

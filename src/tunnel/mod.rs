@@ -16,10 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 pub use self::provider::TunnelProvider;
@@ -34,7 +31,7 @@ use crate::{
     io::{
         forbid_dumps,
         lock::{LockError, RunLock},
-        service,
+        service, signals,
     },
     provider::{
         Deadlines, Session, SessionEnd, SessionError, SessionHandle, StartOptions, StartSource,
@@ -202,38 +199,9 @@ async fn relay(host: &SessionHandle, request: &Request) -> Reply {
     })
 }
 
-/// A terminal that is closed ends the tunnel too, unless it was started with `nohup`.
 async fn stop_on_signal(host: SessionHandle) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        warn!("signals cannot be caught; use `patchcord down`");
-        return;
-    };
-    let hangup = async {
-        if is_hangup_ignored() {
-            return std::future::pending().await;
-        }
-        match signal(SignalKind::hangup()) {
-            Ok(mut hangup) => hangup.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        _ = hangup => {}
+    if let Err(error) = signals::until_end().await {
+        return warn!(%error, "signals cannot be caught; use `patchcord down`");
     }
     host.stop(StopReason::UserInitiated);
-}
-
-/// As `/proc/self/status` has it: to catch the signal would undo what `nohup` did.
-fn is_hangup_ignored() -> bool {
-    const SIGHUP_BIT: u64 = 1;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    ignored
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .is_some_and(|mask| mask & SIGHUP_BIT != 0)
 }

@@ -2,8 +2,11 @@
 //! The device and the program: what comes up, what goes away, and what is said when it cannot.
 
 use std::net::UdpSocket;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Output;
 
+use nix::fcntl::OFlag;
+use nix::pty;
 use nix::sys::signal::Signal;
 
 use crate::process::{eventually, secs};
@@ -112,7 +115,7 @@ fn down_removes_the_device() {
 #[test]
 fn a_signal_that_ends_a_program_removes_the_device() {
     let mut pair = Pair::prepare(Plan::default());
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
         pair.a.up().wait_for("ready", secs(5));
         waits_for_device(&pair.a);
         pair.a.process().signal(signal);
@@ -120,6 +123,50 @@ fn a_signal_that_ends_a_program_removes_the_device() {
         assert!(status.success(), "{signal}: {status}");
         assert!(pair.a.link(DEVICE).is_none(), "{signal} removes the device");
     }
+}
+
+#[test]
+fn other_signals_do_not_end_the_tunnel() {
+    let mut pair = Pair::start(Plan::default());
+    for (signal, word) in [
+        (Signal::SIGHUP, "SIGHUP is ignored"),
+        (Signal::SIGUSR1, "SIGUSR1"),
+        (Signal::SIGUSR2, "SIGUSR2"),
+    ] {
+        pair.a.process().signal(signal);
+        pair.a.process().wait_for(word, secs(20));
+    }
+    pair.a.process().signal(Signal::SIGPIPE);
+    pair.connect(secs(20));
+    assert_eq!(pair.a.carrier(), Some(true));
+    pair.a.terminate();
+}
+
+#[test]
+fn a_terminal_that_is_closed_ends_its_tunnel() {
+    let pair = Pair::prepare(Plan::default());
+    // No process of another test must hold it open.
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let terminal = pty::posix_openpt(flags).unwrap();
+    pty::grantpt(&terminal).unwrap();
+    pty::unlockpt(&terminal).unwrap();
+    let mut options = std::fs::File::options();
+    options.read(true).write(true).custom_flags(flags.bits());
+    let screen = options.open(pty::ptsname_r(&terminal).unwrap()).unwrap();
+    let config = pair.a.config.display().to_string();
+    let log = std::fs::File::create(pair.sandbox.path().join("terminal.log")).unwrap();
+    let program = ["setsid", "--ctty", &binary(), "up", &config];
+    let mut command = pair.a.ns.command(&program);
+    command.stdin(screen).stdout(log.try_clone().unwrap());
+    let mut child = command.stderr(log).spawn().unwrap();
+    // Of the command, too: the last one closes the terminal.
+    drop(command);
+    waits_for_device(&pair.a);
+    eventually(secs(20), "it answers", || pair.a.try_status().map(drop));
+    drop(terminal);
+    let status = eventually(secs(20), "it ends", || child.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+    assert!(pair.a.link(DEVICE).is_none(), "the device is gone");
 }
 
 #[test]

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which signals end the program, and what becomes of the others.
+//!
+//! SIGTERM, SIGINT and SIGQUIT end it in good order. So does SIGHUP when its terminal was closed; from
+//! anybody else it asks a service to read its configuration again, and must not cost the tunnel.
+//! SIGUSR1 and SIGUSR2 mean nothing. The Rust runtime ignores SIGPIPE. Called by the process edge,
+//! `tunnel` and `cli`.
+
+use std::{fs::File, io};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{info, warn};
+
+/// Waits for a signal that ends the program. The others that would end it are caught from the first
+/// poll on, and until the process ends.
+///
+/// # Errors
+/// When signals cannot be caught.
+pub async fn until_end() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut quit = signal(SignalKind::quit())?;
+    let mut user_1 = signal(SignalKind::user_defined1())?;
+    let mut user_2 = signal(SignalKind::user_defined2())?;
+    let mut hangup = Hangup::catch()?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = quit.recv() => return Ok(()),
+            _ = user_1.recv() => info!("SIGUSR1 has no meaning here and is ignored"),
+            _ = user_2.recv() => info!("SIGUSR2 has no meaning here and is ignored"),
+            is_end = hangup.is_end() => {
+                if is_end {
+                    return Ok(());
+                }
+                warn!("SIGHUP is ignored: a configuration cannot be read again while it is in use; restart to apply changes");
+            }
+        }
+    }
+}
+
+struct Hangup {
+    /// `None` if whoever started the program had it ignored, as `nohup` does: to catch it would undo
+    /// that.
+    signal: Option<Signal>,
+    had_terminal: bool,
+}
+
+impl Hangup {
+    fn catch() -> io::Result<Self> {
+        let signal = match is_hangup_ignored() {
+            true => None,
+            false => Some(signal(SignalKind::hangup())?),
+        };
+        Ok(Self {
+            signal,
+            had_terminal: has_terminal(),
+        })
+    }
+
+    /// The next one, and whether it says that the terminal was closed.
+    async fn is_end(&mut self) -> bool {
+        match &mut self.signal {
+            Some(signal) => signal.recv().await,
+            None => std::future::pending().await,
+        };
+        self.had_terminal && !has_terminal()
+    }
+}
+
+/// The kernel takes a closed terminal from its processes before they are told (`/dev/tty` is that of
+/// the process).
+fn has_terminal() -> bool {
+    File::open("/dev/tty").is_ok()
+}
+
+/// As `/proc/self/status` has it.
+fn is_hangup_ignored() -> bool {
+    const SIGHUP_BIT: u64 = 1;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & SIGHUP_BIT != 0)
+}
