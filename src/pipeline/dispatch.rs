@@ -13,6 +13,7 @@ use std::sync::Arc;
 use patchcord_bridge::{PortId, TagEdit};
 
 use super::{
+    offload,
     portion::Slot,
     shared::{Notice, Shared},
 };
@@ -52,6 +53,7 @@ pub(super) struct Dispatch {
     filling: Vec<(PortId, Train)>,
     most_filling: usize,
     next_frame_id: u32,
+    scratch: Vec<u8>,
 }
 
 impl Dispatch {
@@ -67,10 +69,12 @@ impl Dispatch {
             filling: Vec::with_capacity(most_filling),
             most_filling,
             next_frame_id: 0,
+            scratch: Vec::new(),
         }
     }
 
-    /// The same as [`Self::push`] for the frame with another tag; it has its own again afterwards.
+    /// The same as [`Self::push`] for the frame with another tag; it has its own again afterwards. What
+    /// is open in it is finished here if a peer would not believe it.
     pub(super) fn push_edited(
         &mut self,
         tables: &Tables,
@@ -79,11 +83,34 @@ impl Dispatch {
         slot: &mut Slot<'_>,
         open: Option<Open>,
     ) {
+        if let Some(open) = open
+            && !offload::may_stay_open(slot.frame(), &open, edit)
+        {
+            return self.push_finished(tables, port, edit, slot.frame(), open);
+        }
         if edit == TagEdit::Keep {
             return self.push(tables, port, slot.frame(), open);
         }
         let open = open.map(|open| open.shifted(edit.delta()));
         slot.with_edit(edit, |frame| self.push(tables, port, frame, open));
+    }
+
+    fn push_finished(
+        &mut self,
+        tables: &Tables,
+        port: PortId,
+        edit: TagEdit,
+        frame: &[u8],
+        open: Open,
+    ) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let finished = offload::each_finished(frame, open, &mut scratch, |frame| {
+            self.push_edited(tables, port, edit, frame, None);
+        });
+        self.scratch = scratch;
+        if let Err(reason) = finished {
+            self.drops.count(reason);
+        }
     }
 
     /// Lays the frame out in the train of `port`, and in further ones as they fill.
@@ -238,6 +265,166 @@ impl Departures {
             self.shared.notify(Notice::TooBig { port });
         } else {
             self.drops.add(DropReason::SendFailed, datagrams as u64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use patchcord_bridge::Tpid;
+
+    use super::*;
+    use crate::{
+        proto::{
+            reassembly::Reassembly,
+            session::Route,
+            testing::{DESTINATION, LANE, Network, Opened, Stream, looped_session},
+        },
+        queue::ordered,
+        wire::{chunk::Chunk, offload::Transport},
+    };
+
+    const PUSH: TagEdit = TagEdit::Push {
+        tpid: Tpid::Customer,
+        tci: 7,
+    };
+
+    /// What arrives at the peer, on a path that carries datagrams of this size: frames, and whether
+    /// something is open in them.
+    fn arrived(
+        frame: &[u8],
+        open: Open,
+        edit: TagEdit,
+        datagram_len: usize,
+    ) -> Vec<(Vec<u8>, bool)> {
+        let tables = Tables {
+            routes: vec![Route {
+                session: Some(looped_session()),
+                endpoint: Some(DESTINATION),
+                datagram_len,
+            }],
+            ..Tables::default()
+        };
+        let (dealer, workers, mut collector) = ordered(1);
+        let drops = Arc::<Drops>::default();
+        let mut dispatch = Dispatch::new(drops.clone(), LANE, Outlet::Staged(dealer));
+        let mut room = Vec::new();
+        let mut slot = Slot::copy(&mut room, &[frame]);
+        dispatch.push_edited(&tables, PortId(1), edit, &mut slot, Some(open));
+        assert_eq!(slot.frame(), frame, "changed for the next port");
+        dispatch.depart_all();
+        drop(dispatch);
+        for worker in workers {
+            worker.run(Train::seal);
+        }
+        let mut datagrams = Vec::new();
+        while let Collected::Batch(train) = collector.collect(None) {
+            let runs = train.runs();
+            datagrams.extend(runs.flat_map(|(run, size)| run.chunks(size).map(<[u8]>::to_vec)));
+        }
+        assert_eq!(drops.nonzero().count(), 0);
+        unpacked(&Opened::all(&datagrams))
+    }
+
+    fn unpacked(datagrams: &[Opened]) -> Vec<(Vec<u8>, bool)> {
+        let mut reassembly = Reassembly::new(9000);
+        let mut frames = Vec::new();
+        for chunk in datagrams.iter().flat_map(Opened::chunks) {
+            match chunk {
+                Chunk::Frame(frame) => frames.push((frame.to_vec(), false)),
+                Chunk::OpenFrame(_, frame) => frames.push((frame.to_vec(), true)),
+                Chunk::Fragment(at, piece) => drop(reassembly.add(0, at, piece).unwrap()),
+                Chunk::Offload(frame, offload, head) => {
+                    reassembly.describe(0, frame, offload, head).unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+            let whole = reassembly.take_whole();
+            frames.extend(whole.map(|whole| (whole.frame.to_vec(), whole.offload.is_some())));
+        }
+        frames
+    }
+
+    /// With so many bytes of headers.
+    fn stream(headers: usize, transport: Transport, size: u16, payload: usize) -> Stream {
+        let units = (headers - 14 - 40 - 8) / 8;
+        let stream = Stream {
+            network: Network::V6(vec![(60, units)]),
+            transport,
+            tcp_options: 0,
+            ..Stream::tcp_v4(size, payload)
+        };
+        assert!(stream.headers_len() >= headers);
+        stream
+    }
+
+    fn tagged(stream: &Stream) -> Stream {
+        let mut tagged = stream.clone();
+        tagged.tags.insert(0, (0x8100, 7));
+        tagged
+    }
+
+    #[test]
+    fn an_open_checksum_that_no_peer_would_believe_is_finished() {
+        // The longest that stays open, one that a tag makes too long, and two that always are.
+        for (headers, edit, is_open) in [
+            (246, PUSH, true),
+            (254, TagEdit::Keep, true),
+            (254, PUSH, false),
+            (262, TagEdit::Keep, false),
+            (1454, TagEdit::Keep, false),
+            (1454, PUSH, false),
+        ] {
+            let frame = stream(headers, Transport::Udp, 1400, 400);
+            let whole = frame.frame(0..1, false);
+            let open = Open {
+                offload: frame.offload(0..1),
+                headers_len: frame.transport_at() + 8,
+            };
+            let leaves = match edit {
+                PUSH => tagged(&frame),
+                _ => frame,
+            };
+            for datagram_len in [548, 1472, 8972] {
+                let frames = arrived(&whole, open, edit, datagram_len);
+                let expected = (leaves.frame(0..1, !is_open), is_open);
+                assert!(frames == [expected], "{headers}, {edit:?}, {datagram_len}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_super_frame_that_no_peer_would_believe_is_cut() {
+        let with_tags = |tags| Stream {
+            tags: vec![(0x88a8, 1); tags],
+            ..Stream::tcp_v4(1448, 10_000)
+        };
+        for (stream, edit, is_cut) in [
+            (stream(246, Transport::Udp, 100, 20_000), PUSH, false),
+            (stream(254, Transport::Udp, 100, 20_000), PUSH, true),
+            (
+                stream(254, Transport::Udp, 100, 20_000),
+                TagEdit::Keep,
+                false,
+            ),
+            (with_tags(3), PUSH, false),
+            (with_tags(4), PUSH, true),
+        ] {
+            let (whole, open) = (stream.whole(), stream.open());
+            let leaves = match edit {
+                PUSH => tagged(&stream),
+                _ => stream,
+            };
+            let expected: Vec<_> = match is_cut {
+                true => (0..leaves.segments())
+                    .map(|at| (leaves.frame(at..at + 1, true), false))
+                    .collect(),
+                false => vec![(leaves.whole(), true)],
+            };
+            for datagram_len in [548, 1472, 8972] {
+                let frames = arrived(&whole, open, edit, datagram_len);
+                assert!(frames == expected, "{leaves:?}, {edit:?}, {datagram_len}");
+            }
         }
     }
 }

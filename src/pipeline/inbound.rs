@@ -21,7 +21,7 @@ use super::{
     clock,
     dispatch::{Dispatch, Outlet},
     lanes::{Handover, Share},
-    offload::{Leaving, SIGNAL_BYTES, Signal, TAG_BYTES},
+    offload::{Leaving, SIGNAL_BYTES, Signal},
     portion::Slot,
     precedence::Precedence,
     shared::{
@@ -40,7 +40,7 @@ use crate::{
         reassembly::{Reassembly, Which},
         replay::ReplayWindow,
         session::{IndexHash, Session, Tables},
-        superframe::{self, MAX_HEADERS},
+        superframe::{self, HEADER_ROOM},
     },
     queue::{Collected, Collector, Dealer},
     stats::{DropReason, Drops},
@@ -716,7 +716,7 @@ impl Exit<'_> {
             return Err(DropReason::Oversize);
         }
         if *self.must_signal && frame.len() >= SIGNAL_BYTES {
-            let mut headers = [0; MAX_HEADERS];
+            let mut headers = [0; HEADER_ROOM];
             let signal = frame.signalled(&mut headers);
             *self.must_signal = matches!(signal, Signal::Vain);
             return match signal {
@@ -791,7 +791,7 @@ impl Exit<'_> {
     }
 
     fn write(&mut self, edit: TagEdit, frame: Leaving<'_>) -> Result<(), DropReason> {
-        let mut headers = [0; MAX_HEADERS + TAG_BYTES];
+        let mut headers = [0; HEADER_ROOM];
         let frame = frame.edited(edit, &mut headers);
         let written = frame.write(self.tap, self.scratch);
         written.map_err(|error| drop_reason_of_write(&error))?;

@@ -12,18 +12,17 @@ use std::{
 
 use patchcord_bridge::{EDIT_BYTES, TagEdit};
 
+use super::portion::Slot;
 use crate::{
     io::tap::{TapQueue, VnetHeader},
     proto::{
-        superframe::{self, Layout, MAX_HEADERS},
+        superframe::{self, HEADER_ROOM, Layout, MAX_HEADERS},
         train::Open,
     },
     stats::DropReason,
     wire::offload::{Checksum, Offload, Segmentation, Transport},
 };
 
-/// By how much a tag lengthens the headers.
-pub(super) const TAG_BYTES: usize = 4;
 /// Only frames of this size are marked or dropped when a queue stands.
 pub(super) const SIGNAL_BYTES: usize = 512;
 
@@ -104,7 +103,7 @@ pub(super) fn signal(frame: &mut [u8], open: Option<Open>) -> Signal<(usize, Opt
         return lone(frame);
     };
     let run = 0..layout.segments() - 1;
-    let mut headers = [0; MAX_HEADERS];
+    let mut headers = [0; HEADER_ROOM];
     let (offload, _) = layout.emit_headers(frame, run.clone(), &mut headers);
     let headers_len = layout.headers_len();
     frame[..headers_len].copy_from_slice(&headers[..headers_len]);
@@ -141,6 +140,22 @@ impl<'a> Leaving<'a> {
         }
     }
 
+    /// As a device of this machine or a peer has handed it over.
+    ///
+    /// # Errors
+    /// [`DropReason::BadOffload`] when `open` does not describe the frame.
+    fn of(frame: &'a [u8], open: Open) -> Result<Self, DropReason> {
+        let Open { offload, .. } = open;
+        let layout = match offload.segmentation {
+            None => None,
+            Some(_) => Some(Layout::parse(frame, frame.len(), &offload, usize::MAX)?),
+        };
+        Ok(Self {
+            open: Some((offload, layout)),
+            ..Self::finished(frame)
+        })
+    }
+
     pub(super) fn len(&self) -> usize {
         self.head.len() + self.rest.len()
     }
@@ -170,11 +185,7 @@ impl<'a> Leaving<'a> {
     }
 
     /// The same with another tag. `front` takes a copy of the headers.
-    pub(super) fn edited(
-        self,
-        edit: TagEdit,
-        front: &'a mut [u8; MAX_HEADERS + TAG_BYTES],
-    ) -> Self {
+    pub(super) fn edited(self, edit: TagEdit, front: &'a mut [u8; HEADER_ROOM]) -> Self {
         let mut tag = [0; EDIT_BYTES];
         let (len, replaced) = edit.apply(self.head, &mut tag);
         if len == 0 {
@@ -205,7 +216,7 @@ impl<'a> Leaving<'a> {
     }
 
     /// Tells its sender to slow down, as [`signal`] does.
-    pub(super) fn signalled(self, headers: &'a mut [u8; MAX_HEADERS]) -> Signal<Self> {
+    pub(super) fn signalled(self, headers: &'a mut [u8; HEADER_ROOM]) -> Signal<Self> {
         let layout = self.open.and_then(|(_, layout)| layout);
         let copied = match layout {
             Some(layout) => layout.headers_len(),
@@ -238,13 +249,11 @@ impl<'a> Leaving<'a> {
     /// Writes it, finished first if the back-end cannot leave that to the kernel.
     pub(super) fn write(&self, tap: &TapQueue, scratch: &mut Vec<u8>) -> io::Result<()> {
         match self.open {
-            Some((offload, layout)) if !tap.takes_offloads() => {
-                self.write_finished(tap, offload, layout, scratch)
-            }
-            Some((offload, layout @ Some(_))) => self.write_open(tap).or_else(|error| {
+            Some(_) if !tap.takes_offloads() => self.write_finished(tap, scratch),
+            Some((_, Some(_))) => self.write_open(tap).or_else(|error| {
                 // Kernels before 6.2 know no UDP super-frames, and later ones some limits of theirs.
                 if error.kind() == io::ErrorKind::InvalidInput {
-                    self.write_finished(tap, offload, layout, scratch)
+                    self.write_finished(tap, scratch)
                 } else {
                     Err(error)
                 }
@@ -294,45 +303,88 @@ impl<'a> Leaving<'a> {
         }
     }
 
-    /// The slow path of the plain back-end: segment by segment, with every checksum summed up.
-    fn write_finished(
+    /// The slow path of the plain back-end.
+    fn write_finished(&self, tap: &TapQueue, scratch: &mut Vec<u8>) -> io::Result<()> {
+        self.try_each_finished(scratch, |frame| tap.write(&VnetHeader::NONE, frame.frame()))
+    }
+
+    /// Shows every frame that this one stands for, its checksum summed up.
+    fn try_each_finished<E: From<BadChecksum>>(
         &self,
-        tap: &TapQueue,
-        offload: Offload,
-        layout: Option<Layout>,
         scratch: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        let segments = layout.map_or(1, |layout| layout.segments());
-        for segment in 0..segments {
-            scratch.clear();
-            let open = match layout {
-                None => {
-                    scratch.extend_from_slice(self.head);
-                    scratch.extend_from_slice(self.rest);
-                    offload
-                }
-                Some(layout) => {
-                    let mut headers = [0; MAX_HEADERS];
-                    let run = segment..segment + 1;
-                    let (open, _) = layout.emit_headers(self.head, run.clone(), &mut headers);
-                    scratch.extend_from_slice(&headers[..layout.headers_len()]);
-                    scratch.extend_from_slice(self.part(layout.payload(run)));
-                    open
-                }
-            };
-            superframe::finish_checksum(scratch, open.checksum)
-                .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-            tap.write(&VnetHeader::NONE, scratch)?;
+        mut show: impl FnMut(&mut Slot<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some((offload, layout)) = self.open else {
+            return show(&mut Slot::copy(scratch, &[self.head, self.rest]));
+        };
+        let Some(layout) = layout else {
+            let mut whole = Slot::copy(scratch, &[self.head, self.rest]);
+            finish(&mut whole, offload.checksum)?;
+            return show(&mut whole);
+        };
+        for segment in 0..layout.segments() {
+            let mut headers = [0; HEADER_ROOM];
+            let run = segment..segment + 1;
+            let (open, _) = layout.emit_headers(self.head, run.clone(), &mut headers);
+            let headers = &headers[..layout.headers_len()];
+            let mut frame = Slot::copy(scratch, &[headers, self.part(layout.payload(run))]);
+            finish(&mut frame, open.checksum)?;
+            show(&mut frame)?;
         }
         Ok(())
     }
 }
 
+/// An open checksum that does not lie inside of its frame.
+struct BadChecksum;
+
+impl From<BadChecksum> for io::Error {
+    fn from(_: BadChecksum) -> Self {
+        io::ErrorKind::InvalidData.into()
+    }
+}
+
+impl From<BadChecksum> for DropReason {
+    fn from(_: BadChecksum) -> Self {
+        Self::BadOffload
+    }
+}
+
+fn finish(frame: &mut Slot<'_>, checksum: Checksum) -> Result<(), BadChecksum> {
+    superframe::finish_checksum(frame.frame_mut(), checksum).map_err(|_| BadChecksum)
+}
+
+/// Whether what is open in `frame` may be told to a peer when the frame leaves with this edit: a peer
+/// takes headers of [`MAX_HEADERS`] at most, and so many tags.
+pub(super) fn may_stay_open(frame: &[u8], open: &Open, edit: TagEdit) -> bool {
+    let by = edit.delta();
+    open.headers_len.saturating_add_signed(by) <= MAX_HEADERS
+        && (by <= 0 || superframe::has_room_for_tag(frame))
+}
+
+/// Shows every frame that this one stands for, with nothing open.
+///
+/// # Errors
+/// [`DropReason::BadOffload`] when `open` does not describe the frame.
+pub(super) fn each_finished(
+    frame: &[u8],
+    open: Open,
+    scratch: &mut Vec<u8>,
+    mut show: impl FnMut(&mut Slot<'_>),
+) -> Result<(), DropReason> {
+    Leaving::of(frame, open)?.try_each_finished(scratch, |frame| {
+        show(frame);
+        Ok(())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use etherparse::PacketBuilder;
+    use patchcord_bridge::Tpid;
 
     use super::*;
+    use crate::proto::testing::{Network, Stream};
 
     /// A frame of 5000 bytes of payload, and what the kernel says of it.
     fn super_frame(is_ipv6: bool, transport: Transport) -> (VnetHeader, Vec<u8>) {
@@ -456,6 +508,49 @@ mod tests {
             change(&mut vnet);
             let refused = opened(&vnet, &mut frame).map(|_| ());
             assert_eq!(refused, Err(DropReason::BadOffload), "change {number}");
+        }
+    }
+
+    #[test]
+    fn the_longest_headers_have_room_for_a_tag_wherever_they_are_copied() {
+        let push = TagEdit::Push {
+            tpid: Tpid::Customer,
+            tci: 7,
+        };
+        let stream = |tags| Stream {
+            tags,
+            network: Network::V6(vec![(60, 24)]),
+            transport: Transport::Udp,
+            ..Stream::tcp_v4(100, 20_000)
+        };
+        let (before, after) = (stream(vec![]), stream(vec![(0x8100, 7)]));
+        assert_eq!(before.headers_len(), 254);
+        let (whole, headers_len) = (before.whole(), before.headers_len());
+        let one_piece = Leaving::of(&whole, before.open()).unwrap();
+        let in_two = Leaving {
+            head: &whole[..headers_len],
+            rest: &whole[headers_len..],
+            ..one_piece
+        };
+        for leaving in [one_piece, in_two] {
+            let mut headers = [0; HEADER_ROOM];
+            let mut segments = Vec::new();
+            leaving
+                .edited(push, &mut headers)
+                .try_each_finished(&mut Vec::new(), |frame| {
+                    segments.push(frame.frame().to_vec());
+                    Ok::<_, DropReason>(())
+                })
+                .unwrap();
+            let expected: Vec<_> = (0..after.segments())
+                .map(|at| after.frame(at..at + 1, true))
+                .collect();
+            assert!(segments == expected);
+            let mut headers = [0; HEADER_ROOM];
+            let Signal::Shortened(shorter) = leaving.signalled(&mut headers) else {
+                panic!("nothing to mark");
+            };
+            assert_eq!(shorter.segments() as usize, before.segments() - 1);
         }
     }
 }

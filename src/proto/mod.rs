@@ -14,7 +14,7 @@ pub mod session;
 pub mod superframe;
 mod tai64n;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod train;
 #[cfg(test)]
 mod vectors;

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use super::{
     limits::{REASSEMBLY_PARTS, REASSEMBLY_SLOTS, REORDERING, REPLAY_WINDOW},
-    superframe::{self, Layout, MAX_HEADERS, MAX_SEGMENTS, MAX_SUPERFRAME},
+    superframe::{self, HEADER_ROOM, Layout, MAX_SEGMENTS, MAX_SUPERFRAME},
 };
 use crate::{
     stats::DropReason,
@@ -288,7 +288,7 @@ pub struct Reassembly {
     finished: [Option<CutFrame>; REASSEMBLY_SLOTS],
     /// Where the next one goes.
     next_finished: usize,
-    headers: [u8; MAX_HEADERS],
+    headers: [u8; HEADER_ROOM],
     evicted: u64,
     lost_segments: u64,
 }
@@ -304,7 +304,7 @@ impl Reassembly {
             whole: None,
             finished: [None; REASSEMBLY_SLOTS],
             next_finished: 0,
-            headers: [0; MAX_HEADERS],
+            headers: [0; HEADER_ROOM],
             evicted: 0,
             lost_segments: 0,
         }

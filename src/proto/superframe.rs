@@ -15,9 +15,13 @@ use crate::{
 };
 
 /// Bytes of the longest super-frame: an Ethernet header, tags, and an IP packet of 64 KiB.
-pub const MAX_SUPERFRAME: usize = 65_535 + 14 + 4 * MAX_TAGS;
+pub const MAX_SUPERFRAME: usize = 65_535 + 14 + TAG_BYTES * MAX_TAGS;
 /// Bytes of the longest headers: Ethernet with tags, IPv6 with extensions, TCP with options.
 pub const MAX_HEADERS: usize = 256;
+/// Bytes that one tag adds to the headers.
+pub const TAG_BYTES: usize = 4;
+/// Room for the headers of a super-frame that was given one more tag on its way out.
+pub const HEADER_ROOM: usize = MAX_HEADERS + TAG_BYTES;
 /// Segments of one super-frame; TCP with the smallest segment size of Linux stays below.
 pub const MAX_SEGMENTS: usize = 2048;
 
@@ -115,7 +119,7 @@ impl Layout {
     }
 
     /// The same for the super-frame with its headers `by` bytes further back, as when a tag comes or
-    /// goes.
+    /// goes. One tag at most may come ([`HEADER_ROOM`]).
     #[must_use]
     pub fn shifted(self, by: isize) -> Self {
         let shift = |at: usize| at.saturating_add_signed(by);
@@ -163,7 +167,7 @@ impl Layout {
         &self,
         whole: &[u8],
         run: Range<usize>,
-        out: &mut [u8; MAX_HEADERS],
+        out: &mut [u8; HEADER_ROOM],
     ) -> (Offload, Option<Self>) {
         let out = &mut out[..self.headers];
         out.copy_from_slice(&whole[..self.headers]);
@@ -330,6 +334,12 @@ pub fn finish_checksum(frame: &mut [u8], checksum: Checksum) -> Result<(), DropR
     Ok(())
 }
 
+/// Whether a receiver that is told of open checksums and segments understands the frame with one
+/// more tag, too.
+pub fn has_room_for_tag(frame: &[u8]) -> bool {
+    ethertype(frame).is_some_and(|(_, network)| network < 14 + TAG_BYTES * MAX_TAGS)
+}
+
 /// The EtherType behind all tags, and where its payload starts.
 pub(super) fn ethertype(head: &[u8]) -> Option<(u16, usize)> {
     (0..=MAX_TAGS)
@@ -427,7 +437,7 @@ mod tests {
 
     /// The headers of a run, and its payload.
     fn cut(layout: &Layout, whole: &[u8], run: Range<usize>) -> (Vec<u8>, Offload, Option<Layout>) {
-        let mut headers = [0; MAX_HEADERS];
+        let mut headers = [0; HEADER_ROOM];
         let (offload, of_run) = layout.emit_headers(whole, run.clone(), &mut headers);
         let headers = &headers[..layout.headers_len()];
         (

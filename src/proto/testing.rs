@@ -35,12 +35,12 @@ use crate::{
     },
 };
 
-pub(super) const LANE: Lane = Lane::FIRST_DATA;
-pub(super) const DESTINATION: SocketAddr =
+pub(crate) const LANE: Lane = Lane::FIRST_DATA;
+pub(crate) const DESTINATION: SocketAddr =
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 1);
 
 /// A session with itself: seals and opens under the same key.
-pub(super) fn looped_session() -> Arc<Session> {
+pub(crate) fn looped_session() -> Arc<Session> {
     let agreement = Agreement {
         local: SessionIndex::from_low_bits(1),
         remote: SessionIndex::from_low_bits(2),
@@ -63,7 +63,7 @@ pub(super) fn looped_session() -> Arc<Session> {
 }
 
 /// Packs the frames; returns every sealed datagram in order, and the number of trains.
-pub(super) fn pack<'a>(
+pub(crate) fn pack<'a>(
     frames: impl Iterator<Item = (&'a [u8], Option<Open>)>,
     datagram_len: usize,
 ) -> (Vec<Vec<u8>>, usize) {
@@ -97,15 +97,15 @@ pub(super) fn pack<'a>(
 
 /// A datagram that was opened: its sequence number and its chunks.
 #[derive(Clone, Debug)]
-pub(super) struct Opened {
-    pub(super) sequence: u64,
+pub(crate) struct Opened {
+    pub(crate) sequence: u64,
     plaintext: Vec<u8>,
     is_chunks: bool,
 }
 
 impl Opened {
     /// What `pack` made.
-    pub(super) fn all(datagrams: &[Vec<u8>]) -> Vec<Self> {
+    pub(crate) fn all(datagrams: &[Vec<u8>]) -> Vec<Self> {
         let session = looped_session();
         let open = |datagram: &Vec<u8>| {
             let mut datagram = datagram.clone();
@@ -120,7 +120,7 @@ impl Opened {
         datagrams.iter().map(open).collect()
     }
 
-    pub(super) fn chunks(&self) -> Vec<Chunk<'_>> {
+    pub(crate) fn chunks(&self) -> Vec<Chunk<'_>> {
         if self.is_chunks {
             Chunks::new(&self.plaintext).map(Result::unwrap).collect()
         } else {
@@ -131,22 +131,22 @@ impl Opened {
 
 /// What a super-frame stands for. [`Self::frame`] builds any run of its segments from scratch.
 #[derive(Clone, Debug)]
-pub(super) struct Stream {
+pub(crate) struct Stream {
     /// TPID and VID of each tag.
-    pub(super) tags: Vec<(u16, u16)>,
-    pub(super) network: Network,
-    pub(super) transport: Transport,
-    pub(super) sequence: u32,
+    pub(crate) tags: Vec<(u16, u16)>,
+    pub(crate) network: Network,
+    pub(crate) transport: Transport,
+    pub(crate) sequence: u32,
     /// FIN, PSH, CWR, URG and ECE.
-    pub(super) flags: [bool; 5],
+    pub(crate) flags: [bool; 5],
     /// Bytes, a multiple of four.
-    pub(super) tcp_options: usize,
-    pub(super) size: u16,
-    pub(super) payload: Noise,
+    pub(crate) tcp_options: usize,
+    pub(crate) size: u16,
+    pub(crate) payload: Noise,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Network {
+pub(crate) enum Network {
     /// Identification, DF, bytes of options (a multiple of four).
     V4(u16, bool, usize),
     /// Extension headers: the number of each, and its length in units of eight bytes.
@@ -154,7 +154,7 @@ pub(super) enum Network {
 }
 
 impl Stream {
-    pub(super) fn tcp_v4(size: u16, payload_len: usize) -> Self {
+    pub(crate) fn tcp_v4(size: u16, payload_len: usize) -> Self {
         Self {
             tags: Vec::new(),
             network: Network::V4(7, true, 0),
@@ -167,7 +167,7 @@ impl Stream {
         }
     }
 
-    pub(super) fn udp_v6(size: u16, payload_len: usize) -> Self {
+    pub(crate) fn udp_v6(size: u16, payload_len: usize) -> Self {
         Self {
             network: Network::V6(Vec::new()),
             transport: Transport::Udp,
@@ -175,20 +175,20 @@ impl Stream {
         }
     }
 
-    pub(super) fn segments(&self) -> usize {
+    pub(crate) fn segments(&self) -> usize {
         self.payload.0.len().div_ceil(self.size.into())
     }
 
     /// All segments in one, as the kernel hands them over.
-    pub(super) fn whole(&self) -> Vec<u8> {
+    pub(crate) fn whole(&self) -> Vec<u8> {
         self.frame(0..self.segments(), false)
     }
 
-    pub(super) fn headers_len(&self) -> usize {
+    pub(crate) fn headers_len(&self) -> usize {
         self.transport_at() + self.transport_header(0..1).len()
     }
 
-    pub(super) fn transport_at(&self) -> usize {
+    pub(crate) fn transport_at(&self) -> usize {
         let network = match &self.network {
             Network::V4(_, _, options) => 20 + options,
             Network::V6(extensions) => {
@@ -199,7 +199,7 @@ impl Stream {
     }
 
     /// Of a run that starts at the first segment or not.
-    pub(super) fn offload(&self, run: Range<usize>) -> Offload {
+    pub(crate) fn offload(&self, run: Range<usize>) -> Offload {
         let segmentation = Segmentation {
             transport: self.transport,
             size: self.size,
@@ -217,7 +217,7 @@ impl Stream {
         }
     }
 
-    pub(super) fn layout(&self) -> Layout {
+    pub(crate) fn layout(&self) -> Layout {
         let whole = self.whole();
         let offload = Offload {
             segmentation: Some(Segmentation {
@@ -230,7 +230,7 @@ impl Stream {
         Layout::parse(&whole, whole.len(), &offload, usize::MAX).unwrap()
     }
 
-    pub(super) fn open(&self) -> Open {
+    pub(crate) fn open(&self) -> Open {
         Open {
             offload: self.offload(0..self.segments()),
             headers_len: self.headers_len(),
@@ -241,13 +241,13 @@ impl Stream {
         self.transport == Transport::Tcp && self.flags[2]
     }
 
-    pub(super) fn payload_of(&self, run: &Range<usize>) -> &[u8] {
+    pub(crate) fn payload_of(&self, run: &Range<usize>) -> &[u8] {
         let at = |segment: usize| (segment * usize::from(self.size)).min(self.payload.0.len());
         &self.payload.0[at(run.start)..at(run.end)]
     }
 
     /// The frame of these segments, with its checksum finished or open.
-    pub(super) fn frame(&self, run: Range<usize>, is_finished: bool) -> Vec<u8> {
+    pub(crate) fn frame(&self, run: Range<usize>, is_finished: bool) -> Vec<u8> {
         let mut transport = self.transport_header(run.clone());
         let (network, pseudo) = self.network_headers(&run, transport.len());
         let payload = self.payload_of(&run);
@@ -383,7 +383,7 @@ impl Stream {
 
 /// Bytes that repeat so late that a piece in the wrong place shows.
 #[derive(Clone)]
-pub(super) struct Noise(Vec<u8>);
+pub(crate) struct Noise(Vec<u8>);
 
 impl Noise {
     fn new(len: usize) -> Self {
@@ -399,7 +399,7 @@ impl fmt::Debug for Noise {
 }
 
 prop_compose! {
-    pub(super) fn any_stream()(
+    pub(crate) fn any_stream()(
         tags in prop::collection::vec(
             (prop_oneof![Just(0x8100_u16), Just(0x88a8), Just(0x9100)], 0..4096_u16), 0..=4),
         network in prop_oneof![

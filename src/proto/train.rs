@@ -8,7 +8,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use super::session::Session;
+use super::{session::Session, superframe::MAX_HEADERS};
 use crate::{
     stats::DropReason,
     wire::{
@@ -184,12 +184,15 @@ impl Train {
     /// Lays a frame out, as much of it as there is room for.
     ///
     /// # Errors
-    /// [`DropReason::NoSession`] when the train is not bound, [`DropReason::CountersExhausted`].
+    /// [`DropReason::NoSession`] when the train is not bound, [`DropReason::CountersExhausted`],
+    /// [`DropReason::BadOffload`] for headers that are longer than the frame or than [`MAX_HEADERS`],
+    /// [`DropReason::DatagramTooBig`] where no datagram of the path has room for them.
     pub fn push(&mut self, lane: Lane, outgoing: &mut Outgoing<'_>) -> Result<Pushed, DropReason> {
         let bound = self.bound.as_ref().ok_or(DropReason::NoSession)?;
         let capacity = bound.datagram_len - DATA_OVERHEAD;
         let len = outgoing.frame.len();
         match outgoing.open {
+            Some(open) if open.headers_len > len.min(MAX_HEADERS) => Err(DropReason::BadOffload),
             None if len <= capacity => self.push_whole(lane, outgoing.frame),
             Some(open) if !outgoing.is_super() && len + OPEN_FRAME_HEADER_LEN <= capacity => {
                 self.push_open(lane, outgoing.frame, open.offload.checksum)
@@ -245,6 +248,9 @@ impl Train {
                 self.close(lane)?;
                 if !self.begin(MessageType::Chunks) {
                     return Ok(Pushed::Full);
+                }
+                if self.room() < needed {
+                    return Err(DropReason::DatagramTooBig);
                 }
             }
             self.turn_into_chunks();
@@ -544,6 +550,29 @@ mod tests {
             .map(|(bytes, size)| (bytes.len(), size))
             .collect();
         assert_eq!(runs, [(1428 + 1428 + 1328, 1428), (2 * 1472, 1472)]);
+    }
+
+    #[test]
+    fn headers_that_no_receiver_would_take_are_refused() {
+        let stream = Stream::udp_v6(1000, 1000);
+        let frame = [stream.whole(), vec![0; 1000]].concat();
+        for (len, headers_len, datagram_len, expected) in [
+            (2000, 256, 548, Ok(Pushed::Done)),
+            (2000, 257, 548, Err(DropReason::BadOffload)),
+            (2000, usize::MAX, 548, Err(DropReason::BadOffload)),
+            (200, 201, 1472, Err(DropReason::BadOffload)),
+            (2000, 256, 300, Err(DropReason::DatagramTooBig)),
+        ] {
+            let mut train = Train::default();
+            train.bind(looped_session(), DESTINATION, datagram_len);
+            let open = Open {
+                offload: stream.offload(0..1),
+                headers_len,
+            };
+            let mut outgoing = Outgoing::new(&frame[..len], 0, Some(open));
+            let pushed = train.push(LANE, &mut outgoing);
+            assert_eq!(pushed, expected, "{len}, {headers_len}, {datagram_len}");
+        }
     }
 
     proptest! {
