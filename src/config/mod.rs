@@ -91,6 +91,9 @@ pub struct DeviceConfig {
     pub mac: Option<MacAddr>,
     /// `addresses`: without duplicates.
     pub addresses: Vec<IpNet>,
+    /// `accept-router-advertisements`: whether routers behind the tunnel configure this machine; not
+    /// when absent, nor where IPv6 has no part in the device.
+    pub accept_router_advertisements: bool,
     /// `backend`
     pub backend: Backend,
     /// `[device.port]`: its port of the switch.

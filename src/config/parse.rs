@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
@@ -223,6 +224,8 @@ impl Parser<'_> {
         let addresses = section
             .read("addresses", report, value::addresses)
             .unwrap_or_default();
+        let accept_router_advertisements =
+            section.read_flag("accept-router-advertisements", report);
         let backend = section
             .read("backend", report, value::backend)
             .unwrap_or_default();
@@ -256,6 +259,10 @@ impl Parser<'_> {
                 format!("{overlay_mtu} is too small for the IPv6 address; write 1280 or more");
             section.refuse("mtu", report, problem);
         }
+        let accept_router_advertisements = accept_router_advertisements.unwrap_or(false);
+        if accept_router_advertisements {
+            refuse_advertisements(section, report, overlay_mtu, &bridge, &addresses);
+        }
         Some(DeviceConfig {
             name: name?,
             is_nic,
@@ -264,6 +271,7 @@ impl Parser<'_> {
             bridge,
             mac,
             addresses,
+            accept_router_advertisements,
             backend,
             port,
         })
@@ -449,6 +457,10 @@ fn refuse_beside_nic(section: &Section<'_, '_>, report: &mut Report<'_>, mode: O
             "addresses",
             "this machine is no station of the wire; remove them, or make a TAP with `name`",
         ),
+        (
+            "accept-router-advertisements",
+            "this machine is no station of the wire; remove it, or make a TAP with `name`",
+        ),
         ("backend", "that is how a TAP is opened; remove it"),
     ] {
         if section.holds(key) {
@@ -460,6 +472,26 @@ fn refuse_beside_nic(section: &Section<'_, '_>, report: &mut Report<'_>, mode: O
                        it out";
         section.refuse("mode", report, problem.into());
     }
+}
+
+/// Router advertisements are for a station that speaks IPv6.
+fn refuse_advertisements(
+    section: &Section<'_, '_>,
+    report: &mut Report<'_>,
+    overlay_mtu: u32,
+    bridge: &Option<String>,
+    addresses: &[IpNet],
+) {
+    let problem = if bridge.is_some() && addresses.is_empty() {
+        "needs a station, and a port of a bridge is none; remove it, or set \
+         `net.ipv6.conf.BRIDGE.accept_ra` of the bridge"
+            .to_owned()
+    } else if overlay_mtu < 1280 {
+        format!("needs IPv6, which needs an MTU of 1280, not {overlay_mtu}; remove it")
+    } else {
+        return;
+    };
+    section.refuse("accept-router-advertisements", report, problem);
 }
 
 struct PeerSpans {
@@ -513,6 +545,7 @@ mod tests {
             (false, Mode::Switch)
         );
         assert!(config.device.addresses.is_empty());
+        assert!(!config.device.accept_router_advertisements);
         assert_eq!(config.device.backend, Backend::Auto);
         assert_eq!(config.device.port, PortConfig::default());
         assert_eq!(config.pipeline, PipelineConfig::default());
@@ -559,6 +592,7 @@ mod tests {
             .map(ToString::to_string)
             .collect();
         assert_eq!(addresses, ["10.99.0.1/24", "fd00::1/64"]);
+        assert!(config.device.accept_router_advertisements);
         assert_eq!(config.device.backend, Backend::Plain);
         assert_eq!(config.device.mode, Mode::Switch);
         assert_eq!(
@@ -778,6 +812,7 @@ mtu = 9216
 bridge = "br-lan"
 mac = "02:00:5e:10:00:01"
 addresses = ["10.99.0.1/24", "fd00::1/64"]
+accept-router-advertisements = true
 backend = "plain"
 mode = "switch"
 [device.port]

@@ -44,6 +44,7 @@ pub(super) const DEVICE: Schema = Schema {
         "bridge",
         "mac",
         "addresses",
+        "accept-router-advertisements",
         "backend",
     ],
     port: Some(&DEVICE_PORT),

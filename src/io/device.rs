@@ -2,7 +2,7 @@
 //! The tunnel's device, from nothing to ready and back.
 //!
 //! ```text
-//! create   lock -> clear leftovers -> open TAP -> carrier off -> MAC -> MTU -> no IPv6 of its own
+//! create   lock -> clear leftovers -> open TAP -> carrier off -> MAC -> MTU -> no autoconfiguration
 //!          -> bridge -> addresses -> up
 //! remove   the same backwards; a device that was adopted is left as it was found
 //! ```
@@ -18,10 +18,14 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use tracing::{debug, info, warn};
 
-use super::journal::{Change, Journal, Record};
+use super::journal::{Change, Journal, Record, set_option};
 use super::link::{ADDR_GEN_NONE, LinkError, LinkInfo, Links};
 use super::lock::{DeviceLock, LockError, namespace_inode};
+use super::options;
 use super::tap::{Backend, NicError, Offloads, Tap, TapError, TapOptions, TapQueue};
+
+/// The least MTU of IPv6 (RFC 8200, section 5).
+const IPV6_MIN_MTU: u32 = 1280;
 
 /// What the device shall be.
 #[derive(Clone, Debug)]
@@ -53,10 +57,33 @@ pub struct DeviceRequest {
 pub enum Ipv6Mode {
     /// Nothing: no address and no frame.
     Silent,
-    /// As the kernel is set up: a link-local address, and usually router advertisements.
-    Kernel,
-    /// Router advertisements even where this machine is a router.
+    /// A link-local address. Whatever routers on the link advertise is ignored.
+    LinkLocal,
+    /// Addresses, routes and routers from router advertisements, even where this machine is a router.
     AcceptAdvertisements,
+}
+
+impl Ipv6Mode {
+    /// The kernel options of this mode, of either family.
+    ///
+    /// `accept_ra = 0` turns off everything that a router advertisement (RFC 4861, RFC 4862) sets:
+    /// default routers, prefixes and addresses, routes (RFC 4191), MTU, hop limit and timers; the
+    /// options `accept_ra_*` and `autoconf` only say which of these an accepted one may set. Redirects
+    /// are the other message by which a station on the link changes routes. Where
+    /// `net.ipv4.conf.all.accept_redirects` is set on a machine that forwards nothing, the kernel
+    /// takes those of IPv4 whatever the device says; they count for routes by a gateway on this link
+    /// only.
+    const fn options(self) -> &'static [(&'static str, i32)] {
+        match self {
+            Self::Silent | Self::LinkLocal => &[
+                ("ipv6/accept_ra", 0),
+                ("ipv6/accept_redirects", 0),
+                ("ipv4/accept_redirects", 0),
+            ],
+            // 2: also where this machine forwards packets.
+            Self::AcceptAdvertisements => &[("ipv6/accept_ra", 2)],
+        }
+    }
 }
 
 /// What the device is.
@@ -317,21 +344,19 @@ impl Device {
         let Some(change) = Change::needed(link.mtu, request.mtu) else {
             return Ok(());
         };
+        self.note_ipv6_before(change).await?;
         self.record.mtu = Some(change.after(self.record.mtu));
         self.note()?;
         Ok(self.links.set_mtu(link.index, change.to).await?)
     }
 
     async fn set_ipv6(&mut self, wanted: Ipv6Mode) -> Result<(), DeviceError> {
+        self.set_options(wanted.options())?;
         // Read again: with an MTU below 1280 the device has no IPv6 any more, and needs no silence.
         let link = self.link().await?;
         let Some(mode) = link.addr_gen_mode else {
             return Ok(());
         };
-        if wanted == Ipv6Mode::AcceptAdvertisements {
-            // 2: also where this machine forwards packets.
-            self.set_ipv6_option("accept_ra", 2)?;
-        }
         let earlier = self.record.addr_gen_mode;
         let to = match (wanted, earlier) {
             (Ipv6Mode::Silent, _) => ADDR_GEN_NONE,
@@ -348,29 +373,98 @@ impl Device {
             self.remove_link_local_addresses().await
         } else {
             // Netlink would set the mode as well, and make the address at the next "up" only.
-            self.set_ipv6_option("addr_gen_mode", to)
+            Ok(set_option(
+                &self.info.name,
+                "ipv6/addr_gen_mode",
+                to.into(),
+            )?)
         }
     }
 
-    fn set_ipv6_option(&self, option: &str, value: u8) -> Result<(), DeviceError> {
-        let device = &self.info.name;
-        let path = format!("/proc/sys/net/ipv6/conf/{device}/{option}");
-        let refused = |source| LinkError::Refused {
-            action: format!("set {path} to {value}"),
-            source,
+    /// Sets these kernel options; those of an earlier request go back to what they were.
+    fn set_options(&mut self, wanted: &[(&'static str, i32)]) -> Result<(), DeviceError> {
+        let is_wanted = |option: &str| wanted.iter().any(|(name, _)| *name == option);
+        let earlier: Vec<_> = self.record.options.keys().cloned().collect();
+        for option in earlier.into_iter().filter(|option| !is_wanted(option)) {
+            if let Some(change) = self.record.options.remove(&option) {
+                self.set_option(&option, change.from)?;
+            }
+        }
+        for &(option, value) in wanted {
+            self.set_option(option, value)?;
+        }
+        Ok(())
+    }
+
+    /// Sets a kernel option, if the device has it.
+    fn set_option(&mut self, option: &str, to: i32) -> Result<(), DeviceError> {
+        let name = &self.info.name;
+        let Some(now) = options::read(name, option).unwrap_or_default() else {
+            return Ok(());
         };
-        Ok(std::fs::write(&path, value.to_string()).map_err(refused)?)
+        let Some(change) = Change::needed(now, to) else {
+            return Ok(());
+        };
+        let earlier = self.record.options.get(option).copied();
+        self.record
+            .options
+            .insert(option.to_owned(), change.after(earlier));
+        self.note()?;
+        let written = options::write(&self.info.name, option, to);
+        // Told once.
+        if let (Err(error), None) = (written, earlier) {
+            // Containers often have a /proc/sys that cannot be written; the tunnel works without.
+            let path = options::path(&self.info.name, option);
+            warn!(
+                device = self.info.name,
+                option = %path.display(),
+                value = to,
+                %error,
+                "cannot set a kernel option: stations behind the tunnel may configure this machine; \
+                 set it by hand, or make /proc/sys/net writable"
+            );
+        }
+        Ok(())
     }
 
     /// Those that the kernel made before it was told not to.
-    async fn remove_link_local_addresses(&self) -> Result<(), DeviceError> {
+    async fn remove_link_local_addresses(&mut self) -> Result<(), DeviceError> {
         for address in self.links.addresses(self.info.index).await? {
             let is_made = matches!(address, IpNet::V6(net) if net.addr().is_unicast_link_local());
             if is_made && !self.record.addresses.contains(&address) {
+                self.lose(address)?;
                 self.links.remove_address(self.info.index, address).await?;
             }
         }
         Ok(())
+    }
+
+    /// Notes that a change takes away an address of the device's owner.
+    fn lose(&mut self, address: IpNet) -> Result<(), DeviceError> {
+        if self.info.adopted && !self.record.lost_addresses.contains(&address) {
+            self.record.lost_addresses.push(address);
+            self.note()?;
+        }
+        Ok(())
+    }
+
+    /// With an MTU below that of IPv6 the kernel forgets all that the device has of it.
+    async fn note_ipv6_before(&mut self, change: Change<u32>) -> Result<(), DeviceError> {
+        if !self.info.adopted || change.from < IPV6_MIN_MTU || change.to >= IPV6_MIN_MTU {
+            return Ok(());
+        }
+        self.record.ipv6_options = options::ipv6_of(&self.info.name);
+        self.lose_ipv6_addresses().await
+    }
+
+    /// Notes that the kernel will take away the IPv6 addresses of the device's owner.
+    async fn lose_ipv6_addresses(&mut self) -> Result<(), DeviceError> {
+        for address in self.links.addresses(self.info.index).await? {
+            if matches!(address, IpNet::V6(_)) && !self.record.addresses.contains(&address) {
+                self.lose(address)?;
+            }
+        }
+        self.note()
     }
 
     async fn join_bridge(
@@ -426,6 +520,10 @@ impl Device {
         let Some(change) = Change::needed(link.up, up) else {
             return Ok(());
         };
+        if change.to && self.record.up.is_none() {
+            // When it is down again, after us.
+            self.lose_ipv6_addresses().await?;
+        }
         self.record.up = Some(change.after(self.record.up));
         self.note()?;
         Ok(self.links.set_up(link.index, up).await?)

@@ -7,6 +7,7 @@
 //! tunnel made itself needs no journal, the kernel removes it with the process. Called by `device`;
 //! `routing` keeps a record of its own in the same kind of file.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::marker::PhantomData;
@@ -19,6 +20,7 @@ use tracing::{debug, warn};
 
 use super::file::{self, Lasting};
 use super::link::{LinkError, LinkInfo, Links};
+use super::options;
 
 /// One value before and after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +70,15 @@ pub(super) struct Record {
     pub(super) addresses: Vec<IpNet>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) up: Option<Change<bool>>,
+    /// Kernel options, by family and name as in `options`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) options: BTreeMap<String, Change<i32>>,
+    /// All IPv6 options from before an MTU that took IPv6 away.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) ipv6_options: BTreeMap<String, String>,
+    /// Addresses of others that a change took away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) lost_addresses: Vec<IpNet>,
 }
 
 impl Record {
@@ -83,6 +94,9 @@ impl Record {
             controller: None,
             addresses: Vec::new(),
             up: None,
+            options: BTreeMap::new(),
+            ipv6_options: BTreeMap::new(),
+            lost_addresses: Vec::new(),
         }
     }
 
@@ -105,13 +119,20 @@ impl Record {
         if let Some(controller) = self.controller_before(&link) {
             attempt(links.set_controller(link.index, controller).await);
         }
+        if let Some(mtu) = self.mtu.and_then(|change| change.undo(&link.mtu)) {
+            attempt(links.set_mtu(link.index, mtu).await);
+        }
+        options::restore_ipv6(&self.device, &self.ipv6_options);
+        for (option, change) in &self.options {
+            attempt(undo_option(&self.device, option, *change));
+        }
         if let (Some(change), Some(now)) = (self.addr_gen_mode, link.addr_gen_mode)
             && let Some(mode) = change.undo(&now)
         {
             attempt(links.set_addr_gen_mode(link.index, mode).await);
         }
-        if let Some(mtu) = self.mtu.and_then(|change| change.undo(&link.mtu)) {
-            attempt(links.set_mtu(link.index, mtu).await);
+        for &address in &self.lost_addresses {
+            attempt(links.add_address(link.index, address).await.map(drop));
         }
         if let (Some(change), Some(now)) = (self.mac, link.mac)
             && let Some(mac) = change.undo(&now)
@@ -123,6 +144,22 @@ impl Record {
     fn controller_before(&self, link: &LinkInfo) -> Option<u32> {
         self.controller?.undo(&link.controller.unwrap_or(0))
     }
+}
+
+fn undo_option(device: &str, option: &str, change: Change<i32>) -> Result<(), LinkError> {
+    let now = options::read(device, option).ok().flatten();
+    match now.and_then(|now| change.undo(&now)) {
+        Some(value) => set_option(device, option, value),
+        None => Ok(()),
+    }
+}
+
+/// Sets a kernel option of a device.
+pub(super) fn set_option(device: &str, option: &str, value: i32) -> Result<(), LinkError> {
+    options::write(device, option, value).map_err(|source| LinkError::Refused {
+        action: format!("set {} to {value}", options::path(device, option).display()),
+        source,
+    })
 }
 
 fn warn_left(device: &str, error: &LinkError) {

@@ -5,6 +5,7 @@
 //! device   one call that makes the TAP as asked for, and one that undoes it
 //!   lock     no second process on a tunnel's name or on a device
 //!   journal  what must be undone after a stop, or after a kill -9
+//!   options  the kernel's options of one interface
 //!   file     files that are whole or not there
 //!   link     netlink: addresses, MTU, MAC, bridges; in `watch`, what others change
 //! routing  which destinations go through the tunnel; in the same way, `lock` and `journal`
@@ -50,6 +51,7 @@ pub mod waker;
 mod changes;
 mod circle;
 mod journal;
+mod options;
 mod packet;
 mod sys;
 #[cfg(test)]

@@ -341,8 +341,9 @@ fn device_request(settings: &EthernetTunnelSettings) -> DeviceRequest {
         addresses: settings.addresses().collect(),
         ipv6: match settings.ipv6.as_ref().map(|ipv6| &ipv6.addressing) {
             None => Ipv6Mode::Silent,
-            Some(Manual(_) | LinkLocal) => Ipv6Mode::Kernel,
             Some(Automatic) => Ipv6Mode::AcceptAdvertisements,
+            Some(_) if settings.accept_router_advertisements => Ipv6Mode::AcceptAdvertisements,
+            Some(Manual(_) | LinkLocal) => Ipv6Mode::LinkLocal,
         },
         up: true,
     }

@@ -38,6 +38,10 @@ pub struct EthernetTunnelSettings {
     pub ipv4: Option<Ipv4Settings>,
     /// IPv6 of the interface; with `None` the kernel sends no frame by itself.
     pub ipv6: Option<Ipv6Settings>,
+    /// Take addresses, routes and routers of IPv6 from the far LAN in addition to fixed addresses
+    /// ([`Addressing::Automatic`] does so by itself). Without it, nobody behind the tunnel configures
+    /// this machine: router advertisements and redirects are ignored.
+    pub accept_router_advertisements: bool,
     /// Name resolution while the tunnel is up.
     pub dns: Option<DnsSettings>,
     /// The proxy of programs while the tunnel is up.
@@ -233,6 +237,7 @@ impl EthernetTunnelSettings {
             mtu,
             ipv4: None,
             ipv6: None,
+            accept_router_advertisements: false,
             dns: None,
             proxy: None,
             interface_name: interface_name.into(),

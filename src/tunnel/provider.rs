@@ -276,6 +276,7 @@ fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSett
         let link_local = || Ipv6Settings::with_addressing(Addressing::LinkLocal);
         settings.ipv6.get_or_insert_with(link_local);
     }
+    settings.accept_router_advertisements = device.accept_router_advertisements;
     settings.keep_existing_address = device.mac.is_none();
     settings.bridge.clone_from(&device.bridge);
     settings.backend = match device.backend {

@@ -39,6 +39,7 @@ mod traffic;
 mod wiretap;
 
 mod addresses;
+mod autoconf;
 mod continuity;
 mod guard;
 mod hostile;

@@ -88,7 +88,7 @@ fn asked(cable: &Cable, asker: Mac, target: IpAddr) -> usize {
 }
 
 /// An ARP request, RFC 826.
-fn arp(source: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+pub(crate) fn arp(source: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let mut bytes = frame(BROADCAST, source, &[], 0x0806, 14, 0);
     bytes.extend([0, 1, 8, 0, 6, 4, 0, 1]);
     bytes.extend(source);

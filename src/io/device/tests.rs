@@ -17,7 +17,7 @@ fn request(name: &str) -> DeviceRequest {
         mtu: 1400,
         bridge: None,
         addresses: Vec::new(),
-        ipv6: Ipv6Mode::Kernel,
+        ipv6: Ipv6Mode::LinkLocal,
         up: true,
     }
 }
@@ -44,12 +44,40 @@ fn look(name: &str) -> String {
     ];
     let clean = |link: String, (from, to): (&str, &str)| link.replace(from, to);
     let link = traces.into_iter().fold(link[..until].to_owned(), clean);
-    link + &ip(&format!("-o address show {name}"))
+    link + &ip(&format!("-o address show {name}")) + &options(name)
+}
+
+/// All kernel options of the device, of both families and of neighbour discovery.
+fn options(name: &str) -> String {
+    let mut all = String::new();
+    for dir in ["ipv4/conf", "ipv4/neigh", "ipv6/conf", "ipv6/neigh"] {
+        let path = format!("/proc/sys/net/{dir}/{name}");
+        let mut files: Vec<_> = std::fs::read_dir(path)
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        files.sort();
+        for file in files {
+            let value = std::fs::read_to_string(&file).unwrap_or_default();
+            all += &format!("\n{}={}", file.display(), value.trim());
+        }
+    }
+    all
 }
 
 fn assert_looks(before: &str) {
     if eventually(|| (look("tap7") == before).then_some(())).is_none() {
-        assert_eq!(look("tap7"), before);
+        let now = look("tap7");
+        let lines = |text: &str, other: &str| {
+            let differ = text.lines().filter(|line| !other.contains(line));
+            differ.collect::<Vec<_>>().join("\n")
+        };
+        panic!(
+            "before: {}\nnow: {}",
+            lines(before, &now),
+            lines(&now, before)
+        );
     }
 }
 
@@ -164,7 +192,7 @@ fn a_silent_device_has_no_ipv6_of_its_own() {
             ("port", 1400, Some("br0"), Ipv6Mode::Silent),
             ("small", 1000, Some("br0"), Ipv6Mode::Silent),
             ("alone", 1400, None, Ipv6Mode::Silent),
-            ("host", 1400, Some("br0"), Ipv6Mode::Kernel),
+            ("host", 1400, Some("br0"), Ipv6Mode::LinkLocal),
             ("plain", 1400, None, Ipv6Mode::AcceptAdvertisements),
         ] {
             let request = DeviceRequest {
@@ -183,14 +211,18 @@ fn a_silent_device_has_no_ipv6_of_its_own() {
                 ipv6 != Ipv6Mode::Silent,
                 "{name}: {addresses:?}"
             );
-            let accept_ra =
-                std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"));
-            let advertisements = ipv6 == Ipv6Mode::AcceptAdvertisements;
-            assert_eq!(
-                accept_ra.is_ok_and(|mode| mode.trim() == "2"),
-                advertisements,
-                "{name}"
-            );
+            let option = |option| options::read(name, option).unwrap();
+            let expected = match ipv6 {
+                _ if mtu < 1280 => [None, None, Some(0)],
+                Ipv6Mode::AcceptAdvertisements => [Some(2), Some(1), Some(1)],
+                _ => [Some(0); 3],
+            };
+            let seen = [
+                option("ipv6/accept_ra"),
+                option("ipv6/accept_redirects"),
+                option("ipv4/accept_redirects"),
+            ];
+            assert_eq!(seen, expected, "{name}");
             device.remove().await;
         }
     });
@@ -243,6 +275,69 @@ fn an_adopted_device_is_left_as_it_was_found() {
             assert!(is_empty(&dir));
         });
     }
+}
+
+/// Options of a device whose owner thought about them.
+fn set_foreign_options() {
+    for (option, value) in [
+        ("ipv6/conf/tap7/accept_ra", "2"),
+        ("ipv6/conf/tap7/accept_redirects", "1"),
+        ("ipv6/conf/tap7/dad_transmits", "3"),
+        ("ipv6/conf/tap7/hop_limit", "77"),
+        ("ipv6/neigh/tap7/ucast_solicit", "5"),
+        ("ipv4/conf/tap7/accept_redirects", "1"),
+        ("ipv4/conf/tap7/rp_filter", "2"),
+    ] {
+        std::fs::write(format!("/proc/sys/net/{option}"), value).unwrap();
+    }
+}
+
+#[test]
+fn no_option_and_no_address_of_an_adopted_device_is_lost() {
+    for (mtu, ipv6) in [
+        (1400, Ipv6Mode::Silent),
+        (1400, Ipv6Mode::LinkLocal),
+        (1400, Ipv6Mode::AcceptAdvertisements),
+        (1000, Ipv6Mode::Silent),
+    ] {
+        for (up, kill_first) in [(true, false), (true, true), (false, false)] {
+            test(|dir| async move {
+                make_foreign("", up);
+                set_foreign_options();
+                ip("address add fd07::7/64 dev tap7");
+                ip("address add fe80::7/64 dev tap7");
+                let before = look("tap7");
+                let request = DeviceRequest {
+                    mtu,
+                    ipv6,
+                    addresses: nets(&["10.0.0.1/24"]),
+                    ..adopting(1)
+                };
+                let (device, queues) = create(request, dir.path(), "office").await.unwrap();
+                let during = options("tap7");
+                let expected = match ipv6 {
+                    _ if mtu < 1280 => "",
+                    Ipv6Mode::AcceptAdvertisements => "/ipv6/conf/tap7/accept_ra=2",
+                    _ => "/ipv6/conf/tap7/accept_ra=0",
+                };
+                assert!(during.contains(expected), "{during}");
+                if kill_first {
+                    kill(device, queues);
+                    let other = create(request_of_another(), dir.path(), "office").await;
+                    other.unwrap().0.remove().await;
+                } else {
+                    drop(queues);
+                    device.remove().await;
+                }
+                assert_looks(&before);
+                assert!(is_empty(&dir));
+            });
+        }
+    }
+}
+
+fn request_of_another() -> DeviceRequest {
+    request("tap8")
 }
 
 /// A cable between `tap7`, as if it were a NIC, and `far`.
