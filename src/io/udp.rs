@@ -21,11 +21,15 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 pub use self::batch::{Received, RecvBatch};
 use self::pauses::{Pauses, Place};
+use self::senders::Patience;
+pub use self::senders::Senders;
+use super::sys::mmsg::Notes;
 use super::sys::{self, SocketOption};
 
 mod batch;
 mod lanes;
 mod pauses;
+mod senders;
 
 /// The most datagrams in one GSO send; newer kernels take 128.
 pub const MAX_SEGMENTS: usize = 64;
@@ -130,6 +134,8 @@ pub struct UdpSocket {
     socket: Socket,
     is_ipv6: bool,
     capabilities: Capabilities,
+    /// The time to live of what leaves by it, if it is not that of the kernel.
+    hops: Option<u8>,
     /// Where GSO does not work now. Shared by clones: what one has found out is true for all.
     pauses: Arc<Pauses>,
 }
@@ -196,6 +202,7 @@ impl UdpSocket {
             socket,
             is_ipv6: listen.is_ipv6(),
             capabilities: Capabilities { gso, gro },
+            hops: None,
             pauses: Arc::new(Pauses::new(now())),
         })
     }
@@ -216,11 +223,11 @@ impl UdpSocket {
     /// # Errors
     /// When the process has too many open files.
     pub fn try_clone(&self) -> io::Result<Self> {
-        let (is_ipv6, capabilities) = (self.is_ipv6, self.capabilities);
         Ok(Self {
             socket: self.socket.try_clone()?,
-            is_ipv6,
-            capabilities,
+            is_ipv6: self.is_ipv6,
+            capabilities: self.capabilities,
+            hops: self.hops,
             pauses: Arc::clone(&self.pauses),
         })
     }
@@ -258,14 +265,17 @@ impl UdpSocket {
         train: &[u8],
         segment_size: usize,
     ) -> Result<SendReport, SendError> {
-        self.send_train_by(now, to, train, segment_size)
+        self.send_with(&mut Patience::Endless, now, to, None, train, segment_size)
     }
 
-    /// [`send_train`](Self::send_train) by the time of `clock`, which is read when GSO has failed.
-    fn send_train_by(
+    /// [`send_train`](Self::send_train) by the time of `clock`, which is read when GSO has failed or
+    /// the socket is full, with a time to live other than the socket's.
+    fn send_with(
         &self,
+        patience: &mut Patience,
         clock: impl Fn() -> Instant + Copy,
         to: SocketAddr,
+        hops: Option<u8>,
         train: &[u8],
         segment_size: usize,
     ) -> Result<SendReport, SendError> {
@@ -276,8 +286,10 @@ impl UdpSocket {
         let mut sending = Sending {
             socket: self,
             to: self.kernel_address(to),
+            notes: Notes { hops },
             place: Place::of(to),
             segment_size,
+            patience,
             waits: 0,
             report: SendReport::default(),
         };
@@ -331,8 +343,10 @@ impl AsFd for UdpSocket {
 struct Sending<'a> {
     socket: &'a UdpSocket,
     to: SockAddr,
+    notes: Notes,
     place: Place,
     segment_size: usize,
+    patience: &'a mut Patience,
     /// How often it has waited for room in the socket.
     waits: u32,
     report: SendReport,
@@ -343,19 +357,19 @@ impl Sending<'_> {
     fn send_part(&mut self, part: &[u8], clock: impl Fn() -> Instant + Copy) -> io::Result<()> {
         let UdpSocket { pauses, .. } = self.socket;
         if part.len() <= self.segment_size || !self.socket.may_segment(self.place, clock) {
-            return self.send_one_by_one(part);
+            return self.send_one_by_one(part, clock);
         }
         // A send that fails has sent nothing of its part.
-        match self.send_segments(part) {
+        match self.send_segments(part, clock) {
             // The interface cannot checksum: GSO will not work there the next time either.
             Err(error) if has_code(&error, sys::EIO) => {
                 pauses.begin(self.place, clock());
-                self.send_one_by_one(part)
+                self.send_one_by_one(part, clock)
             }
             // Older kernels say so when a segment exceeds the MTU, some with IPv6 over virtio.
             // Datagrams one by one find out which; only if they pass it was GSO.
             Err(error) if has_code(&error, sys::EINVAL) => {
-                self.send_one_by_one(part)?;
+                self.send_one_by_one(part, clock)?;
                 pauses.strike(self.place, clock());
                 Ok(())
             }
@@ -363,10 +377,12 @@ impl Sending<'_> {
         }
     }
 
-    fn send_segments(&mut self, part: &[u8]) -> io::Result<()> {
+    fn send_segments(&mut self, part: &[u8], clock: impl Fn() -> Instant + Copy) -> io::Result<()> {
         // More than one segment in at most MAX_TRAIN bytes: the size fits 16 bits.
         let size = self.segment_size as u16;
-        let taken = self.with_patience(|fd, to| sys::mmsg::send_segments(fd, to, part, size))?;
+        let taken = self.with_patience(clock, |fd, to, notes| {
+            sys::mmsg::send_segments(fd, to, notes, part, size)
+        })?;
         let datagrams = part.len().div_ceil(self.segment_size);
         if taken.is_some() {
             self.socket.pauses.end(self.place);
@@ -377,10 +393,16 @@ impl Sending<'_> {
         Ok(())
     }
 
-    fn send_one_by_one(&mut self, mut rest: &[u8]) -> io::Result<()> {
+    fn send_one_by_one(
+        &mut self,
+        mut rest: &[u8],
+        clock: impl Fn() -> Instant + Copy,
+    ) -> io::Result<()> {
         let size = self.segment_size;
         while !rest.is_empty() {
-            let taken = self.with_patience(|fd, to| sys::mmsg::send_each(fd, to, rest, size))?;
+            let taken = self.with_patience(clock, |fd, to, notes| {
+                sys::mmsg::send_each(fd, to, notes, rest, size)
+            })?;
             let Some(sent) = taken else {
                 self.report.dropped += rest.len().div_ceil(size);
                 break;
@@ -394,27 +416,38 @@ impl Sending<'_> {
     /// Repeats `send` while the socket is full. None: it still is, and patience is at its end.
     fn with_patience<T>(
         &mut self,
-        send: impl Fn(BorrowedFd<'_>, &SockAddr) -> io::Result<T>,
+        clock: impl Fn() -> Instant,
+        send: impl Fn(BorrowedFd<'_>, &SockAddr, Notes) -> io::Result<T>,
     ) -> io::Result<Option<T>> {
         loop {
-            match send(self.socket.as_fd(), &self.to) {
+            match send(self.socket.as_fd(), &self.to, self.notes) {
                 Ok(value) => return Ok(Some(value)),
                 Err(error) => match error.raw_os_error() {
                     Some(sys::EINTR) => {}
                     Some(sys::EAGAIN | sys::ENOBUFS) if self.waits == WAITS => return Ok(None),
-                    Some(sys::EAGAIN | sys::ENOBUFS) => self.wait_for_room()?,
+                    Some(sys::EAGAIN | sys::ENOBUFS) => {
+                        if !self.wait_for_room(&clock)? {
+                            return Ok(None);
+                        }
+                    }
                     _ => return Err(error),
                 },
             }
         }
     }
 
-    fn wait_for_room(&mut self) -> io::Result<()> {
+    /// False if there is no time to wait.
+    fn wait_for_room(&mut self, clock: impl Fn() -> Instant) -> io::Result<bool> {
         self.waits += 1;
+        let Some(wait) = self.patience.next_wait(clock()) else {
+            return Ok(false);
+        };
         let entry = sys::PollEntry::new(self.socket.as_fd(), sys::POLLOUT);
-        match sys::poll(&mut [entry], Some(PATIENCE / WAITS)) {
+        let waited = sys::poll(&mut [entry], Some(wait));
+        self.patience.spend(clock());
+        match waited {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-            _ => Ok(()),
+            _ => Ok(true),
         }
     }
 }
@@ -594,6 +627,18 @@ mod tests {
         });
     }
 
+    impl UdpSocket {
+        /// Sends datagrams of 1000 bytes by the time of `clock`.
+        fn send_by(
+            &self,
+            clock: impl Fn() -> Instant + Copy,
+            to: SocketAddr,
+            train: &[u8],
+        ) -> Result<SendReport, SendError> {
+            self.send_with(&mut Patience::Endless, clock, to, None, train, 1000)
+        }
+    }
+
     /// Two namespaces with a veth between them: 10.0.0.1 and 10.0.0.2, MTU 1500.
     pub(super) fn cable() -> (Namespace, Namespace) {
         let (left, right) = (Namespace::new(), Namespace::new());
@@ -631,7 +676,7 @@ mod tests {
             assert!(sender.uses_gso(elsewhere), "the pause is of one address");
             sys::set_option(sender.as_fd(), SocketOption::NoChecksum, 0).unwrap();
             let later = || now() + Duration::from_secs(61);
-            let report = sender.send_train_by(later, to, &train(3000), 1000).unwrap();
+            let report = sender.send_by(later, to, &train(3000)).unwrap();
             assert_eq!((report.sent, receive(&receiver, 3).1), (3, 1));
             assert!(sender.uses_gso(to), "EINVAL is not for ever");
         });
@@ -729,7 +774,7 @@ mod tests {
             ] {
                 script(steps);
                 let clock = || begin + Duration::from_secs(s);
-                let report = sender.send_train_by(clock, to, &train(2500), 1000).unwrap();
+                let report = sender.send_by(clock, to, &train(2500)).unwrap();
                 finish();
                 assert_eq!(report.sent, 3, "after {s} s");
                 let (datagrams, arrived) = receive(&receiver, 3);

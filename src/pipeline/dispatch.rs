@@ -18,7 +18,7 @@ use super::{
     shared::{Notice, Shared},
 };
 use crate::{
-    io::udp::{SendError, UdpSocket},
+    io::udp::{SendError, Senders},
     proto::{
         session::Tables,
         train::{Open, Outgoing, Pushed, Train},
@@ -218,15 +218,16 @@ impl Outlet {
 pub(super) struct Departures {
     shared: Arc<Shared>,
     drops: Arc<Drops>,
-    socket: UdpSocket,
+    senders: Senders,
 }
 
 impl Departures {
-    pub(super) fn new(shared: Arc<Shared>, socket: UdpSocket) -> Self {
+    /// The place of a destination in `senders` is that of its peer.
+    pub(super) fn new(shared: Arc<Shared>, senders: Senders) -> Self {
         Self {
             drops: shared.new_drops(),
             shared,
-            socket,
+            senders,
         }
     }
 
@@ -243,9 +244,10 @@ impl Departures {
         let (Some(to), Some(session)) = (train.destination(), train.session()) else {
             return;
         };
+        let place = usize::from(session.port.0).wrapping_sub(1);
         let mut sent = 0;
         for (run, size) in train.runs() {
-            match self.socket.send_train(to, run, size) {
+            match self.senders.send(place, to, run, size) {
                 Ok(report) => {
                     sent += report.sent as u64;
                     self.drops

@@ -57,7 +57,11 @@ use self::{
 use crate::{
     control::message::{FdbRequest, FdbStatus, Rates, Reply, SwitchStatus},
     crypto,
-    io::{set_thread_niceness, tap::TapQueue, udp::UdpSocket},
+    io::{
+        set_thread_niceness,
+        tap::TapQueue,
+        udp::{Senders, UdpSocket},
+    },
     proto::{
         guard::Mac1Check,
         limits::MAX_LANES,
@@ -240,6 +244,7 @@ impl Engine {
         let shared = Arc::new(shared);
         let local_addr = sockets[0].local_addr()?;
         let socket = sockets[0].try_clone()?;
+        let senders = UdpSocket::bind_senders(&sockets, labels.len());
 
         duties.loops = probes;
         let slow_path = SlowPath::new(
@@ -254,6 +259,7 @@ impl Engine {
             shared: &shared,
             events: &events_in,
             peers: labels.len(),
+            senders: senders.into(),
             emissions: Some(emissions),
             is_hub: shared.switch.is_hub(),
             spawned: Vec::new(),
@@ -374,8 +380,8 @@ fn spawn_inline(
 ) -> io::Result<()> {
     let shared = threads.shared;
     for (place, queue) in queues.iter().enumerate() {
-        let socket = sockets[place % sockets.len()].try_clone()?;
-        let outlet = Outlet::inline(Departures::new(shared.clone(), socket), threads.peers);
+        let departures = threads.departures(&sockets[place % sockets.len()])?;
+        let outlet = Outlet::inline(departures, threads.peers);
         let outbound = Outbound::new(
             shared.clone(),
             queue.clone(),
@@ -433,7 +439,7 @@ fn spawn_staged(
     for (number, worker) in (1..).zip(sealers) {
         threads.spawn_worker(&format!("seal-{number}"), move || worker.run(Train::seal))?;
     }
-    let departures = Departures::new(shared.clone(), socket.try_clone()?);
+    let departures = threads.departures(socket)?;
     threads.spawn_worker("udp-tx", || departures.run(sealed))?;
 
     let (dealer, openers, opened) = queue::ordered::<Arrivals>(workers);
@@ -460,6 +466,8 @@ struct Threads<'a> {
     shared: &'a Arc<Shared>,
     events: &'a mpsc::Sender<EngineEvent>,
     peers: usize,
+    /// A socket for each of them, if they have some.
+    senders: Arc<[UdpSocket]>,
     /// For the first outbound thread.
     emissions: Option<Emissions>,
     is_hub: bool,
@@ -483,8 +491,14 @@ impl Threads<'_> {
         if !self.is_hub {
             return Ok(None);
         }
-        let departures = Departures::new(self.shared.clone(), socket.try_clone()?);
-        Ok(Some((lane(place), Outlet::inline(departures, self.peers))))
+        let outlet = Outlet::inline(self.departures(socket)?, self.peers);
+        Ok(Some((lane(place), outlet)))
+    }
+
+    /// The way out for a thread whose lane has `socket`.
+    fn departures(&self, socket: &UdpSocket) -> io::Result<Departures> {
+        let senders = Senders::new(socket.try_clone()?, self.senders.clone());
+        Ok(Departures::new(self.shared.clone(), senders))
     }
 
     /// A thread that ends when its queue does, which is when the one before it has.

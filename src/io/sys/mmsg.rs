@@ -29,38 +29,91 @@ union Control {
     _align: libc::cmsghdr,
 }
 
-// SAFETY: CMSG_SPACE only computes.
-const GRO_SPACE: usize = unsafe { libc::CMSG_SPACE(size_of::<libc::c_int>() as u32) } as usize;
-// SAFETY: as above.
-const GSO_SPACE: usize = unsafe { libc::CMSG_SPACE(size_of::<u16>() as u32) } as usize;
-const _: () = assert!(GRO_SPACE <= size_of::<Control>() && GSO_SPACE <= size_of::<Control>());
+/// The room that a control message with a `T` takes.
+const fn space<T>() -> usize {
+    // SAFETY: CMSG_SPACE only computes.
+    unsafe { libc::CMSG_SPACE(size_of::<T>() as u32) as usize }
+}
+
+const GRO_SPACE: usize = space::<libc::c_int>();
+const _: () = assert!(GRO_SPACE <= size_of::<Control>());
+const _: () = assert!(space::<u16>() + space::<libc::c_int>() <= size_of::<Control>());
+
+/// What a datagram is to have beside what its socket says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::io) struct Notes {
+    /// Its time to live, or hop limit.
+    pub(in crate::io) hops: Option<u8>,
+}
+
+/// Control messages for the kernel, back to back.
+struct Messages {
+    room: Control,
+    len: usize,
+}
+
+impl Messages {
+    fn of(notes: Notes, to: &SockAddr) -> Self {
+        let mut messages = Self {
+            room: Control { bytes: [0; _] },
+            len: 0,
+        };
+        if let Some(hops) = notes.hops {
+            // An IPv6 socket takes the options of IPv4 for what leaves by IPv4.
+            let (level, name) = match to.as_socket_ipv6() {
+                Some(to) if to.ip().to_ipv4_mapped().is_none() => {
+                    (libc::SOL_IPV6, libc::IPV6_HOPLIMIT)
+                }
+                _ => (libc::SOL_IP, libc::IP_TTL),
+            };
+            messages.push(level, name, libc::c_int::from(hops));
+        }
+        messages
+    }
+
+    fn push<T: Copy>(&mut self, level: libc::c_int, name: libc::c_int, value: T) {
+        const { assert!(align_of::<T>() <= align_of::<libc::cmsghdr>()) }
+        assert!(self.len + space::<T>() <= size_of::<Control>());
+        // SAFETY: `room` has `space::<T>()` zeroed bytes behind `len`, as was checked, and `len` is a
+        // sum of such spaces, which keep the alignment of a header. Its data has room for a `T`.
+        unsafe {
+            let message = (&raw mut self.room)
+                .byte_add(self.len)
+                .cast::<libc::cmsghdr>();
+            (*message).cmsg_level = level;
+            (*message).cmsg_type = name;
+            (*message).cmsg_len = libc::CMSG_LEN(size_of::<T>() as u32) as _;
+            libc::CMSG_DATA(message).cast::<T>().write_unaligned(value);
+        }
+        self.len += space::<T>();
+    }
+
+    /// Puts them into `header`, which borrows them by pointer.
+    fn add_to(&mut self, header: &mut libc::msghdr) {
+        if self.len > 0 {
+            header.msg_control = (&raw mut self.room).cast();
+            header.msg_controllen = self.len as _;
+        }
+    }
+}
 
 /// Sends `train` as datagrams of `segment_size` bytes in one call (UDP GSO).
 pub(in crate::io) fn send_segments(
     socket: BorrowedFd<'_>,
     to: &SockAddr,
+    notes: Notes,
     train: &[u8],
     segment_size: u16,
 ) -> io::Result<()> {
     faults::before(Call::SendSegments, 1)?;
-    let mut control = Control { bytes: [0; 64] };
+    let mut messages = Messages::of(notes, to);
+    messages.push(libc::SOL_UDP, libc::UDP_SEGMENT, segment_size);
     let mut part = iovec(train);
     let mut header = header_to(to, &mut part);
-    header.msg_control = (&raw mut control).cast();
-    header.msg_controllen = GSO_SPACE as _;
-    // SAFETY: `msg_control` points to GSO_SPACE zeroed, aligned bytes, so that the first header
-    // exists and its data has room for a u16. The kernel reads `to`, `train` and `control`, which
-    // outlive the call, and keeps no pointer.
-    let sent = unsafe {
-        let message = libc::CMSG_FIRSTHDR(&raw const header);
-        (*message).cmsg_level = libc::SOL_UDP;
-        (*message).cmsg_type = libc::UDP_SEGMENT;
-        (*message).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as _;
-        libc::CMSG_DATA(message)
-            .cast::<u16>()
-            .write_unaligned(segment_size);
-        libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT)
-    };
+    messages.add_to(&mut header);
+    // SAFETY: the kernel reads `to`, `train` and `messages`, which outlive the call, and keeps no
+    // pointer.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT) };
     check(sent.clamp(-1, 0) as libc::c_int).map(drop)
 }
 
@@ -69,23 +122,27 @@ pub(in crate::io) fn send_segments(
 pub(in crate::io) fn send_each(
     socket: BorrowedFd<'_>,
     to: &SockAddr,
+    notes: Notes,
     train: &[u8],
     segment_size: usize,
 ) -> io::Result<usize> {
+    let mut messages = Messages::of(notes, to);
     let mut parts = [iovec(&[]); MAX_BATCH];
     let mut headers = [MaybeUninit::<libc::mmsghdr>::uninit(); MAX_BATCH];
     let mut count = 0;
     for ((datagram, part), header) in train.chunks(segment_size).zip(&mut parts).zip(&mut headers) {
         *part = iovec(datagram);
+        let mut msg_hdr = header_to(to, part);
+        messages.add_to(&mut msg_hdr);
         header.write(libc::mmsghdr {
-            msg_hdr: header_to(to, part),
+            msg_hdr,
             msg_len: 0,
         });
         count += 1;
     }
     let count = faults::before(Call::SendEach, count)?;
-    // SAFETY: the first `count` headers are written; their iovecs, addresses and bytes outlive the
-    // call; the kernel writes `msg_len` only and keeps no pointer.
+    // SAFETY: the first `count` headers are written; their iovecs, addresses, control messages and
+    // bytes outlive the call; the kernel writes `msg_len` only and keeps no pointer.
     let sent = unsafe {
         libc::sendmmsg(
             socket.as_raw_fd(),

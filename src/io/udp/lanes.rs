@@ -28,7 +28,7 @@ use crate::io::sys::bpf::{self, Instruction};
 use crate::wire::{MessageType, VERSION};
 
 /// The time to live that the first lane has, as everything that Linux sends; further ones have less.
-const TIME_TO_LIVE: u32 = 64;
+const TIME_TO_LIVE: u8 = 64;
 /// Lanes of different times to live; then the first one's comes again.
 const TIMES_TO_LIVE: usize = 16;
 
@@ -53,7 +53,7 @@ impl UdpSocket {
     /// As [`bind`](Self::bind); the port is taken even if its owner would share it.
     pub fn bind_lanes(listen: SocketAddr, lanes: usize) -> Result<Vec<Self>, BindError> {
         // Alone at first: bound like this, the kernel lets nobody else have the port, whoever it is.
-        let first = Self::bind(listen)?;
+        let mut first = Self::bind(listen)?;
         // A lane's number is one byte.
         let lanes = lanes.clamp(1, 255);
         if lanes == 1 {
@@ -71,12 +71,12 @@ impl UdpSocket {
     }
 
     /// Opens the sockets of the other lanes.
-    fn share_port(&self, lanes: usize) -> io::Result<Vec<Self>> {
+    fn share_port(&mut self, lanes: usize) -> io::Result<Vec<Self>> {
         let at = self.local_addr()?;
         self.socket.set_reuse_port(true)?;
         self.set_time_to_live(time_to_live(0))?;
         let others = (1..lanes).map(|lane| {
-            let other = Self::bind_one(at, true).map_err(io::Error::other)?;
+            let mut other = Self::bind_one(at, true).map_err(io::Error::other)?;
             other.set_time_to_live(time_to_live(lane))?;
             Ok(Self {
                 pauses: Arc::clone(&self.pauses),
@@ -89,7 +89,9 @@ impl UdpSocket {
     }
 
     /// For IPv4, and for IPv6 if the socket has it.
-    fn set_time_to_live(&self, hops: u32) -> io::Result<()> {
+    fn set_time_to_live(&mut self, hops: u8) -> io::Result<()> {
+        self.hops = Some(hops);
+        let hops = u32::from(hops);
         if self.is_ipv6 {
             self.socket.set_unicast_hops_v6(hops)?;
         }
@@ -102,12 +104,12 @@ impl UdpSocket {
 }
 
 /// The time to live of the lane that comes after so many others.
-fn time_to_live(lanes_before: usize) -> u32 {
-    TIME_TO_LIVE - (lanes_before % TIMES_TO_LIVE) as u32
+fn time_to_live(lanes_before: usize) -> u8 {
+    TIME_TO_LIVE - (lanes_before % TIMES_TO_LIVE) as u8
 }
 
 /// Chooses the socket of a datagram. A read beyond the end of it ends the program with 0.
-fn program(lanes: u32) -> [Instruction; 9] {
+pub(super) fn program(lanes: u32) -> [Instruction; 9] {
     let first_byte = |message_type| u32::from(VERSION << 4 | message_type as u8);
     [
         bpf::load_byte(0),
@@ -368,7 +370,7 @@ mod tests {
             ("[::]:0", "[fd00::2]:0"),
         ] {
             // One socket: on a veth, unlike on a wire, the receiver can tell the senders' sockets.
-            let sender = left.run(|| bind(from));
+            let mut sender = left.run(|| bind(from));
             for is_different in [false, true] {
                 let sockets = right.run(|| bind_lanes("[::]:0", 3));
                 let to = SocketAddr::new(at(to).ip(), port(&sockets[0]));
