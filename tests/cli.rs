@@ -486,6 +486,7 @@ fn refuses_values_of_the_switch() {
         ("ageing = \"25h\"", "8:10: [switch] ageing: `25h`", "1s to 1day"),
         ("ageing = \"0s\"", "8:10: [switch] ageing: `0s`", "1s to 1day"),
         ("ageing = 300", "8:10: [switch] ageing:", "`\"300s\"`"),
+        ("dampening = \"61s\"", "8:13: [switch] dampening: `61s`", "0s to 1m"),
         ("max-addresses = 0", "8:17: [switch] max-addresses: `0`", "1 to 1048576"),
         ("max-addresses = 1048577", "8:17: [switch] max-addresses:", "1 to 1048576"),
         ("capacity = 8\nmax-addresses = 9", "9:17: [switch] max-addresses: 9", "which is 8; write a `capacity`"),
@@ -899,7 +900,7 @@ fn the_table_of_addresses_is_shown_and_changed() {
         let json: serde_json::Value = serde_json::from_str(&fdb(args).stdout).unwrap();
         let expected = serde_json::json!({
             "vid": 10, "mac": "02:00:00:00:00:02", "port": "site-b", "age_s": 60,
-            "origin": "static", "sequence": null, "dampened": false
+            "origin": "static", "sequence": null, "dampened": false, "bound": false
         });
         assert_eq!(json.pointer(pointer), Some(&expected), "{args:?}");
         let tunnel = json.pointer(pointer.strip_suffix("/fdb/2").unwrap());
@@ -928,6 +929,7 @@ fn fdb_reply(request: FdbRequest) -> Reply {
                 origin: origin.to_owned(),
                 sequence: (origin == "controller").then_some(7),
                 dampened: false,
+                bound: false,
             };
             let parts = [
                 vec![

@@ -10,8 +10,8 @@
 //! rest may be approximate for a moment, and each place says why that is harmless.
 //!
 //! A station lives in one place. An address that moves more than 5 times in 10 seconds is in a loop,
-//! or two stations have it: it goes back to where it was before, and stays there for a minute. What
-//! is seen of it elsewhere is not learned meanwhile.
+//! or two stations have it, or a station cannot decide: it is *dampened*. From then on it follows what
+//! is seen of it at most once a second (or as configured), until it has kept its place for 10 seconds.
 //!
 //! Called by [`Switch`](crate::Switch) for each frame, and by the control thread for the rest.
 
@@ -49,6 +49,7 @@ pub struct Fdb {
     log: MoveLog,
     hash_key: [u64; 2],
     ageing_s: u32,
+    dampening_s: u32,
     max_per_port: usize,
     /// Learned addresses on each port that an id can name, 256 KiB; expired ones count until their
     /// place is needed.
@@ -77,6 +78,7 @@ impl Fdb {
             log: MoveLog::default(),
             hash_key,
             ageing_s: config.ageing_s,
+            dampening_s: config.dampening_s,
             max_per_port: config.max_per_port,
             learned_on: (0..=u16::MAX).map(|_| AtomicI32::new(0)).collect(),
             learned: AtomicU64::new(0),
@@ -91,7 +93,8 @@ impl Fdb {
     pub fn lookup(&self, vid: Vid, mac: MacAddr, now_s: u32) -> Option<PortId> {
         let key = Key::new(vid, mac);
         let (_, held) = self.bucket(key).find(key)?;
-        (!self.is_expired(held, now_s)).then_some(held.port)
+        let is_there = !held.is_bound() && !self.is_expired(held, now_s);
+        is_there.then_some(held.port)
     }
 
     /// Notes that a frame with this source came in by `port`.
@@ -113,6 +116,7 @@ impl Fdb {
                 self.renew(key, slot, held, port, now_s)
             }
             Some((_, held)) if !may_move => Learning::Elsewhere { on: held.port },
+            Some((slot, held)) if held.is_bound() => self.renew(key, slot, held, port, now_s),
             Some((_, held)) if held.state == State::Held(Origin::Static) => Learning::Pinned,
             Some((slot, held)) => self.relocate(key, slot, held, port, now_s),
             None => self.add(bucket, key, port, now_s),
@@ -127,23 +131,19 @@ impl Fdb {
     /// A frame of that port which another thread has in hand may be learned right after. That is
     /// true, if late, and it ages.
     pub fn forget_port(&self, port: PortId) -> usize {
-        // First, so that no dampened address is sent home to a port that has just been emptied.
-        for notes in &self.notes {
-            (0..WAYS).for_each(|slot| notes.forget_first(slot, port));
-        }
         self.forget(|_, held| held.port == port)
+    }
+
+    /// Forgets where the stations behind `port` live and says how many those were, but keeps their
+    /// addresses from ports that guard against forged sources, until they age: nobody takes the address
+    /// of a station by taking its port off the network.
+    pub fn bind_port(&self, port: PortId) -> usize {
+        let is_meant = |_, held: Value| held.port == port && !held.is_bound();
+        self.change_learned(is_meant, Value::bound)
     }
 
     /// The same for one VLAN of the port.
     pub fn forget_port_in(&self, port: PortId, vid: Vid) -> usize {
-        for (bucket, notes) in self.buckets.iter().zip(&self.notes) {
-            let of_vlan = |slot: &usize| {
-                let held = bucket.held(*slot);
-                held.is_some_and(|(key, _)| key.vid() == vid)
-            };
-            let slots = (0..WAYS).filter(of_vlan);
-            slots.for_each(|slot| notes.forget_first(slot, port));
-        }
         self.forget(|key, held| held.port == port && key.vid() == vid)
     }
 
@@ -158,21 +158,29 @@ impl Fdb {
     }
 
     fn forget(&self, is_meant: impl Fn(Key, Value) -> bool) -> usize {
-        let mut forgotten = 0;
+        self.change_learned(is_meant, Value::vacated)
+    }
+
+    fn change_learned(
+        &self,
+        is_meant: impl Fn(Key, Value) -> bool,
+        change: impl Fn(Value) -> Value,
+    ) -> usize {
+        let mut changed = 0;
         for bucket in &self.buckets {
             for slot in 0..WAYS {
                 while let Some((key, held)) = bucket.held(slot) {
                     if !held.is_learned() || !is_meant(key, held) {
                         break;
                     }
-                    if self.replace(bucket, slot, held, held.vacated()) {
-                        forgotten += 1;
+                    if self.replace(bucket, slot, held, change(held)) {
+                        changed += 1;
                         break;
                     }
                 }
             }
         }
-        forgotten
+        changed
     }
 
     /// The last 32 moves of addresses from port to port, the oldest first.
@@ -195,6 +203,9 @@ impl Fdb {
 
     /// The address is where it was.
     fn refresh(&self, key: Key, slot: usize, held: Value, now_s: u32) -> Learning {
+        if held.is_bound() {
+            return self.renew(key, slot, held, held.port, now_s);
+        }
         // Most frames end here, and leave the line to the readers: an entry is written once a second
         // at most. A thread whose clock is behind must not turn an entry back, or two threads would
         // write it in turns.
@@ -228,7 +239,7 @@ impl Fdb {
     fn relocate(&self, key: Key, slot: usize, held: Value, port: PortId, now_s: u32) -> Learning {
         let (bucket, notes) = (self.bucket(key), self.notes(key));
         let before = notes.history(slot);
-        match before.step(held, now_s) {
+        match before.step(held, now_s, self.dampening_s) {
             Step::Stay => Learning::Dampened,
             Step::Move(history) => {
                 if !self.replace(bucket, slot, held, held.learned_on(port, now_s)) {
@@ -241,15 +252,23 @@ impl Fdb {
                 Learning::Moved { from: held.port }
             }
             Step::Dampen(history) => {
-                // The note first: of the threads that find one move too many, one counts it. Should
-                // the entry change before it is sent home, it stays where it is, which is as good.
+                // Of the threads that find one move too many, one counts it.
                 if !notes.replace_history(slot, before, history) {
                     return Learning::Raced;
                 }
-                let _ = self.replace(bucket, slot, held, held.learned_on(history.first(), now_s));
                 self.log.push(key, held.port, port, now_s);
                 self.dampened.fetch_add(1, Relaxed);
                 Learning::Dampened
+            }
+            Step::Follow(history) => {
+                // The note first: of the threads that find it time to follow, one does.
+                if !notes.replace_history(slot, before, history)
+                    || !self.replace(bucket, slot, held, held.learned_on(port, now_s))
+                {
+                    return Learning::Raced;
+                }
+                self.log.push(key, held.port, port, now_s);
+                Learning::Moved { from: held.port }
             }
         }
     }
@@ -261,7 +280,9 @@ impl Fdb {
             State::Vacant => !at_limit,
             // At its limit a port may still replace what it has outlived, or else a flood of forged
             // sources would keep it from learning for good.
-            State::Held(_) => self.is_expired(value, now_s) && (!at_limit || value.port == port),
+            State::Held(_) | State::Bound => {
+                self.is_expired(value, now_s) && (!at_limit || value.port == port)
+            }
             State::Claimed => false,
         });
         let Some((slot, free)) = place else {
@@ -619,6 +640,7 @@ mod tests {
             origin: Origin::Learned,
             sequence: None,
             dampened: false,
+            bound: false,
         };
         let assigned = Entry {
             vid,
@@ -628,70 +650,99 @@ mod tests {
             origin: Origin::Static,
             sequence: None,
             dampened: false,
+            bound: false,
         };
         assert_eq!(entries, [learned, assigned]);
     }
 
     #[test]
-    fn an_address_that_moves_too_often_stays_where_it_was_first() {
+    fn an_address_that_moves_too_often_follows_at_a_lower_rate() {
         let fdb = one_bucket(100);
         let start_s = u32::MAX - 5; // the clock wraps under way
-        for (after_s, port, learning, home) in [
-            (0, P1, New, P1),
-            (1, P2, Moved { from: P1 }, P2),
-            (2, P1, Moved { from: P2 }, P1),
-            (3, P3, Moved { from: P1 }, P3),
-            (4, P2, Moved { from: P3 }, P2),
-            (10, P3, Moved { from: P2 }, P3),
-            (10, P2, Dampened, P1), // the sixth: home
-            (11, P3, Dampened, P1),
-            (12, P1, Known, P1),
-            (69, P2, Dampened, P1),
-            (70, P2, Moved { from: P1 }, P2), // the minute is over
+        for (after_s, port, learning, home, is_dampened) in [
+            (0, P1, New, P1, false),
+            (1, P2, Moved { from: P1 }, P2, false),
+            (2, P1, Moved { from: P2 }, P1, false),
+            (3, P3, Moved { from: P1 }, P3, false),
+            (4, P2, Moved { from: P3 }, P2, false),
+            (10, P3, Moved { from: P2 }, P3, false),
+            (10, P2, Dampened, P3, true), // the sixth
+            (10, P1, Dampened, P3, true),
+            (11, P1, Moved { from: P3 }, P1, true), // once a second
+            (11, P2, Dampened, P1, true),
+            (11, P1, Known, P1, true),
+            (12, P2, Moved { from: P1 }, P2, true),
+            (21, P1, Moved { from: P2 }, P1, true), // not yet at rest
+            (30, P1, Known, P1, true),
+            (31, P2, Moved { from: P1 }, P2, false), // ten seconds in place
+            (31, P1, Moved { from: P2 }, P1, false),
         ] {
             let now_s = start_s.wrapping_add(after_s);
             assert_eq!(learn(&fdb, 1, port, now_s), learning, "after {after_s} s");
             assert_eq!(lookup(&fdb, 1, now_s), Some(home), "after {after_s} s");
             let dampened = fdb.find(Vid::UNTAGGED, mac(1), now_s).unwrap().dampened;
-            assert_eq!(
-                dampened,
-                (10..70).contains(&after_s) && home == P1,
-                "{after_s}"
-            );
+            assert_eq!(dampened, is_dampened, "after {after_s} s");
         }
         let counters = fdb.counters();
-        assert_eq!((counters.moved, counters.dampened), (6, 1));
+        assert_eq!((counters.moved, counters.dampened), (10, 1));
         let learned_on = [P1, P2, P3].map(|port| fdb.learned_on[usize::from(port.0)].load(Relaxed));
-        assert_eq!(learned_on, [0, 1, 0]);
-        let seen: Vec<_> = fdb
-            .last_moves()
-            .iter()
-            .map(|one| (one.from, one.to))
-            .collect();
-        let expected = [
-            (P1, P2),
-            (P2, P1),
-            (P1, P3),
-            (P3, P2),
-            (P2, P3),
-            (P3, P2),
-            (P1, P2),
-        ];
-        assert_eq!(seen, expected);
+        assert_eq!(learned_on, [1, 0, 0]);
+        let moves = fdb.last_moves();
+        let seen: Vec<_> = moves.iter().map(|one| (one.from, one.to)).collect();
+        assert_eq!(seen[4..7], [(P2, P3), (P3, P2), (P3, P1)]);
+    }
+
+    /// As with a plain cable: where it last spoke is where it is, a moment later at most.
+    #[test]
+    fn a_station_that_talks_is_where_it_talks_whatever_it_did_before() {
+        for moves in 0..40 {
+            let fdb = one_bucket(100);
+            for at in 0..moves {
+                learn(&fdb, 1, [P1, P2][at % 2], 100 + at as u32 / 8);
+            }
+            let last_s = 100 + moves as u32 / 8;
+            // If the first is one move too many, the next one counts.
+            let _ = [1, 2].map(|after_s| learn(&fdb, 1, P3, last_s + after_s));
+            assert_eq!(lookup(&fdb, 1, last_s + 2), Some(P3), "after {moves} moves");
+        }
     }
 
     #[test]
-    fn nothing_is_sent_home_to_a_port_that_is_gone() {
-        let fdb = one_bucket(100);
-        for port in [P1, P2] {
-            learn(&fdb, 1, port, 0);
+    fn the_address_of_a_station_whose_port_is_down_is_kept_from_guarded_ports() {
+        let in_place = |fdb: &Fdb, port, now_s| {
+            let learning = fdb.learn_in_place(Vid::UNTAGGED, mac(1), port, now_s);
+            (learning, fdb.lookup(Vid::UNTAGGED, mac(1), now_s))
+        };
+        let down = || {
+            let fdb = one_bucket(100);
+            learn(&fdb, 1, P1, 0);
+            insert(&fdb, 2, P1, Origin::Static).unwrap();
+            assert_eq!(fdb.bind_port(P1), 1);
+            assert_eq!(fdb.bind_port(P1), 0);
+            assert_eq!([1, 2].map(|name| lookup(&fdb, name, 1)), [None, Some(P1)]);
+            let entry = fdb.find(Vid::UNTAGGED, mac(1), 1).unwrap();
+            assert_eq!((entry.bound, entry.port), (true, P1));
+            fdb
+        };
+        let fdb = down();
+        assert_eq!(in_place(&fdb, P2, 1), (Elsewhere { on: P1 }, None));
+        assert_eq!(in_place(&fdb, P2, 99), (Elsewhere { on: P1 }, None));
+        assert_eq!(in_place(&fdb, P2, 100), (New, Some(P2)), "it has aged");
+        let fdb = down();
+        assert_eq!(in_place(&fdb, P1, 0), (New, Some(P1)), "it is back");
+        assert_eq!(in_place(&fdb, P2, 1), (Elsewhere { on: P1 }, Some(P1)));
+        let fdb = down();
+        assert_eq!(learn(&fdb, 1, P2, 1), New, "no guard");
+        assert_eq!(lookup(&fdb, 1, 1), Some(P2));
+        let fdb = down();
+        assert_eq!(fdb.forget_learned(), 1);
+        assert_eq!(in_place(&fdb, P2, 1), (New, Some(P2)));
+        let fdb = down();
+        for name in 10..20 {
+            learn(&fdb, name, P1, 1);
         }
-        assert_eq!(fdb.forget_port(P1), 0, "it has moved on");
-        for at in 0..20 {
-            learn(&fdb, 1, [P3, P2][at % 2], 1);
-            assert_ne!(lookup(&fdb, 1, 1), Some(P1), "{at}");
-        }
-        assert_eq!(fdb.counters().dampened, 1);
+        let learned_on = fdb.learned_on[usize::from(P1.0)].load(Relaxed);
+        assert_eq!(learned_on, 7, "it counts for its port");
     }
 
     #[test]
@@ -846,25 +897,6 @@ mod tests {
             assert_eq!(names.len() + forgotten, 4, "{name}");
             assert_eq!(names, left, "{name}");
         }
-    }
-
-    #[test]
-    fn what_moves_too_often_returns_to_a_port_only_in_vlans_it_was_not_flushed_in() {
-        let (seven, eight) = (Vid::new(7).unwrap(), Vid::new(8).unwrap());
-        let fdb = one_bucket(100);
-        for vid in [seven, eight] {
-            for port in [P1, P2] {
-                fdb.learn(vid, mac(1), port, 0);
-            }
-        }
-        assert_eq!(fdb.forget_port_in(P1, seven), 0, "it has moved on");
-        for at in 0..5 {
-            for vid in [seven, eight] {
-                fdb.learn(vid, mac(1), [P3, P2][at % 2], 1);
-            }
-        }
-        assert_eq!(fdb.lookup(seven, mac(1), 1), Some(P3));
-        assert_eq!(fdb.lookup(eight, mac(1), 1), Some(P1), "dampened");
     }
 
     #[test]

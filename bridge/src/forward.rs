@@ -30,6 +30,8 @@ pub struct Switch {
     fdb: Fdb,
     ports: Box<[Port]>,
     hub: bool,
+    /// Whether any port guards against forged sources.
+    guards_sources: bool,
     own_probe_mac: Option<MacAddr>,
     stations_left_out: usize,
 }
@@ -47,6 +49,7 @@ impl Switch {
             fdb,
             stations_left_out,
             hub: config.hub,
+            guards_sources: config.ports.iter().any(|port| port.spoof_guard),
             own_probe_mac: config.own_probe_mac,
             ports: ports.map(|port| Port::new(port, suppresses)).collect(),
         }
@@ -245,6 +248,17 @@ impl Switch {
         Ok(())
     }
 
+    /// Nobody is behind the port any more: frames to its stations are flooded, as they may have another
+    /// way. Where a port guards against forged sources it may not have their addresses before they age;
+    /// or else a station need only take another site off the network to be taken for one of its own.
+    pub fn port_down(&self, port: PortId) {
+        if self.guards_sources {
+            self.fdb.bind_port(port);
+        } else {
+            self.fdb.forget_port(port);
+        }
+    }
+
     /// Whether a port is blocked, and why; one that does not exist is not.
     pub fn blocks(&self, port: PortId) -> Blocks {
         self.port(port)
@@ -432,6 +446,9 @@ pub struct SwitchConfig {
     pub fdb_capacity: usize,
     /// After how many seconds without a frame from it a learned address is forgotten.
     pub ageing_s: u32,
+    /// How often an address that moved too often may move again: once in so many seconds, until it has
+    /// stayed in place for ten.
+    pub dampening_s: u32,
     /// How many addresses may be learned on one port, so that no peer can take the whole table.
     pub max_per_port: usize,
     /// Whether frames pass from peer to peer: for the centre of a star, never inside a mesh.
@@ -447,6 +464,7 @@ impl SwitchConfig {
             ports: vec![PortConfig::default(); count],
             fdb_capacity: Self::usual_capacity(count, MAX_PER_PORT),
             ageing_s: 300,
+            dampening_s: 1,
             max_per_port: MAX_PER_PORT,
             hub: false,
             own_probe_mac: None,
@@ -866,6 +884,32 @@ mod tests {
             let home = fdb.lookup(Vid::UNTAGGED, MacAddr(station(src)), at_s);
             let stays = verdict.is_err() || src == 9;
             assert_eq!(home == Some(port), !stays, "{src}, {port:?}, {at_s}");
+        }
+    }
+
+    #[test]
+    fn who_takes_a_site_off_the_network_does_not_get_its_addresses() {
+        for (guards, verdict, home) in [
+            (true, Err(SourceSpoofed), Some(PEER_2)),
+            (false, Ok(Flood), Some(PEER_1)),
+        ] {
+            let guarded = PortConfig {
+                spoof_guard: guards,
+                ..PortConfig::default()
+            };
+            let switch = switch([PortConfig::default(), guarded, PortConfig::default()]);
+            let owner = frame([0xff; 6], station(ON_PEER_2), &[8, 6]);
+            let to_owner = frame(station(ON_PEER_2), station(ON_TAP), &[8, 0]);
+            at(&switch, PEER_2, &owner, 0).unwrap();
+            switch.port_down(PEER_2);
+            assert_eq!(at(&switch, TAP, &to_owner, 1), Ok(Flood), "unknown");
+            assert_eq!(at(&switch, PEER_1, &owner, 1), verdict, "{guards}");
+            if guards {
+                assert_eq!(at(&switch, PEER_2, &owner, 2), Ok(Flood), "it is back");
+            }
+            let vid = Vid::UNTAGGED;
+            let found = switch.fdb().lookup(vid, MacAddr(station(ON_PEER_2)), 2);
+            assert_eq!(found, home, "{guards}");
         }
     }
 

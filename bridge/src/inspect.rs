@@ -14,6 +14,7 @@
 //! Nothing here allocates, and the time for a frame has a bound.
 
 use crate::ip::{Chain, ICMPV6, IGMP, Ipv4, Ipv6, PIM, UDP, Upper};
+use crate::vlan::Tpid;
 
 /// What is behind the addresses and tags of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,7 +93,7 @@ impl<'a> Framing<'a> {
         for _ in 0..=MAX_TAGS {
             let (&ether_type, payload) = rest.split_first_chunk()?;
             rest = match u16::from_be_bytes(ether_type) {
-                TPID_C_TAG | TPID_S_TAG => payload.get(2..)?,
+                tag if Tpid::from_ether_type(tag).is_some() => payload.get(2..)?,
                 length if length < MIN_ETHER_TYPE => return Some(Self::Llc(payload)),
                 ether_type => return Some(Self::Typed(ether_type, payload)),
             };
@@ -104,8 +105,6 @@ impl<'a> Framing<'a> {
 /// As many tags as a frame may have. Some hosts strip any number of tags with VID 0, so a deeper
 /// stack reaches them and must not reach them unseen.
 const MAX_TAGS: usize = 3;
-const TPID_C_TAG: u16 = 0x8100;
-const TPID_S_TAG: u16 = 0x88a8;
 /// What is less is a length, IEEE 802.3 section 3.2.6.
 const MIN_ETHER_TYPE: u16 = 0x0600;
 
@@ -143,7 +142,7 @@ fn of_llc(dst: [u8; 6], payload: &[u8]) -> Content {
                 payload @ ..,
             ],
         ) => match u16::from_be_bytes([*high, *low]) {
-            TPID_C_TAG | TPID_S_TAG => Content::HidesUpperLayer,
+            tag if Tpid::from_ether_type(tag).is_some() => Content::HidesUpperLayer,
             ether_type => of_ether_type(dst, ether_type, payload),
         },
         _ => Content::Other,

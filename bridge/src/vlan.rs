@@ -60,6 +60,11 @@ impl fmt::Display for Vid {
 }
 
 /// What marks a tag: the EtherType in its place.
+///
+/// These two are the tags of IEEE 802.1Q (table 9-1 there), and those that Linux takes off a frame
+/// (`eth_type_vlan`). So a guard sees behind all that a host behind it may see through. Numbers that
+/// vendors had used for stacked tags before, such as 9100, are EtherTypes like any other, and what is
+/// behind them is opaque here as it is to hosts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Tpid {
     /// Customer tag, IEEE 802.1Q: 8100.

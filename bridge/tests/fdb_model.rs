@@ -69,6 +69,9 @@ enum Event {
     ForgetPort {
         port: PortId,
     },
+    BindPort {
+        port: PortId,
+    },
     ForgetPortIn {
         port: PortId,
         vid: Vid,
@@ -104,6 +107,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             .prop_map(|(name, sequence)| Event::Withdraw { name, sequence }),
         2 => (0..NAMES).prop_map(|name| Event::Remove { name }),
         1 => port().prop_map(|port| Event::ForgetPort { port }),
+        2 => port().prop_map(|port| Event::BindPort { port }),
         1 => (port(), 0..VLANS)
             .prop_map(|(port, name)| Event::ForgetPortIn { port, vid: vid(name) }),
         1 => (0..VLANS).prop_map(|name| Event::ForgetVlan { vid: vid(name) }),
@@ -127,6 +131,7 @@ struct Entry {
     origin: Origin,
     sequence: Option<u32>,
     moves: Option<Moves>,
+    is_bound: bool,
 }
 
 impl Entry {
@@ -137,6 +142,7 @@ impl Entry {
             origin,
             sequence: None,
             moves: None,
+            is_bound: false,
         }
     }
 
@@ -148,20 +154,22 @@ impl Entry {
         self.moves.is_some_and(|moves| moves.is_dampened(now_s))
     }
 
+    /// Its port was down, and the station was seen on this one.
+    fn renew(&mut self, port: PortId, now_s: u64) -> Learning {
+        *self = Self::new(port, Origin::Learned, now_s);
+        Learning::New
+    }
+
     /// The station was seen on another port, where it may move.
     fn relocate(&mut self, port: PortId, now_s: u64) -> Learning {
         let from = self.port;
-        let Some(home) = moves::relocate(&mut self.moves, from, port, now_s) else {
+        let Some(port) = moves::relocate(&mut self.moves, port, now_s) else {
             return Learning::Dampened;
         };
-        self.port = home;
+        self.port = port;
         self.origin = Origin::Learned;
         self.seen_s = now_s;
-        if self.is_dampened(now_s) {
-            Learning::Dampened
-        } else {
-            Learning::Moved { from }
-        }
+        Learning::Moved { from }
     }
 }
 
@@ -219,8 +227,12 @@ impl Pair {
             Event::ForgetPort { port } => {
                 let forgotten = self.fdb.forget_port(port);
                 self.forget(forgotten, |_, entry| entry.port == port);
-                for entry in self.model.values_mut() {
-                    entry.moves = entry.moves.filter(|moves| moves.first != port);
+            }
+            Event::BindPort { port } => {
+                self.fdb.bind_port(port);
+                let behind = self.model.values_mut().filter(|entry| entry.port == port);
+                for entry in behind.filter(|entry| entry.is_learned()) {
+                    entry.is_bound = true;
                 }
             }
             Event::ForgetPortIn { port, vid: gone } => {
@@ -228,13 +240,6 @@ impl Pair {
                 self.forget(forgotten, |name, entry| {
                     entry.port == port && vid(name) == gone
                 });
-                for (_, entry) in self
-                    .model
-                    .iter_mut()
-                    .filter(|(name, _)| vid(**name) == gone)
-                {
-                    entry.moves = entry.moves.filter(|moves| moves.first != port);
-                }
             }
             Event::ForgetVlan { vid: gone } => {
                 let forgotten = self.fdb.forget_vlan(gone);
@@ -264,6 +269,7 @@ impl Pair {
     fn learn(&mut self, name: u8, port: PortId) {
         let expected = match self.model.get_mut(&name) {
             None => self.add(name, port),
+            Some(known) if known.is_bound => known.renew(port, self.now_s),
             Some(known) if known.port == port => known_in_place(known, self.now_s),
             Some(known) if known.origin == Origin::Static => Learning::Pinned,
             Some(known) => known.relocate(port, self.now_s),
@@ -275,6 +281,7 @@ impl Pair {
     fn learn_in_place(&mut self, name: u8, port: PortId) {
         let expected = match self.model.get_mut(&name) {
             None => self.add(name, port),
+            Some(known) if known.port == port && known.is_bound => known.renew(port, self.now_s),
             Some(known) if known.port == port => known_in_place(known, self.now_s),
             Some(known) => Learning::Elsewhere { on: known.port },
         };
@@ -320,11 +327,12 @@ impl Pair {
         if self.model.contains_key(&name) || self.model.len() < PLACES {
             return;
         }
+        let clock_s = self.clock_s();
         let mut gone = self
             .model
             .keys()
             .copied()
-            .filter(|&name| self.lookup(name).is_none());
+            .filter(|&name| self.fdb.find(vid(name), mac(name), clock_s).is_none());
         let evicted = gone.next().expect("a full table evicts");
         assert_eq!(gone.next(), None, "evicted more than one");
         drop(gone);
@@ -340,7 +348,8 @@ impl Pair {
 
     fn compare(&self) {
         for name in 0..NAMES {
-            let expected = self.model.get(&name).map(|entry| entry.port);
+            let known = self.model.get(&name).filter(|entry| !entry.is_bound);
+            let expected = known.map(|entry| entry.port);
             assert_eq!(self.lookup(name), expected, "{name}");
         }
         let listed: HashMap<_, _> = self
@@ -363,6 +372,7 @@ impl Pair {
                 origin: entry.origin,
                 sequence: entry.sequence,
                 dampened: entry.is_dampened(self.now_s),
+                bound: entry.is_bound,
             };
             (name, entry)
         });

@@ -104,6 +104,7 @@ impl World {
                 5 if random.below(100) == 0 => drop(self.fdb.forget_vlan(vid)),
                 6 if random.below(100) == 0 => drop(self.fdb.forget_learned()),
                 7 => drop(self.fdb.learn_in_place(vid, mac, port, now_s)),
+                8 => drop(self.fdb.bind_port(port)),
                 _ => drop(self.fdb.learn(vid, mac, port, now_s)),
             }
         }

@@ -2,6 +2,7 @@
 //! How a [`Status`], or a table of addresses, looks on a screen.
 
 use std::io::{self, Write};
+use std::iter;
 use std::time::Duration;
 
 use patchcord::control::message::{
@@ -154,7 +155,11 @@ fn address(entry: &FdbStatus) -> [String; 5] {
     let number = entry.sequence.map(|number| format!("number {number}"));
     let dampened = entry.dampened.then(|| "moved too often".to_owned());
     let age = ago(f64::from(entry.age_s));
-    let rest: Vec<_> = [age].into_iter().chain(number).chain(dampened).collect();
+    let bound = entry
+        .bound
+        .then(|| "kept from guarded ports while its own is down".to_owned());
+    let more = number.into_iter().chain(dampened).chain(bound);
+    let rest: Vec<_> = iter::once(age).chain(more).collect();
     [
         entry.mac.clone(),
         vid,
@@ -596,10 +601,11 @@ switch
         const LINES: &str = "  \
   02:00:00:00:00:01  untagged  tap     learned     3s ago, moved too often
   02:00:00:00:00:02  VID 100   site-b  static      0s ago
-  02:00:00:00:00:03  VID 4094  site-c  controller  1m ago, number 7
+  02:00:00:00:00:03  VID 4094  site-c  controller  1m ago, number 7, kept from guarded ports while its own is down
 ";
         let mut table = table_of_three();
         table[0].dampened = true;
+        table[2].bound = true;
         for (indent, of, expected) in [
             ("", &[][..], "no address is known\n"),
             ("  ", &table, LINES),
@@ -752,6 +758,7 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
             origin: origin.into(),
             sequence: (origin == "controller").then_some(7),
             dampened: false,
+            bound: false,
         };
         vec![
             entry(0, "02:00:00:00:00:01", "tap", "learned", 3),

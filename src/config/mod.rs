@@ -182,6 +182,9 @@ pub struct SwitchSettings {
     pub capacity: Option<usize>,
     /// `ageing`: how long an address is remembered that sends nothing, 1 s to 1 d; 300 s when absent.
     pub ageing: Duration,
+    /// `dampening`: how often an address that moved too often may move again, once in 0 s to 60 s; 1 s
+    /// when absent.
+    pub dampening: Duration,
     /// `max-addresses`: how many of one port are learned, 1 to 1048576 and no more than `capacity`; 4096
     /// when absent.
     pub max_addresses: usize,
@@ -206,6 +209,7 @@ impl Default for SwitchSettings {
             hub: switch.hub,
             capacity: None,
             ageing: Duration::from_secs(switch.ageing_s.into()),
+            dampening: Duration::from_secs(switch.dampening_s.into()),
             max_addresses: switch.max_per_port,
             loop_guard: true,
             querier: false,

@@ -302,6 +302,9 @@ impl Parser<'_> {
             ageing: section
                 .read("ageing", report, value::ageing)
                 .unwrap_or(default.ageing),
+            dampening: section
+                .read("dampening", report, value::dampening)
+                .unwrap_or(default.dampening),
             max_addresses: max_addresses.unwrap_or(default.max_addresses),
             loop_guard: section
                 .read_flag("loop-guard", report)
@@ -555,6 +558,7 @@ mod tests {
                 hub: false,
                 capacity: None,
                 ageing: Duration::from_secs(300),
+                dampening: Duration::from_secs(1),
                 max_addresses: 4096,
                 loop_guard: true,
                 querier: false,
@@ -611,6 +615,7 @@ mod tests {
                 hub: true,
                 capacity: Some(1 << 20),
                 ageing: Duration::from_secs(24 * 3600),
+                dampening: Duration::from_secs(60),
                 max_addresses: 1 << 20,
                 loop_guard: false,
                 querier: true,
@@ -843,6 +848,7 @@ sources = ["02:00:00:00:00:01", "02:00:00:00:00:02"]
 hub = true
 capacity = 1048576
 ageing = "1d"
+dampening = "60s"
 max-addresses = 1048576
 loop-guard = false
 querier = true

@@ -99,6 +99,7 @@ pub(super) const SWITCH: Schema = Schema {
         "hub",
         "capacity",
         "ageing",
+        "dampening",
         "max-addresses",
         "loop-guard",
         "querier",

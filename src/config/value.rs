@@ -296,6 +296,10 @@ pub(super) fn ageing(value: &DeValue<'_>) -> Parsed<Duration> {
     )
 }
 
+pub(super) fn dampening(value: &DeValue<'_>) -> Parsed<Duration> {
+    duration(value, Duration::ZERO..=Duration::from_secs(60), "1s")
+}
+
 pub(super) fn rekey_interval(value: &DeValue<'_>) -> Parsed<Duration> {
     duration(
         value,

@@ -562,6 +562,7 @@ mod tests {
                 origin,
                 sequence,
                 dampened: age_s % 2 == 0,
+                bound: age_s % 3 == 0,
             },
         )
     }

@@ -268,6 +268,7 @@ impl Addresses<'_> {
             origin: origin_name(entry.origin).to_owned(),
             sequence: entry.sequence,
             dampened: entry.dampened,
+            bound: entry.bound,
         }
     }
 
@@ -352,6 +353,7 @@ mod tests {
             origin: origin.to_owned(),
             sequence,
             dampened: false,
+            bound: false,
         };
         let expected = [
             entry(0, STATION, "tap", 0, "static", None),

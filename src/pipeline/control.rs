@@ -195,7 +195,7 @@ impl ControlTask {
                 }
                 Event::PeerDown(port) => {
                     info!(peer = self.name(port), "peer is down");
-                    self.shared.switch.fdb().forget_port(port);
+                    self.shared.switch.port_down(port);
                     self.shared.tell_gone(port);
                 }
                 Event::PeerMoved(port, to) => self.log_moved(port, to),

@@ -18,6 +18,8 @@ pub(super) enum Limit {
     Addresses,
     /// Of those that there is room for, whatever their port.
     Capacity,
+    /// Of the moves of one address.
+    Moves,
 }
 
 impl Limit {
@@ -39,6 +41,7 @@ impl Limit {
             Self::Flood(reason) => reason.name(),
             Self::Addresses => "limited",
             Self::Capacity => "full",
+            Self::Moves => "dampened",
         }
     }
 
@@ -60,6 +63,9 @@ impl Limit {
             Self::Addresses => {
                 "somebody floods the switch with addresses; if there are so many stations, raise switch.max-addresses"
             }
+            Self::Moves => {
+                "look for a loop, for two stations with one address, or for a station with two ways that it cannot decide between; if all is as it should be, shorten switch.dampening"
+            }
             Self::Capacity => "raise switch.capacity to twice the number of stations",
         }
     }
@@ -70,7 +76,7 @@ impl Limit {
 pub(super) struct Excess {
     pub(super) port: Option<PortId>,
     pub(super) limit: Limit,
-    /// Frames since it was told last.
+    /// Frames since it was told last; of moves, how often an address began to move too often.
     pub(super) frames: u64,
 }
 

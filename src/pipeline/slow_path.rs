@@ -19,6 +19,7 @@ use std::{
 
 use patchcord_bridge::{
     FrameHeader, Inside, Kind, MacAddr, PortConfig, PortId, SwitchConfig, Vid, VidSet,
+    fdb::Move,
     loops::{self, Cause, LoopGuard, NodeId, Verdict},
     membership::{Querier, QueryFrame, Snooping, SnoopingConfig},
     neighbours::{Neighbours, NeighboursConfig},
@@ -528,6 +529,7 @@ impl SlowPath {
         let counters = switch.fdb().counters();
         seen.push((None, Limit::Addresses, counters.limited));
         seen.push((None, Limit::Capacity, counters.full));
+        seen.push((None, Limit::Moves, counters.dampened));
         for (port, limit, count) in seen {
             let Some(mut excess) = self.limits.note(port, limit, count, now_s) else {
                 continue;
@@ -564,7 +566,29 @@ impl SlowPath {
                 remedy,
                 "more addresses than may be learned; frames to the others are flooded"
             ),
+            Limit::Moves => {
+                let seen = self.restless();
+                warn!(
+                    station = seen.map(|seen| seen.mac.to_string()),
+                    vlan = seen.map(|seen| seen.vid.value()),
+                    from = seen.map(|seen| self.name(seen.from)),
+                    to = seen.map(|seen| self.name(seen.to)),
+                    times = frames,
+                    remedy,
+                    "a station moves between ports too often; it is followed at a lower rate until it stays in place"
+                );
+            }
         }
+    }
+
+    /// The last move of an address that has moved too often.
+    fn restless(&self) -> Option<Move> {
+        let (fdb, now_s) = (self.shared.switch.fdb(), self.shared.clock.now().seconds);
+        let is_restless = |seen: &Move| {
+            let entry = fdb.find(seen.vid, seen.mac, now_s);
+            entry.is_some_and(|entry| entry.dampened)
+        };
+        fdb.last_moves().into_iter().rev().find(is_restless)
     }
 
     /// Stations may be elsewhere, for this switch and for the bridge that the TAP is in.

@@ -70,6 +70,31 @@ mod tests {
         frame(0x0800, &packet)
     }
 
+    /// Guards, VLANs and super-frames look behind the same tags: else a frame could be one thing to a
+    /// guard and another to the host that it is for.
+    #[test]
+    fn there_is_one_notion_of_a_tag() {
+        use patchcord_bridge::{
+            FrameHeader, Tag,
+            inspect::{Content, inspect},
+        };
+        let advertisement = [
+            &[0, 7, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 16, 58, 255][..],
+            &[0xfe; 32],
+            &[134; 16],
+        ];
+        for tpid in 0..=u16::MAX {
+            let frame = frame(tpid, &advertisement.concat());
+            let is_tag = [0x8100, 0x88a8].contains(&tpid);
+            let header = FrameHeader::parse(&frame).unwrap();
+            assert_eq!(header.tag != Tag::None, is_tag, "a VLAN: {tpid:04x}");
+            let seen = inspect(&frame, FrameHeader::ADDRESSES) == Content::RouterAdvertisement;
+            assert_eq!(seen, is_tag, "a guard: {tpid:04x}");
+            let behind = ethertype(&frame) == Some((0x86dd, 18));
+            assert_eq!(behind, is_tag, "a super-frame: {tpid:04x}");
+        }
+    }
+
     #[test]
     fn flows_differ_by_ports_and_fragments_do_not() {
         let one = flow_of(&ipv4(6, 0, [0, 1, 0, 2]));

@@ -9,6 +9,8 @@
 
 use std::ops::Range;
 
+use patchcord_bridge::Tpid;
+
 use crate::{
     stats::DropReason,
     wire::offload::{Checksum, Offload, Segmentation, Transport},
@@ -30,8 +32,6 @@ const MAX_EXTENSIONS: usize = 8;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
-/// 802.1Q, 802.1ad and the number that was used for stacked tags before it.
-const ETHERTYPES_VLAN: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -345,7 +345,7 @@ pub(super) fn ethertype(head: &[u8]) -> Option<(u16, usize)> {
     (0..=MAX_TAGS)
         .map(|tags| 12 + 4 * tags)
         .find_map(|at| match try_read(head, at) {
-            Some(tag) if ETHERTYPES_VLAN.contains(&tag) => None,
+            Some(tag) if Tpid::from_ether_type(tag).is_some() => None,
             found => Some(found.map(|ethertype| (ethertype, at + 2))),
         })?
 }

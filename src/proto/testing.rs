@@ -401,7 +401,7 @@ impl fmt::Debug for Noise {
 prop_compose! {
     pub(crate) fn any_stream()(
         tags in prop::collection::vec(
-            (prop_oneof![Just(0x8100_u16), Just(0x88a8), Just(0x9100)], 0..4096_u16), 0..=4),
+            (prop_oneof![Just(0x8100_u16), Just(0x88a8)], 0..4096_u16), 0..=4),
         network in prop_oneof![
             (any::<u16>(), any::<bool>(), 0..=10_usize)
                 .prop_map(|(id, df, words)| Network::V4(id, df, words * 4)),

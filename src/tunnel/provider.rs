@@ -348,6 +348,7 @@ fn switch_config(
         ports,
         // Not less than was asked for: nothing at all would never be remembered.
         ageing_s: settings.ageing.as_secs_f64().ceil() as u32,
+        dampening_s: settings.dampening.as_secs_f64().ceil() as u32,
         max_per_port: settings.max_addresses,
         hub: settings.hub,
         own_probe_mac: None,

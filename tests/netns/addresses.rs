@@ -140,6 +140,31 @@ fn a_static_address_keeps_its_place() {
 }
 
 #[test]
+fn a_station_that_moves_too_often_is_found_where_it_talks() {
+    let mut star = Star::start();
+    let station = mac(STATION);
+    let show = format!("show TUNNEL --mac {station}");
+    eventually(secs(60), "it moves too often", || {
+        for site in [B, C, B, C, B, C, B, C] {
+            star.appears(STATION, site);
+        }
+        let shown = star.fdb(&show).unwrap();
+        shown.contains("moved too often").then_some(())
+    });
+    let log = "a station moves between ports too often";
+    star.sites[A].process().wait_for(log, secs(10));
+    assert!(star.sites[A].process().log().contains(&station));
+    // Far less than a minute.
+    for (site, port) in [(B, "site2"), (C, "site3"), (B, "site2")] {
+        eventually(secs(20), "it is where it talks", || {
+            star.appears(STATION, site);
+            star.fdb(&show).unwrap().contains(port).then_some(())
+        });
+        assert_eq!(star.unicast(STATION), [site == B, site == C]);
+    }
+}
+
+#[test]
 fn stations_of_the_configuration_are_there_after_each_start() {
     let mut star = Star::start_with(
         "stations = [\"02:55:00:00:00:01\", { mac = \"02:55:00:00:00:02\", vlan = 10 }]",

@@ -14,7 +14,10 @@
 //!     ^                                  ^  claim            │
 //!     └───────────── vacate ─────────────│───────────────────┤
 //!                                        └───────────────────┘
+//!     Held(Learned) ── its port goes down, and others guard against forged sources ──> Bound
 //! ```
+//!
+//! A *bound* address is found like one that is held, and lookups do not know it.
 //!
 //! *The key is written only by whoever claimed the slot, between claim and publication.* All else is
 //! a compare-and-swap of the whole value, so it fails if anything has changed since it was read.
@@ -151,6 +154,8 @@ pub(super) enum State {
     Claimed,
     /// Everyone.
     Held(Origin),
+    /// Nobody: its port is down. Until it ages it is kept from ports that guard against forged sources.
+    Bound,
 }
 
 impl Value {
@@ -191,12 +196,26 @@ impl Value {
         }
     }
 
-    pub(super) fn is_held(self) -> bool {
-        matches!(self.state, State::Held(_))
+    /// The same address, and nobody there any more.
+    pub(super) fn bound(self) -> Self {
+        Self {
+            state: State::Bound,
+            ..self
+        }
     }
 
+    /// Whether the key of the slot is valid.
+    pub(super) fn is_held(self) -> bool {
+        matches!(self.state, State::Held(_) | State::Bound)
+    }
+
+    /// Whether a frame has put it here, so that it ages and counts for its port.
     pub(super) fn is_learned(self) -> bool {
-        self.state == State::Held(Origin::Learned)
+        matches!(self.state, State::Held(Origin::Learned) | State::Bound)
+    }
+
+    pub(super) fn is_bound(self) -> bool {
+        self.state == State::Bound
     }
 
     fn pack(self) -> u64 {
@@ -206,6 +225,7 @@ impl Value {
             State::Held(Origin::Static) => 2,
             State::Held(Origin::Learned) => 3,
             State::Held(Origin::Controller) => 4,
+            State::Bound => 5,
         };
         let low = u64::from(self.generation) << Self::STATE_BITS | state;
         u64::from(self.seen_s) << 32 | u64::from(self.port.0) << 16 | low
@@ -217,7 +237,8 @@ impl Value {
             2 => State::Held(Origin::Static),
             3 => State::Held(Origin::Learned),
             4 => State::Held(Origin::Controller),
-            // 5 to 7 are never packed; a slot that nobody may touch is the safe reading.
+            5 => State::Bound,
+            // 6 and 7 are never packed; a slot that nobody may touch is the safe reading.
             _ => State::Claimed,
         };
         Self {
@@ -244,7 +265,8 @@ mod tests {
             assert_eq!((key.vid(), key.mac()), (vid, mac));
         }
         let origins = [Origin::Static, Origin::Learned, Origin::Controller].map(State::Held);
-        for state in [State::Vacant, State::Claimed].into_iter().chain(origins) {
+        let others = [State::Vacant, State::Claimed, State::Bound];
+        for state in others.into_iter().chain(origins) {
             for (generation, port, seen_s) in [(0, 0, 0), (8191, 65535, u32::MAX), (1, 2, 3)] {
                 let value = Value {
                     state,

@@ -36,8 +36,11 @@ pub struct Entry {
     pub origin: Origin,
     /// The number under which a controller last advertised it, even if it has moved since.
     pub sequence: Option<u32>,
-    /// Whether it has moved too often, and stays for a while.
+    /// Whether it has moved too often, and moves at a lower rate for now.
     pub dampened: bool,
+    /// Whether its port is down, so that frames to it are flooded: it is only kept from ports that guard
+    /// against forged sources.
+    pub bound: bool,
 }
 
 /// How much of the table is in use.
@@ -72,7 +75,7 @@ pub enum Learning {
         /// Where it lives.
         on: PortId,
     },
-    /// It has moved too often, and stays where it was before it began to.
+    /// It has moved too often, and stays where it is for a moment.
     Dampened,
     /// The port has as many addresses as it may.
     Limited,
@@ -89,8 +92,8 @@ pub struct FdbCounters {
     pub learned: u64,
     /// Addresses that turned up on another port.
     pub moved: u64,
-    /// Addresses that moved too often and were kept from it for a while: a loop, or two stations with
-    /// one address.
+    /// How often an address began to move too often: a loop, two stations with one address, or a station
+    /// that cannot decide between two ways.
     pub dampened: u64,
     /// Frames whose source was not learned: local limit, too many addresses on the port.
     pub limited: u64,

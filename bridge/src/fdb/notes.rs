@@ -6,13 +6,14 @@
 //! stays where it is never touches them.
 //!
 //! ```text
-//! history   | since (32)    | first port (16) | generation (13) | moves (3); 7: dampened |
+//! history   | since (32)    | 0 (16)          | generation (13) | moves (3); 7: dampened |
 //! sequence  | number (32)   | 0 (16)          | generation (13) | 1 (3)                  |
 //! ```
 //!
 //! The generation is that of the slot's value, so a note about an address is never taken for one
-//! about the next address in the slot. Notes are written after the value they belong to. If another
-//! thread comes in between, a move more or less is counted: the limit is no exact science.
+//! about the next address in the slot. But for those of dampened addresses, notes are written after
+//! the value they belong to. If another thread comes in between, a move more or less is counted: the
+//! limit is no exact science.
 //!
 //! Called by [`Fdb`](super::Fdb) only.
 
@@ -21,14 +22,12 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use super::bucket::{Value, WAYS};
 use super::elapsed_s;
-use crate::port::PortId;
 
 /// A station may move so often within [`WINDOW_S`]: one that roams, or a machine that migrates.
 const MAX_MOVES: u8 = 5;
-/// Seconds from the first move to the last that counts with it.
+/// Seconds from the first move to the last that counts with it, and from the last move of a dampened
+/// address to the end of that.
 const WINDOW_S: u32 = 10;
-/// For how many seconds an address stays where it was before it began to move.
-const DAMPENED_S: u32 = 60;
 
 /// The notes on one bucket.
 #[derive(Debug, Default)]
@@ -71,16 +70,6 @@ impl Notes {
             }
         }
     }
-
-    /// Forgets the history of `slot` if it began on `port`, so that nothing returns there.
-    pub(super) fn forget_first(&self, slot: usize, port: PortId) {
-        let history = self.history(slot);
-        if history.moves() > 0 && history.first() == port {
-            // If it has just changed then for a move that begins elsewhere, or for one more that
-            // begins here: late by a frame, as when that frame were still to come.
-            self.replace_history(slot, history, History::NONE);
-        }
-    }
 }
 
 /// Generation and flags.
@@ -90,7 +79,8 @@ fn sequence_mark(held: Value) -> u64 {
     u64::from(held.generation) << 3 | 1
 }
 
-/// The moves of an address since the first of them.
+/// How an address has moved: how often since the first move, or that it is dampened, and when it last
+/// changed its place since then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct History(u64);
 
@@ -99,24 +89,20 @@ pub(super) struct History(u64);
 pub(super) enum Step {
     /// The address moves.
     Move(History),
-    /// It has moved too often: it goes back to where it was at first, and stays.
+    /// It has moved too often: it is dampened, and stays for now.
     Dampen(History),
+    /// It is dampened, and has stayed for long enough to move once more.
+    Follow(History),
     /// It stays, for it has moved too often before.
     Stay,
 }
 
 impl History {
-    const NONE: Self = Self(0);
     const DAMPENED: u8 = 7;
 
-    fn new(held: Value, first: PortId, since_s: u32, moves: u8) -> Self {
+    fn new(held: Value, since_s: u32, moves: u8) -> Self {
         let low = u64::from(held.generation) << 3 | u64::from(moves);
-        Self(u64::from(since_s) << 32 | u64::from(first.0) << 16 | low)
-    }
-
-    /// Where the address was before the first move.
-    pub(super) fn first(self) -> PortId {
-        PortId((self.0 >> 16) as u16)
+        Self(u64::from(since_s) << 32 | low)
     }
 
     fn since_s(self) -> u32 {
@@ -131,24 +117,27 @@ impl History {
         (self.0 & LOW_BITS) >> 3 == u64::from(held.generation)
     }
 
-    /// Whether the address whose value is `held` stays where it is, wherever it is seen.
-    pub(super) fn is_dampened(self, held: Value, now_s: u32) -> bool {
+    /// Whether the address whose value is `held` follows its frames at most once in `dampening_s`.
+    pub(super) fn is_dampened(self, held: Value, now_s: u32, dampening_s: u32) -> bool {
         self.is_of(held)
             && self.moves() == Self::DAMPENED
-            && elapsed_s(self.since_s(), now_s) < DAMPENED_S
+            && elapsed_s(self.since_s(), now_s) < dampening_s.max(WINDOW_S)
     }
 
     /// What becomes of the address, whose value is `held`, when it is seen on another port.
-    pub(super) fn step(self, held: Value, now_s: u32) -> Step {
-        if self.is_dampened(held, now_s) {
-            return Step::Stay;
+    pub(super) fn step(self, held: Value, now_s: u32, dampening_s: u32) -> Step {
+        let quiet_s = elapsed_s(self.since_s(), now_s);
+        if self.is_dampened(held, now_s, dampening_s) {
+            return match quiet_s < dampening_s {
+                true => Step::Stay,
+                false => Step::Follow(Self::new(held, now_s, Self::DAMPENED)),
+            };
         }
-        let is_over = elapsed_s(self.since_s(), now_s) >= WINDOW_S;
         match self.moves() {
-            0 | Self::DAMPENED => Step::Move(Self::new(held, held.port, now_s, 1)),
-            _ if is_over || !self.is_of(held) => Step::Move(Self::new(held, held.port, now_s, 1)),
-            MAX_MOVES.. => Step::Dampen(Self::new(held, self.first(), now_s, Self::DAMPENED)),
-            moves => Step::Move(Self::new(held, self.first(), self.since_s(), moves + 1)),
+            0 | Self::DAMPENED => Step::Move(Self::new(held, now_s, 1)),
+            _ if quiet_s >= WINDOW_S || !self.is_of(held) => Step::Move(Self::new(held, now_s, 1)),
+            MAX_MOVES.. => Step::Dampen(Self::new(held, now_s, Self::DAMPENED)),
+            moves => Step::Move(Self::new(held, self.since_s(), moves + 1)),
         }
     }
 }
@@ -158,9 +147,11 @@ mod tests {
     use super::super::Origin;
     use super::super::bucket::State;
     use super::*;
+    use crate::port::PortId;
 
     const P1: PortId = PortId(1);
     const P2: PortId = PortId(2);
+    const NONE: History = History(0);
 
     #[test]
     fn the_sixth_move_in_ten_seconds_is_one_too_many() {
@@ -171,20 +162,16 @@ mod tests {
             ("just outside", [0, 1, 2, 3, 4, 10], "move"),
             ("at leisure", [0, 5, 10, 15, 20, 25], "move"),
         ] {
-            let (mut history, mut port) = (History::NONE, P1);
+            let mut history = NONE;
             for (at, at_s) in at_s.into_iter().enumerate() {
-                let step = history.step(held(1, port), start_s.wrapping_add(at_s));
-                port = if port == P1 { P2 } else { P1 };
+                let step = history.step(held(1, P1), start_s.wrapping_add(at_s), 1);
                 let seen = match step {
                     Step::Move(next) => {
                         history = next;
                         "move"
                     }
-                    Step::Dampen(next) => {
-                        assert_eq!(next.first(), P1, "{name}: where it was at first");
-                        "dampen"
-                    }
-                    Step::Stay => "stay",
+                    Step::Dampen(_) => "dampen",
+                    Step::Follow(_) | Step::Stay => "neither",
                 };
                 let expected = if at == 5 { last } else { "move" };
                 assert_eq!(seen, expected, "{name}: move {}", at + 1);
@@ -193,22 +180,40 @@ mod tests {
     }
 
     #[test]
-    fn a_dampened_address_stays_for_a_minute() {
-        let history = History::new(held(1, P1), P1, 100, History::DAMPENED);
-        for (now_s, stays) in [(99, true), (100, true), (159, true), (160, false)] {
-            let value = held(1, P1);
-            assert_eq!(history.is_dampened(value, now_s), stays, "{now_s}");
-            assert_eq!(history.step(value, now_s) == Step::Stay, stays, "{now_s}");
+    fn a_dampened_address_follows_at_a_lower_rate_until_it_rests() {
+        let value = held(1, P1);
+        let dampened = |since_s| History::new(value, since_s, History::DAMPENED);
+        let (follow, moved) = (
+            |at_s| Step::Follow(dampened(at_s)),
+            |at_s| Step::Move(History::new(value, at_s, 1)),
+        );
+        for (dampening_s, now_s, step, is_dampened) in [
+            (1, 99, Step::Stay, true), // a thread whose clock is behind
+            (1, 100, Step::Stay, true),
+            (1, 101, follow(101), true),
+            (1, 109, follow(109), true),
+            (1, 110, moved(110), false),
+            (5, 104, Step::Stay, true),
+            (5, 105, follow(105), true),
+            (60, 159, Step::Stay, true),
+            (60, 160, moved(160), false),
+            (0, 100, follow(100), true),
+        ] {
+            let history = dampened(100);
+            let seen = history.step(value, now_s, dampening_s);
+            assert_eq!(seen, step, "{dampening_s} s, at {now_s}");
+            let seen = history.is_dampened(value, now_s, dampening_s);
+            assert_eq!(seen, is_dampened, "{dampening_s} s, at {now_s}");
         }
     }
 
     #[test]
     fn notes_on_another_tenant_of_the_slot_do_not_count() {
-        let dampened = History::new(held(1, P1), P1, 100, History::DAMPENED);
-        let restless = History::new(held(1, P1), P1, 100, MAX_MOVES);
+        let dampened = History::new(held(1, P1), 100, History::DAMPENED);
+        let restless = History::new(held(1, P1), 100, MAX_MOVES);
         for history in [dampened, restless] {
-            let begun = Step::Move(History::new(held(2, P2), P2, 101, 1));
-            assert_eq!(history.step(held(2, P2), 101), begun);
+            let begun = Step::Move(History::new(held(2, P2), 101, 1));
+            assert_eq!(history.step(held(2, P2), 101, 1), begun);
         }
         let notes = Notes::default();
         for sequence in [0, u32::MAX] {
@@ -223,22 +228,6 @@ mod tests {
         }
         notes.reset(3);
         assert_eq!(notes.sequence(3, held(1, P1)), None);
-    }
-
-    #[test]
-    fn nothing_returns_to_a_port_that_is_forgotten() {
-        let notes = Notes::default();
-        let (on_p1, on_p2) = (
-            History::new(held(0, P2), P1, 0, 1),
-            History::new(held(0, P1), P2, 0, 1),
-        );
-        assert!(notes.replace_history(0, History::NONE, on_p1));
-        assert!(notes.replace_history(1, History::NONE, on_p2));
-        (0..WAYS).for_each(|slot| notes.forget_first(slot, P1));
-        assert_eq!(
-            [0, 1].map(|slot| notes.history(slot)),
-            [History::NONE, on_p2]
-        );
     }
 
     fn held(generation: u16, port: PortId) -> Value {

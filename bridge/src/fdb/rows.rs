@@ -59,7 +59,7 @@ impl Fdb {
         for value in values {
             match value.state {
                 State::Held(Origin::Static) => occupancy.fixed += 1,
-                State::Held(Origin::Learned) => occupancy.learned += 1,
+                State::Held(Origin::Learned) | State::Bound => occupancy.learned += 1,
                 State::Held(Origin::Controller) => occupancy.controller += 1,
                 State::Vacant | State::Claimed => {}
             }
@@ -75,8 +75,10 @@ impl Fdb {
         (key, held): (Key, Value),
         now_s: u32,
     ) -> Option<Entry> {
-        let State::Held(origin) = held.state else {
-            return None;
+        let origin = match held.state {
+            State::Held(origin) => origin,
+            State::Bound => Origin::Learned,
+            State::Vacant | State::Claimed => return None,
         };
         if self.is_expired(held, now_s) {
             return None;
@@ -89,7 +91,10 @@ impl Fdb {
             age_s: age_s(held, now_s),
             origin,
             sequence: notes.sequence(slot, held),
-            dampened: notes.history(slot).is_dampened(held, now_s),
+            dampened: notes
+                .history(slot)
+                .is_dampened(held, now_s, self.dampening_s),
+            bound: held.is_bound(),
         })
     }
 }

@@ -87,8 +87,13 @@ impl Pair {
                 assert_eq!(exists, self.model.set_blocked(port, blocked));
             }
             1 => {
-                self.switch.fdb().forget_port(port);
-                self.model.forget_port(port);
+                if choices.flag() {
+                    self.switch.fdb().forget_port(port);
+                    self.model.forget_port(port);
+                } else {
+                    self.switch.port_down(port);
+                    self.model.port_down(port);
+                }
             }
             2 => {
                 self.switch.poll(self.model.now());
@@ -157,13 +162,13 @@ impl Pair {
             .switch
             .fdb()
             .entries(self.model.now().seconds)
-            .map(|entry| ((entry.vid.value(), entry.mac), entry.port))
+            .map(|entry| ((entry.vid.value(), entry.mac), entry.port, entry.bound))
             .collect();
         let mut expected: Vec<_> = self
             .model
             .stations
             .iter()
-            .map(|(&key, station)| (key, station.port))
+            .map(|(&key, station)| (key, station.port, station.is_bound))
             .collect();
         entries.sort_unstable();
         expected.sort_unstable();
@@ -275,6 +280,8 @@ struct Station {
     port: PortId,
     seen_s: u64,
     moves: Option<Moves>,
+    /// Nobody is there, and nobody may take its address who may not have those of others.
+    is_bound: bool,
 }
 
 impl Model {
@@ -365,8 +372,13 @@ impl Model {
             port: ingress,
             seen_s: now_s,
             moves: None,
+            is_bound: false,
         };
         let station = self.stations.entry((vid, src)).or_insert(new);
+        let is_foreign = station.port != ingress && guards_sources;
+        if station.is_bound && !is_foreign {
+            *station = new;
+        }
         if station.port == ingress {
             station.seen_s = now_s;
             return Ok(());
@@ -374,9 +386,8 @@ impl Model {
         if guards_sources {
             return Err(DropReason::SourceSpoofed);
         }
-        let home = moves::relocate(&mut station.moves, station.port, ingress, now_s);
-        if let Some(home) = home {
-            station.port = home;
+        if let Some(port) = moves::relocate(&mut station.moves, ingress, now_s) {
+            station.port = port;
             station.seen_s = now_s;
         }
         Ok(())
@@ -403,7 +414,8 @@ impl Model {
                 .take(segments, now_us, DropReason::MulticastLimited)?;
             return Ok(neighbours);
         }
-        match self.stations.get(&(vid, dst)) {
+        let station = self.stations.get(&(vid, dst));
+        match station.filter(|station| !station.is_bound) {
             None => {
                 port.unknown
                     .take(segments, now_us, DropReason::UnknownLimited)?;
@@ -464,8 +476,15 @@ impl Model {
 
     fn forget_port(&mut self, port: PortId) {
         self.stations.retain(|_, station| station.port != port);
-        for station in self.stations.values_mut() {
-            station.moves = station.moves.filter(|moves| moves.first != port);
+    }
+
+    fn port_down(&mut self, port: PortId) {
+        if !self.ports.iter().any(|port| port.spec.guards[4]) {
+            return self.forget_port(port);
+        }
+        let behind = self.stations.values_mut();
+        for station in behind.filter(|station| station.port == port) {
+            station.is_bound = true;
         }
     }
 

@@ -3,49 +3,47 @@
 
 use patchcord_bridge::PortId;
 
-/// More moves than this in so many seconds, and an address stays for so many.
+/// More moves than this in so many seconds, and an address is dampened, until it keeps its place for as
+/// long.
 const MAX_MOVES: u64 = 5;
 const WINDOW_S: u64 = 10;
-const DAMPENED_S: u64 = 60;
+/// A dampened address moves once in so many seconds.
+const DAMPENING_S: u64 = 1;
 
-/// How an address has moved since `since_s`, or since when it may not.
+/// How an address has moved since `since_s`; or that it is dampened, and when it moved last.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Moves {
-    /// Where it was before.
-    pub(crate) first: PortId,
     since_s: u64,
     count: u64,
 }
 
 impl Moves {
-    /// Whether the address stays where it is.
+    /// Whether the address has moved too often.
     pub(crate) fn is_dampened(self, now_s: u64) -> bool {
-        self.count > MAX_MOVES && now_s - self.since_s < DAMPENED_S
+        self.count > MAX_MOVES && now_s - self.since_s < WINDOW_S
     }
 }
 
-/// The address lives on `from` and was seen on `to`: where it lives now, unless nothing changes.
-pub(crate) fn relocate(
-    moves: &mut Option<Moves>,
-    from: PortId,
-    to: PortId,
-    now_s: u64,
-) -> Option<PortId> {
-    if moves.is_some_and(|moves| moves.is_dampened(now_s)) {
-        return None;
-    }
+/// The address lives on another port than `to`, where it was seen: where it lives now, unless nothing
+/// changes.
+pub(crate) fn relocate(moves: &mut Option<Moves>, to: PortId, now_s: u64) -> Option<PortId> {
     let begun = Moves {
-        first: from,
         since_s: now_s,
         count: 0,
     };
-    let going_on =
-        moves.filter(|moves| moves.count <= MAX_MOVES && now_s - moves.since_s < WINDOW_S);
+    let going_on = moves.filter(|moves| now_s - moves.since_s < WINDOW_S);
     let moved = moves.insert(going_on.unwrap_or(begun));
-    moved.count += 1;
-    if moved.count <= MAX_MOVES {
-        return Some(to);
+    if moved.is_dampened(now_s) {
+        let may_follow = now_s - moved.since_s >= DAMPENING_S;
+        if may_follow {
+            moved.since_s = now_s;
+        }
+        return may_follow.then_some(to);
     }
-    moved.since_s = now_s;
-    Some(moved.first)
+    moved.count += 1;
+    if moved.count > MAX_MOVES {
+        moved.since_s = now_s;
+        return None;
+    }
+    Some(to)
 }

@@ -128,9 +128,12 @@ pub struct FdbStatus {
     /// The number under which a controller last advertised it, even if it has moved since.
     #[serde(default)]
     pub sequence: Option<u32>,
-    /// Whether it moved too often, and stays where it is for a while.
+    /// Whether it moved too often, and moves at a lower rate for now.
     #[serde(default)]
     pub dampened: bool,
+    /// Whether its port is down, and it is only kept from ports with `spoof-guard`.
+    #[serde(default)]
+    pub bound: bool,
 }
 
 /// The only origin that tunnels of older versions have.
@@ -177,7 +180,7 @@ pub struct FdbCounters {
     pub learned: u64,
     /// Addresses that turned up on another port.
     pub moved: u64,
-    /// Addresses that moved too often, and were kept from it for a while.
+    /// How often an address began to move too often.
     pub dampened: u64,
     /// Frames whose source was not learned: too many addresses on the port.
     pub limited: u64,
