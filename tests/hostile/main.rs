@@ -67,3 +67,4 @@ mod rogue;
 mod stage;
 
 mod kit;
+mod long_headers;
