@@ -42,7 +42,8 @@ patchcord_bridge::reasons! {
     Incompatible = "incompatible",
     /// Peer: more control datagrams in a second than any use of them needs.
     ControlRateLimited = "control-rate-limited",
-    /// Local limit: the control thread is behind and its queue is full.
+    /// Local limit: the control thread is behind, and its queue of handshakes or that of the peer is
+    /// full.
     ControlQueueFull = "control-queue-full",
     /// Local limit: the slow path is behind and does not see this frame, or cannot send one.
     SlowPathFull = "slow-path-full",
@@ -50,6 +51,8 @@ patchcord_bridge::reasons! {
     LaneQueueFull = "lane-queue-full",
     /// Local: no session with the peer yet.
     NoSession = "no-session",
+    /// Local: the session is too old, and the control thread is late to replace it.
+    SessionExpired = "session-expired",
     /// Local limit: the session used up its counters and waits for a new one.
     CountersExhausted = "counters-exhausted",
     /// Local kernel: the UDP send failed.

@@ -133,7 +133,7 @@ pub(crate) fn sessions(cipher: Cipher) -> (Arc<Session>, Arc<Session>) {
         let sent = nodes[1 - receiver].poll_transmit().unwrap();
         let from = addresses[1 - receiver];
         nodes[receiver]
-            .handle_handshake(now, SystemTime::now(), from, &sent.datagram)
+            .handle_handshake(now, from, &sent.datagram)
             .unwrap();
     }
     let initiator = nodes[0].tables().routes[0].session.clone().unwrap();

@@ -10,6 +10,7 @@
 //!   link     netlink: addresses, MTU, MAC, bridges; in `watch`, what others change
 //! routing  which destinations go through the tunnel; in the same way, `lock` and `journal`
 //! path     the machine's own way out, below every tunnel; in `changes`, when to look again
+//! way      the way that datagrams take to an address
 //! groups   the multicast groups of a link
 //! sockets  sockets through the tunnel, and outside of it by their `mark`
 //! tap      frames in and out of the kernel; in `vnet`, what travels beside them, in `packet`, the
@@ -47,6 +48,7 @@ mod steering;
 pub mod tap;
 pub mod udp;
 pub mod waker;
+pub mod way;
 
 mod changes;
 mod circle;

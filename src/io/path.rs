@@ -206,7 +206,13 @@ async fn way(
 }
 
 async fn route_to(handle: &Handle, address: IpAddr, mark: Mark) -> Option<RouteMessage> {
-    let mut request = match address {
+    let routes = handle.route().get(question(address, mark)).execute();
+    std::pin::pin!(routes).try_next().await.ok().flatten()
+}
+
+/// Which route a socket with `mark` takes to `address`.
+pub(super) fn question(address: IpAddr, mark: Mark) -> RouteMessage {
+    let mut question = match address {
         IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(address, 32)
             .build(),
@@ -214,9 +220,8 @@ async fn route_to(handle: &Handle, address: IpAddr, mark: Mark) -> Option<RouteM
             .destination_prefix(address, 128)
             .build(),
     };
-    request.attributes.push(RouteAttribute::Mark(mark.value));
-    let routes = handle.route().get(request).execute();
-    std::pin::pin!(routes).try_next().await.ok().flatten()
+    question.attributes.push(RouteAttribute::Mark(mark.value));
+    question
 }
 
 impl Way {

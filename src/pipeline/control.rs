@@ -24,7 +24,9 @@ use super::{
     addresses::Addresses,
     clock::{now, wall},
     meter::{self, Meter},
-    shared::{Handshake, Notice, Shared},
+    notices::{Control, Notice},
+    shared::{Handshake, Shared},
+    underlay::Underlay,
 };
 use crate::{
     control::message::{FdbRequest, Reply},
@@ -68,6 +70,9 @@ pub(super) struct ControlTask {
     drops: Arc<Drops>,
     socket: UdpSocket,
     events: mpsc::Sender<EngineEvent>,
+    underlay: Underlay,
+    /// Whose notice is next.
+    turn: usize,
     /// What the owner was told.
     was_reachable: bool,
     lookups: JoinSet<(PortId, Option<SocketAddr>)>,
@@ -101,6 +106,8 @@ impl ControlTask {
             shared,
             socket,
             events,
+            underlay: Underlay::start(),
+            turn: 0,
             was_reachable: false,
             lookups: JoinSet::new(),
             looking_up: HashMap::new(),
@@ -112,7 +119,6 @@ impl ControlTask {
 
     pub(super) async fn run(
         mut self,
-        mut notices: mpsc::Receiver<Notice>,
         mut handshakes: mpsc::Receiver<Handshake>,
         mut commands: mpsc::Receiver<Command>,
     ) {
@@ -132,7 +138,14 @@ impl ControlTask {
                 Some(command) = commands.recv() => self.handle_command(command),
                 Some(found) = self.lookups.join_next() => self.handle_lookup(found),
                 _ = meter_tick.tick() => self.handle_tick(),
-                Some(notice) = notices.recv() => self.handle_notice(notice),
+                ports = self.underlay.concerned() => self.handle_route_changes(&ports),
+                notice = self.shared.notices.next(&mut self.turn) => {
+                    self.handle_notice(notice);
+                    // Nor must peers that send without end keep out the one that calls.
+                    if let Ok(handshake) = handshakes.try_recv() {
+                        self.handle_handshake(&handshake);
+                    }
+                }
                 Some(handshake) = handshakes.recv() => self.handle_handshake(&handshake),
             }
         }
@@ -141,12 +154,12 @@ impl ControlTask {
     fn handle_notice(&mut self, notice: Notice) {
         let now = now();
         match notice {
-            Notice::Control {
+            Notice::Control(Control {
                 from,
                 receiver,
                 newest,
                 bytes,
-            } => {
+            }) => {
                 let handled = self
                     .node
                     .handle_control(now, from, receiver, newest, &bytes);
@@ -159,7 +172,7 @@ impl ControlTask {
 
     fn handle_handshake(&mut self, handshake: &Handshake) {
         let (from, message) = (handshake.from(), handshake.message());
-        if let Err(reason) = self.node.handle_handshake(now(), wall(), from, message) {
+        if let Err(reason) = self.node.handle_handshake(now(), from, message) {
             self.drops.count(reason);
             self.log_refusal(reason, Some(from));
         }
@@ -174,12 +187,18 @@ impl ControlTask {
             Command::Fdb(request, reply) => {
                 let _ = reply.send(self.addresses().answer(&request));
             }
-            Command::NetworkChanged => self.node.handle_network_change(now()),
+            Command::NetworkChanged => self.underlay.handle_change(),
             Command::Close(done) => {
                 self.node.close();
                 self.pump();
                 let _ = done.send(());
             }
+        }
+    }
+
+    fn handle_route_changes(&mut self, ports: &[PortId]) {
+        for &port in ports {
+            self.node.handle_route_change(now(), port);
         }
     }
 
@@ -208,6 +227,8 @@ impl ControlTask {
         }
         if tables_changed {
             self.shared.tables.store(Arc::new(self.node.tables()));
+            let endpoints = self.node.endpoints().collect();
+            self.underlay.set_endpoints(endpoints);
         }
         self.send_all();
         self.tell_reachability();
@@ -299,6 +320,7 @@ impl ControlTask {
     /// Once per second.
     fn handle_tick(&mut self) {
         let now = now();
+        self.shared.notices.tell_late_moves();
         // The data threads count these; nobody else would say what they mean.
         let bad_macs = self.shared.total(DropReason::BadMac);
         if bad_macs > std::mem::replace(&mut self.bad_macs, bad_macs) {
@@ -451,7 +473,7 @@ mod tests {
             keys::{PresharedKey, PrivateKey},
         },
         io::testing::Log,
-        pipeline::shared::{CONTROL_BYTES, NOTICES},
+        pipeline::notices::CONTROL_BYTES,
         proto::{guard::Mac1Check, node::NodeConfig, peer::PeerSettings},
         wire::SessionIndex,
     };
@@ -460,7 +482,7 @@ mod tests {
     const OTHER: PortId = PortId(2);
 
     /// The task of a node with two peers, whose endpoints are names.
-    fn task(notices: mpsc::Sender<Notice>) -> ControlTask {
+    fn task() -> ControlTask {
         let private_key = PrivateKey::generate();
         let mac1 = Mac1Check::new(&private_key.public_key());
         let config = NodeConfig {
@@ -481,7 +503,6 @@ mod tests {
         let label = |name: &str| (name.to_owned(), Some("name.invalid:1".to_owned()));
         let switch = Switch::new(SwitchConfig::with_ports(3), [0; 2]);
         let to_control = ToControl {
-            notices,
             handshakes: mpsc::channel(1).0,
             sightings: mpsc::channel(1).0,
         };
@@ -506,7 +527,7 @@ mod tests {
     #[test]
     fn a_name_is_looked_up_once_at_a_time() {
         block_on(async {
-            let mut task = task(mpsc::channel(1).0);
+            let mut task = task();
             // An outage: attempts go on, and no answer comes.
             for _ in 0..5 {
                 task.look_up(PEER, Duration::from_secs(3600));
@@ -522,7 +543,7 @@ mod tests {
     #[test]
     fn each_peer_begins_with_the_first_address_of_its_name() {
         block_on(async {
-            let mut task = task(mpsc::channel(1).0);
+            let mut task = task();
             let address = SocketAddr::from(([192, 0, 2, 1], 1));
             task.handle_lookup(Ok((OTHER, None)));
             task.handle_lookup(Ok((PEER, Some(address))));
@@ -533,30 +554,44 @@ mod tests {
         });
     }
 
-    #[test]
-    fn a_flood_of_notices_does_not_hold_up_the_rest() {
-        block_on(async {
-            let (notices, notices_out) = mpsc::channel(NOTICES);
-            let (commands, commands_out) = mpsc::channel(1);
-            let (_handshakes, handshakes_out) = mpsc::channel(1);
-            let task = task(notices.clone());
-            for _ in 0..NOTICES {
-                let notice = Notice::Control {
+    /// Notices without end, as a peer that sends all the time makes them.
+    fn flood(task: &ControlTask) -> impl Future<Output = ()> + use<> {
+        let shared = task.shared.clone();
+        async move {
+            loop {
+                let control = Control {
                     from: "192.0.2.1:1".parse().unwrap(),
                     receiver: SessionIndex::from_low_bits(1),
                     newest: true,
                     bytes: [0; CONTROL_BYTES],
                 };
-                notices.try_send(notice).ok().unwrap();
+                shared.notify_control(PEER, control);
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    #[test]
+    fn a_flood_of_notices_holds_up_neither_commands_nor_handshakes() {
+        block_on(async {
+            let (commands, commands_out) = mpsc::channel(1);
+            let (handshakes, handshakes_out) = mpsc::channel(1);
+            let task = task();
+            let (shared, drops) = (task.shared.clone(), task.drops.clone());
+            let flood = tokio::spawn(flood(&task));
+            let running = tokio::spawn(task.run(handshakes_out, commands_out));
+            for _ in 0..100 {
+                let from = "192.0.2.2:1".parse().unwrap();
+                let handshake = Handshake::new(from, &[0; 4]).unwrap();
+                handshakes.send(handshake).await.ok().unwrap();
             }
             let (reply, view) = oneshot::channel();
-            commands.try_send(Command::View(reply)).ok().unwrap();
-            let running = tokio::spawn(task.run(notices_out, handshakes_out, commands_out));
+            commands.send(Command::View(reply)).await.ok().unwrap();
             view.await.unwrap();
-            assert!(
-                notices.capacity() < NOTICES,
-                "answered before the flood is over"
-            );
+            assert!(drops.total(DropReason::UnsupportedVersion) >= 99);
+            assert!(drops.total(DropReason::UnknownSession) > 0, "no flood");
+            drop(shared);
+            flood.abort();
             running.abort();
         });
     }
@@ -564,7 +599,7 @@ mod tests {
     #[test]
     fn an_owner_that_is_behind_hears_in_the_end_whether_a_peer_is_up() {
         block_on(async {
-            let mut task = task(mpsc::channel(1).0);
+            let mut task = task();
             let (events, mut told) = mpsc::channel(1);
             events.try_send(EngineEvent::StationsMoved).unwrap();
             task.events = events;
@@ -582,7 +617,7 @@ mod tests {
     #[test]
     fn a_peer_that_moves_all_the_time_does_not_fill_the_log() {
         block_on(async {
-            let mut task = task(mpsc::channel(1).0);
+            let mut task = task();
             let log = Log::default();
             tracing::subscriber::with_default(log.subscriber(), || {
                 for port in 1..=100 {

@@ -8,15 +8,11 @@
 //! Each thread that sends frames has one of its own, on a lane of its own: the outbound threads, and
 //! in a hub the inbound ones for what they pass on. Functions appear in this order.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use patchcord_bridge::{PortId, TagEdit};
 
-use super::{
-    offload,
-    portion::Slot,
-    shared::{Notice, Shared},
-};
+use super::{clock, offload, portion::Slot, shared::Shared};
 use crate::{
     io::udp::{SendError, Senders},
     proto::{
@@ -54,6 +50,8 @@ pub(super) struct Dispatch {
     most_filling: usize,
     next_frame_id: u32,
     scratch: Vec<u8>,
+    /// When the present batch came.
+    now: Instant,
 }
 
 impl Dispatch {
@@ -70,7 +68,13 @@ impl Dispatch {
             most_filling,
             next_frame_id: 0,
             scratch: Vec::new(),
+            now: clock::now(),
         }
+    }
+
+    /// Before each batch.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.now = now;
     }
 
     /// The same as [`Self::push`] for the frame with another tag; it has its own again afterwards. What
@@ -146,14 +150,12 @@ impl Dispatch {
     /// The train of `port`, a new one if need be.
     fn train_for(&mut self, tables: &Tables, port: PortId) -> Result<&mut Train, DropReason> {
         if self.train_of(port).is_none() {
-            let route = tables.route(port).ok_or(DropReason::NoPort)?;
-            let session = route.session.clone().ok_or(DropReason::NoSession)?;
-            let to = route.endpoint.ok_or(DropReason::NoSession)?;
+            let (session, to, datagram_len) = tables.way_to(port, self.now)?;
             if self.filling.len() == self.most_filling {
                 self.depart_all();
             }
             let mut train = self.outlet.empty().ok_or(DropReason::NoPort)?;
-            train.bind(session, to, route.datagram_len);
+            train.bind(session.clone(), to, datagram_len);
             self.filling.push((port, train));
         }
         self.train_of(port).ok_or(DropReason::NoPort)
@@ -264,7 +266,7 @@ impl Departures {
     fn handle_send_error(&mut self, error: &SendError, port: PortId, datagrams: usize) {
         if let SendError::TooBig { .. } = error {
             self.drops.add(DropReason::DatagramTooBig, datagrams as u64);
-            self.shared.notify(Notice::TooBig { port });
+            self.shared.notices.set_too_big(port);
         } else {
             self.drops.add(DropReason::SendFailed, datagrams as u64);
         }

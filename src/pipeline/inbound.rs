@@ -21,12 +21,11 @@ use super::{
     clock,
     dispatch::{Dispatch, Outlet},
     lanes::{Handover, Share},
+    notices::{CONTROL_BYTES, Control},
     offload::{Leaving, SIGNAL_BYTES, Signal},
     portion::Slot,
     precedence::Precedence,
-    shared::{
-        CONTROL_BYTES, GroupsCache, Notice, Shared, Stopped, TablesCache, drop_reason_of_write,
-    },
+    shared::{GroupsCache, Shared, Stopped, TablesCache, drop_reason_of_write},
 };
 use crate::{
     io::{
@@ -207,18 +206,25 @@ impl Opener {
         // Loaded after the datagrams were received: a session is published before the message that
         // makes the peer use it is sent.
         let tables = self.tables.load();
+        let now = clock::now();
         arrivals.opened.clear();
         for mut received in arrivals.batch.iter_mut() {
             let from = received.from;
             for datagram in received.datagrams() {
-                let opened = self.open_one(&tables, from, datagram);
+                let opened = self.open_one(&tables, from, datagram, now);
                 arrivals.opened.push(opened);
             }
         }
     }
 
-    fn open_one(&self, tables: &Tables, from: SocketAddr, datagram: &mut [u8]) -> Opened {
-        self.try_open(tables, from, datagram)
+    fn open_one(
+        &self,
+        tables: &Tables,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Opened {
+        self.try_open(tables, from, datagram, now)
             .unwrap_or_else(|reason| {
                 self.drops.count(reason);
                 Opened::Gone
@@ -230,6 +236,7 @@ impl Opener {
         tables: &Tables,
         from: SocketAddr,
         datagram: &mut [u8],
+        now: Instant,
     ) -> Result<Opened, DropReason> {
         let message_type = MessageType::of(datagram)?;
         if !matches!(message_type, MessageType::Frame | MessageType::Chunks) {
@@ -241,10 +248,7 @@ impl Opener {
             return Ok(Opened::Gone);
         }
         let receiver = header.receiver();
-        let session = tables
-            .sessions
-            .get(&receiver)
-            .ok_or(DropReason::UnknownSession)?;
+        let session = tables.session(receiver, now)?;
         let (counter, _) = session.open(datagram)?;
         Ok(Opened::Data {
             message_type,
@@ -407,11 +411,11 @@ impl Delivery {
     ) -> bool {
         let tables = self.tables.load();
         self.begin(&tables, is_full);
-        let now = self.shared.clock.now();
+        let (arrived, now) = (self.now, self.shared.clock.now());
         for mut received in arrivals.batch.iter_mut() {
             let from = received.from;
             for datagram in received.datagrams() {
-                let opened = opener.open_one(&tables, from, datagram);
+                let opened = opener.open_one(&tables, from, datagram, arrived);
                 self.deliver_one(&tables, from, opened, datagram, now);
             }
         }
@@ -436,6 +440,9 @@ impl Delivery {
     fn begin(&mut self, tables: &Arc<Tables>, is_full: Option<bool>) {
         self.sweep(tables);
         self.now = clock::now();
+        if let Some(dispatch) = &mut self.dispatch {
+            dispatch.begin(self.now);
+        }
         self.must_signal = match is_full {
             Some(true) => self.codel.observe(self.now, true) || self.must_signal,
             Some(false) => self.codel.observe(self.now, false),
@@ -524,12 +531,13 @@ impl Delivery {
             let mut bytes = [0; CONTROL_BYTES];
             let len = plaintext.len().min(CONTROL_BYTES);
             bytes[..len].copy_from_slice(&plaintext[..len]);
-            exit.shared.notify(Notice::Control {
+            let control = Control {
                 from,
                 receiver,
                 newest,
                 bytes,
-            });
+            };
+            exit.shared.notify_control(port, control);
             return Ok(());
         }
         if newest
@@ -537,7 +545,7 @@ impl Delivery {
                 .route(port)
                 .is_some_and(|route| route.endpoint != Some(from))
         {
-            exit.shared.notify(Notice::Roamed { receiver, from });
+            exit.shared.notices.set_roamed(port, receiver, from, now);
         }
         if message_type == MessageType::Frame {
             return exit.forward_small(lane, Leaving::finished(plaintext));

@@ -23,6 +23,7 @@ mod inbound;
 mod lanes;
 mod limit_log;
 mod meter;
+mod notices;
 mod offload;
 mod outbound;
 pub mod plan;
@@ -31,6 +32,7 @@ mod precedence;
 mod shared;
 mod slow_path;
 mod survey;
+mod underlay;
 
 use std::{
     io,
@@ -51,7 +53,7 @@ use self::{
     lanes::{Handover, Share},
     outbound::Outbound,
     plan::{CorePlan, PlanRequest, numbered},
-    shared::{Emissions, HANDSHAKES, NOTICES, Shared, ToControl},
+    shared::{Emissions, HANDSHAKES, Shared, ToControl},
     slow_path::{Duties, Probes, SIGHTINGS, SlowPath},
 };
 use crate::{
@@ -217,7 +219,6 @@ impl Engine {
         // What a hub passes on goes out on lanes of its own.
         let onward = if config.switch.hub { sockets.len() } else { 0 };
         config.node.lanes = (queues.len() + onward) as u8;
-        let (notices_in, notices) = mpsc::channel(NOTICES);
         let (handshakes_in, handshakes) = mpsc::channel(HANDSHAKES);
         let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
         let (events_in, events) = mpsc::channel(EVENTS);
@@ -236,7 +237,6 @@ impl Engine {
         let mut duties = Duties::of(&config.switch, config.querier, !config.wire);
         let switch = new_switch(&config.switch);
         let to_control = ToControl {
-            notices: notices_in,
             handshakes: handshakes_in,
             sightings: sightings_in,
         };
@@ -268,7 +268,7 @@ impl Engine {
         let threads = threads.spawned;
         let slow_path = tokio::spawn(slow_path.run(sightings));
         let task = ControlTask::new(node, labels, shared.clone(), socket, events_in);
-        let control = tokio::spawn(task.run(notices, handshakes, commands_out));
+        let control = tokio::spawn(task.run(handshakes, commands_out));
         Ok((
             Self {
                 plan,
@@ -310,7 +310,7 @@ impl Engine {
         answer.await.ok()
     }
 
-    /// Addresses or routes of this machine changed: peers hear from us at once.
+    /// Addresses or routes of this machine changed: peers to whom the way is another now hear from us.
     pub async fn handle_network_change(&self) {
         // A control task that has ended has nobody to tell.
         let _ = self.commands.send(Command::NetworkChanged).await;

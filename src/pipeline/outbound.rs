@@ -103,10 +103,11 @@ impl Outbound {
         let outcome = portion.fill(&self.tap).map_err(Stopped::of_tap);
         // Loaded after the frames were read: a session that is new by then may have them.
         let tables = self.tables.load();
-        let now = self.shared.clock.now();
+        let (began, now) = (clock::now(), self.shared.clock.now());
+        self.dispatch.begin(began);
         self.must_signal = match portion.is_full() {
-            true => self.codel.observe(clock::now(), true) || self.must_signal,
-            false => self.codel.observe(clock::now(), false),
+            true => self.codel.observe(began, true) || self.must_signal,
+            false => self.codel.observe(began, false),
         };
         let first = portion.put_small_flows_first();
         for at in 0..portion.frames() as usize {
@@ -206,6 +207,7 @@ impl Outbound {
             return;
         };
         emissions.waker.clear();
+        self.dispatch.begin(clock::now());
         let tables = self.tables.load();
         let switch = &self.shared.switch;
         for Emission { to, inside, frame } in emissions.receiver.try_iter() {

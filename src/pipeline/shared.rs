@@ -21,21 +21,18 @@ use tokio::sync::mpsc;
 
 use super::{
     clock::SwitchClock,
+    notices::{Control, Notices},
     slow_path::{EMISSIONS_PER_PORT, Emission, QUESTIONS, SIGHTINGS, Sighting},
 };
 use crate::{
     io::{tap, waker::Waker},
     proto::{guard::Mac1Check, session::Tables},
     stats::{DropReason, Drops, Traffic},
-    wire::{SessionIndex, handshake::INITIATION_LEN},
+    wire::handshake::INITIATION_LEN,
 };
 
-/// Notices that wait for the control thread; all come from authentic datagrams or from ourselves.
-pub(super) const NOTICES: usize = 256;
 /// Handshake messages that wait for it. A flood fills this and nothing else.
 pub(super) const HANDSHAKES: usize = 128;
-/// Bytes of a control datagram that are handed on; what follows its chunks is padding.
-pub(super) const CONTROL_BYTES: usize = 64;
 
 /// A handshake message on its way to the control thread.
 pub(super) struct Handshake {
@@ -45,6 +42,13 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
+    /// None if it is longer than any.
+    pub(super) fn new(from: SocketAddr, message: &[u8]) -> Option<Self> {
+        let (mut bytes, len) = ([0; INITIATION_LEN], message.len());
+        bytes.get_mut(..len)?.copy_from_slice(message);
+        Some(Self { from, len, bytes })
+    }
+
     pub(super) fn from(&self) -> SocketAddr {
         self.from
     }
@@ -52,24 +56,6 @@ impl Handshake {
     pub(super) fn message(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
-}
-
-/// From a data thread to the control thread.
-pub(super) enum Notice {
-    /// An accepted datagram of the control lane.
-    Control {
-        from: SocketAddr,
-        receiver: SessionIndex,
-        newest: bool,
-        bytes: [u8; CONTROL_BYTES],
-    },
-    /// A peer was heard from another address.
-    Roamed {
-        receiver: SessionIndex,
-        from: SocketAddr,
-    },
-    /// A datagram to this peer was too big for its way out.
-    TooBig { port: PortId },
 }
 
 /// Why a data thread ended.
@@ -133,6 +119,8 @@ pub(super) struct Shared {
     missed_binding: AtomicBool,
     /// Or that a peer is up.
     missed_arrival: AtomicBool,
+    /// What the peers' datagrams tell the control thread.
+    pub(super) notices: Notices,
     to_control: ToControl,
     emissions: crossbeam_channel::Sender<Emission>,
     /// There are emissions.
@@ -165,7 +153,6 @@ impl GroupsCache {
 
 /// The ways from the data threads to the control thread.
 pub(super) struct ToControl {
-    pub(super) notices: mpsc::Sender<Notice>,
     pub(super) handshakes: mpsc::Sender<Handshake>,
     pub(super) sightings: mpsc::Sender<Sighting>,
 }
@@ -184,7 +171,8 @@ impl Shared {
         max_frame: u32,
         to_control: ToControl,
     ) -> io::Result<(Self, Emissions)> {
-        let room = 2 * QUESTIONS + EMISSIONS_PER_PORT * switch.ports().count();
+        let ports = switch.ports().count();
+        let (room, peers) = (2 * QUESTIONS + EMISSIONS_PER_PORT * ports, ports - 1);
         let (emissions, receiver) = crossbeam_channel::bounded(room);
         let waker = Waker::new()?;
         let emission_waker = waker.clone();
@@ -201,6 +189,7 @@ impl Shared {
             unheard: Drops::default(),
             missed_binding: AtomicBool::new(false),
             missed_arrival: AtomicBool::new(false),
+            notices: Notices::new(peers),
             to_control,
             emissions,
             emission_waker,
@@ -348,9 +337,10 @@ impl Shared {
         threads.iter().map(|drops| drops.total(reason)).sum()
     }
 
-    /// Tells the control thread; it does without if it is behind.
-    pub(super) fn notify(&self, notice: Notice) {
-        if self.to_control.notices.try_send(notice).is_err() {
+    /// Hands a control datagram of a peer on; the control thread does without if the peer's room is
+    /// full.
+    pub(super) fn notify_control(&self, port: PortId, control: Control) {
+        if !self.notices.push_control(port, control) {
             self.unheard.count(DropReason::ControlQueueFull);
         }
     }
@@ -361,13 +351,7 @@ impl Shared {
         from: SocketAddr,
         datagram: &[u8],
     ) -> Result<(), DropReason> {
-        let mut bytes = [0; INITIATION_LEN];
-        let len = datagram.len();
-        bytes
-            .get_mut(..len)
-            .ok_or(DropReason::Truncated)?
-            .copy_from_slice(datagram);
-        let handshake = Handshake { from, len, bytes };
+        let handshake = Handshake::new(from, datagram).ok_or(DropReason::Truncated)?;
         self.to_control
             .handshakes
             .try_send(handshake)
@@ -430,7 +414,6 @@ mod tests {
         };
         let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
         let to_control = ToControl {
-            notices: mpsc::channel(1).0,
             handshakes: mpsc::channel(1).0,
             sightings: sightings_in,
         };

@@ -676,7 +676,6 @@ mod tests {
         };
         let (_, mut queues) = Tap::open(&options, 1).unwrap();
         let to_control = ToControl {
-            notices: mpsc::channel(1).0,
             handshakes: mpsc::channel(1).0,
             sightings: mpsc::channel(1).0,
         };

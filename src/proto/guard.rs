@@ -14,8 +14,9 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::limits::{
-    COOKIE_LIFETIME, LOAD_HOLD, LOAD_THRESHOLD, SOURCE_BURST, SOURCE_RATE, SOURCES,
+use super::{
+    bucket::{Bucket, Rate},
+    limits::{COOKIE_LIFETIME, LOAD_HOLD, LOAD_THRESHOLD, SOURCE_BURST, SOURCE_RATE, SOURCES},
 };
 use crate::{
     crypto::{
@@ -25,6 +26,11 @@ use crate::{
     },
     stats::DropReason,
     wire::{CookieReply, SessionIndex, handshake::MacFields},
+};
+
+const PER_SOURCE: Rate = Rate {
+    per_second: SOURCE_RATE,
+    burst: SOURCE_BURST,
 };
 
 /// Checks mac1 alone: cheap and without state, so the receiving threads do it before they bother
@@ -80,12 +86,6 @@ struct Load {
     window_ends: Instant,
     count: u32,
     until: Option<Instant>,
-}
-
-/// A token bucket: tokens in thousandths, and when it was last filled.
-struct Bucket {
-    millitokens: u32,
-    filled: Instant,
 }
 
 impl Guard {
@@ -160,11 +160,8 @@ impl Guard {
                 return false;
             }
         }
-        let full = Bucket {
-            millitokens: SOURCE_BURST * 1000,
-            filled: now,
-        };
-        self.sources.entry(ip).or_insert(full).take(now)
+        let bucket = self.sources.entry(ip).or_insert_with(|| Bucket::new(now));
+        bucket.take(now, PER_SOURCE)
     }
 }
 
@@ -188,32 +185,6 @@ impl Load {
             self.until = Some(now + LOAD_HOLD);
         }
         self.until.is_some_and(|until| now < until)
-    }
-}
-
-impl Bucket {
-    fn fill(&mut self, now: Instant) {
-        let millis = now.saturating_duration_since(self.filled).as_millis();
-        let gained = u32::try_from(millis)
-            .unwrap_or(u32::MAX)
-            .saturating_mul(SOURCE_RATE);
-        self.millitokens = self
-            .millitokens
-            .saturating_add(gained)
-            .min(SOURCE_BURST * 1000);
-        self.filled = now;
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        self.fill(now);
-        let taken = self.millitokens.checked_sub(1000);
-        self.millitokens = taken.unwrap_or(self.millitokens);
-        taken.is_some()
-    }
-
-    fn is_full(&mut self, now: Instant) -> bool {
-        self.fill(now);
-        self.millitokens == SOURCE_BURST * 1000
     }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The protocol without sockets, threads or clocks (PROTOCOL.md).
+mod bucket;
 pub mod codel;
 pub mod flow;
 pub mod guard;

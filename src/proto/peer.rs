@@ -68,6 +68,14 @@ pub(crate) struct Calling {
     pub(crate) attempts: u32,
     /// When the next one is due; `None`: no handshake is wanted.
     pub(crate) due: Option<Instant>,
+    /// When a new route last made one due.
+    pub(crate) by_new_route: Option<Instant>,
+}
+
+impl Calling {
+    fn succeed(&mut self) {
+        (self.attempts, self.due) = (0, None);
+    }
 }
 
 pub(crate) struct Peer {
@@ -114,7 +122,10 @@ impl Peer {
             settings,
             traffic: Arc::default(),
             attempt: None,
-            calling: Calling { attempts: 0, due },
+            calling: Calling {
+                due,
+                ..Calling::default()
+            },
             cookie: None,
             newest_timestamp: Tai64N::default(),
             last_initiation: None,
@@ -174,7 +185,7 @@ impl Peer {
 
     /// We asked, the peer answered: the session sends from now on. Returns the one that ended.
     pub(crate) fn establish_as_initiator(&mut self, session: Arc<Session>) -> Option<Arc<Session>> {
-        self.calling = Calling::default();
+        self.calling.succeed();
         self.attempt = None;
         self.rotate(session)
     }
@@ -192,7 +203,7 @@ impl Peer {
     /// in use, a rekey would push out one that the peer still sends under.
     pub(crate) fn promote_next(&mut self, ours_goes_first: bool) -> Option<Arc<Session>> {
         let session = self.next.take()?;
-        self.calling = Calling::default();
+        self.calling.succeed();
         let crossed = self
             .current
             .as_ref()
@@ -274,7 +285,7 @@ impl Peer {
         true
     }
 
-    /// When something is due.
+    /// When something is due, but for a call.
     pub(crate) fn poll_timeout(&self, rekey_interval: Duration) -> Option<Instant> {
         let with_session = self.current.as_ref().map(|_| self.liveness.next_sample());
         // A session that waits for its confirmation is looked at as often as one that is used.
@@ -286,7 +297,7 @@ impl Peer {
         } else {
             None
         };
-        [self.calling.due, with_session, waiting, path, rekey]
+        [with_session, waiting, path, rekey]
             .into_iter()
             .flatten()
             .min()

@@ -175,6 +175,13 @@ impl Session {
         now.saturating_duration_since(self.established) >= REJECT_AFTER_TIME
     }
 
+    fn check_age(&self, now: Instant) -> Result<(), DropReason> {
+        match self.is_expired(now) {
+            true => Err(DropReason::SessionExpired),
+            false => Ok(()),
+        }
+    }
+
     /// Whether a lane has sent so much that a new session is due.
     pub fn is_worn_out(&self) -> bool {
         self.seal
@@ -240,6 +247,38 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// The session that `receiver` stands for. Whoever keeps the tables may be late; a session is not
+    /// used for longer than it may be even so.
+    ///
+    /// # Errors
+    /// [`DropReason::UnknownSession`], [`DropReason::SessionExpired`].
+    pub fn session(
+        &self,
+        receiver: SessionIndex,
+        now: Instant,
+    ) -> Result<&Arc<Session>, DropReason> {
+        let session = self.sessions.get(&receiver);
+        let session = session.ok_or(DropReason::UnknownSession)?;
+        session.check_age(now)?;
+        Ok(session)
+    }
+
+    /// What to send to the peer behind `port` under, where to, and the largest UDP payload.
+    ///
+    /// # Errors
+    /// [`DropReason::NoPort`], [`DropReason::NoSession`], [`DropReason::SessionExpired`].
+    pub fn way_to(
+        &self,
+        port: PortId,
+        now: Instant,
+    ) -> Result<(&Arc<Session>, SocketAddr, usize), DropReason> {
+        let route = self.route(port).ok_or(DropReason::NoPort)?;
+        let session = route.session.as_ref().ok_or(DropReason::NoSession)?;
+        session.check_age(now)?;
+        let to = route.endpoint.ok_or(DropReason::NoSession)?;
+        Ok((session, to, route.datagram_len))
+    }
+
     /// Whether `session` is the one that `receiver` stands for.
     pub fn has(&self, receiver: SessionIndex, session: &Arc<Session>) -> bool {
         self.sessions

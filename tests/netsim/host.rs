@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use patchcord::{
@@ -69,6 +69,8 @@ struct LaneState {
 pub(crate) struct Host {
     pub(crate) node: Node,
     pub(crate) address: SocketAddr,
+    /// Its control thread does nothing.
+    pub(crate) is_stalled: bool,
     /// Larger datagrams are refused with EMSGSIZE (in bytes of an IP packet).
     pub(crate) interface_mtu: u16,
     /// Frames that came out of the tunnel.
@@ -103,6 +105,7 @@ impl Host {
         Self {
             node: Node::new(config, peers, now),
             address,
+            is_stalled: false,
             interface_mtu: u16::MAX,
             received: Vec::new(),
             events: Vec::new(),
@@ -162,10 +165,8 @@ impl Host {
         port: PortId,
         frame: &[u8],
     ) -> Result<Vec<Sent>, DropReason> {
-        let route = self.tables.route(port).ok_or(DropReason::NoPort)?;
-        let session = route.session.clone().ok_or(DropReason::NoSession)?;
-        let to = route.endpoint.ok_or(DropReason::NoSession)?;
-        let datagram_len = route.datagram_len;
+        let (session, to, datagram_len) = self.tables.way_to(port, now)?;
+        let session = session.clone();
         let mut sent = Vec::new();
         let mut outgoing = Outgoing::new(frame, self.next_frame_id, None);
         loop {
@@ -196,14 +197,8 @@ impl Host {
     }
 
     /// A datagram came off the underlay (as `pipeline::inbound`).
-    pub(crate) fn handle_datagram(
-        &mut self,
-        now: Instant,
-        wall: SystemTime,
-        from: SocketAddr,
-        datagram: Vec<u8>,
-    ) {
-        if let Err(reason) = self.accept(now, wall, from, datagram) {
+    pub(crate) fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: Vec<u8>) {
+        if let Err(reason) = self.accept(now, from, datagram) {
             self.count(reason);
         }
     }
@@ -211,7 +206,6 @@ impl Host {
     fn accept(
         &mut self,
         now: Instant,
-        wall: SystemTime,
         from: SocketAddr,
         mut datagram: Vec<u8>,
     ) -> Result<(), DropReason> {
@@ -220,14 +214,10 @@ impl Host {
             if message_type != MessageType::CookieReply {
                 self.mac1.check(&datagram)?;
             }
-            return self.node.handle_handshake(now, wall, from, &datagram);
+            return self.node.handle_handshake(now, from, &datagram);
         }
         let receiver = DataHeader::parse(&datagram)?.receiver();
-        let session = self
-            .tables
-            .sessions
-            .get(&receiver)
-            .ok_or(DropReason::UnknownSession)?;
+        let session = self.tables.session(receiver, now)?;
         let (counter, plaintext) = session.open(&mut datagram)?;
         let lane = self
             .lanes

@@ -105,7 +105,7 @@ fn an_authentic_datagram_moves_the_endpoint() {
         if sends_data {
             net.send(A, &frame(1, 60)).unwrap();
         } else {
-            net.act(A, |host, now| host.node.handle_network_change(now));
+            net.act(A, |host, now| host.node.handle_route_change(now, FIRST));
         }
         net.run_for(millis(10));
         assert_eq!(net.view(B).endpoint, Some(elsewhere));

@@ -18,6 +18,7 @@
 mod host;
 mod net;
 
+mod calls;
 mod delivery;
 mod handshake;
 mod hostile;

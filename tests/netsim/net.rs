@@ -282,6 +282,7 @@ impl Net {
         let timers = self
             .hosts
             .iter()
+            .filter(|host| !host.is_stalled)
             .filter_map(|host| host.node.poll_timeout());
         let timers = timers.map(|due| due.saturating_duration_since(self.began));
         let arrival = self.flying.keys().next().map(|&(arrival, _)| arrival);
@@ -299,12 +300,15 @@ impl Net {
             let sent = entry.remove();
             let to = self.hosts.iter().position(|host| host.address == sent.to);
             if let Some(at) = to {
-                self.hosts[at].handle_datagram(now, wall, sent.from, sent.bytes);
+                self.hosts[at].handle_datagram(now, sent.from, sent.bytes);
                 self.pump(at);
             }
             return;
         }
         for at in 0..self.hosts.len() {
+            if self.hosts[at].is_stalled {
+                continue;
+            }
             let due = self.hosts[at].node.poll_timeout();
             if due.is_some_and(|due| due <= now) {
                 self.hosts[at].node.handle_timeout(now, wall);
@@ -368,7 +372,8 @@ impl Net {
 }
 
 pub(crate) fn address(at: usize) -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, 1 + at as u8], 51830))
+    let [.., high, low] = (1 + at).to_be_bytes();
+    SocketAddr::from(([192, 0, 2 + high, low], 51830))
 }
 
 /// A frame that tells which one it is.

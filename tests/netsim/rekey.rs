@@ -160,3 +160,26 @@ fn a_response_that_comes_after_the_next_attempt_harms_nothing() {
     );
     assert_eq!(net.hosts[A].dropped(DropReason::UnknownSession), 1);
 }
+
+#[test]
+fn a_session_ends_in_time_though_the_control_thread_does_nothing() {
+    let mut net = Net::connected();
+    net.records = true;
+    net.filter(|_| false);
+    net.send(B, &frame(1, 60)).unwrap();
+    let held_back = net.recorded.last().unwrap().clone();
+    net.heal();
+    for host in &mut net.hosts {
+        host.is_stalled = true;
+    }
+    net.run_for(secs(170));
+    net.send(A, &frame(2, 60)).unwrap();
+    net.run_for(millis(20));
+    assert_eq!(numbers(&net.take_received(B)), [2]);
+    net.run_for(secs(10));
+    assert_eq!(net.send(A, &frame(3, 60)), Err(DropReason::SessionExpired));
+    net.inject(held_back);
+    net.run_for(millis(20));
+    assert_eq!(net.take_received(A).len(), 0);
+    assert_eq!(net.hosts[A].dropped(DropReason::SessionExpired), 1);
+}

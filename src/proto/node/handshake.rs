@@ -20,7 +20,7 @@ use crate::{
     },
     proto::{
         guard::Verdict,
-        limits::{EARLY_ATTEMPTS, INITIATION_INTERVAL, RESOLVE_AFTER_ATTEMPTS},
+        limits::INITIATION_INTERVAL,
         peer::Attempt,
         session::{Agreement, Role},
         tai64n::tai64n,
@@ -35,32 +35,6 @@ use crate::{
 const FAST_AES: u8 = 1;
 
 impl Node {
-    pub(super) fn call_if_due(&mut self, now: Instant, wall: SystemTime, at: usize) {
-        let peer = &mut self.peers[at];
-        let rekey = peer
-            .rekey_at(self.config.rekey_interval)
-            .is_some_and(|rekey| now >= rekey);
-        if rekey
-            || peer
-                .current
-                .as_ref()
-                .is_some_and(|session| session.is_worn_out())
-        {
-            peer.call(now);
-        }
-        if peer.calling.due.is_some_and(|due| now >= due) {
-            if peer.settings.has_name
-                && peer.calling.attempts % RESOLVE_AFTER_ATTEMPTS == RESOLVE_AFTER_ATTEMPTS - 1
-            {
-                self.events.push_back(Event::Resolve(peer.port));
-            }
-            if peer.calling.attempts == EARLY_ATTEMPTS {
-                self.events.push_back(Event::NoAnswer(peer.port));
-            }
-            self.initiate(now, wall, at);
-        }
-    }
-
     pub(super) fn initiate(&mut self, now: Instant, wall: SystemTime, at: usize) {
         let index = self.fresh_index();
         let peer = &mut self.peers[at];
@@ -249,7 +223,6 @@ impl Node {
     pub(super) fn handle_cookie_reply(
         &mut self,
         now: Instant,
-        wall: SystemTime,
         datagram: &[u8],
     ) -> Result<(), DropReason> {
         let reply = CookieReply::parse(datagram)?;
@@ -270,7 +243,7 @@ impl Node {
         peer.cookie = Some((cookie, now));
         if !had_one {
             // Once per cookie: a responder that goes on asking must not make us flood it.
-            self.initiate(now, wall, at);
+            peer.calling.due = Some(now);
         }
         Ok(())
     }

@@ -6,15 +6,16 @@
 //! - [`Node::handle_handshake`]: a handshake message came;
 //! - [`Node::handle_control`]: a data thread accepted a datagram of the control lane;
 //! - [`Node::handle_roamed`], [`Node::handle_too_big`]: what the data threads noticed;
-//! - [`Node::handle_resolved`], [`Node::handle_network_change`]: what the host noticed;
+//! - [`Node::handle_resolved`], [`Node::handle_route_change`]: what the host noticed;
 //! - [`Node::handle_timeout`]: the time of [`Node::poll_timeout`] has come;
 //! - [`Node::poll_event`] before [`Node::poll_transmit`]: an event may bring keys that the answer to
 //!   a transmit needs.
 //!
 //! The control thread drives it (`pipeline::control`), and so does `tests/netsim`, with a virtual
-//! clock. Everything about calling and answering is in `handshake`, what keeps an established peer
-//! going in `upkeep`.
+//! clock. When a peer is called is in `calls`, the messages of both sides are in `handshake`, what
+//! keeps an established peer going in `upkeep`.
 
+mod calls;
 mod handshake;
 mod upkeep;
 
@@ -30,6 +31,7 @@ use patchcord_bridge::PortId;
 #[cfg(test)]
 pub(super) use self::handshake::macs;
 use super::{
+    bucket::Bucket,
     guard::Guard,
     peer::{Peer, PeerSettings},
     session::{Session, Tables},
@@ -129,6 +131,8 @@ pub struct Node {
     config: NodeConfig,
     public_key: PublicKey,
     guard: Guard,
+    /// What the rate of all calls leaves.
+    calls: Bucket,
     peers: Vec<Peer>,
     by_key: HashMap<PublicKey, PortId>,
     indices: HashMap<SessionIndex, Owner>,
@@ -150,6 +154,7 @@ impl Node {
             .collect();
         Self {
             guard: Guard::new(&public_key, now),
+            calls: Bucket::new(now),
             config,
             public_key,
             peers,
@@ -198,14 +203,13 @@ impl Node {
     pub fn handle_handshake(
         &mut self,
         now: Instant,
-        wall: SystemTime,
         from: SocketAddr,
         datagram: &[u8],
     ) -> Result<(), DropReason> {
         match MessageType::of(datagram)? {
             MessageType::Initiation => self.handle_initiation(now, from, datagram),
             MessageType::Response => self.handle_response(now, from, datagram),
-            MessageType::CookieReply => self.handle_cookie_reply(now, wall, datagram),
+            MessageType::CookieReply => self.handle_cookie_reply(now, datagram),
             MessageType::Frame | MessageType::Chunks => Err(DropReason::UnknownType),
         }
     }
@@ -280,8 +284,11 @@ impl Node {
     /// The kernel refused a datagram to `port` as too big.
     pub fn handle_too_big(&mut self, now: Instant, port: PortId) {
         let Some(peer) = self.peer(port) else { return };
+        let before = peer.path.current();
         peer.path.handle_too_big(now);
-        self.events.push_back(Event::TablesChanged);
+        if peer.path.current() != before {
+            self.events.push_back(Event::TablesChanged);
+        }
     }
 
     /// The name of a peer stands for this address now.
@@ -295,16 +302,10 @@ impl Node {
         }
     }
 
-    /// Addresses or routes of this machine changed: let every peer hear from us at once, so that it
-    /// learns our new address.
-    pub fn handle_network_change(&mut self, now: Instant) {
-        for at in 0..self.peers.len() {
-            self.peers[at].path.handle_network_change(now);
-            self.send_echo(now, at);
-            if !self.peers[at].is_up && self.peers[at].calling.due.is_some() {
-                self.peers[at].calling.due = Some(now);
-            }
-        }
+    /// Where each peer that has an address is, or is called.
+    pub fn endpoints(&self) -> impl Iterator<Item = (PortId, SocketAddr)> {
+        let endpoint = |peer: &Peer| Some((peer.port, peer.endpoint?));
+        self.peers.iter().filter_map(endpoint)
     }
 
     /// Tells every peer that we stop.
@@ -320,8 +321,8 @@ impl Node {
             self.expire(now, at);
             self.sample(now, at);
             self.probe_path(now, at);
-            self.call_if_due(now, wall, at);
         }
+        self.call_due(now, wall);
     }
 
     /// The next datagram to send.
@@ -336,9 +337,10 @@ impl Node {
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.peers
-            .iter()
+        let peers = self.peers.iter();
+        peers
             .filter_map(|peer| peer.poll_timeout(self.config.rekey_interval))
+            .chain(self.next_call())
             .min()
     }
 

@@ -132,7 +132,7 @@ impl World {
                     let from = address(OURS);
                     let _ = self
                         .peer
-                        .handle_handshake(self.now, self.wall, from, &datagram);
+                        .handle_handshake(self.now, from, &datagram);
                 }
             }
             Step::Deliver { to_peer: false } => {
@@ -141,7 +141,7 @@ impl World {
                     let from = address(PEER);
                     let _ = self
                         .node
-                        .handle_handshake(self.now, self.wall, from, &datagram);
+                        .handle_handshake(self.now, from, &datagram);
                 }
             }
             Step::Lose { to_peer } => {
@@ -166,7 +166,7 @@ impl World {
         let before = sessions(&self.node);
         let handled = self
             .node
-            .handle_handshake(self.now, self.wall, from, &bytes);
+            .handle_handshake(self.now, from, &bytes);
         assert!(handled.is_err(), "{bytes:02x?}");
         assert_eq!(sessions(&self.node), before);
         assert_eq!(self.node.poll_event(), None);

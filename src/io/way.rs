@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The way that datagrams take to an address: what the kernel says when it is asked for the route.
+//!
+//! Most changes of a machine's addresses and routes concern no tunnel. Whoever wants to know whether
+//! one does compares the ways before and after. The path MTU is not part of a way: ICMP messages of
+//! anybody change it. Belongs to the network namespace of the thread that calls [`Ways::connect`].
+
+use std::{io, net::SocketAddr};
+
+use futures_util::TryStreamExt;
+use rtnetlink::{
+    Handle,
+    packet_route::route::{RouteAddress, RouteAttribute, RouteMessage},
+};
+use tokio::task::AbortHandle;
+
+use super::{mark::Mark, path};
+
+/// One way to an address. Equal ways have the same link, next router and address of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    interface: Option<u32>,
+    gateway: Option<RouteAddress>,
+    source: Option<RouteAddress>,
+}
+
+/// Asks the kernel for ways.
+#[derive(Clone)]
+pub struct Ways {
+    handle: Handle,
+    mark: Mark,
+}
+
+/// Ends what works for [`Ways`] in the background when it is dropped.
+pub struct WaysGuard(AbortHandle);
+
+impl Drop for WaysGuard {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Ways {
+    /// Of sockets with `mark`. Must be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// When no netlink socket can be had.
+    pub fn connect(mark: Mark) -> io::Result<(Self, WaysGuard)> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let guard = WaysGuard(tokio::spawn(connection).abort_handle());
+        Ok((Self { handle, mark }, guard))
+    }
+
+    /// The way to `address`, `None` if there is none.
+    pub async fn to(&self, address: SocketAddr) -> Option<Way> {
+        let routes = self.handle.route().get(self.question(address)).execute();
+        let route = std::pin::pin!(routes).try_next().await.ok().flatten()?;
+        Some(Way::of(&route))
+    }
+
+    fn question(&self, address: SocketAddr) -> RouteMessage {
+        let mut question = path::question(address.ip().to_canonical(), self.mark);
+        if let SocketAddr::V6(address) = address
+            && address.scope_id() != 0
+        {
+            let link = RouteAttribute::Oif(address.scope_id());
+            question.attributes.push(link);
+        }
+        question
+    }
+}
+
+impl Way {
+    fn of(route: &RouteMessage) -> Self {
+        let mut way = Self::default();
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => way.interface = Some(*index),
+                RouteAttribute::Gateway(address) => way.gateway = Some(address.clone()),
+                RouteAttribute::PrefSource(address) => way.source = Some(address.clone()),
+                _ => {}
+            }
+        }
+        way
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::testing::{block_on, in_namespace, ip};
+
+    async fn to(ways: &Ways, address: &str) -> Option<Way> {
+        ways.to(address.parse().unwrap()).await
+    }
+
+    #[test]
+    fn only_what_changes_the_way_to_an_address_changes_its_way() {
+        in_namespace(|| {
+            for (name, net) in [("east", 1), ("west", 2)] {
+                ip(&format!("link add {name} type veth peer name {name}-far"));
+                ip(&format!("link set {name}-far up"));
+                ip(&format!("address add 192.0.{net}.2/24 dev {name}"));
+                ip(&format!("address add fd00:{net}::2/64 dev {name} nodad"));
+                ip(&format!("link set {name} up"));
+            }
+            ip("route add default via 192.0.1.1");
+            ip("-6 route add default via fd00:1::1");
+            block_on(async {
+                let (ways, _guard) = Ways::connect(Mark::BYPASS).unwrap();
+                for (family, far, mapped, other) in [
+                    (
+                        "",
+                        "198.51.100.1:1",
+                        "[::ffff:198.51.100.1]:1",
+                        "203.0.113.0/24",
+                    ),
+                    (
+                        "-6",
+                        "[2001:db8::1]:1",
+                        "[2001:db8::1]:2",
+                        "2001:db8:1::/48",
+                    ),
+                ] {
+                    let first = to(&ways, far).await;
+                    assert!(first.is_some());
+                    assert_eq!(to(&ways, mapped).await, first);
+                    let gateway = if family.is_empty() { "192.0" } else { "fd00" };
+                    let via = |net| match family {
+                        "" => format!("via {gateway}.{net}.1"),
+                        _ => format!("via {gateway}:{net}::1"),
+                    };
+                    ip(&format!("{family} route add {other} {}", via(2)));
+                    assert_eq!(to(&ways, far).await, first, "the route of another");
+                    ip(&format!("{family} route replace default {}", via(2)));
+                    let second = to(&ways, far).await;
+                    assert!(second.is_some() && second != first);
+                    ip(&format!("{family} route del default"));
+                    assert_eq!(to(&ways, far).await, None);
+                }
+            });
+        });
+    }
+}

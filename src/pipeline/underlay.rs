@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which peers a change of this machine's addresses and routes concerns: those to whose endpoint
+//! datagrams now take another way.
+//!
+//! Whoever can make an address or a route of this machine change (a router in its LAN, a routing
+//! daemon, stations behind the tunnel) causes one look in a second, and nothing else.
+
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
+
+use patchcord_bridge::PortId;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use tracing::warn;
+
+use crate::io::{
+    mark::Mark,
+    way::{Way, Ways},
+};
+
+/// From one look to the next. Changes meanwhile wait for it.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+type Endpoints = Vec<(PortId, SocketAddr)>;
+
+/// What there is to look at.
+#[derive(Default)]
+struct Question {
+    endpoints: Endpoints,
+    /// Changes of addresses and routes so far.
+    changes: u64,
+}
+
+/// Looks at the ways to the peers' endpoints, until it is dropped.
+pub(super) struct Underlay {
+    question: watch::Sender<Question>,
+    concerned: mpsc::Receiver<Vec<PortId>>,
+    task: JoinHandle<()>,
+}
+
+impl Underlay {
+    /// Must be called on a tokio runtime.
+    pub(super) fn start() -> Self {
+        let (question, asked) = watch::channel(Question::default());
+        let (concerned_in, concerned) = mpsc::channel(1);
+        Self {
+            question,
+            concerned,
+            task: tokio::spawn(follow(asked, concerned_in)),
+        }
+    }
+
+    /// Where the peers are now.
+    pub(super) fn set_endpoints(&self, endpoints: Endpoints) {
+        self.question.send_if_modified(|question| {
+            let is_news = question.endpoints != endpoints;
+            question.endpoints = endpoints;
+            is_news
+        });
+    }
+
+    /// An address or a route of this machine changed: look at all ways as soon as it is time.
+    pub(super) fn handle_change(&self) {
+        self.question.send_modify(|question| question.changes += 1);
+    }
+
+    /// The peers to whom the way is another than at the last look, one look at a time.
+    pub(super) async fn concerned(&mut self) -> Vec<PortId> {
+        match self.concerned.recv().await {
+            Some(ports) => ports,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Underlay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn follow(mut asked: watch::Receiver<Question>, concerned: mpsc::Sender<Vec<PortId>>) {
+    let (ways, _guard) = match Ways::connect(Mark::BYPASS) {
+        Ok(ways) => ways,
+        Err(error) => {
+            warn!(%error, "peers will not hear at once of changes of this machine's addresses; the kernel cannot be asked for routes");
+            return;
+        }
+    };
+    let mut known = Known::default();
+    while asked.changed().await.is_ok() {
+        let (endpoints, changes) = {
+            let question = asked.borrow_and_update();
+            (question.endpoints.clone(), question.changes)
+        };
+        let changed = known.update(&ways, endpoints, changes).await;
+        if !changed.is_empty() && concerned.send(changed).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// The ways at the last look.
+#[derive(Default)]
+struct Known {
+    changes: u64,
+    ways: HashMap<PortId, (SocketAddr, Option<Way>)>,
+}
+
+impl Known {
+    /// Looks again, at what may be news. Returns the peers to whom the way is another. Who has moved
+    /// has been heard from there, by whatever way.
+    async fn update(&mut self, ways: &Ways, endpoints: Endpoints, changes: u64) -> Vec<PortId> {
+        let is_stale = std::mem::replace(&mut self.changes, changes) != changes;
+        let mut former = std::mem::take(&mut self.ways);
+        let mut concerned = Vec::new();
+        for (port, endpoint) in endpoints {
+            let former = former.remove(&port).filter(|(at, _)| *at == endpoint);
+            let way = match &former {
+                Some((_, way)) if !is_stale => way.clone(),
+                _ => ways.to(endpoint).await,
+            };
+            if former.is_some_and(|(_, former)| former != way) {
+                concerned.push(port);
+            }
+            self.ways.insert(port, (endpoint, way));
+        }
+        concerned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::testing::{block_on, in_namespace, ip};
+
+    #[test]
+    fn a_change_concerns_the_peers_to_whom_the_way_is_another() {
+        in_namespace(|| {
+            for (name, net) in [("east", 1), ("west", 2)] {
+                ip(&format!("link add {name} type veth peer name {name}-far"));
+                ip(&format!("link set {name}-far up"));
+                ip(&format!("address add 192.0.{net}.2/24 dev {name}"));
+                ip(&format!("link set {name} up"));
+            }
+            ip("route add default via 192.0.1.1");
+            block_on(async {
+                let (near, far) = (PortId(1), PortId(2));
+                let endpoints = vec![
+                    (near, "192.0.1.9:1".parse().unwrap()),
+                    (far, "198.51.100.1:1".parse().unwrap()),
+                ];
+                let (ways, _guard) = Ways::connect(Mark::BYPASS).unwrap();
+                let mut known = Known::default();
+                let mut look =
+                    async |changes| known.update(&ways, endpoints.clone(), changes).await;
+                assert_eq!(look(0).await, [], "the first look");
+                ip("route add 203.0.113.0/24 via 192.0.2.1");
+                ip("address add 192.0.3.1/24 dev west");
+                assert_eq!(look(1).await, [], "routes of others");
+                ip("route replace default via 192.0.2.1");
+                assert_eq!(look(1).await, [], "nobody said that something changed");
+                assert_eq!(look(2).await, [far]);
+                assert_eq!(look(3).await, [], "told once");
+                ip("link set east down");
+                assert_eq!(look(4).await, [near]);
+            });
+        });
+    }
+}

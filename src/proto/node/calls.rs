@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! When which peer is called (PROTOCOL.md, "Sessions", "Calling").
+//!
+//! Each peer has its own distances between calls (`Peer::handle_attempt`), which nothing that others
+//! do makes shorter. All peers share one rate: a node with many dead peers, or with hostile ones,
+//! must have time for the living. A session that is to be replaced goes first, and among the others
+//! who has waited longest.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use patchcord_bridge::PortId;
+
+use super::{Event, Node};
+use crate::proto::{
+    bucket::Rate,
+    limits::{CALL_BURST, CALL_RATE, EARLY_ATTEMPTS, RESOLVE_AFTER_ATTEMPTS, ROUTE_CALL_INTERVAL},
+    peer::Peer,
+};
+
+const ALL_CALLS: Rate = Rate {
+    per_second: CALL_RATE,
+    burst: CALL_BURST,
+};
+
+impl Node {
+    /// Calls whom it is time to call, as far as the rate allows.
+    pub(super) fn call_due(&mut self, now: Instant, wall: SystemTime) {
+        for peer in &mut self.peers {
+            if peer.must_replace_session(now, self.config.rekey_interval) {
+                peer.call(now);
+            }
+        }
+        let mut due: Vec<_> = (0..self.peers.len())
+            .filter(|&at| self.peers[at].calling.due.is_some_and(|due| now >= due))
+            .collect();
+        due.sort_by_key(|&at| self.peers[at].urgency());
+        for at in due {
+            if !self.calls.take(now, ALL_CALLS) {
+                break;
+            }
+            self.tell_attempts(at);
+            self.initiate(now, wall, at);
+        }
+    }
+
+    fn tell_attempts(&mut self, at: usize) {
+        let peer = &self.peers[at];
+        let attempts = peer.calling.attempts;
+        if peer.settings.has_name && attempts % RESOLVE_AFTER_ATTEMPTS == RESOLVE_AFTER_ATTEMPTS - 1
+        {
+            self.events.push_back(Event::Resolve(peer.port));
+        }
+        if attempts == EARLY_ATTEMPTS {
+            self.events.push_back(Event::NoAnswer(peer.port));
+        }
+    }
+
+    /// The way to the endpoint of this peer is another than before: let it hear from us, so that it
+    /// learns our new address. The host sees to it that this does not come all the time.
+    pub fn handle_route_change(&mut self, now: Instant, port: PortId) {
+        let Some(at) = usize::from(port.0).checked_sub(1) else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(at) else {
+            return;
+        };
+        peer.path.handle_network_change(now);
+        if !peer.is_up {
+            peer.call_by_new_route(now);
+        }
+        self.send_echo(now, at);
+    }
+
+    /// When a call is due that the rate allows.
+    pub(super) fn next_call(&self) -> Option<Instant> {
+        let due = self.peers.iter().filter_map(|peer| peer.calling.due).min();
+        due.map(|due| due.max(self.calls.ready_at(ALL_CALLS)))
+    }
+}
+
+impl Peer {
+    fn must_replace_session(&self, now: Instant, interval: Duration) -> bool {
+        let is_worn_out = |session: &std::sync::Arc<super::Session>| session.is_worn_out();
+        self.rekey_at(interval).is_some_and(|rekey| now >= rekey)
+            || self.current.as_ref().is_some_and(is_worn_out)
+    }
+
+    /// The least goes first.
+    fn urgency(&self) -> (bool, Option<Instant>) {
+        (!self.is_up, self.calling.due)
+    }
+
+    /// The answer may have been lost on the former route.
+    fn call_by_new_route(&mut self, now: Instant) {
+        let calling = &mut self.calling;
+        let is_early = calling
+            .by_new_route
+            .is_some_and(|last| now < last + ROUTE_CALL_INTERVAL);
+        if calling.due.is_some_and(|due| due > now) && !is_early {
+            calling.by_new_route = Some(now);
+            calling.due = Some(now);
+        }
+    }
+}
