@@ -157,7 +157,7 @@ pub(super) fn run(command: HostCommand) -> Result<(), Failure> {
 
 async fn serve(options: &RunOptions) -> Result<(), Failure> {
     logs::start();
-    if let Err(error) = patchcord::io::forbid_dumps() {
+    if let Err(error) = patchcord::io::keep_memory_private() {
         tracing::warn!(%error, "a core dump would contain private keys");
     }
     let path = &options.socket.path;

@@ -5,6 +5,7 @@ pub mod aead;
 pub mod keys;
 pub mod mac;
 pub mod noise;
+mod primitives;
 pub mod speed;
 
 /// Fills `out` with random bytes of the kernel.
@@ -13,4 +14,20 @@ pub mod speed;
 /// When the system call fails, which a kernel that has seeded its generator never does.
 pub fn random(out: &mut [u8]) {
     getrandom::fill(out).expect("the kernel gives random numbers");
+}
+
+/// Runs `work` and then wipes the part of the stack that it used: computing with a secret leaves
+/// copies of it there. What it returns must hold no secret but behind a pointer.
+pub(crate) fn leaving_no_trace<T>(work: impl FnOnce() -> T) -> T {
+    /// More than any of it needs, also in a debug build.
+    const STACK: usize = 64 * 1024;
+
+    #[inline(never)]
+    fn apart<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+
+    let result = apart(work);
+    zeroize::zeroize_stack::<STACK>();
+    result
 }

@@ -5,12 +5,20 @@
 //! encrypted. Without a preshared key 32 zero bytes take its place, as in WireGuard. `snow` was
 //! preferred to `clatter` because a responder must learn the initiator's key *before* it can choose
 //! the preshared key, which `set_psk` allows, and because its split keys are reachable.
+//!
+//! A handshake ends without a trace: whoever reads this process's memory later must not be able to
+//! open what was sent under its keys. `snow` wipes nothing, so its state is overwritten here before
+//! it is freed, its primitives are ours ([`super::primitives`]), and each step wipes its stack.
 
 use snow::{Builder, HandshakeState, params::NoiseParams};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::{Zeroizing, optimization_barrier};
 
-use super::keys::{PresharedKey, PrivateKey, PublicKey};
+use super::{
+    keys::{PresharedKey, PrivateKey, PublicKey},
+    leaving_no_trace,
+    primitives::Primitives,
+};
 use crate::{
     stats::DropReason,
     wire::{InitiationPayload, ResponsePayload},
@@ -22,14 +30,13 @@ const PSK_LOCATION: u8 = 2;
 const NO_PSK: [u8; 32] = [0; 32];
 
 /// One direction's key out of a handshake, from which the lanes' keys are derived.
-#[derive(Zeroize)]
-#[zeroize(drop)]
-pub struct SplitKey([u8; 32]);
+/// Boxed, so that moving it leaves no copy.
+pub struct SplitKey(Box<Zeroizing<[u8; 32]>>);
 
 impl SplitKey {
     /// Takes 32 bytes as a key.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
+        Self(Box::new(Zeroizing::new(bytes)))
     }
 
     /// The bytes.
@@ -52,8 +59,30 @@ impl std::fmt::Debug for SplitKeys {
     }
 }
 
-fn params() -> NoiseParams {
-    PATTERN.parse().expect("the pattern is one that snow knows")
+fn builder<'a>() -> Builder<'a> {
+    let params: NoiseParams = PATTERN.parse().expect("the pattern is one that snow knows");
+    Builder::with_resolver(params, Box::new(Primitives))
+}
+
+/// A handshake under way. Boxed, so that moving it leaves no copy.
+struct State(Box<HandshakeState>);
+
+impl State {
+    /// That of a handshake which has no secrets.
+    fn blank() -> HandshakeState {
+        builder()
+            .local_private_key(&[0; 32])
+            .and_then(|builder| builder.psk(PSK_LOCATION, &NO_PSK))
+            .and_then(Builder::build_responder)
+            .expect("every key of an IKpsk2 responder is given")
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        *self.0 = Self::blank();
+        optimization_barrier(&*self.0);
+    }
 }
 
 fn psk_bytes(psk: Option<&PresharedKey>) -> &[u8; 32] {
@@ -62,7 +91,10 @@ fn psk_bytes(psk: Option<&PresharedKey>) -> &[u8; 32] {
 
 fn split(state: &mut HandshakeState) -> SplitKeys {
     let (initiator, responder) = state.dangerously_get_raw_split();
-    let (initiator, responder) = (SplitKey(initiator), SplitKey(responder));
+    let (initiator, responder) = (
+        SplitKey::from_bytes(initiator),
+        SplitKey::from_bytes(responder),
+    );
     if state.is_initiator() {
         SplitKeys {
             seal: initiator,
@@ -77,7 +109,7 @@ fn split(state: &mut HandshakeState) -> SplitKeys {
 }
 
 /// The initiator's side between the two messages.
-pub struct Initiator(HandshakeState);
+pub struct Initiator(State);
 
 impl Initiator {
     /// Writes message 1 into `message`, which is exactly as long as it will be.
@@ -88,8 +120,9 @@ impl Initiator {
         payload: &InitiationPayload,
         message: &mut [u8],
     ) -> Self {
-        let builder = Builder::new(params());
-        Self::start_with(builder, private_key, responder, psk, payload, message)
+        leaving_no_trace(|| {
+            Self::start_with(builder(), private_key, responder, psk, payload, message)
+        })
     }
 
     fn start_with<'a>(
@@ -100,14 +133,16 @@ impl Initiator {
         payload: &InitiationPayload,
         message: &mut [u8],
     ) -> Self {
-        let mut state = builder
+        let state = builder
             .prologue(PROLOGUE)
             .and_then(|builder| builder.local_private_key(private_key.as_bytes()))
             .and_then(|builder| builder.remote_public_key(responder.as_bytes()))
             .and_then(|builder| builder.psk(PSK_LOCATION, psk_bytes(psk)))
             .and_then(Builder::build_initiator)
             .expect("every key of an IKpsk2 initiator is given");
+        let mut state = State(Box::new(state));
         let written = state
+            .0
             .write_message(payload.as_bytes(), message)
             .expect("the first message can be written");
         debug_assert_eq!(written, message.len());
@@ -120,21 +155,25 @@ impl Initiator {
     /// [`DropReason::BadHandshake`] when it is not by the responder, for this message 1, with the
     /// same preshared key. The state is as before then: a forged message 2 does not end it.
     pub fn finish(&mut self, message: &[u8]) -> Result<(ResponsePayload, SplitKeys), DropReason> {
+        leaving_no_trace(|| self.finish_here(message))
+    }
+
+    fn finish_here(&mut self, message: &[u8]) -> Result<(ResponsePayload, SplitKeys), DropReason> {
+        let state = &mut *self.0.0;
         let mut payload = ResponsePayload::new_zeroed();
-        let len = self
-            .0
+        let len = state
             .read_message(message, payload.as_mut_bytes())
             .map_err(|_| DropReason::BadHandshake)?;
         if len != size_of::<ResponsePayload>() {
             return Err(DropReason::Malformed);
         }
-        Ok((payload, split(&mut self.0)))
+        Ok((payload, split(state)))
     }
 }
 
 /// The responder's side after message 1: it knows who calls and has not yet answered.
 pub struct Responder {
-    state: HandshakeState,
+    state: State,
     /// The caller.
     pub initiator: PublicKey,
     /// What it says of itself.
@@ -145,9 +184,10 @@ impl Responder {
     /// Reads message 1.
     ///
     /// # Errors
-    /// [`DropReason::BadHandshake`] when it was not made for our key.
+    /// [`DropReason::BadHandshake`] when it was not made for our key, or when one of its keys is
+    /// degenerate.
     pub fn read(private_key: &PrivateKey, message: &[u8]) -> Result<Self, DropReason> {
-        Self::read_with(Builder::new(params()), private_key, message)
+        leaving_no_trace(|| Self::read_with(builder(), private_key, message))
     }
 
     fn read_with<'a>(
@@ -155,18 +195,21 @@ impl Responder {
         private_key: &'a PrivateKey,
         message: &[u8],
     ) -> Result<Self, DropReason> {
-        let mut state = builder
+        let state = builder
             .prologue(PROLOGUE)
             .and_then(|builder| builder.local_private_key(private_key.as_bytes()))
             .and_then(Builder::build_responder)
             .expect("every key of an IKpsk2 responder is given");
+        let mut state = State(Box::new(state));
         let mut payload = Zeroizing::new([0; size_of::<InitiationPayload>()]);
         let len = state
+            .0
             .read_message(message, &mut *payload)
             .map_err(|_| DropReason::BadHandshake)?;
         let payload = InitiationPayload::read_from_bytes(&payload[..len])
             .map_err(|_| DropReason::Malformed)?;
         let initiator = state
+            .0
             .get_remote_static()
             .and_then(|key| PublicKey::from_bytes(key.try_into().ok()?).ok())
             .ok_or(DropReason::BadHandshake)?;
@@ -180,20 +223,24 @@ impl Responder {
     /// Writes message 2 into `message`, which is exactly as long as it will be.
     ///
     /// # Errors
-    /// [`DropReason::BadHandshake`] when the initiator's ephemeral key is degenerate.
+    /// [`DropReason::BadHandshake`] when the initiator's ephemeral key is degenerate, which
+    /// [`Self::read`] has refused already.
     pub fn respond(
         mut self,
         psk: Option<&PresharedKey>,
         payload: &ResponsePayload,
         message: &mut [u8],
     ) -> Result<SplitKeys, DropReason> {
-        self.state
-            .set_psk(PSK_LOCATION.into(), psk_bytes(psk))
-            .expect("IKpsk2 has a preshared key at this place");
-        self.state
-            .write_message(payload.as_bytes(), message)
-            .map_err(|_| DropReason::BadHandshake)?;
-        Ok(split(&mut self.state))
+        leaving_no_trace(|| {
+            let state = &mut *self.state.0;
+            state
+                .set_psk(PSK_LOCATION.into(), psk_bytes(psk))
+                .expect("IKpsk2 has a preshared key at this place");
+            state
+                .write_message(payload.as_bytes(), message)
+                .map_err(|_| DropReason::BadHandshake)?;
+            Ok(split(state))
+        })
     }
 }
 
@@ -203,7 +250,7 @@ pub(crate) mod with_ephemeral {
     use super::*;
 
     fn builder(ephemeral: &[u8; 32]) -> Builder<'_> {
-        Builder::new(params()).fixed_ephemeral_key_for_testing_only(ephemeral)
+        super::builder().fixed_ephemeral_key_for_testing_only(ephemeral)
     }
 
     pub(crate) fn start(
@@ -230,7 +277,10 @@ pub(crate) mod with_ephemeral {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Initiation, Response};
+    use crate::{
+        crypto::keys::low_order_points,
+        wire::{Initiation, Response},
+    };
 
     fn initiation() -> (Vec<u8>, InitiationPayload) {
         let mut payload = InitiationPayload::new_zeroed();
@@ -269,6 +319,30 @@ mod tests {
         assert_eq!(alices.seal.as_bytes(), bobs.open.as_bytes());
         assert_eq!(alices.open.as_bytes(), bobs.seal.as_bytes());
         assert_ne!(alices.open.as_bytes(), alices.seal.as_bytes());
+    }
+
+    /// An attacker who has a configured peer's place, or forges its messages, sends these.
+    #[test]
+    fn degenerate_ephemeral_keys_are_refused_on_both_sides() {
+        let (alice, bob) = (PrivateKey::generate(), PrivateKey::generate());
+        let (mut first, offer) = initiation();
+        let (mut second, choice) = response();
+        for point in low_order_points() {
+            let mut initiator =
+                Initiator::start(&alice, &bob.public_key(), None, &offer, &mut first);
+            let responder = Responder::read(&bob, &first).unwrap();
+            responder.respond(None, &choice, &mut second).unwrap();
+            second[..32].copy_from_slice(&point);
+            assert_eq!(
+                initiator.finish(&second).err(),
+                Some(DropReason::BadHandshake)
+            );
+            first[..32].copy_from_slice(&point);
+            assert_eq!(
+                Responder::read(&bob, &first).err(),
+                Some(DropReason::BadHandshake)
+            );
+        }
     }
 
     #[test]

@@ -80,10 +80,15 @@ pub fn effective_user() -> u32 {
     sys::effective_uid()
 }
 
-/// Keeps this process's memory, with its keys, out of core dumps.
+/// Keeps this process's memory, with its keys, out of core dumps, and out of swap space as far as the
+/// limits of the process allow.
 ///
 /// # Errors
-/// Never on Linux as it is.
-pub fn forbid_dumps() -> std::io::Result<()> {
-    sys::forbid_dumps()
+/// Never on Linux as it is, but for kernels and filters of system calls that refuse it.
+pub fn keep_memory_private() -> std::io::Result<()> {
+    sys::forbid_dumps()?;
+    if !sys::forbid_swapping()? {
+        tracing::debug!("memory may be swapped: RLIMIT_MEMLOCK is not unlimited");
+    }
+    Ok(())
 }

@@ -13,12 +13,18 @@
 //! Functions appear in this order. Handshake messages leave at step 2 for the control thread, if
 //! their mac1 is good; control messages leave at step 4.
 
-use std::{collections::HashMap, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    os::fd::AsFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use patchcord_bridge::{Egress, Kind, Now, PortId, TagEdit};
 
 use super::{
-    clock,
+    IDLE, clock,
     dispatch::{Dispatch, Outlet},
     lanes::{Handover, Share},
     notices::{CONTROL_BYTES, Control},
@@ -117,7 +123,7 @@ impl Inbound {
 
     /// Works until the tunnel stops.
     pub(super) fn run(mut self, nice: i32) -> Stopped {
-        let mut patience = None;
+        let mut patience = Some(IDLE);
         let mut precedence = Precedence::of_this_thread(nice);
         loop {
             let (socket, stop) = (self.socket.as_fd(), self.shared.stop.as_fd());
@@ -132,7 +138,7 @@ impl Inbound {
                 Err(error) => Err(error),
             };
             match outcome {
-                Ok(is_waiting) => patience = is_waiting.then_some(REASSEMBLY_PATIENCE),
+                Ok(is_waiting) => patience = Some(patience_for(is_waiting)),
                 Err(error) => return Stopped::Failed(error),
             }
         }
@@ -336,6 +342,14 @@ pub(super) struct Delivery {
     must_signal: bool,
 }
 
+/// How long to wait for the next batch.
+fn patience_for(is_waiting: bool) -> Duration {
+    match is_waiting {
+        true => REASSEMBLY_PATIENCE,
+        false => IDLE,
+    }
+}
+
 /// How long segments wait for those that are missing before them.
 #[derive(Clone, Copy)]
 enum Patience {
@@ -371,7 +385,7 @@ impl Delivery {
 
     /// Delivers what the workers have opened until the first step has ended.
     pub(super) fn run(mut self, mut opened: Collector<Arrivals>) {
-        let mut patience = None;
+        let mut patience = Some(IDLE);
         loop {
             let is_waiting = match opened.collect(patience) {
                 Collected::Batch(mut arrivals) => {
@@ -382,7 +396,7 @@ impl Delivery {
                 Collected::Timeout => self.forward_incomplete(),
                 Collected::Ended => return,
             };
-            patience = is_waiting.then_some(REASSEMBLY_PATIENCE);
+            patience = Some(patience_for(is_waiting));
         }
     }
 
@@ -557,6 +571,7 @@ impl Delivery {
     /// Nothing came for a while. True if frames go on waiting for missing pieces.
     fn forward_incomplete(&mut self) -> bool {
         let tables = self.tables.load();
+        self.sweep(&tables);
         let is_waiting = self.forward_left_behind(&tables, Patience::None);
         self.depart();
         is_waiting

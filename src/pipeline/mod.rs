@@ -78,6 +78,9 @@ use crate::{
 
 pub use self::shared::Stopped;
 
+/// A data thread that has nothing to do looks at the tables this often, so that the keys of a session
+/// that has ended are not kept by who would have used them.
+const IDLE: Duration = Duration::from_secs(30);
 /// Events that wait for the engine's owner.
 const EVENTS: usize = 16;
 

@@ -15,7 +15,7 @@ use std::{os::fd::AsFd, sync::Arc};
 use patchcord_bridge::{Decision, Egress, Kind, Now, PortId};
 
 use super::{
-    clock,
+    IDLE, clock,
     dispatch::{Dispatch, Outlet},
     offload::{self, Signal},
     portion::{Portion, Slot},
@@ -80,8 +80,8 @@ impl Outbound {
         loop {
             let (tap, stop) = (self.tap.as_fd(), self.shared.stop.as_fd());
             let ready = match &self.emissions {
-                None => waker::wait(&[tap, stop], None),
-                Some(emissions) => waker::wait(&[tap, stop, emissions.waker.as_fd()], None),
+                None => waker::wait(&[tap, stop], Some(IDLE)),
+                Some(emissions) => waker::wait(&[tap, stop, emissions.waker.as_fd()], Some(IDLE)),
             };
             match ready {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,

@@ -32,6 +32,7 @@ use super::{
 use crate::{
     crypto::{
         keys::{PresharedKey, PublicKey},
+        leaving_no_trace,
         mac::Cookie,
         noise::{Initiator, SplitKeys},
     },
@@ -180,7 +181,7 @@ impl Peer {
         now: Instant,
     ) -> Arc<Session> {
         let traffic = self.traffic.clone();
-        Arc::new(Session::new(agreement, keys, self.port, now, traffic))
+        leaving_no_trace(|| Arc::new(Session::new(agreement, keys, self.port, now, traffic)))
     }
 
     /// We asked, the peer answered: the session sends from now on. Returns the one that ended.

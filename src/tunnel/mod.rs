@@ -29,7 +29,7 @@ use crate::{
         socket_path,
     },
     io::{
-        forbid_dumps,
+        keep_memory_private,
         lock::{LockError, RunLock},
         service, signals,
     },
@@ -73,7 +73,7 @@ pub enum RunError {
 /// # Errors
 /// Says what failed and the remedy. Everything that was set up is removed by then.
 pub fn run(config: Config) -> Result<(), RunError> {
-    if let Err(error) = forbid_dumps() {
+    if let Err(error) = keep_memory_private() {
         warn!(%error, "a core dump would contain the private key");
     }
     let control = thread::Builder::new()

@@ -175,6 +175,23 @@ pub(in crate::io) fn forbid_dumps() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) }).map(drop)
 }
 
+/// Keeps all memory of this process, also what it gets later, out of swap space. False where a limit
+/// forbids that: under a limit, a later request for memory could fail.
+pub(in crate::io) fn forbid_swapping() -> io::Result<bool> {
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the pointer is to a struct of the kernel's layout, which is read.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } < 0 {
+        return Ok(false);
+    }
+    // Pages are locked when they are used: stacks and tables take no more memory than before.
+    let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+    // SAFETY: takes one number and no pointers.
+    check(unsafe { libc::mlockall(flags) }).map(|_| true)
+}
+
 /// Sets the niceness of the calling thread; on Linux it is a property of threads.
 pub(in crate::io) fn set_thread_niceness(nice: i32) -> io::Result<()> {
     // SAFETY: takes numbers and no pointers; 0 means the calling thread.

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What has ended leaves no key in memory: whoever reads it later opens no recording.
+//!
+//! This program starts itself again. The child makes handshakes and lanes, tells the parent their
+//! keys under a mask (so that the telling leaves no copy), and waits: once with all of it alive, once
+//! after it has ended. The parent looks for the keys in the child's memory, and for what they come
+//! from.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::FileExt,
+    process::{Child, Command, Stdio},
+};
+
+use blake2::{Blake2s256, Digest};
+use patchcord::{
+    crypto::{
+        aead::{Cipher, LaneKey},
+        keys::{PresharedKey, PrivateKey},
+        noise::{Initiator, Responder, SplitKey},
+    },
+    wire::{Counter, Initiation, InitiationPayload, Lane, Response, ResponsePayload, SessionIndex},
+};
+use zerocopy::FromZeros;
+
+const MASK: u8 = 0x5a;
+const CHILD: &str = "--child";
+/// As many as a connection has in ten minutes.
+const HANDSHAKES: usize = 5;
+
+fn main() {
+    if std::env::args().any(|argument| argument == CHILD) {
+        return child();
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .arg(CHILD)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let keys: Vec<_> = (0..2 * HANDSHAKES)
+        .map(|_| unmasked(&lines.next().unwrap().unwrap()))
+        .collect();
+
+    let alive = Memory::of(&child);
+    for pair in keys.chunks(2) {
+        assert!(alive.holds(&pair[0]), "the search finds what is there");
+        assert!(alive.holds(&pair[1]), "the search finds what is there");
+    }
+    let last = &keys[2 * HANDSHAKES - 2..];
+    assert!(
+        alive.holds_origin(&last[0]),
+        "the search finds a chaining key"
+    );
+
+    child.stdin.as_mut().unwrap().write_all(b"end\n").unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "ended");
+    let ended = Memory::of(&child);
+    for (number, pair) in keys.chunks(2).enumerate() {
+        for key in pair {
+            assert!(!ended.holds(key), "a key of handshake {number}");
+        }
+        assert!(!ended.holds_origin(&pair[0]), "the chaining key {number}");
+        for lane in 0..2 {
+            let key = lane_key(&pair[0], lane);
+            assert!(!ended.holds(&key), "the key of lane {lane} of {number}");
+        }
+    }
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    println!("test keys_of_what_has_ended_are_gone ... ok");
+}
+
+/// A handshake with itself, as the two nodes of a tunnel make it, and lanes under its keys.
+fn child() {
+    let (alice, bob) = (PrivateKey::generate(), PrivateKey::generate());
+    let psk = PresharedKey::generate();
+    let mut alive = Vec::new();
+    for _ in 0..HANDSHAKES {
+        let mut offer = InitiationPayload::new_zeroed();
+        offer.ciphers = 3;
+        let mut choice = ResponsePayload::new_zeroed();
+        choice.cipher = 1;
+        let index = SessionIndex::from_low_bits(1);
+        let mut first = Initiation::new(index, [0; _]);
+        let mut second = Response::new(index, index, [0; _]);
+        let mut initiator = Initiator::start(
+            &alice,
+            &bob.public_key(),
+            Some(&psk),
+            &offer,
+            &mut first.noise,
+        );
+        let responder = Responder::read(&bob, &first.noise).unwrap();
+        let bobs = responder
+            .respond(Some(&psk), &choice, &mut second.noise)
+            .unwrap();
+        let (_, alices) = initiator.finish(&second.noise).unwrap();
+        tell(&alices.seal);
+        tell(&alices.open);
+        let lanes = [0, 1].map(|lane| LaneKey::derive(&alices.seal, Cipher::Aes256Gcm, Lane(lane)));
+        for (number, lane) in lanes.iter().enumerate() {
+            let counter = Counter::new(Lane(number as u8), 0);
+            lane.seal(counter, b"header", &mut [7; 100]);
+        }
+        alive.push((initiator, alices, bobs, lanes));
+    }
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    drop(alive);
+    println!("ended");
+    std::io::stdin().read_line(&mut line).unwrap();
+}
+
+fn tell(key: &SplitKey) {
+    let masked: String = key
+        .as_bytes()
+        .iter()
+        .map(|byte| format!("{:02x}", byte ^ MASK))
+        .collect();
+    println!("{masked}");
+}
+
+fn unmasked(line: &str) -> [u8; 32] {
+    std::array::from_fn(|at| u8::from_str_radix(&line[2 * at..2 * at + 2], 16).unwrap() ^ MASK)
+}
+
+/// Every byte that a process could have written.
+struct Memory(Vec<Vec<u8>>);
+
+impl Memory {
+    fn of(child: &Child) -> Self {
+        let process = format!("/proc/{}", child.id());
+        let maps = std::fs::read_to_string(format!("{process}/maps")).unwrap();
+        let memory = File::open(format!("{process}/mem")).unwrap();
+        let regions = maps.lines().filter_map(|line| {
+            let mut words = line.split(' ');
+            let (range, rights) = (words.next()?, words.next()?);
+            let (start, end) = range.split_once('-')?;
+            let address = |text| u64::from_str_radix(text, 16).unwrap();
+            let (start, end) = (address(start), address(end));
+            let mut bytes = vec![0; (end - start) as usize];
+            let is_ours = rights.starts_with("rw");
+            (is_ours && memory.read_exact_at(&mut bytes, start).is_ok()).then_some(bytes)
+        });
+        let regions: Vec<_> = regions.collect();
+        assert!(regions.len() > 2, "{maps}");
+        Self(regions)
+    }
+
+    fn holds(&self, key: &[u8; 32]) -> bool {
+        self.windows().any(|window| window == key)
+    }
+
+    /// Whether there is a chaining key from which Noise's `Split` makes `key`.
+    fn holds_origin(&self, key: &[u8; 32]) -> bool {
+        let mut windows = self.windows().filter(|window| looks_random(window));
+        windows.any(|window| hmac(&hmac(window, b""), &[1]) == *key)
+    }
+
+    fn windows(&self) -> impl Iterator<Item = &[u8; 32]> {
+        let regions = self.0.iter();
+        regions.flat_map(|bytes| bytes.windows(32).map(|window| window.try_into().unwrap()))
+    }
+}
+
+/// 32 random bytes have fewer than 22 different values once in 10^5 times.
+fn looks_random(window: &[u8; 32]) -> bool {
+    let mut seen = [0_u64; 4];
+    for byte in window {
+        seen[usize::from(byte / 64)] |= 1 << (byte % 64);
+    }
+    seen.iter().map(|word| word.count_ones()).sum::<u32>() >= 22
+}
+
+/// HMAC with BLAKE2s, as Noise has it.
+fn hmac(key: &[u8; 32], data: &[u8]) -> [u8; 32] {
+    let pad = |with: u8| {
+        let mut block = [with; 64];
+        block
+            .iter_mut()
+            .zip(key)
+            .for_each(|(byte, key)| *byte ^= key);
+        block
+    };
+    let inner = Blake2s256::new().chain_update(pad(0x36));
+    let inner = inner.chain_update(data).finalize();
+    let outer = Blake2s256::new().chain_update(pad(0x5c));
+    outer.chain_update(inner).finalize().into()
+}
+
+/// HKDF-Expand (PROTOCOL.md, "Keys").
+fn lane_key(split: &[u8; 32], lane: u8) -> [u8; 32] {
+    use aws_lc_rs::hmac::{HMAC_SHA256, Key, sign};
+    let info = [&b"patchcord1 lane"[..], &[1, lane, 1]].concat();
+    let tag = sign(&Key::new(HMAC_SHA256, split), &info);
+    tag.as_ref().try_into().unwrap()
+}
