@@ -5,7 +5,7 @@
 //! keys under a mask (so that the telling leaves no copy), and waits: once with all of it alive, once
 //! after it has ended. The parent looks for the keys in the child's memory, and for what they come
 //! from.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::{
     fs::File,

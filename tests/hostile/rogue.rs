@@ -327,9 +327,7 @@ impl State {
                 self.open(now, from, datagram);
             }
             Ok(_) => {
-                let _ = self
-                    .node
-                    .handle_handshake(now, SystemTime::now(), from, datagram);
+                let _ = self.node.handle_handshake(now, from, datagram);
             }
             Err(_) => {}
         }
