@@ -30,7 +30,8 @@
 //! stage.assert_well();                                 // it lives, its memory is bounded, frames cross
 //! ```
 //!
-//! `packet` builds frames with headers as long as a test wants. A new topic is a new file with its tests.
+//! `packet` builds frames with headers as long as a test wants. A new topic is a new file with its tests;
+//! `random` draws from a seed, which it prints when it fails.
 // A test fails by panicking, waits by the real clock, and prints its logs.
 #![allow(
     clippy::unwrap_used,
@@ -68,3 +69,4 @@ mod stage;
 
 mod kit;
 mod long_headers;
+mod random;
