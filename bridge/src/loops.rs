@@ -1,9 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Finds loops through other bridges, cables and tunnels, and says which port to block.
 //!
-//! Each second a node sends a probe on every port. Bridges flood it like a broadcast, other nodes
-//! too; only its sender never passes it on. One that comes back by another port than it left by has
-//! found a way around: a loop, and this node is on it.
+//! A node sends probes on every port. Bridges flood them like a broadcast, other nodes too; only its
+//! sender never passes one on. One that comes back by another port than it left by has found a way
+//! around: a loop, and this node is on it.
+//!
+//! **Who probes.** If all nodes did so all the time, each tunnel would carry a probe for each of them. So
+//! in each VLAN the two most senior ones do, each second, those with the smallest ids; whoever hears two
+//! seniors is silent. Their probes show loops that they are not on, too: some node on any loop that a
+//! probe gets into has it by two of its ports (there is a way from its sender to either, and they part
+//! somewhere). That node then sends probes of its own by these two, for as long as this goes on. What it
+//! has heard is a hint and no more: what counts is what comes back. Whoever knows of a loop, or has just
+//! changed a port, is not silent either.
 //!
 //! ```text
 //!   idle ── a probe returns ──> contest ── two have returned, no senior ──> blocked ──┐
@@ -45,12 +53,16 @@
 
 mod message;
 mod port;
+mod relearning;
+mod speakers;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use self::message::Message;
 use self::port::{Contest, Port};
+use self::relearning::{Relearning, Scope};
+use self::speakers::{Copies, Speakers};
 use crate::inspect::{PROBE_ETHER_TYPE, PROBE_GROUP, PROBE_SOURCES};
 use crate::mac::MacAddr;
 use crate::port::PortId;
@@ -86,6 +98,14 @@ pub struct LoopGuard<A> {
     triggered_us: Option<u64>,
     /// Nodes heard of late, bounded.
     others: BTreeMap<NodeId, Other>,
+    speakers: Speakers,
+    /// Where a probe of another node came by two ways.
+    doubts: BTreeSet<(PortId, Vid)>,
+    next_doubts_us: u64,
+    /// When a probe came twice by one port, so that there may be a loop behind it.
+    doubled_us: Option<u64>,
+    /// Until when it is told that this node has blocked or opened a port.
+    tells_until_us: u64,
     next_sweep_us: u64,
     /// Ports blocked and opened so far.
     changes: u16,
@@ -196,60 +216,6 @@ pub struct LoopCounters {
     pub foreign: u64,
 }
 
-/// When stations are to be learned anew.
-#[derive(Clone, Debug, Default)]
-struct Relearning {
-    /// Because another node has changed something.
-    due: BTreeSet<Scope>,
-    done_us: Option<u64>,
-    /// Once more, for what was under way meanwhile.
-    again: BTreeSet<Scope>,
-    again_us: Option<u64>,
-    /// What is still to be said.
-    untold: BTreeSet<Scope>,
-}
-
-/// The stations behind a port, or all.
-type Scope = Option<PortId>;
-
-impl Relearning {
-    fn again_at(&mut self, scopes: &BTreeSet<Scope>, at_us: u64) {
-        self.again.extend(scopes);
-        self.again_us = Some(at_us);
-    }
-
-    fn due_us(&self) -> Option<u64> {
-        let untold_us = (!self.untold.is_empty()).then_some(0);
-        let next_us = || self.done_us.map_or(0, |then_us| then_us + RELEARN_US);
-        let first_us = (!self.due.is_empty()).then(next_us);
-        let all_us = first_us.into_iter().chain(self.again_us).chain(untold_us);
-        all_us.min()
-    }
-
-    fn poll(&mut self, now_us: u64) -> Option<Verdict> {
-        if now_us < self.due_us()? {
-            return None;
-        }
-        if self.again_us.is_some_and(|again_us| now_us >= again_us) {
-            self.again_us = None;
-            self.untold.append(&mut self.again);
-        } else if self.untold.is_empty() {
-            let due = core::mem::take(&mut self.due);
-            self.done_us = Some(now_us);
-            self.again_at(&due, now_us + RELEARN_AGAIN_US);
-            self.untold = due;
-        }
-        let scope = self.untold.pop_first()?;
-        Some(if let Some(port) = scope {
-            Verdict::RelearnBehind { port }
-        } else {
-            // There is nothing else left.
-            self.untold.clear();
-            Verdict::Relearn
-        })
-    }
-}
-
 /// The last that was heard of another node.
 #[derive(Clone, Debug)]
 struct Other {
@@ -258,6 +224,7 @@ struct Other {
     changes: BTreeMap<Scope, u16>,
     heard_us: u64,
     contended_us: Option<u64>,
+    copies: Copies,
 }
 
 const MS: u64 = 1000;
@@ -292,11 +259,12 @@ const MAX_OTHERS: usize = 1024;
 const CONTEST_IDLE_US: u64 = 2 * S;
 /// Between two rounds that are sent because someone else contends.
 const TRIGGER_US: u64 = 2 * S;
-/// Between two times that stations are learned anew because of others.
-const RELEARN_US: u64 = 2 * S;
-/// After so long no frame is under way that was sent before a cut. What comes by the old way until
-/// then is learned there again.
-const RELEARN_AGAIN_US: u64 = S;
+/// Ports and VLANs at a time in which a probe came by two ways.
+const MAX_DOUBTS: usize = 64;
+/// Between two times that they are probed.
+const DOUBTS_US: u64 = S;
+/// For so long a change is told, each second: what one round says may be lost.
+const TELL_US: u64 = 3 * S;
 
 /// VLANs that are suspected at a time.
 const MAX_SUSPECTED: usize = 32;
@@ -319,6 +287,11 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             next_contest_round_us: u64::MAX,
             triggered_us: None,
             others: BTreeMap::new(),
+            speakers: Speakers::of(node),
+            doubts: BTreeSet::new(),
+            next_doubts_us: 0,
+            doubled_us: None,
+            tells_until_us: 0,
             next_sweep_us: 0,
             changes: 0,
             relearning: Relearning::default(),
@@ -370,11 +343,18 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         if now_us >= self.next_round_us {
             self.next_round_us = now_us + INTERVAL_US;
             let vlans = self.vlans_per_round(now_us);
+            let tells = now_us < self.tells_until_us;
+            let speaks = |vid: Vid, rounds: u64| !self.speakers.probe(vid, rounds, now_us);
             for (&port, watched) in &mut self.ports {
-                let untagged = watched.vlans.first().filter(|vid| **vid == Vid::UNTAGGED);
-                wanted.extend(untagged.map(|vid| (port, *vid)));
-                wanted.extend(watched.take_turns(vlans).map(|vid| (port, vid)));
-                wanted.extend(self.suspected.iter().map(|vid| (port, *vid)));
+                let first = watched.vlans.first().copied();
+                let is_due = |vid: &Vid| tells || *vid == Vid::UNTAGGED && speaks(*vid, 1);
+                wanted.extend(first.filter(is_due).map(|vid| (port, vid)));
+                let rounds = watched.vlans.len().div_ceil(vlans) as u64;
+                let turns = watched.take_turns(vlans);
+                let turns = turns.filter(|vid| *vid != Vid::UNTAGGED && speaks(*vid, rounds));
+                wanted.extend(turns.map(|vid| (port, vid)));
+                let suspected = self.suspected.iter().filter(|vid| speaks(**vid, 1));
+                wanted.extend(suspected.map(|vid| (port, *vid)));
             }
             self.suspected.clear();
             // Whether a loop is still there is asked in each round, also where VLANs take turns.
@@ -382,6 +362,10 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         } else if now_us >= self.next_contest_round_us {
             let contests = self.ports.iter().filter(|(_, at)| at.contest.is_some());
             wanted.extend(contests.flat_map(|(&port, at)| at.suspects(port)));
+        }
+        if now_us >= self.next_doubts_us && !self.doubts.is_empty() {
+            self.next_doubts_us = now_us + DOUBTS_US;
+            wanted.append(&mut self.doubts);
         }
         if self.is_contending() {
             if now_us >= self.next_contest_round_us {
@@ -409,7 +393,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         let blocks = self.ports.values().filter_map(|at| at.block);
         let opens_us = blocks.map(|block| block.opens_us());
         let rounds_us = self.next_round_us.min(self.next_contest_round_us);
-        let all_us = opens_us.chain(self.relearning.due_us());
+        let doubts_us = (!self.doubts.is_empty()).then_some(self.next_doubts_us);
+        let all_us = opens_us.chain(self.relearning.due_us()).chain(doubts_us);
         all_us.fold(rounds_us, u64::min)
     }
 
@@ -435,8 +420,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         None
     }
 
-    /// Takes in a probe of another node, which came by `port`.
-    pub fn heard(&mut self, port: PortId, frame: &[u8], now_us: u64) {
+    /// Takes in a probe of another node, which came by `port` in the VLAN `vid` of this switch.
+    pub fn heard(&mut self, port: PortId, vid: Vid, frame: &[u8], now_us: u64) {
         let Some(message) = Message::parse(frame) else {
             return;
         };
@@ -444,10 +429,14 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             return;
         }
         self.counters.foreign += 1;
-        if !self.is_news(port, &message, now_us) || !message.contends {
+        let is_news = self.is_news(port, &message, now_us);
+        if !message.is_trial {
+            self.note_copy(port, vid, &message, now_us);
+        }
+        if !is_news || !message.contends {
             return;
         }
-        // If we are on that loop as well, its senior should know soon.
+        // If we know of that loop as well, its senior should know soon.
         let is_recent = |then: Option<u64>| {
             then.is_some_and(|then_us| now_us.saturating_sub(then_us) < TRIGGER_US)
         };
@@ -471,9 +460,9 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         if change.is_some() {
             // The others should know at once.
             self.changes = self.changes.wrapping_add(1);
+            self.tells_until_us = now_us + TELL_US;
             self.next_round_us = self.next_round_us.min(now_us);
-            let again_us = now_us + RELEARN_AGAIN_US;
-            self.relearning.again_at(&BTreeSet::from([None]), again_us);
+            self.relearning.own_change(now_us);
             return change;
         }
         self.relearning.poll(now_us)
@@ -517,6 +506,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             changes: BTreeMap::new(),
             heard_us: now_us,
             contended_us: None,
+            copies: Copies::default(),
         });
         // If somebody has sent a number far ahead in its name, it is heard again when that is forgotten.
         let is_news = message.sequence.wrapping_sub(known.sequence).cast_signed() > 0
@@ -526,13 +516,37 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             known.heard_us = now_us;
             let before = known.changes.insert(scope, message.changes);
             if before.is_some_and(|changes| changes != message.changes) {
-                self.relearning.due.insert(scope);
+                self.relearning.due(scope);
             }
             if message.contends {
                 known.contended_us = Some(now_us);
             }
         }
         is_news
+    }
+
+    /// Notes by which port a probe of another node came, in which VLAN. If it had come before there are
+    /// two ways to here, or to somewhere on the way.
+    fn note_copy(&mut self, port: PortId, vid: Vid, message: &Message, now_us: u64) {
+        let Some(other) = self.others.get_mut(&message.node) else {
+            return;
+        };
+        let Some(first) = other.copies.note(message.sequence, vid, port) else {
+            if message.sequence == other.sequence {
+                self.speakers.hear(vid, message.node, now_us);
+            }
+            return;
+        };
+        let was_doubled = self
+            .doubled_us
+            .is_some_and(|then_us| now_us.saturating_sub(then_us) < WARN_US);
+        if first == port && was_doubled || self.doubts.len() >= MAX_DOUBTS {
+            return;
+        }
+        if first == port {
+            self.doubled_us = Some(now_us);
+        }
+        self.doubts.extend([(first, vid), (port, vid)]);
     }
 
     /// Whether one more node can be listened to; looks for silent ones once a second.
@@ -653,6 +667,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             port,
             vid,
             contends: self.is_contending(),
+            is_trial: self.is_blocked(port),
             changes: self.changes,
         };
         let bytes = message.emit();
@@ -774,7 +789,7 @@ mod tests {
                 let mut frame = probe.frame.clone();
                 frame[20..28].copy_from_slice(&u64::to_be_bytes(node));
                 frame[28..32].copy_from_slice(&u32::to_be_bytes(at_s));
-                guard.heard(PortId::TAP, &frame, u64::from(at_s) * S);
+                guard.heard(PortId::TAP, Vid::UNTAGGED, &frame, u64::from(at_s) * S);
             }
             let sent = guard.due(u64::from(at_s) * S).len();
             assert_eq!(sent, probes, "{nodes} nodes");
@@ -792,13 +807,13 @@ mod tests {
         for node in 0..1_000_000_u64 {
             let mut frame = probe.frame.clone();
             frame[20..28].copy_from_slice(&node.to_be_bytes());
-            guard.heard(PortId::TAP, &frame, node);
+            guard.heard(PortId::TAP, Vid::UNTAGGED, &frame, node);
         }
         assert_eq!(guard.others.len(), MAX_OTHERS);
         // They make room when they are silent.
         let mut frame = probe.frame;
         frame[20] = 0xff;
-        guard.heard(PortId::TAP, &frame, 60 * S);
+        guard.heard(PortId::TAP, Vid::UNTAGGED, &frame, 60 * S);
         assert_eq!(guard.others.len(), 1);
     }
 }

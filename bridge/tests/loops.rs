@@ -174,6 +174,83 @@ fn any_network_of_hubs_becomes_a_tree() {
 }
 
 #[test]
+fn a_link_carries_as_many_probes_in_a_large_star_as_in_a_small_one() {
+    for spokes in [8, 32, 64] {
+        let mut net = Net::star(spokes, spokes as u64);
+        net.run(10 * S);
+        net.probes.clear();
+        net.run(20 * S);
+        let most = net.probes.values().max().expect("somebody probes") / 20;
+        let total: u64 = net.probes.values().sum::<u64>() / 20;
+        println!("{spokes} spokes: {most} probes/s by the busiest link, {total} by all");
+        assert!(most <= 2, "{spokes} spokes: {most} a second");
+        assert!(net.blocked().is_empty(), "{spokes} spokes");
+
+        net.cable(1, spokes);
+        net.run(3 * S);
+        assert_eq!(net.blocked().len(), 1, "{spokes} spokes");
+        net.run(5 * S);
+        net.probes.clear();
+        net.run(20 * S);
+        let most = net.probes.values().max().expect("somebody probes") / 20;
+        assert!(most <= 4, "{spokes} spokes, one blocked: {most} a second");
+        net.assert_everyone_hears_once();
+    }
+}
+
+#[test]
+fn a_loop_is_found_as_soon_though_the_most_senior_node_has_just_left() {
+    for seed in 0..20 {
+        let mut net = Net::star(8, seed);
+        net.run(10 * S);
+        let spokes = 1..net.nodes.len();
+        let senior = spokes.min_by_key(|&at| net.nodes[at].id).expect("spokes");
+        net.cut_tunnel(0, senior);
+        let others = [1, 2, 3].into_iter().filter(|&at| at != senior);
+        let others: Vec<_> = others.collect();
+        net.cable(others[0], others[1]);
+        net.run(3 * S);
+        assert_eq!(net.blocked().len(), 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_loop_is_found_when_all_who_probed_for_others_have_left() {
+    for seed in 0..20 {
+        let mut net = Net::star(8, seed);
+        net.run(10 * S);
+        let mut spokes: Vec<_> = (1..net.nodes.len()).collect();
+        spokes.sort_by_key(|&at| net.nodes[at].id);
+        for &gone in &spokes[..2] {
+            net.cut_tunnel(0, gone);
+        }
+        net.cable(spokes[4], spokes[5]);
+        net.run(7 * S);
+        assert_eq!(net.blocked().len(), 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_loop_behind_a_tunnel_is_told_to_nodes_that_are_silent_as_well() {
+    let mut guard = guard(u64::MAX);
+    let mut behind = Vec::new();
+    for round in 0..130 {
+        let now_us = round * S;
+        // Two seniors speak, and what they say comes twice by one port.
+        for node in [1, 2] {
+            let probe = probe_of(NodeId(node), round as u32 + 1);
+            guard.heard(PortId(1), Vid::UNTAGGED, &probe, now_us);
+            guard.heard(PortId(1), Vid::UNTAGGED, &probe, now_us);
+        }
+        for probe in guard.due(now_us) {
+            assert_eq!(probe.port, PortId(1), "no other is in doubt");
+            behind.extend(guard.returned(probe.port, &probe.frame, now_us));
+        }
+    }
+    assert_eq!(behind.len(), 3, "one a minute");
+}
+
+#[test]
 fn a_loop_in_one_vlan_is_found_among_sixteen() {
     let vlans: Vec<Vid> = (0..16).map(|at| vid(at * 10)).collect();
     for (seed, looped) in vlans.iter().enumerate() {
@@ -474,7 +551,7 @@ fn changes_that_are_made_up_have_stations_learned_anew_now_and_then() {
         let now_us = u64::from(sequence) * 10 * MS;
         let mut probe = contending_probe(NodeId(7), sequence + 1);
         probe[32..34].copy_from_slice(&(sequence as u16).to_be_bytes());
-        guard.heard(TAP, &probe, now_us);
+        guard.heard(TAP, Vid::UNTAGGED, &probe, now_us);
         relearned += usize::from(guard.poll(now_us) == Some(Verdict::Relearn));
     }
     assert_eq!(relearned, 10, "in 10 s");
@@ -507,7 +584,7 @@ fn what_is_said_of_changes_behind_a_confined_port_is_about_its_own_stations() {
     ] {
         let mut probe = contending_probe(NodeId(7), sequence);
         probe[33] = changes;
-        guard.heard(port, &probe, at_s * S);
+        guard.heard(port, Vid::UNTAGGED, &probe, at_s * S);
         let verdicts: Vec<_> = std::iter::from_fn(|| guard.poll(at_s * S)).collect();
         assert_eq!(verdicts, expected, "number {sequence}");
     }
@@ -519,7 +596,7 @@ fn a_node_is_heard_again_after_somebody_has_sent_numbers_far_ahead_in_its_name()
     let mut hear = |sequence: u32, changes: u8, at_s: u64| {
         let mut probe = contending_probe(NodeId(7), sequence);
         probe[33] = changes;
-        guard.heard(TAP, &probe, at_s * S);
+        guard.heard(TAP, Vid::UNTAGGED, &probe, at_s * S);
         let relearns = std::iter::from_fn(|| guard.poll(at_s * S));
         relearns
             .filter(|verdict| *verdict == Verdict::Relearn)
@@ -557,6 +634,8 @@ struct Net {
     verdicts: Rc<RefCell<Vec<(usize, Verdict)>>>,
     /// When each node was told to learn anew because of others.
     relearned: Vec<Vec<u64>>,
+    /// Probes put on the way to each port, that of a segment included.
+    probes: BTreeMap<(usize, PortId), u64>,
     /// When ports were blocked and opened, and by which node.
     changes: Vec<(u64, usize)>,
     heard: Vec<usize>,
@@ -571,6 +650,7 @@ struct Net {
 type Guard = LoopGuard<fn(&[u8]) -> [u8; 16]>;
 
 struct Node {
+    id: NodeId,
     guard: Guard,
     source: MacAddr,
     /// Peers are ports from 1.
@@ -612,6 +692,7 @@ impl Net {
             under_way: Vec::new(),
             verdicts: Rc::default(),
             relearned: vec![Vec::new(); nodes],
+            probes: BTreeMap::new(),
             changes: Vec::new(),
             heard: vec![0; nodes],
             now_us: 0,
@@ -627,6 +708,7 @@ impl Net {
             guard.watch(TAP, 0, []);
             let wakes_us = net.random() % S;
             net.nodes.push(Node {
+                id,
                 guard,
                 source,
                 peers: 0,
@@ -650,6 +732,16 @@ impl Net {
             let (one, two) = pairs.swap_remove(at);
             net.tunnel(one, two);
         }
+        net
+    }
+
+    /// A hub, node 0, and so many others.
+    fn star(spokes: usize, seed: u64) -> Self {
+        let mut net = Self::new(spokes + 1, seed);
+        for spoke in 1..=spokes {
+            net.tunnel(0, spoke);
+        }
+        net.nodes[0].hub = true;
         net
     }
 
@@ -751,7 +843,7 @@ impl Net {
                 return;
             }
             if !deaf {
-                node.guard.heard(port, frame, now_us);
+                node.guard.heard(port, header(frame).vid, frame, now_us);
             }
         }
         if is_blocked || matches!(traffic, Traffic::Probe(_)) && !node.may_pass(port, now_us) {
@@ -800,7 +892,10 @@ impl Net {
             Traffic::Broadcast(0) => return,
             Traffic::Broadcast(hops) => Traffic::Broadcast(hops - 1),
             Traffic::Probe(_) if self.random() % 100 < self.loss_percent => return,
-            Traffic::Probe(frame) => Traffic::Probe(frame.clone()),
+            Traffic::Probe(frame) => {
+                *self.probes.entry((to, port)).or_default() += 1;
+                Traffic::Probe(frame.clone())
+            }
         };
         self.under_way
             .push((self.now_us + delay_us, to, port, traffic));
@@ -901,6 +996,13 @@ fn first_probe(guard: &mut Guard, port: PortId, now_us: u64) -> Vec<u8> {
     let mut probes = guard.due(now_us).into_iter();
     let probe = probes.find(|probe| probe.port == port);
     probe.expect("a round on all ports").frame
+}
+
+/// What a node sends.
+fn probe_of(node: NodeId, sequence: u32) -> Vec<u8> {
+    let mut probe = first_probe(&mut guard(node.0), TAP, 0);
+    probe[28..32].copy_from_slice(&sequence.to_be_bytes());
+    probe
 }
 
 /// What a node sends that sees a loop, or whoever wants to seem one.

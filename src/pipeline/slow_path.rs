@@ -302,7 +302,7 @@ impl SlowPath {
             }
             Kind::Probe => {
                 if let Some(loops) = &mut self.loops {
-                    loops.heard(ingress, frame, now.micros);
+                    loops.heard(ingress, inside.vid, frame, now.micros);
                 }
             }
             Kind::Membership => {

@@ -20,6 +20,8 @@ pub(super) struct Message {
     pub(super) vid: Vid,
     /// The sender has seen a loop and not yet cut it.
     pub(super) contends: bool,
+    /// It left by a port that the sender has blocked, and may come by two ways though the loop is cut.
+    pub(super) is_trial: bool,
     /// How often the sender has blocked or opened a port.
     pub(super) changes: u16,
 }
@@ -28,11 +30,12 @@ impl Message {
     pub(super) const LEN: usize = 20;
     const VERSION: u8 = 1;
     const CONTENDS: u8 = 1;
+    const TRIAL: u8 = 2;
 
     pub(super) fn emit(&self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[0] = Self::VERSION;
-        bytes[1] = if self.contends { Self::CONTENDS } else { 0 };
+        bytes[1] = u8::from(self.contends) * Self::CONTENDS + u8::from(self.is_trial) * Self::TRIAL;
         bytes[2..4].copy_from_slice(&self.port.0.to_be_bytes());
         bytes[4..6].copy_from_slice(&self.vid.value().to_be_bytes());
         bytes[6..14].copy_from_slice(&self.node.0.to_be_bytes());
@@ -56,6 +59,7 @@ impl Message {
             port: PortId(u16::from_be_bytes([*p0, *p1])),
             vid: Vid::new(u16::from_be_bytes([*v0, *v1]))?,
             contends: flags & Self::CONTENDS != 0,
+            is_trial: flags & Self::TRIAL != 0,
             changes: u16::from_be_bytes(*changes),
         })
     }
