@@ -330,6 +330,18 @@ impl Snooping {
         }
     }
 
+    /// Whether hosts are to be asked now for a group that one of them has left, so that
+    /// [`poll`](Self::poll) cannot wait for the next second.
+    pub fn is_query_due(&self, now_s: u32) -> bool {
+        let mut queries = self.last_queries.values();
+        self.is_querier() && queries.any(|queries| is_past(queries.next_s, now_s))
+    }
+
+    /// Whether the table has changed and nobody has taken notice yet.
+    pub fn is_changed(&self) -> bool {
+        self.is_changed
+    }
+
     /// Whether the table has changed since this was last asked.
     pub fn take_changed(&mut self) -> bool {
         core::mem::take(&mut self.is_changed)

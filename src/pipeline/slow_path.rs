@@ -202,6 +202,8 @@ pub(super) struct SlowPath {
     watched: VidSet,
     survey: Survey,
     snooping: Option<Snooping>,
+    /// From when on a table of groups may be made again.
+    groups_due_us: u64,
     neighbours: Option<Neighbours>,
     limits: LimitLog,
     events: mpsc::Sender<EngineEvent>,
@@ -247,6 +249,7 @@ impl SlowPath {
             loops: loops.map(guard),
             watched: VidSet::EMPTY,
             snooping: snooping.map(|config| Snooping::new(config, now_s)),
+            groups_due_us: 0,
             neighbours: neighbours.map(Neighbours::new),
             limits: LimitLog::default(),
             events,
@@ -275,7 +278,14 @@ impl SlowPath {
 
     fn next_due(&self) -> std::time::Instant {
         let now_us = self.now_us();
-        let due_us = self.loops.as_ref().map_or(u64::MAX, LoopGuard::next_due_us);
+        let loops_us = self.loops.as_ref().map_or(u64::MAX, LoopGuard::next_due_us);
+        let is_changed = self.snooping.as_ref().is_some_and(Snooping::is_changed);
+        let groups_us = if is_changed {
+            self.groups_due_us
+        } else {
+            u64::MAX
+        };
+        let due_us = loops_us.min(groups_us);
         let in_us = due_us.saturating_sub(now_us).min(ROUND.as_micros() as u64);
         clock::now() + Duration::from_micros(in_us)
     }
@@ -305,16 +315,22 @@ impl SlowPath {
                     loops.heard(ingress, inside.vid, frame, now.micros);
                 }
             }
-            Kind::Membership => {
-                if let Some(snooping) = &mut self.snooping {
-                    snooping.handle(ingress, inside.vid, frame, ADDRESSES, now.seconds);
-                }
-            }
+            Kind::Membership => self.see_membership(ingress, inside, frame, now.seconds),
             Kind::Neighbour => self.see_neighbour(ingress, inside, frame, now.seconds),
             Kind::Binding => {
                 self.note_neighbour(ingress, inside, frame, now.seconds);
             }
             Kind::Data => {}
+        }
+    }
+
+    fn see_membership(&mut self, ingress: PortId, inside: Inside, frame: &[u8], now_s: u32) {
+        let Some(snooping) = &mut self.snooping else {
+            return;
+        };
+        snooping.handle(ingress, inside.vid, frame, ADDRESSES, now_s);
+        if snooping.is_query_due(now_s) {
+            self.look_after_groups(now_s);
         }
     }
 
@@ -432,6 +448,28 @@ impl SlowPath {
     }
 
     fn act(&mut self) {
+        self.publish_groups();
+        self.act_on_loops();
+    }
+
+    /// Shows the data threads what has changed with the frame that has changed it. To make a table takes
+    /// time for each group, and a station can change it with each frame: no more than a twentieth of the
+    /// time goes into that.
+    fn publish_groups(&mut self) {
+        const SHARE: u64 = 20;
+        let begin_us = self.now_us();
+        let due = self.snooping.as_mut();
+        let due = due.filter(|_| begin_us >= self.groups_due_us);
+        let Some(snooping) = due.filter(|snooping| snooping.is_changed()) else {
+            return;
+        };
+        snooping.take_changed();
+        self.shared.set_groups(snooping.table());
+        let now_us = self.now_us();
+        self.groups_due_us = now_us + SHARE * (now_us - begin_us);
+    }
+
+    fn act_on_loops(&mut self) {
         let now_us = self.now_us();
         let Some(loops) = &mut self.loops else { return };
         for probe in loops.due(now_us) {
@@ -495,9 +533,6 @@ impl SlowPath {
             return;
         };
         let queries = snooping.poll(now_s);
-        if snooping.take_changed() {
-            self.shared.set_groups(snooping.table());
-        }
         for QueryFrame { vid, frame } in queries {
             self.flood(None, Inside::tagged(vid), &frame);
         }
@@ -651,117 +686,4 @@ fn tell_moved(events: &mpsc::Sender<EngineEvent>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use patchcord_bridge::Switch;
-
-    use super::*;
-    use crate::{
-        crypto::keys::PrivateKey,
-        io::{
-            tap::{Backend, Tap, TapOptions},
-            testing::in_namespace,
-        },
-        pipeline::{
-            Stopped,
-            shared::{Emissions, ToControl},
-        },
-        proto::guard::Mac1Check,
-    };
-
-    /// With a TAP of its own and peers, and what it has sent to be sent.
-    fn slow_path(config: SwitchConfig, duties: Duties) -> (SlowPath, Emissions) {
-        let options = TapOptions {
-            name: "pc-slow".to_owned(),
-            backend: Backend::Vnet,
-        };
-        let (_, mut queues) = Tap::open(&options, 1).unwrap();
-        let to_control = ToControl {
-            handshakes: mpsc::channel(1).0,
-            sightings: mpsc::channel(1).0,
-        };
-        let peers = config.ports[1..].iter().map(|_| ("peer".to_owned(), 1));
-        let peers = peers.collect();
-        let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
-        let switch = Switch::new(config, [0; 2]);
-        let (shared, emissions) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
-        let queue = Arc::new(queues.remove(0));
-        let events = mpsc::channel(1).0;
-        let slow_path = SlowPath::new(Arc::new(shared), queue, peers, duties, events);
-        (slow_path, emissions)
-    }
-
-    fn ports(guards: &[bool]) -> SwitchConfig {
-        let port = |&spoof_guard: &bool| PortConfig {
-            spoof_guard,
-            ..PortConfig::default()
-        };
-        SwitchConfig {
-            ports: guards.iter().map(port).collect(),
-            ..SwitchConfig::default()
-        }
-    }
-
-    #[test]
-    fn a_loop_does_not_keep_news_from_the_owner() {
-        let (events, mut told) = mpsc::channel(EVENTS);
-        for _ in 0..10 * EVENTS {
-            tell_moved(&events);
-        }
-        let broken = EngineEvent::Broken(Stopped::TapLost);
-        events.try_send(broken).expect("there is room");
-        assert!(matches!(told.try_recv(), Ok(EngineEvent::StationsMoved)));
-    }
-
-    #[test]
-    fn hosts_are_asked_again_when_a_peer_came_unheard() {
-        in_namespace(|| {
-            let config = ports(&[false; 2]);
-            let duties = Duties::of(&config, true, true);
-            let (mut slow_path, emissions) = slow_path(config, duties);
-            let mut asks = |comes: bool| {
-                if comes {
-                    // Nobody takes it.
-                    slow_path.shared.tell_came(PortId(1));
-                }
-                slow_path.look_around();
-                emissions.receiver.try_iter().count()
-            };
-            let asked = [false, false, true, false].map(&mut asks);
-            assert_eq!(asked, [2, 0, 2, 0], "in both families, once");
-        });
-    }
-
-    #[test]
-    fn a_guarded_port_has_only_its_own_stations_learned_anew() {
-        let [owner, eve] = [1, 2].map(PortId);
-        let [theirs, hers] = [1, 2].map(|name| MacAddr([2, 0, 0, 0, 0, name]));
-        for (guarded, home) in [(true, Some(owner)), (false, None)] {
-            in_namespace(|| {
-                let config = ports(&[false, false, guarded]);
-                let mut duties = Duties::of(&config, false, true);
-                duties.loops = Some(Probes::random());
-                let (mut slow_path, _emissions) = slow_path(config, duties);
-                let shared = slow_path.shared.clone();
-                let fdb = shared.switch.fdb();
-                fdb.learn(Vid::UNTAGGED, theirs, owner, 0);
-                fdb.learn(Vid::UNTAGGED, hers, eve, 0);
-                let mut node = LoopGuard::new(NodeId(7), loops::source([7; 4]), |_| [0; 16]);
-                node.watch(PortId::TAP, 0, []);
-                let mut frame = node.due(0).remove(0).frame;
-                for number in 1..=2 {
-                    // The sequence number and how much was changed.
-                    (frame[31], frame[33]) = (number, number);
-                    slow_path.see(&Sighting::Frame {
-                        kind: Kind::Probe,
-                        ingress: eve,
-                        inside: Inside::untagged(Vid::UNTAGGED),
-                        frame: frame.as_slice().into(),
-                    });
-                }
-                slow_path.act();
-                assert_eq!(fdb.lookup(Vid::UNTAGGED, theirs, 0), home, "{guarded}");
-                assert_eq!(fdb.lookup(Vid::UNTAGGED, hers, 0), None, "{guarded}");
-            });
-        }
-    }
-}
+mod tests;

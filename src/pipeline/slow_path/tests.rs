@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The slow path with a TAP of its own, and without the task that runs it.
+
+use patchcord_bridge::Switch;
+
+use super::*;
+use crate::{
+    crypto::keys::PrivateKey,
+    io::{
+        tap::{Backend, Tap, TapOptions},
+        testing::in_namespace,
+    },
+    pipeline::{
+        Stopped,
+        shared::{Emissions, ToControl},
+    },
+    proto::guard::Mac1Check,
+};
+
+/// With a TAP of its own and peers, and what it has sent to be sent.
+fn slow_path(config: SwitchConfig, duties: Duties) -> (SlowPath, Emissions) {
+    let options = TapOptions {
+        name: "pc-slow".to_owned(),
+        backend: Backend::Vnet,
+    };
+    let (_, mut queues) = Tap::open(&options, 1).unwrap();
+    let to_control = ToControl {
+        handshakes: mpsc::channel(1).0,
+        sightings: mpsc::channel(1).0,
+    };
+    let peers = config.ports[1..].iter().map(|_| ("peer".to_owned(), 1));
+    let peers = peers.collect();
+    let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
+    let switch = Switch::new(config, [0; 2]);
+    let (shared, emissions) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
+    let queue = Arc::new(queues.remove(0));
+    let events = mpsc::channel(1).0;
+    let slow_path = SlowPath::new(Arc::new(shared), queue, peers, duties, events);
+    (slow_path, emissions)
+}
+
+fn ports(guards: &[bool]) -> SwitchConfig {
+    let port = |&spoof_guard: &bool| PortConfig {
+        spoof_guard,
+        ..PortConfig::default()
+    };
+    SwitchConfig {
+        ports: guards.iter().map(port).collect(),
+        ..SwitchConfig::default()
+    }
+}
+
+#[test]
+fn a_loop_does_not_keep_news_from_the_owner() {
+    let (events, mut told) = mpsc::channel(EVENTS);
+    for _ in 0..10 * EVENTS {
+        tell_moved(&events);
+    }
+    let broken = EngineEvent::Broken(Stopped::TapLost);
+    events.try_send(broken).expect("there is room");
+    assert!(matches!(told.try_recv(), Ok(EngineEvent::StationsMoved)));
+}
+
+#[test]
+fn hosts_are_asked_again_when_a_peer_came_unheard() {
+    in_namespace(|| {
+        let config = ports(&[false; 2]);
+        let duties = Duties::of(&config, true, true);
+        let (mut slow_path, emissions) = slow_path(config, duties);
+        let mut asks = |comes: bool| {
+            if comes {
+                // Nobody takes it.
+                slow_path.shared.tell_came(PortId(1));
+            }
+            slow_path.look_around();
+            emissions.receiver.try_iter().count()
+        };
+        let asked = [false, false, true, false].map(&mut asks);
+        assert_eq!(asked, [2, 0, 2, 0], "in both families, once");
+    });
+}
+
+fn is_changed(slow_path: &SlowPath) -> bool {
+    slow_path.snooping.as_ref().unwrap().is_changed()
+}
+
+/// A frame with an IGMPv2 message for a group.
+fn igmp(kind: u8, [a, b, c, d]: [u8; 4]) -> Vec<u8> {
+    let header = [0x46, 0, 0, 32, 0, 0, 0, 0, 1, 2, 0, 0, 10, 0, 0, 1];
+    let mut header = [&header[..], &[a, b, c, d, 0x94, 4, 0, 0]].concat();
+    let mut message = [kind, 0, 0, 0, a, b, c, d];
+    let sum = internet_checksum(&header);
+    header[10..12].copy_from_slice(&sum);
+    let sum = internet_checksum(&message);
+    message[2..4].copy_from_slice(&sum);
+    let ethernet = [1, 0, 0x5e, b & 0x7f, c, d, 2, 0, 0, 0, 0, 1, 8, 0];
+    [&ethernet[..], &header, &message].concat()
+}
+
+fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes
+        .chunks(2)
+        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+    let sum: u32 = words.sum();
+    (!((sum >> 16) + (sum & 0xffff)) as u16).to_be_bytes()
+}
+
+#[test]
+fn what_a_report_changes_takes_effect_with_it() {
+    const GROUP: [u8; 4] = [239, 1, 1, 1];
+    in_namespace(|| {
+        let config = ports(&[false; 3]);
+        let duties = Duties::of(&config, true, true);
+        let (mut slow_path, emissions) = slow_path(config, duties);
+        // The first queries.
+        slow_path.look_around();
+        slow_path.act();
+        assert_eq!(emissions.receiver.try_iter().count(), 2);
+        const MEMBER: PortId = PortId(2);
+        // Whether it changes anything, which the data threads are then shown.
+        let see = |slow_path: &mut SlowPath, frame: Vec<u8>| {
+            slow_path.see(&Sighting::Frame {
+                kind: Kind::Membership,
+                ingress: MEMBER,
+                inside: Inside::untagged(Vid::UNTAGGED),
+                frame: frame.into(),
+            });
+            let was_changed = is_changed(slow_path);
+            // As the task does, which waits for a frame or until something is due.
+            for _ in 0..1000 {
+                let wait = slow_path.next_due().saturating_duration_since(clock::now());
+                if is_changed(slow_path) {
+                    std::thread::sleep(wait);
+                    slow_path.act();
+                }
+            }
+            assert!(!is_changed(slow_path), "it is shown");
+            was_changed
+        };
+        let join = igmp(0x16, GROUP);
+        assert!(see(&mut slow_path, join.clone()));
+        assert!(!see(&mut slow_path, join));
+        // Hosts are asked at once whether somebody else wants it.
+        let leave = igmp(0x17, GROUP);
+        see(&mut slow_path, leave);
+        assert_eq!(emissions.receiver.try_iter().count(), 1);
+        slow_path.see(&Sighting::Gone(MEMBER));
+        slow_path.groups_due_us = 0;
+        slow_path.act();
+        assert!(!is_changed(&slow_path), "it is shown that the peer is gone");
+    });
+}
+
+#[test]
+fn a_guarded_port_has_only_its_own_stations_learned_anew() {
+    let [owner, eve] = [1, 2].map(PortId);
+    let [theirs, hers] = [1, 2].map(|name| MacAddr([2, 0, 0, 0, 0, name]));
+    for (guarded, home) in [(true, Some(owner)), (false, None)] {
+        in_namespace(|| {
+            let config = ports(&[false, false, guarded]);
+            let mut duties = Duties::of(&config, false, true);
+            duties.loops = Some(Probes::random());
+            let (mut slow_path, _emissions) = slow_path(config, duties);
+            let shared = slow_path.shared.clone();
+            let fdb = shared.switch.fdb();
+            fdb.learn(Vid::UNTAGGED, theirs, owner, 0);
+            fdb.learn(Vid::UNTAGGED, hers, eve, 0);
+            let mut node = LoopGuard::new(NodeId(7), loops::source([7; 4]), |_| [0; 16]);
+            node.watch(PortId::TAP, 0, []);
+            let mut frame = node.due(0).remove(0).frame;
+            for number in 1..=2 {
+                // The sequence number and how much was changed.
+                (frame[31], frame[33]) = (number, number);
+                slow_path.see(&Sighting::Frame {
+                    kind: Kind::Probe,
+                    ingress: eve,
+                    inside: Inside::untagged(Vid::UNTAGGED),
+                    frame: frame.as_slice().into(),
+                });
+            }
+            slow_path.act();
+            assert_eq!(fdb.lookup(Vid::UNTAGGED, theirs, 0), home, "{guarded}");
+            assert_eq!(fdb.lookup(Vid::UNTAGGED, hers, 0), None, "{guarded}");
+        });
+    }
+}
