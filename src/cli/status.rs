@@ -6,7 +6,8 @@ use std::iter;
 use std::time::Duration;
 
 use patchcord::control::message::{
-    BlockStatus, Counters, DeviceStatus, FdbStatus, PeerStatus, PortStatus, Rates, Status,
+    BlockStatus, Counters, DeviceStatus, FdbStatus, LastErrorStatus, PeerStatus, PortStatus, Rates,
+    Status,
 };
 
 use super::tunnel::plural;
@@ -300,6 +301,11 @@ fn peer(peer: &PeerStatus) -> String {
         ),
         row("handshakes", number(peer.handshakes)),
     ];
+    rows.extend(
+        peer.last_error
+            .as_ref()
+            .map(|error| row("last error", last_error(error, &peer.state))),
+    );
     rows.extend(peer.cipher.clone().map(|cipher| row("cipher", cipher)));
     rows.extend(peer.rtt_us.map(|rtt| row("round trip", milliseconds(rtt))));
     rows.extend(
@@ -327,6 +333,20 @@ fn peer(peer: &PeerStatus) -> String {
         rate(inbound_bits_per_s, inbound_frames_per_s),
     ));
     format!("peer {}\n{}", peer.name, table("  ", rows))
+}
+
+fn last_error(error: &LastErrorStatus, state: &str) -> String {
+    let LastErrorStatus {
+        text,
+        remedy,
+        since_s,
+        last_s,
+        ..
+    } = error;
+    match state {
+        "up" => format!("{}: {text}", ago(*last_s)),
+        _ => format!("for {}: {text}; {remedy}", age(*since_s)),
+    }
 }
 
 fn outbound(counters: &Counters) -> String {
@@ -633,6 +653,29 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
     }
 
     #[test]
+    fn the_page_says_why_a_peer_cannot_be_reached() {
+        let mut status = status();
+        status.peers[0].last_error = Some(LastErrorStatus {
+            cause: "port-closed".into(),
+            text: "nothing listens".into(),
+            remedy: "start it".into(),
+            since_s: 70.0,
+            last_s: 4.0,
+        });
+        for (state, expected) in [
+            ("up", "last error      4s ago: nothing listens\n"),
+            (
+                "connecting",
+                "last error      for 1m 10s: nothing listens; start it\n",
+            ),
+        ] {
+            status.peers[0].state = state.into();
+            let page = page(&status);
+            assert!(page.contains(expected), "{page}");
+        }
+    }
+
+    #[test]
     fn a_tunnel_without_a_reachable_peer_does_not_look_connected() {
         for state in ["connected", "reasserting"] {
             let mut status = status();
@@ -693,6 +736,7 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
                 rtt_us: Some(1234),
                 path_mtu: Some(1500),
                 handshakes: 3,
+                last_error: None,
                 counters,
                 rates: Rates {
                     outbound_bits_per_s: 1_540_000.0,

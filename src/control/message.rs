@@ -277,10 +277,28 @@ pub struct PeerStatus {
     pub path_mtu: Option<u32>,
     /// Handshakes completed.
     pub handshakes: u64,
+    /// The last reason for which the peer could not be reached. It stays when the peer is up again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<LastErrorStatus>,
     /// Traffic with this peer.
     pub counters: Counters,
     /// Its speed over the last second.
     pub rates: Rates,
+}
+
+/// Why a peer could not be reached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastErrorStatus {
+    /// One word, such as `no-answer`, `port-closed` or `refused-network-id`.
+    pub cause: String,
+    /// The same for people, as a clause.
+    pub text: String,
+    /// What to do about it.
+    pub remedy: String,
+    /// Seconds since it began.
+    pub since_s: f64,
+    /// Seconds since it was noticed last.
+    pub last_s: f64,
 }
 
 /// Traffic in both directions, seen from the overlay: outbound goes into the tunnel.
@@ -585,6 +603,13 @@ mod tests {
                     inbound_bytes: handshakes,
                     ..Counters::default()
                 },
+                last_error: path_mtu.map(|age| LastErrorStatus {
+                    cause: name.clone(),
+                    text: name.clone(),
+                    remedy: name.clone(),
+                    since_s: f64::from(age) / 4.0,
+                    last_s: 0.25,
+                }),
                 name,
                 endpoint,
                 path_mtu,

@@ -12,6 +12,7 @@
 //! path     the machine's own way out, below every tunnel; in `changes`, when to look again
 //! way      the way that datagrams take to an address
 //! groups   the multicast groups of a link
+//! icmp     what others say of datagrams that did not arrive
 //! sockets  sockets through the tunnel, and outside of it by their `mark`
 //! tap      frames in and out of the kernel; in `vnet`, what travels beside them, in `packet`, the
 //!          NIC in place of a TAP
@@ -32,6 +33,7 @@ pub mod bus;
 pub mod device;
 pub(crate) mod file;
 pub mod groups;
+pub mod icmp;
 pub mod link;
 pub mod lock;
 pub mod mark;

@@ -101,7 +101,9 @@ pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 impl Log {
     pub(crate) fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync + use<> {
         let log = self.clone();
-        let lines = tracing_subscriber::fmt().with_writer(move || log.clone());
+        let lines = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || log.clone());
         lines.finish()
     }
 

@@ -25,13 +25,21 @@ use super::{
     clock::{now, wall},
     meter::{self, Meter},
     notices::{Control, Notice},
+    reports::{self, Reports},
     shared::{Handshake, Shared},
     underlay::Underlay,
 };
 use crate::{
     control::message::{FdbRequest, Reply},
-    io::{resolver, udp::UdpSocket},
-    proto::node::{Event, Node},
+    io::{
+        icmp::{Icmp, Undelivered, Why},
+        resolver,
+        udp::UdpSocket,
+    },
+    proto::{
+        node::{Event, Node, Refused},
+        trouble::{NameError, Unreachable},
+    },
     stats::{DropReason, Drops},
 };
 
@@ -39,10 +47,6 @@ use crate::{
 /// tried again.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(5);
 const RESOLVE_RETRY: Duration = Duration::from_secs(2);
-/// Repeated refusals, and names that are not found, are logged at most this often.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// … and the moves of one peer.
-const MOVE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// From the engine's owner.
 pub(super) enum Command {
@@ -54,14 +58,6 @@ pub(super) enum Command {
 
 /// A peer's name for people, and the host to look up.
 type Label = (String, Option<String>);
-
-/// What others can make happen as often as they like.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Topic {
-    Refusal(DropReason),
-    Move(PortId),
-    UnknownName(PortId),
-}
 
 pub(super) struct ControlTask {
     node: Node,
@@ -75,7 +71,7 @@ pub(super) struct ControlTask {
     turn: usize,
     /// What the owner was told.
     was_reachable: bool,
-    lookups: JoinSet<(PortId, Option<SocketAddr>)>,
+    lookups: JoinSet<(PortId, Result<SocketAddr, NameError>)>,
     /// Whose name is being looked up, or will be again, and since when.
     looking_up: HashMap<PortId, Instant>,
     /// How many addresses of each peer's name were tried, in the order of their ports: each lookup
@@ -83,10 +79,8 @@ pub(super) struct ControlTask {
     turns: Vec<usize>,
     /// One for each peer, in the order of their ports.
     meters: Vec<Meter>,
-    /// As of the last tick.
-    bad_macs: u64,
-    /// When each of these may be logged again.
-    quiet_until: HashMap<Topic, Instant>,
+    reports: Reports,
+    icmp: Icmp,
 }
 
 impl ControlTask {
@@ -98,6 +92,7 @@ impl ControlTask {
         events: mpsc::Sender<EngineEvent>,
     ) -> Self {
         let meters = labels.iter().map(|_| Meter::new(now())).collect();
+        let icmp = Icmp::open(socket.local_addr().map_or(0, |address| address.port()));
         Self {
             node,
             turns: vec![0; labels.len()],
@@ -112,8 +107,8 @@ impl ControlTask {
             lookups: JoinSet::new(),
             looking_up: HashMap::new(),
             meters,
-            bad_macs: 0,
-            quiet_until: HashMap::new(),
+            reports: Reports::default(),
+            icmp,
         }
     }
 
@@ -147,6 +142,7 @@ impl ControlTask {
                     }
                 }
                 Some(handshake) = handshakes.recv() => self.handle_handshake(&handshake),
+                undelivered = self.icmp.next() => self.handle_undelivered(undelivered),
             }
         }
     }
@@ -174,8 +170,18 @@ impl ControlTask {
         let (from, message) = (handshake.from(), handshake.message());
         if let Err(reason) = self.node.handle_handshake(now(), from, message) {
             self.drops.count(reason);
-            self.log_refusal(reason, Some(from));
         }
+    }
+
+    fn handle_undelivered(&mut self, undelivered: Undelivered) {
+        let Undelivered { to, why, by } = undelivered;
+        let why = match why {
+            Why::Network => Unreachable::NoRoute,
+            Why::Host => Unreachable::NoHost,
+            Why::Port => Unreachable::PortClosed,
+            Why::Prohibited => Unreachable::Forbidden,
+        };
+        self.node.handle_unreachable(now(), to, why, by);
     }
 
     fn handle_command(&mut self, command: Command) {
@@ -217,11 +223,12 @@ impl ControlTask {
                     self.shared.switch.port_down(port);
                     self.shared.tell_gone(port);
                 }
-                Event::PeerMoved(port, to) => self.log_moved(port, to),
-                Event::NoAnswer(port) => warn!(
-                    peer = self.name(port),
-                    "no answer yet; check endpoint and public-key here, and there that the tunnel is up, that a firewall lets the UDP port through, and its log"
-                ),
+                Event::PeerMoved { port, from, to } => {
+                    let name = name(&self.labels, port);
+                    self.reports.moved(port, name, (from, to), now());
+                }
+                Event::Trouble(port) => self.log_trouble(port),
+                Event::Refused(refused) => self.log_refusal(&refused),
                 Event::Resolve(port) => self.look_up(port, Duration::ZERO),
             }
         }
@@ -243,6 +250,9 @@ impl ControlTask {
                 .send_train(transmit.to, datagram, datagram.len())
             {
                 debug!(to = %transmit.to, %error, "control datagram not sent");
+                if let Some(why) = reports::unreachable(&error) {
+                    self.node.handle_unreachable(now(), transmit.to, why, None);
+                }
             }
         }
     }
@@ -281,15 +291,20 @@ impl ControlTask {
             tokio::time::sleep(delay).await;
             // For as long as it takes: with a dead name server before one that works, longer than
             // anybody would wait.
-            let all = resolver::look_up(&host).await.unwrap_or_default();
-            let address = all.get(turn % all.len().max(1)).copied();
-            (port, address)
+            let found = match resolver::look_up(&host).await {
+                Ok(all) => {
+                    let address = all.get(turn % all.len().max(1)).copied();
+                    address.ok_or(NameError::NotFound)
+                }
+                Err(error) => Err(name_error(&error)),
+            };
+            (port, found)
         });
     }
 
     fn handle_lookup(
         &mut self,
-        found: Result<(PortId, Option<SocketAddr>), tokio::task::JoinError>,
+        found: Result<(PortId, Result<SocketAddr, NameError>), tokio::task::JoinError>,
     ) {
         match &found {
             Ok((port, _)) => drop(self.looking_up.remove(port)),
@@ -297,12 +312,12 @@ impl ControlTask {
             Err(_) => self.looking_up.clear(),
         }
         match found {
-            Ok((port, Some(address))) => {
+            Ok((port, Ok(address))) => {
                 self.turns[usize::from(port.0) - 1] += 1;
                 self.node.handle_resolved(now(), port, address);
             }
-            Ok((port, None)) => {
-                self.log_unresolved(port);
+            Ok((port, Err(error))) => {
+                self.node.handle_unresolved(now(), port, error);
                 self.look_up(port, RESOLVE_RETRY);
             }
             Err(error) => warn!(%error, "looking up a name failed"),
@@ -312,9 +327,7 @@ impl ControlTask {
     // What people see.
 
     fn name(&self, port: PortId) -> &str {
-        self.labels
-            .get(usize::from(port.0).wrapping_sub(1))
-            .map_or("?", |(name, _)| name)
+        name(&self.labels, port)
     }
 
     /// Once per second.
@@ -322,11 +335,15 @@ impl ControlTask {
         let now = now();
         self.shared.notices.tell_late_moves();
         // The data threads count these; nobody else would say what they mean.
-        let bad_macs = self.shared.total(DropReason::BadMac);
-        if bad_macs > std::mem::replace(&mut self.bad_macs, bad_macs) {
-            self.log_refusal(DropReason::BadMac, None);
+        if let Some(from) = self.shared.take_bad_mac() {
+            self.log_refusal(&Refused {
+                reason: DropReason::BadMac,
+                from,
+                key: None,
+                port: None,
+            });
         }
-        self.log_unanswered(now);
+        self.note_late_names(now);
         for (meter, view) in self.meters.iter_mut().zip(self.node.views(now)) {
             meter.read(now, &view.traffic);
         }
@@ -349,63 +366,32 @@ impl ControlTask {
         }
     }
 
-    fn log_moved(&mut self, port: PortId, to: SocketAddr) {
-        if self.may_log(Topic::Move(port), MOVE_LOG_INTERVAL) {
-            info!(peer = self.name(port), "peer moved to another address");
-        }
-        debug!(peer = self.name(port), %to, "peer moved");
-    }
-
     /// Name servers that do not answer keep a look-up from failing, for up to a minute.
-    fn log_unanswered(&mut self, now: Instant) {
+    fn note_late_names(&mut self, now: Instant) {
         let is_late = |since: &Instant| now.saturating_duration_since(*since) >= RESOLVE_PATIENCE;
         let late = self.looking_up.iter().filter(|(_, since)| is_late(since));
         let late: Vec<_> = late.map(|(&port, _)| port).collect();
-        late.into_iter().for_each(|port| self.log_unresolved(port));
+        for port in late {
+            let silent = NameError::Unavailable;
+            self.node.handle_unresolved(now, port, silent);
+        }
     }
 
-    fn log_unresolved(&mut self, port: PortId) {
-        if !self.may_log(Topic::UnknownName(port), LOG_INTERVAL) {
-            return;
-        }
+    fn log_trouble(&mut self, port: PortId) {
         let label = self.labels.get(usize::from(port.0).wrapping_sub(1));
-        let endpoint = label.and_then(|(_, host)| host.as_deref()).unwrap_or("?");
-        warn!(
-            peer = self.name(port),
-            endpoint,
-            "the endpoint's name cannot be resolved; trying again every {RESOLVE_RETRY:?}; check the name, and the name servers of this machine"
-        );
-    }
-
-    fn log_refusal(&mut self, reason: DropReason, from: Option<SocketAddr>) {
-        let remedy = match reason {
-            DropReason::BadMac => {
-                "it was made for another public key than ours; compare public-key in the caller's [[peer]] with this tunnel's"
-            }
-            DropReason::UnknownPeer => "its public key is in no [[peer]] of this tunnel",
-            DropReason::BadHandshake => {
-                "its key or preshared key does not fit; compare the output of `patchcord pubkey` and the preshared-key-file of both ends"
-            }
-            DropReason::Incompatible => "the ends allow no common cipher, or differ in network-id",
-            DropReason::ReplayedHandshake => {
-                "its initiation is not newer than an earlier one; if it is genuine, its clock went backwards"
-            }
-            _ => return,
+        let host = label.and_then(|(_, host)| host.clone());
+        let address = || Some(self.node.endpoint(port)?.to_string());
+        let endpoint = host.or_else(address);
+        let Some(last) = self.node.last_trouble(port) else {
+            return;
         };
-        if self.may_log(Topic::Refusal(reason), LOG_INTERVAL) {
-            warn!(reason = reason.name(), remedy, "a handshake was refused");
-            debug!(?from, reason = reason.name(), "a handshake was refused");
-        }
+        let peer = (name(&self.labels, port), endpoint.as_deref());
+        self.reports.trouble(port, peer, last, now());
     }
 
-    fn may_log(&mut self, topic: Topic, interval: Duration) -> bool {
-        let now = now();
-        let quiet_until = self.quiet_until.entry(topic).or_insert(now);
-        let may = now >= *quiet_until;
-        if may {
-            *quiet_until = now + interval;
-        }
-        may
+    fn log_refusal(&mut self, refused: &Refused) {
+        let peer = refused.port.map(|port| name(&self.labels, port));
+        self.reports.refused(refused, peer, now());
     }
 
     fn ports(&self) -> Vec<PortView> {
@@ -454,6 +440,29 @@ impl ControlTask {
     }
 }
 
+fn name(labels: &[Label], port: PortId) -> &str {
+    labels
+        .get(usize::from(port.0).wrapping_sub(1))
+        .map_or("?", |(name, _)| name)
+}
+
+/// The C library says in words only why a name was not found (gai_strerror(3)).
+fn name_error(error: &std::io::Error) -> NameError {
+    let words = error.to_string();
+    let is_unknown = [
+        "not known",
+        "No address",
+        "does not resolve",
+        "non-recoverable",
+    ]
+    .iter()
+    .any(|part| words.contains(part));
+    match is_unknown {
+        true => NameError::NotFound,
+        false => NameError::Unavailable,
+    }
+}
+
 async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -472,7 +481,6 @@ mod tests {
             aead::CipherOffer,
             keys::{PresharedKey, PrivateKey},
         },
-        io::testing::Log,
         pipeline::notices::CONTROL_BYTES,
         proto::{guard::Mac1Check, node::NodeConfig, peer::PeerSettings},
         wire::SessionIndex,
@@ -535,7 +543,7 @@ mod tests {
             assert_eq!(task.lookups.len(), 1);
             task.lookups.abort_all();
             while task.lookups.join_next().await.is_some() {}
-            task.handle_lookup(Ok((PEER, None)));
+            task.handle_lookup(Ok((PEER, Err(NameError::Unavailable))));
             assert_eq!(task.lookups.len(), 1, "tried again");
         });
     }
@@ -545,11 +553,11 @@ mod tests {
         block_on(async {
             let mut task = task();
             let address = SocketAddr::from(([192, 0, 2, 1], 1));
-            task.handle_lookup(Ok((OTHER, None)));
-            task.handle_lookup(Ok((PEER, Some(address))));
+            task.handle_lookup(Ok((OTHER, Err(NameError::NotFound))));
+            task.handle_lookup(Ok((PEER, Ok(address))));
             assert_eq!(task.turns, [1, 0], "nothing was found for the other");
-            task.handle_lookup(Ok((OTHER, Some(address))));
-            task.handle_lookup(Ok((PEER, Some(address))));
+            task.handle_lookup(Ok((OTHER, Ok(address))));
+            task.handle_lookup(Ok((PEER, Ok(address))));
             assert_eq!(task.turns, [2, 1]);
         });
     }
@@ -611,21 +619,6 @@ mod tests {
             }
             assert!(matches!(told.try_recv(), Ok(EngineEvent::Unreachable)));
             assert!(told.try_recv().is_err(), "once");
-        });
-    }
-
-    #[test]
-    fn a_peer_that_moves_all_the_time_does_not_fill_the_log() {
-        block_on(async {
-            let mut task = task();
-            let log = Log::default();
-            tracing::subscriber::with_default(log.subscriber(), || {
-                for port in 1..=100 {
-                    task.log_moved(PEER, SocketAddr::from(([192, 0, 2, 1], port)));
-                }
-            });
-            let lines = log.text();
-            assert_eq!(lines.matches("peer moved to another address").count(), 1);
         });
     }
 }

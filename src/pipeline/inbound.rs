@@ -277,7 +277,8 @@ impl Opener {
             return Err(DropReason::UnknownSession);
         }
         if message_type != MessageType::CookieReply {
-            self.shared.mac1.check(datagram)?;
+            let checked = self.shared.mac1.check(datagram);
+            checked.inspect_err(|_| self.shared.note_bad_mac(from))?;
         }
         self.shared.notify_handshake(from, datagram)
     }

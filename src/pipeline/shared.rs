@@ -121,6 +121,9 @@ pub(super) struct Shared {
     missed_arrival: AtomicBool,
     /// What the peers' datagrams tell the control thread.
     pub(super) notices: Notices,
+    /// Where a handshake message with a bad mac1 came from since the control thread asked last.
+    bad_mac: Mutex<Option<SocketAddr>>,
+    has_bad_mac: AtomicBool,
     to_control: ToControl,
     emissions: crossbeam_channel::Sender<Emission>,
     /// There are emissions.
@@ -190,6 +193,8 @@ impl Shared {
             missed_binding: AtomicBool::new(false),
             missed_arrival: AtomicBool::new(false),
             notices: Notices::new(peers),
+            bad_mac: Mutex::default(),
+            has_bad_mac: AtomicBool::new(false),
             to_control,
             emissions,
             emission_waker,
@@ -331,18 +336,29 @@ impl Shared {
         sum.nonzero().collect()
     }
 
-    /// The sum over all threads for one reason.
-    pub(super) fn total(&self, reason: DropReason) -> u64 {
-        let threads = self.drops.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.iter().map(|drops| drops.total(reason)).sum()
-    }
-
     /// Hands a control datagram of a peer on; the control thread does without if the peer's room is
     /// full.
     pub(super) fn notify_control(&self, port: PortId, control: Control) {
         if !self.notices.push_control(port, control) {
             self.unheard.count(DropReason::ControlQueueFull);
         }
+    }
+
+    /// A handshake message with a bad mac1 came. Anybody can send them, so one is kept for the control
+    /// thread, which asks once in a second.
+    pub(super) fn note_bad_mac(&self, from: SocketAddr) {
+        if !self.has_bad_mac.swap(true, Ordering::Relaxed)
+            && let Ok(mut kept) = self.bad_mac.try_lock()
+        {
+            *kept = Some(from);
+        }
+    }
+
+    /// Where one came from since this was last asked.
+    pub(super) fn take_bad_mac(&self) -> Option<SocketAddr> {
+        let mut kept = self.bad_mac.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_bad_mac.store(false, Ordering::Relaxed);
+        kept.take()
     }
 
     /// Hands a handshake message on.

@@ -59,6 +59,11 @@ pub const SOURCE_BURST: u32 = 5;
 pub const SOURCES: usize = 4096;
 /// Initiations accepted from one peer follow each other at least at this distance.
 pub const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+/// After so many answers in a row that a peer has not used, something is wrong with them. On a long
+/// path some calls cross their answers.
+pub const UNCONFIRMED_ANSWERS: u32 = 12;
+/// A peer is told at most this often why it is refused.
+pub const REFUSAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Counters of a lane may arrive this much out of order.
 pub const REPLAY_WINDOW: u64 = 8192;

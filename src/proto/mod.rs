@@ -6,6 +6,7 @@ pub mod flow;
 pub mod guard;
 pub mod limits;
 mod liveness;
+mod moves;
 pub mod node;
 pub mod path_mtu;
 pub mod peer;
@@ -17,5 +18,6 @@ mod tai64n;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod train;
+pub mod trouble;
 #[cfg(test)]
 mod vectors;

@@ -25,9 +25,11 @@ use super::{
         HANDSHAKE_RETRY_MAX, SECOND_REKEY_DELAY,
     },
     liveness::Liveness,
+    moves::Moves,
     path_mtu::PathMtu,
     session::{Agreement, Route, Session},
     tai64n::Tai64N,
+    trouble::LastTrouble,
 };
 use crate::{
     crypto::{
@@ -93,6 +95,15 @@ pub(crate) struct Peer {
     /// Of the newest initiation accepted; an older one is a replay.
     pub(crate) newest_timestamp: Tai64N,
     pub(crate) last_initiation: Option<Instant>,
+    /// Of our latest initiation, or what the peer says that it has accepted: the next one is later,
+    /// also if our clock went back.
+    pub(crate) own_timestamp: Tai64N,
+    /// When the peer was last told why it is refused.
+    pub(crate) last_refusal: Option<Instant>,
+    /// Answers in a row that the peer has not used.
+    pub(crate) unconfirmed: u32,
+    pub(crate) last_trouble: Option<LastTrouble>,
+    pub(crate) moves: Moves,
     pub(crate) current: Option<Arc<Session>>,
     pub(crate) previous: Option<Arc<Session>>,
     pub(crate) next: Option<Arc<Session>>,
@@ -130,6 +141,11 @@ impl Peer {
             cookie: None,
             newest_timestamp: Tai64N::default(),
             last_initiation: None,
+            own_timestamp: Tai64N::default(),
+            last_refusal: None,
+            unconfirmed: 0,
+            last_trouble: None,
+            moves: Moves::default(),
             current: None,
             previous: None,
             next: None,
@@ -194,7 +210,14 @@ impl Peer {
     /// The peer asked, we answered: the session receives; it sends once it is confirmed. Returns the
     /// one that ended.
     pub(crate) fn establish_as_responder(&mut self, session: Arc<Session>) -> Option<Arc<Session>> {
-        self.next.replace(session)
+        let former = self.next.replace(session);
+        let was_ignored = former.as_ref().is_some_and(|former| !former.is_confirmed());
+        self.unconfirmed = if was_ignored {
+            self.unconfirmed.saturating_add(1)
+        } else {
+            0
+        };
+        former
     }
 
     /// The peer has used the keys of `next`: send under them. Returns the session that ended.
@@ -204,6 +227,7 @@ impl Peer {
     /// in use, a rekey would push out one that the peer still sends under.
     pub(crate) fn promote_next(&mut self, ours_goes_first: bool) -> Option<Arc<Session>> {
         let session = self.next.take()?;
+        self.unconfirmed = 0;
         self.calling.succeed();
         let crossed = self
             .current

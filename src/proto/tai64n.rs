@@ -19,6 +19,25 @@ pub(crate) fn tai64n(time: SystemTime) -> Tai64N {
     bytes
 }
 
+/// The earliest that sorts behind `timestamp` and has its low bits zero; itself at the end of time.
+pub(crate) fn next_after(timestamp: &Tai64N) -> Tai64N {
+    const STEP: u32 = !NANOS_MASK + 1;
+    let [a, b, c, d, e, f, g, h, nanos @ ..] = *timestamp;
+    let seconds = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+    let nanos = (u32::from_be_bytes(nanos) & NANOS_MASK).saturating_add(STEP);
+    let (seconds, nanos) = match nanos < 1_000_000_000 {
+        true => (seconds, nanos),
+        false => match seconds.checked_add(1) {
+            Some(seconds) => (seconds, 0),
+            None => return *timestamp,
+        },
+    };
+    let mut next = [0; 12];
+    next[..8].copy_from_slice(&seconds.to_be_bytes());
+    next[8..].copy_from_slice(&nanos.to_be_bytes());
+    next
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -29,5 +48,20 @@ mod tests {
         assert_eq!(at(0), [0x40, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0]);
         assert!(at(0) < at(500) && at(500) < at(999) && at(999) < at(1000));
         assert!(at(1_000_000_000_000) < at(1_000_000_000_020));
+    }
+
+    #[test]
+    fn the_next_timestamp_sorts_behind_any_other() {
+        for seconds in [0, 1 << 62, u64::MAX - 1] {
+            for nanos in [0, 1, 0xff_ffff, 0x3aff_ffff, 999_999_999, u32::MAX] {
+                let mut timestamp = [0; 12];
+                timestamp[..8].copy_from_slice(&seconds.to_be_bytes());
+                timestamp[8..].copy_from_slice(&nanos.to_be_bytes());
+                let next = next_after(&timestamp);
+                assert!(next > timestamp, "{timestamp:x?}");
+                assert_eq!(next[9..], [0; 3], "{next:x?}");
+            }
+        }
+        assert_eq!(next_after(&[0xff; 12]), [0xff; 12]);
     }
 }

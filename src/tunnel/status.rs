@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What `show` prints, put together from the host's and the engine's snapshots. Pure.
+//! What `show` prints, put together from the host's and the engine's snapshots.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -8,13 +8,13 @@ use patchcord_bridge::MacAddr;
 use crate::{
     config::Mode,
     control::message::{
-        BlockStatus, CorePlanStatus, Counters, DeviceStatus, GroupStatus, PeerStatus, PortStatus,
-        Rates, Status, ThreadStatus,
+        BlockStatus, CorePlanStatus, Counters, DeviceStatus, GroupStatus, LastErrorStatus,
+        PeerStatus, PortStatus, Rates, Status, ThreadStatus,
     },
     crypto::keys::PublicKey,
     io::device::DeviceInfo,
-    pipeline::{EngineView, PortView, plan::CorePlan},
-    proto::node::PeerView,
+    pipeline::{EngineView, PortView, clock, plan::CorePlan},
+    proto::{node::PeerView, trouble::LastTrouble},
     provider::SessionStatus,
     stats::Traffic,
 };
@@ -182,8 +182,20 @@ fn peer_status(name: String, view: &PeerView, rates: Rates) -> PeerStatus {
             .map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
         path_mtu: view.path_mtu.map(u32::from),
         handshakes: view.handshakes,
+        last_error: view.last_trouble.as_ref().map(last_error),
         counters: counters(&view.traffic),
         rates,
+    }
+}
+
+fn last_error(last: &LastTrouble) -> LastErrorStatus {
+    let age_s = |then| clock::now().saturating_duration_since(then).as_secs_f64();
+    LastErrorStatus {
+        cause: last.trouble.name().to_owned(),
+        text: last.trouble.to_string(),
+        remedy: last.trouble.remedy().to_owned(),
+        since_s: age_s(last.since),
+        last_s: age_s(last.last),
     }
 }
 

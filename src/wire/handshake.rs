@@ -83,20 +83,21 @@ pub struct InitiationPayload {
     pub reserved: [u8; 12],
 }
 
-/// What the responder chose.
+/// What the responder chose, or why it refuses.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
 #[repr(C)]
 pub struct ResponsePayload {
-    /// The one cipher of the session.
+    /// The one cipher of the session; 0: there is none, this is a refusal.
     pub cipher: u8,
-    /// Highest data lane that the responder sends on.
+    /// Highest data lane that the responder sends on; in a refusal, the number of the reason.
     pub lanes: u8,
     /// As in [`InitiationPayload`].
     pub max_frame: U16,
-    /// Sent as zero, ignored on receipt.
-    pub reserved: [u8; 12],
+    /// In a refusal because of the timestamp, the latest that the responder has accepted. Otherwise
+    /// sent as zero, ignored on receipt.
+    pub timestamp: [u8; 12],
 }
 
 /// Bytes of an initiation.

@@ -60,6 +60,7 @@ mod soak;
 mod storm;
 mod switch;
 mod transparency;
+mod trouble;
 mod underlay;
 mod vlan;
 mod wire;

@@ -314,6 +314,14 @@ impl Site {
         }
     }
 
+    /// Has the private key of `other`, as the copy of a machine's image has.
+    pub(crate) fn take_identity_of(&mut self, other: &Self) {
+        let key = |site: &Self| site.dir.join(format!("{}.key", site.tunnel));
+        let text = fs::read_to_string(key(other)).expect("the key can be read");
+        write_secret(&key(self), &text);
+        self.public_key.clone_from(&other.public_key);
+    }
+
     /// A machine on the bridge, with addresses of its own.
     pub(crate) fn host(&self, k: u8) -> Host {
         let port = format!("host{k}");

@@ -5,13 +5,17 @@ use std::{cell::Cell, rc::Rc};
 
 use patchcord::{
     crypto::aead::{Cipher, CipherOffer},
+    proto::{
+        node::{Event, Refused},
+        trouble::{Refusal, Trouble, Unreachable},
+    },
     stats::DropReason,
     wire::MessageType,
 };
 
 use crate::{
     host::Setup,
-    net::{A, B, C, FIRST, Net, frame, millis, numbers, secs},
+    net::{A, B, C, FIRST, Net, address, frame, millis, numbers, secs},
 };
 
 /// A filter's budget: the first `n` matching datagrams are lost.
@@ -137,13 +141,14 @@ fn what_does_not_fit_is_refused_by_name() {
         network_id,
         ..base()
     };
-    for (name, a, b, at, reason) in [
+    for (name, a, b, at, reason, trouble) in [
         (
             "preshared keys",
             psk(1),
             psk(2),
             A,
             DropReason::BadHandshake,
+            Trouble::UnreadableAnswer,
         ),
         (
             "one preshared key",
@@ -151,6 +156,7 @@ fn what_does_not_fit_is_refused_by_name() {
             base(),
             A,
             DropReason::BadHandshake,
+            Trouble::UnreadableAnswer,
         ),
         (
             "network ids",
@@ -158,6 +164,7 @@ fn what_does_not_fit_is_refused_by_name() {
             network(2),
             B,
             DropReason::Incompatible,
+            Trouble::Refused(Refusal::NetworkId),
         ),
         (
             "ciphers",
@@ -165,6 +172,7 @@ fn what_does_not_fit_is_refused_by_name() {
             only(Cipher::ChaCha20Poly1305),
             B,
             DropReason::Incompatible,
+            Trouble::Refused(Refusal::Cipher),
         ),
     ] {
         let mut net = Net::pair_with(a, b);
@@ -172,6 +180,25 @@ fn what_does_not_fit_is_refused_by_name() {
         net.run_for(secs(10));
         assert!(!net.is_up(A) && !net.is_up(B), "{name}");
         assert!(net.hosts[at].dropped(reason) > 5, "{name}");
+        let known = net.view(A).last_trouble.map(|last| last.trouble);
+        assert_eq!(known, Some(trouble), "{name}: the caller knows why");
+        assert!(
+            net.take_events(A).contains(&Event::Trouble(FIRST)),
+            "{name}"
+        );
+        if at == B {
+            let key = net.hosts[A].node.public_key();
+            let expected = Event::Refused(Refused {
+                reason,
+                from: address(A),
+                key: Some(key),
+                port: Some(FIRST),
+            });
+            assert!(
+                net.take_events(B).contains(&expected),
+                "{name}: and B whose it is"
+            );
+        }
         assert_eq!(net.send(A, &frame(1, 60)), Err(DropReason::NoSession));
     }
 }
@@ -244,4 +271,87 @@ fn the_peers_of_a_hub_have_nothing_to_do_with_each_other() {
     assert_eq!(net.hosts[A].received, [(FIRST, frame(7, 60))]);
     assert!(net.is_up(B) && net.view(A).is_up, "B stays");
     assert!(!net.hosts[A].view(2, net.now()).is_up, "C is gone");
+}
+
+/// The last trouble of a host with its peer, and what was told of it.
+fn trouble(net: &mut Net, at: usize) -> (Option<Trouble>, usize) {
+    let told = net.take_events(at);
+    let told = told.iter().filter(|event| **event == Event::Trouble(FIRST));
+    let last = net.view(at).last_trouble;
+    (last.map(|last| last.trouble), told.count())
+}
+
+#[test]
+fn a_stranger_is_refused_in_silence_and_the_caller_sees_no_answer() {
+    let mut net = Net::pair();
+    net.setups[B].peers = vec![(B, false)];
+    net.records = true;
+    net.start_all();
+    net.run_for(secs(10));
+    let b = net.hosts[B].address;
+    assert!(net.recorded.iter().all(|sent| sent.from != b), "not a byte");
+    assert_eq!(trouble(&mut net, A), (Some(Trouble::NoAnswer), 1));
+    let expected = Event::Refused(Refused {
+        reason: DropReason::UnknownPeer,
+        from: address(A),
+        key: Some(net.hosts[A].node.public_key()),
+        port: None,
+    });
+    assert!(net.take_events(B).contains(&expected));
+}
+
+#[test]
+fn what_the_kernel_or_a_router_says_is_told_in_place_of_a_missing_answer() {
+    let mut net = Net::pair();
+    net.filter(|_| false);
+    net.start_all();
+    let router = Some([198, 51, 100, 1].into());
+    let why = Trouble::Unreachable(Unreachable::PortClosed, router);
+    net.run_for(secs(1));
+    let report = |net: &mut Net, to| {
+        net.act(A, |host, now| {
+            let closed = Unreachable::PortClosed;
+            host.node.handle_unreachable(now, to, closed, router);
+        });
+    };
+    report(&mut net, "192.0.2.99:51830".parse().unwrap());
+    assert_eq!(trouble(&mut net, A), (None, 0), "no peer is called there");
+    report(&mut net, address(B));
+    assert_eq!(trouble(&mut net, A), (Some(why.clone()), 0), "too early");
+    net.run_for(secs(10));
+    assert_eq!(trouble(&mut net, A), (Some(why.clone()), 1), "told once");
+    net.run_for(secs(20));
+    assert_eq!(trouble(&mut net, A), (Some(Trouble::NoAnswer), 1), "stale");
+    report(&mut net, address(B));
+    assert_eq!(trouble(&mut net, A), (Some(why), 1), "again");
+    net.heal();
+    net.run_until(secs(10), |net| net.is_up(A));
+    report(&mut net, address(B));
+    let last = net.view(A).last_trouble.unwrap();
+    assert!(last.last < net.now() - secs(1), "nobody calls any more");
+}
+
+#[test]
+fn a_caller_whose_answers_do_not_arrive_is_told_of_at_the_responder() {
+    let mut net = Net::pair();
+    net.filter(|sent| !sent.is(MessageType::Response));
+    net.start_all();
+    net.run_for(secs(30));
+    assert_eq!(trouble(&mut net, B), (Some(Trouble::Unconfirmed), 1));
+    assert_eq!(trouble(&mut net, A), (Some(Trouble::NoAnswer), 1));
+}
+
+#[test]
+fn a_caller_whose_clock_went_back_gets_in_again() {
+    let mut net = Net::connected();
+    net.set_wall_back(secs(3600));
+    // A restart: nothing of the former run is known.
+    net.start(A);
+    net.run_for(secs(3));
+    assert!(net.is_up(A) && net.is_up(B));
+    assert!(net.hosts[B].dropped(DropReason::ReplayedHandshake) > 0);
+    assert_eq!(trouble(&mut net, A), (None, 0), "there is nothing to tell");
+    net.send(A, &frame(1, 60)).unwrap();
+    net.run_for(millis(20));
+    assert_eq!(numbers(&net.take_received(B)), [1]);
 }

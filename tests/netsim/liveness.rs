@@ -109,10 +109,12 @@ fn an_authentic_datagram_moves_the_endpoint() {
         }
         net.run_for(millis(10));
         assert_eq!(net.view(B).endpoint, Some(elsewhere));
-        assert!(
-            net.take_events(B)
-                .contains(&Event::PeerMoved(FIRST, elsewhere))
-        );
+        let moved = Event::PeerMoved {
+            port: FIRST,
+            from: address(A),
+            to: elsewhere,
+        };
+        assert!(net.take_events(B).contains(&moved));
         net.send(B, &frame(2, 60)).unwrap();
         net.run_for(millis(10));
         assert_eq!(numbers(&net.take_received(A)), [2]);

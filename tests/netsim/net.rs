@@ -97,6 +97,8 @@ pub(crate) struct Net {
     keys: Vec<String>,
     began: Instant,
     elapsed: Duration,
+    /// How far the clocks that people set went back.
+    behind: Duration,
     /// By arrival; the number keeps datagrams of one moment in order.
     flying: BTreeMap<(Duration, u64), Sent>,
     launched: u64,
@@ -124,6 +126,7 @@ impl Net {
             keys,
             began: now,
             elapsed: Duration::ZERO,
+            behind: Duration::ZERO,
             flying: BTreeMap::new(),
             launched: 0,
             dice: DICE,
@@ -181,7 +184,11 @@ impl Net {
     }
 
     pub(crate) fn wall(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + secs(1_800_000_000) + self.elapsed
+        SystemTime::UNIX_EPOCH + secs(1_800_000_000) + self.elapsed - self.behind
+    }
+
+    pub(crate) fn set_wall_back(&mut self, by: Duration) {
+        self.behind += by;
     }
 
     pub(crate) fn elapsed(&self) -> Duration {

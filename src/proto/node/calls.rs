@@ -15,6 +15,7 @@ use crate::proto::{
     bucket::Rate,
     limits::{CALL_BURST, CALL_RATE, EARLY_ATTEMPTS, RESOLVE_AFTER_ATTEMPTS, ROUTE_CALL_INTERVAL},
     peer::Peer,
+    trouble::Trouble,
 };
 
 const ALL_CALLS: Rate = Rate {
@@ -38,20 +39,29 @@ impl Node {
             if !self.calls.take(now, ALL_CALLS) {
                 break;
             }
-            self.tell_attempts(at);
+            self.tell_attempts(now, at);
             self.initiate(now, wall, at);
         }
     }
 
-    fn tell_attempts(&mut self, at: usize) {
+    fn tell_attempts(&mut self, now: Instant, at: usize) {
         let peer = &self.peers[at];
-        let attempts = peer.calling.attempts;
+        let (attempts, port) = (peer.calling.attempts, peer.port);
         if peer.settings.has_name && attempts % RESOLVE_AFTER_ATTEMPTS == RESOLVE_AFTER_ATTEMPTS - 1
         {
             self.events.push_back(Event::Resolve(peer.port));
         }
-        if attempts == EARLY_ATTEMPTS {
-            self.events.push_back(Event::NoAnswer(peer.port));
+        if attempts >= EARLY_ATTEMPTS {
+            self.note_no_answer(now, port, attempts == EARLY_ATTEMPTS);
+        }
+    }
+
+    /// The cause may have been noted before, when it was too early to tell.
+    fn note_no_answer(&mut self, now: Instant, port: PortId, is_time_to_tell: bool) {
+        let told = self.events.len();
+        self.note_trouble(now, port, Trouble::NoAnswer);
+        if is_time_to_tell && self.events.len() == told {
+            self.events.push_back(Event::Trouble(port));
         }
     }
 

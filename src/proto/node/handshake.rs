@@ -10,7 +10,7 @@ use std::{
 use patchcord_bridge::PortId;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{Event, Node, Owner, Transmit, upkeep::random_token};
+use super::{Event, Node, Owner, Refused, Transmit, upkeep::random_token};
 use crate::{
     crypto::{
         aead::{Cipher, CipherOffer},
@@ -20,10 +20,11 @@ use crate::{
     },
     proto::{
         guard::Verdict,
-        limits::INITIATION_INTERVAL,
+        limits::{INITIATION_INTERVAL, REFUSAL_INTERVAL, UNCONFIRMED_ANSWERS},
         peer::Attempt,
         session::{Agreement, Role},
-        tai64n::tai64n,
+        tai64n::{Tai64N, next_after, tai64n},
+        trouble::{Refusal, Trouble},
     },
     stats::DropReason,
     wire::{
@@ -42,8 +43,10 @@ impl Node {
         peer.handle_attempt(now, jitter());
         let Some(to) = to else { return };
 
+        let timestamp = tai64n(wall).max(next_after(&peer.own_timestamp));
+        peer.own_timestamp = timestamp;
         let payload = InitiationPayload {
-            timestamp: tai64n(wall),
+            timestamp,
             network_id: network_id_bytes(self.config.network_id),
             ciphers: self.config.ciphers.allowed,
             flags: if self.config.ciphers.fast_aes {
@@ -90,18 +93,25 @@ impl Node {
     ) -> Result<(), DropReason> {
         let message = Initiation::parse(datagram)?;
         self.pass_guard(now, from, datagram, message.sender)?;
-        let responder = Responder::read(&self.config.private_key, &message.noise)?;
-        let port = *self
-            .by_key
-            .get(&responder.initiator)
-            .ok_or(DropReason::UnknownPeer)?;
+        let responder = Responder::read(&self.config.private_key, &message.noise)
+            .map_err(|reason| self.note_refused(reason, from, None))?;
+        let caller = Some(responder.initiator);
+        let Some(&port) = self.by_key.get(&responder.initiator) else {
+            // Not told: the node keeps still before strangers.
+            return Err(self.note_refused(DropReason::UnknownPeer, from, caller));
+        };
         let offer = responder.payload;
         if offer.network_id != network_id_bytes(self.config.network_id) {
-            return Err(DropReason::Incompatible);
+            self.refuse(now, from, message.sender, responder, Refusal::NetworkId);
+            return Err(self.note_refused(DropReason::Incompatible, from, caller));
         }
         let peer = &mut self.peers[usize::from(port.0) - 1];
         if offer.timestamp <= peer.newest_timestamp {
-            return Err(DropReason::ReplayedHandshake);
+            // The very same one is a repetition on the way, and was answered.
+            if offer.timestamp < peer.newest_timestamp {
+                self.refuse(now, from, message.sender, responder, Refusal::Timestamp);
+            }
+            return Err(self.note_refused(DropReason::ReplayedHandshake, from, caller));
         }
         if peer
             .last_initiation
@@ -113,11 +123,10 @@ impl Node {
             allowed: offer.ciphers,
             fast_aes: offer.flags & FAST_AES != 0,
         };
-        let cipher = self
-            .config
-            .ciphers
-            .choose(theirs)
-            .ok_or(DropReason::Incompatible)?;
+        let Some(cipher) = self.config.ciphers.choose(theirs) else {
+            self.refuse(now, from, message.sender, responder, Refusal::Cipher);
+            return Err(self.note_refused(DropReason::Incompatible, from, caller));
+        };
         peer.newest_timestamp = offer.timestamp;
         peer.last_initiation = Some(now);
         peer.max_frame = offer.max_frame.get();
@@ -171,12 +180,78 @@ impl Node {
         };
         let session = peer.session(agreement, &keys, now);
         let ended = peer.establish_as_responder(session.clone());
+        let is_ignored = peer.unconfirmed >= UNCONFIRMED_ANSWERS;
         self.install(session, ended);
+        if is_ignored {
+            self.note_trouble(now, port, Trouble::Unconfirmed);
+        }
         self.transmits.push_back(Transmit {
             to: from,
             datagram: message.as_bytes().to_vec(),
         });
         Ok(())
+    }
+
+    /// Tells a peer why it is refused, in a response that only it can read (PROTOCOL.md, "Refusal").
+    /// To everybody else it looks like any other response.
+    fn refuse(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        remote: SessionIndex,
+        responder: Responder,
+        refusal: Refusal,
+    ) {
+        let Some(&port) = self.by_key.get(&responder.initiator) else {
+            return;
+        };
+        let peer = &mut self.peers[usize::from(port.0) - 1];
+        let last = peer.last_refusal;
+        if last.is_some_and(|last| now < last + REFUSAL_INTERVAL) {
+            return;
+        }
+        peer.last_refusal = Some(now);
+        let payload = ResponsePayload {
+            lanes: refusal as u8,
+            timestamp: match refusal {
+                Refusal::Timestamp => peer.newest_timestamp,
+                Refusal::NetworkId | Refusal::Cipher => [0; _],
+            },
+            ..ResponsePayload::new_zeroed()
+        };
+        let nowhere = SessionIndex::from_low_bits(0);
+        let mut message = Response::new(remote, nowhere, [0; _]);
+        let psk = peer.settings.preshared_key.as_ref();
+        if responder
+            .respond(psk, &payload, &mut message.noise)
+            .is_err()
+        {
+            return;
+        }
+        let cookie = peer.fresh_cookie(now);
+        let key = &peer.settings.public_key;
+        (message.mac1, message.mac2) = macs(key, cookie.as_ref(), message.as_bytes());
+        self.transmits.push_back(Transmit {
+            to: from,
+            datagram: message.as_bytes().to_vec(),
+        });
+    }
+
+    /// Tells people of a refusal. Returns `reason`.
+    fn note_refused(
+        &mut self,
+        reason: DropReason,
+        from: SocketAddr,
+        key: Option<PublicKey>,
+    ) -> DropReason {
+        let port = key.and_then(|key| self.by_key.get(&key).copied());
+        self.events.push_back(Event::Refused(Refused {
+            reason,
+            from,
+            key,
+            port,
+        }));
+        reason
     }
 
     pub(super) fn handle_response(
@@ -193,10 +268,21 @@ impl Node {
         self.guard.check_mac1(datagram)?;
         let peer = &mut self.peers[usize::from(port.0) - 1];
         let attempt = peer.attempt.as_mut().ok_or(DropReason::UnknownSession)?;
-        let (payload, keys) = attempt.noise.finish(&message.noise)?;
+        let finished = attempt.noise.finish(&message.noise);
+        let (payload, keys) = match finished {
+            Ok(finished) => finished,
+            Err(reason) => {
+                let key = peer.settings.public_key;
+                self.note_trouble(now, port, Trouble::UnreadableAnswer);
+                return Err(self.note_refused(reason, from, Some(key)));
+            }
+        };
         let local = attempt.index;
         peer.attempt = None;
         self.indices.remove(&local);
+        if let (0, Some(refusal)) = (payload.cipher, Refusal::from_number(payload.lanes)) {
+            return self.handle_refusal(now, port, refusal, payload.timestamp);
+        }
         let cipher = Cipher::from_bit(payload.cipher)
             .filter(|&cipher| self.config.ciphers.allowed & cipher as u8 != 0)
             .ok_or(DropReason::Incompatible)?;
@@ -218,6 +304,24 @@ impl Node {
         // The responder may send only after it has heard from us under the new keys.
         self.send_echo(now, at);
         Ok(())
+    }
+
+    /// The peer told us why it does not take our initiation. The next attempt follows in its time.
+    fn handle_refusal(
+        &mut self,
+        now: Instant,
+        port: PortId,
+        refusal: Refusal,
+        theirs: Tai64N,
+    ) -> Result<(), DropReason> {
+        let peer = &mut self.peers[usize::from(port.0) - 1];
+        if refusal == Refusal::Timestamp && theirs > peer.own_timestamp {
+            // Our clock went back. What comes next is later than all that the peer has seen.
+            peer.own_timestamp = theirs;
+            return Ok(());
+        }
+        self.note_trouble(now, port, Trouble::Refused(refusal));
+        Err(DropReason::Incompatible)
     }
 
     pub(super) fn handle_cookie_reply(

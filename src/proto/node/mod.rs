@@ -6,7 +6,8 @@
 //! - [`Node::handle_handshake`]: a handshake message came;
 //! - [`Node::handle_control`]: a data thread accepted a datagram of the control lane;
 //! - [`Node::handle_roamed`], [`Node::handle_too_big`]: what the data threads noticed;
-//! - [`Node::handle_resolved`], [`Node::handle_route_change`]: what the host noticed;
+//! - [`Node::handle_resolved`], [`Node::handle_unresolved`], [`Node::handle_unreachable`],
+//!   [`Node::handle_route_change`]: what the host noticed;
 //! - [`Node::handle_timeout`]: the time of [`Node::poll_timeout`] has come;
 //! - [`Node::poll_event`] before [`Node::poll_transmit`]: an event may bring keys that the answer to
 //!   a transmit needs.
@@ -21,7 +22,7 @@ mod upkeep;
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -33,8 +34,10 @@ pub(super) use self::handshake::macs;
 use super::{
     bucket::Bucket,
     guard::Guard,
+    limits::EARLY_ATTEMPTS,
     peer::{Peer, PeerSettings},
     session::{Session, Tables},
+    trouble::{LastTrouble, NameError, Trouble, Unreachable},
 };
 use crate::{
     crypto::{
@@ -84,11 +87,34 @@ pub enum Event {
     /// The peer cannot be reached any more.
     PeerDown(PortId),
     /// The peer was heard from another address than before.
-    PeerMoved(PortId, SocketAddr),
-    /// The peer has been called in vain for some seconds.
-    NoAnswer(PortId),
+    PeerMoved {
+        /// Which one.
+        port: PortId,
+        /// Where it was.
+        from: SocketAddr,
+        /// Where it is.
+        to: SocketAddr,
+    },
+    /// There is something to tell of the peer's [`PeerView::last_trouble`]: it is news, or the peer
+    /// has been called in vain for some seconds.
+    Trouble(PortId),
+    /// Somebody's handshake was refused.
+    Refused(Refused),
     /// The peer does not answer: look its name up again.
     Resolve(PortId),
+}
+
+/// A handshake that was refused, and whose it was, as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub reason: DropReason,
+    /// The address that it came from, which may be forged.
+    pub from: SocketAddr,
+    /// The public key of the caller; it may be a repetition of an earlier call.
+    pub key: Option<PublicKey>,
+    /// Its peer.
+    pub port: Option<PortId>,
 }
 
 /// A snapshot of a peer for `show`.
@@ -114,6 +140,8 @@ pub struct PeerView {
     pub handshakes: u64,
     /// The largest frame that the peer takes; 0 when it did not say.
     pub max_frame: u16,
+    /// The last reason for which it could not be reached.
+    pub last_trouble: Option<LastTrouble>,
     /// Its counters.
     pub traffic: Arc<Traffic>,
 }
@@ -196,6 +224,18 @@ impl Node {
         self.peers.iter().map(|peer| view(peer, now)).collect()
     }
 
+    /// The last trouble with a peer.
+    pub fn last_trouble(&self, port: PortId) -> Option<&LastTrouble> {
+        let peer = self.peers.get(usize::from(port.0).checked_sub(1)?)?;
+        peer.last_trouble.as_ref()
+    }
+
+    /// Where a peer is, or is called.
+    pub fn endpoint(&self, port: PortId) -> Option<SocketAddr> {
+        let peer = self.peers.get(usize::from(port.0).checked_sub(1)?)?;
+        peer.endpoint
+    }
+
     /// A datagram of one of the handshake types came from the network.
     ///
     /// # Errors
@@ -272,12 +312,20 @@ impl Node {
         if peer.previous.as_ref().is_some_and(is_former) {
             return;
         }
-        let had_endpoint = peer.endpoint.is_some();
+        let former = peer.endpoint;
         if peer.handle_endpoint(from, now) {
             self.events.push_back(Event::TablesChanged);
-            if had_endpoint {
-                self.events.push_back(Event::PeerMoved(port, from));
+            if let Some(former) = former {
+                self.handle_move(now, port, former, from);
             }
+        }
+    }
+
+    fn handle_move(&mut self, now: Instant, port: PortId, from: SocketAddr, to: SocketAddr) {
+        self.events.push_back(Event::PeerMoved { port, from, to });
+        let Some(peer) = self.peer(port) else { return };
+        if let Some(both) = peer.moves.note(from, to, now) {
+            self.note_trouble(now, port, Trouble::SharedKey(both));
         }
     }
 
@@ -306,6 +354,44 @@ impl Node {
     pub fn endpoints(&self) -> impl Iterator<Item = (PortId, SocketAddr)> {
         let endpoint = |peer: &Peer| Some((peer.port, peer.endpoint?));
         self.peers.iter().filter_map(endpoint)
+    }
+
+    /// The name of a peer stands for no address now.
+    pub fn handle_unresolved(&mut self, now: Instant, port: PortId, error: NameError) {
+        self.note_trouble(now, port, Trouble::Unresolved(error));
+    }
+
+    /// The kernel or a router says that datagrams do not arrive at `to`. Anybody can forge what a
+    /// router says, so it is told to people and changes nothing.
+    pub fn handle_unreachable(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        why: Unreachable,
+        by: Option<IpAddr>,
+    ) {
+        let is_there = |address: Option<SocketAddr>| {
+            address.is_some_and(|it| (it.ip(), it.port()) == (to.ip(), to.port()))
+        };
+        let called = self.peers.iter().filter(|peer| {
+            peer.calling.due.is_some()
+                && (is_there(peer.endpoint) || is_there(peer.settings.endpoint))
+        });
+        let ports: Vec<_> = called.map(|peer| peer.port).collect();
+        for port in ports {
+            self.note_trouble(now, port, Trouble::Unreachable(why, by));
+        }
+    }
+
+    /// Remembers why a peer cannot be reached, and tells it if that is news. What may pass with the
+    /// next attempt is told after some of them.
+    fn note_trouble(&mut self, now: Instant, port: PortId, trouble: Trouble) {
+        let may_pass = matches!(trouble, Trouble::NoAnswer | Trouble::Unreachable(..));
+        let Some(peer) = self.peer(port) else { return };
+        let is_news = LastTrouble::note(&mut peer.last_trouble, trouble, now);
+        if is_news && (!may_pass || peer.calling.attempts >= EARLY_ATTEMPTS) {
+            self.events.push_back(Event::Trouble(port));
+        }
     }
 
     /// Tells every peer that we stop.
@@ -436,6 +522,7 @@ fn view(peer: &Peer, now: Instant) -> PeerView {
         path_mtu: session.map(|_| peer.path.current()),
         handshakes: peer.handshakes,
         max_frame: peer.max_frame,
+        last_trouble: peer.last_trouble.clone(),
         traffic: peer.traffic.clone(),
     }
 }

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the control task logs of peers and of callers that are none: each line says of whom, why and
+//! what to do, at a rate that nobody else decides.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use patchcord_bridge::PortId;
+use tracing::{info, warn};
+
+use super::log_rate::LogRate;
+use crate::{
+    crypto::keys::PublicKey,
+    io::udp::SendError,
+    proto::{
+        node::Refused,
+        trouble::{LastTrouble, Trouble, Unreachable},
+    },
+    stats::DropReason,
+};
+
+/// The same refusal, or the same trouble with a peer, is logged at most this often …
+const INTERVAL: Duration = Duration::from_secs(60);
+/// … and the moves of one peer.
+const MOVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Refusals that are told apart at the same time.
+const CALLERS: usize = 64;
+
+/// What a peer can make happen as often as it likes.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Topic {
+    Move,
+    Trouble(&'static str),
+}
+
+/// Whose handshake it was.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Caller {
+    Key(PublicKey),
+    Address(IpAddr),
+}
+
+pub(super) struct Reports {
+    refusals: LogRate<(DropReason, Caller)>,
+    /// Bounded by the number of peers.
+    peers: LogRate<(PortId, Topic)>,
+}
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self {
+            refusals: LogRate::new(CALLERS),
+            peers: LogRate::new(usize::MAX),
+        }
+    }
+}
+
+impl Reports {
+    /// `peer` is the name of its peer, if it is one.
+    pub(super) fn refused(&mut self, refused: &Refused, peer: Option<&str>, now: Instant) {
+        let &Refused {
+            reason, from, key, ..
+        } = refused;
+        let Some(remedy) = remedy(reason) else { return };
+        let address = || Caller::Address(network_of(from.ip()));
+        let caller = key.map_or_else(address, Caller::Key);
+        if let Some(left_out) = self.refusals.may((reason, caller), INTERVAL, now) {
+            warn!(
+                %from,
+                key = key.map(tracing::field::display),
+                peer,
+                reason = reason.name(),
+                repeated = left_out.repeated,
+                others = left_out.others,
+                "a handshake was refused: {remedy}"
+            );
+        }
+    }
+
+    pub(super) fn moved(
+        &mut self,
+        port: PortId,
+        peer: &str,
+        (from, to): (SocketAddr, SocketAddr),
+        now: Instant,
+    ) {
+        let topic = (port, Topic::Move);
+        if let Some(left_out) = self.peers.may(topic, MOVE_INTERVAL, now) {
+            let repeated = left_out.repeated;
+            info!(peer, %from, %to, repeated, "peer moved to another address");
+        }
+    }
+
+    /// `endpoint`: where the peer is called, an address or a name.
+    pub(super) fn trouble(
+        &mut self,
+        port: PortId,
+        (peer, endpoint): (&str, Option<&str>),
+        last: &LastTrouble,
+        now: Instant,
+    ) {
+        let trouble = &last.trouble;
+        let topic = (port, Topic::Trouble(trouble.name()));
+        let Some(left_out) = self.peers.may(topic, INTERVAL, now) else {
+            return;
+        };
+        let for_s = now.saturating_duration_since(last.since).as_secs();
+        let (cause, remedy, repeated) = (trouble.name(), trouble.remedy(), left_out.repeated);
+        let subject = match trouble {
+            Trouble::SharedKey(_) => "peer is not alone",
+            _ => "peer cannot be reached",
+        };
+        warn!(
+            peer,
+            endpoint, cause, for_s, repeated, "{subject}: {trouble}; {remedy}"
+        );
+    }
+}
+
+/// What is wrong, and what to do about it. None for what is not worth a line.
+fn remedy(reason: DropReason) -> Option<&'static str> {
+    Some(match reason {
+        DropReason::BadMac => {
+            "it was made for another public key than ours; if the address is a peer's, compare the \
+             public-key in its [[peer]] with this tunnel's (`patchcord show`)"
+        }
+        DropReason::UnknownPeer => {
+            "its public key is in no [[peer]] of this tunnel; add one, if it is to take part"
+        }
+        DropReason::BadHandshake => {
+            "it does not fit our key or the preshared key; compare `patchcord pubkey` and the \
+             preshared-key-file of both ends"
+        }
+        DropReason::Incompatible => {
+            "the ends differ in tunnel.network-id, or allow no common tunnel.cipher"
+        }
+        DropReason::ReplayedHandshake => {
+            "its timestamp is not later than that of an earlier one; if it is no repetition, the \
+             peer's clock went back, or two machines have its key"
+        }
+        _ => return None,
+    })
+}
+
+/// Somebody's IPv6 network has more addresses than a log has lines.
+fn network_of(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 64 << 64).into()),
+        ip => ip,
+    }
+}
+
+/// What the kernel says of a destination when it takes no datagram for it; none for other errors.
+pub(super) fn unreachable(error: &SendError) -> Option<Unreachable> {
+    let SendError::Unreachable { source, .. } = error else {
+        return None;
+    };
+    Some(match source.kind() {
+        io::ErrorKind::HostUnreachable => Unreachable::NoHost,
+        io::ErrorKind::ConnectionRefused => Unreachable::PortClosed,
+        io::ErrorKind::PermissionDenied => Unreachable::Forbidden,
+        io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown
+        | io::ErrorKind::AddrNotAvailable => Unreachable::NoRoute,
+        _ => Unreachable::WrongFamily,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{crypto::keys::PrivateKey, io::testing::Log};
+
+    fn logged(work: impl FnOnce(&mut Reports, Instant)) -> String {
+        let log = Log::default();
+        tracing::subscriber::with_default(log.subscriber(), || {
+            work(&mut Reports::default(), Instant::now());
+        });
+        log.text()
+    }
+
+    #[test]
+    fn a_refusal_says_whose_it_is() {
+        let key = PrivateKey::generate().public_key();
+        let mut refused = Refused {
+            reason: DropReason::UnknownPeer,
+            from: "192.0.2.7:4000".parse().unwrap(),
+            key: Some(key),
+            port: None,
+        };
+        let lines = logged(|reports, now| {
+            reports.refused(&refused, None, now);
+            reports.refused(&refused, None, now);
+            refused.key = None;
+            refused.reason = DropReason::BadMac;
+            reports.refused(&refused, Some("lab"), now);
+        });
+        let lines: Vec<_> = lines.lines().collect();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        let first = format!("from=192.0.2.7:4000 key={key} reason=\"unknown-peer\"");
+        assert!(lines[0].contains(&first), "{}", lines[0]);
+        let second = "from=192.0.2.7:4000 peer=\"lab\" reason=\"bad-mac\"";
+        assert!(lines[1].contains(second), "{}", lines[1]);
+    }
+
+    #[test]
+    fn a_peer_that_moves_all_the_time_does_not_fill_the_log() {
+        let lines = logged(|reports, now| {
+            for udp_port in 1..=100 {
+                let from = SocketAddr::from(([192, 0, 2, 1], udp_port));
+                let to = SocketAddr::from(([192, 0, 2, 2], udp_port));
+                reports.moved(PortId(1), "office", (from, to), now);
+            }
+        });
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+        assert!(
+            lines.contains("peer=\"office\" from=192.0.2.1:1 to=192.0.2.2:1"),
+            "{lines}"
+        );
+    }
+
+    #[test]
+    fn callers_without_end_fill_a_bounded_part_of_the_log() {
+        let lines = logged(|reports, now| {
+            for last in 0..5000_u16 {
+                let [a, b] = last.to_be_bytes();
+                let refused = Refused {
+                    reason: DropReason::BadMac,
+                    from: SocketAddr::from(([10, 0, a, b], 9)),
+                    key: None,
+                    port: None,
+                };
+                reports.refused(&refused, None, now);
+            }
+        });
+        assert_eq!(lines.lines().count(), CALLERS);
+    }
+
+    #[test]
+    fn trouble_is_told_with_cause_and_remedy() {
+        let lines = logged(|reports, now| {
+            let last = LastTrouble {
+                trouble: Trouble::Unreachable(Unreachable::PortClosed, None),
+                since: now,
+                last: now,
+            };
+            for _ in 0..10 {
+                reports.trouble(PortId(1), ("office", Some("192.0.2.1:1")), &last, now);
+            }
+        });
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+        for part in [
+            "peer=\"office\" endpoint=\"192.0.2.1:1\" cause=\"port-closed\"",
+            "peer cannot be reached: nothing listens on the endpoint's UDP port",
+            "start the tunnel there",
+        ] {
+            assert!(lines.contains(part), "{part}: {lines}");
+        }
+    }
+}

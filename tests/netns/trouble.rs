@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the program says when a tunnel does not come up: the cause, in `show` and in the log, and of
+//! whom.
+
+use patchcord::control::message::LastErrorStatus;
+
+use crate::process::{eventually, secs};
+use crate::topology::{Pair, Peer, Plan, Settings, Site, UDP_PORT, patchcord};
+
+/// A calls B, and B waits.
+fn caller_and_waiter() -> Pair {
+    Pair::prepare(Plan {
+        b_knows_a: false,
+        ..Plan::default()
+    })
+}
+
+fn another_public_key() -> String {
+    let key = patchcord(&["genkey"], "");
+    patchcord(&["pubkey"], &key).trim().to_owned()
+}
+
+/// Waits until `site` knows `cause`, and has told it in a line of its log.
+fn wait_for_cause(site: &mut Site, cause: &str) -> LastErrorStatus {
+    let what = format!("{}: the cause is {cause}", site.tunnel);
+    let error = eventually(secs(60), &what, || {
+        let peer = site.try_status()?.peers.into_iter().next()?;
+        peer.last_error.filter(|error| error.cause == cause)
+    });
+    let word = format!("cause=\"{cause}\"");
+    site.process().wait_for(&word, secs(60));
+    let log = site.process().log();
+    let line = log.lines().find(|line| line.contains(&word));
+    let line = line.unwrap_or_default();
+    assert!(line.contains("WARN") && line.contains("peer=\""), "{line}");
+    assert!(line.contains(&error.remedy), "{line}");
+    error
+}
+
+/// The line of B's log about a refusal, once there is one.
+fn refusal(site: &mut Site, reason: &str) -> String {
+    let word = format!("reason=\"{reason}\"");
+    site.process().wait_for(&word, secs(30));
+    let log = site.process().log();
+    let line = log.lines().find(|line| line.contains(&word));
+    line.unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_port_where_nothing_listens() {
+    let mut pair = caller_and_waiter();
+    pair.a.up();
+    let error = wait_for_cause(&mut pair.a, "port-closed");
+    let by = format!("(says {})", pair.b.uplink.v4);
+    assert!(error.text.contains(&by), "{error:?}");
+    // Once the tunnel is there, it comes up, and what was is still known.
+    pair.b.up();
+    pair.a.wait_state("up", secs(30));
+    let known = pair.a.peer().last_error;
+    assert_eq!(
+        known.map(|error| error.cause).as_deref(),
+        Some("port-closed")
+    );
+    let shown = pair.a.patchcord(&["show", &pair.a.tunnel]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("last error"), "{shown}");
+}
+
+#[test]
+fn no_route_to_the_peer() {
+    let mut pair = caller_and_waiter();
+    pair.a.ns.ip("route del default");
+    pair.a.up();
+    let error = wait_for_cause(&mut pair.a, "no-route");
+    assert!(!error.text.contains("says"), "it is our kernel: {error:?}");
+}
+
+#[test]
+fn a_router_on_the_way_that_knows_no_route() {
+    let mut pair = caller_and_waiter();
+    let nowhere = Peer {
+        endpoint: Some(format!("203.0.113.9:{UDP_PORT}")),
+        ..pair.b.as_peer(None)
+    };
+    pair.a.configure(&pair.settings, &[nowhere]);
+    pair.a.up();
+    let error = wait_for_cause(&mut pair.a, "no-route");
+    let router = format!("(says {})", pair.a.uplink.other_v4(1));
+    assert!(error.text.contains(&router), "{error:?}");
+}
+
+#[test]
+fn a_host_that_is_not_there() {
+    let mut pair = caller_and_waiter();
+    let nobody = Peer {
+        endpoint: Some(format!("{}:{UDP_PORT}", pair.a.uplink.other_v4(77))),
+        ..pair.b.as_peer(None)
+    };
+    pair.a.configure(&pair.settings, &[nobody]);
+    pair.a.up();
+    wait_for_cause(&mut pair.a, "no-host");
+}
+
+#[test]
+fn a_packet_filter_that_says_so_and_one_that_does_not() {
+    for (rule, cause) in [
+        ("reject with icmp admin-prohibited", "forbidden"),
+        ("drop", "no-answer"),
+    ] {
+        let mut pair = caller_and_waiter();
+        pair.internet.ns.run(&["nft", "add table inet t"]);
+        pair.internet.ns.run(&[
+            "nft",
+            "add chain inet t forward { type filter hook forward priority 0; }",
+        ]);
+        let rule = format!("add rule inet t forward udp dport {UDP_PORT} {rule}");
+        pair.internet.ns.run(&["nft", &rule]);
+        pair.up();
+        wait_for_cause(&mut pair.a, cause);
+    }
+}
+
+#[test]
+fn a_name_without_an_address() {
+    let mut pair = caller_and_waiter();
+    let unknown = Peer {
+        endpoint: Some(format!("nobody.invalid:{UDP_PORT}")),
+        ..pair.b.as_peer(None)
+    };
+    pair.a.configure(&pair.settings, &[unknown]);
+    pair.a.up();
+    // There is no name server in a namespace.
+    eventually(secs(60), "the resolver's word is known", || {
+        let peer = pair.a.try_status()?.peers.into_iter().next()?;
+        let cause = peer.last_error?.cause;
+        cause.starts_with("name-").then_some(())
+    });
+    let log = pair.a.process().log();
+    assert!(log.contains("endpoint=\"nobody.invalid:51830\""), "{log}");
+}
+
+#[test]
+fn another_network_id_is_told_to_the_caller_and_to_the_one_that_is_called() {
+    let mut pair = caller_and_waiter();
+    let settings = Settings {
+        tunnel: "network-id = 7",
+        ..pair.settings.clone()
+    };
+    let b = pair.b.as_peer(Some(pair.b.uplink.v4.into()));
+    pair.a.configure(&settings, &[b]);
+    pair.up();
+    wait_for_cause(&mut pair.a, "refused-network-id");
+    let line = refusal(&mut pair.b, "incompatible");
+    let whose = format!(
+        "from={}:{UDP_PORT} key={} peer=\"site1\"",
+        pair.a.uplink.v4, pair.a.public_key
+    );
+    assert!(line.contains(&whose), "{line}");
+}
+
+#[test]
+fn another_preshared_key_is_told_at_both_ends() {
+    let mut pair = caller_and_waiter();
+    let b = Peer {
+        preshared_key: Some(patchcord(&["genpsk"], "")),
+        ..pair.b.as_peer(Some(pair.b.uplink.v4.into()))
+    };
+    pair.a.configure(&pair.settings, &[b]);
+    pair.up();
+    wait_for_cause(&mut pair.a, "unreadable-answer");
+    wait_for_cause(&mut pair.b, "answers-unused");
+}
+
+#[test]
+fn a_stranger_hears_nothing_and_is_told_of_with_address_and_key() {
+    let mut pair = caller_and_waiter();
+    let stranger = Peer {
+        public_key: another_public_key(),
+        ..pair.a.as_peer(None)
+    };
+    pair.b.configure(&pair.settings, &[stranger]);
+    pair.up();
+    let line = refusal(&mut pair.b, "unknown-peer");
+    let whose = format!(
+        "from={}:{UDP_PORT} key={}",
+        pair.a.uplink.v4, pair.a.public_key
+    );
+    assert!(line.contains(&whose), "{line}");
+    wait_for_cause(&mut pair.a, "no-answer");
+    assert_eq!(pair.a.drops("incompatible"), 0, "not a word");
+}
+
+#[test]
+fn a_caller_with_the_wrong_public_key_of_ours_is_told_of_with_its_address() {
+    let mut pair = caller_and_waiter();
+    let b = Peer {
+        public_key: another_public_key(),
+        ..pair.b.as_peer(Some(pair.b.uplink.v4.into()))
+    };
+    pair.a.configure(&pair.settings, &[b]);
+    pair.up();
+    let line = refusal(&mut pair.b, "bad-mac");
+    let from = format!("from={}:{UDP_PORT}", pair.a.uplink.v4);
+    assert!(line.contains(&from), "{line}");
+}
+
+#[test]
+fn two_machines_with_one_key_are_told_of() {
+    let mut pair = Pair::start(Plan {
+        b_knows_a: false,
+        ..Plan::default()
+    });
+    let mut clone = Site::new(&pair.sandbox, &pair.internet, 3, 1500);
+    clone.take_identity_of(&pair.a);
+    clone.configure(
+        &pair.settings,
+        &[pair.b.as_peer(Some(pair.b.uplink.v4.into()))],
+    );
+    clone.up();
+    let error = wait_for_cause(&mut pair.b, "shared-key");
+    for site in [&pair.a, &clone] {
+        let address = format!("{}:{UDP_PORT}", site.uplink.v4);
+        assert!(error.text.contains(&address), "{error:?}");
+    }
+    assert!(error.remedy.contains("patchcord genkey"), "{error:?}");
+    let moved = "peer=\"site1\" from=198.18.";
+    let log = pair.b.process().log();
+    assert!(log.contains(moved) && log.contains(" to=198.18."), "{log}");
+}
