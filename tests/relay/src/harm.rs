@@ -11,7 +11,7 @@
 //! since the relay began. Each decision has dice of its own, so that one option does not change what
 //! another one does, and the n-th frame meets the same fate in each run with the same seed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -37,9 +37,12 @@ pub struct Harm {
     /// Time that every frame takes
     #[arg(long = "delay", value_name = "MS", default_value_t = 0.0, value_parser = delay)]
     pub delay_ms: f64,
-    /// The delay varies by up to this in both directions; frames do not overtake each other by it
+    /// The delay varies by up to this in both directions; frames keep their order all the same
     #[arg(long = "jitter", value_name = "MS", default_value_t = 0.0, value_parser = delay)]
     pub jitter_ms: f64,
+    /// Frames overtake each other by their jitter
+    #[arg(long)]
+    pub overtake: bool,
     /// Speed of the link; without it, as fast as the machine can
     #[arg(long = "rate", value_name = "MBIT", value_parser = rate)]
     pub rate_mbit: Option<f64>,
@@ -61,6 +64,7 @@ impl Default for Harm {
             duplicate_percent: 0.0,
             delay_ms: 0.0,
             jitter_ms: 0.0,
+            overtake: false,
             rate_mbit: None,
             queue_frames: 1000,
             seed: 1,
@@ -140,7 +144,7 @@ impl<F: AsRef<[u8]> + Clone> Path<F> {
             link: harm
                 .rate_mbit
                 .map(|rate_mbit| Link::new(rate_mbit, harm.queue_frames)),
-            delay: Delay::new(harm.delay_ms, harm.jitter_ms, dice(3)),
+            delay: Delay::new(harm, dice(3)),
             reorder: Reorder::new(harm.reorder_by, Chance::new(harm.reorder_percent, dice(4))),
         }
     }
@@ -273,23 +277,27 @@ impl<F: AsRef<[u8]>> Link<F> {
     }
 }
 
-/// Frames on their way, in the order in which they set out.
+/// Frames on their way, by the time at which they arrive, and then in the order in which they set out.
 struct Delay<F> {
     delay: Duration,
     jitter: Duration,
+    overtake: bool,
     dice: Dice,
     last_due: Duration,
-    on_their_way: VecDeque<(Duration, F)>,
+    set_out: u64,
+    on_their_way: BTreeMap<(Duration, u64), F>,
 }
 
 impl<F> Delay<F> {
-    fn new(delay_ms: f64, jitter_ms: f64, dice: Dice) -> Self {
+    fn new(harm: &Harm, dice: Dice) -> Self {
         Self {
-            delay: Duration::from_secs_f64(delay_ms / 1e3),
-            jitter: Duration::from_secs_f64(jitter_ms / 1e3),
+            delay: Duration::from_secs_f64(harm.delay_ms / 1e3),
+            jitter: Duration::from_secs_f64(harm.jitter_ms / 1e3),
+            overtake: harm.overtake,
             dice,
             last_due: Duration::ZERO,
-            on_their_way: VecDeque::new(),
+            set_out: 0,
+            on_their_way: BTreeMap::new(),
         }
     }
 
@@ -301,17 +309,23 @@ impl<F> Delay<F> {
         let spread = self.jitter.mul_f64(2.0 * self.dice.roll());
         let due = (now + self.delay + spread).saturating_sub(self.jitter);
         // With jitter a frame may be due before its elders, or before it came.
-        self.last_due = due.max(now).max(self.last_due);
-        self.on_their_way.push_back((self.last_due, frame));
+        let due = due.max(now);
+        self.last_due = due.max(self.last_due);
+        let due = if self.overtake { due } else { self.last_due };
+        self.set_out += 1;
+        self.on_their_way.insert((due, self.set_out), frame);
         true
     }
 
     fn pop(&mut self, now: Duration) -> Option<(F, Duration)> {
-        pop_due(&mut self.on_their_way, now)
+        let first = self.on_their_way.first_entry()?;
+        let (due, _) = *first.key();
+        (due <= now).then(|| (first.remove(), due))
     }
 
     fn next_due(&self) -> Option<Duration> {
-        self.on_their_way.front().map(|(due, _)| *due)
+        let ((due, _), _) = self.on_their_way.first_key_value()?;
+        Some(*due)
     }
 }
 
@@ -642,6 +656,34 @@ mod tests {
         );
         assert!(least >= MS * 15 && most <= MS * 25, "{least:?} to {most:?}");
         assert!(most - least > MS * 8, "{least:?} to {most:?}");
+    }
+
+    #[test]
+    fn frames_may_overtake_each_other_by_their_jitter() {
+        for jitter_ms in [2.0, 100.0] {
+            let harm = Harm {
+                delay_ms: jitter_ms,
+                jitter_ms,
+                overtake: true,
+                ..Harm::default()
+            };
+            let (out, fates) = send(&harm, 10_000, MS / 2);
+            assert_eq!((out.len(), fates.passed), (10_000, 10_000));
+            let most = MS.mul_f64(2.0 * jitter_ms);
+            let took = |&(at, number): &(Duration, u64)| at - MS / 2 * number as u32;
+            assert!(out.iter().all(|out| took(out) <= most));
+            let late = |(place, number): (usize, u64)| (place as u64).saturating_sub(number);
+            let latest = numbers(&out).into_iter().enumerate().map(late).max();
+            // Two frames are sent in a millisecond.
+            let by = latest.unwrap() as f64;
+            assert!(
+                (2.0 * jitter_ms..=4.0 * jitter_ms).contains(&by),
+                "{by} of {jitter_ms}"
+            );
+            let mut each = numbers(&out);
+            each.sort_unstable();
+            assert!(each.into_iter().eq(0..10_000), "each once");
+        }
     }
 
     #[test]
