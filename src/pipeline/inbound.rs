@@ -41,7 +41,7 @@ use crate::{
     },
     proto::{
         codel::Codel,
-        limits::{CONTROL_RATE, REASSEMBLY_PATIENCE},
+        limits::{CONTROL_RATE, REASSEMBLY_PATIENCE, reassembly_bytes},
         reassembly::{Reassembly, Which},
         replay::ReplayWindow,
         session::{IndexHash, Session, Tables},
@@ -527,7 +527,10 @@ impl Delivery {
                 entry.insert(LaneState {
                     session: session.clone(),
                     window: ReplayWindow::default(),
-                    reassembly: Reassembly::new(exit.shared.max_frame),
+                    reassembly: Reassembly::with_budget(
+                        exit.shared.max_frame,
+                        reassembly_bytes(tables.routes.len(), session.agreement.remote_lanes),
+                    ),
                     control_rate: ControlRate::default(),
                     last_arrival: arrived,
                 })

@@ -78,8 +78,15 @@ pub const CONTROL_RATE: u32 = 128;
 /// Lanes of a peer that are received; a datagram on a higher one is malformed. It bounds what the
 /// lanes of a session can hold in unfinished frames.
 pub const MAX_LANES: u8 = 16;
-/// Frames that a lane may have in pieces at the same time.
-pub const REASSEMBLY_SLOTS: usize = 16;
+/// Bytes that the unfinished frames of a lane may take: more than a thousand full ones, as many as
+/// come within a tenth of a second at 100 Mbit/s …
+pub const REASSEMBLY_LANE_BYTES: usize = 4 << 20;
+/// … those of all lanes of a session …
+pub const REASSEMBLY_SESSION_BYTES: usize = 16 << 20;
+/// … those of all peers, if they fill it …
+pub const REASSEMBLY_ALL_BYTES: usize = 256 << 20;
+/// … but so much for each session, however many peers there are.
+pub const REASSEMBLY_LEAST_BYTES: usize = 4 << 20;
 /// Parts of an unfinished frame that may lie apart. The largest frame crosses the narrowest path in
 /// 135 pieces, of which every second may be late; in crumbs, the list of its parts would outgrow it.
 pub const REASSEMBLY_PARTS: usize = 128;
@@ -91,3 +98,55 @@ pub const REASSEMBLY_PATIENCE: Duration = Duration::from_millis(2);
 /// Sessions of one peer that may receive at the same time: the current one, the one before, and
 /// one that is not yet confirmed.
 pub const SESSIONS_PER_PEER: usize = 3;
+
+/// Bytes that the unfinished frames of one lane may take, where there are so many peers and the peer
+/// has announced so many lanes.
+pub const fn reassembly_bytes(peers: usize, lanes: u8) -> usize {
+    let peers = if peers == 0 { 1 } else { peers };
+    let share = REASSEMBLY_ALL_BYTES / SESSIONS_PER_PEER / peers;
+    let session = if share < REASSEMBLY_LEAST_BYTES {
+        REASSEMBLY_LEAST_BYTES
+    } else if share > REASSEMBLY_SESSION_BYTES {
+        REASSEMBLY_SESSION_BYTES
+    } else {
+        share
+    };
+    let lanes = match lanes {
+        0 => 1,
+        1..MAX_LANES => lanes,
+        _ => MAX_LANES,
+    };
+    let lane = session / lanes as usize;
+    if lane > REASSEMBLY_LANE_BYTES {
+        REASSEMBLY_LANE_BYTES
+    } else {
+        lane
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_can_have_unfinished_is_bounded() {
+        for (peers, lanes, mib_in_quarters) in [
+            (1, 1, 16),
+            (1, 4, 16),
+            (1, 8, 8),
+            (1, 16, 4),
+            (1, 255, 4),
+            (10, 2, 16),
+            (10, 16, 3),
+            (1000, 1, 16),
+            (1000, 16, 1),
+        ] {
+            let bytes = reassembly_bytes(peers, lanes);
+            assert!(bytes <= mib_in_quarters << 18, "{peers} {lanes}: {bytes}");
+            assert!(
+                bytes > (mib_in_quarters - 1) << 18,
+                "{peers} {lanes}: {bytes}"
+            );
+        }
+    }
+}

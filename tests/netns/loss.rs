@@ -37,6 +37,14 @@ impl Bad {
 
     /// Frames of all sizes both ways for a while. Panics if one of them is changed on its way.
     fn exchange(&self) -> [Tally; 2] {
+        let sizes = u64::from(self.pair.settings.overlay_mtu) + 14 - 59;
+        self.exchange_of(move |number| {
+            60 + usize::try_from(number * 769 % sizes).expect("a frame size")
+        })
+    }
+
+    /// The same, each of the size that its number has.
+    fn exchange_of(&self, size: impl Fn(u64) -> usize + Copy + Send + 'static) -> [Tally; 2] {
         let pair = &self.pair;
         let ways = [
             (pair.there(), &pair.at_a, &pair.at_b),
@@ -45,12 +53,8 @@ impl Bad {
         let is_jumbo = pair.settings.overlay_mtu > 1500;
         let _turn = if is_jumbo { load::half() } else { load::some() };
         let begun = Instant::now();
-        let streams = ways.map(|(flow, from, _)| {
-            let sizes = u64::from(pair.settings.overlay_mtu) + 14 - 59;
-            from.stream(flow, Duration::from_micros(500), move |number| {
-                60 + usize::try_from(number * 769 % sizes).expect("a frame size")
-            })
-        });
+        let streams =
+            ways.map(|(flow, from, _)| from.stream(flow, Duration::from_micros(500), size));
         eventually(secs(20), "enough was sent", || {
             (begun.elapsed() > secs(4)).then_some(())
         });
@@ -193,6 +197,34 @@ fn reordered_datagrams_lose_and_repeat_nothing() {
         assert!(tally.reordered > 0, "the path reorders: {tally:?}");
     }
     bad.splice.cut();
+}
+
+/// Each of these frames is in two datagrams, which travel for up to so many milliseconds.
+fn assert_survives_jitter(most_ms: f64) {
+    let bad = Bad::start(&Harm {
+        delay_ms: most_ms / 2.0,
+        jitter_ms: most_ms / 2.0,
+        overtake: true,
+        ..Harm::default()
+    });
+    for tally in bad.exchange_of(|_| 1514) {
+        assert_eq!((tally.lost, tally.duplicates), (0, 0), "{tally:?}");
+        assert!(tally.reordered > 0, "the path reorders: {tally:?}");
+    }
+    for site in [&bad.pair.a, &bad.pair.b] {
+        assert_eq!(site.drops("reassembly-evicted"), 0);
+    }
+    bad.splice.cut();
+}
+
+#[test]
+fn frames_in_pieces_survive_datagrams_that_overtake_each_other_by_40_ms() {
+    assert_survives_jitter(40.0);
+}
+
+#[test]
+fn frames_in_pieces_survive_datagrams_that_overtake_each_other_by_200_ms() {
+    assert_survives_jitter(200.0);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use patchcord::{
     proto::{
-        limits::REASSEMBLY_SLOTS,
+        limits::REASSEMBLY_LANE_BYTES,
         reassembly::{Reassembly, Run, Stations, Which, Whole},
         superframe::{Layout, MAX_HEADERS, MAX_SUPERFRAME},
     },
@@ -32,8 +32,10 @@ use patchcord::{
 use checks::{has_right_pseudo_header, is_same};
 use original::{Kind, Original};
 
-/// More frames than there are slots.
+/// More of the largest frames than the smallest budget holds.
 const FRAMES: usize = 24;
+/// What there is room for in any case.
+const LEAST_BUDGET: usize = 2 * MAX_SUPERFRAME;
 /// Fewer than the parts of which a slot keeps account.
 const MAX_PIECES: usize = 120;
 
@@ -42,14 +44,17 @@ fuzz_target!(|input: Input| {
         return;
     }
     let max_frame = if input.is_jumbo { 9018 } else { 1518 };
+    let budget = usize::from(input.budget_kib) << 10;
+    let budget = budget.clamp(LEAST_BUDGET, REASSEMBLY_LANE_BYTES);
     let mut frames: Vec<_> = (0..)
         .zip(&input.frames)
         .take(FRAMES)
         .map(|(number, spec)| Frame::new(number, spec, max_frame))
         .collect();
     let mut bench = Bench {
-        reassembly: Reassembly::new(max_frame as u32),
+        reassembly: Reassembly::with_budget(max_frame as u32, budget),
         max_frame,
+        budget,
         sequence: 0,
         has_evicted: false,
     };
@@ -66,6 +71,7 @@ fuzz_target!(|input: Input| {
 #[derive(Arbitrary, Debug)]
 struct Input {
     is_jumbo: bool,
+    budget_kib: u16,
     frames: Vec<Spec>,
     steps: Vec<Step>,
 }
@@ -260,6 +266,7 @@ fn segment_len(original: &Original) -> Option<usize> {
 struct Bench {
     reassembly: Reassembly,
     max_frame: usize,
+    budget: usize,
     sequence: u64,
     /// The model has an endless memory: from then on it knows less.
     has_evicted: bool,
@@ -414,7 +421,8 @@ impl Bench {
             let live = frames
                 .iter()
                 .filter(|frame| frame.is_live && !frame.has_lies);
-            assert!(live.count() <= REASSEMBLY_SLOTS);
+            let bytes: usize = live.map(|frame| frame.bytes().len()).sum();
+            assert!(bytes <= self.budget + LEAST_BUDGET);
         }
     }
 
