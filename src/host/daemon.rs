@@ -14,7 +14,6 @@ use tokio::{
         UnixListener, UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf, UCred},
     },
-    sync::mpsc,
     task::JoinSet,
     time::timeout,
 };
@@ -38,6 +37,8 @@ const MAX_CLIENTS: usize = 64;
 const MAX_REQUESTS: usize = 16;
 /// For the client's hello to arrive.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// For the requests of a client that is gone.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 /// For a line to leave; who reads nothing for that long is gone.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -169,49 +170,54 @@ impl Conversation {
         self.converse().await
     }
 
+    /// Ends when the client is gone and its requests are carried out.
     async fn converse(&mut self) -> io::Result<()> {
-        let (answers_in, mut answers) = mpsc::channel(MAX_REQUESTS);
-        let mut waiting = 0;
+        let mut requests = JoinSet::new();
+        let outcome = self.carry_out(&mut requests).await;
+        let carried_out = async { while requests.join_next().await.is_some() {} };
+        // What is not done by then waits for a provider that does not answer.
+        if timeout(REQUEST_DEADLINE, carried_out).await.is_err() {
+            debug!("requests of a client that is gone are given up");
+        }
+        outcome
+    }
+
+    async fn carry_out(&mut self, requests: &mut JoinSet<HostLine>) -> io::Result<()> {
         loop {
             let step = tokio::select! {
-                Some(answer) = answers.recv() => Step::Answer(answer),
-                line = self.lines.next(), if waiting < MAX_REQUESTS => Step::Line(line?),
+                Some(answer) = requests.join_next() => match answer {
+                    Ok(answer) => Step::Answer(answer),
+                    // Whoever waits for it hears that the host is gone, and may ask again.
+                    Err(_) => return Err(io::Error::other("a request panicked")),
+                },
+                line = self.lines.next(), if requests.len() < MAX_REQUESTS => Step::Line(line?),
                 Some(line) = next_event(&mut self.events) => Step::Tell(line),
             };
             match step {
                 Step::Line(None) => return Ok(()),
-                Step::Line(Some(line)) => {
-                    match request_from_line(&line) {
-                        Ok(request) if !self.policy.allows(&self.client, request.verb.access()) => {
-                            let (id, error) = (Some(request.id), not_authorised());
-                            self.write(&HostLine::Refused { id, error }).await?;
+                Step::Line(Some(line)) => match request_from_line(&line) {
+                    Ok(request) if !self.policy.allows(&self.client, request.verb.access()) => {
+                        let (id, error) = (Some(request.id), not_authorised());
+                        self.write(&HostLine::Refused { id, error }).await?;
+                    }
+                    Ok(request) => {
+                        if request.verb == Verb::Subscribe {
+                            self.events = Some(self.host.events());
                         }
-                        Ok(request) => {
-                            if request.verb == Verb::Subscribe {
-                                self.events = Some(self.host.events());
-                            }
-                            waiting += 1;
-                            let (host, store) = (self.host.clone(), self.store.clone());
-                            let (answers, sender) = (answers_in.clone(), sender(&self.client));
-                            tokio::spawn(async move {
-                                let answer = answer(&host, store.as_deref(), sender, request).await;
-                                // The client may have gone meanwhile.
-                                let _ = answers.send(answer).await;
-                            });
-                        }
-                        Err((id, error)) => {
-                            self.write(&HostLine::Refused { id, error }).await?;
-                            if id.is_none() {
-                                return Ok(());
-                            }
+                        let (host, store) = (self.host.clone(), self.store.clone());
+                        let sender = sender(&self.client);
+                        requests.spawn(async move {
+                            answer(&host, store.as_deref(), sender, request).await
+                        });
+                    }
+                    Err((id, error)) => {
+                        self.write(&HostLine::Refused { id, error }).await?;
+                        if id.is_none() {
+                            return Ok(());
                         }
                     }
-                }
-                Step::Answer(line) => {
-                    waiting -= 1;
-                    self.write(&line).await?;
-                }
-                Step::Tell(line) => self.write(&line).await?,
+                },
+                Step::Answer(line) | Step::Tell(line) => self.write(&line).await?,
             }
         }
     }

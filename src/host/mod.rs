@@ -38,7 +38,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::{
+    sync::{Semaphore, broadcast, watch},
+    task::JoinSet,
+};
 use tracing::warn;
 
 pub use self::event::{Attempt, Event, EventKind, Events, Lagged};
@@ -53,8 +56,8 @@ use crate::{
     },
     provider::{
         AppMessage, Deadlines, EthernetTunnelProvider, Hosting, ProviderContext, ProviderError,
-        Secret, SecretError, Session, SessionEnd, SessionHandle, SessionStatus, SleepWatch,
-        StartOptions, StopReason, TunnelConfiguration,
+        Secret, SecretError, Session, SessionEnd, SessionError, SessionHandle, SessionStatus,
+        SleepWatch, StartOptions, StopReason, TunnelConfiguration,
     },
 };
 
@@ -307,28 +310,30 @@ impl Host {
         Ok(())
     }
 
-    /// Starts a session and returns at once, with the number that its events carry.
+    /// Starts a session and returns at once, with the number that its events carry. The function that
+    /// makes its provider may call the host.
     ///
     /// # Errors
     /// When it cannot even be tried.
     pub fn start(&self, tunnel: &str, options: StartOptions) -> Result<Attempt, HostError> {
-        let mut tunnels = self.tunnels();
-        let configuration = {
-            let entry = known(&mut tunnels, tunnel)?;
-            if let Some(running) = &entry.session {
-                let (tunnel, status) = (tunnel.to_owned(), running.handle.status());
-                return Err(HostError::Running { tunnel, status });
+        let mut configuration = self.startable(tunnel)?;
+        let (provider, lock, mut tunnels) = loop {
+            // Without a lock: whoever makes providers may ask the host.
+            let provider = self.make_provider(tunnel, &configuration)?;
+            let lock = RunLock::acquire(&self.inner.run_dir, tunnel);
+            // Somebody may have started it meanwhile.
+            let lock = lock.map_err(|error| {
+                let refused = self.startable(tunnel).err();
+                refused.unwrap_or_else(|| error.into())
+            })?;
+            let tunnels = self.tunnels();
+            let now = startable(&tunnels, tunnel)?;
+            if Arc::ptr_eq(&now, &configuration) {
+                break (provider, lock, tunnels);
             }
-            entry
-                .configuration
-                .clone()
-                .ok_or_else(|| HostError::NoTunnel(tunnel.to_owned()))?
+            // Somebody has configured it meanwhile.
+            configuration = now;
         };
-        if !configuration.enabled {
-            return Err(HostError::Disabled(tunnel.to_owned()));
-        }
-        let provider = self.make_provider(tunnel, &configuration)?;
-        let lock = RunLock::acquire(&self.inner.run_dir, tunnel)?;
         let attempt = Attempt(self.inner.attempts.fetch_add(1, Ordering::Relaxed) + 1);
         let superseded = supersede(&tunnels, tunnel, &configuration);
 
@@ -365,12 +370,16 @@ impl Host {
             for other in superseded {
                 other.gone().await;
             }
-            let end = session.run(options, || {}).await;
+            let end = run_to_end(session, options).await;
             drop(lock);
             host.note_end(&tunnel, attempt, &end);
             drop(ending);
         });
         Ok(attempt)
+    }
+
+    fn startable(&self, tunnel: &str) -> Result<Arc<TunnelConfiguration>, HostError> {
+        startable(&self.tunnels(), tunnel)
     }
 
     fn make_provider(
@@ -393,8 +402,9 @@ impl Host {
     fn note_end(&self, tunnel: &str, attempt: Attempt, end: &SessionEnd) {
         let error = end.error.as_ref().map(|error| explain(error));
         let mut tunnels = self.tunnels();
+        let mut over = None;
         if let Some(entry) = tunnels.get_mut(tunnel) {
-            entry.session = None;
+            over = entry.session.take();
             entry.last_error.clone_from(&error);
             if entry.configuration.is_none() {
                 tunnels.remove(tunnel);
@@ -402,6 +412,9 @@ impl Host {
         }
         let reason = end.reason;
         self.tell(tunnel, Some(attempt), EventKind::Ended { reason, error });
+        drop(tunnels);
+        // The provider goes with it, and may call the host as it does.
+        drop(over);
     }
 
     /// Ends the session of a tunnel and waits until everything of it is gone. A tunnel without one
@@ -584,6 +597,20 @@ impl Running {
     }
 }
 
+/// Runs a session, also if that panics.
+async fn run_to_end(session: Session, options: StartOptions) -> SessionEnd {
+    // Ends with this one.
+    let mut inner = JoinSet::new();
+    inner.spawn(session.run(options, || {}));
+    match inner.join_next().await {
+        Some(Ok(end)) => end,
+        _ => SessionEnd {
+            reason: StopReason::InternalError,
+            error: Some(SessionError::Panicked),
+        },
+    }
+}
+
 /// The error with what is behind it, for people.
 fn explain(error: &dyn Error) -> String {
     let (mut text, mut last) = (error.to_string(), error.source());
@@ -601,6 +628,24 @@ fn known<'a>(
     tunnels
         .get_mut(name)
         .ok_or_else(|| HostError::NoTunnel(name.to_owned()))
+}
+
+/// The configuration of a tunnel that may be started.
+fn startable(
+    tunnels: &BTreeMap<String, Tunnel>,
+    name: &str,
+) -> Result<Arc<TunnelConfiguration>, HostError> {
+    let no_tunnel = || HostError::NoTunnel(name.to_owned());
+    let entry = tunnels.get(name).ok_or_else(no_tunnel)?;
+    if let Some(running) = &entry.session {
+        let (tunnel, status) = (name.to_owned(), running.handle.status());
+        return Err(HostError::Running { tunnel, status });
+    }
+    let configuration = entry.configuration.clone().ok_or_else(no_tunnel)?;
+    match configuration.enabled {
+        true => Ok(configuration),
+        false => Err(HostError::Disabled(name.to_owned())),
+    }
 }
 
 fn check_generation(

@@ -116,7 +116,7 @@ impl Script {
     }
 }
 
-struct Scripted(Arc<Script>);
+pub(crate) struct Scripted(pub(crate) Arc<Script>);
 
 impl EthernetTunnelProvider for Scripted {
     fn start<'a>(

@@ -8,16 +8,17 @@ use std::{
 };
 
 use patchcord::{
-    host::{EventKind, HostError},
+    host::{EventKind, Host, HostError},
     provider::{
-        MAX_DISPLAYED, ProviderError, SessionStatus, SessionStatus::*, SettingsError, StartOptions,
-        StartSource, StopReason,
+        BoxFut, EthernetTunnelProvider, MAX_DISPLAYED, ProviderContext, ProviderError,
+        SessionStatus, SessionStatus::*, SettingsError, StartOptions, StartSource, StopReason,
+        TunnelConfiguration,
     },
 };
 
 use tokio::time::timeout;
 
-use crate::kit::{Script, connect, host, in_namespace, ip, next, port, until_end};
+use crate::kit::{Script, Scripted, connect, host, in_namespace, ip, next, port, until_end};
 
 #[test]
 fn check_01_a_session_is_connected_only_after_its_settings() {
@@ -207,7 +208,7 @@ fn check_07_a_panic_is_of_one_session() {
                 panic_in,
                 ..Script::plain()
             });
-            let builder = patchcord::host::Host::builder(directory.path());
+            let builder = Host::builder(directory.path());
             let good = Arc::new(Script::plain());
             let sibling = host(&directory, &good);
             let mut events = sibling.events();
@@ -221,7 +222,7 @@ fn check_07_a_panic_is_of_one_session() {
                         },
                     )
                     .build();
-                let configuration = patchcord::provider::TunnelConfiguration::new("broken");
+                let configuration = TunnelConfiguration::new("broken");
                 broken.configure("a", configuration, None).unwrap();
                 let refused = broken.start("a", StartOptions::default()).unwrap_err();
                 assert!(matches!(refused, HostError::Provider(_)), "{refused}");
@@ -247,6 +248,110 @@ fn check_07_a_panic_is_of_one_session() {
             assert_eq!(sibling.status("b"), Connected);
         });
     }
+}
+
+/// Whoever makes a provider, and the provider as it goes, may ask the host.
+#[test]
+fn check_07_nobody_who_is_called_is_locked_out() {
+    struct Curious(Arc<Mutex<Option<Host>>>, Arc<Mutex<Vec<SessionStatus>>>);
+
+    impl Curious {
+        fn ask(&self) {
+            let host = self.0.lock().unwrap().clone().unwrap();
+            assert_eq!(host.list().len(), 1);
+            self.1.lock().unwrap().push(host.status("a"));
+        }
+    }
+
+    impl Drop for Curious {
+        fn drop(&mut self) {
+            self.ask();
+        }
+    }
+
+    impl EthernetTunnelProvider for Curious {
+        fn start<'a>(
+            &'a self,
+            _: &'a ProviderContext,
+            _: StartOptions,
+        ) -> BoxFut<'a, Result<(), ProviderError>> {
+            Box::pin(async { Err(ProviderError::new("enough")) })
+        }
+
+        fn stop<'a>(&'a self, _: &'a ProviderContext, _: StopReason) -> BoxFut<'a, ()> {
+            Box::pin(async {})
+        }
+    }
+
+    in_namespace(|directory| async move {
+        let place = Arc::<Mutex<Option<Host>>>::default();
+        let seen = Arc::<Mutex<Vec<_>>>::default();
+        let (its_place, its_seen) = (place.clone(), seen.clone());
+        let make = move |_: &str, _: &TunnelConfiguration| {
+            let curious = Curious(its_place.clone(), its_seen.clone());
+            curious.ask();
+            Ok(curious)
+        };
+        let host = Host::builder(directory.path()).register("curious", make);
+        let host = host.build();
+        *place.lock().unwrap() = Some(host.clone());
+        let configuration = TunnelConfiguration::new("curious");
+        host.configure("a", configuration, None).unwrap();
+        let mut events = host.events();
+        // On a thread of its own: whoever is locked out would hold up the check for ever.
+        let runtime = tokio::runtime::Handle::current();
+        let starter = host.clone();
+        let (done, started) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let _inside = runtime.enter();
+            let _ = done.send(starter.start("a", StartOptions::default()).is_ok());
+        });
+        let started = timeout(Duration::from_secs(20), started).await;
+        assert!(started.expect("nobody is locked out").unwrap());
+        until_end(&mut events, "a").await;
+        assert_eq!(host.status("a"), Disconnected);
+        assert_eq!(*seen.lock().unwrap(), [Disconnected, Disconnected]);
+        *place.lock().unwrap() = None;
+    });
+}
+
+fn numbered(number: u64) -> TunnelConfiguration {
+    let mut configuration = TunnelConfiguration::new("late");
+    configuration
+        .vendor
+        .insert("number".to_owned(), number.into());
+    configuration
+}
+
+/// A configuration that changes while the provider is made of the one before.
+#[test]
+fn check_07_a_session_has_the_latest_configuration() {
+    in_namespace(|directory| async move {
+        let place = Arc::<Mutex<Option<Host>>>::default();
+        let its_place = place.clone();
+        let made_of = Arc::<Mutex<Vec<u64>>>::default();
+        let noted = made_of.clone();
+        let make = move |_: &str, configuration: &TunnelConfiguration| {
+            let number = configuration
+                .vendor
+                .get("number")
+                .and_then(|it| it.as_u64());
+            noted.lock().unwrap().push(number.unwrap());
+            let host = its_place.lock().unwrap().take();
+            if let Some(host) = host {
+                host.configure("a", numbered(2), None).unwrap();
+            }
+            Ok(Scripted(Arc::new(Script::plain())))
+        };
+        let host = Host::builder(directory.path())
+            .register("late", make)
+            .build();
+        host.configure("a", numbered(1), None).unwrap();
+        *place.lock().unwrap() = Some(host.clone());
+        host.start("a", StartOptions::default()).unwrap();
+        assert_eq!(*made_of.lock().unwrap(), [1, 2]);
+        host.stop("a", StopReason::UserInitiated).await.unwrap();
+    });
 }
 
 #[test]
