@@ -75,6 +75,9 @@ patchcord_bridge::reasons! {
     ReassemblyEvicted = "reassembly-evicted",
     /// Network: segments of super-frames were lost; the others were delivered.
     SegmentLost = "segment-lost",
+    /// This program: a data thread panicked over the frame, or refuses those of a peer whose frames it
+    /// panicked over again and again.
+    InternalError = "internal-error",
     /// Switch: the destination lives behind the port the frame came from.
     SamePort = "same-port",
     /// Switch: the source address is a group address.

@@ -177,7 +177,7 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
     let store = Store::new(&options.tunnels, &options.state);
     tracing::info!(socket = %path.display(), tunnels = %options.tunnels.display(), "host is ready");
     service::tell_ready();
-    let watchdog = tokio::spawn(service::tell_alive());
+    let watchdog = tokio::spawn(service::tell_alive(|| true));
     let kept = Some(store.clone());
     let outcome = tokio::select! {
         () = daemon::serve(host.clone(), listener, Policy::default(), kept) => Ok(()),

@@ -40,16 +40,18 @@ pub fn tell_stopping() {
     tell(NotifyState::Stopping);
 }
 
-/// Says again and again that this runtime turns, if the service manager wants to hear it
-/// (`WatchdogSec=`), until it is dropped.
-pub async fn tell_alive() {
+/// Says again and again that this runtime turns and all `is_well`, if the service manager wants to hear
+/// it (`WatchdogSec=`), until it is dropped.
+pub async fn tell_alive(is_well: impl Fn() -> bool) {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return pending().await;
     };
     let mut beat = interval(limit / 3);
     loop {
         beat.tick().await;
-        tell(NotifyState::Watchdog);
+        if is_well() {
+            tell(NotifyState::Watchdog);
+        }
     }
 }
 

@@ -27,6 +27,7 @@ use super::{
     notices::{Control, Notice},
     reports::{self, Reports},
     shared::{Handshake, Shared},
+    tripwire,
     underlay::Underlay,
 };
 use crate::{
@@ -122,7 +123,9 @@ impl ControlTask {
         }
         let mut meter_tick = tokio::time::interval(meter::INTERVAL);
         meter_tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let pulse = self.shared.vitals.pulse("control");
         loop {
+            pulse.work();
             self.pump();
             let due = self.node.poll_timeout();
             tokio::select! {
@@ -332,6 +335,7 @@ impl ControlTask {
 
     /// Once per second.
     fn handle_tick(&mut self) {
+        tripwire::task("control");
         let now = now();
         self.shared.notices.tell_late_moves();
         // The data threads count these; nobody else would say what they mean.

@@ -12,14 +12,14 @@ use std::{sync::Arc, time::Instant};
 
 use patchcord_bridge::{PortId, TagEdit};
 
-use super::{clock, offload, portion::Slot, shared::Shared};
+use super::{clock, offload, portion::Slot, recovery::Recovery, shared::Shared, vitals::Pulse};
 use crate::{
     io::udp::{SendError, Senders},
     proto::{
         session::Tables,
         train::{Open, Outgoing, Pushed, Train},
     },
-    queue::{Collected, Collector, Dealer},
+    queue::{Collected, Collector, Dealer, Worker},
     stats::{DropReason, Drops},
     wire::Lane,
 };
@@ -49,6 +49,8 @@ pub(super) struct Dispatch {
     filling: Vec<(PortId, Train)>,
     most_filling: usize,
     next_frame_id: u32,
+    /// A train is being changed.
+    is_busy: bool,
     scratch: Vec<u8>,
     /// When the present batch came.
     now: Instant,
@@ -67,6 +69,7 @@ impl Dispatch {
             filling: Vec::with_capacity(most_filling),
             most_filling,
             next_frame_id: 0,
+            is_busy: false,
             scratch: Vec::new(),
             now: clock::now(),
         }
@@ -122,21 +125,34 @@ impl Dispatch {
         let frame_id = self.next_frame_id;
         self.next_frame_id = frame_id.wrapping_add(1);
         let mut outgoing = Outgoing::new(frame, frame_id, open);
-        loop {
-            let lane = self.lane;
-            let pushed = self
-                .train_for(tables, port)
-                .and_then(|train| train.push(lane, &mut outgoing));
-            match pushed {
-                Ok(Pushed::Done) => break,
-                Ok(Pushed::Full) => self.depart_one(port),
-                Err(reason) => return self.drops.count(reason),
-            }
+        self.is_busy = true;
+        let pushed = self.lay_out(tables, port, &mut outgoing);
+        self.is_busy = false;
+        if let Err(reason) = pushed {
+            return self.drops.count(reason);
         }
         if let Some(train) = self.train_of(port)
             && let Some(session) = train.session()
         {
             session.traffic.outbound.add_frames(1, frame.len() as u64);
+        }
+    }
+
+    fn lay_out(
+        &mut self,
+        tables: &Tables,
+        port: PortId,
+        outgoing: &mut Outgoing<'_>,
+    ) -> Result<(), DropReason> {
+        loop {
+            let lane = self.lane;
+            let pushed = self
+                .train_for(tables, port)
+                .and_then(|train| train.push(lane, outgoing))?;
+            match pushed {
+                Pushed::Done => return Ok(()),
+                Pushed::Full => self.depart_one(port),
+            }
         }
     }
 
@@ -163,22 +179,24 @@ impl Dispatch {
 
     fn depart_one(&mut self, port: PortId) {
         if let Some(place) = self.filling.iter().position(|(owner, _)| *owner == port) {
-            let (_, train) = self.filling.swap_remove(place);
-            self.depart(train);
+            self.depart(place);
         }
     }
 
     /// Sends what is waiting for more.
     pub(super) fn depart_all(&mut self) {
-        while let Some((_, train)) = self.filling.pop() {
-            self.depart(train);
+        let was_busy = std::mem::replace(&mut self.is_busy, true);
+        while let Some(last) = self.filling.len().checked_sub(1) {
+            self.depart(last);
         }
+        self.is_busy = was_busy;
     }
 
-    fn depart(&mut self, mut train: Train) {
-        if let Err(reason) = train.close(self.lane) {
+    fn depart(&mut self, place: usize) {
+        if let Err(reason) = self.filling[place].1.close(self.lane) {
             self.drops.count(reason);
         }
+        let (_, mut train) = self.filling.swap_remove(place);
         match &mut self.outlet {
             Outlet::Inline {
                 departures,
@@ -192,6 +210,30 @@ impl Dispatch {
             Outlet::Staged(dealer) => {
                 // Fails only when the workers are gone, and then the tunnel is being stopped.
                 let _ = dealer.deal(train);
+            }
+        }
+    }
+
+    /// After a panic: if it was over a train, what was laid out is lost. There are as many trains as
+    /// before.
+    #[cold]
+    pub(super) fn recover(&mut self) {
+        if !std::mem::take(&mut self.is_busy) {
+            return;
+        }
+        let filling = self.filling.drain(..);
+        match &mut self.outlet {
+            Outlet::Inline { empties, .. } => {
+                drop(filling);
+                // The one in hand was lost.
+                empties.resize_with(self.most_filling, Train::default);
+            }
+            // These go round, and no train is in hand for long enough to be lost.
+            Outlet::Staged(dealer) => {
+                for (_, mut train) in filling {
+                    train.clear();
+                    let _ = dealer.deal(train);
+                }
             }
         }
     }
@@ -216,6 +258,20 @@ impl Outlet {
     }
 }
 
+/// The second step, by a worker.
+pub(super) fn seal(shared: Arc<Shared>, worker: Worker<Train>, pulse: &Pulse) {
+    let mut recovery = Recovery::new(shared);
+    pulse.rest();
+    worker.run(|train| {
+        pulse.work();
+        if recovery.catch(|| train.seal()).is_none() {
+            recovery.blame(Some(PortId::TAP));
+            train.clear();
+        }
+        pulse.rest();
+    });
+}
+
 /// The last step.
 pub(super) struct Departures {
     shared: Arc<Shared>,
@@ -234,11 +290,17 @@ impl Departures {
     }
 
     /// Sends what the workers have sealed until the first step has ended.
-    pub(super) fn run(mut self, mut sealed: Collector<Train>) {
+    pub(super) fn run(mut self, mut sealed: Collector<Train>, pulse: &Pulse) {
+        let mut recovery = Recovery::new(self.shared.clone());
+        pulse.rest();
         while let Collected::Batch(mut train) = sealed.collect(None) {
-            self.send(&train);
+            pulse.work();
+            if recovery.catch(|| self.send(&train)).is_none() {
+                recovery.blame(Some(PortId::TAP));
+            }
             train.clear();
             sealed.give_back(train);
+            pulse.rest();
         }
     }
 

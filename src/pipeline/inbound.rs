@@ -31,7 +31,10 @@ use super::{
     offload::{Leaving, SIGNAL_BYTES, Signal},
     portion::Slot,
     precedence::Precedence,
+    recovery::{Offender, Recovery},
     shared::{GroupsCache, Shared, Stopped, TablesCache, drop_reason_of_write},
+    tripwire,
+    vitals::Pulse,
 };
 use crate::{
     io::{
@@ -47,7 +50,7 @@ use crate::{
         session::{IndexHash, Session, Tables},
         superframe::{self, HEADER_ROOM},
     },
-    queue::{Collected, Collector, Dealer},
+    queue::{Collected, Collector, Dealer, Worker},
     stats::{DropReason, Drops},
     wire::{
         self, Counter, DATA_HEADER_LEN, DataHeader, Lane, MessageType, SessionIndex, TAG_LEN,
@@ -122,19 +125,22 @@ impl Inbound {
     }
 
     /// Works until the tunnel stops.
-    pub(super) fn run(mut self, nice: i32) -> Stopped {
+    pub(super) fn run(mut self, nice: i32, pulse: &Pulse) -> Stopped {
         let mut patience = Some(IDLE);
         let mut precedence = Precedence::of_this_thread(nice);
+        let mut recovery = Recovery::new(self.shared.clone());
         loop {
+            pulse.rest();
             let (socket, stop) = (self.socket.as_fd(), self.shared.stop.as_fd());
             let ready = match &self.handover {
                 None => waker::wait(&[socket, stop], patience),
                 Some(handover) => handover.wait(socket, stop, patience),
             };
+            pulse.work();
             let outcome = match ready {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
-                Ok(ready) if ready.is_timeout() => Ok(self.give_up_waiting()),
-                Ok(_) => self.receive_batch(&mut precedence),
+                Ok(ready) if ready.is_timeout() => Ok(self.give_up_waiting(&mut recovery)),
+                Ok(_) => self.receive_batch(&mut precedence, &mut recovery),
                 Err(error) => Err(error),
             };
             match outcome {
@@ -145,16 +151,20 @@ impl Inbound {
     }
 
     /// Nothing came for a while.
-    fn give_up_waiting(&mut self) -> bool {
+    fn give_up_waiting(&mut self, recovery: &mut Recovery) -> bool {
         match &mut self.inlet {
-            Inlet::Inline { delivery, .. } => delivery.forward_incomplete(),
+            Inlet::Inline { delivery, .. } => delivery.forward_incomplete(recovery),
             // Whoever collects does this.
             Inlet::Staged(_) => false,
         }
     }
 
     /// True if frames wait for missing pieces.
-    fn receive_batch(&mut self, precedence: &mut Precedence) -> std::io::Result<bool> {
+    fn receive_batch(
+        &mut self,
+        precedence: &mut Precedence,
+        recovery: &mut Recovery,
+    ) -> std::io::Result<bool> {
         match &mut self.inlet {
             Inlet::Inline {
                 arrivals,
@@ -164,14 +174,14 @@ impl Inbound {
                 if let Some(handover) = &self.handover
                     && handover.take_in(&mut arrivals.batch)
                 {
-                    delivery.open_and_deliver(opener, arrivals, None);
+                    delivery.open_and_deliver(opener, arrivals, None, recovery);
                 }
                 self.socket.recv_batch(&mut arrivals.batch)?;
                 if let Some(handover) = &self.handover {
                     handover.pass_on(&mut arrivals.batch);
                 }
                 let is_full = Some(arrivals.batch.is_full());
-                let is_waiting = delivery.open_and_deliver(opener, arrivals, is_full);
+                let is_waiting = delivery.open_and_deliver(opener, arrivals, is_full, recovery);
                 if arrivals.batch.has_some() {
                     precedence.observe(std::mem::take(&mut delivery.has_bulk));
                 }
@@ -208,17 +218,49 @@ impl Opener {
         }
     }
 
-    pub(super) fn open(&mut self, arrivals: &mut Arrivals) {
+    /// The work of one worker.
+    pub(super) fn run(mut self, worker: Worker<Arrivals>, pulse: &Pulse) {
+        let mut recovery = Recovery::new(self.shared.clone());
+        pulse.rest();
+        worker.run(|arrivals| {
+            pulse.work();
+            self.open(arrivals, &mut recovery);
+            pulse.rest();
+        });
+    }
+
+    fn open(&mut self, arrivals: &mut Arrivals, recovery: &mut Recovery) {
         // Loaded after the datagrams were received: a session is published before the message that
         // makes the peer use it is sent.
         let tables = self.tables.load();
         let now = clock::now();
         arrivals.opened.clear();
-        for mut received in arrivals.batch.iter_mut() {
+        let Arrivals { batch, opened } = arrivals;
+        while recovery
+            .catch(|| self.open_rest(&tables, batch, opened, now))
+            .is_none()
+        {
+            recovery.blame(sender(&tables, batch, opened.len()));
+            opened.push(Opened::Gone);
+        }
+    }
+
+    fn open_rest(
+        &self,
+        tables: &Tables,
+        batch: &mut RecvBatch,
+        opened: &mut Vec<Opened>,
+        now: Instant,
+    ) {
+        let mut left_out = opened.len();
+        for mut received in batch.iter_mut() {
             let from = received.from;
             for datagram in received.datagrams() {
-                let opened = self.open_one(&tables, from, datagram, now);
-                arrivals.opened.push(opened);
+                if left_out > 0 {
+                    left_out -= 1;
+                    continue;
+                }
+                opened.push(self.open_one(tables, from, datagram, now));
             }
         }
     }
@@ -284,6 +326,7 @@ impl Opener {
     }
 }
 
+type Offenders = HashMap<PortId, Offender>;
 type Lanes = HashMap<(SessionIndex, Lane), LaneState, IndexHash>;
 
 /// What a lane of a session has received.
@@ -292,6 +335,10 @@ struct LaneState {
     window: ReplayWindow,
     reassembly: Reassembly,
     control_rate: ControlRate,
+    /// A datagram or a frame of it is in hand.
+    is_busy: bool,
+    /// Its frames have made this thread panic.
+    refused_until: Option<Instant>,
     /// When the latest batch with a datagram of it came.
     last_arrival: Instant,
 }
@@ -320,6 +367,21 @@ impl ControlRate {
     }
 }
 
+/// The port of whoever sent the datagram at this place, as far as its head tells.
+fn sender(tables: &Tables, batch: &mut RecvBatch, place: usize) -> Option<PortId> {
+    let mut passed = 0;
+    for mut received in batch.iter_mut() {
+        for datagram in received.datagrams() {
+            if passed == place {
+                let receiver = DataHeader::parse(datagram).ok()?.receiver();
+                return Some(tables.sessions.get(&receiver)?.port);
+            }
+            passed += 1;
+        }
+    }
+    None
+}
+
 /// Steps 3 to 6.
 pub(super) struct Delivery {
     shared: Arc<Shared>,
@@ -341,6 +403,8 @@ pub(super) struct Delivery {
     now: Instant,
     /// The next sender of much is told to slow down.
     must_signal: bool,
+    /// Peers whose frames have made this thread panic.
+    offenders: Offenders,
 }
 
 /// How long to wait for the next batch.
@@ -381,20 +445,25 @@ impl Delivery {
             has_bulk: false,
             now: clock::now(),
             must_signal: false,
+            offenders: HashMap::new(),
         }
     }
 
     /// Delivers what the workers have opened until the first step has ended.
-    pub(super) fn run(mut self, mut opened: Collector<Arrivals>) {
+    pub(super) fn run(mut self, mut opened: Collector<Arrivals>, pulse: &Pulse) {
+        let mut recovery = Recovery::new(self.shared.clone());
         let mut patience = Some(IDLE);
         loop {
-            let is_waiting = match opened.collect(patience) {
+            pulse.rest();
+            let collected = opened.collect(patience);
+            pulse.work();
+            let is_waiting = match collected {
                 Collected::Batch(mut arrivals) => {
-                    let is_waiting = self.deliver(&mut arrivals);
+                    let is_waiting = self.deliver(&mut arrivals, &mut recovery);
                     opened.give_back(arrivals);
                     is_waiting
                 }
-                Collected::Timeout => self.forward_incomplete(),
+                Collected::Timeout => self.forward_incomplete(&mut recovery),
                 Collected::Ended => return,
             };
             patience = Some(patience_for(is_waiting));
@@ -402,18 +471,13 @@ impl Delivery {
     }
 
     /// True if frames wait for missing pieces.
-    pub(super) fn deliver(&mut self, arrivals: &mut Arrivals) -> bool {
+    fn deliver(&mut self, arrivals: &mut Arrivals, recovery: &mut Recovery) -> bool {
         let tables = self.tables.load();
-        self.begin(&tables, Some(arrivals.batch.is_full()));
-        let now = self.shared.clock.now();
-        let mut opened = arrivals.opened.iter();
-        for mut received in arrivals.batch.iter_mut() {
-            let from = received.from;
-            for (datagram, &opened) in received.datagrams().zip(&mut opened) {
-                self.deliver_one(&tables, from, opened, datagram, now);
-            }
-        }
-        self.end(&tables)
+        let Arrivals { batch, opened } = arrivals;
+        self.begin(&tables, Some(batch.is_full()));
+        let open = |place: usize, _, _: &mut [u8]| opened.get(place).map_or(Opened::Gone, |it| *it);
+        self.deliver_all(&tables, batch, open, recovery);
+        self.end(&tables, recovery)
     }
 
     /// Steps 2 to 6 for each datagram in turn: it is still in the cache when it is delivered, and
@@ -423,25 +487,103 @@ impl Delivery {
         opener: &mut Opener,
         arrivals: &mut Arrivals,
         is_full: Option<bool>,
+        recovery: &mut Recovery,
     ) -> bool {
         let tables = self.tables.load();
         self.begin(&tables, is_full);
-        let (arrived, now) = (self.now, self.shared.clock.now());
-        for mut received in arrivals.batch.iter_mut() {
+        let arrived = self.now;
+        let open = |_, from, datagram: &mut [u8]| opener.open_one(&tables, from, datagram, arrived);
+        self.deliver_all(&tables, &mut arrivals.batch, open, recovery);
+        self.end(&tables, recovery)
+    }
+
+    /// Delivers each datagram of a batch; one that panics is left out.
+    fn deliver_all(
+        &mut self,
+        tables: &Tables,
+        batch: &mut RecvBatch,
+        mut open: impl FnMut(usize, SocketAddr, &mut [u8]) -> Opened,
+        recovery: &mut Recovery,
+    ) {
+        let now = self.shared.clock.now();
+        let mut next = 0;
+        while recovery
+            .catch(|| self.deliver_rest(tables, batch, &mut open, &mut next, now))
+            .is_none()
+        {
+            let from = self.recover().or_else(|| sender(tables, batch, next));
+            self.note_offence(from, recovery);
+            next += 1;
+        }
+    }
+
+    /// Delivers the datagrams from the one at `next` on, which is always the one in hand.
+    fn deliver_rest(
+        &mut self,
+        tables: &Tables,
+        batch: &mut RecvBatch,
+        open: &mut impl FnMut(usize, SocketAddr, &mut [u8]) -> Opened,
+        next: &mut usize,
+        now: Now,
+    ) {
+        let mut place = 0;
+        for mut received in batch.iter_mut() {
             let from = received.from;
             for datagram in received.datagrams() {
-                let opened = opener.open_one(&tables, from, datagram, arrived);
-                self.deliver_one(&tables, from, opened, datagram, now);
+                if place == *next {
+                    let opened = open(place, from, datagram);
+                    self.deliver_one(tables, from, opened, datagram, now);
+                    *next += 1;
+                }
+                place += 1;
             }
         }
-        self.end(&tables)
+    }
+
+    /// Makes new what a panic may have left half done. Whose frame it was, if a lane had one in hand.
+    ///
+    /// Its replay window stays: what it has accepted must not be accepted again.
+    fn recover(&mut self) -> Option<PortId> {
+        if let Some(dispatch) = &mut self.dispatch {
+            dispatch.recover();
+        }
+        let max_frame = self.shared.max_frame;
+        let lane = self.lanes.values_mut().find(|lane| lane.is_busy)?;
+        lane.is_busy = false;
+        lane.reassembly = Reassembly::new(max_frame);
+        Some(lane.session.port)
+    }
+
+    fn note_offence(&mut self, from: Option<PortId>, recovery: &mut Recovery) {
+        recovery.blame(from);
+        let Some(port) = from else { return };
+        let offender = self.offenders.entry(port).or_default();
+        if !offender.add(clock::now()) {
+            return;
+        }
+        let lanes = self.lanes.values_mut();
+        for lane in lanes.filter(|lane| lane.session.port == port) {
+            lane.refused_until = offender.refused_until;
+        }
     }
 
     /// After a batch. True if frames wait for missing pieces.
-    fn end(&mut self, tables: &Tables) -> bool {
-        let is_waiting = self.forward_left_behind(tables, Patience::Some);
-        self.depart();
-        is_waiting
+    fn end(&mut self, tables: &Tables, recovery: &mut Recovery) -> bool {
+        self.leave(tables, Patience::Some, recovery)
+    }
+
+    fn leave(&mut self, tables: &Tables, patience: Patience, recovery: &mut Recovery) -> bool {
+        let left = recovery.catch(|| {
+            let is_waiting = self.forward_left_behind(tables, patience);
+            self.depart();
+            is_waiting
+        });
+        left.unwrap_or_else(|| {
+            let from = self.recover();
+            self.note_offence(from, recovery);
+            // Of other lanes something may.
+            true
+        })
     }
 
     fn depart(&mut self) {
@@ -510,13 +652,10 @@ impl Delivery {
         now: Now,
     ) -> Result<(), DropReason> {
         let Arrival {
-            message_type,
-            receiver,
-            counter,
-            from,
+            receiver, counter, ..
         } = arrival;
         let arrived = self.now;
-        let (mut exit, lanes) = self.exit(tables, now);
+        let (mut exit, lanes, offenders) = self.exit(tables, now);
         let lane = match lanes.entry((receiver, counter.lane())) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
@@ -532,62 +671,33 @@ impl Delivery {
                         reassembly_bytes(tables.routes.len(), session.agreement.remote_lanes),
                     ),
                     control_rate: ControlRate::default(),
+                    is_busy: false,
+                    refused_until: offenders.get(&session.port).and_then(|it| it.refused_until),
                     last_arrival: arrived,
                 })
             }
         };
-        let newest = lane.window.accept(counter.sequence())?;
-        lane.last_arrival = arrived;
-        let port = lane.session.port;
-        lane.session.confirm();
-        lane.session.traffic.inbound.add_datagrams(1);
-        if counter.lane() == Lane::CONTROL {
-            if message_type != MessageType::Chunks {
-                return Err(DropReason::Malformed);
-            }
-            lane.control_rate.take(now.seconds)?;
-            let mut bytes = [0; CONTROL_BYTES];
-            let len = plaintext.len().min(CONTROL_BYTES);
-            bytes[..len].copy_from_slice(&plaintext[..len]);
-            let control = Control {
-                from,
-                receiver,
-                newest,
-                bytes,
-            };
-            exit.shared.notify_control(port, control);
-            return Ok(());
-        }
-        if newest
-            && tables
-                .route(port)
-                .is_some_and(|route| route.endpoint != Some(from))
-        {
-            exit.shared.notices.set_roamed(port, receiver, from, now);
-        }
-        if message_type == MessageType::Frame {
-            return exit.forward_small(lane, Leaving::finished(plaintext));
-        }
-        exit.unpack(lane, counter.sequence(), plaintext);
-        Ok(())
+        lane.is_busy = true;
+        let accepted = exit.accept(lane, arrival, plaintext, arrived);
+        lane.is_busy = false;
+        accepted
     }
 
     /// Nothing came for a while. True if frames go on waiting for missing pieces.
-    fn forward_incomplete(&mut self) -> bool {
+    fn forward_incomplete(&mut self, recovery: &mut Recovery) -> bool {
         let tables = self.tables.load();
         self.sweep(&tables);
-        let is_waiting = self.forward_left_behind(&tables, Patience::None);
-        self.depart();
-        is_waiting
+        self.leave(&tables, Patience::None, recovery)
     }
 
     /// What nothing will complete any more leaves as it is; `patience` says how long to hope. True if
     /// something goes on waiting.
     fn forward_left_behind(&mut self, tables: &Tables, patience: Patience) -> bool {
         let (arrived, now) = (self.now, self.shared.clock.now());
-        let (mut exit, lanes) = self.exit(tables, now);
+        let (mut exit, lanes, _) = self.exit(tables, now);
         let mut is_waiting = false;
         for lane in lanes.values_mut() {
+            lane.is_busy = true;
             let newest = lane.window.newest();
             let which = match patience {
                 // Other lanes may go on while nothing comes on this one.
@@ -598,6 +708,7 @@ impl Delivery {
             };
             exit.forward_runs(lane, which);
             lane.reassembly.forget(newest);
+            lane.is_busy = false;
             is_waiting |= lane.reassembly.is_waiting();
             let evicted = lane.reassembly.take_evicted();
             let lost = lane.reassembly.take_lost_segments();
@@ -610,7 +721,11 @@ impl Delivery {
     }
 
     /// The way out of the tunnel, and apart from it the lanes that frames come from.
-    fn exit<'a>(&'a mut self, tables: &'a Tables, now: Now) -> (Exit<'a>, &'a mut Lanes) {
+    fn exit<'a>(
+        &'a mut self,
+        tables: &'a Tables,
+        now: Now,
+    ) -> (Exit<'a>, &'a mut Lanes, &'a Offenders) {
         let exit = Exit {
             shared: &self.shared,
             tables,
@@ -623,7 +738,7 @@ impl Delivery {
             has_bulk: &mut self.has_bulk,
             now,
         };
-        (exit, &mut self.lanes)
+        (exit, &mut self.lanes, &self.offenders)
     }
 }
 
@@ -651,6 +766,60 @@ struct Exit<'a> {
 }
 
 impl Exit<'_> {
+    fn accept(
+        &mut self,
+        lane: &mut LaneState,
+        arrival: Arrival,
+        plaintext: &[u8],
+        arrived: Instant,
+    ) -> Result<(), DropReason> {
+        let Arrival {
+            message_type,
+            receiver,
+            counter,
+            from,
+        } = arrival;
+        let newest = lane.window.accept(counter.sequence())?;
+        lane.last_arrival = arrived;
+        let port = lane.session.port;
+        lane.session.confirm();
+        lane.session.traffic.inbound.add_datagrams(1);
+        if counter.lane() == Lane::CONTROL {
+            if message_type != MessageType::Chunks {
+                return Err(DropReason::Malformed);
+            }
+            lane.control_rate.take(self.now.seconds)?;
+            let mut bytes = [0; CONTROL_BYTES];
+            let len = plaintext.len().min(CONTROL_BYTES);
+            bytes[..len].copy_from_slice(&plaintext[..len]);
+            let control = Control {
+                from,
+                receiver,
+                newest,
+                bytes,
+            };
+            self.shared.notify_control(port, control);
+            return Ok(());
+        }
+        if lane.refused_until.is_some_and(|until| arrived < until) {
+            return Err(DropReason::InternalError);
+        }
+        if newest
+            && self
+                .tables
+                .route(port)
+                .is_some_and(|route| route.endpoint != Some(from))
+        {
+            let notices = &self.shared.notices;
+            notices.set_roamed(port, receiver, from, self.now);
+        }
+        if message_type == MessageType::Frame {
+            return self.forward_small(lane, Leaving::finished(plaintext));
+        }
+        self.unpack(lane, counter.sequence(), plaintext);
+        Ok(())
+    }
+
     fn unpack(&mut self, lane: &mut LaneState, sequence: u64, plaintext: &[u8]) {
         for chunk in Chunks::new(plaintext) {
             let forwarded = match chunk {
@@ -760,6 +929,7 @@ impl Exit<'_> {
     }
 
     fn hand_over(&mut self, session: &Session, frame: Leaving<'_>) -> Result<(), DropReason> {
+        tripwire::frame(frame.head);
         *self.has_bulk |= frame.is_super();
         session.traffic.inbound.add_frames(1, frame.len() as u64);
         if self.shared.wire {

@@ -30,11 +30,15 @@ mod outbound;
 pub mod plan;
 mod portion;
 mod precedence;
+mod recovery;
 mod reports;
 mod shared;
 mod slow_path;
+mod supervision;
 mod survey;
+mod tripwire;
 mod underlay;
+pub(crate) mod vitals;
 
 use std::{
     io,
@@ -46,7 +50,10 @@ use std::{
 };
 
 use patchcord_bridge::{Switch, SwitchConfig, loops::Blocked, membership::GroupEntry};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 
 use self::{
     control::{Command, ControlTask},
@@ -57,6 +64,8 @@ use self::{
     plan::{CorePlan, PlanRequest, numbered},
     shared::{Emissions, HANDSHAKES, Shared, ToControl},
     slow_path::{Duties, Probes, SIGHTINGS, SlowPath},
+    supervision::{join_all, supervise, watch_over},
+    vitals::{Pulse, Vitals},
 };
 use crate::{
     control::message::{FdbRequest, FdbStatus, Rates, Reply, SwitchStatus},
@@ -136,7 +145,7 @@ pub enum EngineEvent {
     /// A loop was cut, or a port opened again, here or at another node: stations may be behind other
     /// ports than before, also as others know them.
     StationsMoved,
-    /// A data thread ended unasked: the tunnel is broken.
+    /// A thread or task ended unasked, or does not get on: the tunnel is broken.
     Broken(Stopped),
 }
 
@@ -180,8 +189,8 @@ pub struct Engine {
     local_addr: SocketAddr,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
-    control: tokio::task::JoinHandle<()>,
-    slow_path: tokio::task::JoinHandle<()>,
+    /// Supervised, and the look at all pulses.
+    tasks: JoinSet<()>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -247,6 +256,7 @@ impl Engine {
         };
         let (shared, emissions) = Shared::new(switch, config.wire, mac1, max_frame, to_control)?;
         let shared = Arc::new(shared);
+        shared.name_peers(labels.iter().map(|(name, _)| name.clone()).collect());
         let local_addr = sockets[0].local_addr()?;
         let socket = sockets[0].try_clone()?;
         let senders = UdpSocket::bind_senders(&sockets, labels.len());
@@ -271,17 +281,20 @@ impl Engine {
         };
         threads.spawn_all(&queues, sockets)?;
         let threads = threads.spawned;
-        let slow_path = tokio::spawn(slow_path.run(sightings));
-        let task = ControlTask::new(node, labels, shared.clone(), socket, events_in);
-        let control = tokio::spawn(task.run(handshakes, commands_out));
+        let control = ControlTask::new(node, labels, shared.clone(), socket, events_in.clone());
+        let control = control.run(handshakes, commands_out);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(supervise("control", control, events_in.clone()));
+        let slow_path = slow_path.run(sightings);
+        tasks.spawn(supervise("slow path", slow_path, events_in.clone()));
+        tasks.spawn(watch_over(shared.vitals.clone(), events_in));
         Ok((
             Self {
                 plan,
                 local_addr,
                 shared,
                 commands,
-                control,
-                slow_path,
+                tasks,
                 threads,
             },
             events,
@@ -298,21 +311,25 @@ impl Engine {
         self.local_addr
     }
 
-    /// The state of peers, counters and switch. `None` if the control task has ended.
+    /// The state of peers, counters and switch. `None` if the control task has ended or is stuck.
     pub async fn view(&self) -> Option<EngineView> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::View(reply)).await.ok()?;
-        answer.await.ok()
+        self.ask(Command::View(reply), answer).await
     }
 
-    /// Looks at the switch's table of addresses, or changes it. `None` if the control task has ended.
+    /// Looks at the switch's table of addresses, or changes it. `None` as of [`Engine::view`].
     pub async fn fdb(&self, request: FdbRequest) -> Option<Reply> {
         let (reply, answer) = oneshot::channel();
-        self.commands
-            .send(Command::Fdb(request, reply))
-            .await
-            .ok()?;
-        answer.await.ok()
+        self.ask(Command::Fdb(request, reply), answer).await
+    }
+
+    async fn ask<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Option<T> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let asked = async {
+            self.commands.send(command).await.ok()?;
+            answer.await.ok()
+        };
+        tokio::time::timeout(PATIENCE, asked).await.ok().flatten()
     }
 
     /// Addresses or routes of this machine changed: peers to whom the way is another now hear from us.
@@ -321,28 +338,32 @@ impl Engine {
         let _ = self.commands.send(Command::NetworkChanged).await;
     }
 
-    /// Says good-bye to the peers and ends all threads.
+    /// Says good-bye to the peers and ends all threads and tasks. One that does not end in time is left
+    /// behind.
     pub async fn stop(mut self) {
         const PATIENCE: Duration = Duration::from_secs(2);
         let (reply, done) = oneshot::channel();
-        if self.commands.send(Command::Close(reply)).await.is_ok() {
-            let _ = tokio::time::timeout(PATIENCE, done).await;
-        }
+        let farewell = async {
+            if self.commands.send(Command::Close(reply)).await.is_ok() {
+                let _ = done.await;
+            }
+        };
+        let _ = tokio::time::timeout(PATIENCE, farewell).await;
         self.shared.stop.wake();
-        self.control.abort();
-        self.slow_path.abort();
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
-            let _ = thread.join();
-        }
+        let _ = tokio::time::timeout(PATIENCE, self.tasks.shutdown()).await;
+        join_all(&mut self.threads, PATIENCE).await;
+    }
+
+    /// Whether its threads and tasks get on with their work.
+    pub(crate) fn vitals(&self) -> Arc<Vitals> {
+        self.shared.vitals.clone()
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.stop.wake();
-        self.control.abort();
-        self.slow_path.abort();
+        self.tasks.abort_all();
     }
 }
 
@@ -396,7 +417,7 @@ fn spawn_inline(
         );
         let name = numbered("outbound", place, queues.len());
         let nice = threads.plan.nice;
-        threads.spawn(&name, move || outbound.run(nice))?;
+        threads.spawn(&name, move |pulse| outbound.run(nice, pulse))?;
     }
 
     let receivers = sockets.len();
@@ -418,7 +439,7 @@ fn spawn_inline(
         let inbound = Inbound::new(shared.clone(), socket, handover, inlet);
         let name = numbered("inbound", place, receivers);
         let nice = threads.plan.nice;
-        threads.spawn(&name, move || inbound.run(nice))?;
+        threads.spawn(&name, move |pulse| inbound.run(nice, pulse))?;
     }
     Ok(())
 }
@@ -440,25 +461,27 @@ fn spawn_staged(
         outlet,
     );
     let nice = threads.plan.nice;
-    threads.spawn("tap-rx", move || outbound.run(nice))?;
+    threads.spawn("tap-rx", move |pulse| outbound.run(nice, pulse))?;
     for (number, worker) in (1..).zip(sealers) {
-        threads.spawn_worker(&format!("seal-{number}"), move || worker.run(Train::seal))?;
+        let shared = shared.clone();
+        let seal = move |pulse: &Pulse| dispatch::seal(shared, worker, pulse);
+        threads.spawn_worker(&format!("seal-{number}"), seal)?;
     }
     let departures = threads.departures(socket)?;
-    threads.spawn_worker("udp-tx", || departures.run(sealed))?;
+    threads.spawn_worker("udp-tx", |pulse| departures.run(sealed, pulse))?;
 
     let (dealer, openers, opened) = queue::ordered::<Arrivals>(workers);
     let receiver = socket.try_clone()?;
     let inbound = Inbound::new(shared.clone(), receiver, None, Inlet::Staged(dealer));
-    threads.spawn_first("udp-rx", move || inbound.run(nice))?;
+    threads.spawn_first("udp-rx", move |pulse| inbound.run(nice, pulse))?;
     for (number, worker) in (1..).zip(openers) {
-        let mut opener = Opener::new(shared.clone(), Share::ALL);
-        let open = move || worker.run(|arrivals| opener.open(arrivals));
+        let opener = Opener::new(shared.clone(), Share::ALL);
+        let open = move |pulse: &Pulse| opener.run(worker, pulse);
         threads.spawn_worker(&format!("open-{number}"), open)?;
     }
     let onward = threads.onward(1, socket)?;
     let delivery = Delivery::new(shared.clone(), queue.clone(), onward);
-    threads.spawn_worker("tap-tx", || delivery.run(opened))
+    threads.spawn_worker("tap-tx", |pulse| delivery.run(opened, pulse))
 }
 
 /// The data lane of this place.
@@ -507,9 +530,13 @@ impl Threads<'_> {
     }
 
     /// A thread that ends when its queue does, which is when the one before it has.
-    fn spawn_worker(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        self.spawn_first(name, move || {
-            work();
+    fn spawn_worker(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&Pulse) + Send + 'static,
+    ) -> io::Result<()> {
+        self.spawn_first(name, move |pulse| {
+            work(pulse);
             Stopped::Asked
         })
     }
@@ -518,14 +545,14 @@ impl Threads<'_> {
     fn spawn_first(
         &mut self,
         name: &str,
-        work: impl FnOnce() -> Stopped + Send + 'static,
+        work: impl FnOnce(&Pulse) -> Stopped + Send + 'static,
     ) -> io::Result<()> {
         let nice = self.plan.nice;
-        self.spawn(name, move || {
+        self.spawn(name, move |pulse| {
             if let Err(error) = set_thread_niceness(nice) {
                 tracing::debug!(%error, nice, "a data thread keeps its precedence");
             }
-            work()
+            work(pulse)
         })
     }
 
@@ -533,10 +560,12 @@ impl Threads<'_> {
     fn spawn(
         &mut self,
         name: &str,
-        work: impl FnOnce() -> Stopped + Send + 'static,
+        work: impl FnOnce(&Pulse) -> Stopped + Send + 'static,
     ) -> io::Result<()> {
         let core = self.plan.core_of(name);
         let events = self.events.clone();
+        let pulse = self.shared.vitals.pulse(name);
+        let its_name = name.to_owned();
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
@@ -545,12 +574,13 @@ impl Threads<'_> {
                 {
                     tracing::warn!(core = core.id, "cannot pin a thread to its core");
                 }
-                let stopped = panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-                    Stopped::Failed(io::Error::other("a data thread panicked"))
-                });
+                let work = AssertUnwindSafe(|| work(&pulse));
+                let stopped = panic::catch_unwind(work)
+                    .unwrap_or_else(|payload| Stopped::of_panic(&its_name, &*payload));
+                pulse.rest();
                 if !matches!(stopped, Stopped::Asked) {
-                    // Fails when the owner is gone, or has heard of other threads already.
-                    let _ = events.try_send(EngineEvent::Broken(stopped));
+                    // Waits for the owner, and fails when that is gone.
+                    let _ = events.blocking_send(EngineEvent::Broken(stopped));
                 }
             })?;
         self.spawned.push(thread);

@@ -20,8 +20,11 @@ use super::{
     offload::{self, Signal},
     portion::{Portion, Slot},
     precedence::Precedence,
+    recovery::Recovery,
     shared::{Emissions, GroupsCache, Shared, Stopped, TablesCache},
     slow_path::{Emission, To},
+    tripwire,
+    vitals::Pulse,
 };
 use crate::{
     io::{
@@ -75,22 +78,25 @@ impl Outbound {
     }
 
     /// Works until the tunnel stops or the TAP is gone.
-    pub(super) fn run(mut self, nice: i32) -> Stopped {
+    pub(super) fn run(mut self, nice: i32, pulse: &Pulse) -> Stopped {
         let mut precedence = Precedence::of_this_thread(nice);
+        let mut recovery = Recovery::new(self.shared.clone());
         loop {
+            pulse.rest();
             let (tap, stop) = (self.tap.as_fd(), self.shared.stop.as_fd());
             let ready = match &self.emissions {
                 None => waker::wait(&[tap, stop], Some(IDLE)),
                 Some(emissions) => waker::wait(&[tap, stop, emissions.waker.as_fd()], Some(IDLE)),
             };
+            pulse.work();
             match ready {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
                 Ok(ready) if ready.is_broken(0) && self.tap.is_lost() => return Stopped::TapLost,
-                Ok(ready) if ready.is_readable(2) => self.send_emissions(),
+                Ok(ready) if ready.is_readable(2) => self.send_emissions(&mut recovery),
                 Ok(_) => {}
                 Err(error) => return Stopped::Failed(error),
             }
-            match self.forward_portion() {
+            match self.forward_portion(&mut recovery) {
                 Ok(has_bulk) => precedence.observe(has_bulk),
                 Err(stopped) => return stopped,
             }
@@ -98,7 +104,7 @@ impl Outbound {
     }
 
     /// Forwards what the TAP has now, up to a portion. True if there is bulk in it.
-    pub(super) fn forward_portion(&mut self) -> Result<bool, Stopped> {
+    fn forward_portion(&mut self, recovery: &mut Recovery) -> Result<bool, Stopped> {
         let mut portion = std::mem::take(&mut self.portion);
         let outcome = portion.fill(&self.tap).map_err(Stopped::of_tap);
         // Loaded after the frames were read: a session that is new by then may have them.
@@ -109,24 +115,49 @@ impl Outbound {
             true => self.codel.observe(began, true) || self.must_signal,
             false => self.codel.observe(began, false),
         };
-        let first = portion.put_small_flows_first();
-        for at in 0..portion.frames() as usize {
-            if at == first {
-                // What may overtake must not wait for the rest of its train.
-                self.dispatch.depart_all();
-            }
-            let (vnet, slot) = portion.slot(at);
-            let may_signal = at >= first;
-            if let Err(reason) = self.forward(&tables, &vnet, slot, may_signal, now) {
-                self.drops.count(reason);
-            }
-        }
         let (frames, bytes) = (portion.frames(), portion.bytes());
         self.shared.tap.outbound.add_frames(frames, bytes);
-        self.dispatch.depart_all();
+        let first = recovery.catch(|| portion.put_small_flows_first());
+        if first.is_none() {
+            recovery.blame(Some(PortId::TAP));
+        }
+        let mut next = 0;
+        while recovery
+            .catch(|| self.forward_rest(&tables, &mut portion, first.unwrap_or(0), &mut next, now))
+            .is_none()
+        {
+            self.dispatch.recover();
+            recovery.blame(Some(PortId::TAP));
+            next += 1;
+        }
         let has_bulk = portion.has_bulk();
         self.portion = portion;
         outcome.map(|()| has_bulk)
+    }
+
+    /// Forwards the frames from the one at `next` on, which is always the one in hand. From `first` on
+    /// they are those of bulk transfers.
+    fn forward_rest(
+        &mut self,
+        tables: &Tables,
+        portion: &mut Portion,
+        first: usize,
+        next: &mut usize,
+        now: Now,
+    ) {
+        while *next < portion.frames() as usize {
+            if *next == first {
+                // What may overtake must not wait for the rest of its train.
+                self.dispatch.depart_all();
+            }
+            let (vnet, slot) = portion.slot(*next);
+            let may_signal = *next >= first;
+            if let Err(reason) = self.forward(tables, &vnet, slot, may_signal, now) {
+                self.drops.count(reason);
+            }
+            *next += 1;
+        }
+        self.dispatch.depart_all();
     }
 
     fn forward(
@@ -138,6 +169,7 @@ impl Outbound {
         now: Now,
     ) -> Result<(), DropReason> {
         let frame = slot.frame_mut();
+        tripwire::frame(frame);
         let mut open = offload::opened(vnet, frame)?;
         if self.must_signal && may_signal && frame.len() >= offload::SIGNAL_BYTES {
             let signal = offload::signal(frame, open);
@@ -202,11 +234,20 @@ impl Outbound {
         Ok(())
     }
 
-    fn send_emissions(&mut self) {
+    fn send_emissions(&mut self, recovery: &mut Recovery) {
+        if let Some(emissions) = &self.emissions {
+            emissions.waker.clear();
+        }
+        while recovery.catch(|| self.send_waiting_emissions()).is_none() {
+            self.dispatch.recover();
+            recovery.blame(None);
+        }
+    }
+
+    fn send_waiting_emissions(&mut self) {
         let Some(emissions) = &self.emissions else {
             return;
         };
-        emissions.waker.clear();
         self.dispatch.begin(clock::now());
         let tables = self.tables.load();
         let switch = &self.shared.switch;

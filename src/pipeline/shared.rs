@@ -3,10 +3,11 @@
 //! way to the control thread. No lock is taken per frame.
 
 use std::{
+    any::Any,
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -23,6 +24,7 @@ use super::{
     clock::SwitchClock,
     notices::{Control, Notices},
     slow_path::{EMISSIONS_PER_PORT, Emission, QUESTIONS, SIGHTINGS, Sighting},
+    vitals::Vitals,
 };
 use crate::{
     io::{tap, waker::Waker},
@@ -70,6 +72,14 @@ pub enum Stopped {
 }
 
 impl Stopped {
+    /// The end of a thread or task that panicked, of which the log has more.
+    pub(super) fn of_panic(name: &str, payload: &(dyn Any + Send)) -> Self {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+        let text = text.unwrap_or("it panicked");
+        Self::Failed(io::Error::other(format!("`{name}` panicked: {text}")))
+    }
+
     /// What an error of the TAP means: only a deleted device is lost for good.
     pub(super) fn of_tap(error: io::Error) -> Self {
         if tap::is_deleted(&error) {
@@ -112,6 +122,10 @@ pub(super) struct Shared {
     pub(super) tap: Traffic,
     /// Wakes every data thread, for good.
     pub(super) stop: Waker,
+    /// Of the ports, for logs.
+    names: OnceLock<Vec<String>>,
+    /// Whether all threads and tasks get on.
+    pub(super) vitals: Arc<Vitals>,
     drops: Mutex<Vec<Arc<Drops>>>,
     /// Counted by whoever could not reach the control thread.
     unheard: Drops,
@@ -188,6 +202,8 @@ impl Shared {
             max_frame,
             tap: Traffic::default(),
             stop: Waker::new()?,
+            names: OnceLock::new(),
+            vitals: Arc::default(),
             drops: Mutex::default(),
             unheard: Drops::default(),
             missed_binding: AtomicBool::new(false),
@@ -202,6 +218,21 @@ impl Shared {
             slow_view: Mutex::default(),
         };
         Ok((shared, Emissions { receiver, waker }))
+    }
+
+    /// Tells what people call the peers, in the order of their ports.
+    pub(super) fn name_peers(&self, names: Vec<String>) {
+        // Those of the first call stay.
+        let _ = self.names.set(names);
+    }
+
+    /// What people call a port.
+    pub(super) fn port_name(&self, port: PortId) -> &str {
+        let place = usize::from(port.0).checked_sub(1);
+        place.map_or("the device", |place| {
+            let name = self.names.get().and_then(|names| names.get(place));
+            name.map_or("?", |name| name)
+        })
     }
 
     /// Shows a frame, in two parts, to the slow path. True if that takes care of it from now on; it

@@ -33,6 +33,7 @@ use super::{
     portion::Slot,
     shared::{Shared, SlowView},
     survey::Survey,
+    tripwire,
 };
 use crate::{
     crypto::{self, mac},
@@ -262,7 +263,9 @@ impl SlowPath {
     pub(super) async fn run(mut self, mut sightings: mpsc::Receiver<Sighting>) {
         let mut round = tokio::time::interval(ROUND);
         round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let pulse = self.shared.vitals.pulse("slow path");
         loop {
+            pulse.work();
             tokio::select! {
                 Some(sighting) = sightings.recv() => self.see(&sighting),
                 _ = round.tick() => self.look_around(),
@@ -415,6 +418,7 @@ impl SlowPath {
 
     /// Once in a while: what has changed without a frame that says so.
     fn look_around(&mut self) {
+        tripwire::task("slow path");
         let now = self.shared.clock.now();
         self.shared.switch.poll(now);
         self.survey.look(self.shared.switch.fdb(), now.seconds);

@@ -167,13 +167,28 @@ impl Session {
                 ready();
             }
         }
-        let reason = self.context.cancelled().await;
+        let reason = self.until_stopped(&mut background).await;
         self.context.set_status(SessionStatus::Disconnecting);
         self.stop(reason).await;
         self.context.tear_down().await;
         self.context.set_status(SessionStatus::Disconnected);
         let error = start_error.or_else(|| self.context.take_failure().map(SessionError::from));
         SessionEnd { reason, error }
+    }
+
+    /// Waits for the reason to stop; a task in the background that panics is one.
+    async fn until_stopped(&self, background: &mut JoinSet<()>) -> StopReason {
+        loop {
+            tokio::select! {
+                reason = self.context.cancelled() => return reason,
+                Some(ended) = background.join_next() => {
+                    if ended.is_err_and(|end| end.is_panic()) {
+                        let problem = "a task of the session panicked; please report this";
+                        self.context.cancel_tunnel(Some(ProviderError::new(problem)));
+                    }
+                }
+            }
+        }
     }
 
     /// A stop that came meanwhile is no error.

@@ -11,12 +11,18 @@ mod status;
 use std::{
     io,
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::timeout,
+};
 use tracing::{info, warn};
 
 pub use self::provider::TunnelProvider;
@@ -41,6 +47,8 @@ use crate::{
 
 /// Requests of the control socket that wait for the control thread.
 const REQUESTS: usize = 4;
+/// For the answers that are due when the tunnel is gone.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Why a tunnel did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +71,7 @@ pub enum RunError {
     /// The session did not start, or failed.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// The control thread panicked.
+    /// The control thread panicked, or one of its tasks.
     #[error("the control thread panicked; please report this with the lines above")]
     Panicked,
 }
@@ -100,36 +108,63 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     let path = socket_path(run_dir, &name);
     let server = Server::bind(&path).map_err(|source| RunError::ControlSocket { path, source })?;
     let (requests_in, requests) = mpsc::channel(REQUESTS);
-    let server = tokio::spawn(server.serve(requests_in));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.serve(requests_in));
 
-    let session = Session::new(
-        Arc::new(TunnelProvider::new(config)),
-        name.clone(),
-        run_dir,
-        Deadlines::default(),
-    );
-    let signals = tokio::spawn(stop_on_signal(session.handle()));
+    let provider = Arc::new(TunnelProvider::new(config));
+    let deadlines = Deadlines::default();
+    let session = Session::new(provider.clone(), name.clone(), run_dir, deadlines);
+    let handle = session.handle();
+    let signals = tasks.spawn(stop_on_signal(handle.clone()));
     let (ended_in, ended) = oneshot::channel();
-    let answers = tokio::spawn(answer(session.handle(), requests, ended));
+    tasks.spawn(answer(handle.clone(), requests, ended));
     let options = StartOptions {
         options: None,
         source: StartSource::System,
     };
-    let watchdog = tokio::spawn(service::tell_alive());
+    let watchdog = tasks.spawn(service::tell_alive(move || provider.is_well()));
     let ready = || {
         info!(tunnel = name, "ready");
         service::tell_ready();
     };
-    let end = session.run(options, ready).await;
+    let session = session.run(options, ready);
+    let (end, panicked) = beside(&mut tasks, session, || {
+        handle.stop(StopReason::InternalError);
+    })
+    .await;
     signals.abort();
     watchdog.abort();
     service::tell_stopping();
 
     // Whoever asked for the end hears of it now that everything is gone, and then the socket goes.
     drop(ended_in);
-    let _ = answers.await;
-    let _ = server.await;
+    let last_words = async { while tasks.join_next().await.is_some() {} };
+    if timeout(LAST_WORDS, last_words).await.is_err() {
+        warn!("somebody who asked by the control socket gets no answer");
+    }
+    if panicked {
+        return Err(RunError::Panicked);
+    }
     finish(end)
+}
+
+/// What `session` comes to, and whether one of the `tasks` beside it panicked, which stops it.
+async fn beside<T>(
+    tasks: &mut JoinSet<()>,
+    session: impl Future<Output = T>,
+    stop: impl Fn(),
+) -> (T, bool) {
+    let mut session = pin!(session);
+    let mut panicked = false;
+    loop {
+        tokio::select! {
+            end = &mut session => return (end, panicked),
+            Some(ended) = tasks.join_next() => if ended.is_err_and(|end| end.is_panic()) {
+                panicked = true;
+                stop();
+            }
+        }
+    }
 }
 
 fn finish(end: SessionEnd) -> Result<(), RunError> {

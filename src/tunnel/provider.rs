@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use patchcord_bridge::{MacAddr, SwitchConfig};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{sync::mpsc, task::JoinSet};
 use tracing::{debug, info, warn};
 
 use super::status::{self, SHOW, Snapshot};
@@ -33,6 +33,7 @@ use crate::{
     pipeline::{
         Engine, EngineConfig, EngineEvent, EnginePeer, Stopped, clock,
         plan::{CorePlan, PlanRequest},
+        vitals::Vitals,
     },
     proto::{node::NodeConfig, peer::PeerSettings},
     provider::{
@@ -57,11 +58,13 @@ pub struct TunnelProvider {
     /// Taken by `start`.
     config: Mutex<Option<Config>>,
     running: Arc<tokio::sync::Mutex<Option<Running>>>,
+    /// Of the engine, while it runs.
+    vitals: Mutex<Option<Arc<Vitals>>>,
 }
 
 struct Running {
     engine: Engine,
-    watchers: Vec<JoinHandle<()>>,
+    watchers: JoinSet<()>,
 }
 
 impl TunnelProvider {
@@ -74,7 +77,18 @@ impl TunnelProvider {
             started: clock::now(),
             config: Mutex::new(Some(config)),
             running: Arc::default(),
+            vitals: Mutex::default(),
         }
+    }
+
+    /// Whether everything that works for it gets on.
+    pub(super) fn is_well(&self) -> bool {
+        let vitals = self.vitals.lock().unwrap_or_else(PoisonError::into_inner);
+        vitals.as_ref().is_none_or(|vitals| vitals.are_well())
+    }
+
+    fn set_vitals(&self, vitals: Option<Arc<Vitals>>) {
+        *self.vitals.lock().unwrap_or_else(PoisonError::into_inner) = vitals;
     }
 
     async fn start(&self, context: &ProviderContext) -> Result<(), ProviderError> {
@@ -132,10 +146,12 @@ impl TunnelProvider {
             public_key = %self.public_key,
             "engine started"
         );
-        let watchers = vec![
-            tokio::spawn(watch_engine(context.clone(), events)),
-            tokio::spawn(watch_addresses(self.running.clone())),
-        ];
+        let mut watchers = JoinSet::new();
+        let carrier = watch_engine(context.clone(), events);
+        watchers.spawn(supervise(context.clone(), carrier));
+        let addresses = watch_addresses(self.running.clone());
+        watchers.spawn(supervise(context.clone(), addresses));
+        self.set_vitals(Some(engine.vitals()));
         *running = Some(Running { engine, watchers });
         Ok(())
     }
@@ -193,8 +209,14 @@ impl EthernetTunnelProvider for TunnelProvider {
     fn stop<'a>(&'a self, _context: &'a ProviderContext, reason: StopReason) -> BoxFut<'a, ()> {
         Box::pin(async move {
             debug!(?reason, "stopping");
-            if let Some(Running { engine, watchers }) = self.running.lock().await.take() {
-                watchers.iter().for_each(JoinHandle::abort);
+            let running = self.running.lock().await.take();
+            self.set_vitals(None);
+            if let Some(running) = running {
+                let Running {
+                    engine,
+                    mut watchers,
+                } = running;
+                watchers.shutdown().await;
                 engine.stop().await;
             }
         })
@@ -214,6 +236,19 @@ impl EthernetTunnelProvider for TunnelProvider {
     }
 }
 
+/// Does a task for as long as the tunnel runs, and ends the tunnel if it panics.
+async fn supervise(context: ProviderContext, task: impl Future<Output = ()> + Send + 'static) {
+    // Ends with this one.
+    let mut inner = JoinSet::new();
+    inner.spawn(task);
+    if let Some(Err(end)) = inner.join_next().await
+        && end.is_panic()
+    {
+        let problem = "a task of the tunnel panicked; please report this with the lines above";
+        context.cancel_tunnel(Some(ProviderError::new(problem)));
+    }
+}
+
 /// Carrier and state follow the peers: up as long as one of them is.
 async fn watch_engine(context: ProviderContext, mut events: mpsc::Receiver<EngineEvent>) {
     while let Some(event) = events.recv().await {
@@ -229,7 +264,8 @@ async fn watch_engine(context: ProviderContext, mut events: mpsc::Receiver<Engin
             EngineEvent::StationsMoved => context.forget_stations().await,
             EngineEvent::Broken(Stopped::TapLost) => context.cancel_tunnel(Some(tap_lost())),
             EngineEvent::Broken(Stopped::Failed(error)) => {
-                let error = ProviderError::with_source("a data thread failed", error);
+                let error =
+                    ProviderError::with_source("a thread or task of the tunnel failed", error);
                 context.cancel_tunnel(Some(error));
             }
             EngineEvent::Broken(Stopped::Asked) => {}
@@ -253,6 +289,7 @@ async fn watch_addresses(running: Arc<tokio::sync::Mutex<Option<Running>>>) {
             running.engine.handle_network_change().await;
         }
     }
+    warn!("the kernel does not tell of changes of addresses and routes any more");
 }
 
 fn tap_lost() -> ProviderError {

@@ -55,6 +55,7 @@ mod multicast;
 mod names;
 mod neighbours;
 mod offload;
+mod panics;
 mod slow_peer;
 mod soak;
 mod storm;

@@ -417,12 +417,19 @@ impl Site {
 
     /// `patchcord up`, without waiting for anything. Each run has a log of its own.
     pub(crate) fn up(&mut self) -> &mut Process {
+        self.up_in(&[])
+    }
+
+    /// The same with these variables, `NAME=VALUE`, in its environment.
+    pub(crate) fn up_in(&mut self, environment: &[&str]) -> &mut Process {
         self.runs += 1;
         let log = self
             .dir
             .join(format!("{}-run{}.log", self.tunnel, self.runs));
         let config = self.config.display().to_string();
-        let process = self.ns.spawn(&log, &[&binary(), "up", &config]);
+        let program = binary();
+        let words = [&["env"], environment, &[&program, "up", &config]].concat();
+        let process = self.ns.spawn(&log, &words);
         self.process.insert(process)
     }
 

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Every thread and task of an engine has somebody who notices its end, and waits for it for so long
+//! and no longer.
+
+use std::{io, sync::Arc, thread::JoinHandle, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+use tracing::error;
+
+use super::{EngineEvent, shared::Stopped, vitals::Vitals};
+
+/// Between two looks at all pulses.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Does a task that works for as long as the engine does. Its owner hears of any other end, once there
+/// is room for the news.
+pub(super) async fn supervise(
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+    events: mpsc::Sender<EngineEvent>,
+) {
+    // Ends with this one.
+    let mut inner = JoinSet::new();
+    inner.spawn(task);
+    let stopped = match inner.join_next().await {
+        Some(Err(end)) if end.is_panic() => Stopped::of_panic(name, &*end.into_panic()),
+        _ => Stopped::Failed(io::Error::other(format!("`{name}` ended"))),
+    };
+    // Fails when the owner is gone.
+    let _ = events.send(EngineEvent::Broken(stopped)).await;
+}
+
+/// Tells the owner of a thread or task that does not get on any more.
+pub(super) async fn watch_over(vitals: Arc<Vitals>, events: mpsc::Sender<EngineEvent>) {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        if let Some(name) = vitals.look() {
+            let problem = format!("`{name}` does not get on with its work");
+            let stopped = Stopped::Failed(io::Error::other(problem));
+            let _ = events.send(EngineEvent::Broken(stopped)).await;
+            return;
+        }
+    }
+}
+
+/// Waits for threads to end; one that does not is left behind.
+pub(super) async fn join_all(threads: &mut Vec<JoinHandle<()>>, patience: Duration) {
+    const STEP: Duration = Duration::from_millis(2);
+    let deadline = Instant::now() + patience;
+    while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
+        sleep(STEP).await;
+    }
+    for thread in threads.drain(..) {
+        if thread.is_finished() {
+            // One that panicked has said so.
+            let _ = thread.join();
+        } else {
+            let name = thread.thread().name().unwrap_or("?");
+            error!(
+                thread = name,
+                "a data thread does not end, and is left behind"
+            );
+        }
+    }
+}
