@@ -37,6 +37,9 @@ const RECEIVE_BUFFER: i32 = 4 << 20;
 const SEND_BUFFER: i32 = 1 << 20;
 /// How long a writer waits for a NIC that is behind.
 const PATIENCE: Duration = Duration::from_millis(2);
+/// Bytes of the longest super-frame of Linux (GSO_MAX_SIZE), which a NIC has if its `gro_max_size` says
+/// so, and a veth if that of its peer's `gso_max_size` does.
+pub(super) const LONGEST_PACKET: usize = 8 * 65_535;
 /// Source and destination, which are in front of a VLAN tag.
 const STATIONS: usize = 12;
 /// Bytes of a VLAN tag.

@@ -358,6 +358,17 @@ impl TapQueue {
         self.has_vnet_header
     }
 
+    /// Bytes of the longest frame that the kernel may hand over.
+    pub fn longest_frame(&self) -> usize {
+        // With room for an Ethernet header, tags, and what IPv6 packets of more than 64 KiB come with.
+        const ROOM: usize = 64;
+        match &self.end {
+            // A TAP's limit is GSO_LEGACY_MAX_SIZE, and what is longer is cut on its way here.
+            End::Tap(_) => 65_536 + ROOM,
+            End::Nic(_) => packet::LONGEST_PACKET + ROOM,
+        }
+    }
+
     /// Whether a queue that is in error ([`Ready::is_broken`](super::waker::Ready::is_broken)) is so
     /// for good, because the device was deleted. One of a NIC that went down is in error until it is
     /// read, and works again when the NIC is up.

@@ -94,6 +94,10 @@ impl VnetHeader {
     /// A bit beside the TCP types: the first segment carries CWR.
     pub const GSO_ECN: u8 = 0x80;
 
+    /// Bits beside the types: what is described lies in a tunnel over UDP and IPv4, or IPv6. Kernels
+    /// since 6.17 say so to those who ask for it, which nobody does here.
+    pub const GSO_TUNNEL: u8 = 0x20 | 0x40;
+
     /// Whether the frame is one as others send it: not to be cut, its checksum complete.
     pub fn is_finished(&self) -> bool {
         self.gso_type == Self::GSO_NONE && self.flags & Self::NEEDS_CHECKSUM == 0

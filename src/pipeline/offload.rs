@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Between what the kernel says of a frame at the TAP and what travels with it.
 //!
-//! Outbound, the kernel's header is checked like a peer's: a wrong one costs a frame here instead of
-//! at the far end. Inbound, nothing a peer said reaches the kernel but what `proto::superframe` has
+//! Outbound, a frame that would pass the checks of a peer crosses as it is, and any other is cut or
+//! finished here: a device of this machine is believed as the kernel believes it. Inbound, nothing a peer said reaches the kernel but what `proto::superframe` has
 //! checked and what is computed here.
 
 use std::{
@@ -16,6 +16,8 @@ use super::portion::Slot;
 use crate::{
     io::tap::{TapQueue, VnetHeader},
     proto::{
+        checksum,
+        cut::{self, Cut},
         superframe::{self, HEADER_ROOM, Layout, MAX_HEADERS},
         train::Open,
     },
@@ -26,18 +28,31 @@ use crate::{
 /// Only frames of this size are marked or dropped when a queue stands.
 pub(super) const SIGNAL_BYTES: usize = 512;
 
-/// What is open in a frame that was read off the TAP.
+/// A frame that a device of this machine handed over.
+pub(super) enum Handed {
+    /// It crosses as it is; so much is open in it.
+    Whole(Option<Open>),
+    /// No peer would believe it as it is: [`each_piece`] crosses.
+    InPieces(Cut),
+}
+
+/// Judges a frame that was read off the TAP or the NIC, or finishes it here.
 ///
 /// # Errors
 /// [`DropReason::BadOffload`] when the kernel's header does not describe the frame.
-pub(super) fn opened(vnet: &VnetHeader, frame: &mut [u8]) -> Result<Option<Open>, DropReason> {
-    let checksum = Checksum {
+pub(super) fn handed_over(vnet: &VnetHeader, slot: &mut Slot<'_>) -> Result<Handed, DropReason> {
+    let is_open = vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0;
+    let checksum = is_open.then_some(Checksum {
         start: vnet.csum_start,
         offset: vnet.csum_offset,
-    };
-    let transport = match vnet.gso_type & !VnetHeader::GSO_ECN {
-        VnetHeader::GSO_NONE if vnet.flags & VnetHeader::NEEDS_CHECKSUM == 0 => return Ok(None),
-        VnetHeader::GSO_NONE => return open_checksum(checksum, frame),
+    });
+    let transport = match vnet.gso_type & !(VnetHeader::GSO_ECN | VnetHeader::GSO_TUNNEL) {
+        VnetHeader::GSO_NONE => {
+            return match checksum {
+                None => Ok(Handed::Whole(None)),
+                Some(checksum) => open_checksum(checksum, slot.frame_mut()).map(Handed::Whole),
+            };
+        }
         VnetHeader::GSO_TCPV4 | VnetHeader::GSO_TCPV6 => Transport::Tcp,
         VnetHeader::GSO_UDP_L4 => Transport::Udp,
         _ => return Err(DropReason::BadOffload),
@@ -47,16 +62,36 @@ pub(super) fn opened(vnet: &VnetHeader, frame: &mut [u8]) -> Result<Option<Open>
         size: vnet.gso_size,
         cwr: vnet.gso_type & VnetHeader::GSO_ECN != 0,
     };
-    let offload = Offload {
-        checksum,
-        segmentation: Some(segmentation),
-    };
-    // Segments larger than the far end takes are its business.
-    let layout = Layout::parse(frame, frame.len(), &offload, usize::MAX)?;
-    Ok(Some(Open {
-        offload,
-        headers_len: layout.headers_len(),
-    }))
+    let frame = slot.frame();
+    if let Some(checksum) = checksum {
+        let offload = Offload {
+            checksum,
+            segmentation: Some(segmentation),
+        };
+        // Segments larger than the far end takes are its business.
+        if let Ok(layout) = Layout::parse(frame, frame.len(), &offload, usize::MAX) {
+            return Ok(Handed::Whole(Some(Open {
+                offload,
+                headers_len: layout.headers_len(),
+            })));
+        }
+    }
+    cut(segmentation, checksum, slot).map(Handed::InPieces)
+}
+
+/// How to cut a super-frame that is not as a peer's must be.
+fn cut(
+    segmentation: Segmentation,
+    checksum: Option<Checksum>,
+    slot: &mut Slot<'_>,
+) -> Result<Cut, DropReason> {
+    let by = cut::leave_out_jumbo_option(slot.frame_mut());
+    slot.skip(by);
+    let checksum = checksum.map(|checksum| Checksum {
+        start: checksum.start.saturating_sub(by as u16),
+        ..checksum
+    });
+    Cut::find(slot.frame(), segmentation, checksum).ok_or(DropReason::BadOffload)
 }
 
 fn open_checksum(checksum: Checksum, frame: &mut [u8]) -> Result<Option<Open>, DropReason> {
@@ -65,7 +100,7 @@ fn open_checksum(checksum: Checksum, frame: &mut [u8]) -> Result<Option<Open>, D
         || superframe::check_checksum(frame, frame.len(), checksum).is_err()
     {
         // Deep inside of other headers, for example, and rare.
-        superframe::finish_checksum(frame, checksum)?;
+        checksum::finish_any(frame, checksum)?;
         return Ok(None);
     }
     let offload = Offload {
@@ -76,6 +111,22 @@ fn open_checksum(checksum: Checksum, frame: &mut [u8]) -> Result<Option<Open>, D
         offload,
         headers_len,
     }))
+}
+
+/// Shows the first `segments` of the frame that `cut` was found for, in pieces that a peer believes.
+pub(super) fn each_piece(
+    cut: &Cut,
+    whole: &[u8],
+    segments: usize,
+    scratch: &mut Vec<u8>,
+    mut show: impl FnMut(Slot<'_>, Option<Open>),
+) {
+    let headers = &whole[..cut.headers_len()];
+    for run in cut.pieces(segments) {
+        let mut piece = Slot::copy(scratch, &[headers, &whole[cut.payload(&run)]]);
+        let open = cut.finish(piece.frame_mut(), &run);
+        show(piece, open);
+    }
 }
 
 /// What became of a frame whose sender is to slow down.
@@ -385,6 +436,18 @@ mod tests {
 
     use super::*;
     use crate::proto::testing::{Network, Stream};
+
+    /// What is open in a frame that crosses as it is, and nothing if it was finished here.
+    fn opened(vnet: &VnetHeader, frame: &mut Vec<u8>) -> Result<Option<Open>, DropReason> {
+        let mut room = Vec::new();
+        let mut slot = Slot::copy(&mut room, &[frame]);
+        let handed = handed_over(vnet, &mut slot)?;
+        *frame = slot.frame().to_vec();
+        match handed {
+            Handed::Whole(open) => Ok(open),
+            Handed::InPieces(_) => panic!("in pieces"),
+        }
+    }
 
     /// A frame of 5000 bytes of payload, and what the kernel says of it.
     fn super_frame(is_ipv6: bool, transport: Transport) -> (VnetHeader, Vec<u8>) {

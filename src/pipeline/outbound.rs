@@ -17,7 +17,7 @@ use patchcord_bridge::{Decision, Egress, Kind, Now, PortId};
 use super::{
     IDLE, clock,
     dispatch::{Dispatch, Outlet},
-    offload::{self, Signal},
+    offload::{self, Handed, Signal},
     portion::{Portion, Slot},
     precedence::Precedence,
     recovery::Recovery,
@@ -31,7 +31,7 @@ use crate::{
         tap::{TapQueue, VnetHeader},
         waker,
     },
-    proto::{codel::Codel, session::Tables, train::Open},
+    proto::{codel::Codel, cut::Cut, session::Tables, superframe, train::Open},
     stats::{DropReason, Drops},
     wire::Lane,
 };
@@ -68,8 +68,8 @@ impl Outbound {
             dispatch: Dispatch::new(drops.clone(), lane, outlet),
             drops,
             shared,
+            portion: Portion::new(tap.longest_frame()),
             tap,
-            portion: Portion::new(),
             codel: Codel::default(),
             must_signal: false,
             emissions,
@@ -168,9 +168,14 @@ impl Outbound {
         may_signal: bool,
         now: Now,
     ) -> Result<(), DropReason> {
+        tripwire::frame(slot.frame());
+        let mut open = match offload::handed_over(vnet, &mut slot)? {
+            Handed::Whole(open) => open,
+            Handed::InPieces(cut) => {
+                return self.forward_pieces(tables, &cut, slot, may_signal, now);
+            }
+        };
         let frame = slot.frame_mut();
-        tripwire::frame(frame);
-        let mut open = offload::opened(vnet, frame)?;
         if self.must_signal && may_signal && frame.len() >= offload::SIGNAL_BYTES {
             let signal = offload::signal(frame, open);
             self.must_signal = matches!(signal, Signal::Vain);
@@ -191,14 +196,62 @@ impl Outbound {
             return Ok(());
         }
         let segments = open.map_or(1, |open| open.segments(frame.len()));
-        let decision = self
-            .shared
-            .switch
-            .forward(PortId::TAP, frame, segments, now)?;
-        if decision.kind != Kind::Data && self.shared.show(PortId::TAP, &decision, frame, &[]) {
-            return Ok(());
+        match self.decide(frame, segments, now)? {
+            Some(decision) => self.send(tables, decision, slot, open),
+            None => Ok(()),
         }
-        self.send(tables, decision, slot, open)
+    }
+
+    /// Where it goes; `None` if the slow path has taken it.
+    fn decide(
+        &self,
+        frame: &[u8],
+        segments: u32,
+        now: Now,
+    ) -> Result<Option<Decision>, DropReason> {
+        let switch = &self.shared.switch;
+        let decision = switch.forward(PortId::TAP, frame, segments, now)?;
+        let is_taken =
+            decision.kind != Kind::Data && self.shared.show(PortId::TAP, &decision, frame, &[]);
+        Ok((!is_taken).then_some(decision))
+    }
+
+    /// The same for a super-frame that cannot cross as it is.
+    fn forward_pieces(
+        &mut self,
+        tables: &Tables,
+        cut: &Cut,
+        mut slot: Slot<'_>,
+        may_signal: bool,
+        now: Now,
+    ) -> Result<(), DropReason> {
+        let mut segments = cut.segments();
+        if self.must_signal && may_signal && segments > 1 {
+            self.must_signal = false;
+            if !superframe::mark_congestion(slot.frame_mut()) {
+                self.drops.count(DropReason::QueueStands);
+                segments -= 1;
+            }
+        }
+        let frame = slot.frame();
+        let decision = match self.shared.wire {
+            true => None,
+            false => match self.decide(frame, segments as u32, now)? {
+                None => return Ok(()),
+                decision => decision,
+            },
+        };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        offload::each_piece(cut, frame, segments, &mut scratch, |piece, open| {
+            let Some(decision) = decision else {
+                return self.dispatch.push(tables, PortId(1), piece.frame(), open);
+            };
+            if let Err(reason) = self.send(tables, decision, piece, open) {
+                self.drops.count(reason);
+            }
+        });
+        self.scratch = scratch;
+        Ok(())
     }
 
     fn send(

@@ -18,8 +18,6 @@ use crate::{
 const PORTION_BYTES: usize = 256 << 10;
 /// Frames of a full portion.
 const PORTION_FRAMES: usize = 128;
-/// The largest super-frame that a TAP can hand over, with some room.
-const READ_BYTES: usize = 65_536 + 64;
 /// Room in front of a frame, for a tag.
 const HEADROOM: usize = 4;
 /// Where the first frame begins: on a cache line, with room in front.
@@ -57,6 +55,12 @@ impl<'a> Slot<'a> {
         self.0 = &mut room[..HEADROOM + len];
     }
 
+    /// Leaves so many bytes at the front of the frame out.
+    pub(super) fn skip(&mut self, len: usize) {
+        let room = std::mem::take(&mut self.0);
+        self.0 = &mut room[len..];
+    }
+
     /// Shows the frame with another tag, and takes the change back.
     pub(super) fn with_edit<T>(&mut self, edit: TagEdit, show: impl FnOnce(&[u8]) -> T) -> T {
         let mut front = [0; EDIT_BYTES];
@@ -82,9 +86,10 @@ pub(super) struct Portion {
 }
 
 impl Portion {
-    pub(super) fn new() -> Self {
+    /// With room for frames of up to `longest` bytes.
+    pub(super) fn new(longest: usize) -> Self {
         Self {
-            bytes: vec![0; FIRST + PORTION_BYTES + READ_BYTES].into(),
+            bytes: vec![0; FIRST + PORTION_BYTES + longest].into(),
             frames: Vec::with_capacity(PORTION_FRAMES),
             used: 0,
             is_full: false,

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The protocol without sockets, threads or clocks (PROTOCOL.md).
 mod bucket;
+pub mod checksum;
 pub mod codel;
+pub mod cut;
 pub mod flow;
 pub mod guard;
+mod headers;
 pub mod limits;
 mod liveness;
 mod moves;

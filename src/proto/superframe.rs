@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use patchcord_bridge::Tpid;
 
+use super::checksum::{fold, put, read, sum, try_read};
 use crate::{
     stats::DropReason,
     wire::offload::{Checksum, Offload, Segmentation, Transport},
@@ -30,13 +31,13 @@ pub const MAX_SEGMENTS: usize = 2048;
 const MAX_TAGS: usize = 4;
 const MAX_EXTENSIONS: usize = 8;
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(super) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const TCP_CHECKSUM: u16 = 16;
-const UDP_CHECKSUM: u16 = 6;
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+pub(super) const TCP_CHECKSUM: u16 = 16;
+pub(super) const UDP_CHECKSUM: u16 = 6;
 /// From the start of a TCP header.
 const TCP_FLAGS: usize = 13;
 const FIN: u8 = 0x01;
@@ -212,19 +213,9 @@ impl Layout {
     }
 
     fn emit_tcp(&self, out: &mut [u8], run: &Range<usize>) {
-        let at = self.transport + 4;
-        let field = &mut out[at..at + 4];
-        let sequence = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
-        let advanced =
-            sequence.wrapping_add((run.start * usize::from(self.segmentation.size)) as u32);
-        field.copy_from_slice(&advanced.to_be_bytes());
-        let flags = &mut out[self.transport + TCP_FLAGS];
-        if run.end < self.segments() {
-            *flags &= !(FIN | PSH);
-        }
-        if run.start > 0 {
-            *flags &= !CWR;
-        }
+        let advanced = run.start * usize::from(self.segmentation.size);
+        let is_last = run.end == self.segments();
+        advance_tcp(&mut out[self.transport..], advanced, is_last);
     }
 
     /// An open checksum holds the pseudo-header's sum, of which the length is a part.
@@ -244,6 +235,19 @@ impl Layout {
                 Transport::Udp => UDP_CHECKSUM,
             },
         }
+    }
+}
+
+/// Changes a super-frame's TCP header to that of a segment whose payload lies so many bytes further on.
+pub(super) fn advance_tcp(header: &mut [u8], advanced: usize, is_last: bool) {
+    let field = &mut header[4..8];
+    let sequence = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
+    field.copy_from_slice(&sequence.wrapping_add(advanced as u32).to_be_bytes());
+    if !is_last {
+        header[TCP_FLAGS] &= !(FIN | PSH);
+    }
+    if advanced > 0 {
+        header[TCP_FLAGS] &= !CWR;
     }
 }
 
@@ -393,39 +397,6 @@ fn tcp_header(head: &[u8], transport: usize) -> Option<usize> {
 fn udp_header(head: &[u8], transport: usize, total: usize) -> Option<usize> {
     let fills = usize::from(try_read(head, transport + 4)?) + transport == total;
     fills.then_some(8)
-}
-
-fn try_read(bytes: &[u8], at: usize) -> Option<u16> {
-    let field = bytes.get(at..at + 2)?;
-    Some(u16::from_be_bytes([field[0], field[1]]))
-}
-
-fn read(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn put(bytes: &mut [u8], at: usize, value: u16) {
-    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
-}
-
-/// The sum of the 16-bit words of at most 64 KiB (RFC 1071), not folded.
-fn sum(bytes: &[u8]) -> u64 {
-    // 32 bits at a time: the carry of the lower half ends up where folding puts it.
-    let words = bytes.chunks_exact(4);
-    let rest = words.remainder();
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    words
-        .map(|word| u64::from(u32::from_be_bytes([word[0], word[1], word[2], word[3]])))
-        .sum::<u64>()
-        + u64::from(u32::from_be_bytes(last))
-}
-
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    sum as u16
 }
 
 #[cfg(test)]

@@ -56,6 +56,7 @@ mod names;
 mod neighbours;
 mod offload;
 mod panics;
+mod segments;
 mod slow_peer;
 mod soak;
 mod storm;

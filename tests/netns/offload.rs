@@ -242,10 +242,10 @@ fn congestion_marks_cross() {
 }
 
 /// A raw socket on an interface, which says of each frame what the kernel has to do.
-struct Crafter(File);
+pub(crate) struct Crafter(File);
 
 impl Crafter {
-    fn on(ns: &Namespace, interface: &str) -> Self {
+    pub(crate) fn on(ns: &Namespace, interface: &str) -> Self {
         let index: i32 = ns
             .run(&["cat", &format!("/sys/class/net/{interface}/ifindex")])
             .trim()
@@ -290,7 +290,13 @@ impl Crafter {
     }
 
     /// A super-frame whose checksum is the pseudo-header's sum already.
-    fn send(&mut self, gso_type: u8, checksum: (usize, u16), gso_size: u16, frame: &[u8]) {
+    pub(crate) fn send(
+        &mut self,
+        gso_type: u8,
+        checksum: (usize, u16),
+        gso_size: u16,
+        frame: &[u8],
+    ) {
         let (start, offset) = checksum;
         let mut bytes = vec![1, gso_type];
         for field in [0, gso_size, start as u16, offset] {
@@ -304,7 +310,7 @@ impl Crafter {
 }
 
 /// The sum of the 16-bit words, folded.
-fn sum(bytes: &[u8]) -> u16 {
+pub(crate) fn sum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|word| {
         let low = word.get(1).copied().unwrap_or(0);
         u64::from(u16::from_be_bytes([word[0], low]))
@@ -317,7 +323,7 @@ fn sum(bytes: &[u8]) -> u16 {
 }
 
 /// Of TCP or UDP over IPv4.
-fn pseudo_header(ip: &[u8], len: usize) -> Vec<u8> {
+pub(crate) fn pseudo_header(ip: &[u8], len: usize) -> Vec<u8> {
     let len = (len as u16).to_be_bytes();
     [&ip[12..20], &[0, ip[9]], &len].concat()
 }

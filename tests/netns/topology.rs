@@ -106,7 +106,7 @@ pub(crate) struct Uplink {
     /// Ethernet addresses of the `wan` port and of the router's end of the cable.
     pub(crate) mac: Mac,
     pub(crate) router_mac: Mac,
-    n: u8,
+    pub(crate) n: u8,
 }
 
 impl Uplink {
@@ -259,7 +259,7 @@ pub(crate) struct Site {
     pub(crate) uplink: Uplink,
     process: Option<Process>,
     runs: u32,
-    n: u8,
+    pub(crate) n: u8,
     dir: PathBuf,
     id: String,
     pub(crate) ns: Arc<Namespace>,

@@ -14,21 +14,21 @@ use crate::process::{Process, eventually, millis, secs};
 use crate::topology::{Host, Router, Sandbox, Settings, Site, connect, mac};
 use crate::traffic::{BLOCK, DATAGRAMS_AT_ONCE, Ip, assert_checksums, pings, shower, transfer};
 
-const NIC: &str = "eth7";
+pub(crate) const NIC: &str = "eth7";
 const DOT1Q: u16 = 0x8100;
 const DOT1AD: u16 = 0x88a8;
 
 /// Two sites, and whatever is plugged into their NICs.
-struct Wire<T> {
-    at: [T; 2],
-    sites: [Site; 2],
+pub(crate) struct Wire<T> {
+    pub(crate) at: [T; 2],
+    pub(crate) sites: [Site; 2],
     _internet: Router,
     sandbox: Sandbox,
 }
 
 impl<T> Wire<T> {
     /// The program runs at both ends.
-    fn start(plug: impl Fn(&Site) -> T) -> Self {
+    pub(crate) fn start(plug: impl Fn(&Site) -> T) -> Self {
         Self::start_with("", plug)
     }
 
@@ -63,7 +63,7 @@ impl<T> Wire<T> {
         wire
     }
 
-    fn drops(&self, reason: &str) -> u64 {
+    pub(crate) fn drops(&self, reason: &str) -> u64 {
         self.sites.iter().map(|site| site.drops(reason)).sum()
     }
 }
@@ -231,7 +231,7 @@ fn frames_that_the_far_nic_does_not_take_are_counted() {
 }
 
 /// A host at each NIC.
-fn hosts(further: &'static str) -> Wire<Host> {
+pub(crate) fn hosts(further: &'static str) -> Wire<Host> {
     let wire = Wire::start_with(further, |site| site.host_at(1, NIC));
     let [a, b] = &wire.at;
     eventually(secs(10), "neighbours know each other", || {
