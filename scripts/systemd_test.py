@@ -147,6 +147,9 @@ class Machine:
                        '[tunnel]\nprivate-key-file = "key"\nlisten = "127.0.0.1:%d"\n\n[pipeline]\nlanes = 2\n\n[device]\nname = "pc%d"\n'
                        'addresses = ["10.9.%d.1/24", "fd00:%d::1/64"]\n\n'
                        '[[peer]]\npublic-key = "%s"\nendpoint = "127.0.0.1:9"\n' % (700 + number, number, number, 10 + number, peer))
+        self.write("etc/late.toml", '[tunnel]\nprivate-key-file = "key"\nlisten = "198.51.100.1:709"\n\n[device]\nname = "pc9"\n'
+                   'bridge = "br-late"\n\n[[peer]]\npublic-key = "%s"\nendpoint = "198.51.100.1:9"\n' % peer)
+        self.write("etc/wrong.toml", '[tunnel]\nprivate-key-file = "key"\n\n[device]\nnmae = "pc8"\n')
         self.write("etc/wire.toml", '[tunnel]\nprivate-key-file = "key"\n\n[device]\nnic = "eth7"\n\n'
                    '[[peer]]\npublic-key = "%s"\nendpoint = "127.0.0.1:9"\n' % peer)
         for tunnel, more in (("office", ""), ("nap", "disconnect-on-sleep = true\n"), ("guard", "routing.include-all-networks = true\n")):
@@ -357,6 +360,27 @@ def check_wire(machine):
     machine("ip", "link", "delete", "eth7")
 
 
+def check_late(machine):
+    """patchcord@.service waits for nothing at boot, and takes address and bridge when they come"""
+    orders = [machine.show("patchcord@late", name) for name in ("After", "Wants", "Requires")]
+    expect("network-online" not in " ".join(orders), orders)
+    machine("systemctl", "start", "--no-block", "patchcord@late")
+    failures = lambda: int(machine.show("patchcord@late", "NRestarts"))
+    until(30, failures, "it is not tried again")
+    machine("ip", "address", "add", "198.51.100.1/32", "dev", "lo")
+    until(30, lambda: machine.show("patchcord@late", "ActiveState") == "active", "the address is not taken")
+    link = lambda: json.loads(machine("ip", "-json", "link", "show", "pc9").stdout)[0]
+    expect("master" not in link() and "LOWER_UP" not in link()["flags"], link())
+    machine("ip", "link", "add", "br-late", "type", "bridge")
+    until(10, lambda: link().get("master") == "br-late", "the bridge is not joined")
+    machine("systemctl", "stop", "patchcord@late")
+    machine("ip", "link", "delete", "br-late")
+    machine("ip", "address", "delete", "198.51.100.1/32", "dev", "lo")
+    machine("systemctl", "start", "patchcord@wrong", check=False)
+    state = machine.show("patchcord@wrong", "ActiveState"), machine.show("patchcord@wrong", "NRestarts")
+    expect(state == ("failed", "0"), "a mistake in the file is tried again: %s" % (state,))
+
+
 def check_exposure(machine):
     """systemd finds little that the services could do beside their work"""
     shown = []
@@ -371,7 +395,7 @@ def check_exposure(machine):
 
 
 CHECKS = [check_version, check_units, check_activation, check_start, check_inhibitor, check_sleep, check_restart, check_kill, check_rules,
-          check_watchdog, check_single, check_wire, check_exposure]
+          check_watchdog, check_single, check_wire, check_late, check_exposure]
 
 
 def main():

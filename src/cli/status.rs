@@ -214,7 +214,7 @@ fn state(status: &Status) -> &str {
 }
 
 fn overview(status: &Status) -> String {
-    let rows = vec![
+    let mut rows = vec![
         row(
             "state",
             format!("{}, started {}", state(status), ago(status.uptime_s)),
@@ -222,6 +222,9 @@ fn overview(status: &Status) -> String {
         row("public key", status.public_key.clone()),
         row("listen", status.listen.clone()),
         row("device", device(&status.device)),
+    ];
+    rows.extend(device_trouble(&status.device));
+    rows.extend([
         row("core plan", core_plan(status)),
         row("outbound", outbound(&status.counters)),
         row("inbound", inbound(&status.counters)),
@@ -229,8 +232,29 @@ fn overview(status: &Status) -> String {
             "process",
             format!("{}, patchcord {}", status.pid, status.version),
         ),
-    ];
+    ]);
     format!("tunnel {}\n{}", status.tunnel, table("  ", rows))
+}
+
+/// What the kernel says that concerns frames: what is in their way, and what it has dropped.
+fn device_trouble(device: &DeviceStatus) -> Vec<Vec<String>> {
+    let remedies = device.remedies.iter();
+    let mut rows: Vec<_> = remedies.map(|text| row("", text.clone())).collect();
+    let kernel = &device.kernel;
+    let counts = [
+        (kernel.tx_dropped, "for the tunnel dropped"),
+        (kernel.tx_errors, "for the tunnel failed"),
+        (kernel.rx_dropped, "from the tunnel dropped"),
+        (kernel.rx_errors, "from the tunnel failed"),
+    ];
+    let counts = counts.iter().filter(|(count, _)| *count > 0);
+    let counts: Vec<_> = counts
+        .map(|(count, what)| format!("{} {what}", number(*count)))
+        .collect();
+    if !counts.is_empty() {
+        rows.push(row("", format!("by the kernel: {}", counts.join(", "))));
+    }
+    rows
 }
 
 fn device(device: &DeviceStatus) -> String {
@@ -249,17 +273,37 @@ fn device(device: &DeviceStatus) -> String {
         }),
         Some(device.mac.clone()),
         Some(format!("MTU {}", device.mtu)),
-        (!is_nic).then(|| carrier.to_owned()),
+        (!device.up).then(|| "down".to_owned()),
+        (!is_nic && device.up).then(|| carrier.to_owned()),
         Some(device.backend.clone()),
         (device.mode != "switch").then(|| device.mode.clone()),
         device
             .bridge
             .as_ref()
-            .map(|bridge| format!("port of {bridge}")),
+            .map(|bridge| format!("port of {bridge}{}", bridge_port(device))),
+        (device.waits_for.as_ref()).map(|bridge| format!("waits for {bridge}")),
+        (device.moved).then(|| "in another network namespace".to_owned()),
         (device.adopted && !is_nic).then(|| "adopted".to_owned()),
     ];
     let parts: Vec<_> = parts.into_iter().flatten().collect();
     parts.join(", ")
+}
+
+/// What the bridge says of its port, if it is more than that everything passes.
+fn bridge_port(device: &DeviceStatus) -> String {
+    let Some(port) = &device.bridge_port else {
+        return String::new();
+    };
+    let state = (device.carrier && port.state != "forwarding").then(|| port.state.clone());
+    let vlans = port.vlans.as_ref().map(|vlans| match vlans.is_empty() {
+        true => "no VLAN".to_owned(),
+        false => format!("VLAN {vlans}"),
+    });
+    let parts: Vec<_> = state.into_iter().chain(vlans).collect();
+    match parts.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", parts.join(", ")),
+    }
 }
 
 fn core_plan(status: &Status) -> String {
@@ -468,6 +512,8 @@ mod tests {
         AddressCounts, CorePlanStatus, FdbCounters, GroupStatus, SwitchStatus, ThreadStatus,
     };
 
+    use patchcord::control::message::{BridgePortStatus, KernelCountersStatus};
+
     use super::*;
 
     #[test]
@@ -517,6 +563,53 @@ mod tests {
         };
         let expected = "NIC eth1, 02:00:5e:10:00:01, MTU 1500, packet, wire";
         assert_eq!(device(&nic), expected);
+    }
+
+    #[test]
+    fn a_device_that_passes_nothing_says_why() {
+        let port = BridgePortStatus {
+            state: "learning".into(),
+            stp: true,
+            vlans: Some("1, 10-20".into()),
+            isolated: false,
+            netfilter: false,
+        };
+        let kernel = KernelCountersStatus {
+            tx_dropped: 1200,
+            rx_errors: 3,
+            ..KernelCountersStatus::default()
+        };
+        let trouble = DeviceStatus {
+            bridge_port: Some(port),
+            remedies: vec!["spanning tree opens the port".into()],
+            kernel,
+            ..status().device
+        };
+        let text = device(&trouble);
+        assert!(
+            text.contains("port of br-lan (learning, VLAN 1, 10-20)"),
+            "{text}"
+        );
+        let rows = device_trouble(&trouble);
+        assert_eq!(rows[0][1], "spanning tree opens the port");
+        let drops = "by the kernel: 1 200 for the tunnel dropped, 3 from the tunnel failed";
+        assert_eq!(rows[1][1], drops);
+        let waiting = DeviceStatus {
+            bridge: None,
+            carrier: false,
+            waits_for: Some("br-lan".into()),
+            ..status().device
+        };
+        let text = device(&waiting);
+        assert!(
+            text.contains("no carrier, vnet, waits for br-lan"),
+            "{text}"
+        );
+        let down = DeviceStatus {
+            up: false,
+            ..status().device
+        };
+        assert!(device(&down).contains("MTU 1500, down, vnet"));
     }
 
     #[test]
@@ -714,7 +807,13 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
                 mac: "02:00:5e:10:00:01".into(),
                 mtu: 1500,
                 bridge: Some("br-lan".into()),
+                up: true,
                 carrier: true,
+                waits_for: None,
+                moved: false,
+                bridge_port: None,
+                kernel: KernelCountersStatus::default(),
+                remedies: Vec::new(),
                 backend: "vnet".into(),
                 mode: "switch".into(),
                 adopted: true,

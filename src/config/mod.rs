@@ -94,6 +94,10 @@ pub struct DeviceConfig {
     /// `accept-router-advertisements`: whether routers behind the tunnel configure this machine; not
     /// when absent, nor where IPv6 has no part in the device.
     pub accept_router_advertisements: bool,
+    /// `carrier`
+    pub carrier: Carrier,
+    /// `link-loss-forwarding`: whether a NIC is set down while the peer cannot be reached.
+    pub link_loss_forwarding: bool,
     /// `backend`
     pub backend: Backend,
     /// `[device.port]`: its port of the switch.
@@ -118,6 +122,16 @@ impl Mode {
             Self::Wire => "wire",
         }
     }
+}
+
+/// When the device has carrier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// While a peer can be reached.
+    #[default]
+    Peer,
+    /// From the start to the end.
+    Always,
 }
 
 /// How the TAP is opened.

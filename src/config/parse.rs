@@ -226,6 +226,10 @@ impl Parser<'_> {
             .unwrap_or_default();
         let accept_router_advertisements =
             section.read_flag("accept-router-advertisements", report);
+        let carrier = section
+            .read("carrier", report, value::carrier)
+            .unwrap_or_default();
+        let link_loss_forwarding = section.read_flag("link-loss-forwarding", report);
         let backend = section
             .read("backend", report, value::backend)
             .unwrap_or_default();
@@ -237,6 +241,10 @@ impl Parser<'_> {
 
         if is_nic {
             refuse_beside_nic(section, report, mode);
+        } else if link_loss_forwarding == Some(true) {
+            let problem = "goes with `nic` only: a TAP has no carrier while the peer cannot be \
+                           reached; remove it";
+            section.refuse("link-loss-forwarding", report, problem.into());
         }
         let mode = mode.unwrap_or(if is_nic { Mode::Wire } else { Mode::Switch });
         if mode == Mode::Wire && peers > 1 {
@@ -272,6 +280,8 @@ impl Parser<'_> {
             mac,
             addresses,
             accept_router_advertisements,
+            carrier,
+            link_loss_forwarding: link_loss_forwarding.unwrap_or(false),
             backend,
             port,
         })
@@ -464,6 +474,10 @@ fn refuse_beside_nic(section: &Section<'_, '_>, report: &mut Report<'_>, mode: O
             "accept-router-advertisements",
             "this machine is no station of the wire; remove it, or make a TAP with `name`",
         ),
+        (
+            "carrier",
+            "a NIC has a cable of its own; remove it, or make a TAP with `name`",
+        ),
         ("backend", "that is how a TAP is opened; remove it"),
     ] {
         if section.holds(key) {
@@ -521,7 +535,7 @@ mod tests {
     use patchcord_bridge::{PortConfig, PortVlans, Vid};
 
     use super::*;
-    use crate::config::{Backend, CipherChoice};
+    use crate::config::{Backend, Carrier, CipherChoice};
 
     // RFC 7748, section 6.1.
     const OWN: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
@@ -549,6 +563,7 @@ mod tests {
         );
         assert!(config.device.addresses.is_empty());
         assert!(!config.device.accept_router_advertisements);
+        assert_eq!(config.device.carrier, Carrier::Peer);
         assert_eq!(config.device.backend, Backend::Auto);
         assert_eq!(config.device.port, PortConfig::default());
         assert_eq!(config.pipeline, PipelineConfig::default());
@@ -597,6 +612,7 @@ mod tests {
             .collect();
         assert_eq!(addresses, ["10.99.0.1/24", "fd00::1/64"]);
         assert!(config.device.accept_router_advertisements);
+        assert_eq!(config.device.carrier, Carrier::Always);
         assert_eq!(config.device.backend, Backend::Plain);
         assert_eq!(config.device.mode, Mode::Switch);
         assert_eq!(
@@ -700,9 +716,22 @@ mod tests {
             ("name = 'eth1'\nmode = 'switch'", Mode::Switch, false),
         ] {
             let device = with_device(device, 1).unwrap().device;
+            assert!(!device.link_loss_forwarding);
             let seen = (device.name.as_str(), device.mode, device.is_nic);
             assert_eq!(seen, ("eth1", mode, is_nic));
         }
+    }
+
+    #[test]
+    fn link_loss_is_forwarded_by_a_nic_only() {
+        let nic = with_device("nic = 'eth1'\nlink-loss-forwarding = true", 1);
+        assert!(nic.unwrap().device.link_loss_forwarding);
+        let tap = with_device(
+            "name = 'pc0'\nmode = 'wire'\nlink-loss-forwarding = true",
+            1,
+        );
+        let text = tap.unwrap_err().to_string();
+        assert!(text.contains("goes with `nic` only"), "{text}");
     }
 
     #[test]
@@ -714,6 +743,10 @@ mod tests {
             ("nic = 'eth1'\naddresses = []", 1, "addresses", format!("{nic}this machine is no station of the wire; remove them, or make a TAP with `name`")),
             ("nic = 'eth1'\nmac = '02:00:5e:10:00:01'", 1, "mac", format!("{nic}a NIC keeps its own; remove it")),
             ("nic = 'eth1'\nmtu = 1500", 1, "mtu", format!("{nic}a NIC keeps its own; remove it, and use `ip link set NIC mtu …`")),
+            ("nic = 'eth1'\ncarrier = 'always'", 1, "carrier", format!("{nic}a NIC has a cable of its own; remove it, or make a TAP with `name`")),
+            ("nic = 'eth1'\naccept-router-advertisements = true", 1, "accept-router-advertisements", format!("{nic}this machine is no station of the wire; remove it, or make a TAP with `name`")),
+            ("name = 'pc0'\nbridge = 'br0'\naccept-router-advertisements = true", 1, "accept-router-advertisements", "needs a station, and a port of a bridge is none; remove it, or set `net.ipv6.conf.BRIDGE.accept_ra` of the bridge".to_owned()),
+            ("name = 'pc0'\nmtu = 1000\naccept-router-advertisements = true", 1, "accept-router-advertisements", "needs IPv6, which needs an MTU of 1280, not 1000; remove it".to_owned()),
             ("nic = 'eth1'\nbackend = 'vnet'", 1, "backend", format!("{nic}that is how a TAP is opened; remove it")),
             ("nic = 'eth1'\nmode = 'switch'", 1, "mode", "does not go with `nic`, which is one end of a wire; write `wire`, or leave it out".to_owned()),
             ("name = 'pc0'\nmode = 'wire'", 2, "mode", "a wire has two ends, and there are 2 peers; leave one `[[peer]]`, or write `mode = \"switch\"`".to_owned()),
@@ -818,6 +851,7 @@ bridge = "br-lan"
 mac = "02:00:5e:10:00:01"
 addresses = ["10.99.0.1/24", "fd00::1/64"]
 accept-router-advertisements = true
+carrier = "always"
 backend = "plain"
 mode = "switch"
 [device.port]

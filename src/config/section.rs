@@ -45,6 +45,8 @@ pub(super) const DEVICE: Schema = Schema {
         "mac",
         "addresses",
         "accept-router-advertisements",
+        "carrier",
+        "link-loss-forwarding",
         "backend",
     ],
     port: Some(&DEVICE_PORT),

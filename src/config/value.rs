@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use patchcord_bridge::MacAddr;
 use toml::de::DeValue;
 
-use super::{Backend, CipherChoice, Endpoint, Mode, PlanChoice};
+use super::{Backend, Carrier, CipherChoice, Endpoint, Mode, PlanChoice};
 use crate::crypto::keys::PublicKey;
 
 pub(super) type Parsed<T> = Result<T, String>;
@@ -239,6 +239,13 @@ pub(super) fn backend(value: &DeValue<'_>) -> Parsed<Backend> {
             ("vnet", Backend::Vnet),
             ("plain", Backend::Plain),
         ],
+    )
+}
+
+pub(super) fn carrier(value: &DeValue<'_>) -> Parsed<Carrier> {
+    choice(
+        value,
+        &[("peer", Carrier::Peer), ("always", Carrier::Always)],
     )
 }
 

@@ -219,10 +219,28 @@ pub struct DeviceStatus {
     pub mac: String,
     /// Overlay MTU.
     pub mtu: u32,
-    /// The bridge it is a port of.
+    /// The bridge, or another interface, it is a port of.
     pub bridge: Option<String>,
-    /// Whether patchcord signals carrier, that is, whether any peer is reachable.
+    /// Whether it is administratively up.
+    #[serde(default = "unless_said")]
+    pub up: bool,
+    /// Whether it has carrier, that is, unless configured otherwise, whether any peer is reachable.
     pub carrier: bool,
+    /// The bridge that is not there, and that it waits for.
+    #[serde(default)]
+    pub waits_for: Option<String>,
+    /// Whether it is in another network namespace.
+    #[serde(default)]
+    pub moved: bool,
+    /// What the bridge does with it.
+    #[serde(default)]
+    pub bridge_port: Option<BridgePortStatus>,
+    /// What the kernel counted at it.
+    #[serde(default)]
+    pub kernel: KernelCountersStatus,
+    /// What keeps frames from passing it, with what to do; for people.
+    #[serde(default)]
+    pub remedies: Vec<String>,
     /// `vnet` (own back-end with the virtio header), `plain` (tun-tap) or `packet` (a NIC).
     pub backend: String,
     /// What is between it and the peers: `switch` or `wire`.
@@ -230,6 +248,39 @@ pub struct DeviceStatus {
     pub mode: String,
     /// Whether the device was there before and will stay.
     pub adopted: bool,
+}
+
+/// Versions that do not say so knew of nothing else.
+const fn unless_said() -> bool {
+    true
+}
+
+/// A port of a Linux bridge, as the bridge has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BridgePortStatus {
+    /// `forwarding`, `learning`, `listening`, `blocking` or `disabled`.
+    pub state: String,
+    /// Whether the bridge has spanning tree.
+    pub stp: bool,
+    /// The VLANs of the port, `1, 10-20`; none where the bridge does not filter by VLAN.
+    pub vlans: Option<String>,
+    /// Whether it reaches no other isolated port.
+    pub isolated: bool,
+    /// Whether netfilter looks at what crosses the bridge.
+    pub netfilter: bool,
+}
+
+/// What the kernel counted at the device: `rx` comes from the tunnel, `tx` goes into it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelCountersStatus {
+    /// Frames that the network stack did not take.
+    pub rx_dropped: u64,
+    /// Frames that found no room, or no carrier.
+    pub tx_dropped: u64,
+    /// Frames that were malformed for the kernel.
+    pub rx_errors: u64,
+    /// Frames that failed.
+    pub tx_errors: u64,
 }
 
 /// The threads of the tunnel.
@@ -520,8 +571,23 @@ mod tests {
                         index: number,
                         mac: name.clone(),
                         mtu: number,
+                        waits_for: bridge.clone(),
                         bridge,
+                        up: number % 2 == 1,
                         carrier: number % 2 == 0,
+                        moved: number % 5 == 0,
+                        bridge_port: Some(BridgePortStatus {
+                            state: name.clone(),
+                            stp: number % 2 == 0,
+                            vlans: Some(name.clone()),
+                            isolated: number % 3 == 0,
+                            netfilter: number % 5 == 0,
+                        }),
+                        kernel: KernelCountersStatus {
+                            tx_dropped: u64::MAX,
+                            ..KernelCountersStatus::default()
+                        },
+                        remedies: vec![name.clone()],
                         backend: name.clone(),
                         mode: name.clone(),
                         adopted: number % 3 == 0,

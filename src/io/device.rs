@@ -12,14 +12,18 @@
 //! A step that fails undoes the ones before it. Ties together `tap`, `link`, `lock` and `journal`;
 //! the provider calls it when settings are applied, on the control thread.
 
+mod keep;
+
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ipnet::IpNet;
 use tracing::{debug, info, warn};
 
+pub use self::keep::Drift;
 use super::journal::{Change, Journal, Record, set_option};
-use super::link::{ADDR_GEN_NONE, LinkError, LinkInfo, Links};
+use super::link::{ADDR_GEN_NONE, KernelCounters, LinkError, LinkInfo, Links, PortReport};
 use super::lock::{DeviceLock, LockError, namespace_inode};
 use super::options;
 use super::tap::{Backend, NicError, Offloads, Tap, TapError, TapOptions, TapQueue};
@@ -42,10 +46,14 @@ pub struct DeviceRequest {
     pub default_mac: [u8; 6],
     /// The overlay MTU: bytes behind the Ethernet header.
     pub mtu: u32,
-    /// The bridge to join. None leaves an adopted device where it is.
+    /// The bridge to join. None leaves the device where it is.
     pub bridge: Option<String>,
+    /// Whether the bridge may come later: the device waits for it then, without carrier.
+    pub waits_for_bridge: bool,
     /// The addresses to have.
     pub addresses: Vec<IpNet>,
+    /// Whether a NIC is set down while the carrier is off.
+    pub link_loss_forwarding: bool,
     /// What IPv6 does by itself.
     pub ipv6: Ipv6Mode,
     /// Whether the device shall be up.
@@ -103,6 +111,27 @@ pub struct DeviceInfo {
     pub backend: &'static str,
     /// Whether it existed before and will stay.
     pub adopted: bool,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Whether its cable is in, as its users see it.
+    pub carrier: bool,
+    /// The bridge that is not there, and is joined when it comes.
+    pub waits_for: Option<String>,
+    /// Whether somebody moved it to another network namespace.
+    pub moved: bool,
+}
+
+/// What the kernel says of the device now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceReport {
+    /// What it is.
+    pub info: DeviceInfo,
+    /// What its bridge does with it.
+    pub port: Option<PortReport>,
+    /// What the kernel counted.
+    pub counters: KernelCounters,
+    /// What keeps frames from passing it, for people, with what to do.
+    pub remedies: Vec<String>,
 }
 
 /// Why the device is not as asked for. Nothing of it is left then.
@@ -140,6 +169,15 @@ pub struct Device {
     record: Record,
     /// What was last asked for.
     wanted_up: Option<bool>,
+    /// Whether the tunnel can be used, so that the cable shall be in.
+    wanted_carrier: AtomicBool,
+    /// Whether a NIC is set down while the carrier is off, and whether it is so now.
+    forwards_link_loss: bool,
+    held_down: bool,
+    /// What the latest steps changed.
+    steps: Vec<Drift>,
+    /// The wider port of its bridge that was logged last.
+    told_of: Option<(String, u32)>,
     _device_lock: DeviceLock,
 }
 
@@ -186,12 +224,21 @@ impl Device {
                 bridge: None,
                 backend: tap.backend(),
                 adopted: tap.adopted(),
+                up: false,
+                carrier: false,
+                waits_for: None,
+                moved: false,
             },
             record: Record::new(namespace, tap.name(), tap.index()),
             tap,
             links,
             journal,
             wanted_up: None,
+            wanted_carrier: AtomicBool::new(false),
+            forwards_link_loss: request.link_loss_forwarding,
+            held_down: false,
+            steps: Vec::new(),
+            told_of: None,
             _device_lock: device_lock,
         };
         if let Err(error) = device.set_up(&request).await {
@@ -200,6 +247,7 @@ impl Device {
             return Err(error);
         }
         device.log();
+        device.warn_of_narrow_mtu().await;
         Ok((device, queues))
     }
 
@@ -225,8 +273,10 @@ impl Device {
         &self.tap
     }
 
-    /// Plugs the cable in or out.
+    /// Plugs the cable in or out; it stays out while the device waits for its bridge.
     pub fn set_carrier(&self, on: bool) {
+        self.wanted_carrier.store(on, Ordering::Relaxed);
+        let on = on && self.info.waits_for.is_none();
         if let Err(error) = self.tap.set_carrier(on) {
             // Only a deleted device refuses, and its queues tell that to those who must know.
             debug!(device = self.info.name, on, %error, "the carrier cannot be switched");
@@ -254,6 +304,7 @@ impl Device {
     /// # Errors
     /// When a step fails; the earlier ones stay made.
     pub async fn change(&mut self, request: &DeviceRequest) -> Result<(), DeviceError> {
+        self.find_again().await?;
         self.remove_addresses_except(&request.addresses).await?;
         self.set_up(request).await
     }
@@ -267,7 +318,12 @@ impl Device {
             if let Err(error) = self.tap.set_offloads(Offloads::NONE) {
                 debug!(device = self.info.name, %error, "the offloads stay on");
             }
-            self.record.undo(&self.links).await;
+            self.give_back().await;
+        } else if self.info.moved {
+            debug!(
+                device = self.info.name,
+                "the device goes with its last queue"
+            );
         } else if let Err(error) = self.delete().await {
             let name = &self.info.name;
             warn!(device = name, %error, "the device stays until its last queue is closed");
@@ -276,6 +332,17 @@ impl Device {
             warn!(path = %self.journal.path().display(), %error, "the journal cannot be deleted");
         }
         debug!(device = self.info.name, "device removed");
+    }
+
+    async fn give_back(&self) {
+        if self.info.moved {
+            warn!(
+                device = self.info.name,
+                "the device is in another network namespace, and stays as it is: what patchcord set is \
+                 not undone"
+            );
+        }
+        self.record.undo(&self.links).await;
     }
 
     /// Deletes the device, unless another one has its index now.
@@ -290,6 +357,7 @@ impl Device {
     async fn set_up(&mut self, request: &DeviceRequest) -> Result<(), DeviceError> {
         let link = self.link().await?;
         if self.tap.is_nic() {
+            self.forwards_link_loss = request.link_loss_forwarding;
             // What its owner takes down later stays down, until it is wanted otherwise.
             if self.wanted_up.replace(request.up) == Some(request.up) {
                 return self.look(&link).await;
@@ -314,6 +382,8 @@ impl Device {
     async fn look(&mut self, link: &LinkInfo) -> Result<(), DeviceError> {
         self.info.mac = link.mac.unwrap_or(self.info.mac);
         self.info.mtu = link.mtu;
+        self.info.up = link.up;
+        self.info.carrier = link.carrier;
         self.info.bridge = match link.controller {
             Some(index) => self.links.find_index(index).await?,
             None => None,
@@ -331,6 +401,7 @@ impl Device {
         let wanted = request.mac.or(default);
         let change = wanted.and_then(|mac| Change::needed(link.mac.unwrap_or_default(), mac));
         let Some(change) = change else { return Ok(()) };
+        self.step("MAC address", hex(change.from), hex(change.to));
         self.record.mac = Some(change.after(self.record.mac));
         self.note()?;
         Ok(self.links.set_mac(link.index, change.to).await?)
@@ -344,6 +415,7 @@ impl Device {
         let Some(change) = Change::needed(link.mtu, request.mtu) else {
             return Ok(());
         };
+        self.step("MTU", change.from, change.to);
         self.note_ipv6_before(change).await?;
         self.record.mtu = Some(change.after(self.record.mtu));
         self.note()?;
@@ -366,6 +438,7 @@ impl Device {
         let Some(change) = Change::needed(mode, to) else {
             return Ok(());
         };
+        self.step("addr_gen_mode", change.from, change.to);
         self.record.addr_gen_mode = Some(change.after(earlier));
         self.note()?;
         if to == ADDR_GEN_NONE {
@@ -411,6 +484,9 @@ impl Device {
             .insert(option.to_owned(), change.after(earlier));
         self.note()?;
         let written = options::write(&self.info.name, option, to);
+        if written.is_ok() {
+            self.step(option, now, to);
+        }
         // Told once.
         if let (Err(error), None) = (written, earlier) {
             // Containers often have a /proc/sys that cannot be written; the tunnel works without.
@@ -474,17 +550,60 @@ impl Device {
     ) -> Result<(), DeviceError> {
         let now = link.controller.unwrap_or(0);
         let wanted = match (&request.bridge, self.record.controller) {
-            (Some(name), _) => self.links.bridge(name).await?.index,
+            (Some(name), _) => match self.links.bridge(name).await {
+                Err(error @ LinkError::NoBridge { .. }) if request.waits_for_bridge => {
+                    self.wait_for_bridge(name, &error);
+                    return Ok(());
+                }
+                bridge => bridge?.index,
+            },
             // The bridge that an earlier request joined.
             (None, Some(joined)) if joined.to == now => joined.from,
             (None, _) => now,
         };
-        let Some(change) = Change::needed(now, wanted) else {
-            return Ok(());
+        if let Some(change) = Change::needed(now, wanted) {
+            let found = self.name_of(change.from).await?;
+            let bridge = self.name_of(change.to).await?;
+            self.record.controller = Some(change.after(self.record.controller));
+            self.note()?;
+            self.links.set_controller(link.index, change.to).await?;
+            // One that comes later is not the work of somebody else.
+            if self.info.waits_for.is_none() {
+                self.step("bridge", found, bridge);
+            }
+        }
+        self.wait_no_more();
+        Ok(())
+    }
+
+    /// The name of a bridge, or that there is none.
+    async fn name_of(&self, controller: u32) -> Result<String, LinkError> {
+        let link = match controller {
+            0 => None,
+            index => self.links.find_index(index).await?,
         };
-        self.record.controller = Some(change.after(self.record.controller));
-        self.note()?;
-        Ok(self.links.set_controller(link.index, change.to).await?)
+        Ok(link.map_or_else(|| "none".to_owned(), |link| link.name))
+    }
+
+    /// The bridge is not there: no frame shall be lost on its way to nowhere.
+    fn wait_for_bridge(&mut self, bridge: &str, error: &LinkError) {
+        let device = &self.info.name;
+        if self.info.waits_for.as_deref() != Some(bridge) {
+            warn!(device, bridge, %error, "the interface waits for its bridge, without carrier");
+        }
+        self.info.waits_for = Some(bridge.to_owned());
+        self.set_carrier(self.wanted_carrier.load(Ordering::Relaxed));
+    }
+
+    fn wait_no_more(&mut self) {
+        let device = &self.info.name;
+        if let Some(bridge) = self.info.waits_for.take() {
+            info!(
+                device,
+                bridge, "the bridge is there, and the interface its port"
+            );
+            self.set_carrier(self.wanted_carrier.load(Ordering::Relaxed));
+        }
     }
 
     async fn add_addresses(&mut self, wanted: &[IpNet]) -> Result<(), DeviceError> {
@@ -497,6 +616,7 @@ impl Device {
             }
             self.note()?;
             self.links.add_address(self.info.index, address).await?;
+            self.step("address", "none", address);
         }
         Ok(())
     }
@@ -520,8 +640,8 @@ impl Device {
         let Some(change) = Change::needed(link.up, up) else {
             return Ok(());
         };
-        if change.to && self.record.up.is_none() {
-            // When it is down again, after us.
+        if !change.to || self.record.up.is_none() {
+            // Now, or when it is down again, after us.
             self.lose_ipv6_addresses().await?;
         }
         self.record.up = Some(change.after(self.record.up));
@@ -530,10 +650,21 @@ impl Device {
     }
 
     async fn link(&self) -> Result<LinkInfo, LinkError> {
+        let name = || self.info.name.clone();
+        if self.info.moved {
+            return Err(LinkError::Elsewhere { name: name() });
+        }
         let link = self.links.find_index(self.info.index).await?;
-        link.ok_or_else(|| LinkError::Missing {
-            name: self.info.name.clone(),
-        })
+        link.ok_or_else(|| LinkError::Missing { name: name() })
+    }
+
+    /// Notes that something was changed.
+    fn step(&mut self, what: &str, found: impl ToString, wanted: impl ToString) {
+        self.steps.push(Drift {
+            what: what.to_owned(),
+            found: found.to_string(),
+            wanted: wanted.to_string(),
+        });
     }
 
     /// Writes the record down; a device of our own needs none.
@@ -571,6 +702,10 @@ impl Device {
             );
         }
     }
+}
+
+fn hex(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// A NIC whose frames a bridge or a bond takes would give them to two at once.

@@ -19,6 +19,9 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
+mod port;
+
+pub use self::port::{KernelCounters, PortReport, ranges};
 use super::sys;
 pub use super::watch::LinkEvent;
 
@@ -60,6 +63,15 @@ pub enum LinkError {
         /// The bridges that there are.
         existing: Vec<String>,
     },
+    /// Somebody moved the interface away.
+    #[error(
+        "`{name}` is in another network namespace: set it up there, or move it back with `ip link set \
+         {name} netns PID`"
+    )]
+    Elsewhere {
+        /// The interface.
+        name: String,
+    },
     /// The kernel refused.
     #[error("cannot {action}")]
     Refused {
@@ -97,6 +109,8 @@ pub struct LinkInfo {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether its cable is in.
+    pub carrier: bool,
     /// The index of the bridge or bond that it belongs to.
     pub controller: Option<u32>,
     /// `bridge`, `tun`, `veth` and so on; physical interfaces have none.
@@ -120,6 +134,7 @@ impl LinkInfo {
             mac: None,
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            carrier: message.header.flags.contains(LinkFlags::LowerUp),
             controller: None,
             kind: None,
             addr_gen_mode: None,
@@ -237,23 +252,18 @@ impl Links {
     /// # Errors
     /// When the kernel refuses.
     pub async fn bridges(&self) -> Result<Vec<String>, LinkError> {
-        let links = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .map_ok(|message| LinkInfo::parse(&message));
-        let links: Vec<_> = links
-            .try_collect()
-            .await
-            .map_err(refused(|| "list links".into()))?;
-        let bridges = links
-            .into_iter()
-            .filter(LinkInfo::is_bridge)
-            .map(|link| link.name);
+        let links = self.messages().await?;
+        let links = links.iter().map(LinkInfo::parse);
+        let bridges = links.filter(LinkInfo::is_bridge).map(|link| link.name);
         let mut bridges: Vec<_> = bridges.collect();
         bridges.sort();
         Ok(bridges)
+    }
+
+    /// All links.
+    async fn messages(&self) -> Result<Vec<LinkMessage>, LinkError> {
+        let messages = self.handle.link().get().execute().try_collect().await;
+        messages.map_err(refused(|| "list links".into()))
     }
 
     /// Changes the MAC address, also while the link is up.

@@ -21,10 +21,12 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 
 use zerocopy::IntoBytes;
 
 use super::circle;
+use super::lock::namespace_inode;
 pub use super::packet::NicError;
 use super::packet::{self, PacketSocket};
 use super::steering;
@@ -108,6 +110,24 @@ pub enum TapError {
         /// The interface.
         name: String,
     },
+    /// Another process holds it, and thereby decides what its frames look like.
+    #[error(
+        "another process holds the TAP `{name}` without vnet headers: have it use them \
+         (`VNetHeader=yes` of systemd-networkd), or set device.backend = \"auto\""
+    )]
+    NoVnetHeader {
+        /// The interface.
+        name: String,
+    },
+    /// The same, with something in front of the frames that no back-end knows.
+    #[error(
+        "another process holds the TAP `{name}` with packet information in front of its frames: have it \
+         use none (IFF_NO_PI; `PacketInfo=no` of systemd-networkd)"
+    )]
+    PacketInformation {
+        /// The interface.
+        name: String,
+    },
     /// A NIC cannot be attached.
     #[error(transparent)]
     Nic(#[from] NicError),
@@ -152,7 +172,12 @@ impl Tap {
         let mut fallback = None;
         let opened = match options.backend {
             Backend::Packet => return Self::attach(name, queues),
-            Backend::Vnet => open_vnet(name, queues),
+            Backend::Vnet => match open_vnet(name, queues) {
+                Ok(opened) if !opened.has_vnet_header => Err(TapError::NoVnetHeader {
+                    name: name.to_owned(),
+                }),
+                opened => opened,
+            },
             Backend::Plain => open_plain(name),
             Backend::Auto => open_vnet(name, queues).or_else(|error| match error {
                 TapError::Io { .. } => {
@@ -174,8 +199,22 @@ impl Tap {
             mut files,
             adopted,
             has_vnet_header,
+            is_held,
         } = opened;
         let control = files[0].try_clone().map_err(io_error("open", name))?;
+        let attached = tun::attached(&control).map_err(io_error("look at", name))?;
+        if !attached.bare {
+            let name = name.to_owned();
+            return Err(TapError::PacketInformation { name });
+        }
+        if has_vnet_header {
+            check_header(&control).map_err(io_error("set the header of", name))?;
+        }
+        let held = || is_held.then(|| "another process holds it without vnet headers".to_owned());
+        let fallback = fallback.or_else(held);
+        if adopted {
+            reset_filters(&control);
+        }
         let mut one_queue_because = None;
         if files.len() > 1
             && let Err(error) = steer(&files[0])
@@ -270,6 +309,25 @@ impl Tap {
         self.one_queue_because.as_deref()
     }
 
+    /// Where the TAP is now, as the kernel says: others rename interfaces, move them to other network
+    /// namespaces and delete them. None for a NIC.
+    pub(super) fn whereabouts(&self) -> Option<Whereabouts> {
+        let control = self.control.as_ref()?;
+        let Ok(attached) = tun::attached(control) else {
+            return Some(Whereabouts::Gone);
+        };
+        let inode = tun::namespace(control).and_then(|namespace| Ok(namespace.metadata()?.ino()));
+        let is_here = match (inode, namespace_inode()) {
+            (Ok(inode), Ok(here)) => inode == here,
+            // An older kernel does not say.
+            _ => sys::interface_index(&attached.name).is_ok_and(|index| index == self.index),
+        };
+        Some(match is_here {
+            true => Whereabouts::Here(attached.name),
+            false => Whereabouts::Elsewhere(attached.name),
+        })
+    }
+
     /// Leaves the choice of queues and frames to the kernel again, for the next user of an adopted
     /// device.
     pub(super) fn stop_steering(&self) {
@@ -323,6 +381,17 @@ impl Tap {
         }
         Err(refusal)
     }
+}
+
+/// Where a TAP is, and its present name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Whereabouts {
+    /// In the network namespace of this thread.
+    Here(String),
+    /// In another one. Its queues work as before.
+    Elsewhere(String),
+    /// Nowhere: it was deleted.
+    Gone,
 }
 
 /// Whether an error of a queue says that somebody deleted the device.
@@ -500,6 +569,8 @@ struct Opened {
     files: Vec<File>,
     adopted: bool,
     has_vnet_header: bool,
+    /// Another process holds it, and has decided on the header.
+    is_held: bool,
 }
 
 fn open_vnet(name: &str, queues: usize) -> Result<Opened, TapError> {
@@ -538,13 +609,34 @@ fn open_vnet(name: &str, queues: usize) -> Result<Opened, TapError> {
         .map_err(attach_error("add a queue to", name))?;
         files.push(file);
     }
-    tun::set_vnet_header_size(&files[0], size_of::<VnetHeader>())
-        .map_err(io_error("set the header size of", name))?;
+    // A multi-queue TAP that another process holds keeps the flags of that one.
+    let attached = tun::attached(&files[0]).map_err(io_error("look at", name))?;
     Ok(Opened {
         files,
         adopted,
-        has_vnet_header: true,
+        has_vnet_header: attached.vnet_header,
+        is_held: !attached.vnet_header,
     })
+}
+
+/// Makes the header that is in front of each frame ours, whatever an earlier user set.
+fn check_header(queue: &File) -> io::Result<()> {
+    let wanted = size_of::<VnetHeader>();
+    tun::set_vnet_header_size(queue, wanted)?;
+    tun::set_native_byte_order(queue)?;
+    let seen = tun::vnet_header_size(queue)?;
+    if seen != wanted {
+        let message = format!("the kernel has headers of {seen} bytes, not {wanted}");
+        return Err(io::Error::other(message));
+    }
+    Ok(())
+}
+
+/// An earlier user may have left programs that keep frames out. What a kernel does not know is not there.
+fn reset_filters(queue: &File) {
+    let _ = tun::set_steering(queue, None);
+    let _ = tun::remove_filter(queue);
+    let _ = bpf::detach_from_tap(queue);
 }
 
 /// Attaches to a device that exists. The kernel takes over every flag of the first queue, except
@@ -584,6 +676,7 @@ fn open_plain(name: &str) -> Result<Opened, TapError> {
         files: vec![file],
         adopted,
         has_vnet_header: false,
+        is_held: false,
     })
 }
 
@@ -967,6 +1060,55 @@ mod tests {
                 assert!(matches!(error, TapError::Busy { .. }), "{error:?}");
             }
             other.run(|| open("tap7", Backend::Vnet, 1)).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_tap_whose_holder_has_bare_frames_is_used_with_bare_frames_or_refused_by_name() {
+        in_namespace(|| {
+            ip("tuntap add tap7 mode tap multi_queue");
+            let holder = tun::hold("tap7").unwrap();
+            let error = open("tap7", Backend::Vnet, 2).unwrap_err().to_string();
+            assert!(error.contains("`tap7` without vnet headers"), "{error}");
+            let (tap, queues) = open("tap7", Backend::Auto, 2).unwrap();
+            assert_eq!((tap.backend(), queues.len()), ("plain", 2));
+            assert!(tap.fallback().unwrap().contains("holds it"));
+            ip("link set tap7 up");
+            tap.set_carrier(true).unwrap();
+            wait_for_carrier("tap7");
+            ip("address add 10.0.0.1/24 dev tap7");
+            ip("neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev tap7");
+            let socket = UdpSocket::bind("10.0.0.1:0").unwrap();
+            socket.send_to(b"bare", "10.0.0.2:9").unwrap();
+            let mut buf = [0; 2000];
+            let frame = eventually(|| {
+                queues.iter().find_map(|queue| {
+                    let (_, at) = queue.try_read(&mut buf).unwrap()?;
+                    buf[at.clone()]
+                        .ends_with(b"bare")
+                        .then_some(buf[at].to_vec())
+                })
+            });
+            let frame = frame.expect("the datagram comes out");
+            assert_eq!(frame[..6], [2, 0, 0, 0, 0, 2], "where the frame begins");
+            drop((tap, queues, holder));
+        });
+    }
+
+    #[test]
+    fn it_is_known_where_a_tap_went() {
+        let other = Namespace::new();
+        in_namespace(|| {
+            let (tap, _queues) = open("tap7", Backend::Vnet, 1).unwrap();
+            let here = |name: &str| Some(Whereabouts::Here(name.to_owned()));
+            assert_eq!(tap.whereabouts(), here("tap7"));
+            ip("link set tap7 name tap8");
+            assert_eq!(tap.whereabouts(), here("tap8"));
+            ip(&format!("link set tap8 netns {}", other.path()));
+            let elsewhere = Some(Whereabouts::Elsewhere("tap8".to_owned()));
+            assert_eq!(tap.whereabouts(), elsewhere);
+            other.run(|| ip("link delete tap8"));
+            assert_eq!(tap.whereabouts(), Some(Whereabouts::Gone));
         });
     }
 

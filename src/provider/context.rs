@@ -11,16 +11,19 @@ use std::{
 };
 
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     Applied, EthernetTunnelSettings, FrameReader, FrameWriter, ProviderError, Secret, SecretError,
-    SessionStatus, SettingsError, StopReason, TunnelConfiguration, flow::Flow, network::Network,
-    settings::Addressing, sockets::Watches,
+    SessionStatus, SettingsError, StopReason, TunnelConfiguration,
+    flow::Flow,
+    keep::{self, Kept},
+    network::Network,
+    settings::Addressing,
+    sockets::Watches,
 };
 use crate::io::{
-    device::DeviceInfo,
-    link::{LinkEvent, Links},
+    device::{DeviceInfo, DeviceReport},
     routing::RoutingChanges,
     tap::{Offloads, TapQueue},
 };
@@ -182,10 +185,10 @@ impl ProviderContext {
         };
         let outcome = network.apply(settings, is_overtaken).await;
         self.publish(&network);
-        if let (Some(queues), Some(interface)) = (network.take_new_queues(), self.interface()) {
+        if let (Some(queues), Some(_)) = (network.take_new_queues(), self.interface()) {
             self.inner.queue.send_replace(queues.first().cloned());
             *lock(&self.inner.queues) = queues;
-            self.watch_interface(interface.index);
+            self.keep_watch();
         }
         outcome.map(Some)
     }
@@ -213,50 +216,40 @@ impl ProviderContext {
         *lock(&self.inner.info) = network.info().cloned();
     }
 
-    /// Follows what others do to the interface: its settings come back when it was down, and the
-    /// session ends when it was deleted.
-    fn watch_interface(&self, own: u32) {
+    /// Follows what others do to the interface: what is ours comes back, and the session ends when the
+    /// interface was deleted.
+    fn keep_watch(&self) {
         let inner = Arc::downgrade(&self.inner);
-        let mut stopping = self.inner.stopping.subscribe();
-        tokio::spawn(async move {
-            let Ok(mut events) = Links::watch() else {
-                return warn!("what others do to the interface will not be noticed at once");
-            };
-            loop {
-                let event = tokio::select! {
-                    event = events.recv() => event,
-                    _ = stopping.wait_for(Option::is_some) => return,
-                };
-                let (Some(event), Some(inner)) = (event, inner.upgrade()) else {
-                    return;
-                };
-                match event {
-                    LinkEvent::LinkChanged {
-                        index,
-                        deleted: true,
-                        ..
-                    } if index == own => {
-                        return Self { inner }.lose_interface();
-                    }
-                    LinkEvent::LinkChanged {
-                        index,
-                        came_up: true,
-                        ..
-                    } if index == own => {
-                        inner.network.lock().await.restore().await;
-                    }
-                    LinkEvent::AddressesChanged => {
-                        inner.network.lock().await.follow_local_networks().await;
-                    }
-                    LinkEvent::LinkChanged { .. } => {}
-                }
-            }
-        });
+        let context = move || inner.upgrade().map(|inner| Self { inner });
+        tokio::spawn(keep::follow(context, self.inner.stopping.subscribe()));
     }
 
-    fn lose_interface(&self) {
-        let message = "the interface was deleted by somebody else; start the tunnel again";
+    pub(super) async fn keep_interface(&self, came_up: bool) -> Result<Kept, SettingsError> {
+        let mut network = self.inner.network.lock().await;
+        let kept = network.keep(came_up).await;
+        self.publish(&network);
+        kept
+    }
+
+    /// Follows the networks that this machine is in, if the policy speaks of them.
+    pub(super) async fn follow_local_networks(&self) {
+        let mut network = self.inner.network.lock().await;
+        network.follow_local_networks().await;
+    }
+
+    pub(super) fn lose_interface(&self) {
+        let name = self.interface().map_or_else(String::new, |it| it.name);
+        let message =
+            format!("the interface `{name}` was deleted by somebody else; start the tunnel again");
         self.fail(StopReason::InternalError, Some(ProviderError::new(message)));
+    }
+
+    /// What the kernel says of the interface now; `None` before the first settings.
+    pub async fn device_report(&self) -> Option<DeviceReport> {
+        let mut network = self.inner.network.lock().await;
+        let report = network.report().await;
+        self.publish(&network);
+        report
     }
 
     /// The interface; `None` before the first settings.
@@ -348,7 +341,7 @@ impl ProviderContext {
 
     /// Plugs the interface's cable in or out, as its users see it.
     pub async fn set_carrier(&self, on: bool) {
-        if self.inner.network.lock().await.set_carrier(on) {
+        if self.inner.network.lock().await.set_carrier(on).await {
             *lock(&self.inner.carrier) = on;
         }
     }

@@ -19,6 +19,7 @@
 mod configuration;
 mod context;
 mod flow;
+mod keep;
 mod network;
 mod offers;
 mod on_demand;

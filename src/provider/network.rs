@@ -14,16 +14,17 @@ use std::{
 
 use ipnet::IpNet;
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     Applied, EthernetTunnelSettings, Interface, RoutingPolicy, SettingsError, TunnelConfiguration,
+    keep::Kept,
     offers,
     routes::{needs_local_networks, routing_state},
 };
 use crate::io::{
-    device::{Device, DeviceError, DeviceInfo, DeviceRequest, Ipv6Mode},
-    link::Links,
+    device::{Device, DeviceError, DeviceInfo, DeviceReport, DeviceRequest, Ipv6Mode},
+    link::{LinkError, Links},
     names::{Names, Places},
     proxy::Proxy,
     routing::{Routing, RoutingChanges},
@@ -83,8 +84,10 @@ impl Network {
         wanted: EthernetTunnelSettings,
         is_overtaken: impl Fn() -> bool,
     ) -> Result<Applied, SettingsError> {
+        // Somebody may have renamed it since.
+        let asked = self.settings.as_ref().map(|it| &it.interface_name);
         if let Some(device) = &self.device
-            && device.info().name != wanted.interface_name
+            && *asked.unwrap_or_else(|| &device.info().name) != wanted.interface_name
         {
             return Err(SettingsError::Invalid {
                 field: "interface_name",
@@ -116,13 +119,36 @@ impl Network {
         self.new_queues.take()
     }
 
-    /// Does again what somebody else undid, such as the addresses of a link that was down.
+    /// Does again what somebody else undid of routes, names and proxy, and of the interface.
     pub(super) async fn restore(&mut self) {
-        if let (Some(device), Some(settings)) = (&mut self.device, &self.settings)
-            && let Err(error) = converge(device, &mut self.surroundings, settings, || false).await
-        {
+        if let Err(error) = self.keep(true).await {
             warn!(%error, "the interface was changed by somebody else, and cannot be set up again");
         }
+    }
+
+    /// Puts back what somebody else changed of the interface; of routes, names and proxy too if it
+    /// changed, or `came_up` again.
+    pub(super) async fn keep(&mut self, came_up: bool) -> Result<Kept, SettingsError> {
+        let (Some(device), Some(settings)) = (&mut self.device, &self.settings) else {
+            return Ok(Kept::Well(Vec::new()));
+        };
+        let drifts = match device.keep(&device_request(settings)).await {
+            Err(DeviceError::Link(LinkError::Missing { .. })) => return Ok(Kept::Lost),
+            drifts => drifts?,
+        };
+        // Nothing of this machine leads to an interface that is elsewhere.
+        if (came_up || !drifts.is_empty()) && !device.info().moved {
+            surround(device, &mut self.surroundings, settings, || false).await?;
+        }
+        Ok(Kept::Well(drifts))
+    }
+
+    /// What the kernel says of the interface now.
+    pub(super) async fn report(&mut self) -> Option<DeviceReport> {
+        let report = self.device.as_mut()?.report().await;
+        report
+            .inspect_err(|error| debug!(?error, "the interface cannot be looked at"))
+            .ok()
     }
 
     /// Changes from now on of the routes and rules, whoever makes them.
@@ -238,9 +264,10 @@ impl Network {
     }
 
     /// False when there is no interface.
-    pub(super) fn set_carrier(&self, on: bool) -> bool {
-        if let Some(device) = &self.device {
+    pub(super) async fn set_carrier(&mut self, on: bool) -> bool {
+        if let Some(device) = &mut self.device {
             device.set_carrier(on);
+            device.forward_link_loss(on).await;
         }
         self.device.is_some()
     }
@@ -265,6 +292,20 @@ async fn converge(
     };
     go_on()?;
     device.change(&device_request(wanted)).await?;
+    surround(device, surroundings, wanted, is_overtaken).await
+}
+
+/// The steps around the device.
+async fn surround(
+    device: &Device,
+    surroundings: &mut Surroundings,
+    wanted: &EthernetTunnelSettings,
+    is_overtaken: impl Fn() -> bool,
+) -> Result<Applied, SettingsError> {
+    let go_on = || match is_overtaken() {
+        true => Err(SettingsError::Canceled),
+        false => Ok(()),
+    };
     go_on()?;
     let info = device.info();
     surroundings.route(Some((wanted, info.index))).await?;
@@ -338,7 +379,9 @@ fn device_request(settings: &EthernetTunnelSettings) -> DeviceRequest {
         default_mac: mac,
         mtu: settings.mtu,
         bridge: settings.bridge.clone(),
+        waits_for_bridge: settings.bridge_may_come_later,
         addresses: settings.addresses().collect(),
+        link_loss_forwarding: settings.link_loss_forwarding,
         ipv6: match settings.ipv6.as_ref().map(|ipv6| &ipv6.addressing) {
             None => Ipv6Mode::Silent,
             Some(Automatic) => Ipv6Mode::AcceptAdvertisements,

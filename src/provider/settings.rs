@@ -51,11 +51,18 @@ pub struct EthernetTunnelSettings {
     pub interface_name: String,
     /// The Linux bridge to make the interface a port of.
     pub bridge: Option<String>,
+    /// The bridge need not be there yet: the interface waits for it, without carrier. An interface of
+    /// its name that is no bridge is a failure all the same. A bridge that goes while the session lasts
+    /// is waited for in any case.
+    pub bridge_may_come_later: bool,
     /// How the TAP is opened, or that a NIC is attached in its place: one that is brought up and
     /// otherwise stays as it is, so that neither its MAC address nor its MTU follow these settings,
     /// and it can have no addresses, routes or bridge. Counts in the first settings of a session
     /// only, as do the name and the queues: later ones keep the interface.
     pub backend: Backend,
+    /// Take a NIC down while the carrier is off, so that whoever is at the other end of its cable knows;
+    /// it is as it was when the session ends. Means nothing with a TAP.
+    pub link_loss_forwarding: bool,
     /// Queues of the TAP, at least one. There may be fewer than asked for; see
     /// [`ProviderContext::take_queues`](super::ProviderContext::take_queues).
     pub queues: usize,
@@ -242,7 +249,9 @@ impl EthernetTunnelSettings {
             proxy: None,
             interface_name: interface_name.into(),
             bridge: None,
+            bridge_may_come_later: false,
             backend: Backend::Auto,
+            link_loss_forwarding: false,
             queues: 1,
         }
     }

@@ -16,8 +16,8 @@ use tracing::{debug, info, warn};
 use super::status::{self, SHOW, Snapshot};
 use crate::{
     config::{
-        Backend, CipherChoice, Config, DeviceConfig, Endpoint, Mode, PeerConfig, PipelineConfig,
-        PlanChoice, SwitchSettings,
+        Backend, Carrier, CipherChoice, Config, DeviceConfig, Endpoint, Mode, PeerConfig,
+        PipelineConfig, PlanChoice, SwitchSettings,
     },
     control::message::{Reply, Request},
     crypto::{
@@ -54,6 +54,7 @@ pub struct TunnelProvider {
     name: String,
     public_key: PublicKey,
     mode: Mode,
+    carrier: Carrier,
     started: Instant,
     /// Taken by `start`.
     config: Mutex<Option<Config>>,
@@ -74,6 +75,7 @@ impl TunnelProvider {
             name: config.name.clone(),
             public_key: config.tunnel.private_key.public_key(),
             mode: config.device.mode,
+            carrier: config.device.carrier,
             started: clock::now(),
             config: Mutex::new(Some(config)),
             running: Arc::default(),
@@ -147,7 +149,7 @@ impl TunnelProvider {
             "engine started"
         );
         let mut watchers = JoinSet::new();
-        let carrier = watch_engine(context.clone(), events);
+        let carrier = watch_engine(context.clone(), events, self.carrier);
         watchers.spawn(supervise(context.clone(), carrier));
         let addresses = watch_addresses(self.running.clone());
         watchers.spawn(supervise(context.clone(), addresses));
@@ -166,8 +168,7 @@ impl TunnelProvider {
             uptime: clock::now().saturating_duration_since(self.started),
             public_key: self.public_key,
             listen: engine.local_addr(),
-            device: context.device_info()?,
-            carrier: context.carrier(),
+            device: context.device_report().await?,
             mode: self.mode,
             plan: engine.plan(),
             engine: engine.view().await?,
@@ -249,8 +250,15 @@ async fn supervise(context: ProviderContext, task: impl Future<Output = ()> + Se
     }
 }
 
-/// Carrier and state follow the peers: up as long as one of them is.
-async fn watch_engine(context: ProviderContext, mut events: mpsc::Receiver<EngineEvent>) {
+/// The state follows the peers, and so does the carrier unless it is to be in always: up as long as one
+/// of them is.
+async fn watch_engine(
+    context: ProviderContext,
+    mut events: mpsc::Receiver<EngineEvent>,
+    carrier: Carrier,
+) {
+    // A NIC that forwards the loss of the link begins without one.
+    context.set_carrier(carrier == Carrier::Always).await;
     while let Some(event) = events.recv().await {
         match event {
             EngineEvent::Reachable => {
@@ -258,7 +266,7 @@ async fn watch_engine(context: ProviderContext, mut events: mpsc::Receiver<Engin
                 context.set_reasserting(false);
             }
             EngineEvent::Unreachable => {
-                context.set_carrier(false).await;
+                context.set_carrier(carrier == Carrier::Always).await;
                 context.set_reasserting(true);
             }
             EngineEvent::StationsMoved => context.forget_stations().await,
@@ -305,6 +313,7 @@ fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSett
         .with_addresses(&device.addresses);
     if device.is_nic {
         settings.backend = tap::Backend::Packet;
+        settings.link_loss_forwarding = device.link_loss_forwarding;
         return settings;
     }
     let is_mere_port = device.bridge.is_some() && device.addresses.is_empty();
@@ -316,6 +325,7 @@ fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSett
     settings.accept_router_advertisements = device.accept_router_advertisements;
     settings.keep_existing_address = device.mac.is_none();
     settings.bridge.clone_from(&device.bridge);
+    settings.bridge_may_come_later = true;
     settings.backend = match device.backend {
         Backend::Auto => tap::Backend::Auto,
         Backend::Vnet => tap::Backend::Vnet,

@@ -8,11 +8,14 @@ use patchcord_bridge::MacAddr;
 use crate::{
     config::Mode,
     control::message::{
-        BlockStatus, CorePlanStatus, Counters, DeviceStatus, GroupStatus, LastErrorStatus,
-        PeerStatus, PortStatus, Rates, Status, ThreadStatus,
+        BlockStatus, BridgePortStatus, CorePlanStatus, Counters, DeviceStatus, GroupStatus,
+        KernelCountersStatus, LastErrorStatus, PeerStatus, PortStatus, Rates, Status, ThreadStatus,
     },
     crypto::keys::PublicKey,
-    io::device::DeviceInfo,
+    io::{
+        device::DeviceReport,
+        link::{PortReport, ranges},
+    },
     pipeline::{EngineView, PortView, clock, plan::CorePlan},
     proto::{node::PeerView, trouble::LastTrouble},
     provider::SessionStatus,
@@ -29,8 +32,7 @@ pub(super) struct Snapshot<'a> {
     pub(super) uptime: Duration,
     pub(super) public_key: PublicKey,
     pub(super) listen: SocketAddr,
-    pub(super) device: DeviceInfo,
-    pub(super) carrier: bool,
+    pub(super) device: DeviceReport,
     pub(super) mode: Mode,
     pub(super) plan: &'a CorePlan,
     pub(super) engine: EngineView,
@@ -69,7 +71,7 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         uptime_s: snapshot.uptime.as_secs_f64(),
         public_key: snapshot.public_key.to_string(),
         listen: snapshot.listen.to_string(),
-        device: device_status(snapshot.device, snapshot.carrier, snapshot.mode),
+        device: device_status(snapshot.device, snapshot.mode),
         core_plan: plan_status(snapshot.plan),
         counters: Counters {
             outbound_frames: outbound.0,
@@ -130,17 +132,44 @@ fn port_name(peers: &[(String, PeerView, Rates)], port: u16) -> String {
     }
 }
 
-fn device_status(device: DeviceInfo, carrier: bool, mode: Mode) -> DeviceStatus {
+fn device_status(report: DeviceReport, mode: Mode) -> DeviceStatus {
+    let DeviceReport {
+        info,
+        port,
+        counters,
+        remedies,
+    } = report;
     DeviceStatus {
-        name: device.name,
-        index: device.index,
-        mac: MacAddr(device.mac).to_string(),
-        mtu: device.mtu,
-        bridge: device.bridge,
-        carrier,
-        backend: device.backend.to_owned(),
+        name: info.name,
+        index: info.index,
+        mac: MacAddr(info.mac).to_string(),
+        mtu: info.mtu,
+        bridge: info.bridge,
+        up: info.up,
+        carrier: info.carrier,
+        waits_for: info.waits_for,
+        moved: info.moved,
+        bridge_port: port.as_ref().map(bridge_port_status),
+        kernel: KernelCountersStatus {
+            rx_dropped: counters.rx_dropped,
+            tx_dropped: counters.tx_dropped,
+            rx_errors: counters.rx_errors,
+            tx_errors: counters.tx_errors,
+        },
+        remedies,
+        backend: info.backend.to_owned(),
         mode: mode.name().to_owned(),
-        adopted: device.adopted,
+        adopted: info.adopted,
+    }
+}
+
+fn bridge_port_status(port: &PortReport) -> BridgePortStatus {
+    BridgePortStatus {
+        state: port.state.to_owned(),
+        stp: port.stp,
+        vlans: port.vlans.as_ref().map(ranges),
+        isolated: port.isolated,
+        netfilter: port.netfilter,
     }
 }
 

@@ -330,11 +330,13 @@ fn check_25_what_others_do_to_the_interface_is_noticed() {
             );
         }
         ip("link set tap-a mtu 1400");
-        sleep(Duration::from_millis(300)).await;
-        assert!(
-            ip("-o link show tap-a").contains("mtu 1400"),
-            "who changes it by hand has the last word"
-        );
+        let is_back = async {
+            while !ip("-o link show tap-a").contains("mtu 1500 ") {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let outcome = timeout(Duration::from_secs(20), is_back).await;
+        outcome.expect("what the settings say comes back");
 
         let mut reader = context.take_reader().unwrap();
         let reading = tokio::spawn(async move {

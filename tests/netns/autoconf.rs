@@ -93,7 +93,7 @@ fn advertise(pair: &Pair, mut done: impl FnMut() -> bool) {
 }
 
 /// An ARP reply (RFC 826) of `owner`.
-fn is_answer(frame: &[u8], owner: Ipv4Addr) -> bool {
+pub(crate) fn is_answer(frame: &[u8], owner: Ipv4Addr) -> bool {
     frame.len() >= 42
         && frame[12..14] == [0x08, 0x06]
         && frame[20..22] == [0, 2]

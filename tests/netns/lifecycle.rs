@@ -310,14 +310,6 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
-fn a_missing_bridge_is_named_with_the_remedy() {
-    let pair = Pair::prepare(Plan::default());
-    pair.a.ns.ip(&format!("link del {BRIDGE}"));
-    refusal(&failed_up(&pair.a, &[]), 1, &[BRIDGE, "ip link add"]);
-    assert!(pair.a.link(DEVICE).is_none(), "no device is left behind");
-}
-
-#[test]
 fn a_missing_capability_is_named_with_the_remedy() {
     let pair = Pair::prepare(Plan::default());
     let without = [

@@ -43,6 +43,7 @@ mod autoconf;
 mod continuity;
 mod guard;
 mod hostile;
+mod keep;
 mod keys;
 mod lan;
 mod lanes;

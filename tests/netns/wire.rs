@@ -453,6 +453,32 @@ fn a_nic_that_goes_down_comes_back_and_one_that_is_gone_ends_the_tunnel() {
 }
 
 #[test]
+fn the_loss_of_the_link_is_forwarded_where_the_file_says_so() {
+    let mut wire = hosts("link-loss-forwarding = true");
+    let has_link = |host: &Host| {
+        let shown = host.ns.run(&["ip", "link", "show", "dev", "eth0"]);
+        shown.contains("LOWER_UP")
+    };
+    let follows = |wire: &Wire<Host>, on: bool| {
+        eventually(secs(30), &format!("the link is {on}"), || {
+            (has_link(&wire.at[0]) == on).then_some(())
+        });
+    };
+    follows(&wire, true);
+    wire.sites[1].kill_9();
+    follows(&wire, false);
+    let status = wire.sites[0].status().device;
+    assert!(!status.up && status.remedies[0].contains("link-loss-forwarding"));
+    wire.sites[1].up();
+    follows(&wire, true);
+    let there = wire.at[1].v4.to_string();
+    eventually(secs(20), "hosts talk again", || {
+        let ping = ["ping", "-c", "1", "-W", "1", &there];
+        wire.at[0].ns.succeeds(&ping).then_some(())
+    });
+}
+
+#[test]
 fn a_wire_between_taps_passes_what_a_switch_would_not() {
     let sandbox = Sandbox::new();
     let internet = Router::internet(&sandbox);

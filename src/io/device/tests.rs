@@ -16,6 +16,8 @@ fn request(name: &str) -> DeviceRequest {
         default_mac: [2, 0, 0, 0, 0, 7],
         mtu: 1400,
         bridge: None,
+        waits_for_bridge: false,
+        link_loss_forwarding: false,
         addresses: Vec::new(),
         ipv6: Ipv6Mode::LinkLocal,
         up: true,
@@ -154,6 +156,10 @@ fn a_new_device_is_as_asked_for_and_goes_without_a_trace() {
             bridge: Some("br0".to_owned()),
             backend: "vnet",
             adopted: false,
+            up: true,
+            carrier: false,
+            waits_for: None,
+            moved: false,
         };
         assert_eq!((device.info(), queues.len()), (&expected, 2));
         let seen = look("tap7");
@@ -412,6 +418,49 @@ fn a_nic_is_up_and_otherwise_as_it_was_and_is_given_back() {
                 assert!(is_empty(&dir));
             });
         }
+    }
+}
+
+#[test]
+fn a_nic_that_forwards_the_loss_of_the_link_is_down_meanwhile_and_given_back() {
+    for kill_first in [false, true] {
+        test(|dir| async move {
+            make_nic(true);
+            let before = look("tap7");
+            let request = DeviceRequest {
+                link_loss_forwarding: true,
+                ..nic()
+            };
+            let created = Device::create(request.clone(), dir.path(), "office").await;
+            let (mut device, queues) = created.unwrap();
+            let far_has_carrier = || ip("link show far").contains("LOWER_UP");
+            for on in [false, true, false] {
+                device.set_carrier(on);
+                device.forward_link_loss(on).await;
+                let follows = || (far_has_carrier() == on).then_some(());
+                eventually(follows).unwrap_or_else(|| panic!("the far end sees {on}"));
+                device.keep(&request).await.unwrap();
+                assert_eq!(far_has_carrier(), on);
+            }
+            if kill_first {
+                drop((device, queues));
+                let other = create(request_of_another(), dir.path(), "office").await;
+                other.unwrap().0.remove().await;
+            } else {
+                drop(queues);
+                device.remove().await;
+            }
+            let is_up = || look("tap7").contains(",UP").then_some(());
+            eventually(is_up).expect("up, as it was found");
+            let settled = || {
+                let now = look("tap7");
+                (!now.contains("tentative") && now == before).then_some(())
+            };
+            if eventually(settled).is_none() {
+                assert_looks(&before);
+            }
+            assert!(is_empty(&dir));
+        });
     }
 }
 

@@ -46,6 +46,10 @@ pub(in crate::io) fn attach(tun: &File, name: &str, attach: Attach) -> io::Resul
     if attach.multi_queue {
         flags |= libc::IFF_MULTI_QUEUE;
     }
+    set_interface(tun, name, flags)
+}
+
+fn set_interface(tun: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
     // SAFETY: `ifreq` is plain old data, for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.is_empty() || name.len() > MAX_NAME {
@@ -110,4 +114,91 @@ pub(in crate::io) fn set_carrier(queue: &File, on: bool) -> io::Result<()> {
     let on = libc::c_int::from(on);
     // SAFETY: TUNSETCARRIER reads one int.
     check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETCARRIER, &raw const on) }).map(drop)
+}
+
+/// What the kernel says that a queue is attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::io) struct Attached {
+    /// The present name of the device.
+    pub(in crate::io) name: String,
+    /// Whether every frame has a vnet header in front.
+    pub(in crate::io) vnet_header: bool,
+    /// Whether there is no packet information in front.
+    pub(in crate::io) bare: bool,
+    /// Whether it is a TAP, and not a TUN.
+    pub(in crate::io) tap: bool,
+}
+
+/// What `queue` is attached to.
+///
+/// # Errors
+/// `EBADFD` when the device was deleted.
+pub(in crate::io) fn attached(queue: &File) -> io::Result<Attached> {
+    // SAFETY: `ifreq` is plain old data, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one `ifreq`, which is live and exclusive here.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+    // SAFETY: TUNGETIFF fills in the flags; every bit pattern is a number.
+    let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
+    let name = request.ifr_name.iter().take_while(|byte| **byte != 0);
+    let name: Vec<u8> = name.map(|byte| *byte as u8).collect();
+    Ok(Attached {
+        name: String::from_utf8_lossy(&name).into_owned(),
+        vnet_header: flags & libc::IFF_VNET_HDR != 0,
+        bare: flags & libc::IFF_NO_PI != 0,
+        tap: flags & libc::IFF_TAP != 0,
+    })
+}
+
+/// The size of the vnet header that the kernel expects.
+pub(in crate::io) fn vnet_header_size(queue: &File) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TUNGETVNETHDRSZ writes one int, which is live and exclusive here.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// Makes the byte order of the vnet header that of this machine, whatever an earlier user set.
+pub(in crate::io) fn set_native_byte_order(queue: &File) -> io::Result<()> {
+    let little = libc::c_int::from(cfg!(target_endian = "little"));
+    // SAFETY: TUNSETVNETLE reads one int.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETVNETLE, &raw const little) })
+        .map(drop)
+}
+
+/// The network namespace in which the device is now.
+///
+/// # Errors
+/// `EINVAL` from kernels before 5.2, which do not know the request.
+pub(in crate::io) fn namespace(queue: &File) -> io::Result<File> {
+    // SAFETY: TUNGETDEVNETNS takes no argument and returns a descriptor.
+    let fd = check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETDEVNETNS) })?;
+    // SAFETY: the kernel made it just now, so nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
+}
+
+/// Lets every frame through that a program of an earlier user kept out.
+pub(in crate::io) fn remove_filter(queue: &File) -> io::Result<()> {
+    let none: libc::c_int = -1;
+    // SAFETY: TUNSETFILTEREBPF reads one int.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETFILTEREBPF, &raw const none) })
+        .map(drop)
+}
+
+/// Holds a multi-queue TAP as other programs do that want it to stay: attached, with bare frames, and
+/// with the queue out of use.
+#[cfg(test)]
+pub(in crate::io) fn hold(name: &str) -> io::Result<File> {
+    let tun = open()?;
+    set_interface(
+        &tun,
+        name,
+        libc::IFF_TAP | libc::IFF_MULTI_QUEUE | libc::IFF_NO_PI,
+    )?;
+    // SAFETY: `ifreq` is plain old data, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as libc::c_short;
+    // SAFETY: TUNSETQUEUE reads one `ifreq`.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })?;
+    Ok(tun)
 }

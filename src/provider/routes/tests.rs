@@ -477,6 +477,7 @@ fn with_all_networks_nothing_leaves_without_a_tunnel() {
         assert_eq!(marked(mark), open);
         ip("link set pc0 down");
         assert_eq!(ways(), [NOWHERE; 4], "while the interface is down");
+        ip("link set pc0 up");
         network.restore().await;
         assert_eq!(ways(), [TUNNEL, TUNNEL6, TUNNEL, TUNNEL]);
         network.clear().await.unwrap();

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Keeps the interface of a session while it lasts: what somebody else changes comes back, and what
+//! comes late, as its bridge, is taken when it comes.
+//!
+//! Each change of a link or an address that the kernel tells of leads to a look, at most one every
+//! [`GAP`], and so does each [`ROUND`], for what the kernel does not tell. What is ours and differs is
+//! put back by [`Device::keep`](crate::io::device::Device::keep). A program that insists on something
+//! else is left to win for longer and longer ([`Fight`]), which is logged when it begins. The context
+//! runs this from the first settings on.
+
+use std::{collections::VecDeque, error::Error, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
+use tracing::{info, warn};
+
+use super::{ProviderContext, SettingsError, StopReason};
+use crate::io::{
+    device::Drift,
+    link::{LinkEvent, Links},
+};
+
+/// Looks are so far apart.
+const GAP: Duration = Duration::from_millis(250);
+/// A look without any event.
+const ROUND: Duration = Duration::from_secs(30);
+
+/// What became of the interface.
+pub(super) enum Kept {
+    /// What is ours is as it shall be; these things were not.
+    Well(Vec<Drift>),
+    /// Somebody deleted it.
+    Lost,
+}
+
+/// Runs beside a session. `context` gives nothing when the session is over.
+pub(super) async fn follow(
+    context: impl Fn() -> Option<ProviderContext>,
+    mut stopping: watch::Receiver<Option<StopReason>>,
+) {
+    let mut events = match Links::watch() {
+        Ok(events) => Some(events),
+        Err(error) => {
+            warn!(%error, "link monitoring is off: changes of the interface are noticed late");
+            None
+        }
+    };
+    let mut keeper = Keeper::new();
+    loop {
+        let event = tokio::select! {
+            event = next(&mut events) => Some(event),
+            () = sleep_until(keeper.due) => None,
+            _ = stopping.wait_for(Option::is_some) => return,
+        };
+        let Some(context) = context() else { return };
+        match event {
+            Some(event) => keeper.hear(&context, event).await,
+            None => keeper.look(&context).await,
+        }
+    }
+}
+
+/// The next event; none ever where the kernel cannot be heard.
+async fn next(events: &mut Option<mpsc::Receiver<LinkEvent>>) -> LinkEvent {
+    if let Some(receiver) = events {
+        if let Some(event) = receiver.recv().await {
+            return event;
+        }
+        warn!("link monitoring has ended: changes of the interface are noticed late");
+        *events = None;
+    }
+    std::future::pending().await
+}
+
+struct Keeper {
+    last: Instant,
+    due: Instant,
+    /// The kernel said that the interface is gone, or elsewhere.
+    is_gone: bool,
+    /// The interface was down since the last look, so that routes and names may be gone, too.
+    came_up: bool,
+    fight: Fight,
+    last_error: Option<String>,
+}
+
+impl Keeper {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            last: now,
+            // For what happened before the kernel was heard.
+            due: now + GAP,
+            is_gone: false,
+            came_up: false,
+            fight: Fight::default(),
+            last_error: None,
+        }
+    }
+
+    async fn hear(&mut self, context: &ProviderContext, event: LinkEvent) {
+        let own = context.interface().map(|interface| interface.index);
+        let now = Instant::now();
+        match event {
+            LinkEvent::LinkChanged {
+                index,
+                deleted: true,
+                ..
+            } if Some(index) == own => {
+                self.is_gone = true;
+                self.due = now;
+            }
+            LinkEvent::LinkChanged { index, came_up, .. } => {
+                self.came_up |= came_up && Some(index) == own;
+                self.look_soon(now);
+            }
+            LinkEvent::AddressesChanged => {
+                context.follow_local_networks().await;
+                self.look_soon(now);
+            }
+        }
+    }
+
+    /// Not before the last look is [`GAP`] old, nor while another program has its way.
+    fn look_soon(&mut self, now: Instant) {
+        let earliest = self.fight.pause(now).unwrap_or(self.last + GAP);
+        self.due = self.due.min(earliest.max(now));
+    }
+
+    async fn look(&mut self, context: &ProviderContext) {
+        let now = Instant::now();
+        (self.last, self.due) = (now, now + ROUND);
+        if let Some(end) = self.fight.pause(now)
+            && !std::mem::take(&mut self.is_gone)
+        {
+            self.due = end;
+            return;
+        }
+        match context
+            .keep_interface(std::mem::take(&mut self.came_up))
+            .await
+        {
+            Ok(Kept::Well(drifts)) => self.told(context, &drifts),
+            Ok(Kept::Lost) => context.lose_interface(),
+            Err(error) => self.failed(context, &error),
+        }
+    }
+
+    fn told(&mut self, context: &ProviderContext, drifts: &[Drift]) {
+        self.last_error = None;
+        if drifts.is_empty() {
+            return;
+        }
+        let begins = self.fight.note(Instant::now());
+        let device = context.interface().map(|interface| interface.name);
+        let tunnel = context.tunnel();
+        for Drift {
+            what,
+            found,
+            wanted,
+        } in drifts
+        {
+            if begins {
+                let pause_s = self.fight.hold.as_secs();
+                warn!(
+                    tunnel,
+                    device,
+                    changed = what,
+                    found,
+                    wanted,
+                    pause_s,
+                    "another program keeps changing the interface: it is put back less and less often; \
+                     leave the interface out of that program's configuration"
+                );
+            } else if !self.fight.is_on() {
+                info!(
+                    tunnel,
+                    device,
+                    changed = what,
+                    found,
+                    wanted,
+                    "somebody else changed the interface; it is put back"
+                );
+            }
+        }
+    }
+
+    fn failed(&mut self, context: &ProviderContext, error: &SettingsError) {
+        self.fight.note(Instant::now());
+        let text = error.to_string();
+        if self.last_error.as_ref() != Some(&text) {
+            let tunnel = context.tunnel();
+            let source = error.source().map(ToString::to_string);
+            warn!(
+                tunnel, %error, source,
+                "somebody else changed the interface, and it cannot be put back; that is tried again"
+            );
+        }
+        self.last_error = Some(text);
+    }
+}
+
+/// So often may something be put back at once,
+const MOST: usize = 5;
+/// in so long.
+const WINDOW: Duration = Duration::from_secs(10);
+/// The longest time that another program has its way.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// The latest repairs, and whether another program undoes them.
+#[derive(Default)]
+struct Fight {
+    times: VecDeque<Instant>,
+    /// How long after a repair the next one has to wait; zero in peace.
+    hold: Duration,
+}
+
+impl Fight {
+    /// Something was put back. True if that begins a fight.
+    fn note(&mut self, now: Instant) -> bool {
+        let quiet = self.times.back().map(|last| now.duration_since(*last));
+        if quiet.is_some_and(|quiet| quiet >= self.hold + WINDOW) {
+            *self = Self::default();
+        }
+        self.times.push_back(now);
+        if self.times.len() > MOST {
+            self.times.pop_front();
+        }
+        if self.is_on() {
+            self.hold = (self.hold * 2).min(LONGEST);
+            return false;
+        }
+        let first = self.times.front().filter(|_| self.times.len() == MOST);
+        let begins = first.is_some_and(|first| now.duration_since(*first) < WINDOW);
+        if begins {
+            self.hold = WINDOW;
+        }
+        begins
+    }
+
+    fn is_on(&self) -> bool {
+        !self.hold.is_zero()
+    }
+
+    /// Until when the next repair has to wait, if it has to.
+    fn pause(&self, now: Instant) -> Option<Instant> {
+        let end = *self.times.back()? + self.hold;
+        (now < end).then_some(end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fight_is_told_once_and_lost_more_and_more() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut fight = Fight::default();
+        for second in [0, 1, 2, 3] {
+            assert!(!fight.note(at(second)));
+            assert_eq!(fight.pause(at(second)), None, "after {second} s");
+        }
+        assert!(fight.note(at(4)));
+        assert_eq!(fight.pause(at(4)), Some(at(14)));
+        for (second, next) in [
+            (14, 34),
+            (34, 74),
+            (74, 154),
+            (154, 314),
+            (314, 614),
+            (614, 914),
+        ] {
+            assert_eq!(fight.pause(at(second)), None);
+            assert!(!fight.note(at(second)), "once");
+            assert_eq!(fight.pause(at(second)), Some(at(next)), "after {second} s");
+        }
+        // The other program has given up.
+        assert!(!fight.note(at(2000)));
+        assert_eq!(fight.pause(at(2000)), None);
+    }
+
+    #[test]
+    fn repairs_that_last_are_no_fight() {
+        let start = Instant::now();
+        let mut fight = Fight::default();
+        for second in 0..20 {
+            assert!(!fight.note(start + 3 * Duration::from_secs(second)));
+        }
+        assert!(!fight.is_on());
+    }
+}
