@@ -156,7 +156,7 @@ pub(super) fn run(command: HostCommand) -> Result<(), Failure> {
 }
 
 async fn serve(options: &RunOptions) -> Result<(), Failure> {
-    logs::start();
+    let _logs = logs::start();
     if let Err(error) = patchcord::io::keep_memory_private() {
         tracing::warn!(%error, "a core dump would contain private keys");
     }

@@ -15,7 +15,7 @@ use super::{Failure, RunDir, logs, print};
 
 pub(super) fn up(name_or_file: &str) -> Result<(), Failure> {
     let config = load(name_or_file)?;
-    logs::start();
+    let _logs = logs::start();
     patchcord::tunnel::run(config)?;
     Ok(())
 }

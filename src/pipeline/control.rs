@@ -226,6 +226,10 @@ impl ControlTask {
                     self.shared.switch.port_down(port);
                     self.shared.tell_gone(port);
                 }
+                Event::PeerFlaps(port) => {
+                    let name = name(&self.labels, port);
+                    self.reports.flaps(port, name, now());
+                }
                 Event::PeerMoved { port, from, to } => {
                     let name = name(&self.labels, port);
                     self.reports.moved(port, name, (from, to), now());

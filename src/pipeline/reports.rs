@@ -34,6 +34,7 @@ const CALLERS: usize = 64;
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Topic {
     Move,
+    Flaps,
     Trouble(&'static str),
 }
 
@@ -77,6 +78,17 @@ impl Reports {
                 repeated = left_out.repeated,
                 others = left_out.others,
                 "a handshake was refused: {remedy}"
+            );
+        }
+    }
+
+    pub(super) fn flaps(&mut self, port: PortId, peer: &str, now: Instant) {
+        if let Some(left_out) = self.peers.may((port, Topic::Flaps), INTERVAL, now) {
+            let repeated = left_out.repeated;
+            warn!(
+                peer,
+                repeated,
+                "peer comes and goes; it counts as down until it has stayed for up to 20 s; look at its log, and for a path that fails now and then"
             );
         }
     }

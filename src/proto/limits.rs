@@ -43,6 +43,15 @@ pub const REKEY_WHEN_SILENT_AFTER: Duration = Duration::from_millis(1000);
 /// … for this long: the peer counts as down.
 pub const DOWN_AFTER: Duration = Duration::from_secs(5);
 
+/// A peer that was lost more often than this, of late, is held down …
+pub const FLAP_LIMIT: f64 = 4.0;
+/// … until so much is left of that number, which halves …
+pub const FLAP_REUSE: f64 = 2.0;
+/// … in this time …
+pub const FLAP_HALF_LIFE: Duration = Duration::from_secs(10);
+/// … and is never more than this.
+pub const FLAP_MOST: f64 = 8.0;
+
 /// The secret of cookies is replaced this often, so a cookie serves its holder for as long at most.
 pub const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
 /// A holder gives one up a little before its maker does.
@@ -62,7 +71,7 @@ pub const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
 /// After so many answers in a row that a peer has not used, something is wrong with them. On a long
 /// path some calls cross their answers.
 pub const UNCONFIRMED_ANSWERS: u32 = 12;
-/// A peer is told at most this often why it is refused.
+/// A peer is told at most this often that its configuration does not fit.
 pub const REFUSAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Counters of a lane may arrive this much out of order.

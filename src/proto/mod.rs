@@ -4,6 +4,7 @@ mod bucket;
 pub mod checksum;
 pub mod codel;
 pub mod cut;
+mod flaps;
 pub mod flow;
 pub mod guard;
 mod headers;

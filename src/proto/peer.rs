@@ -20,6 +20,7 @@ use std::{
 use patchcord_bridge::PortId;
 
 use super::{
+    flaps::Flaps,
     limits::{
         COOKIE_USE, EARLY_ATTEMPTS, HANDSHAKE_RETRY, HANDSHAKE_RETRY_EARLY_MAX,
         HANDSHAKE_RETRY_MAX, SECOND_REKEY_DELAY,
@@ -98,7 +99,7 @@ pub(crate) struct Peer {
     /// Of our latest initiation, or what the peer says that it has accepted: the next one is later,
     /// also if our clock went back.
     pub(crate) own_timestamp: Tai64N,
-    /// When the peer was last told why it is refused.
+    /// When the peer was last told that its configuration does not fit.
     pub(crate) last_refusal: Option<Instant>,
     /// Answers in a row that the peer has not used.
     pub(crate) unconfirmed: u32,
@@ -111,6 +112,9 @@ pub(crate) struct Peer {
     pub(crate) liveness: Liveness,
     /// Heard of lately, with a session to send under.
     pub(crate) is_up: bool,
+    pub(crate) flaps: Flaps,
+    /// The host was told that the peer is up.
+    pub(crate) is_told_up: bool,
     /// Echo request that measures the round trip.
     pub(crate) echo: Option<(u64, Instant)>,
     pub(crate) rtt: Option<Duration>,
@@ -152,6 +156,8 @@ impl Peer {
             path: PathMtu::new(now),
             liveness: Liveness::new(now),
             is_up: false,
+            flaps: Flaps::default(),
+            is_told_up: false,
             echo: None,
             rtt: None,
             handshakes: 0,
@@ -322,7 +328,9 @@ impl Peer {
         } else {
             None
         };
-        [with_session, waiting, path, rekey]
+        // Then it may be told that it is up.
+        let held = self.flaps.held_until().filter(|_| self.is_up);
+        [with_session, waiting, path, rekey, held]
             .into_iter()
             .flatten()
             .min()

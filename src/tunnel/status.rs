@@ -195,6 +195,7 @@ fn plan_status(plan: &CorePlan) -> CorePlanStatus {
 fn peer_status(name: String, view: &PeerView, rates: Rates) -> PeerStatus {
     let state = match (view.is_up, view.endpoint) {
         (true, _) => "up",
+        (false, _) if view.is_held_down => "flapping",
         (false, Some(_)) => "connecting",
         (false, None) => "waiting",
     };

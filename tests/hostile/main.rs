@@ -67,6 +67,7 @@ mod rogue;
 #[allow(dead_code)]
 mod stage;
 
+mod flaps;
 mod kit;
 mod long_headers;
 mod random;

@@ -30,6 +30,7 @@
 mod cable;
 mod frames;
 mod load;
+mod logs;
 mod mesh;
 mod namespace;
 mod process;

@@ -433,6 +433,18 @@ impl Site {
         self.process.insert(process)
     }
 
+    /// The same, with its log to `out`, which may be no file, and be read by nobody.
+    pub(crate) fn up_with_log_to(&mut self, out: &Path) -> &mut Process {
+        self.runs += 1;
+        let unused = self
+            .dir
+            .join(format!("{}-run{}.log", self.tunnel, self.runs));
+        let (config, out) = (self.config.display(), out.display());
+        let command = format!("exec {} up {config} 2>{out}", binary());
+        let process = self.ns.spawn(&unused, &["sh", "-c", &command]);
+        self.process.insert(process)
+    }
+
     pub(crate) fn process(&mut self) -> &mut Process {
         self.process.as_mut().expect("up was called")
     }

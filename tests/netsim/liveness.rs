@@ -169,3 +169,33 @@ fn keepalives_are_as_far_apart_as_configured() {
     // Requests and replies of both ends, and a proof of the path with each.
     assert!((8..=40).contains(&datagrams), "{datagrams} datagrams");
 }
+
+#[test]
+fn a_peer_that_comes_and_goes_is_down_until_it_stays() {
+    let setup = |peer| Setup {
+        peers: vec![(peer, true)],
+        ..Setup::default()
+    };
+    let mut net = Net::new(vec![setup(B), setup(A)]);
+    net.start_all();
+    net.run_for(secs(3));
+    net.take_events(A);
+    for _ in 0..160 {
+        net.act(B, |host, _| host.node.close());
+        net.run_for(millis(20));
+        net.start(B);
+        net.run_for(millis(30));
+    }
+    let events = net.take_events(A);
+    let count = |event| events.iter().filter(|&seen| *seen == event).count();
+    assert_eq!(count(Event::PeerFlaps(FIRST)), 1, "{events:?}");
+    assert!(count(Event::PeerDown(FIRST)) <= 5, "{events:?}");
+    assert!(count(Event::PeerUp(FIRST)) <= 5, "{events:?}");
+    assert!(!net.is_up(A) && net.view(A).is_held_down);
+    assert_eq!(net.send(A, &frame(1, 60)), Ok(()), "frames are not held up");
+    net.run_for(secs(15));
+    assert_eq!(net.take_events(A), []);
+    net.run_for(secs(7));
+    assert_eq!(net.take_events(A), [Event::PeerUp(FIRST)]);
+    assert!(net.is_up(A) && !net.view(A).is_held_down);
+}

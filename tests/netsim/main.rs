@@ -19,6 +19,7 @@ mod host;
 mod net;
 
 mod calls;
+mod clock;
 mod delivery;
 mod handshake;
 mod hostile;

@@ -206,11 +206,15 @@ impl Node {
             return;
         };
         let peer = &mut self.peers[usize::from(port.0) - 1];
-        let last = peer.last_refusal;
-        if last.is_some_and(|last| now < last + REFUSAL_INTERVAL) {
-            return;
+        // What lets a caller in is not limited but by the guard: whoever repeats recorded initiations
+        // must not use up what the caller needs.
+        if refusal != Refusal::Timestamp {
+            let last = peer.last_refusal;
+            if last.is_some_and(|last| now < last + REFUSAL_INTERVAL) {
+                return;
+            }
+            peer.last_refusal = Some(now);
         }
-        peer.last_refusal = Some(now);
         let payload = ResponsePayload {
             lanes: refusal as u8,
             timestamp: match refusal {

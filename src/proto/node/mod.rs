@@ -86,6 +86,8 @@ pub enum Event {
     PeerUp(PortId),
     /// The peer cannot be reached any more.
     PeerDown(PortId),
+    /// The peer comes and goes: it counts as down until it stays.
+    PeerFlaps(PortId),
     /// The peer was heard from another address than before.
     PeerMoved {
         /// Which one.
@@ -126,6 +128,8 @@ pub struct PeerView {
     pub endpoint: Option<SocketAddr>,
     /// Whether it can be reached.
     pub is_up: bool,
+    /// It comes and goes, and counts as down until it stays.
+    pub is_held_down: bool,
     /// Cipher of the session that sends.
     pub cipher: Option<Cipher>,
     /// Age of that session.
@@ -216,7 +220,7 @@ impl Node {
 
     /// Whether any peer can be reached.
     pub fn is_any_up(&self) -> bool {
-        self.peers.iter().any(|peer| peer.is_up)
+        self.peers.iter().any(|peer| peer.is_told_up)
     }
 
     /// The peers, in the order of their ports.
@@ -284,7 +288,7 @@ impl Node {
             self.handle_roamed(now, receiver, from);
         }
         if !self.peers[at].is_up && self.peers[at].current.is_some() {
-            self.handle_back(at);
+            self.handle_back(now, at);
         }
         let mut has_replied = false;
         for chunk in Chunks::new(plaintext) {
@@ -406,6 +410,7 @@ impl Node {
         for at in 0..self.peers.len() {
             self.expire(now, at);
             self.sample(now, at);
+            self.tell_state(now, at);
             self.probe_path(now, at);
         }
         self.call_due(now, wall);
@@ -453,9 +458,9 @@ impl Node {
         if !peer.is_up {
             peer.is_up = true;
             peer.path.restart(now);
-            self.events.push_back(Event::PeerUp(peer.port));
         }
         self.events.push_back(Event::TablesChanged);
+        self.tell_state(now, at);
     }
 
     fn promote(&mut self, now: Instant, at: usize) {
@@ -484,10 +489,26 @@ impl Node {
     fn set_down(&mut self, now: Instant, at: usize) {
         let peer = &mut self.peers[at];
         if std::mem::replace(&mut peer.is_up, false) {
-            self.events
-                .extend([Event::PeerDown(peer.port), Event::TablesChanged]);
+            if peer.flaps.handle_lost(now) {
+                self.events.push_back(Event::PeerFlaps(peer.port));
+            }
+            self.events.push_back(Event::TablesChanged);
         }
-        peer.call(now);
+        self.peers[at].call(now);
+        self.tell_state(now, at);
+    }
+
+    /// Tells the host if a peer is up or down that was not before. One that comes and goes is down.
+    fn tell_state(&mut self, now: Instant, at: usize) {
+        let peer = &mut self.peers[at];
+        let is_held = peer.flaps.look(now);
+        let is_up = peer.is_up && !is_held;
+        if std::mem::replace(&mut peer.is_told_up, is_up) != is_up {
+            self.events.push_back(match is_up {
+                true => Event::PeerUp(peer.port),
+                false => Event::PeerDown(peer.port),
+            });
+        }
     }
 
     fn fresh_index(&self) -> SessionIndex {
@@ -511,7 +532,8 @@ fn view(peer: &Peer, now: Instant) -> PeerView {
     PeerView {
         public_key: peer.settings.public_key,
         endpoint: peer.endpoint,
-        is_up: peer.is_up,
+        is_up: peer.is_told_up,
+        is_held_down: peer.is_up && !peer.is_told_up,
         cipher: session.map(|session| session.agreement.cipher),
         handshake_age: session.map(|session| session.age(now)),
         silent_for: peer

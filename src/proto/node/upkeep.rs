@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::{Event, Node, Transmit};
 use crate::{
     crypto,
-    proto::limits::HANDSHAKE_RETRY,
+    proto::limits::{HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX},
     wire::{
         DATA_HEADER_LEN, DATA_OVERHEAD, Lane, MessageType, TAG_LEN,
         chunk::{Chunk, ECHO_LEN, push_control},
@@ -16,11 +16,10 @@ use crate::{
 
 impl Node {
     /// A peer that was down is heard again, under a session that is still good.
-    pub(super) fn handle_back(&mut self, at: usize) {
-        let peer = &mut self.peers[at];
-        peer.is_up = true;
-        self.events
-            .extend([Event::PeerUp(peer.port), Event::TablesChanged]);
+    pub(super) fn handle_back(&mut self, now: Instant, at: usize) {
+        self.peers[at].is_up = true;
+        self.events.push_back(Event::TablesChanged);
+        self.tell_state(now, at);
     }
 
     /// `established`: of the session under which the chunk came.
@@ -47,7 +46,11 @@ impl Node {
         self.uninstall(ended);
         if self.peers[at].current.is_none() {
             // Not at once: who closes what it has just opened must not make us compute without end.
-            self.peers[at].call(now + HANDSHAKE_RETRY);
+            let delay = match self.peers[at].flaps.look(now) {
+                true => HANDSHAKE_RETRY_MAX,
+                false => HANDSHAKE_RETRY,
+            };
+            self.peers[at].call(now + delay);
             self.set_down(now, at);
         }
     }
@@ -120,7 +123,7 @@ impl Node {
         if findings.down {
             self.set_down(now, at);
         } else if heard_again {
-            self.handle_back(at);
+            self.handle_back(now, at);
         }
     }
 
