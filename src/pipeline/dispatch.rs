@@ -460,6 +460,26 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_is_padded_has_a_finished_checksum() {
+        // Of the shortest that a kernel sends: 54 bytes and a tag.
+        for (payload, is_open) in [(1, false), (6, true), (100, true)] {
+            let stream = Stream {
+                tcp_options: 0,
+                ..Stream::tcp_v4(1000, payload)
+            };
+            let frame = tagged(&stream);
+            let open = Open {
+                offload: frame.offload(0..1),
+                headers_len: 18 + 20 + 18,
+            };
+            let frames = arrived(&frame.frame(0..1, false), open, TagEdit::Pop, 1472);
+            let mut expected = stream.frame(0..1, !is_open);
+            expected.resize(expected.len().max(60), 0);
+            assert_eq!(frames, [(expected, is_open)]);
+        }
+    }
+
+    #[test]
     fn a_super_frame_that_no_peer_would_believe_is_cut() {
         let with_tags = |tags| Stream {
             tags: vec![(0x88a8, 1); tags],

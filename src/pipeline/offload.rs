@@ -12,7 +12,7 @@ use std::{
 
 use patchcord_bridge::{EDIT_BYTES, TagEdit};
 
-use super::portion::Slot;
+use super::portion::{MIN_FRAME, Slot};
 use crate::{
     io::tap::{TapQueue, VnetHeader},
     proto::{
@@ -248,13 +248,18 @@ impl<'a> Leaving<'a> {
             ([], None) => self.head.len().min(MAX_HEADERS),
             _ => self.head.len(),
         };
-        let end = len + copied - replaced;
+        let mut end = len + copied - replaced;
         front[..len].copy_from_slice(&tag[..len]);
         front[len..end].copy_from_slice(&self.head[replaced..copied]);
-        let rest = match self.rest {
+        let mut rest = match self.rest {
             [] => &self.head[copied..],
             rest => rest,
         };
+        if replaced > len && layout.is_none() && end + rest.len() < MIN_FRAME {
+            front[end..end + rest.len()].copy_from_slice(rest);
+            front[end + rest.len()..MIN_FRAME].fill(0);
+            (end, rest) = (MIN_FRAME, &[]);
+        }
         let by = edit.delta();
         let shift = |(offload, layout): (Offload, Option<Layout>)| {
             (offload.shifted(by), layout.map(|layout| layout.shifted(by)))
@@ -406,10 +411,12 @@ fn finish(frame: &mut Slot<'_>, checksum: Checksum) -> Result<(), BadChecksum> {
 }
 
 /// Whether what is open in `frame` may be told to a peer when the frame leaves with this edit: a peer
-/// takes headers of [`MAX_HEADERS`] at most, and so many tags.
+/// takes headers of [`MAX_HEADERS`] at most, so many tags, and no bytes behind the IP packet.
 pub(super) fn may_stay_open(frame: &[u8], open: &Open, edit: TagEdit) -> bool {
     let by = edit.delta();
-    open.headers_len.saturating_add_signed(by) <= MAX_HEADERS
+    let is_padded = by < 0 && frame.len().saturating_add_signed(by) < MIN_FRAME;
+    !is_padded
+        && open.headers_len.saturating_add_signed(by) <= MAX_HEADERS
         && (by <= 0 || superframe::has_room_for_tag(frame))
 }
 
@@ -614,6 +621,42 @@ mod tests {
                 panic!("nothing to mark");
             };
             assert_eq!(shorter.segments() as usize, before.segments() - 1);
+        }
+    }
+
+    #[test]
+    fn a_frame_that_loses_its_tag_is_not_shorter_than_ethernet_allows() {
+        for (len, expected) in [
+            (18, 60),
+            (60, 60),
+            (63, 60),
+            (64, 60),
+            (65, 61),
+            (1500, 1496),
+        ] {
+            let mut frame: Vec<u8> = (0..len).map(|at| at as u8 | 1).collect();
+            frame[12..16].copy_from_slice(&[0x81, 0, 0, 7]);
+            let mut popped = [&frame[..12], &frame[16..]].concat();
+            popped.resize(expected.max(popped.len()), 0);
+            assert_eq!(popped.len(), expected);
+
+            let mut room = Vec::new();
+            let mut slot = Slot::copy(&mut room, &[&frame]);
+            slot.with_edit(TagEdit::Pop, |shown| assert_eq!(shown, popped));
+            assert_eq!(slot.frame(), frame);
+
+            let (head, rest) = frame.split_at(17);
+            for leaving in [
+                Leaving::finished(&frame),
+                Leaving {
+                    rest,
+                    ..Leaving::finished(head)
+                },
+            ] {
+                let mut headers = [7; HEADER_ROOM];
+                let leaving = leaving.edited(TagEdit::Pop, &mut headers);
+                assert_eq!([leaving.head, leaving.rest].concat(), popped);
+            }
         }
     }
 }

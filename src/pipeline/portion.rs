@@ -18,6 +18,9 @@ use crate::{
 const PORTION_BYTES: usize = 256 << 10;
 /// Frames of a full portion.
 const PORTION_FRAMES: usize = 128;
+/// Bytes of the shortest Ethernet frame without its check sequence (IEEE 802.3). One that loses its tag
+/// is filled up with zeros again, since no card that sends it on knows how long it was.
+pub(super) const MIN_FRAME: usize = 60;
 /// Room in front of a frame, for a tag.
 const HEADROOM: usize = 4;
 /// Where the first frame begins: on a cache line, with room in front.
@@ -66,6 +69,13 @@ impl<'a> Slot<'a> {
         let mut front = [0; EDIT_BYTES];
         let (len, replaced) = edit.apply(self.frame(), &mut front);
         let end = HEADROOM + replaced;
+        if replaced > len && self.0.len() - end + len < MIN_FRAME {
+            let mut padded = [0; MIN_FRAME];
+            let rest = &self.0[end..];
+            padded[..len].copy_from_slice(&front[..len]);
+            padded[len..len + rest.len()].copy_from_slice(rest);
+            return show(&padded);
+        }
         let mut before = [0; HEADROOM + EDIT_BYTES];
         before[..end].copy_from_slice(&self.0[..end]);
         self.0[end - len..end].copy_from_slice(&front[..len]);

@@ -185,6 +185,24 @@ fn a_tunnel_has_room_for_its_tag_beside_those_of_the_frame() {
     }
 }
 
+#[test]
+fn a_frame_that_loses_its_tag_is_as_long_as_ethernet_wants_it() {
+    // At the port where it leaves the tunnel, and at the one where it enters.
+    for (ports, is_there) in [(device("access = 42"), false), (peer("access = 42"), true)] {
+        let pair = Pair::start_with_ports([ports, Ports::default()]);
+        let (from, to) = match is_there {
+            true => (&pair.at_a, &pair.at_b),
+            false => (&pair.at_b, &pair.at_a),
+        };
+        let sent = frame(BROADCAST, from.mac, &[(Q, 42)], EXPERIMENTAL, 60, 1);
+        let expected = [&sent[..12], &sent[16..], &[0; 4]].concat();
+        eventually(secs(20), "a frame of 60 bytes", || {
+            from.send(&sent);
+            to.receives(&expected, millis(100)).then_some(())
+        });
+    }
+}
+
 fn assert_case(case: &Case<'_>) {
     let (ports, there, back) = case;
     println!("{ports:?}");
