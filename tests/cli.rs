@@ -245,7 +245,7 @@ fn check_summarises_what_is_valid() {
              preshared-key-file = \"{preshared}\""
         );
         let device = format!(
-            "{DEVICE}\nmtu = 1500\nbridge = \"br-lan\"\nmac = \"02:00:5e:10:00:01\"\n\
+            "{DEVICE}\nmtu = 1500\nmac = \"02:00:5e:10:00:01\"\n\
              addresses = [\"10.99.0.1/24\"]"
         );
         let text = CONFIG.replace(PEER_NAME, &peer).replace(DEVICE, &device);
@@ -295,6 +295,8 @@ fn accepts() {
             "name = \"ö\"\nendpoint = \"[2001:db8::1]:65535\"",
         ),
         (PEER_NAME, "endpoint = \"localhost:1\"\nkeepalive = \"1h\""),
+        (PEER_NAME, "endpoint = \"[fe80::1%eth0]:51830\""),
+        (PEER_NAME, "endpoint = \"[fe80::1%3]:51830\""),
         (
             PEER_NAME,
             "endpoint = \"a_b.example.net.:1\"\nkeepalive = \"1s\"",
@@ -302,6 +304,72 @@ fn accepts() {
     ] {
         let ran = site.check(&CONFIG.replace(line, replacement));
         assert_eq!(ran.code, 0, "{replacement}: {}", ran.stderr);
+    }
+}
+
+#[test]
+#[rustfmt::skip] // one row, one warning
+fn check_warns_of_what_is_seldom_meant() {
+    let site = Site::new();
+    let other = run_with_stdin(&["pubkey"], &run(&["genkey"]).stdout).stdout;
+    let second = |lines: &str| format!("{PEER_KEY}\n{lines}\n[[peer]]\nname = \"site-c\"\npublic-key = \"{}\"\n{lines}", other.trim());
+    let twins = second("endpoint = \"192.0.2.1:1\"");
+    let shared = second("preshared-key-file = \"ab.psk\"");
+    let in_own_network = CONFIG.replace(DEVICE, "name = \"pc0\"\naddresses = [\"10.99.0.1/24\"]");
+    let in_own_network = in_own_network.replace(PEER_KEY, &format!("{PEER_KEY}\nendpoint = \"10.99.0.2:1\""));
+    for (text, expected) in [
+        (CONFIG.replace(DEVICE, "name = \"pc0\"\nbridge = \"br0\"\naddresses = [\"10.99.0.1/24\"]"),
+            "warning: [device] addresses: this machine does not answer at the address of a port of a bridge"),
+        (CONFIG.replace(DEVICE, "name = \"pc0\"\nbridge = \"br0\"\nmtu = 1420"),
+            "warning: [device] mtu: 1420 is less than the usual 1500"),
+        (CONFIG.replace(DEVICE, "name = \"pc0\"\naddresses = [\"10.99.0.1/32\"]"),
+            "write for example `10.99.0.1/24`"),
+        (CONFIG.replace(PEER_KEY, &format!("{PEER_KEY}\nkeepalive = \"2m\"")),
+            "warning: [[peer]] keepalive: 2m of peer `site-b` is longer than"),
+        (CONFIG.replace(LISTEN, "listen = \"[::]:0\""), "at a UDP port that is another one at each start"),
+        (in_own_network, "the way to the peer leads into the tunnel"),
+        (CONFIG.replace(PEER_KEY, &format!("{PEER_KEY}\nendpoint = \"[fe80::1]:1\"")), "write `[fe80::1%INTERFACE]:1`"),
+        (CONFIG.replace(PEER_KEY, &format!("{PEER_KEY}\nendpoint = \"127.0.0.1:51830\"")), "is where this tunnel listens"),
+        (CONFIG.replace(LISTEN, "listen = \"127.0.0.1:1\"").replace(PEER_KEY, &format!("{PEER_KEY}\nendpoint = \"192.0.2.1:1\"")),
+            "warning: [tunnel] listen: `127.0.0.1:1` speaks to this machine only"),
+        (CONFIG.replace(PEER_KEY, &twins), "peers `site-b` and `site-c` are both at `192.0.2.1:1`"),
+        (CONFIG.replace(PEER_KEY, &shared), "peers `site-b` and `site-c` have the same preshared key"),
+        (CONFIG.replace("[device]", "[switch]\nhub = true\n[device]"), "warning: [switch] hub: there is one peer"),
+    ] {
+        let ran = site.check(&text);
+        assert_eq!(ran.code, 0, "{text}: {}", ran.stderr);
+        assert!(ran.stderr.contains(expected), "{expected}: {}", ran.stderr);
+        assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+    }
+    let ran = site.check(CONFIG);
+    assert_eq!(ran.stderr, "", "nothing to warn of");
+}
+
+#[test]
+fn slips_of_the_file_as_a_whole_have_a_remedy() {
+    let site = Site::new();
+    let misplaced = CONFIG.replace("[[peer]]", "[peer.port]\naccess = 10\n\n[[peer]]");
+    let single = format!("[peer]\n{PEER_KEY}\n{CONFIG}");
+    let wireguard = "[Interface]\nPrivateKey = abc=\nListenPort = 51820\n[Peer]\n";
+    for (text, expected) in [
+        (
+            misplaced.as_str(),
+            "`[peer.port]` is about the `[[peer]]` above it",
+        ),
+        (&single, "write `[[peer]]`, with two brackets"),
+        (
+            &format!("{CONFIG}\n[tunnel]\n"),
+            "the section is there already",
+        ),
+        (wireguard, "this is a file of WireGuard's"),
+    ] {
+        let ran = site.check(text);
+        assert_eq!(ran.code, 2, "{}", ran.stderr);
+        assert!(ran.stderr.contains(expected), "{expected}: {}", ran.stderr);
+    }
+    for text in [format!("\u{feff}{CONFIG}"), CONFIG.replace('\n', "\r\n")] {
+        let ran = site.check(&text);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
     }
 }
 
@@ -564,6 +632,13 @@ fn refuses_values_of_peers() {
         (PEER_NAME, "endpoint = \"192.0.2.1\"", "9:12: [[peer]]", &["`192.0.2.1:51830`"]),
         (PEER_NAME, "endpoint = \"2001:db8::1\"", "9:12: [[peer]]", &["`[2001:db8::1]:51830`"]),
         (PEER_NAME, "endpoint = \"2001:db8:0:0:0:0:0:0:1:5\"", "9:12: [[peer]]", &["brackets"]),
+        (PEER_NAME, "endpoint = \"udp://site-b:1\"", "9:12: [[peer]] endpoint:", &[
+            "is a URL", "without `udp://` in front",
+        ]),
+        (PEER_NAME, "endpoint = \"[2001:db8::1%eth0]:1\"", "9:12: [[peer]] endpoint:", &[
+            "`[fe80::1%eth0]:51830`",
+        ]),
+        (PEER_NAME, "endpoint = \"[fe80::1%eth0]:0\"", "9:12: [[peer]] endpoint:", &["1 to 65535"]),
         (PEER_NAME, "endpoint = \":51830\"", "9:12: [[peer]] endpoint:", &["name of a host"]),
         (PEER_NAME, "endpoint = \"300.1.1.1:1\"", "9:12: [[peer]] endpoint:", &["name of a host"]),
         (PEER_NAME, "endpoint = \"a b:1\"", "9:12: [[peer]] endpoint:", &["name of a host"]),

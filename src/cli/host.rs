@@ -282,7 +282,7 @@ async fn start(arguments: &StartArguments) -> Result<(), Failure> {
         match event.map(|event| (event.attempt == Some(attempt)).then_some(event.kind)) {
             Ok(Some(EventKind::Status(SessionStatus::Connected))) => return Ok(()),
             Ok(Some(EventKind::Ended { reason, error })) => {
-                let why = error.unwrap_or_else(|| format!("{reason:?}"));
+                let why = error.unwrap_or_else(|| reason.to_string());
                 return Err(anyhow!("tunnel `{name}` did not start: {why}").into());
             }
             Ok(_) => {}

@@ -11,6 +11,8 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::journal::{self, WithPriority};
+
 /// Lines that wait for their reader.
 const LINES: usize = 1024;
 
@@ -30,8 +32,8 @@ pub(super) fn start() -> Logs {
         .with_ansi(io::stderr().is_terminal())
         .with_target(false);
     // The journal has its own clock.
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        logs.without_time().init();
+    if journal::is_stderr() {
+        logs.without_time().map_event_format(WithPriority).init();
     } else {
         logs.init();
     }

@@ -7,6 +7,8 @@
 mod bench;
 mod fdb;
 mod host;
+mod hosted;
+mod journal;
 mod keys;
 mod logs;
 mod show;
@@ -70,7 +72,7 @@ enum Command {
     /// Validate a configuration without touching the network
     Check(Target),
     /// Show running tunnels
-    #[command(after_help = "Without NAME, lists the running tunnels, one line each.")]
+    #[command(after_help = SHOW_HELP)]
     Show(ShowOptions),
     /// Look at the addresses that a running tunnel knows, and change them
     #[command(subcommand, after_help = fdb::HELP)]
@@ -113,6 +115,15 @@ struct ShowOptions {
     /// Print JSON: an object with NAME, an array without
     #[arg(long)]
     json: bool,
+    /// Only this peer, with everything about it
+    #[arg(long, value_name = "PEER", requires = "name", conflicts_with = "json")]
+    peer: Option<String>,
+    /// Everything about every peer, however many there are
+    #[arg(short, long, conflicts_with = "json")]
+    verbose: bool,
+    /// Exit with 1 unless a peer is up: of this tunnel, or of every running one
+    #[arg(long)]
+    check: bool,
     #[command(flatten)]
     run_dir: RunDir,
 }
@@ -151,6 +162,18 @@ Examples:
   patchcord show a --json                              look at it
 
 Exit codes: 0 done, 1 failed at run time, 2 bad usage or configuration.";
+
+const SHOW_HELP: &str = "\
+Without NAME, lists the running tunnels, one line each. With it, everything about one, and its peers one
+line each if there are more than four.
+
+Exit codes: 0 the tunnel answered, whether a peer is up or not; with --check, 0 only if one is. 1 no such
+tunnel runs, or with --check, no peer is up.
+
+Examples:
+  patchcord show office                    what is up, and what is wrong
+  patchcord show office --peer site-b      everything about one peer
+  patchcord show office --check || ...     for scripts and monitoring";
 
 const UP_HELP: &str = "\
 Logs go to stderr; RUST_LOG selects them (default: info). Tells systemd when it is ready.

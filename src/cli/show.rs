@@ -4,39 +4,68 @@
 use std::io;
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use patchcord::config::RESERVED_NAME;
 use patchcord::control::client::{self, ClientError};
-use patchcord::control::message::{Reply, Request, Status};
+use patchcord::control::message::{PeerStatus, Reply, Request, Status};
 use patchcord::control::socket_path;
 
 use super::tunnel::{ask, unexpected};
-use super::{Failure, ShowOptions, print, status};
+use super::{Failure, ShowOptions, hosted, print, status};
 
 pub(super) fn show(options: &ShowOptions) -> Result<(), Failure> {
-    let text = match &options.name {
+    let shown = match &options.name {
         Some(name) => {
             let reply = ask(name, &options.run_dir.path, Request::Show)?;
             let Reply::Status(status) = reply else {
                 return Err(unexpected(name, &reply));
             };
-            if options.json {
-                json(&status)?
-            } else {
-                status::page(&status)
-            }
+            print(&one(&status, options)?)?;
+            vec![*status]
         }
         None => {
             let running = all(&options.run_dir.path)?;
-            if options.json {
-                json(&running)?
-            } else {
-                status::list(&running)
-            }
+            print(&match options.json {
+                true => json(&running)?,
+                false => status::list(&running),
+            })?;
+            running
         }
     };
-    print(&text)?;
-    Ok(())
+    match options.check {
+        true => check(&shown),
+        false => Ok(()),
+    }
+}
+
+fn one(status: &Status, options: &ShowOptions) -> Result<String, Failure> {
+    if options.json {
+        return json(status);
+    }
+    let Some(wanted) = &options.peer else {
+        return Ok(status::page(status, options.verbose));
+    };
+    let is_wanted = |peer: &&PeerStatus| [&peer.name, &peer.public_key].contains(&wanted);
+    let peer = status.peers.iter().find(is_wanted).ok_or_else(|| {
+        anyhow!(
+            "tunnel `{}` has no peer `{wanted}`; `patchcord show {}` lists them",
+            status.tunnel,
+            status.tunnel
+        )
+    })?;
+    Ok(status::peer(peer))
+}
+
+/// Every tunnel shall have a peer that is up, and there shall be one.
+fn check(shown: &[Status]) -> Result<(), Failure> {
+    if shown.is_empty() {
+        return Err(anyhow!("no tunnel is running").into());
+    }
+    let is_dead = |status: &&Status| status.peers.iter().all(|peer| peer.state != "up");
+    match shown.iter().find(is_dead) {
+        Some(status) => Err(anyhow!("tunnel `{}`: no peer is up", status.tunnel).into()),
+        None => Ok(()),
+    }
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
@@ -55,6 +84,8 @@ pub(super) fn all(run_dir: &Path) -> Result<Vec<Status>, Failure> {
             Err(error) => return Err(anyhow::Error::new(error).context(name).into()),
         }
     }
+    running.extend(hosted::all(run_dir));
+    running.sort_by(|one, other| one.tunnel.cmp(&other.tunnel));
     Ok(running)
 }
 

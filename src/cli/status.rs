@@ -36,10 +36,17 @@ pub(super) fn list(running: &[Status]) -> String {
     table("", rows.collect())
 }
 
-/// Everything about one tunnel.
-pub(super) fn page(status: &Status) -> String {
+/// So many peers are shown in full; more than that get a line each.
+const PEERS_IN_FULL: usize = 4;
+
+/// Everything about one tunnel; of many peers only with `verbose`.
+pub(super) fn page(status: &Status, verbose: bool) -> String {
     let mut sections = vec![overview(status)];
-    sections.extend(status.peers.iter().map(peer));
+    if verbose || status.peers.len() <= PEERS_IN_FULL {
+        sections.extend(status.peers.iter().map(peer));
+    } else {
+        sections.push(peers(status));
+    }
     if !status.drops.is_empty() {
         let rows = status
             .drops
@@ -325,7 +332,38 @@ fn core_plan(status: &Status) -> String {
     )
 }
 
-fn peer(peer: &PeerStatus) -> String {
+/// One line per peer.
+fn peers(status: &Status) -> String {
+    let up = status.peers.iter().filter(|peer| peer.state == "up");
+    let rows = status.peers.iter().map(|peer| {
+        let counters = &peer.counters;
+        let rest = match (&peer.last_error, peer.state.as_str()) {
+            (Some(error), state) if state != "up" => {
+                format!("for {}: {}", age(error.since_s), error.text)
+            }
+            _ => peer.rtt_us.map(milliseconds).unwrap_or_default(),
+        };
+        vec![
+            peer.name.clone(),
+            peer.state.clone(),
+            peer.endpoint.clone().unwrap_or_else(|| "unknown".into()),
+            peer.last_received_s.map_or_else(|| "never".into(), ago),
+            format!("{} out", bytes(counters.outbound_bytes)),
+            format!("{} in", bytes(counters.inbound_bytes)),
+            rest,
+        ]
+    });
+    format!(
+        "{}, {} up; `patchcord show {} --peer PEER` says all of one\n{}",
+        plural(status.peers.len(), "peer"),
+        up.count(),
+        status.tunnel,
+        table("  ", rows.collect())
+    )
+}
+
+/// Everything about one peer.
+pub(super) fn peer(peer: &PeerStatus) -> String {
     let unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
     let mut rows = vec![
         row("state", peer.state.clone()),
@@ -656,7 +694,37 @@ addresses
   02:00:00:00:00:02  VID 100   site-b  static      0s ago
   02:00:00:00:00:03  VID 4094  site-c  controller  1m ago, number 7
 ";
-        assert_eq!(page(&status()), expected);
+        assert_eq!(page(&status(), false), expected);
+    }
+
+    #[test]
+    fn many_peers_have_a_line_each_unless_all_is_wanted() {
+        let mut status = status();
+        let mut dead = status.peers[0].clone();
+        dead.name = "site-with-a-long-name".into();
+        dead.state = "connecting".into();
+        dead.last_error = Some(LastErrorStatus {
+            cause: "no-route".into(),
+            text: "no route".into(),
+            remedy: "make one".into(),
+            since_s: 70.0,
+            last_s: 4.0,
+        });
+        status.peers = vec![status.peers[0].clone(); 4];
+        assert!(page(&status, false).contains("peer site-b\n"));
+        status.peers.push(dead);
+        let expected = "\
+5 peers, 4 up; `patchcord show a --peer PEER` says all of one
+  site-b                 up          192.0.2.1:51830  never  1.50 KiB out  0 B in  1.234 ms
+  site-b                 up          192.0.2.1:51830  never  1.50 KiB out  0 B in  1.234 ms
+  site-b                 up          192.0.2.1:51830  never  1.50 KiB out  0 B in  1.234 ms
+  site-b                 up          192.0.2.1:51830  never  1.50 KiB out  0 B in  1.234 ms
+  site-with-a-long-name  connecting  192.0.2.1:51830  never  1.50 KiB out  0 B in  for 1m 10s: no route
+";
+        let short = page(&status, false);
+        assert!(short.contains(expected), "{short}");
+        assert!(!short.contains("peer site-b\n"), "{short}");
+        assert_eq!(page(&status, true).matches("peer site-").count(), 5);
     }
 
     #[test]
@@ -677,7 +745,7 @@ addresses
             status.fdb = vec![one.clone(); listed];
             status.fdb_omitted = omitted;
             status.switch.addresses.learned = learned;
-            let page = page(&status);
+            let page = page(&status, false);
             assert_eq!(page.contains("02:00:00:00:00:01"), expected.is_none());
             if let Some(expected) = expected {
                 let line = format!("addresses  {expected}; `patchcord fdb show a` lists them\n");
@@ -686,7 +754,7 @@ addresses
         }
         // An older tunnel does not count them.
         status.switch = SwitchStatus::default();
-        let page = page(&status);
+        let page = page(&status, false);
         assert!(page.contains("addresses  21; `patchcord"), "{page}");
     }
 
@@ -706,7 +774,11 @@ switch
   not learned  1 frame: more addresses than a port may have
   not learned  2 frames: no place in the table
 ";
-        assert!(page(&status).contains(expected), "{}", page(&status));
+        assert!(
+            page(&status, false).contains(expected),
+            "{}",
+            page(&status, false)
+        );
     }
 
     #[test]
@@ -763,7 +835,7 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
             ),
         ] {
             status.peers[0].state = state.into();
-            let page = page(&status);
+            let page = page(&status, false);
             assert!(page.contains(expected), "{page}");
         }
     }
@@ -773,11 +845,11 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
         for state in ["connected", "reasserting"] {
             let mut status = status();
             status.state = state.into();
-            assert!(page(&status).contains("state       connected, started "));
+            assert!(page(&status, false).contains("state       connected, started "));
             status.peers[0].state = "connecting".into();
             status.peers[0].handshake_age_s = None;
-            assert!(page(&status).contains("state       no peer up, started "));
-            assert!(page(&status).contains("last handshake  no session now"));
+            assert!(page(&status, false).contains("state       no peer up, started "));
+            assert!(page(&status, false).contains("last handshake  no session now"));
             assert!(list(&[status]).starts_with("a  no peer up  pc0  0 of 1 peer up"));
         }
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `up`, `check` and `down`.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
@@ -11,7 +12,7 @@ use patchcord::control::message::{Reply, Request};
 use patchcord::control::socket_path;
 use patchcord_bridge::Vid;
 
-use super::{Failure, RunDir, logs, print};
+use super::{Failure, RunDir, hosted, logs, print};
 
 pub(super) fn up(name_or_file: &str) -> Result<(), Failure> {
     let config = load(name_or_file)?;
@@ -23,6 +24,10 @@ pub(super) fn up(name_or_file: &str) -> Result<(), Failure> {
 pub(super) fn check(name_or_file: &str) -> Result<(), Failure> {
     let config = load(name_or_file)?;
     print(&summary(&config))?;
+    for warning in config.warnings() {
+        // When nobody reads it, the file is valid all the same.
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
     Ok(())
 }
 
@@ -40,8 +45,11 @@ fn load(name_or_file: &str) -> Result<Config, Failure> {
 /// Sends a request to a running tunnel, given by its name or by its file.
 pub(super) fn ask(name_or_file: &str, run_dir: &Path, request: Request) -> Result<Reply, Failure> {
     let name = name_of(name_or_file)?;
-    let reply = client::request_at(&socket_path(run_dir, &name), request);
+    let reply = client::request_at(&socket_path(run_dir, &name), request.clone());
     if let Err(error @ ClientError::NotRunning(_)) = reply {
+        if let Some(answer) = hosted::ask(&name, run_dir, &request) {
+            return Ok(answer.with_context(|| format!("tunnel `{name}` of the host"))?);
+        }
         let remedy = format!("start it with `patchcord up {name_or_file}`");
         return Err(anyhow!("tunnel `{name}` is {error}; {remedy}").into());
     }

@@ -15,6 +15,7 @@ mod port;
 mod section;
 mod stations;
 mod value;
+mod warnings;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ use crate::crypto::keys::{PresharedKey, PrivateKey, PublicKey};
 
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{CONFIG_DIR, KeyFileError, RESERVED_NAME, file_of, read_key_file, tunnel_name};
+pub use warnings::ConfigWarning;
 
 /// Everything that a tunnel is told at start.
 #[derive(Debug)]

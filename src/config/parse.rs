@@ -47,9 +47,20 @@ impl Config {
         let (document, syntax_errors) = DeTable::parse_recoverable(text);
         if !syntax_errors.is_empty() {
             // What was recovered would only yield errors that are not there.
+            if let Some(at) = text.find("[Interface]") {
+                let problem = "this is a file of WireGuard's; the sections here are `[tunnel]`, \
+                               `[device]` and `[[peer]]`, in TOML";
+                report.add(&(at..at), "", problem.into());
+                return report.finish(None);
+            }
             for error in syntax_errors {
                 let span = error.span().unwrap_or_default();
-                let remedy = quotes_remedy(text, span.start).unwrap_or_default();
+                let is_duplicate = error.message().contains("duplicate key");
+                let remedy = match is_duplicate {
+                    true => order_remedy(text, span.start),
+                    false => quotes_remedy(text, span.start),
+                };
+                let remedy = remedy.unwrap_or_default();
                 let problem = format!("not valid TOML: {}{remedy}", error.message());
                 report.add(&span, "", problem);
             }
@@ -79,6 +90,26 @@ fn quotes_remedy(text: &str, offset: usize) -> Option<String> {
     let value = value.trim_start_matches(['[', ' ', '\t']);
     let is_bare = !value.is_empty() && !value.starts_with(['"', '\'', '#']);
     (is_key && is_bare).then(|| format!("; text goes between straight quotes: `{key} = \"...\"`"))
+}
+
+/// To the TOML parser, `[peer.port]` above the first `[[peer]]` makes a `peer` that is no list.
+fn order_remedy(text: &str, offset: usize) -> Option<String> {
+    let line = text[text[..offset].rfind('\n').map_or(0, |at| at + 1)..]
+        .lines()
+        .next()?;
+    let headers = || {
+        text.lines()
+            .map(|line| line.split('#').next().unwrap_or_default().trim())
+    };
+    let first = headers().find(|line| line.starts_with("[peer") || line.starts_with("[[peer]]"));
+    match first? {
+        "[peer.port]" => {
+            Some("; `[peer.port]` is about the `[[peer]]` above it: move it below one".to_owned())
+        }
+        "[peer]" => Some("; write `[[peer]]`, with two brackets, for each peer".to_owned()),
+        _ => (line.trim_start().starts_with('['))
+            .then(|| "; the section is there already: write its keys below that one".to_owned()),
+    }
 }
 
 struct Parser<'a> {

@@ -67,9 +67,23 @@ pub(super) fn endpoint(value: &DeValue<'_>) -> Parsed<Endpoint> {
             shown(text)
         ));
     }
+    if let Some((scheme, rest)) = text.split_once("://") {
+        return Err(format!(
+            "{} is a URL; write HOST:PORT, without `{}://`{}",
+            shown(text),
+            shown(scheme).trim_matches('`'),
+            if rest.is_empty() { "" } else { " in front" }
+        ));
+    }
     let Some((name, port)) = text.rsplit_once(':') else {
         return Err(format!("{} has no UDP port; write HOST:PORT", shown(text)));
     };
+    if let Some(scoped) = scoped_address(name)? {
+        return Ok(Endpoint::Host {
+            name: scoped,
+            udp_port: udp_port(port)?,
+        });
+    }
     if name.contains(':') {
         let remedy = "an IPv6 address needs brackets: `[2001:db8::1]:51830`";
         return Err(format!("{} is not HOST:PORT; {remedy}", shown(text)));
@@ -81,16 +95,39 @@ pub(super) fn endpoint(value: &DeValue<'_>) -> Parsed<Endpoint> {
             shown(name)
         ));
     }
-    match port.parse() {
-        Ok(udp_port @ 1..) => Ok(Endpoint::Host {
-            name: name.into(),
-            udp_port,
-        }),
+    Ok(Endpoint::Host {
+        name: name.into(),
+        udp_port: udp_port(port)?,
+    })
+}
+
+fn udp_port(text: &str) -> Parsed<u16> {
+    match text.parse() {
+        Ok(udp_port @ 1..) => Ok(udp_port),
         _ => Err(format!(
             "{} is not a UDP port; write 1 to 65535",
-            shown(port)
+            shown(text)
         )),
     }
+}
+
+/// `[fe80::1%eth0]`, as it is written: the number of the interface is looked up when it is called, as it
+/// changes with each start of the machine. None for what has no `%`.
+fn scoped_address(name: &str) -> Parsed<Option<String>> {
+    let inner = name.trim_matches(['[', ']']);
+    let Some((address, interface)) = inner.split_once('%') else {
+        return Ok(None);
+    };
+    let is_scoped = address.parse().is_ok_and(|ip: Ipv6Addr| {
+        ip.is_unicast_link_local() && !(ip.is_unspecified() || ip.is_multicast())
+    });
+    let fits = |c: char| !matches!(c, '/' | ':' | '%') && !c.is_whitespace() && !c.is_control();
+    let is_name = matches!(interface.len(), 1..=MAX_INTERFACE_NAME) && interface.chars().all(fits);
+    if is_scoped && is_name && name.starts_with('[') && name.ends_with(']') {
+        return Ok(Some(name.to_owned()));
+    }
+    let remedy = "write a link-local address and its interface, such as `[fe80::1%eth0]:51830`";
+    Err(format!("{} is not HOST:PORT; {remedy}", shown(name)))
 }
 
 fn usable_endpoint(addr: SocketAddr, text: &str) -> Parsed<SocketAddr> {

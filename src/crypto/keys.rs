@@ -170,6 +170,11 @@ pub enum KeyError {
         /// Bytes that are there.
         bytes: usize,
     },
+    /// 32 bytes as hexadecimal digits.
+    #[error(
+        "is in hexadecimal, and keys are in base64 (`xxd -r -p | base64` makes one of the other)"
+    )]
+    Hexadecimal,
     /// A secret of zeros: a placeholder or an erased file.
     #[error("consists of zeros only")]
     AllZero,
@@ -203,7 +208,11 @@ impl Secret {
 
 /// Decodes into a buffer that is erased on every way out, errors included.
 fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, KeyError> {
-    let text = text.trim();
+    // Some editors begin a file with a byte order mark.
+    let text = text.trim_start_matches('\u{feff}').trim();
+    if text.len() == 2 * KEY_BYTES && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(KeyError::Hexadecimal);
+    }
     if text.is_empty() {
         return Err(KeyError::Empty);
     }
@@ -320,6 +329,8 @@ mod tests {
         let zeros = STANDARD.encode([0; KEY_BYTES]);
         for (text, error) in [
             ("", KeyError::Empty),
+            ("\u{feff}\r\n", KeyError::Empty),
+            (&"0fA9".repeat(16), KeyError::Hexadecimal),
             (" \n", KeyError::Empty),
             (
                 "dwdtCnMY!X08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=",

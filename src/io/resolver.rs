@@ -30,12 +30,23 @@ type Ask = dyn Fn(&str) -> Found + Send + Sync;
 /// # Errors
 /// When the name has no address, or the name servers do not answer.
 pub(crate) async fn look_up(name: &str) -> Found {
-    static PROCESS: LazyLock<Pool> =
-        LazyLock::new(|| Pool::new(|name: &str| Ok(name.to_socket_addrs()?.collect())));
+    static PROCESS: LazyLock<Pool> = LazyLock::new(|| Pool::new(ask_system));
     match name.parse() {
         Ok(address) => Ok(vec![address]),
         Err(_) => PROCESS.look_up(name).await,
     }
+}
+
+/// `[fe80::1%eth0]:51830` is for the C library to read, too, which wants it without brackets.
+fn ask_system(name: &str) -> Found {
+    let scoped = name
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("]:"));
+    let port = scoped.and_then(|(_, port)| port.parse::<u16>().ok());
+    Ok(match (scoped, port) {
+        (Some((host, _)), Some(port)) => (host, port).to_socket_addrs()?.collect(),
+        _ => name.to_socket_addrs()?.collect(),
+    })
 }
 
 #[derive(Clone)]

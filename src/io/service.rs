@@ -35,6 +35,11 @@ pub fn tell_ready() {
     tell(NotifyState::Ready);
 }
 
+/// What the service does, for `systemctl status`.
+pub fn tell_status(text: &str) {
+    tell(NotifyState::Status(text));
+}
+
 /// The service goes down.
 pub fn tell_stopping() {
     tell(NotifyState::Stopping);

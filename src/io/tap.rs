@@ -78,6 +78,12 @@ pub enum TapError {
          `--device /dev/net/tun`"
     )]
     NoDriver(#[source] io::Error),
+    /// A rule about devices forbids it, even to root.
+    #[error(
+        "a device rule of this container or service forbids /dev/net/tun: give the container \
+         `--device /dev/net/tun`, the unit `DeviceAllow=/dev/net/tun rw`"
+    )]
+    DeviceForbidden(#[source] io::Error),
     /// Not allowed.
     #[error("opening the TAP `{name}` needs CAP_NET_ADMIN: run as root or with that capability")]
     NotPermitted {
@@ -704,6 +710,8 @@ fn check_name(name: &str) -> Result<(), TapError> {
 fn open_error(name: &str) -> impl FnOnce(io::Error) -> TapError {
     move |error| match error.raw_os_error() {
         Some(sys::ENOENT | sys::ENXIO | sys::ENODEV) => TapError::NoDriver(error),
+        // The file is open to all, and the kernel asks for no capability yet.
+        Some(sys::EPERM) => TapError::DeviceForbidden(error),
         _ => attach_error("open /dev/net/tun for", name)(error),
     }
 }

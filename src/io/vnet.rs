@@ -3,6 +3,8 @@
 //!
 //! Layout and names only; `tap` reads and writes it, `pipeline` gives it its meaning.
 
+use std::fmt;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::sys::tun;
@@ -16,6 +18,20 @@ pub struct Offloads {
     pub tcp: bool,
     /// UDP super-frames of up to 64 KiB. Needs `checksum`.
     pub udp: bool,
+}
+
+/// For people: `checksum, tcp, udp`, or `none`.
+impl fmt::Display for Offloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { checksum, tcp, udp } = *self;
+        let names = [(checksum, "checksum"), (tcp, "tcp"), (udp, "udp")];
+        let on: Vec<_> = names.iter().filter(|(is_on, _)| *is_on).collect();
+        let on: Vec<_> = on.iter().map(|(_, name)| *name).collect();
+        match on.is_empty() {
+            true => f.write_str("none"),
+            false => f.write_str(&on.join(", ")),
+        }
+    }
 }
 
 impl Offloads {

@@ -38,6 +38,7 @@ use crate::{
         udp::UdpSocket,
     },
     proto::{
+        limits::FRAME_OVERHEAD,
         node::{Event, Node, Refused},
         trouble::{NameError, Unreachable},
     },
@@ -81,6 +82,8 @@ pub(super) struct ControlTask {
     /// One for each peer, in the order of their ports.
     meters: Vec<Meter>,
     reports: Reports,
+    /// What the owner was told of the peers.
+    summary: String,
     icmp: Icmp,
 }
 
@@ -109,6 +112,7 @@ impl ControlTask {
             looking_up: HashMap::new(),
             meters,
             reports: Reports::default(),
+            summary: String::new(),
             icmp,
         }
     }
@@ -352,8 +356,18 @@ impl ControlTask {
             });
         }
         self.note_late_names(now);
-        for (meter, view) in self.meters.iter_mut().zip(self.node.views(now)) {
+        let views = self.node.views(now);
+        for (meter, view) in self.meters.iter_mut().zip(&views) {
             meter.read(now, &view.traffic);
+        }
+        let names = self.labels.iter().map(|(name, _)| name.as_str());
+        let summary = reports::summary(&names.zip(&views).collect::<Vec<_>>());
+        if summary != self.summary {
+            // Told with the next tick if the owner is behind.
+            let event = EngineEvent::Summary(summary.clone());
+            if self.events.try_send(event).is_ok() {
+                self.summary = summary;
+            }
         }
     }
 
@@ -367,9 +381,9 @@ impl ControlTask {
         if view.max_frame != 0 && u32::from(view.max_frame) < self.shared.max_frame {
             warn!(
                 peer = self.name(port),
-                theirs = view.max_frame,
-                ours = self.shared.max_frame,
-                "the peer takes smaller frames than this end may send; give both ends the same device.mtu"
+                their_mtu = u32::from(view.max_frame).saturating_sub(FRAME_OVERHEAD),
+                our_mtu = self.shared.max_frame.saturating_sub(FRAME_OVERHEAD),
+                "the peer's device has a smaller MTU than ours, so larger frames are lost there; give both ends the same device.mtu"
             );
         }
     }

@@ -145,6 +145,8 @@ pub enum EngineEvent {
     /// A loop was cut, or a port opened again, here or at another node: stations may be behind other
     /// ports than before, also as others know them.
     StationsMoved,
+    /// How many peers are up, and what is wrong with the others, in words. When it changes.
+    Summary(String),
     /// A thread or task ended unasked, or does not get on: the tunnel is broken.
     Broken(Stopped),
 }

@@ -16,7 +16,7 @@ use crate::{
     crypto::keys::PublicKey,
     io::udp::SendError,
     proto::{
-        node::Refused,
+        node::{PeerView, Refused},
         trouble::{LastTrouble, Trouble, Unreachable},
     },
     stats::DropReason,
@@ -130,6 +130,24 @@ impl Reports {
             peer,
             endpoint, cause, for_s, repeated, "{subject}: {trouble}; {remedy}"
         );
+    }
+}
+
+/// How many peers are up, and what is wrong with the first of the others.
+pub(super) fn summary(peers: &[(&str, &PeerView)]) -> String {
+    let mut down = peers.iter().filter(|(_, view)| !view.is_up);
+    let up = peers.len() - down.clone().count();
+    let mut text = format!("{up} of {} peers up", peers.len());
+    if let Some((name, view)) = down.next() {
+        text += &match &view.last_trouble {
+            Some(last) => format!("; {name}: {}", last.trouble),
+            None if view.endpoint.is_none() => format!("; {name}: waits for its call"),
+            None => format!("; {name}: being called"),
+        };
+    }
+    match down.count() {
+        0 => text,
+        others => text + &format!(", and {others} more are down"),
     }
 }
 

@@ -3,6 +3,10 @@
 
 use std::time::Duration;
 
+/// What a frame has beside the payload that an MTU bounds: an Ethernet header and two VLAN tags, and
+/// between the sites perhaps one more, of a port that is a QinQ tunnel.
+pub const FRAME_OVERHEAD: u32 = 14 + 3 * 4;
+
 /// A session older than this starts a new handshake (the configured `rekey-interval` may be less).
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 /// The side with the larger public key leaves the rekey to the other for this long, whoever began

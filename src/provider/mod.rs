@@ -31,7 +31,7 @@ mod settings;
 mod sockets;
 mod upkeep;
 
-use std::{collections::BTreeMap, error::Error, pin::Pin};
+use std::{collections::BTreeMap, error::Error, fmt, pin::Pin};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -200,6 +200,32 @@ pub enum StopReason {
     AppUpdate = 16,
     /// The host has a bug, or the interface was deleted.
     InternalError = 17,
+}
+
+/// For people.
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "no reason was given",
+            Self::UserInitiated => "it was asked to stop",
+            Self::ProviderFailed => "the provider failed",
+            Self::NoNetworkAvailable => "there is no network",
+            Self::UnrecoverableNetworkChange => "the network changed",
+            Self::ProviderDisabled => "the provider was disabled",
+            Self::AuthenticationCanceled => "a secret was not given",
+            Self::ConfigurationFailed => "the configuration is unusable",
+            Self::IdleTimeout => "nothing was transferred for too long",
+            Self::ConfigurationDisabled => "the configuration was disabled",
+            Self::ConfigurationRemoved => "the configuration was removed",
+            Self::Superseded => "another configuration took its place",
+            Self::UserLogout => "the user logged out",
+            Self::UserSwitch => "another user logged in",
+            Self::ConnectionFailed => "it was not established in time",
+            Self::Sleep => "the machine sleeps",
+            Self::AppUpdate => "the program is replaced",
+            Self::InternalError => "the host has a bug, or the interface was deleted",
+        })
+    }
 }
 
 /// The state of a session; numbers as in `NEVPNStatus`.

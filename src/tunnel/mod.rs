@@ -19,7 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -112,6 +112,7 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     tasks.spawn(server.serve(requests_in));
 
     let provider = Arc::new(TunnelProvider::new(config));
+    let status = tokio::spawn(tell_status(provider.summary()));
     let deadlines = Deadlines::default();
     let session = Session::new(provider.clone(), name.clone(), run_dir, deadlines);
     let handle = session.handle();
@@ -134,6 +135,7 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     .await;
     signals.abort();
     watchdog.abort();
+    status.abort();
     service::tell_stopping();
 
     // Whoever asked for the end hears of it now that everything is gone, and then the socket goes.
@@ -171,9 +173,17 @@ fn finish(end: SessionEnd) -> Result<(), RunError> {
     match end.error {
         Some(error) => Err(error.into()),
         None => {
-            info!(reason = ?end.reason, "stopped");
+            info!(reason = %end.reason, "stopped");
             Ok(())
         }
+    }
+}
+
+/// Tells systemd what the tunnel waits for, until it is dropped.
+async fn tell_status(mut summary: watch::Receiver<String>) {
+    while summary.changed().await.is_ok() {
+        let text = summary.borrow_and_update().clone();
+        service::tell_status(&text);
     }
 }
 

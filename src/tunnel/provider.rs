@@ -10,7 +10,10 @@ use std::{
 
 use bytes::Bytes;
 use patchcord_bridge::{MacAddr, SwitchConfig};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tracing::{debug, info, warn};
 
 use super::status::{self, SHOW, Snapshot};
@@ -35,7 +38,7 @@ use crate::{
         plan::{CorePlan, PlanRequest},
         vitals::Vitals,
     },
-    proto::{node::NodeConfig, peer::PeerSettings},
+    proto::{limits::FRAME_OVERHEAD, node::NodeConfig, peer::PeerSettings},
     provider::{
         Addressing, AppMessage, BoxFut, EthernetTunnelProvider, EthernetTunnelSettings,
         Ipv6Settings, ProviderContext, ProviderError, StartOptions, StopReason,
@@ -45,9 +48,6 @@ use crate::{
 
 /// The least MTU of IPv6 (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
-/// What a frame has beside its payload: an Ethernet header and two VLAN tags, and between the sites
-/// perhaps one more, of a port that is a QinQ tunnel.
-const FRAME_OVERHEAD: u32 = 14 + 3 * 4;
 
 /// A tunnel as a configuration file describes it.
 pub struct TunnelProvider {
@@ -61,6 +61,7 @@ pub struct TunnelProvider {
     running: Arc<tokio::sync::Mutex<Option<Running>>>,
     /// Of the engine, while it runs.
     vitals: Mutex<Option<Arc<Vitals>>>,
+    summary: watch::Sender<String>,
 }
 
 struct Running {
@@ -80,7 +81,13 @@ impl TunnelProvider {
             config: Mutex::new(Some(config)),
             running: Arc::default(),
             vitals: Mutex::default(),
+            summary: watch::Sender::new(String::new()),
         }
+    }
+
+    /// How many peers are up, and what is wrong with the others, in words.
+    pub fn summary(&self) -> watch::Receiver<String> {
+        self.summary.subscribe()
     }
 
     /// Whether everything that works for it gets on.
@@ -100,6 +107,9 @@ impl TunnelProvider {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let config = config.ok_or_else(|| ProviderError::new("a session starts once"))?;
+        for warning in config.warnings() {
+            warn!(tunnel = self.name, "{warning}");
+        }
         // The socket first: a port in use must not disturb an interface.
         let lanes = CorePlan::choose(plan_request(&config.pipeline)).lanes;
         let sockets = UdpSocket::bind_lanes(config.tunnel.listen, lanes)
@@ -144,12 +154,13 @@ impl TunnelProvider {
             listen = %engine.local_addr(),
             plan = engine.plan().name(),
             lanes = engine.plan().lanes,
-            ?offloads,
+            %offloads,
             public_key = %self.public_key,
             "engine started"
         );
         let mut watchers = JoinSet::new();
-        let carrier = watch_engine(context.clone(), events, self.carrier);
+        let (carrier, summary) = (self.carrier, self.summary.clone());
+        let carrier = watch_engine(context.clone(), events, carrier, summary);
         watchers.spawn(supervise(context.clone(), carrier));
         let addresses = watch_addresses(self.running.clone());
         watchers.spawn(supervise(context.clone(), addresses));
@@ -256,6 +267,7 @@ async fn watch_engine(
     context: ProviderContext,
     mut events: mpsc::Receiver<EngineEvent>,
     carrier: Carrier,
+    summary: watch::Sender<String>,
 ) {
     // A NIC that forwards the loss of the link begins without one.
     context.set_carrier(carrier == Carrier::Always).await;
@@ -270,6 +282,7 @@ async fn watch_engine(
                 context.set_reasserting(true);
             }
             EngineEvent::StationsMoved => context.forget_stations().await,
+            EngineEvent::Summary(text) => drop(summary.send_replace(text)),
             EngineEvent::Broken(Stopped::TapLost) => context.cancel_tunnel(Some(tap_lost())),
             EngineEvent::Broken(Stopped::Failed(error)) => {
                 let error =

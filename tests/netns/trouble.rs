@@ -2,10 +2,11 @@
 //! What the program says when a tunnel does not come up: the cause, in `show` and in the log, and of
 //! whom.
 
+use nix::sys::signal::Signal;
 use patchcord::control::message::LastErrorStatus;
 
 use crate::process::{eventually, secs};
-use crate::topology::{Pair, Peer, Plan, Settings, Site, UDP_PORT, patchcord};
+use crate::topology::{DEVICE, Pair, Peer, Plan, Settings, Site, UDP_PORT, binary, patchcord};
 
 /// A calls B, and B waits.
 fn caller_and_waiter() -> Pair {
@@ -226,4 +227,172 @@ fn two_machines_with_one_key_are_told_of() {
     let moved = "peer=\"site1\" from=198.18.";
     let log = pair.b.process().log();
     assert!(log.contains(moved) && log.contains(" to=198.18."), "{log}");
+}
+
+/// The status of a `patchcord` command and what it printed.
+fn ran(site: &Site, args: &[&str]) -> (Option<i32>, String) {
+    let output = site.patchcord(args);
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+#[test]
+fn a_script_can_ask_whether_a_peer_is_up() {
+    let mut pair = caller_and_waiter();
+    let name = pair.a.tunnel.clone();
+    assert_eq!(ran(&pair.a, &["show", &name, "--check"]).0, Some(1));
+    pair.a.up().wait_for("ready", secs(20));
+    eventually(secs(20), "show answers", || pair.a.try_status());
+    let (code, text) = ran(&pair.a, &["show", &name]);
+    assert_eq!(code, Some(0), "it runs: {text}");
+    let (code, text) = ran(&pair.a, &["show", &name, "--check"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("no peer is up"), "{text}");
+    let (code, text) = ran(&pair.a, &["show", &name, "--peer", "site2"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.starts_with("peer site2\n"), "{text}");
+    let (code, text) = ran(&pair.a, &["show", &name, "--peer", "nobody"]);
+    assert_eq!(code, Some(1), "{text}");
+    pair.b.up();
+    pair.a.wait_state("up", secs(30));
+    for args in [&["show", &name, "--check"][..], &["show", "--check"]] {
+        let (code, text) = ran(&pair.a, args);
+        assert_eq!(code, Some(0), "{text}");
+    }
+}
+
+#[test]
+fn a_tunnel_of_the_host_is_seen_and_ended_like_any_other() {
+    let mut pair = caller_and_waiter();
+    pair.b.up();
+    let config = pair.a.config.display().to_string();
+    let host = pair.sandbox.path().join("host");
+    let tunnels = host.join("tunnels.d");
+    std::fs::create_dir_all(&tunnels).expect("a folder");
+    let file = format!("provider = \"patchcord\"\nvendor.config = \"{config}\"\n");
+    std::fs::write(tunnels.join("office.toml"), file).expect("a file");
+    let log = pair.sandbox.path().join("host.log");
+    let path = |name: &str| host.join(name).display().to_string();
+    let program = binary();
+    let (tunnels, state, secrets) = (path("tunnels.d"), path("state"), path("secrets"));
+    let mut process = pair.a.ns.spawn(
+        &log,
+        &[
+            &program,
+            "host",
+            "run",
+            "--tunnels",
+            &tunnels,
+            "--state",
+            &state,
+            "--secrets",
+            &secrets,
+        ],
+    );
+    process.wait_for("host is ready", secs(20));
+    let (code, text) = ran(&pair.a, &["show", "office"]);
+    assert_eq!(code, Some(1), "it does not run: {text}");
+    eventually(secs(20), "the host knows the tunnel", || {
+        (ran(&pair.a, &["host", "start", "office"]).0 == Some(0)).then_some(())
+    });
+    eventually(secs(30), "the peer is up", || {
+        (ran(&pair.a, &["show", "office", "--check"]).0 == Some(0)).then_some(())
+    });
+    let (_, list) = ran(&pair.a, &["show"]);
+    assert!(list.contains("1 of 1 peer up"), "{list}");
+    let mac = "02:00:5e:10:00:01";
+    let (code, text) = ran(&pair.a, &["fdb", "add", "office", mac, "site2"]);
+    assert_eq!(code, Some(0), "{text}");
+    let (_, table) = ran(&pair.a, &["fdb", "show", "office"]);
+    assert!(table.contains(mac), "{table}");
+    let (code, text) = ran(&pair.a, &["down", "office"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(pair.a.link(DEVICE).is_none(), "it is gone");
+}
+
+#[test]
+fn lines_for_the_journal_have_a_priority() {
+    use std::os::unix::fs::MetadataExt;
+
+    let pair = caller_and_waiter();
+    let log = pair.sandbox.path().join("journal.log");
+    let file = std::fs::File::create(&log).expect("a file");
+    let it = file.metadata().expect("the file is there");
+    let (program, config) = (binary(), pair.a.config.display().to_string());
+    for (stream, is_journal) in [
+        (format!("{}:{}", it.dev(), it.ino()), true),
+        (format!("{}:{}", it.dev(), it.ino() + 1), false),
+    ] {
+        file.set_len(0).expect("the file can be emptied");
+        let stream = format!("JOURNAL_STREAM={stream}");
+        let mut process = pair
+            .a
+            .ns
+            .spawn(&log, &["env", &stream, &program, "up", &config]);
+        process.wait_for("cause=\"port-closed\"", secs(60));
+        let text = process.log();
+        let begins = |part: &str, with: &str| {
+            let line = text.lines().find(|line| line.contains(part));
+            line.unwrap_or_default().starts_with(with)
+        };
+        assert_eq!(begins("ready", "<6>"), is_journal, "{text}");
+        assert_eq!(begins("cause=", "<4>"), is_journal, "{text}");
+        process.signal(Signal::SIGTERM);
+        process.wait_exit(secs(20));
+    }
+}
+
+#[test]
+fn systemd_is_told_what_the_tunnel_waits_for() {
+    let mut pair = caller_and_waiter();
+    let path = pair.sandbox.path().join("notify.sock");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
+    socket.set_read_timeout(Some(secs(60))).expect("a limit");
+    let variable = format!("NOTIFY_SOCKET={}", path.display());
+    let (program, config) = (binary(), pair.a.config.display().to_string());
+    let log = pair.sandbox.path().join("notify.log");
+    let _process = pair
+        .a
+        .ns
+        .spawn(&log, &["env", &variable, &program, "up", &config]);
+    let wait_for = |part: &str| {
+        let mut bytes = [0; 4096];
+        loop {
+            let len = socket.recv(&mut bytes).expect("systemd is told");
+            let text = String::from_utf8_lossy(&bytes[..len]).into_owned();
+            if text.starts_with("STATUS=") && text.contains(part) {
+                break;
+            }
+        }
+    };
+    wait_for("0 of 1 peers up; site2: nothing listens on the endpoint's UDP port");
+    pair.b.up();
+    wait_for("STATUS=1 of 1 peers up");
+}
+
+#[test]
+fn a_link_local_endpoint_names_its_interface() {
+    let mut pair = Pair::prepare(Plan::default());
+    // A cable between the two sites, with link-local addresses only.
+    let pid = pair.b.ns.pid();
+    pair.a.ns.ip(&format!(
+        "link add direct type veth peer name direct netns {pid}\nlink set direct addrgenmode none up"
+    ));
+    pair.b.ns.ip("link set direct addrgenmode none up");
+    pair.a.ns.ip("addr add fe80::a/64 dev direct nodad");
+    pair.b.ns.ip("addr add fe80::b/64 dev direct nodad");
+    let b = Peer {
+        endpoint: Some(format!("[fe80::b%direct]:{UDP_PORT}")),
+        ..pair.b.as_peer(None)
+    };
+    let a = pair.a.as_peer(None);
+    pair.a.configure(&pair.settings, &[b]);
+    pair.b.configure(&pair.settings, &[a]);
+    pair.up();
+    pair.connect(secs(30));
+    let endpoint = pair.a.peer().endpoint.unwrap_or_default();
+    assert!(endpoint.starts_with("[fe80::b%"), "{endpoint}");
 }
