@@ -698,7 +698,7 @@ impl Device {
             warn!(
                 device = name,
                 reason,
-                "one queue and one lane, because the kernel takes no program that keeps flows on theirs; it needs root, or CAP_BPF beside CAP_NET_ADMIN"
+                "using one queue and one lane: the kernel rejected the eBPF steering program (needs root, or CAP_BPF with CAP_NET_ADMIN)"
             );
         }
     }

@@ -58,7 +58,7 @@ pub fn watch(
             () = sender.closed() => Ok(()),
         };
         if let Err(error) = outcome {
-            warn!(%error, "changes of multicast groups will not be noticed");
+            warn!(%error, "group monitoring has ended: multicast groups that are joined or left will not be noticed until the tunnel starts again");
         }
     });
     Ok(receiver)

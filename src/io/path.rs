@@ -113,7 +113,7 @@ pub fn watch(
                     is_new
                 });
                 if let Err(error) = changes.next().await {
-                    return warn!(%error, "changes of the path will not be noticed");
+                    return warn!(%error, "path monitoring has ended: changes of the machine's default route will not be noticed until the tunnel starts again");
                 }
             }
         };

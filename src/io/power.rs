@@ -170,7 +170,9 @@ impl Watch {
             if self.inhibitor.is_none() {
                 match inhibit(&self.bus, &self.why).await {
                     Ok(inhibitor) => self.inhibitor = Some(inhibitor),
-                    Err(error) => warn!(%error, "the next sleep will not be delayed"),
+                    Err(error) => {
+                        warn!(%error, "cannot delay the machine's next sleep, so the tunnel may not get ready for it; logind refuses the inhibitor")
+                    }
                 }
             }
             PowerEvent::Wake

@@ -385,7 +385,7 @@ fn new_switch(config: &SwitchConfig) -> Switch {
         if left == 0 {
             tracing::warn!(
                 left_out,
-                "the table of addresses has no room for all stations of the configuration; write a larger `capacity`"
+                "FDB capacity too small for the configured static stations; raise switch.capacity"
             );
             return switch;
         }

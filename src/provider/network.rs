@@ -178,7 +178,7 @@ impl Network {
             return self.restore().await;
         }
         if let Err(error) = self.hold().await {
-            warn!(%error, "the routing policy is not in force");
+            warn!(%error, "the routing policy is not in force: the kernel refused a route or rule");
         }
     }
 
@@ -204,7 +204,7 @@ impl Network {
     pub(super) async fn tear_down(&mut self) {
         self.settings = None;
         if let Err(error) = self.surroundings.routing.clear().await {
-            warn!(%error, "routes of the tunnel stay until its next start");
+            warn!(%error, "cannot delete the tunnel's routes and rules; its next start does");
         }
         if self.device.is_some() {
             return self.remove_device().await;
@@ -212,8 +212,8 @@ impl Network {
         // Whoever wanted one may have given up while it was made.
         if let Err(error) = Device::undo_leftovers(&self.run_dir, &self.tunnel).await {
             warn!(
-                ?error,
-                "the interface stays as it is until the tunnel's next start"
+                %error,
+                "cannot give the interface back; the tunnel's next start does"
             );
         }
     }
@@ -223,8 +223,8 @@ impl Network {
         if let Some(device) = self.device.take() {
             if let Err(error) = self.surroundings.withdraw(&device).await {
                 warn!(
-                    ?error,
-                    "names and proxy stay as they are until the tunnel starts again"
+                    %error,
+                    "cannot give the name servers and the proxy back; the tunnel's next start does"
                 );
             }
             device.remove().await;
@@ -248,7 +248,7 @@ impl Network {
             (None, _) => self.hold().await,
         };
         if let Err(error) = outcome {
-            warn!(%error, "the settings before the failed ones cannot be restored");
+            warn!(%error, "cannot go back to the settings before those that failed; the interface is in between");
         }
     }
 

@@ -249,7 +249,7 @@ impl SessionHandle {
         let answer =
             tokio::spawn(async move { provider.handle_app_message(&context, message).await });
         answer.await.unwrap_or_else(|failure| {
-            error!(%failure, "the provider failed over a message");
+            error!(%failure, "the provider panicked while handling a message; please report this");
             None
         })
     }

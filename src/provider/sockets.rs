@@ -173,7 +173,7 @@ fn once<T: Default>(
     match place.take().map_or_else(start, Ok) {
         Ok(receiver) => place.insert(receiver).clone(),
         Err(error) => {
-            warn!(%error, "the kernel cannot be asked about paths and groups");
+            warn!(%error, "no netlink socket: the machine's default route and multicast groups are unknown to the tunnel");
             watch::channel(T::default()).1
         }
     }

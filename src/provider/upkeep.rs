@@ -21,22 +21,26 @@ const WINDOW: Duration = Duration::from_secs(10);
 pub(super) async fn follow(context: ProviderContext) {
     let mut changes = match context.routing_changes().await {
         Ok(changes) => changes,
-        Err(error) => return warn!(%error, "routes that others delete will not come back"),
+        Err(error) => {
+            let tunnel = context.tunnel();
+            return warn!(tunnel, %error, "route monitoring is off: routes and rules of the tunnel that other programs delete will not be restored");
+        }
     };
     let mut repairs = Repairs::default();
     // The first look is for what happened before the kernel was heard.
     loop {
         repair(&context, &mut repairs).await;
         if let Err(error) = changes.next().await {
-            return warn!(%error, "routes that others delete will not come back any more");
+            let tunnel = context.tunnel();
+            return warn!(tunnel, %error, "route monitoring has ended: routes and rules of the tunnel that other programs delete will not be restored until it starts again");
         }
         if let Some(end) = repairs.pause(Instant::now()) {
             if repairs.begin_fight() {
                 let tunnel = context.tunnel();
                 warn!(
                     tunnel,
-                    "another program keeps deleting routes or rules of the tunnel; they come back \
-                     {MOST} times in {} s",
+                    "another program keeps deleting routes or rules of the tunnel, which restores them \
+                     {MOST} times in {} s; find it with `ip monitor route rule`",
                     WINDOW.as_secs()
                 );
             }
@@ -52,12 +56,12 @@ async fn repair(context: &ProviderContext, repairs: &mut Repairs) {
         Ok(true) if repairs.is_fight => {}
         Ok(true) => info!(
             tunnel,
-            "routes or rules that somebody else deleted are back"
+            "restored routes or rules of the tunnel that another program had deleted"
         ),
         Err(_) if repairs.is_fight => {}
         Err(error) => {
             let source = error.source().map(ToString::to_string);
-            warn!(tunnel, %error, source, "what somebody else deleted cannot be made again");
+            warn!(tunnel, %error, source, "cannot restore routes or rules of the tunnel that another program has deleted; trying again with the next change");
         }
     }
     repairs.note(Instant::now());

@@ -94,14 +94,14 @@ impl Replacement {
     pub(super) fn restore(&self) -> Result<(), NamesError> {
         let restore = || match &self.backup {
             Some(backup) if backup.symlink_metadata().is_err() => {
-                warn!(path = %self.path.display(), "what was there is lost, so the file stays");
+                warn!(path = %self.path.display(), "cannot restore the file: its backup is missing, so our version stays; write the machine's name servers into it");
                 Ok(())
             }
             Some(backup) if self.is_in_place() => bring_back(backup, &self.path),
             None if self.is_in_place() => remove(&self.path),
             backup => {
                 let path = self.path.display();
-                info!(%path, "the file was changed by somebody else, and stays");
+                info!(%path, "not restored: another program has changed the file since, and its version stays");
                 backup.as_deref().map_or(Ok(()), remove)
             }
         };
@@ -185,7 +185,7 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
 fn bring_back(from: &Path, to: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            warn!(path = %to.display(), "a mount of its own, so it is not replaced at once");
+            warn!(path = %to.display(), "the file is a mount of its own and cannot be replaced in one step; writing into it");
             fs::write(to, fs::read(from)?)?;
             remove(from)
         }

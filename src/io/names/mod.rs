@@ -275,7 +275,7 @@ impl Names {
         }
         if let Err(error) = self.change(&resolver, index, name, request).await {
             if let Err(second) = self.revert().await {
-                warn!(error = %second, "name resolution stays half changed");
+                warn!(error = %second, "cannot undo a change of the name servers that has failed half way; the next start of the tunnel tries again");
             }
             return Err(error);
         }
@@ -290,7 +290,7 @@ impl Names {
         match self.revert().await {
             Err(error) if !was_in_force => {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
-                warn!(%error, source, "what an earlier run left stays");
+                warn!(%error, source, "cannot undo what an earlier run did to the name servers; look at /etc/resolv.conf, or `resolvectl`");
             }
             outcome => outcome?,
         }

@@ -62,7 +62,7 @@ impl UdpSocket {
         match first.share_port(lanes) {
             Ok(others) => Ok(iter::once(first).chain(others).collect()),
             Err(error) => {
-                warn!(%error, "one UDP socket for all lanes");
+                warn!(%error, "using one UDP socket and one inbound thread for all lanes: the kernel does not take the program that spreads datagrams over sockets");
                 // Set a moment ago, so it can be set.
                 let _ = first.socket.set_reuse_port(false);
                 Ok(vec![first])
