@@ -51,6 +51,7 @@ pub mod tap;
 pub mod udp;
 pub mod waker;
 pub mod way;
+pub mod way_back;
 
 mod changes;
 mod circle;

@@ -25,6 +25,7 @@ use self::senders::Patience;
 pub use self::senders::Senders;
 use super::sys::mmsg::Notes;
 use super::sys::{self, SocketOption};
+use crate::wire::local::Local;
 
 mod batch;
 mod lanes;
@@ -96,6 +97,8 @@ pub struct SendReport {
     pub sent: usize,
     /// Dropped here, because the kernel had no room for them.
     pub dropped: usize,
+    /// They could not leave from where they were to, and left from where the kernel says.
+    pub from_elsewhere: bool,
 }
 
 /// Why the rest of a train was not sent. None of these harms the socket.
@@ -179,6 +182,7 @@ impl UdpSocket {
             socket.set_reuse_port(true).map_err(io("share"))?;
         }
         set_probing(&socket, listen.is_ipv6()).map_err(io("set DF on"))?;
+        ask_for_local_addresses(&socket, listen.is_ipv6());
         grow_buffers(&socket);
         socket
             .bind(&listen.into())
@@ -265,17 +269,32 @@ impl UdpSocket {
         train: &[u8],
         segment_size: usize,
     ) -> Result<SendReport, SendError> {
-        self.send_with(&mut Patience::Endless, now, to, None, train, segment_size)
+        self.send_train_from(None, to, train, segment_size)
+    }
+
+    /// The same from an address of ours, or from where the kernel says if that is gone.
+    ///
+    /// # Errors
+    /// As [`send_train`](Self::send_train).
+    pub fn send_train_from(
+        &self,
+        local: Option<Local>,
+        to: SocketAddr,
+        train: &[u8],
+        segment_size: usize,
+    ) -> Result<SendReport, SendError> {
+        let notes = Notes { hops: None, local };
+        self.send_with(&mut Patience::Endless, now, to, notes, train, segment_size)
     }
 
     /// [`send_train`](Self::send_train) by the time of `clock`, which is read when GSO has failed or
-    /// the socket is full, with a time to live other than the socket's.
+    /// the socket is full, with what the socket itself does not say.
     fn send_with(
         &self,
         patience: &mut Patience,
         clock: impl Fn() -> Instant + Copy,
         to: SocketAddr,
-        hops: Option<u8>,
+        notes: Notes,
         train: &[u8],
         segment_size: usize,
     ) -> Result<SendReport, SendError> {
@@ -286,7 +305,7 @@ impl UdpSocket {
         let mut sending = Sending {
             socket: self,
             to: self.kernel_address(to),
-            notes: Notes { hops },
+            notes,
             place: Place::of(to),
             segment_size,
             patience,
@@ -430,10 +449,25 @@ impl Sending<'_> {
                             return Ok(None);
                         }
                     }
-                    _ => return Err(error),
+                    _ => return self.try_from_elsewhere(error, send).map(Some),
                 },
             }
         }
+    }
+
+    /// Once more without the local address, if that may be what the kernel refuses.
+    fn try_from_elsewhere<T>(
+        &mut self,
+        error: io::Error,
+        send: impl Fn(BorrowedFd<'_>, &SockAddr, Notes) -> io::Result<T>,
+    ) -> io::Result<T> {
+        if self.notes.local.is_none() || !is_about_local(&error) {
+            return Err(error);
+        }
+        self.notes.local = None;
+        let sent = send(self.socket.as_fd(), &self.to, self.notes)?;
+        self.report.from_elsewhere = true;
+        Ok(sent)
     }
 
     /// False if there is no time to wait.
@@ -476,6 +510,16 @@ fn set_probing(socket: &Socket, is_ipv6: bool) -> io::Result<()> {
     }
 }
 
+/// Has the kernel say to which address, and by which interface, a datagram came. An IPv6 socket gets
+/// that of IPv4 datagrams in the same form. Without it the kernel chooses where answers leave from.
+fn ask_for_local_addresses(socket: &Socket, is_ipv6: bool) {
+    let option = match is_ipv6 {
+        true => SocketOption::Ipv6PacketInfo,
+        false => SocketOption::Ipv4PacketInfo,
+    };
+    let _ = sys::set_option(socket.as_fd(), option, 1);
+}
+
 /// Asks for large buffers. Without CAP_NET_ADMIN in the first user namespace the kernel grants what
 /// `net.core.rmem_max` and `wmem_max` allow, and the tunnel works with that.
 fn grow_buffers(socket: &Socket) {
@@ -503,6 +547,20 @@ fn is_passing(error: &io::Error) -> bool {
         ENETDOWN,
         ENETUNREACH,
         EPERM,
+    ];
+    codes.iter().any(|&code| has_code(error, code))
+}
+
+/// Whether the local address may be gone, or its interface, or have no way to the destination.
+fn is_about_local(error: &io::Error) -> bool {
+    use sys::{EADDRNOTAVAIL, EHOSTUNREACH, EINVAL, ENETDOWN, ENETUNREACH, ENODEV};
+    let codes = [
+        EADDRNOTAVAIL,
+        EHOSTUNREACH,
+        EINVAL,
+        ENETDOWN,
+        ENETUNREACH,
+        ENODEV,
     ];
     codes.iter().any(|&code| has_code(error, code))
 }
@@ -585,7 +643,7 @@ mod tests {
             report,
             SendReport {
                 sent: expected.len(),
-                dropped: 0
+                ..SendReport::default()
             }
         );
         let (datagrams, trains) = receive(receiver, expected.len());
@@ -635,7 +693,14 @@ mod tests {
             to: SocketAddr,
             train: &[u8],
         ) -> Result<SendReport, SendError> {
-            self.send_with(&mut Patience::Endless, clock, to, None, train, 1000)
+            self.send_with(
+                &mut Patience::Endless,
+                clock,
+                to,
+                Notes::default(),
+                train,
+                1000,
+            )
         }
     }
 
@@ -896,6 +961,77 @@ mod tests {
             assert_eq!(dual.send_train(to, b"self", 4).unwrap().sent, 1);
             assert_eq!(receive(&dual, 1).0, [(to, b"self".to_vec())]);
         });
+    }
+
+    /// What the next datagram says of both its ends.
+    fn ends(socket: &UdpSocket) -> (SocketAddr, Option<Local>) {
+        let mut batch = RecvBatch::new(1);
+        let ready = waker::wait(&[socket.as_fd()], Some(Duration::from_secs(10)));
+        assert!(!ready.unwrap().is_timeout());
+        assert_eq!(socket.recv_batch(&mut batch).unwrap(), 1);
+        let received = batch.iter_mut().next().unwrap();
+        (received.from, received.to)
+    }
+
+    #[test]
+    fn an_answer_leaves_from_the_address_that_was_called() {
+        in_namespace(|| {
+            ip("link set lo up");
+            ip("address add fd00::7/128 dev lo");
+            for (listen, called) in [
+                ("0.0.0.0:0", "127.0.0.7"),
+                ("[::]:0", "127.0.0.7"),
+                ("[::]:0", "fd00::7"),
+            ] {
+                let server = bind(listen);
+                let called: std::net::IpAddr = called.parse().unwrap();
+                let client = bind(if called.is_ipv4() {
+                    "127.0.0.1:0"
+                } else {
+                    "[::1]:0"
+                });
+                let to = SocketAddr::new(called, port(&server));
+                // Alone, and cut by the kernel, both ways.
+                for train in [train(100), train(300)] {
+                    client.send_train(to, &train, 100).unwrap();
+                    let (from, local) = ends(&server);
+                    assert_eq!(from, client.local_addr().unwrap());
+                    let local = local.unwrap();
+                    assert_eq!((local.address, local.interface), (called, 1));
+                    for interface in [0, 1] {
+                        let local = Some(Local { interface, ..local });
+                        let sent = server.send_train_from(local, from, &train, 100).unwrap();
+                        assert_eq!((sent.sent, sent.from_elsewhere), (train.len() / 100, false));
+                        assert_eq!(ends(&client).0, to);
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn what_cannot_leave_from_where_it_should_leaves_from_elsewhere() {
+        let (left, right) = cable();
+        left.run(|| ip("address add fd00::1/64 dev veth0 nodad"));
+        right.run(|| ip("address add fd00::2/64 dev veth1 nodad"));
+        for (listen, to, there, gone) in [
+            ("0.0.0.0:0", "10.0.0.2", "10.0.0.1", "10.0.0.99"),
+            ("[::]:0", "10.0.0.2", "10.0.0.1", "10.0.0.99"),
+            ("[::]:0", "fd00::2", "fd00::1", "fd00::99"),
+        ] {
+            let ip: fn(&str) -> std::net::IpAddr = |address| address.parse().unwrap();
+            // An address that was deleted, and one whose interface was.
+            for (address, interface) in [(ip(gone), 0), (ip(there), 99)] {
+                let local = Some(Local { address, interface });
+                let (sender, receiver) = (left.run(|| bind(listen)), right.run(|| bind("[::]:0")));
+                let to = SocketAddr::new(ip(to), port(&receiver));
+                for train in [train(100), train(300)] {
+                    let sent = sender.send_train_from(local, to, &train, 100).unwrap();
+                    assert_eq!((sent.sent, sent.from_elsewhere), (train.len() / 100, true));
+                    assert_eq!(ends(&receiver).0.ip(), ip(there), "{listen} {to} {local:?}");
+                }
+            }
+        }
     }
 
     #[test]

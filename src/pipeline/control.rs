@@ -26,9 +26,10 @@ use super::{
     meter::{self, Meter},
     notices::{Control, Notice},
     reports::{self, Reports},
-    shared::{Handshake, Shared},
+    shared::{Caller, Handshake, Shared},
     tripwire,
     underlay::Underlay,
+    ways_back::WaysBack,
 };
 use crate::{
     control::message::{FdbRequest, Reply},
@@ -69,6 +70,7 @@ pub(super) struct ControlTask {
     socket: UdpSocket,
     events: mpsc::Sender<EngineEvent>,
     underlay: Underlay,
+    ways_back: WaysBack,
     /// Whose notice is next.
     turn: usize,
     /// What the owner was told.
@@ -106,6 +108,7 @@ impl ControlTask {
             socket,
             events,
             underlay: Underlay::start(),
+            ways_back: WaysBack::new(now()),
             turn: 0,
             was_reachable: false,
             lookups: JoinSet::new(),
@@ -159,6 +162,7 @@ impl ControlTask {
         match notice {
             Notice::Control(Control {
                 from,
+                called,
                 receiver,
                 newest,
                 bytes,
@@ -167,16 +171,42 @@ impl ControlTask {
                     .node
                     .handle_control(now, from, receiver, newest, &bytes);
                 handled.unwrap_or_else(|reason| self.drops.count(reason));
+                if newest && handled.is_ok() {
+                    self.note_way_back(now, (from, called));
+                }
             }
             Notice::Roamed { receiver, from } => self.node.handle_roamed(now, receiver, from),
             Notice::TooBig { port } => self.node.handle_too_big(now, port),
+            Notice::LocalLost { port } => self.forget_way_back(port),
         }
     }
 
     fn handle_handshake(&mut self, handshake: &Handshake) {
         let (from, message) = (handshake.from(), handshake.message());
+        self.ways_back.begin_answer(now(), from, handshake.called());
         if let Err(reason) = self.node.handle_handshake(now(), from, message) {
             self.drops.count(reason);
+        }
+        self.pump();
+        self.ways_back.end_answer();
+    }
+
+    /// A peer was heard by a control datagram, which is authentic.
+    fn note_way_back(&mut self, now: Instant, (from, called): Caller) {
+        if !self.ways_back.has(from, called)
+            && self.node.endpoints().any(|(_, at)| at == from)
+            && self.ways_back.handle_heard(now, from, called)
+        {
+            self.publish_tables();
+        }
+    }
+
+    /// Until the peer is heard again.
+    fn forget_way_back(&mut self, port: PortId) {
+        if let Some(endpoint) = self.node.endpoint(port)
+            && self.ways_back.forget(endpoint)
+        {
+            self.publish_tables();
         }
     }
 
@@ -211,6 +241,7 @@ impl ControlTask {
 
     fn handle_route_changes(&mut self, ports: &[PortId]) {
         for &port in ports {
+            self.forget_way_back(port);
             self.node.handle_route_change(now(), port);
         }
     }
@@ -227,6 +258,7 @@ impl ControlTask {
                 }
                 Event::PeerDown(port) => {
                     info!(peer = self.name(port), "peer is down");
+                    self.forget_way_back(port);
                     self.shared.switch.port_down(port);
                     self.shared.tell_gone(port);
                 }
@@ -244,7 +276,7 @@ impl ControlTask {
             }
         }
         if tables_changed {
-            self.shared.tables.store(Arc::new(self.node.tables()));
+            self.publish_tables();
             let endpoints = self.node.endpoints().collect();
             self.underlay.set_endpoints(endpoints);
         }
@@ -252,14 +284,27 @@ impl ControlTask {
         self.tell_reachability();
     }
 
+    fn publish_tables(&mut self) {
+        let mut tables = self.node.tables();
+        if self.ways_back.has_any() {
+            let endpoints = tables.routes.iter().filter_map(|route| route.endpoint);
+            self.ways_back.retain(&endpoints.collect());
+            for route in &mut tables.routes {
+                route.local = route.endpoint.and_then(|to| self.ways_back.kept(to));
+            }
+        }
+        self.shared.tables.store(Arc::new(tables));
+    }
+
     fn send_all(&mut self) {
         while let Some(transmit) = self.node.poll_transmit() {
             let datagram = &transmit.datagram;
             // A probe that is too big is an answer in itself; anything else is sent again in time.
-            if let Err(error) = self
+            let local = self.ways_back.to(transmit.to);
+            let sent = self
                 .socket
-                .send_train(transmit.to, datagram, datagram.len())
-            {
+                .send_train_from(local, transmit.to, datagram, datagram.len());
+            if let Err(error) = sent {
                 debug!(to = %transmit.to, %error, "control datagram not sent");
                 if let Some(why) = reports::unreachable(&error) {
                     self.node.handle_unreachable(now(), transmit.to, why, None);
@@ -590,6 +635,7 @@ mod tests {
         async move {
             loop {
                 let control = Control {
+                    called: None,
                     from: "192.0.2.1:1".parse().unwrap(),
                     receiver: SessionIndex::from_low_bits(1),
                     newest: true,
@@ -611,7 +657,7 @@ mod tests {
             let flood = tokio::spawn(flood(&task));
             let running = tokio::spawn(task.run(handshakes_out, commands_out));
             for _ in 0..100 {
-                let from = "192.0.2.2:1".parse().unwrap();
+                let from = ("192.0.2.2:1".parse().unwrap(), None);
                 let handshake = Handshake::new(from, &[0; 4]).unwrap();
                 handshakes.send(handshake).await.ok().unwrap();
             }

@@ -8,11 +8,17 @@
 //! Each thread that sends frames has one of its own, on a lane of its own: the outbound threads, and
 //! in a hub the inbound ones for what they pass on. Functions appear in this order.
 
-use std::{sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use patchcord_bridge::{PortId, TagEdit};
 
-use super::{clock, offload, portion::Slot, recovery::Recovery, shared::Shared, vitals::Pulse};
+use super::{
+    clock, offload,
+    portion::Slot,
+    recovery::Recovery,
+    shared::{Shared, TablesCache},
+    vitals::Pulse,
+};
 use crate::{
     io::udp::{SendError, Senders},
     proto::{
@@ -21,7 +27,7 @@ use crate::{
     },
     queue::{Collected, Collector, Dealer, Worker},
     stats::{DropReason, Drops},
-    wire::Lane,
+    wire::{Lane, local::Local},
 };
 
 /// Trains that may be filling at the same time, one for each peer that has frames in this batch.
@@ -276,6 +282,7 @@ pub(super) fn seal(shared: Arc<Shared>, worker: Worker<Train>, pulse: &Pulse) {
 pub(super) struct Departures {
     shared: Arc<Shared>,
     drops: Arc<Drops>,
+    tables: TablesCache,
     senders: Senders,
 }
 
@@ -284,6 +291,7 @@ impl Departures {
     pub(super) fn new(shared: Arc<Shared>, senders: Senders) -> Self {
         Self {
             drops: shared.new_drops(),
+            tables: shared.subscribe(),
             shared,
             senders,
         }
@@ -309,11 +317,15 @@ impl Departures {
             return;
         };
         let place = usize::from(session.port.0).wrapping_sub(1);
+        let local = self.local_to(session.port, to);
         let mut sent = 0;
         for (run, size) in train.runs() {
-            match self.senders.send(place, to, run, size) {
+            match self.senders.send(place, (local, to), run, size) {
                 Ok(report) => {
                     sent += report.sent as u64;
+                    if report.from_elsewhere {
+                        self.shared.notices.set_local_lost(session.port);
+                    }
                     self.drops
                         .add(DropReason::SendFailed, report.dropped as u64);
                 }
@@ -323,6 +335,13 @@ impl Departures {
             }
         }
         session.traffic.outbound.add_datagrams(sent);
+    }
+
+    /// Where a datagram leaves from, if the kernel is to be told.
+    fn local_to(&mut self, port: PortId, to: SocketAddr) -> Option<Local> {
+        let tables = self.tables.load();
+        let route = tables.route(port)?;
+        route.local.filter(|_| route.endpoint == Some(to))
     }
 
     fn handle_send_error(&mut self, error: &SendError, port: PortId, datagrams: usize) {
@@ -367,6 +386,7 @@ mod tests {
             routes: vec![Route {
                 session: Some(looped_session()),
                 endpoint: Some(DESTINATION),
+                local: None,
                 datagram_len,
             }],
             ..Tables::default()

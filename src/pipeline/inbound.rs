@@ -15,7 +15,6 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     os::fd::AsFd,
     sync::Arc,
     time::{Duration, Instant},
@@ -32,7 +31,7 @@ use super::{
     portion::Slot,
     precedence::Precedence,
     recovery::{Offender, Recovery},
-    shared::{GroupsCache, Shared, Stopped, TablesCache, drop_reason_of_write},
+    shared::{Caller, GroupsCache, Shared, Stopped, TablesCache, drop_reason_of_write},
     tripwire,
     vitals::Pulse,
 };
@@ -254,7 +253,7 @@ impl Opener {
     ) {
         let mut left_out = opened.len();
         for mut received in batch.iter_mut() {
-            let from = received.from;
+            let from = (received.from, received.to);
             for datagram in received.datagrams() {
                 if left_out > 0 {
                     left_out -= 1;
@@ -265,13 +264,7 @@ impl Opener {
         }
     }
 
-    fn open_one(
-        &self,
-        tables: &Tables,
-        from: SocketAddr,
-        datagram: &mut [u8],
-        now: Instant,
-    ) -> Opened {
+    fn open_one(&self, tables: &Tables, from: Caller, datagram: &mut [u8], now: Instant) -> Opened {
         self.try_open(tables, from, datagram, now)
             .unwrap_or_else(|reason| {
                 self.drops.count(reason);
@@ -282,7 +275,7 @@ impl Opener {
     fn try_open(
         &self,
         tables: &Tables,
-        from: SocketAddr,
+        from: Caller,
         datagram: &mut [u8],
         now: Instant,
     ) -> Result<Opened, DropReason> {
@@ -310,7 +303,7 @@ impl Opener {
         &self,
         tables: &Tables,
         message_type: MessageType,
-        from: SocketAddr,
+        from: Caller,
         datagram: &[u8],
     ) -> Result<(), DropReason> {
         if message_type != MessageType::Initiation
@@ -320,7 +313,7 @@ impl Opener {
         }
         if message_type != MessageType::CookieReply {
             let checked = self.shared.mac1.check(datagram);
-            checked.inspect_err(|_| self.shared.note_bad_mac(from))?;
+            checked.inspect_err(|_| self.shared.note_bad_mac(from.0))?;
         }
         self.shared.notify_handshake(from, datagram)
     }
@@ -502,7 +495,7 @@ impl Delivery {
         &mut self,
         tables: &Tables,
         batch: &mut RecvBatch,
-        mut open: impl FnMut(usize, SocketAddr, &mut [u8]) -> Opened,
+        mut open: impl FnMut(usize, Caller, &mut [u8]) -> Opened,
         recovery: &mut Recovery,
     ) {
         let now = self.shared.clock.now();
@@ -522,13 +515,13 @@ impl Delivery {
         &mut self,
         tables: &Tables,
         batch: &mut RecvBatch,
-        open: &mut impl FnMut(usize, SocketAddr, &mut [u8]) -> Opened,
+        open: &mut impl FnMut(usize, Caller, &mut [u8]) -> Opened,
         next: &mut usize,
         now: Now,
     ) {
         let mut place = 0;
         for mut received in batch.iter_mut() {
-            let from = received.from;
+            let from = (received.from, received.to);
             for datagram in received.datagrams() {
                 if place == *next {
                     let opened = open(place, from, datagram);
@@ -610,7 +603,7 @@ impl Delivery {
     fn deliver_one(
         &mut self,
         tables: &Tables,
-        from: SocketAddr,
+        from: Caller,
         opened: Opened,
         datagram: &[u8],
         now: Now,
@@ -748,7 +741,7 @@ struct Arrival {
     message_type: MessageType,
     receiver: SessionIndex,
     counter: Counter,
-    from: SocketAddr,
+    from: Caller,
 }
 
 /// What a frame needs to leave the tunnel.
@@ -777,7 +770,7 @@ impl Exit<'_> {
             message_type,
             receiver,
             counter,
-            from,
+            from: (from, called),
         } = arrival;
         let newest = lane.window.accept(counter.sequence())?;
         lane.last_arrival = arrived;
@@ -794,6 +787,7 @@ impl Exit<'_> {
             bytes[..len].copy_from_slice(&plaintext[..len]);
             let control = Control {
                 from,
+                called,
                 receiver,
                 newest,
                 bytes,

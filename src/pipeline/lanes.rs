@@ -13,7 +13,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
@@ -21,6 +20,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::shared::Caller;
 use crate::{
     io::{
         udp::RecvBatch,
@@ -70,7 +70,7 @@ impl Share {
 
 /// Datagrams of one sender, back to back, that belong to one thread.
 struct Parcel {
-    from: SocketAddr,
+    from: Caller,
     stride: usize,
     bytes: Vec<u8>,
 }
@@ -169,7 +169,7 @@ impl Handover {
     /// Hands on what was received for others. It stays in `batch`, for whoever opens that to skip.
     pub(super) fn pass_on(&self, batch: &mut RecvBatch) {
         for mut received in batch.iter_mut() {
-            let (from, stride) = (received.from, received.stride);
+            let (from, stride) = ((received.from, received.to), received.stride);
             let train = &*received.bytes();
             let mut begin = 0;
             while begin < train.len() {
@@ -186,7 +186,7 @@ impl Handover {
         }
     }
 
-    fn send(&self, owner: usize, from: SocketAddr, stride: usize, datagrams: &[u8]) {
+    fn send(&self, owner: usize, from: Caller, stride: usize, datagrams: &[u8]) {
         let Inbox { parcels, waker } = &self.inboxes[owner];
         let count = || datagrams.len().div_ceil(stride) as u64;
         if parcels.is_full() {
@@ -231,7 +231,7 @@ mod tests {
     fn batch(train: &[u8]) -> RecvBatch {
         let mut batch = RecvBatch::new(2);
         batch.clear();
-        batch.push(FROM.into(), 100, train);
+        batch.push((FROM.into(), None), 100, train);
         batch
     }
 

@@ -39,6 +39,7 @@ mod survey;
 mod tripwire;
 mod underlay;
 pub(crate) mod vitals;
+mod ways_back;
 
 use std::{
     io,

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, Sender};
 use patchcord_bridge::{Now, PortId};
 use tokio::sync::Notify;
 
-use crate::wire::SessionIndex;
+use crate::wire::{SessionIndex, local::Local};
 
 /// Bytes of a control datagram that are handed on; what follows its chunks is padding.
 pub(super) const CONTROL_BYTES: usize = 64;
@@ -33,6 +33,8 @@ const MOVE_INTERVAL_US: u64 = 100_000;
 /// An accepted datagram of the control lane.
 pub(super) struct Control {
     pub(super) from: SocketAddr,
+    /// Which address of ours it called.
+    pub(super) called: Option<Local>,
     pub(super) receiver: SessionIndex,
     /// None with a higher counter came before.
     pub(super) newest: bool,
@@ -50,6 +52,8 @@ pub(super) enum Notice {
     },
     /// A datagram to this peer was too big for its way out.
     TooBig { port: PortId },
+    /// Datagrams to this peer could not leave from where they were to.
+    LocalLost { port: PortId },
 }
 
 /// All peers' notices.
@@ -67,6 +71,7 @@ struct OfPeer {
     /// When the control thread was last told of a move.
     told_us: AtomicU64,
     too_big: AtomicBool,
+    local_lost: AtomicBool,
 }
 
 impl OfPeer {
@@ -78,6 +83,7 @@ impl OfPeer {
             roamed: Mutex::default(),
             told_us: AtomicU64::new(0),
             too_big: AtomicBool::new(false),
+            local_lost: AtomicBool::new(false),
         }
     }
 }
@@ -126,6 +132,14 @@ impl Notices {
         let told = peer.told_us.load(Ordering::Relaxed);
         if told == 0 || now.micros.saturating_sub(told) >= MOVE_INTERVAL_US {
             peer.told_us.store(now.micros.max(1), Ordering::Relaxed);
+            self.tell(place);
+        }
+    }
+
+    /// Datagrams to the peer left from elsewhere than they were to.
+    pub(super) fn set_local_lost(&self, port: PortId) {
+        if let Some((place, peer)) = self.peer(port) {
+            peer.local_lost.store(true, Ordering::Relaxed);
             self.tell(place);
         }
     }
@@ -206,8 +220,11 @@ impl Notices {
 
     fn take(&self, place: usize) -> Option<Notice> {
         let peer = &self.peers[place];
+        let port = PortId(place as u16 + 1);
+        if peer.local_lost.swap(false, Ordering::Relaxed) {
+            return Some(Notice::LocalLost { port });
+        }
         if peer.too_big.swap(false, Ordering::Relaxed) {
-            let port = PortId(place as u16 + 1);
             return Some(Notice::TooBig { port });
         }
         let roamed = peer
@@ -230,6 +247,7 @@ mod tests {
 
     fn control(number: u16) -> Control {
         Control {
+            called: None,
             from: address(number),
             receiver: INDEX,
             newest: true,

@@ -30,8 +30,11 @@ use crate::{
     io::{tap, waker::Waker},
     proto::{guard::Mac1Check, session::Tables},
     stats::{DropReason, Drops, Traffic},
-    wire::handshake::INITIATION_LEN,
+    wire::{handshake::INITIATION_LEN, local::Local},
 };
+
+/// Where a datagram came from, and which address of ours it called.
+pub(super) type Caller = (SocketAddr, Option<Local>);
 
 /// Handshake messages that wait for it. A flood fills this and nothing else.
 pub(super) const HANDSHAKES: usize = 128;
@@ -39,20 +42,31 @@ pub(super) const HANDSHAKES: usize = 128;
 /// A handshake message on its way to the control thread.
 pub(super) struct Handshake {
     from: SocketAddr,
+    called: Option<Local>,
     len: usize,
     bytes: [u8; INITIATION_LEN],
 }
 
 impl Handshake {
     /// None if it is longer than any.
-    pub(super) fn new(from: SocketAddr, message: &[u8]) -> Option<Self> {
+    pub(super) fn new((from, called): Caller, message: &[u8]) -> Option<Self> {
         let (mut bytes, len) = ([0; INITIATION_LEN], message.len());
         bytes.get_mut(..len)?.copy_from_slice(message);
-        Some(Self { from, len, bytes })
+        Some(Self {
+            from,
+            called,
+            len,
+            bytes,
+        })
     }
 
     pub(super) fn from(&self) -> SocketAddr {
         self.from
+    }
+
+    /// Which address of ours it called.
+    pub(super) fn called(&self) -> Option<Local> {
+        self.called
     }
 
     pub(super) fn message(&self) -> &[u8] {
@@ -393,11 +407,7 @@ impl Shared {
     }
 
     /// Hands a handshake message on.
-    pub(super) fn notify_handshake(
-        &self,
-        from: SocketAddr,
-        datagram: &[u8],
-    ) -> Result<(), DropReason> {
+    pub(super) fn notify_handshake(&self, from: Caller, datagram: &[u8]) -> Result<(), DropReason> {
         let handshake = Handshake::new(from, datagram).ok_or(DropReason::Truncated)?;
         self.to_control
             .handshakes

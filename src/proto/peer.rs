@@ -176,6 +176,7 @@ impl Peer {
         Route {
             session: self.current.clone(),
             endpoint: self.endpoint,
+            local: None,
             datagram_len: usize::from(self.path.current()) - self.ip_overhead(),
         }
     }

@@ -28,7 +28,7 @@ use crate::{
     stats::{DropReason, Traffic},
     wire::{
         Counter, DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, Lane, MessageType, SessionIndex,
-        TAG_LEN,
+        TAG_LEN, local::Local,
     },
 };
 
@@ -202,6 +202,8 @@ pub struct Route {
     pub session: Option<Arc<Session>>,
     /// The peer's present address.
     pub endpoint: Option<SocketAddr>,
+    /// Where datagrams to it leave from, if the kernel is to be told.
+    pub local: Option<Local>,
     /// The largest UDP payload that the path carries.
     pub datagram_len: usize,
 }

@@ -7,6 +7,7 @@
 
 pub mod chunk;
 pub mod handshake;
+pub mod local;
 pub mod offload;
 
 use std::hash::{Hash, Hasher};

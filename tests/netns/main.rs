@@ -61,6 +61,7 @@ mod panics;
 mod segments;
 mod slow_peer;
 mod soak;
+mod sources;
 mod storm;
 mod switch;
 mod transparency;

@@ -3,13 +3,14 @@
 
 use std::io;
 use std::mem::{MaybeUninit, zeroed};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use socket2::{SockAddr, SockAddrStorage};
 
 use super::check;
 use super::faults::{self, Call};
+use crate::wire::local::Local;
 
 /// The most datagrams that one call of [`send_each`] or [`receive`] moves.
 pub(in crate::io) const MAX_BATCH: usize = 64;
@@ -25,7 +26,7 @@ const STRIDE: usize = HEADROOM + CAPACITY;
 #[derive(Clone, Copy)]
 #[repr(C)]
 union Control {
-    bytes: [u8; 64],
+    bytes: [u8; 96],
     _align: libc::cmsghdr,
 }
 
@@ -35,15 +36,22 @@ const fn space<T>() -> usize {
     unsafe { libc::CMSG_SPACE(size_of::<T>() as u32) as usize }
 }
 
-const GRO_SPACE: usize = space::<libc::c_int>();
-const _: () = assert!(GRO_SPACE <= size_of::<Control>());
-const _: () = assert!(space::<u16>() + space::<libc::c_int>() <= size_of::<Control>());
+/// Of the larger kind; a socket gets one.
+const INFO_SPACE: usize = space::<libc::in6_pktinfo>();
+const _: () = assert!(space::<libc::in_pktinfo>() <= INFO_SPACE);
+/// How datagrams were merged, and where to they came.
+const RECEIVED_SPACE: usize = space::<libc::c_int>() + INFO_SPACE;
+/// How to cut them, their time to live, and where they leave from.
+const SENT_SPACE: usize = space::<u16>() + space::<libc::c_int>() + INFO_SPACE;
+const _: () = assert!(RECEIVED_SPACE <= size_of::<Control>() && SENT_SPACE <= size_of::<Control>());
 
 /// What a datagram is to have beside what its socket says.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::io) struct Notes {
     /// Its time to live, or hop limit.
     pub(in crate::io) hops: Option<u8>,
+    /// Where it leaves from.
+    pub(in crate::io) local: Option<Local>,
 }
 
 /// Control messages for the kernel, back to back.
@@ -68,7 +76,42 @@ impl Messages {
             };
             messages.push(level, name, libc::c_int::from(hops));
         }
-        messages
+        match notes.local {
+            Some(local) => messages.push_local(local, to),
+            None => messages,
+        }
+    }
+
+    fn push_local(mut self, local: Local, to: &SockAddr) -> Self {
+        let Local { address, interface } = local;
+        match (address, to.as_socket_ipv6()) {
+            (IpAddr::V4(address), None) => {
+                let info = libc::in_pktinfo {
+                    ipi_ifindex: interface.cast_signed(),
+                    ipi_spec_dst: libc::in_addr {
+                        s_addr: u32::from_ne_bytes(address.octets()),
+                    },
+                    ipi_addr: libc::in_addr { s_addr: 0 },
+                };
+                self.push(libc::SOL_IP, libc::IP_PKTINFO, info);
+            }
+            (address, Some(_)) => {
+                let address = match address {
+                    IpAddr::V4(address) => address.to_ipv6_mapped(),
+                    IpAddr::V6(address) => address,
+                };
+                let info = libc::in6_pktinfo {
+                    ipi6_addr: libc::in6_addr {
+                        s6_addr: address.octets(),
+                    },
+                    ipi6_ifindex: interface,
+                };
+                self.push(libc::SOL_IPV6, libc::IPV6_PKTINFO, info);
+            }
+            // Nothing can leave an IPv4 socket from there.
+            (IpAddr::V6(_), None) => {}
+        }
+        self
     }
 
     fn push<T: Copy>(&mut self, level: libc::c_int, name: libc::c_int, value: T) {
@@ -164,6 +207,7 @@ pub(in crate::io) struct Slots {
 #[derive(Clone, Copy)]
 struct Arrived {
     source: Option<SocketAddr>,
+    local: Option<Local>,
     len: usize,
     segment_size: usize,
 }
@@ -172,6 +216,8 @@ struct Arrived {
 pub(in crate::io) struct Slot<'a> {
     /// Where it came from, as the socket sees it. None when the address cannot be understood.
     pub(in crate::io) source: Option<SocketAddr>,
+    /// Where to it came, if the kernel says.
+    pub(in crate::io) local: Option<Local>,
     /// [`HEADROOM`] bytes, then what was received.
     pub(in crate::io) bytes: &'a mut [u8],
     /// The size of all datagrams in it but the last, as UDP GRO says; otherwise the whole length.
@@ -184,6 +230,7 @@ impl Slots {
         let count = count.clamp(1, MAX_BATCH);
         let empty = Arrived {
             source: None,
+            local: None,
             len: 0,
             segment_size: 0,
         };
@@ -202,7 +249,7 @@ impl Slots {
     pub(in crate::io) fn fill(
         &mut self,
         place: usize,
-        source: SocketAddr,
+        (source, local): (SocketAddr, Option<Local>),
         segment_size: usize,
         train: &[u8],
     ) {
@@ -211,6 +258,7 @@ impl Slots {
         self.bytes[begin..begin + len].copy_from_slice(&train[..len]);
         self.arrived[place] = Arrived {
             source: Some(source),
+            local,
             len,
             segment_size,
         };
@@ -233,6 +281,7 @@ impl Slots {
             .take(count);
         slots.map(|(bytes, arrived)| Slot {
             source: arrived.source,
+            local: arrived.local,
             bytes: &mut bytes[..HEADROOM + arrived.len],
             segment_size: arrived.segment_size,
         })
@@ -265,7 +314,7 @@ pub(in crate::io) fn receive(
         header.msg_iov = &raw mut parts[slot];
         header.msg_iovlen = 1;
         header.msg_control = controls[slot].as_mut_ptr().cast();
-        header.msg_controllen = GRO_SPACE as _;
+        header.msg_controllen = RECEIVED_SPACE as _;
         headers[slot].write(libc::mmsghdr {
             msg_hdr: header,
             msg_len: 0,
@@ -311,31 +360,48 @@ fn examine(header: &libc::mmsghdr, source: SockAddrStorage) -> Arrived {
     } else {
         header.msg_len as usize
     };
-    Arrived {
+    let mut arrived = Arrived {
         source,
+        local: None,
         len,
-        segment_size: gro_size(&header.msg_hdr).unwrap_or(len),
-    }
+        segment_size: len,
+    };
+    read_messages(&header.msg_hdr, &mut arrived);
+    arrived
 }
 
-/// The segment size that UDP GRO reports; None for a single datagram.
-fn gro_size(header: &libc::msghdr) -> Option<usize> {
+/// Notes the segment size that UDP GRO reports, if this is not a single datagram, and where to it
+/// came.
+fn read_messages(header: &libc::msghdr, arrived: &mut Arrived) {
     // SAFETY: `msg_control` and `msg_controllen` describe what the kernel wrote, and the room
-    // outlives this call; CMSG_FIRSTHDR and CMSG_NXTHDR stay inside of it, and the data of UDP_GRO
-    // is an int.
+    // outlives this call; CMSG_FIRSTHDR and CMSG_NXTHDR stay inside of it, and the data of each
+    // message has the type that its level and number stand for.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(header);
         while !message.is_null() {
-            if (*message).cmsg_level == libc::SOL_UDP && (*message).cmsg_type == libc::UDP_GRO {
-                let size = libc::CMSG_DATA(message)
-                    .cast::<libc::c_int>()
-                    .read_unaligned();
-                return usize::try_from(size).ok().filter(|&size| size > 0);
+            let data = libc::CMSG_DATA(message);
+            match ((*message).cmsg_level, (*message).cmsg_type) {
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let size = data.cast::<libc::c_int>().read_unaligned();
+                    if let Ok(size @ 1..) = usize::try_from(size) {
+                        arrived.segment_size = size;
+                    }
+                }
+                (libc::SOL_IP, libc::IP_PKTINFO) => {
+                    let info = data.cast::<libc::in_pktinfo>().read_unaligned();
+                    let address = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+                    arrived.local = Local::new(address.into(), info.ipi_ifindex.cast_unsigned());
+                }
+                (libc::SOL_IPV6, libc::IPV6_PKTINFO) => {
+                    let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                    let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                    arrived.local = Local::new(address.into(), info.ipi6_ifindex);
+                }
+                _ => {}
             }
             message = libc::CMSG_NXTHDR(header, message);
         }
     }
-    None
 }
 
 /// A part that the kernel only reads from.

@@ -38,7 +38,9 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::io) enum SocketOption {
     Ipv4MtuDiscover,
+    Ipv4PacketInfo,
     Ipv6MtuDiscover,
+    Ipv6PacketInfo,
     #[cfg(test)]
     NoChecksum,
     PacketAuxdata,
@@ -59,6 +61,8 @@ impl SocketOption {
     fn level_and_name(self) -> (libc::c_int, libc::c_int) {
         match self {
             Self::Ipv4MtuDiscover => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+            Self::Ipv4PacketInfo => (libc::IPPROTO_IP, libc::IP_PKTINFO),
+            Self::Ipv6PacketInfo => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
             Self::Ipv6MtuDiscover => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
             #[cfg(test)]
             Self::NoChecksum => (libc::SOL_SOCKET, libc::SO_NO_CHECK),

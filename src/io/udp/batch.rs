@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use crate::io::sys;
+use crate::wire::local::Local;
 
 /// What an adaptive batch begins with. So many whole trains stay in the cache until they have been
 /// opened and written out.
@@ -89,9 +90,9 @@ impl RecvBatch {
 
     /// Adds datagrams that lie `stride` bytes apart and were received by another socket, if there is
     /// [room](Self::has_room).
-    pub fn push(&mut self, from: SocketAddr, stride: usize, train: &[u8]) {
+    pub fn push(&mut self, (from, to): (SocketAddr, Option<Local>), stride: usize, train: &[u8]) {
         if self.has_room() {
-            self.slots.fill(self.filled, from, stride, train);
+            self.slots.fill(self.filled, (from, to), stride, train);
             self.filled += 1;
         }
     }
@@ -102,6 +103,7 @@ impl RecvBatch {
             let stride = slot.segment_size.max(1);
             Some(Received {
                 from: canonical(slot.source?),
+                to: slot.local,
                 stride,
                 buffer: slot.bytes,
             })
@@ -127,6 +129,8 @@ fn next_offer(offered: usize, filled: usize, bytes: usize) -> usize {
 pub struct Received<'a> {
     /// The sender; IPv4 senders have an IPv4 address on every socket.
     pub from: SocketAddr,
+    /// Which address of ours it called, and by which interface, if the kernel says.
+    pub to: Option<Local>,
     /// Datagrams are this far apart, the last may be shorter. At least 1, for `chunks_mut`.
     pub stride: usize,
     buffer: &'a mut [u8],
@@ -198,10 +202,10 @@ mod tests {
             batch.clear();
             for (stride, train) in [(2, [round; 5]), (5, [7; 5])] {
                 assert!(batch.has_room());
-                batch.push(from, stride, &train);
+                batch.push((from, None), stride, &train);
             }
             assert!(!batch.has_room());
-            batch.push(from, 1, &[9]);
+            batch.push((from, None), 1, &[9]);
             let seen: Vec<_> = batch
                 .iter_mut()
                 .map(|mut received| {

@@ -329,7 +329,7 @@ mod tests {
                 report,
                 SendReport {
                     sent: 40,
-                    dropped: 0
+                    ..SendReport::default()
                 }
             );
             let mut trains = receive(&sockets, 40);

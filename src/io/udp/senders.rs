@@ -21,6 +21,8 @@ use tracing::warn;
 
 use super::{BUFFER_BYTES, PATIENCE, SendError, SendReport, UdpSocket, WAITS, lanes};
 use crate::io::sys::bpf;
+use crate::io::sys::mmsg::Notes;
+use crate::wire::local::Local;
 
 /// What all sockets of a tunnel may hold together, as long as each has [`LEAST_BYTES`].
 const ALL_BYTES: usize = 64 << 20;
@@ -113,14 +115,14 @@ impl Senders {
         }
     }
 
-    /// Sends a train to the destination of this place: see [`UdpSocket::send_train`].
+    /// Sends a train to the destination of this place: see [`UdpSocket::send_train_from`].
     ///
     /// # Errors
     /// As there.
     pub fn send(
         &mut self,
         place: usize,
-        to: SocketAddr,
+        (local, to): (Option<Local>, SocketAddr),
         train: &[u8],
         segment_size: usize,
     ) -> Result<SendReport, SendError> {
@@ -132,7 +134,7 @@ impl Senders {
             &mut self.patience,
             super::now,
             to,
-            hops,
+            Notes { hops, local },
             train,
             segment_size,
         )
@@ -229,7 +231,7 @@ mod tests {
                     let own_port = port(&sockets[0]);
                     for place in 0..3 {
                         for sender in &mut senders {
-                            sender.send(place, there, b"there", 5).unwrap();
+                            sender.send(place, (None, there), b"there", 5).unwrap();
                         }
                     }
                     let expected = vec![(own_port, b"there".to_vec()); 3 * lanes];
@@ -284,7 +286,7 @@ mod tests {
                 for sender in &mut senders {
                     // Alone, and cut by the kernel.
                     for train in [vec![7; 100], vec![7; 300]] {
-                        sender.send(1, at(to), &train, 100).unwrap();
+                        sender.send(1, (None, at(to)), &train, 100).unwrap();
                     }
                 }
                 let came = receive(&receiver, 12).len();
@@ -306,15 +308,22 @@ mod tests {
             let (_sockets, mut senders) = open("0.0.0.0:0", 1);
             let receiver = bind("127.0.0.1:0");
             let (slow, fast) = (at("10.0.0.2:9"), receiver.local_addr().unwrap());
-            let mut fill = || senders[0].send(0, slow, &[1; 60_000], 1000).unwrap();
+            let mut fill = || {
+                senders[0]
+                    .send(0, (None, slow), &[1; 60_000], 1000)
+                    .unwrap()
+            };
             while fill().dropped == 0 {}
             for _ in 0..100 {
                 // A few of them wait, the others cost next to nothing.
                 assert_eq!(
-                    senders[0].send(0, slow, &[1; 60_000], 1000).unwrap().sent,
+                    senders[0]
+                        .send(0, (None, slow), &[1; 60_000], 1000)
+                        .unwrap()
+                        .sent,
                     0
                 );
-                let sent = senders[0].send(1, fast, &[2; 5000], 1000).unwrap();
+                let sent = senders[0].send(1, (None, fast), &[2; 5000], 1000).unwrap();
                 assert_eq!((sent.sent, sent.dropped), (5, 0));
             }
             assert_eq!(receive(&receiver, 500).len(), 500);

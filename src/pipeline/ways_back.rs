@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! From where this machine speaks to each peer: from the address that the peer has called, by the
+//! interface where the call came in. A packet filter on the way, or a router that knows one of two
+//! uplinks only, lets nothing else through.
+//!
+//! Nothing is kept about a peer whose calls the kernel answers from there by itself, which is nearly
+//! always so: then the kernel goes on to choose, and follows changes of routes at once.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use tracing::warn;
+
+use crate::{
+    io::{mark::Mark, way_back::WayBack},
+    wire::local::Local,
+};
+
+/// Callers about whom the kernel is asked in a second; anybody can call.
+const QUESTIONS: u32 = 64;
+/// Answers of the kernel that are remembered.
+const ANSWERS: usize = 256;
+
+pub(super) struct WaysBack {
+    kernel: Option<WayBack>,
+    /// What the kernel has to be told, by the caller and what it has called.
+    answers: HashMap<(IpAddr, Local), Option<Local>>,
+    second: Instant,
+    asked: u32,
+    /// To peers that were heard.
+    kept: HashMap<SocketAddr, Kept>,
+    /// To whom an answer is on its way, authentic or not.
+    answering: Option<(SocketAddr, Local)>,
+}
+
+#[derive(Clone, Copy)]
+struct Kept {
+    called: Local,
+    told: Option<Local>,
+}
+
+impl WaysBack {
+    pub(super) fn new(now: Instant) -> Self {
+        let kernel = WayBack::open(Mark::BYPASS)
+            .inspect_err(|error| {
+                warn!(%error, "answers leave by the interface that the routes say; the kernel cannot be asked for others");
+            })
+            .ok();
+        Self {
+            kernel,
+            answers: HashMap::new(),
+            second: now,
+            asked: 0,
+            kept: HashMap::new(),
+            answering: None,
+        }
+    }
+
+    /// A handshake message came. Only the answer to it leaves by the way back: who sent it is not known
+    /// yet.
+    pub(super) fn begin_answer(&mut self, now: Instant, from: SocketAddr, called: Option<Local>) {
+        let told = called.and_then(|called| self.told(now, from, called));
+        self.answering = told.map(|told| (from, told));
+    }
+
+    pub(super) fn end_answer(&mut self) {
+        self.answering = None;
+    }
+
+    /// Whether the last word was of the same way.
+    pub(super) fn has(&self, from: SocketAddr, called: Option<Local>) -> bool {
+        called.is_none_or(|called| {
+            self.kept
+                .get(&from)
+                .is_some_and(|kept| kept.called == called)
+        })
+    }
+
+    /// A peer was heard from there. True if its datagrams leave from elsewhere now.
+    pub(super) fn handle_heard(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        called: Option<Local>,
+    ) -> bool {
+        let Some(called) = called else { return false };
+        let told = self.told(now, from, called);
+        let former = self.kept.insert(from, Kept { called, told });
+        former.and_then(|kept| kept.told) != told
+    }
+
+    /// From where a datagram to `to` leaves; None: from where the kernel says.
+    pub(super) fn to(&self, to: SocketAddr) -> Option<Local> {
+        match self.answering {
+            Some((from, told)) if from == to => Some(told),
+            _ => self.kept(to),
+        }
+    }
+
+    /// The same for frames, which go to peers that were heard.
+    pub(super) fn kept(&self, to: SocketAddr) -> Option<Local> {
+        self.kept.get(&to)?.told
+    }
+
+    /// Until the peer is heard again, the kernel chooses. True if it did not before.
+    pub(super) fn forget(&mut self, to: SocketAddr) -> bool {
+        self.answers.clear();
+        let former = self.kept.remove(&to);
+        former.is_some_and(|kept| kept.told.is_some())
+    }
+
+    /// Keeps what is of these peers.
+    pub(super) fn retain(&mut self, endpoints: &HashSet<SocketAddr>) {
+        self.kept.retain(|remote, _| endpoints.contains(remote));
+    }
+
+    pub(super) fn has_any(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    fn told(&mut self, now: Instant, from: SocketAddr, called: Local) -> Option<Local> {
+        if let Some(&answer) = self.answers.get(&(from.ip(), called)) {
+            return answer;
+        }
+        if now >= self.second + Duration::from_secs(1) {
+            (self.second, self.asked) = (now, 0);
+        }
+        let by_routes = Local {
+            interface: 0,
+            ..called
+        };
+        if self.asked == QUESTIONS {
+            return Some(by_routes);
+        }
+        self.asked += 1;
+        let Some(kernel) = &mut self.kernel else {
+            return Some(by_routes);
+        };
+        let answer = kernel.to(from, called);
+        if self.answers.len() == ANSWERS {
+            self.answers.clear();
+        }
+        self.answers.insert((from.ip(), called), answer);
+        answer
+    }
+}
