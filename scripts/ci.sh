@@ -5,13 +5,13 @@
 #
 #   scripts/ci.sh quick     fmt, layers, vectors, clippy and unit tests: what to run before a commit
 #   scripts/ci.sh fmt       formatting
-#   scripts/ci.sh clippy    lints, warnings are errors
+#   scripts/ci.sh clippy    lints, warnings are errors; nothing newer than `rust-version` is used
 #   scripts/ci.sh test      every test but those of `netns`; those of io, api, flow, examples and cli need root
 #   scripts/ci.sh doc       documentation of all items, warnings are errors
 #   scripts/ci.sh layers    which module may import which
 #   scripts/ci.sh vectors   the test vectors against a second implementation of the protocol
 #   scripts/ci.sh deny      licences, advisories and sources of the dependencies
-#   scripts/ci.sh msrv      nothing newer than `rust-version` is used
+#   scripts/ci.sh models    what threads share, in each order that they and a weak memory allow
 #   scripts/ci.sh fuzz      every fuzz target for FUZZ_SECONDS (10)
 #   scripts/ci.sh netns     end to end in network namespaces, hostile peers too (needs root)
 #   scripts/ci.sh all       all of them
@@ -21,8 +21,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 main() {
   case "${1:-}" in
     quick) run fmt layers vectors clippy unit ;;
-    all) run fmt layers vectors clippy test doc msrv deny fuzz netns ;;
-    fmt | clippy | test | doc | layers | vectors | deny | msrv | fuzz | netns) run "$1" ;;
+    all) run fmt layers vectors clippy test doc deny models fuzz netns ;;
+    fmt | clippy | test | doc | layers | vectors | deny | models | fuzz | netns) run "$1" ;;
     *)
       sed -n 's/^#   //p' "${BASH_SOURCE[0]}" >&2
       exit 2
@@ -41,10 +41,18 @@ run() {
 job_fmt() {
   cargo fmt --all --check
   cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
+  cargo fmt --manifest-path tests/models/Cargo.toml --check
 }
 
 job_clippy() {
-  cargo clippy --workspace --all-targets --locked -- -D warnings
+  local wanted installed
+  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+  installed=$(rustc --version | cut -d' ' -f2)
+  if [[ $(printf '%s\n' "$wanted" "$installed" | sort -V | head -n1) != "$wanted" ]]; then
+    echo "Cargo.toml asks for Rust $wanted, but $installed is installed" >&2
+    exit 1
+  fi
+  cargo clippy --workspace --all-targets --locked -- -D warnings -D clippy::incompatible_msrv
 }
 
 job_unit() {
@@ -261,16 +269,9 @@ main()
 EOF
 }
 
-job_msrv() {
-  local wanted installed
-  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
-  installed=$(rustc --version | cut -d' ' -f2)
-  if [[ $(printf '%s\n' "$wanted" "$installed" | sort -V | head -n1) != "$wanted" ]]; then
-    echo "Cargo.toml asks for Rust $wanted, but $installed is installed" >&2
-    exit 1
-  fi
-  echo "rust-version $wanted, checked by the lints of $installed"
-  cargo clippy --workspace --all-targets --locked -- -D clippy::incompatible_msrv
+# The atomics of the switch replaced by those of loom, which tries each order of a few threads.
+job_models() {
+  cargo test --manifest-path tests/models/Cargo.toml --target-dir target/models --release --locked
 }
 
 # Stable Rust has all that libFuzzer needs; cargo-fuzz, which would pass these flags, asks for

@@ -19,6 +19,8 @@ mod assign;
 mod bucket;
 mod entry;
 mod hash;
+#[cfg(loom)]
+pub mod models;
 mod moves;
 mod notes;
 mod rows;
@@ -26,7 +28,6 @@ mod rows;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicI32, AtomicU64};
 
 use self::assign::Assignment;
 use self::bucket::{Bucket, Key, State, Value, WAYS};
@@ -38,7 +39,11 @@ use self::notes::{Notes, Step};
 use crate::forward::SwitchConfig;
 use crate::mac::MacAddr;
 use crate::port::PortId;
+use crate::sync::{AtomicI32, AtomicU64, IS_MODEL};
 use crate::vlan::Vid;
+
+/// The highest number of a port.
+const PORTS: u16 = if IS_MODEL { 3 } else { u16::MAX };
 
 /// A bounded table of addresses, shared by every thread.
 #[derive(Debug)]
@@ -80,7 +85,7 @@ impl Fdb {
             ageing_s: config.ageing_s,
             dampening_s: config.dampening_s,
             max_per_port: config.max_per_port,
-            learned_on: (0..=u16::MAX).map(|_| AtomicI32::new(0)).collect(),
+            learned_on: (0..=PORTS).map(|_| AtomicI32::new(0)).collect(),
             learned: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             dampened: AtomicU64::new(0),
@@ -338,13 +343,19 @@ impl Fdb {
     /// else the first. If a twin is refreshed at this moment it survives, and harmlessly: its port
     /// was learned like the other's, searches stop at the first, and so it ages.
     fn drop_twins(&self, bucket: &Bucket, key: Key) {
-        let kept = bucket
-            .find_all(key)
-            .min_by_key(|&(slot, held)| (held.is_learned(), slot));
-        for (slot, held) in bucket.find_all(key) {
-            if kept.is_some_and(|(kept, _)| kept != slot) {
-                let _ = self.replace(bucket, slot, held, held.vacated());
-            }
+        let rank = |&(slot, held): &(usize, Value)| (held.is_learned(), slot);
+        // In one pass: what was not seen beside the one that is kept may be the one that others keep.
+        let mut kept: Option<(usize, Value)> = None;
+        for twin in bucket.find_all(key) {
+            let Some(known) = kept.replace(twin) else {
+                continue;
+            };
+            let (first, (slot, held)) = match rank(&known) < rank(&twin) {
+                true => (known, twin),
+                false => (twin, known),
+            };
+            kept = Some(first);
+            let _ = self.replace(bucket, slot, held, held.vacated());
         }
     }
 

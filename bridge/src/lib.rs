@@ -93,6 +93,7 @@ pub mod neighbours;
 mod port;
 mod port_set;
 mod reasons;
+mod sync;
 mod vlan;
 
 pub use fdb::Fdb;

@@ -8,8 +8,9 @@
 //!
 //! Called by [`Switch`](crate::Switch) for frames that would be flooded.
 
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
+
+use crate::sync::AtomicU64;
 
 /// How many frames per second a port may send to many others; 0 sets no limit.
 ///

@@ -8,16 +8,17 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::array;
 use core::error::Error;
 use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use crate::forward::{DropReason, Kind, Now};
 use crate::frame::FrameHeader;
 use crate::inspect::{Content, inspect};
 use crate::limit::{FloodLimits, Limit};
 use crate::mac::MacAddr;
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64};
 use crate::vlan::{Inside, PortVlans, TagEdit, Vid};
 
 /// A port of the switch: the TAP, or one peer. What stands behind a number is the caller's business.
@@ -213,7 +214,7 @@ impl Port {
             probes: Limit::with_burst(Self::PROBES_PER_S, Self::PROBES_PER_S.into()),
             own_probes: Limit::with_burst(Self::PROBES_PER_S, Self::PROBES_PER_S.into()),
             config,
-            refused: [const { AtomicU64::new(0) }; DropReason::ALL.len()],
+            refused: array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 

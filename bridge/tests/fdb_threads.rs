@@ -22,7 +22,7 @@ fn no_lookup_returns_a_port_that_never_learned_the_address() {
 }
 
 #[test]
-fn an_address_that_is_sent_home_has_lived_there() {
+fn an_address_that_moves_at_a_lower_rate_has_lived_where_it_is() {
     // All have a place, and move at nearly every frame.
     let world = World::new(6, 50, 64);
     world.run();

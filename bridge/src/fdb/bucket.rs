@@ -31,15 +31,15 @@
 //! Called by [`Fdb`](super::Fdb) only, which knows what to store; nothing here knows limits.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicU64, fence};
 
 use super::{Origin, is_later};
 use crate::mac::MacAddr;
 use crate::port::PortId;
+use crate::sync::{AtomicU64, IS_MODEL, fence};
 use crate::vlan::Vid;
 
-/// How many addresses that fall on one bucket can be held.
-pub(super) const WAYS: usize = 8;
+/// How many addresses that fall on one bucket can be held. In a model, as few as can take turns.
+pub(super) const WAYS: usize = if IS_MODEL { 2 } else { 8 };
 
 /// Two cache lines, of which a search seldom needs the second: slots are filled from the first on, and
 /// buckets of a table with room to spare hold less than four addresses.

@@ -8,15 +8,15 @@
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicU64, fence};
 
 use super::bucket::Key;
 use crate::mac::MacAddr;
 use crate::port::PortId;
+use crate::sync::{AtomicU64, IS_MODEL, fence};
 use crate::vlan::Vid;
 
-/// How many moves are remembered.
-const RECORDS: usize = 32;
+/// How many moves are remembered. In a model each one replaces the last.
+const RECORDS: usize = if IS_MODEL { 1 } else { 32 };
 
 /// An address that was seen on another port than before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,11 +17,11 @@
 //!
 //! Called by [`Fdb`](super::Fdb) only.
 
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::bucket::{Value, WAYS};
 use super::elapsed_s;
+use crate::sync::AtomicU64;
 
 /// A station may move so often within [`WINDOW_S`]: one that roams, or a machine that migrates.
 const MAX_MOVES: u8 = 5;

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the table promises under all races, for [loom](https://docs.rs/loom) to try in each order that
+//! threads and a weak memory allow. `tests/models` calls them.
+
+use alloc::vec::Vec;
+
+use loom::sync::Arc;
+use loom::thread;
+
+use super::*;
+use crate::limit::Limit;
+
+const A: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+const B: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
+const P1: PortId = PortId(1);
+const P2: PortId = PortId(2);
+const P3: PortId = PortId(3);
+const VID: Vid = Vid::UNTAGGED;
+
+/// A lookup tells no port but one on which the address was learned, while its place is given to another.
+pub fn a_lookup_tells_a_port_of_this_address() {
+    model(|| {
+        let fdb = table();
+        fdb.learn(VID, A, P1, 0);
+        let churn = |fdb: &Fdb| {
+            fdb.remove(VID, A);
+            fdb.learn(VID, B, P2, 0);
+        };
+        let look = |fdb: &Fdb| [A, B].map(|mac| fdb.lookup(VID, mac, 0));
+        let ((), [a, b]) = race(&fdb, churn, look);
+        assert!([None, Some(P1)].contains(&a), "{a:?}");
+        assert!([None, Some(P2)].contains(&b), "{b:?}");
+        assert_eq!(fdb.lookup(VID, B, 0), Some(P2));
+        assert_exact(&fdb);
+    });
+}
+
+/// An address that two threads learn at once has one entry.
+pub fn two_that_learn_an_address_leave_one_entry() {
+    model(|| {
+        let fdb = table();
+        let learn = |fdb: &Fdb| fdb.learn(VID, A, P1, 0);
+        race(&fdb, learn, learn);
+        let key = Key::new(VID, A);
+        assert_eq!(fdb.bucket(key).find_all(key).count(), 1);
+        assert_exact(&fdb);
+    });
+}
+
+/// An address that is assigned while a frame teaches it elsewhere is where it was assigned to.
+pub fn what_is_assigned_outlives_what_is_learned_at_once() {
+    model(|| {
+        let fdb = table();
+        let learn = |fdb: &Fdb| fdb.learn(VID, A, P1, 0);
+        let assign = |fdb: &Fdb| fdb.insert(VID, A, P2, Origin::Static, 0);
+        let (_, assigned) = race(&fdb, learn, assign);
+        assert_eq!((assigned, fdb.lookup(VID, A, 0)), (Ok(()), Some(P2)));
+        assert_exact(&fdb);
+    });
+}
+
+/// A dampened address follows one frame at a time.
+pub fn a_dampened_address_moves_once() {
+    model(|| {
+        let fdb = table();
+        for port in [P1, P2, P1, P2, P1, P2, P1] {
+            fdb.learn(VID, A, port, 0);
+        }
+        assert_eq!(fdb.counters().dampened, 1);
+        let seen = |port| move |fdb: &Fdb| fdb.learn(VID, A, port, 5);
+        let (one, two) = race(&fdb, seen(P1), seen(P3));
+        let is_move = |learning| matches!(learning, Learning::Moved { .. });
+        assert!(is_move(one) ^ is_move(two), "{one:?}, {two:?}");
+        assert_exact(&fdb);
+    });
+}
+
+/// The limits of ports count what there is, whatever happens at once.
+pub fn the_addresses_of_a_port_are_counted_exactly() {
+    model(|| {
+        let fdb = table();
+        fdb.learn(VID, A, P1, 0);
+        let learn = |fdb: &Fdb| fdb.learn(VID, A, P2, 1);
+        race(&fdb, learn, |fdb: &Fdb| fdb.forget_port(P1));
+        assert_exact(&fdb);
+    });
+}
+
+/// While a port goes down, none that guards against forged sources gets its addresses.
+pub fn an_address_whose_port_goes_down_is_kept_from_guarded_ports() {
+    model(|| {
+        let fdb = table();
+        fdb.learn(VID, A, P1, 0);
+        let forge = |fdb: &Fdb| fdb.learn_in_place(VID, A, P2, 0);
+        let (learning, _) = race(&fdb, forge, |fdb: &Fdb| fdb.bind_port(P1));
+        assert_eq!(learning, Learning::Elsewhere { on: P1 });
+        assert_eq!(fdb.lookup(VID, A, 0), None);
+        assert_exact(&fdb);
+    });
+}
+
+/// A move that is read is one that was made.
+pub fn a_move_is_read_whole() {
+    model(|| {
+        let moves = [(A, P1, P2, 1), (B, P2, P3, 2)];
+        let push = move |log: &MoveLog| {
+            for (mac, from, to, at_s) in moves {
+                log.push(Key::new(VID, mac), from, to, at_s);
+            }
+        };
+        let ((), read) = race(&Arc::new(MoveLog::default()), push, MoveLog::read);
+        for seen in read {
+            let seen = (seen.mac, seen.from, seen.to, seen.at_s);
+            assert!(moves.contains(&seen), "{seen:?}");
+        }
+    });
+}
+
+/// What several threads take of a limit is no more than there is.
+pub fn threads_share_one_limit() {
+    model(|| {
+        let take = |limit: &Limit| {
+            [0, 1]
+                .map(|_| u32::from(limit.take(1, 0)))
+                .iter()
+                .sum::<u32>()
+        };
+        let (one, two) = race(&Arc::new(Limit::with_burst(1, 2)), take, take);
+        assert_eq!(one + two, 2);
+    });
+}
+
+fn model(check: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    // Of all orders, those with so many interruptions of a thread that is not waiting.
+    builder.preemption_bound = Some(3);
+    builder.max_branches = 20_000;
+    builder.check(check);
+}
+
+/// One bucket.
+fn table() -> Arc<Fdb> {
+    let config = SwitchConfig {
+        fdb_capacity: WAYS,
+        ..SwitchConfig::default()
+    };
+    Arc::new(Fdb::new(&config, [0, 0]))
+}
+
+/// Both at once, each in a thread of its own: what the first thread of a model does, loom interrupts too
+/// seldom.
+fn race<S: 'static, T: 'static, U: 'static>(
+    shared: &Arc<S>,
+    one: impl FnOnce(&S) -> T + 'static,
+    two: impl FnOnce(&S) -> U + 'static,
+) -> (T, U) {
+    let (for_one, for_two) = (shared.clone(), shared.clone());
+    let one = thread::spawn(move || one(&for_one));
+    let two = thread::spawn(move || two(&for_two));
+    (one.join().expect("no panic"), two.join().expect("no panic"))
+}
+
+/// Each port has as many addresses as are counted.
+fn assert_exact(fdb: &Fdb) {
+    let held = (0..WAYS).filter_map(|slot| fdb.buckets[0].held(slot));
+    let learned: Vec<_> = held.filter(|(_, held)| held.is_learned()).collect();
+    for port in [P1, P2, P3] {
+        let here = learned.iter().filter(|(_, held)| held.port == port).count();
+        let counted = fdb.learned_on[usize::from(port.0)].load(Relaxed);
+        assert_eq!(usize::try_from(counted), Ok(here), "{port:?}");
+    }
+}
