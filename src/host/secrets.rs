@@ -81,7 +81,7 @@ impl SecretStore {
     /// The name is none, or the file system refuses.
     pub fn forget(&self, name: &str) -> Result<(), SecretError> {
         let path = self.own_file(name)?;
-        file::remove(&path).map_err(file_error(&path))
+        file::remove_for_good(&path).map_err(file_error(&path))
     }
 
     fn own_file(&self, name: &str) -> Result<PathBuf, SecretError> {

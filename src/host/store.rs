@@ -120,7 +120,7 @@ impl Store {
     /// As of [`save`](Self::save).
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         let path = self.own_file(name)?;
-        file::remove(&path).map_err(|source| StoreError::File { path, source })
+        file::remove_for_good(&path).map_err(|source| StoreError::File { path, source })
     }
 
     fn own_file(&self, name: &str) -> Result<PathBuf, StoreError> {

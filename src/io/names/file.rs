@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::{NamesError, NamesRequest, file_error};
-use crate::io::file::remove;
+use crate::io::file::{remove, remove_for_good, sync_folder_of};
 
 /// How the first line begins, whatever the tunnel; then comes the path of the tunnel's journal.
 const MARK: &str = "# Written by patchcord ";
@@ -98,7 +98,7 @@ impl Replacement {
                 Ok(())
             }
             Some(backup) if self.is_in_place() => bring_back(backup, &self.path),
-            None if self.is_in_place() => remove(&self.path),
+            None if self.is_in_place() => remove_for_good(&self.path),
             backup => {
                 let path = self.path.display();
                 info!(%path, "not restored: another program has changed the file since, and its version stays");
@@ -163,12 +163,13 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     remove(to)?;
     match fs::read_link(from) {
-        Ok(target) => symlink(target, to),
+        Ok(target) => symlink(target, to)?,
         Err(_) => {
             fs::copy(from, to)?;
-            File::open(to)?.sync_all()
+            File::open(to)?.sync_all()?;
         }
     }
+    sync_folder_of(to)
 }
 
 /// A reader finds the old or the new text, never half of one.
@@ -187,8 +188,10 @@ fn bring_back(from: &Path, to: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
             warn!(path = %to.display(), "the file is a mount of its own and cannot be replaced in one step; writing into it");
             fs::write(to, fs::read(from)?)?;
-            remove(from)
+            File::open(to)?.sync_all()?;
+            remove(from)?;
         }
-        outcome => outcome,
+        outcome => outcome?,
     }
+    sync_folder_of(to)
 }

@@ -16,6 +16,7 @@ pub(in crate::io) enum Call {
     ReceiveFrame,
     SendEach,
     SendSegments,
+    SyncFolder,
 }
 
 /// Asked before `call` moves `count` messages: how many it may move, or how it fails.
