@@ -9,6 +9,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::sys;
 
@@ -74,6 +75,8 @@ impl RunLock {
     /// When another holder lives, or the directory is not writable.
     pub fn acquire(dir: &Path, tunnel: &str) -> Result<Self, LockError> {
         let file = LockFile::acquire(dir.join(format!("{tunnel}.lock")));
+        // Once in a while, and a start is one.
+        sweep(dir);
         let held = |pid| LockError::TunnelHeld {
             tunnel: tunnel.to_owned(),
             pid,
@@ -183,6 +186,7 @@ impl LockFile {
         if let Some(dir) = path.parent() {
             make_run_dir(dir)?;
         }
+        let mut patience = 200;
         loop {
             let mut file = OpenOptions::new()
                 .read(true)
@@ -195,7 +199,16 @@ impl LockFile {
                 .open(path)?;
             match file.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(Err(read_pid(&mut file))),
+                Err(TryLockError::WouldBlock) => {
+                    let pid = read_pid(&mut file);
+                    // Whoever sweeps holds the file of somebody who is gone, and deletes it at once.
+                    if patience > 0 && !pid.is_some_and(is_alive) {
+                        patience -= 1;
+                        wait_for_sweep();
+                        continue;
+                    }
+                    return Ok(Err(pid));
+                }
                 Err(TryLockError::Error(error)) => return Err(error),
             }
             // The holder before us deletes the file when it leaves. If that happened between our
@@ -207,6 +220,48 @@ impl LockFile {
             }
         }
     }
+}
+
+fn is_alive(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+#[expect(clippy::disallowed_methods, reason = "io may block, and this is short")]
+fn wait_for_sweep() {
+    std::thread::sleep(Duration::from_millis(1));
+}
+
+/// Deletes the locks that nobody holds: a `kill -9` leaves them, and in a namespace that is gone nobody
+/// would ever take them again.
+fn sweep(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if SWEPT.iter().any(|ending| name.ends_with(ending)) {
+            // What cannot be deleted now stays until the next time.
+            let _ = delete_if_free(&entry.path());
+        }
+    }
+}
+
+/// The endings of files that a namespace has of its own.
+const SWEPT: [&str; 2] = [".device-lock", ".routing-lock"];
+
+fn delete_if_free(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).custom_flags(sys::O_NOFOLLOW);
+    let mut file = options.open(path)?;
+    // Somebody who lives may be about to lock it.
+    if read_pid(&mut file).is_none_or(is_alive) || file.try_lock().is_err() {
+        return Ok(());
+    }
+    if is_same_file(&fs::metadata(path)?, &file) {
+        fs::remove_file(path)?;
+    }
+    file.unlock()
 }
 
 impl Drop for LockFile {
@@ -303,6 +358,38 @@ mod tests {
         let _lock = RunLock::acquire(dir.path(), "office").unwrap();
         let text = fs::read_to_string(dir.path().join("office.lock")).unwrap();
         assert_eq!(text, std::process::id().to_string());
+    }
+
+    #[test]
+    fn locks_of_the_dead_are_swept_and_those_of_the_living_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        let dead = "4194305";
+        write("4026531840-tap7.device-lock", dead);
+        write("4026531840-3.routing-lock", dead);
+        // About to be locked, or none of ours.
+        write("1-tap7.device-lock", "");
+        write("2-tap7.device-lock", &std::process::id().to_string());
+        write("office.journal", dead);
+        let _held = DeviceLock::acquire(dir.path(), "tap7").unwrap();
+        let held = format!("{}-tap7.device-lock", namespace_inode().unwrap());
+        // As if its holder lived in a namespace of processes of its own.
+        write(&held, dead);
+        let _lock = RunLock::acquire(dir.path(), "home").unwrap();
+        let names = fs::read_dir(dir.path()).unwrap();
+        let mut names: Vec<_> = names
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        let mut expected = [
+            "1-tap7.device-lock",
+            "2-tap7.device-lock",
+            &held,
+            "home.lock",
+            "office.journal",
+        ];
+        expected.sort_unstable();
+        assert_eq!(names, expected);
     }
 
     #[test]
