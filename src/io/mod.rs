@@ -17,6 +17,7 @@
 //! tap      frames in and out of the kernel; in `vnet`, what travels beside them, in `packet`, the
 //!          NIC in place of a TAP
 //! names    who resolves names, and proxy, which proxy programs find
+//! retry    when to try again what the kernel refuses
 //! resolver addresses of names, looked up on a few threads that nobody waits for
 //! power    sleep and wake-up of the machine; bus, where names and power ask
 //! udp      datagrams in and out of the network
@@ -42,6 +43,7 @@ pub mod path;
 pub mod power;
 pub mod proxy;
 pub(crate) mod resolver;
+pub(crate) mod retry;
 pub mod routing;
 pub mod service;
 pub mod signals;
@@ -76,6 +78,17 @@ pub fn set_thread_niceness(nice: i32) -> std::io::Result<()> {
 /// The precedence of the calling thread.
 pub fn thread_niceness() -> i32 {
     sys::thread_niceness()
+}
+
+/// Whether an error of a system call says that the call was wrong, so that the same one again would be
+/// in vain. Others may pass, also those that nobody has thought of.
+pub(crate) fn is_mistake(error: &std::io::Error) -> bool {
+    use sys::{EBADF, EFAULT, EINVAL, ENOSYS, ENOTSOCK, EOPNOTSUPP};
+    let mistakes = [EBADF, EFAULT, EINVAL, ENOSYS, ENOTSOCK, EOPNOTSUPP];
+    // An error without a code is of this program itself.
+    error
+        .raw_os_error()
+        .is_none_or(|code| mistakes.contains(&code))
 }
 
 /// The user that this process acts as.

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
+use super::sys::faults;
+
 /// A network namespace; it ends with this value, its sockets and its devices.
 pub(crate) struct Namespace {
     file: File,
@@ -122,4 +124,18 @@ impl io::Write for Log {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// The next attempts of this thread to receive datagrams fail in these ways.
+pub(crate) fn refuse_to_receive(codes: &[i32]) {
+    let steps = codes
+        .iter()
+        .map(|&code| (faults::Call::Receive, faults::Fault::Errno(code)));
+    faults::script(&steps.collect::<Vec<_>>());
+}
+
+/// Fails the test if not all of these attempts were made.
+#[track_caller]
+pub(crate) fn assert_all_refused() {
+    faults::finish();
 }

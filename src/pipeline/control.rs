@@ -254,13 +254,13 @@ impl ControlTask {
                 Event::TablesChanged => tables_changed = true,
                 Event::PeerUp(port) => {
                     self.log_up(port);
-                    self.shared.tell_came(port);
+                    self.shared.presence.tell_came(port);
                 }
                 Event::PeerDown(port) => {
                     info!(peer = self.name(port), "peer is down");
                     self.forget_way_back(port);
                     self.shared.switch.port_down(port);
-                    self.shared.tell_gone(port);
+                    self.shared.presence.tell_gone(port);
                 }
                 Event::PeerFlaps(port) => {
                     let name = name(&self.labels, port);

@@ -33,6 +33,7 @@ use super::{
     recovery::{Offender, Recovery},
     shared::{Caller, GroupsCache, Shared, Stopped, TablesCache, drop_reason_of_write},
     tripwire,
+    trouble::Trouble,
     vitals::Pulse,
 };
 use crate::{
@@ -128,6 +129,7 @@ impl Inbound {
         let mut patience = Some(IDLE);
         let mut precedence = Precedence::of_this_thread(nice);
         let mut recovery = Recovery::new(self.shared.clone());
+        let mut trouble = Trouble::default();
         loop {
             pulse.rest();
             let (socket, stop) = (self.socket.as_fd(), self.shared.stop.as_fd());
@@ -143,8 +145,15 @@ impl Inbound {
                 Err(error) => Err(error),
             };
             match outcome {
-                Ok(is_waiting) => patience = Some(patience_for(is_waiting)),
-                Err(error) => return Stopped::Failed(error),
+                Ok(is_waiting) => {
+                    trouble.is_over();
+                    patience = Some(patience_for(is_waiting));
+                }
+                Err(error) => {
+                    if let Err(stopped) = trouble.bear(error, &self.shared) {
+                        return stopped;
+                    }
+                }
             }
         }
     }
@@ -190,10 +199,10 @@ impl Inbound {
                 let Some(mut arrivals) = dealer.empty() else {
                     return Ok(false);
                 };
-                self.socket.recv_batch(&mut arrivals.batch)?;
-                // Fails only when the workers are gone, and then the tunnel is being stopped.
+                let received = self.socket.recv_batch(&mut arrivals.batch);
+                // Also one in which nothing came, as batches go round. Fails only when the workers are gone, and then the tunnel is being stopped.
                 let _ = dealer.deal(arrivals);
-                Ok(false)
+                received.map(|_| false)
             }
         }
     }
@@ -1010,7 +1019,101 @@ fn pass_on(
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use nix::errno::Errno;
+    use patchcord_bridge::{Switch, SwitchConfig};
+
     use super::*;
+    use crate::{
+        crypto::keys::PrivateKey,
+        io::{
+            tap::{Backend, Tap, TapOptions},
+            testing::{assert_all_refused, in_namespace, ip, refuse_to_receive},
+        },
+        pipeline::shared::ToControl,
+        proto::guard::Mac1Check,
+    };
+
+    fn shared() -> Arc<Shared> {
+        let to_control = ToControl {
+            handshakes: tokio::sync::mpsc::channel(1).0,
+            sightings: tokio::sync::mpsc::channel(1).0,
+        };
+        let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
+        let switch = Switch::new(SwitchConfig::with_ports(2), [0; 2]);
+        let (shared, _) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
+        Arc::new(shared)
+    }
+
+    /// Works on a thread of its own, in this namespace, where the first attempts to receive fail.
+    fn receive_after(codes: &[i32], shared: &Arc<Shared>) -> (Stopped, u64) {
+        let options = TapOptions {
+            name: "pc-rx".to_owned(),
+            backend: Backend::Vnet,
+        };
+        let (_, mut queues) = Tap::open(&options, 1).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let to = socket.local_addr().unwrap();
+        let inlet = Inlet::Inline {
+            arrivals: Box::default(),
+            opener: Opener::new(shared.clone(), Share::ALL),
+            delivery: Box::new(Delivery::new(
+                shared.clone(),
+                Arc::new(queues.remove(0)),
+                None,
+            )),
+        };
+        let inbound = Inbound::new(shared.clone(), socket, None, inlet);
+        let caller = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        caller.send_train(to, &[0xff; 40], 40).unwrap();
+        let received = || {
+            let drops = shared.total_drops().into_iter();
+            drops.map(|(_, count)| count).sum::<u64>()
+        };
+        let (ended, end) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                refuse_to_receive(codes);
+                let stopped = inbound.run(0, &Pulse::default());
+                assert_all_refused();
+                ended.send(stopped).unwrap();
+            });
+            let deadline = clock::now() + Duration::from_secs(30);
+            let stopped = loop {
+                let stopped = end.recv_timeout(Duration::from_millis(5));
+                if received() > 0 || stopped.is_ok() {
+                    shared.stop.wake();
+                    break stopped.unwrap_or_else(|_| end.recv().unwrap());
+                }
+                assert!(clock::now() < deadline, "it goes on or ends");
+            };
+            (stopped, received())
+        })
+    }
+
+    #[test]
+    fn what_may_pass_does_not_end_a_thread() {
+        in_namespace(|| {
+            ip("link set lo up");
+            // Some that nobody has thought of among them.
+            let codes = [Errno::ENOMEM, Errno::ENFILE, Errno::EIO, Errno::EREMOTEIO];
+            let codes = codes.map(|code| code as i32);
+            let (stopped, received) = receive_after(&codes, &shared());
+            assert!(matches!(stopped, Stopped::Asked), "{stopped:?}");
+            assert_eq!(received, 1);
+        });
+    }
+
+    #[test]
+    fn a_mistake_of_ours_ends_a_thread_and_is_told() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (stopped, received) = receive_after(&[Errno::EBADF as i32], &shared());
+            assert!(matches!(stopped, Stopped::Failed(_)), "{stopped:?}");
+            assert_eq!(received, 0);
+        });
+    }
 
     #[test]
     fn a_session_has_so_many_control_datagrams_in_a_second() {

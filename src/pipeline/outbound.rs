@@ -24,6 +24,7 @@ use super::{
     shared::{Emissions, GroupsCache, Shared, Stopped, TablesCache},
     slow_path::{Emission, To},
     tripwire,
+    trouble::Trouble,
     vitals::Pulse,
 };
 use crate::{
@@ -81,6 +82,7 @@ impl Outbound {
     pub(super) fn run(mut self, nice: i32, pulse: &Pulse) -> Stopped {
         let mut precedence = Precedence::of_this_thread(nice);
         let mut recovery = Recovery::new(self.shared.clone());
+        let mut trouble = Trouble::default();
         loop {
             pulse.rest();
             let (tap, stop) = (self.tap.as_fd(), self.shared.stop.as_fd());
@@ -94,11 +96,24 @@ impl Outbound {
                 Ok(ready) if ready.is_broken(0) && self.tap.is_lost() => return Stopped::TapLost,
                 Ok(ready) if ready.is_readable(2) => self.send_emissions(&mut recovery),
                 Ok(_) => {}
-                Err(error) => return Stopped::Failed(error),
+                Err(error) => {
+                    if let Err(stopped) = trouble.bear(error, &self.shared) {
+                        return stopped;
+                    }
+                    continue;
+                }
             }
-            match self.forward_portion(&mut recovery) {
-                Ok(has_bulk) => precedence.observe(has_bulk),
-                Err(stopped) => return stopped,
+            let outcome = match self.forward_portion(&mut recovery) {
+                Ok(has_bulk) => {
+                    trouble.is_over();
+                    precedence.observe(has_bulk);
+                    continue;
+                }
+                Err(Stopped::Failed(error)) => trouble.bear(error, &self.shared),
+                Err(stopped) => Err(stopped),
+            };
+            if let Err(stopped) = outcome {
+                return stopped;
             }
         }
     }

@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use super::{
     clock::SwitchClock,
     notices::{Control, Notices},
+    presence::Presence,
     slow_path::{EMISSIONS_PER_PORT, Emission, QUESTIONS, SIGHTINGS, Sighting},
     vitals::Vitals,
 };
@@ -145,14 +146,14 @@ pub(super) struct Shared {
     unheard: Drops,
     /// Among that was a word of who has which address.
     missed_binding: AtomicBool,
-    /// Or that a peer is up.
-    missed_arrival: AtomicBool,
     /// What the peers' datagrams tell the control thread.
     pub(super) notices: Notices,
     /// Where a handshake message with a bad mac1 came from since the control thread asked last.
     bad_mac: Mutex<Option<SocketAddr>>,
     has_bad_mac: AtomicBool,
     to_control: ToControl,
+    /// For the slow path.
+    pub(super) presence: Presence,
     emissions: crossbeam_channel::Sender<Emission>,
     /// There are emissions.
     emission_waker: Waker,
@@ -221,7 +222,7 @@ impl Shared {
             drops: Mutex::default(),
             unheard: Drops::default(),
             missed_binding: AtomicBool::new(false),
-            missed_arrival: AtomicBool::new(false),
+            presence: Presence::default(),
             notices: Notices::new(peers),
             bad_mac: Mutex::default(),
             has_bad_mac: AtomicBool::new(false),
@@ -289,7 +290,7 @@ impl Shared {
             }
             return false;
         };
-        place.send(Sighting::Frame {
+        place.send(Sighting {
             kind: decision.kind,
             ingress,
             inside: decision.inside,
@@ -302,29 +303,6 @@ impl Shared {
     /// Whether the slow path has missed, since this was last asked, who has an address.
     pub(super) fn take_missed_binding(&self) -> bool {
         self.missed_binding.swap(false, Ordering::Relaxed)
-    }
-
-    /// Tells the slow path that a peer is up.
-    pub(super) fn tell_came(&self, port: PortId) {
-        if self
-            .to_control
-            .sightings
-            .try_send(Sighting::Came(port))
-            .is_err()
-        {
-            self.unheard.count(DropReason::SlowPathFull);
-            self.missed_arrival.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether the slow path has missed, since this was last asked, that a peer is up.
-    pub(super) fn take_missed_arrival(&self) -> bool {
-        self.missed_arrival.swap(false, Ordering::Relaxed)
-    }
-
-    /// Tells the slow path that a peer is down. What it knows of it ages in any case.
-    pub(super) fn tell_gone(&self, port: PortId) {
-        let _ = self.to_control.sightings.try_send(Sighting::Gone(port));
     }
 
     /// Has a frame of our own sent to a peer, or several.
@@ -539,20 +517,6 @@ mod tests {
             assert_eq!(bench.shared.take_missed_binding(), is_missed, "{kind:?}");
             assert!(!bench.shared.take_missed_binding(), "told once");
         }
-    }
-
-    #[test]
-    fn a_peer_that_comes_unheard_is_known_to_be_missing() {
-        let bench = bench();
-        bench.shared.tell_came(PortId(1));
-        assert!(!bench.shared.take_missed_arrival());
-        for _ in 0..SIGHTINGS {
-            let probe = decision(Kind::OwnProbe);
-            bench.shared.show(PortId::TAP, &probe, QUESTION, &[]);
-        }
-        bench.shared.tell_came(PortId(2));
-        assert!(bench.shared.take_missed_arrival());
-        assert!(!bench.shared.take_missed_arrival(), "told once");
     }
 
     #[test]

@@ -31,6 +31,7 @@ use super::{
     EVENTS, EngineEvent, clock,
     limit_log::{Excess, Limit, LimitLog},
     portion::Slot,
+    presence::Change,
     shared::{Shared, SlowView},
     survey::Survey,
     tripwire,
@@ -55,19 +56,12 @@ const ROUND: Duration = Duration::from_secs(1);
 /// Stations that moved are a sign of a loop for so long: those that move too often stay for a minute.
 const RECENT_S: u32 = 60;
 
-/// What the slow path is shown or told.
-pub(super) enum Sighting {
-    /// A frame that came by a port.
-    Frame {
-        kind: Kind,
-        ingress: PortId,
-        inside: Inside,
-        frame: Box<[u8]>,
-    },
-    /// There is somebody behind this port.
-    Came(PortId),
-    /// There is nobody behind this port any more.
-    Gone(PortId),
+/// A frame that came by a port, for the slow path to look at.
+pub(super) struct Sighting {
+    pub(super) kind: Kind,
+    pub(super) ingress: PortId,
+    pub(super) inside: Inside,
+    pub(super) frame: Box<[u8]>,
 }
 
 /// A frame of our own for peers.
@@ -268,6 +262,7 @@ impl SlowPath {
             pulse.work();
             tokio::select! {
                 Some(sighting) = sightings.recv() => self.see(&sighting),
+                () = self.shared.presence.changed() => self.follow_presence(),
                 _ = round.tick() => self.look_around(),
                 () = tokio::time::sleep_until(self.next_due().into()) => {}
             }
@@ -294,16 +289,14 @@ impl SlowPath {
     }
 
     fn see(&mut self, sighting: &Sighting) {
-        let (kind, ingress, inside, frame) = match sighting {
-            Sighting::Frame {
-                kind,
-                ingress,
-                inside,
-                frame,
-            } => (*kind, *ingress, *inside, frame),
-            Sighting::Came(port) => return self.welcome(*port),
-            Sighting::Gone(port) => return self.forget(*port),
-        };
+        let Sighting {
+            kind,
+            ingress,
+            inside,
+            ref frame,
+        } = *sighting;
+        // A peer comes before its frames.
+        self.follow_presence();
         let now = self.shared.clock.now();
         match kind {
             Kind::OwnProbe => {
@@ -334,6 +327,17 @@ impl SlowPath {
         snooping.handle(ingress, inside.vid, frame, ADDRESSES, now_s);
         if snooping.is_query_due(now_s) {
             self.look_after_groups(now_s);
+        }
+    }
+
+    fn follow_presence(&mut self) {
+        for (port, change) in self.shared.presence.take() {
+            if matches!(change, Change::Gone | Change::Back) {
+                self.forget(port);
+            }
+            if matches!(change, Change::Came | Change::Back) {
+                self.welcome(port);
+            }
         }
     }
 
@@ -419,6 +423,7 @@ impl SlowPath {
     /// Once in a while: what has changed without a frame that says so.
     fn look_around(&mut self) {
         tripwire::task("slow path");
+        self.follow_presence();
         let now = self.shared.clock.now();
         self.shared.switch.poll(now);
         self.survey.look(self.shared.switch.fdb(), now.seconds);
@@ -426,13 +431,6 @@ impl SlowPath {
             let mut stations = self.survey.stations();
             stations.retain(|(vid, _)| !self.customers.contains(vid));
             snooping.watch(&stations, now.seconds);
-        }
-        if self.shared.take_missed_arrival()
-            && let Some(snooping) = &mut self.snooping
-        {
-            // Nobody knows which of the peers that was.
-            let ports = self.shared.switch.ports();
-            ports.for_each(|port| snooping.port_up(port, now.seconds));
         }
         self.look_after_groups(now.seconds);
         self.tell();

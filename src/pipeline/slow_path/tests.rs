@@ -70,13 +70,34 @@ fn hosts_are_asked_again_when_a_peer_came_unheard() {
         let mut asks = |comes: bool| {
             if comes {
                 // Nobody takes it.
-                slow_path.shared.tell_came(PortId(1));
+                slow_path.shared.presence.tell_came(PortId(1));
             }
             slow_path.look_around();
             emissions.receiver.try_iter().count()
         };
         let asked = [false, false, true, false].map(&mut asks);
         assert_eq!(asked, [2, 0, 2, 0], "in both families, once");
+    });
+}
+
+#[test]
+fn a_peer_that_goes_is_forgotten_however_far_behind_the_slow_path_is() {
+    in_namespace(|| {
+        let config = ports(&[false; 3]);
+        let duties = Duties::of(&config, true, true);
+        // Nothing fits in its queue.
+        let (mut slow_path, _emissions) = slow_path(config, duties);
+        let presence = |slow_path: &mut SlowPath| {
+            slow_path.look_around();
+            slow_path.present.clone()
+        };
+        let [stays, goes] = [1, 2].map(PortId);
+        for port in [stays, goes] {
+            slow_path.shared.presence.tell_came(port);
+        }
+        assert_eq!(presence(&mut slow_path), [stays, goes].into());
+        slow_path.shared.presence.tell_gone(goes);
+        assert_eq!(presence(&mut slow_path), [stays].into());
     });
 }
 
@@ -119,7 +140,7 @@ fn what_a_report_changes_takes_effect_with_it() {
         const MEMBER: PortId = PortId(2);
         // Whether it changes anything, which the data threads are then shown.
         let see = |slow_path: &mut SlowPath, frame: Vec<u8>| {
-            slow_path.see(&Sighting::Frame {
+            slow_path.see(&Sighting {
                 kind: Kind::Membership,
                 ingress: MEMBER,
                 inside: Inside::untagged(Vid::UNTAGGED),
@@ -144,7 +165,8 @@ fn what_a_report_changes_takes_effect_with_it() {
         let leave = igmp(0x17, GROUP);
         see(&mut slow_path, leave);
         assert_eq!(emissions.receiver.try_iter().count(), 1);
-        slow_path.see(&Sighting::Gone(MEMBER));
+        slow_path.shared.presence.tell_gone(MEMBER);
+        slow_path.follow_presence();
         slow_path.groups_due_us = 0;
         slow_path.act();
         assert!(!is_changed(&slow_path), "it is shown that the peer is gone");
@@ -171,7 +193,7 @@ fn a_guarded_port_has_only_its_own_stations_learned_anew() {
             for number in 1..=2 {
                 // The sequence number and how much was changed.
                 (frame[31], frame[33]) = (number, number);
-                slow_path.see(&Sighting::Frame {
+                slow_path.see(&Sighting {
                     kind: Kind::Probe,
                     ingress: eve,
                     inside: Inside::untagged(Vid::UNTAGGED),

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! When to try again what the kernel refuses, and when to tell people of it.
+
+use std::time::{Duration, Instant};
+
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Attempts at one thing.
+#[derive(Debug)]
+pub(crate) struct Retry {
+    first: Duration,
+    last: Duration,
+    /// Before the present attempt; none while all is well.
+    pause: Option<Duration>,
+    quiet_until: Option<Instant>,
+}
+
+impl Retry {
+    /// Waits for `first` before the second attempt, and then longer and longer, up to `last`.
+    pub(crate) fn new(first: Duration, last: Duration) -> Self {
+        Self {
+            first,
+            last,
+            pause: None,
+            quiet_until: None,
+        }
+    }
+
+    /// All is well, again.
+    pub(crate) fn is_over(&mut self) {
+        self.pause = None;
+    }
+
+    /// How long to wait after a failure.
+    pub(crate) fn next_pause(&mut self) -> Duration {
+        let pause = self.pause.map_or(self.first, |pause| 2 * pause);
+        *self.pause.insert(pause.min(self.last))
+    }
+
+    /// Whether a failure is to be told now: once a minute.
+    pub(crate) fn may_log(&mut self, now: Instant) -> bool {
+        let may = self.quiet_until.is_none_or(|until| now >= until);
+        if may {
+            self.quiet_until = Some(now + LOG_INTERVAL);
+        }
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_end() {
+        let last = Duration::from_millis(500);
+        let mut retry = Retry::new(Duration::from_millis(1), last);
+        let pauses: Vec<_> = (0..12).map(|_| retry.next_pause()).collect();
+        assert_eq!(pauses[..3], [1, 2, 4].map(Duration::from_millis));
+        assert_eq!(pauses[11], last);
+        retry.is_over();
+        assert_eq!(retry.next_pause(), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn people_hear_of_it_once_a_minute() {
+        let mut retry = Retry::new(Duration::ZERO, Duration::ZERO);
+        let start = tokio::time::Instant::now().into_std();
+        let told = (0..600).filter(|&tenth| {
+            let now = start + tenth * Duration::from_millis(100);
+            retry.may_log(now)
+        });
+        assert_eq!(told.count(), 1);
+        assert!(retry.may_log(start + LOG_INTERVAL));
+    }
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a data thread does when the kernel refuses to wait, receive or read: it tries again, a little
+//! later each time. A machine that is short of memory for a while keeps its tunnel.
+//!
+//! Only what says that this program is wrong ends the tunnel, as trying again would be in vain.
+
+use std::{io, os::fd::AsFd, time::Duration};
+
+use tracing::warn;
+
+use super::{
+    clock,
+    shared::{Shared, Stopped},
+};
+use crate::io::{is_mistake, retry::Retry, waker};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LAST_PAUSE: Duration = Duration::from_millis(500);
+
+/// The troubles of one thread.
+pub(super) struct Trouble(Retry);
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Self(Retry::new(FIRST_PAUSE, LAST_PAUSE))
+    }
+}
+
+impl Trouble {
+    /// All is well, again.
+    pub(super) fn is_over(&mut self) {
+        self.0.is_over();
+    }
+
+    /// Waits before the next attempt, and less if the tunnel stops meanwhile. Tells people, once in a
+    /// while.
+    ///
+    /// # Errors
+    /// The end of the thread, if another attempt would be in vain.
+    pub(super) fn bear(&mut self, error: io::Error, shared: &Shared) -> Result<(), Stopped> {
+        if is_mistake(&error) {
+            return Err(Stopped::Failed(error));
+        }
+        if self.0.may_log(clock::now()) {
+            warn!(
+                %error,
+                "the kernel refuses to receive or read; trying again. Look for a lack of memory on this machine"
+            );
+        }
+        let pause = self.0.next_pause();
+        if waker::wait(&[shared.stop.as_fd()], Some(pause)).is_err() {
+            sleep(pause);
+        }
+        Ok(())
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "where not even a wait is possible"
+)]
+fn sleep(pause: Duration) {
+    std::thread::sleep(pause);
+}
