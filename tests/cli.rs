@@ -374,6 +374,24 @@ fn slips_of_the_file_as_a_whole_have_a_remedy() {
 }
 
 #[test]
+fn a_configuration_may_have_very_many_peers() {
+    use base64::Engine;
+    let site = Site::new();
+    let peers: String = (0..12_000_u32)
+        .map(|number| {
+            let mut key = [7; 32];
+            key[..4].copy_from_slice(&number.to_le_bytes());
+            let key = base64::prelude::BASE64_STANDARD.encode(key);
+            format!("[[peer]]\nname = \"a-site-with-a-name-{number}\"\npublic-key = \"{key}\"\n")
+        })
+        .collect();
+    assert!(peers.len() > 1 << 20);
+    let ran = site.check(&format!("{CONFIG}{peers}"));
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    assert!(ran.stdout.contains("12001 peers"), "{}", &ran.stdout[..300]);
+}
+
+#[test]
 fn check_lists_the_stations_of_ports() {
     let site = Site::new();
     let port = "name = \"pc0\"\n[device.port]\nstations = [\"02:00:5e:10:00:01\"]";

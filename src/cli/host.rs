@@ -161,6 +161,7 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
         tracing::warn!(%error, "a core dump would contain private keys");
     }
     let path = &options.socket.path;
+    let policy = Policy::default();
     let activated = service::activation_listener()?;
     let is_ours = activated.is_none();
     let listener = match activated {
@@ -168,7 +169,7 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
             listener.set_nonblocking(true)?;
             UnixListener::from_std(listener)?
         }
-        None => listen(path).await?,
+        None => listen(path, policy.socket_mode()).await?,
     };
     let host = Host::builder(&options.run_dir)
         .secrets(SecretStore::new(&options.secrets))
@@ -180,7 +181,7 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
     let watchdog = tokio::spawn(service::tell_alive(|| true));
     let kept = Some(store.clone());
     let outcome = tokio::select! {
-        () = daemon::serve(host.clone(), listener, Policy::default(), kept) => Ok(()),
+        () = daemon::serve(host.clone(), listener, policy, kept) => Ok(()),
         fed = store.feed(&host) => fed.context("configurations cannot be watched"),
         followed = host.follow_rules() => followed.context("on-demand rules cannot be followed"),
         caught = signals::until_end() => caught.context("signals cannot be caught"),
@@ -195,8 +196,8 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
     Ok(outcome?)
 }
 
-/// The socket for everybody to connect to: what each may do is the host's to say.
-async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+/// The socket for clients to connect to: what each may do is the host's to say.
+async fn listen(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
     if UnixStream::connect(path).await.is_ok() {
         bail!("a host listens on {} already", path.display());
     }
@@ -212,7 +213,7 @@ async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
             Err(_) => {}
         }
         let listener = UnixListener::bind(path)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         Ok(listener)
     };
     bind().with_context(|| format!("cannot listen on {}", path.display()))

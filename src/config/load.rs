@@ -161,10 +161,10 @@ fn read_text(file: &Path) -> Result<Vec<u8>, String> {
         .read_to_end(&mut bytes)
         .map_err(explain)?;
     if bytes.len() as u64 > MAX_CONFIG_BYTES {
-        return Err("is larger than 1 MiB; this is not a configuration file".into());
+        return Err("is larger than 4 MiB; this is not a configuration file".into());
     }
     Ok(bytes)
 }
 
-/// Room for thousands of peers.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Room for tens of thousands of peers, and for fewer than there are numbers of ports.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;

@@ -15,11 +15,12 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 use super::MAX_REQUEST_BYTES;
 use super::message::{Reply, Request};
+use crate::io::retry::Retry;
 
 /// Where requests go, each with the way back for its one reply.
 pub type RequestSender = mpsc::Sender<(Request, oneshot::Sender<Reply>)>;
@@ -68,17 +69,21 @@ impl Server {
     /// [`Request::Down`] last, drops the receiver, and waits for this function to end.
     pub async fn serve(self, requests: RequestSender) {
         let mut connections = JoinSet::new();
+        let mut retry = Retry::new(FIRST_PAUSE, LAST_PAUSE);
         loop {
             tokio::select! {
                 accepted = self.listener.accept(), if connections.len() < MAX_CONNECTIONS => {
                     match accepted {
                         Ok((stream, _)) => {
+                            retry.is_over();
                             connections.spawn(converse(stream, self.owner_uid, requests.clone()));
                         }
                         Err(error) => {
                             // Out of descriptors, most likely: trying at once would spin.
-                            warn!(%error, "control socket: accept failed");
-                            sleep(Duration::from_millis(100)).await;
+                            if retry.may_log(Instant::now().into()) {
+                                warn!(%error, "control socket: no connection can be accepted; trying again");
+                            }
+                            sleep(retry.next_pause()).await;
                         }
                     }
                 }
@@ -97,6 +102,10 @@ impl Drop for Server {
         }
     }
 }
+
+/// After a connection that could not be accepted.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Further callers wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 16;

@@ -15,7 +15,7 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf, UCred},
     },
     task::JoinSet,
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
@@ -23,16 +23,21 @@ use zeroize::Zeroizing;
 use super::{
     Events, Host, HostError, TunnelView, explain,
     lines::Lines,
+    places::{Place, Places},
     protocol::{
         Access, ClientHello, Generation, HostHello, HostLine, Message, PROTOCOLS, Refusal,
         RefusalCode, Request, Started, TunnelInfo, Verb, request_from_line, to_line,
     },
     store::{Store, StoreError},
 };
-use crate::provider::{AppMessage, SecretError, Sender, StartOptions, StartSource, StopReason};
+use crate::{
+    io::retry::Retry,
+    provider::{AppMessage, SecretError, Sender, StartOptions, StartSource, StopReason},
+};
 
-/// Further clients wait in the kernel's backlog.
-const MAX_CLIENTS: usize = 64;
+/// After a connection that could not be accepted.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// Requests of one client that are being answered; it is not read from meanwhile.
 const MAX_REQUESTS: usize = 16;
 /// For the client's hello to arrive.
@@ -62,7 +67,23 @@ pub struct Who {
     pub groups: BTreeSet<u32>,
 }
 
+impl Who {
+    fn is_nobody(&self) -> bool {
+        self.users.is_empty() && self.groups.is_empty()
+    }
+}
+
 impl Policy {
+    /// The mode that the host's socket should have: for everybody only if it is for somebody beside
+    /// root and the host's own user.
+    pub fn socket_mode(&self) -> u32 {
+        let whos = [&self.observe, &self.control, &self.configure];
+        match whos.into_iter().all(Who::is_nobody) {
+            true => 0o600,
+            false => 0o666,
+        }
+    }
+
     /// Whether the client may do anything at all.
     fn knows(&self, client: &UCred) -> bool {
         let all = [Access::Observe, Access::Control, Access::Configure];
@@ -86,16 +107,28 @@ impl Policy {
 pub async fn serve(host: Host, listener: UnixListener, policy: Policy, store: Option<Store>) {
     let (policy, store) = (Arc::new(policy), store.map(Arc::new));
     let mut clients = JoinSet::new();
+    let places = Places::default();
+    let mut retry = Retry::new(FIRST_PAUSE, LAST_PAUSE);
     loop {
         tokio::select! {
-            accepted = listener.accept(), if clients.len() < MAX_CLIENTS => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    clients.spawn(attend(host.clone(), stream, policy.clone(), store.clone()));
+                    retry.is_over();
+                    if let Some((client, place)) = admit(&stream, &places) {
+                        let (policy, store) = (policy.clone(), store.clone());
+                        let attend = attend(host.clone(), stream, client, policy, store);
+                        clients.spawn(async move {
+                            attend.await;
+                            drop(place);
+                        });
+                    }
                 }
                 Err(error) => {
                     // Out of descriptors, most likely: trying at once would spin.
-                    warn!(%error, "the host's socket: accept failed");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    if retry.may_log(Instant::now().into()) {
+                        warn!(%error, "the host's socket: no connection can be accepted; trying again");
+                    }
+                    sleep(retry.next_pause()).await;
                 }
             },
             Some(_) = clients.join_next() => {}
@@ -103,11 +136,26 @@ pub async fn serve(host: Host, listener: UnixListener, policy: Policy, store: Op
     }
 }
 
-async fn attend(host: Host, stream: UnixStream, policy: Arc<Policy>, store: Option<Arc<Store>>) {
-    let client = match stream.peer_cred() {
-        Ok(client) => client,
-        Err(error) => return debug!(%error, "a client without credentials"),
-    };
+/// Who has connected, if there is a place for that user. Who has too many connections is hung up on.
+fn admit(stream: &UnixStream, places: &Places) -> Option<(UCred, Place)> {
+    let client = stream
+        .peer_cred()
+        .inspect_err(|error| debug!(%error, "a client without credentials"))
+        .ok()?;
+    let place = places.take(client.uid());
+    if place.is_none() {
+        debug!(pid = client.pid(), uid = client.uid(), "a client too many");
+    }
+    Some((client, place?))
+}
+
+async fn attend(
+    host: Host,
+    stream: UnixStream,
+    client: UCred,
+    policy: Arc<Policy>,
+    store: Option<Arc<Store>>,
+) {
     let conversation = Conversation::new(host, stream, client, policy, store);
     if let Err(error) = conversation.run().await {
         debug!(%error, pid = client.pid(), uid = client.uid(), "a client is gone");

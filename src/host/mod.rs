@@ -22,6 +22,7 @@ pub mod daemon;
 mod event;
 mod lines;
 mod on_demand;
+mod places;
 pub mod protocol;
 pub mod secrets;
 mod sleep;

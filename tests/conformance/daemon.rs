@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -274,6 +274,43 @@ fn check_37_each_verb_is_for_those_who_may() {
     });
 }
 
+/// A user who holds as many connections as there can be does not keep others out.
+#[test]
+fn check_37_no_user_takes_the_places_of_others() {
+    const HOLD: &str = "import os, socket, sys\nuser = int(sys.argv[2])\nos.setgroups([])\n\
+        os.setresgid(user, user, user)\nos.setresuid(user, user, user)\nheld = []\n\
+        for _ in range(200):\n s = socket.socket(socket.AF_UNIX)\n s.connect(sys.argv[1])\n held.append(s)\n\
+        print('held', flush=True)\nsys.stdin.read()";
+    in_namespace(|directory| async move {
+        let host = host(&directory, &Arc::new(Script::plain()));
+        let nobody = Who {
+            users: [NOBODY].into(),
+            groups: [].into(),
+        };
+        let policy = Policy {
+            observe: nobody,
+            ..Policy::default()
+        };
+        let path = listen(&host, &directory, policy);
+        let user = NOBODY.to_string();
+        let mut holder = tokio::process::Command::new("python3")
+            .args(["-c", HOLD])
+            .arg(&path)
+            .arg(user)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(holder.stdout.take().unwrap()).lines();
+        let said = timeout(Duration::from_secs(30), said.next_line()).await;
+        assert_eq!(said.unwrap().unwrap().as_deref(), Some("held"));
+        let client = timeout(Duration::from_secs(30), Client::connect(&path)).await;
+        let client = client.expect("root gets in").unwrap();
+        assert_eq!(client.list().await.unwrap().len(), 2);
+    });
+}
+
 #[test]
 fn check_39_the_socket_may_be_the_service_managers() {
     in_namespace(|directory| async move {
@@ -294,7 +331,7 @@ fn check_39_the_socket_may_be_the_service_managers() {
                 .arg("--run-dir")
                 .arg(directory.path())
                 .stdin(std::os::fd::OwnedFd::from(listener.try_clone().unwrap()))
-                .stderr(std::process::Stdio::null())
+                .stderr(Stdio::null())
                 .spawn()
                 .unwrap()
         };
