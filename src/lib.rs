@@ -38,14 +38,21 @@
 //!
 //! A provider asks its [`ProviderContext`](provider::ProviderContext) for an interface and moves
 //! the frames as it likes; a [`Session`](provider::Session) calls it, and removes the interface
-//! however the session ends. This one sends each frame back to the station that sent it.
+//! however the session ends. This one sends each frame back to the station that sent it. It depends on
+//! these, the first by its path or its version:
+//!
+//! ```toml
+//! [dependencies]
+//! patchcord = "0.1"
+//! bytes = "1"
+//! tokio = { version = "1", features = ["rt", "time", "signal"] }
+//! ```
 //!
 //! ```no_run
 //! use std::{net::Ipv4Addr, sync::Arc};
 //!
 //! use bytes::Bytes;
 //! use patchcord::provider::*;
-//! use patchcord_bridge::MacAddr;
 //!
 //! struct Mirror;
 //!
