@@ -12,6 +12,7 @@
 #   scripts/ci.sh vectors   the test vectors against a second implementation of the protocol
 #   scripts/ci.sh deny      licences, advisories and sources of the dependencies
 #   scripts/ci.sh models    what threads share, in each order that they and a weak memory allow
+#   scripts/ci.sh sanitizers  what threads share, with ThreadSanitizer
 #   scripts/ci.sh fuzz      every fuzz target for FUZZ_SECONDS (10)
 #   scripts/ci.sh netns     end to end in network namespaces, hostile peers too (needs root)
 #   scripts/ci.sh all       all of them
@@ -21,8 +22,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 main() {
   case "${1:-}" in
     quick) run fmt layers vectors clippy unit ;;
-    all) run fmt layers vectors clippy test doc deny models fuzz netns ;;
-    fmt | clippy | test | doc | layers | vectors | deny | models | fuzz | netns) run "$1" ;;
+    all) run fmt layers vectors clippy test doc deny models sanitizers fuzz netns ;;
+    fmt | clippy | test | doc | layers | vectors | deny | models | sanitizers | fuzz | netns) run "$1" ;;
     *)
       sed -n 's/^#   //p' "${BASH_SOURCE[0]}" >&2
       exit 2
@@ -272,6 +273,23 @@ EOF
 # The atomics of the switch replaced by those of loom, which tries each order of a few threads.
 job_models() {
   cargo test --manifest-path tests/models/Cargo.toml --target-dir target/models --release --locked
+}
+
+# ThreadSanitizer where threads share something, with as little around it as can be. See `sanitized`.
+job_sanitizers() {
+  export TSAN_OPTIONS="suppressions=$PWD/tests/threads/tsan.supp"
+  sanitized thread --package patchcord-bridge --lib --test fdb_threads --locked -- fdb limit no_lookup an_address_that
+  sanitized thread --manifest-path tests/threads/Cargo.toml --lib --locked
+}
+
+# Stable Rust ships the runtimes with its standard library, and takes the flag with RUSTC_BOOTSTRAP. That
+# library itself is not instrumented, which it has to be told not to mind.
+sanitized() {
+  local kind=$1
+  shift
+  RUSTC_BOOTSTRAP=1 CARGO_PROFILE_DEV_DEBUG=0 \
+    RUSTFLAGS="-Zsanitizer=$kind -Cunsafe-allow-abi-mismatch=sanitizer" \
+    cargo test --target "$(host)" --target-dir "target/sanitizers/$kind" "$@"
 }
 
 # Stable Rust has all that libFuzzer needs; cargo-fuzz, which would pass these flags, asks for
