@@ -12,7 +12,7 @@
 #   scripts/ci.sh vectors   the test vectors against a second implementation of the protocol
 #   scripts/ci.sh deny      licences, advisories and sources of the dependencies
 #   scripts/ci.sh models    what threads share, in each order that they and a weak memory allow
-#   scripts/ci.sh sanitizers  what threads share, with ThreadSanitizer
+#   scripts/ci.sh sanitizers  tests with AddressSanitizer, and with ThreadSanitizer what threads share
 #   scripts/ci.sh fuzz      every fuzz target for FUZZ_SECONDS (10)
 #   scripts/ci.sh netns     end to end in network namespaces, hostile peers too (needs root)
 #   scripts/ci.sh all       all of them
@@ -275,8 +275,11 @@ job_models() {
   cargo test --manifest-path tests/models/Cargo.toml --target-dir target/models --release --locked
 }
 
-# ThreadSanitizer where threads share something, with as little around it as can be. See `sanitized`.
+# AddressSanitizer where unsafe code is called or bytes of others are taken apart, and no namespaces are
+# needed; ThreadSanitizer where threads share something, with as little around it as can be.
 job_sanitizers() {
+  local modules=(wire:: crypto:: proto:: queue:: config:: control::message stats:: io::waker io::udp io::sys io::vnet)
+  sanitized address --lib --locked -- "${modules[@]}"
   export TSAN_OPTIONS="suppressions=$PWD/tests/threads/tsan.supp"
   sanitized thread --package patchcord-bridge --lib --test fdb_threads --locked -- fdb limit no_lookup an_address_that
   sanitized thread --manifest-path tests/threads/Cargo.toml --lib --locked
@@ -285,10 +288,10 @@ job_sanitizers() {
 # Stable Rust ships the runtimes with its standard library, and takes the flag with RUSTC_BOOTSTRAP. That
 # library itself is not instrumented, which it has to be told not to mind.
 sanitized() {
-  local kind=$1
+  local kind=$1 flags=-Zsanitizer=$1
   shift
-  RUSTC_BOOTSTRAP=1 CARGO_PROFILE_DEV_DEBUG=0 \
-    RUSTFLAGS="-Zsanitizer=$kind -Cunsafe-allow-abi-mismatch=sanitizer" \
+  [[ $kind == address ]] || flags+=" -Cunsafe-allow-abi-mismatch=sanitizer"
+  RUSTC_BOOTSTRAP=1 CARGO_PROFILE_DEV_DEBUG=0 RUSTFLAGS=$flags \
     cargo test --target "$(host)" --target-dir "target/sanitizers/$kind" "$@"
 }
 
