@@ -8,9 +8,10 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tracing::debug;
 
 use super::{
@@ -30,6 +31,9 @@ use crate::io::{
 
 /// The longest text that is displayed, in bytes.
 pub const MAX_DISPLAYED: usize = 1024;
+
+/// How long a question about the interface waits for settings that are being applied.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The interface of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -244,9 +248,13 @@ impl ProviderContext {
         self.fail(StopReason::InternalError, Some(ProviderError::new(message)));
     }
 
-    /// What the kernel says of the interface now; `None` before the first settings.
+    /// What the kernel says of the interface now, or what is known of it while its settings are changed;
+    /// `None` before the first ones.
     pub async fn device_report(&self) -> Option<DeviceReport> {
-        let mut network = self.inner.network.lock().await;
+        // Settings are applied meanwhile, and a resolver or the like does not answer.
+        let Ok(mut network) = timeout(PATIENCE, self.inner.network.lock()).await else {
+            return self.device_info().map(DeviceReport::of);
+        };
         let report = network.report().await;
         self.publish(&network);
         report

@@ -100,20 +100,32 @@ impl Keeper {
     }
 
     async fn hear(&mut self, context: &ProviderContext, event: LinkEvent) {
-        let own = context.interface().map(|interface| interface.index);
+        let Some(device) = context.device_info() else {
+            return;
+        };
+        let own = device.index;
+        let bridge = device.bridge.as_ref().or(device.waits_for.as_ref());
         let now = Instant::now();
         match event {
             LinkEvent::LinkChanged {
                 index,
                 deleted: true,
                 ..
-            } if Some(index) == own => {
+            } if index == own => {
                 self.is_gone = true;
                 self.due = now;
             }
-            LinkEvent::LinkChanged { index, came_up, .. } => {
-                self.came_up |= came_up && Some(index) == own;
-                self.look_soon(now);
+            LinkEvent::LinkChanged {
+                index,
+                name,
+                came_up,
+                ..
+            } => {
+                self.came_up |= came_up && index == own;
+                // A machine may have thousands of others, which come and go.
+                if index == own || name == device.name || Some(&name) == bridge {
+                    self.look_soon(now);
+                }
             }
             LinkEvent::AddressesChanged => {
                 context.follow_local_networks().await;

@@ -51,6 +51,7 @@ fn take_bridge_away(pair: &Pair, lines: &'static str) {
 fn what_others_undo_comes_back_and_is_logged() {
     let settings = Settings {
         overlay_mtu: 1450,
+        device: "mac = \"02:00:5e:10:00:01\"",
         ..Settings::default()
     };
     let mut pair = Pair::start(Plan {
@@ -60,6 +61,7 @@ fn what_others_undo_comes_back_and_is_logged() {
     for (change, changed) in [
         ("nomaster", "bridge"),
         ("mtu 1400", "MTU"),
+        ("address 02:00:5e:10:00:99", "MAC address"),
         ("addrgenmode eui64", "addr_gen_mode"),
     ] {
         pair.a.ns.ip(&format!("link set {DEVICE} {change}"));
@@ -71,6 +73,7 @@ fn what_others_undo_comes_back_and_is_logged() {
             (&link["mtu"], &link["inet6_addr_gen_mode"]),
             (&1450.into(), &"none".into())
         );
+        assert_eq!(link["address"], "02:00:5e:10:00:01");
         assert_eq!(device(&pair.a).bridge.as_deref(), Some(BRIDGE));
     }
     pair.connect(secs(10));

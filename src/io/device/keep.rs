@@ -54,7 +54,9 @@ impl Device {
         let link = self.link().await?;
         self.look(&link).await?;
         self.log_what_stays(&before);
-        self.warn_of_narrow_mtu().await;
+        if (&before.bridge, before.mtu) != (&self.info.bridge, self.info.mtu) {
+            self.warn_of_narrow_mtu().await;
+        }
         Ok(std::mem::take(&mut self.steps))
     }
 
@@ -222,10 +224,8 @@ impl Device {
         if self.info.moved {
             let name = self.info.name.clone();
             return Ok(DeviceReport {
-                info: self.info.clone(),
-                port: None,
-                counters: Default::default(),
                 remedies: vec![LinkError::Elsewhere { name }.to_string()],
+                ..DeviceReport::of(self.info.clone())
             });
         }
         let link = self.link().await?;
@@ -259,6 +259,11 @@ impl Device {
 
     /// Logs what keeps frames larger than the MTU from passing, when that is news.
     pub(super) async fn warn_of_narrow_mtu(&mut self) {
+        if self.info.bridge.is_none() {
+            self.told_of = None;
+            return;
+        }
+        // This asks for all links of the machine, of which there may be thousands.
         let Ok(port) = self.links.port_report(self.info.index).await else {
             return;
         };

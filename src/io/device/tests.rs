@@ -5,6 +5,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
+use crate::io::options;
 use crate::io::testing::{Namespace, block_on, eventually, in_namespace, ip, wait_for_carrier};
 
 fn request(name: &str) -> DeviceRequest {
