@@ -295,36 +295,8 @@ sanitized() {
     cargo test --target "$(host)" --target-dir "target/sanitizers/$kind" "$@"
 }
 
-# Stable Rust has all that libFuzzer needs; cargo-fuzz, which would pass these flags, asks for
-# nightly. With --target they reach neither build scripts nor procedural macros, which cannot link
-# against counters that nobody reads.
 job_fuzz() {
-  local sancov="-Cllvm-args=-sanitizer-coverage" target
-  RUSTFLAGS="--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module $sancov-level=4 \
-    $sancov-inline-8bit-counters $sancov-pc-table $sancov-trace-compares" \
-    cargo build --manifest-path tests/fuzz/Cargo.toml --target-dir target/fuzz \
-    --target "$(host)" --release --locked
-  for target in tests/fuzz/targets/*.rs; do
-    fuzz_one "$(basename "$target" .rs)"
-  done
-}
-
-# What is found goes to target/; the committed corpus is read only, so that a run leaves no traces.
-fuzz_one() {
-  local name=$1 log=target/fuzz/$1.log found=target/fuzz/corpus/$1 faults=target/fuzz/artifacts/$1
-  mkdir -p "$found" "$faults"
-  if ! "target/fuzz/$(host)/release/$name" "$found" "tests/fuzz/corpus/$name" \
-    -max_total_time="${FUZZ_SECONDS:-10}" -artifact_prefix="$faults/" -timeout=10 >"$log" 2>&1; then
-    tail -n 40 "$log"
-    echo "fuzz $name: failed; the input is in $faults, the log in $log" >&2
-    exit 1
-  fi
-  # A build without counters runs happily and finds nothing.
-  if ! grep -q 'DONE *cov: [1-9]' "$log"; then
-    echo "fuzz $name: no coverage, see $log" >&2
-    exit 1
-  fi
-  sed -nE "s/^#[0-9]+\s+(INITED|DONE)\s+(cov: [0-9]+ ft: [0-9]+ corp: [0-9]+).*/$name: \1 \2/p" "$log"
+  scripts/fuzz
 }
 
 job_netns() {

@@ -15,7 +15,7 @@
 //! icmp     what others say of datagrams that did not arrive
 //! sockets  sockets through the tunnel, and outside of it by their `mark`
 //! tap      frames in and out of the kernel; in `vnet`, what travels beside them, in `packet`, the
-//!          NIC in place of a TAP
+//!          NIC in place of a TAP; in `memory`, for fuzz targets, a device without a kernel
 //! names    who resolves names, and proxy, which proxy programs find
 //! retry    when to try again what the kernel refuses
 //! resolver addresses of names, looked up on a few threads that nobody waits for
@@ -38,6 +38,8 @@ pub mod icmp;
 pub mod link;
 pub mod lock;
 pub mod mark;
+#[cfg(fuzzing)]
+pub mod memory;
 pub mod names;
 pub mod path;
 pub mod power;

@@ -422,12 +422,23 @@ pub struct TapQueue {
 enum End {
     Tap(File),
     Nic(PacketSocket),
+    #[cfg(fuzzing)]
+    Memory(super::memory::Device),
 }
 
 /// The most parts of a frame for [`TapQueue::write_parts`].
 pub const MAX_PARTS: usize = 127;
 
 impl TapQueue {
+    /// Of a device without a kernel.
+    #[cfg(fuzzing)]
+    pub fn in_memory(device: super::memory::Device, has_vnet_header: bool) -> Self {
+        Self {
+            has_vnet_header,
+            end: End::Memory(device),
+        }
+    }
+
     /// Whether frames may be written with more than [`VnetHeader::NONE`].
     pub fn takes_offloads(&self) -> bool {
         self.has_vnet_header
@@ -441,6 +452,8 @@ impl TapQueue {
             // A TAP's limit is GSO_LEGACY_MAX_SIZE, and what is longer is cut on its way here.
             End::Tap(_) => 65_536 + ROOM,
             End::Nic(_) => packet::LONGEST_PACKET + ROOM,
+            #[cfg(fuzzing)]
+            End::Memory(_) => packet::LONGEST_PACKET + ROOM,
         }
     }
 
@@ -451,6 +464,8 @@ impl TapQueue {
         match &self.end {
             End::Tap(_) => true,
             End::Nic(socket) => socket.is_deleted(),
+            #[cfg(fuzzing)]
+            End::Memory(_) => false,
         }
     }
 
@@ -465,6 +480,8 @@ impl TapQueue {
         match &self.end {
             End::Tap(file) => bpf::attach_to_tap(file, &circle::all_but_datagrams_from(port)),
             End::Nic(socket) => socket.leave_out_datagrams_to(port),
+            #[cfg(fuzzing)]
+            End::Memory(_) => Ok(()),
         }
     }
 
@@ -478,6 +495,8 @@ impl TapQueue {
         let mut file = match &self.end {
             End::Tap(file) => file,
             End::Nic(socket) => return socket.try_read(buf),
+            #[cfg(fuzzing)]
+            End::Memory(device) => return Ok(device.try_read(buf)),
         };
         let mut header = VnetHeader::NONE;
         let result = if self.has_vnet_header {
@@ -551,6 +570,8 @@ impl TapQueue {
             // It takes a frame whole or not at all.
             End::Tap(file) => (&mut &*file).write_vectored(parts).map(drop),
             End::Nic(socket) => socket.write(vnet, parts),
+            #[cfg(fuzzing)]
+            End::Memory(device) => device.write(vnet, &parts[usize::from(self.has_vnet_header)..]),
         }
     }
 }
@@ -560,6 +581,8 @@ impl AsFd for TapQueue {
         match &self.end {
             End::Tap(file) => file.as_fd(),
             End::Nic(socket) => socket.as_fd(),
+            #[cfg(fuzzing)]
+            End::Memory(device) => device.as_fd(),
         }
     }
 }

@@ -44,7 +44,14 @@ pub(super) enum Outlet {
     },
     /// To the workers.
     Staged(Dealer<Train>),
+    /// Sealed on the spot, and kept for whoever looks.
+    #[cfg(fuzzing)]
+    Kept { kept: Kept, empties: Vec<Train> },
 }
+
+/// Sealed datagrams, and the ports of those to whom they would go.
+#[cfg(fuzzing)]
+pub(super) type Kept = Arc<std::sync::Mutex<Vec<(PortId, Vec<u8>)>>>;
 
 /// The first step; with an inline outlet, all three.
 pub(super) struct Dispatch {
@@ -66,6 +73,8 @@ impl Dispatch {
     pub(super) fn new(drops: Arc<Drops>, lane: Lane, outlet: Outlet) -> Self {
         let most_filling = match &outlet {
             Outlet::Inline { empties, .. } => empties.len(),
+            #[cfg(fuzzing)]
+            Outlet::Kept { empties, .. } => empties.len(),
             Outlet::Staged(_) => STAGED_TRAINS,
         };
         Self {
@@ -217,6 +226,16 @@ impl Dispatch {
                 // Fails only when the workers are gone, and then the tunnel is being stopped.
                 let _ = dealer.deal(train);
             }
+            #[cfg(fuzzing)]
+            Outlet::Kept { kept, empties } => {
+                train.seal();
+                if let (Some(session), Ok(mut kept)) = (train.session(), kept.lock()) {
+                    let datagrams = train.runs().flat_map(|(run, size)| run.chunks(size));
+                    kept.extend(datagrams.map(|datagram| (session.port, datagram.to_vec())));
+                }
+                train.clear();
+                empties.push(train);
+            }
         }
     }
 
@@ -232,6 +251,11 @@ impl Dispatch {
             Outlet::Inline { empties, .. } => {
                 drop(filling);
                 // The one in hand was lost.
+                empties.resize_with(self.most_filling, Train::default);
+            }
+            #[cfg(fuzzing)]
+            Outlet::Kept { empties, .. } => {
+                drop(filling);
                 empties.resize_with(self.most_filling, Train::default);
             }
             // These go round, and no train is in hand for long enough to be lost.
@@ -259,6 +283,8 @@ impl Outlet {
     fn empty(&mut self) -> Option<Train> {
         match self {
             Self::Inline { empties, .. } => empties.pop(),
+            #[cfg(fuzzing)]
+            Self::Kept { empties, .. } => empties.pop(),
             Self::Staged(dealer) => dealer.empty(),
         }
     }

@@ -685,8 +685,39 @@ impl Delivery {
         accepted
     }
 
+    /// Has the next sender of much told to slow down.
+    #[cfg(fuzzing)]
+    pub(super) fn insist_on_signal(&mut self) {
+        self.codel.insist();
+    }
+
+    /// Steps 3 to 6 for a batch of datagrams that are as good as opened.
+    #[cfg(fuzzing)]
+    pub(super) fn deliver_opened<'a>(
+        &mut self,
+        datagrams: impl IntoIterator<Item = (MessageType, SessionIndex, Counter, &'a [u8])>,
+        from: Caller,
+        recovery: &mut Recovery,
+    ) -> bool {
+        let tables = self.tables.load();
+        self.begin(&tables, Some(false));
+        let now = self.shared.clock.now();
+        for (message_type, receiver, counter, plaintext) in datagrams {
+            let arrival = Arrival {
+                message_type,
+                receiver,
+                counter,
+                from,
+            };
+            if let Err(reason) = self.accept(&tables, arrival, plaintext, now) {
+                self.drops.count(reason);
+            }
+        }
+        self.end(&tables, recovery)
+    }
+
     /// Nothing came for a while. True if frames go on waiting for missing pieces.
-    fn forward_incomplete(&mut self, recovery: &mut Recovery) -> bool {
+    pub(super) fn forward_incomplete(&mut self, recovery: &mut Recovery) -> bool {
         let tables = self.tables.load();
         self.sweep(&tables);
         self.leave(&tables, Patience::None, recovery)

@@ -19,6 +19,8 @@ mod addresses;
 pub(crate) mod clock;
 mod control;
 mod dispatch;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod inbound;
 mod lanes;
 mod limit_log;

@@ -119,7 +119,7 @@ impl Outbound {
     }
 
     /// Forwards what the TAP has now, up to a portion. True if there is bulk in it.
-    fn forward_portion(&mut self, recovery: &mut Recovery) -> Result<bool, Stopped> {
+    pub(super) fn forward_portion(&mut self, recovery: &mut Recovery) -> Result<bool, Stopped> {
         let mut portion = std::mem::take(&mut self.portion);
         let outcome = portion.fill(&self.tap).map_err(Stopped::of_tap);
         // Loaded after the frames were read: a session that is new by then may have them.
@@ -302,7 +302,13 @@ impl Outbound {
         Ok(())
     }
 
-    fn send_emissions(&mut self, recovery: &mut Recovery) {
+    /// Has the next sender of much told to slow down.
+    #[cfg(fuzzing)]
+    pub(super) fn insist_on_signal(&mut self) {
+        self.codel.insist();
+    }
+
+    pub(super) fn send_emissions(&mut self, recovery: &mut Recovery) {
         if let Some(emissions) = &self.emissions {
             emissions.waker.clear();
         }

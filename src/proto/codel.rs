@@ -25,11 +25,24 @@ pub struct Codel {
     last_signals: u32,
     ended: Option<Instant>,
     observed: Option<Instant>,
+    /// The queue stands, whatever the clock says.
+    #[cfg(fuzzing)]
+    insists: bool,
 }
 
 impl Codel {
+    /// The next portion is one of a queue that stands.
+    #[cfg(fuzzing)]
+    pub fn insist(&mut self) {
+        self.insists = true;
+    }
+
     /// Notes one portion. True if one sender should be told to slow down, now.
     pub fn observe(&mut self, now: Instant, is_full: bool) -> bool {
+        #[cfg(fuzzing)]
+        if std::mem::take(&mut self.insists) {
+            return true;
+        }
         let since = |earlier: Option<Instant>| {
             earlier.map(|earlier| now.saturating_duration_since(earlier))
         };

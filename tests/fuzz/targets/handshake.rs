@@ -130,18 +130,14 @@ impl World {
                 if !self.to_peer.is_empty() {
                     let datagram = self.to_peer.remove(0);
                     let from = address(OURS);
-                    let _ = self
-                        .peer
-                        .handle_handshake(self.now, from, &datagram);
+                    let _ = self.peer.handle_handshake(self.now, from, &datagram);
                 }
             }
             Step::Deliver { to_peer: false } => {
                 if !self.to_node.is_empty() {
                     let datagram = self.to_node.remove(0);
                     let from = address(PEER);
-                    let _ = self
-                        .node
-                        .handle_handshake(self.now, from, &datagram);
+                    let _ = self.node.handle_handshake(self.now, from, &datagram);
                 }
             }
             Step::Lose { to_peer } => {
@@ -164,13 +160,14 @@ impl World {
             bytes[covered..covered + 16].copy_from_slice(&mac1);
         }
         let before = sessions(&self.node);
-        let handled = self
-            .node
-            .handle_handshake(self.now, from, &bytes);
+        let handled = self.node.handle_handshake(self.now, from, &bytes);
         assert!(handled.is_err(), "{bytes:02x?}");
         assert_eq!(sessions(&self.node), before);
         while let Some(event) = self.node.poll_event() {
-            assert!(matches!(event, Event::Refused(_) | Event::Trouble(_)), "{event:?}");
+            assert!(
+                matches!(event, Event::Refused(_) | Event::Trouble(_)),
+                "{event:?}"
+            );
         }
         if let Some(answer) = self.node.poll_transmit() {
             assert_eq!(answer.to, from);

@@ -20,7 +20,7 @@ use patchcord::{
     proto::{
         limits::REASSEMBLY_LANE_BYTES,
         reassembly::{Reassembly, Run, Stations, Which, Whole},
-        superframe::{Layout, MAX_HEADERS, MAX_SUPERFRAME},
+        superframe::{HEADER_ROOM, Layout, MAX_SUPERFRAME},
     },
     stats::DropReason,
     wire::{
@@ -231,7 +231,7 @@ impl Frame {
         let segments = self.segments_of(&layout, run.payload);
         let payload = layout.payload(segments.clone());
         assert!(!self.sent[payload].contains(&false), "it was not sent");
-        let mut headers = [0; MAX_HEADERS];
+        let mut headers = [0; HEADER_ROOM];
         let (offload, of_run) = layout.emit_headers(self.bytes(), segments.clone(), &mut headers);
         assert_eq!(run.headers, &headers[..layout.headers_len()]);
         assert_eq!((run.offload, run.layout), (offload, of_run));

@@ -12,7 +12,8 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use patchcord::{
     proto::superframe::{
-        Layout, MAX_HEADERS, MAX_SEGMENTS, MAX_SUPERFRAME, check_checksum, finish_checksum,
+        HEADER_ROOM, Layout, MAX_HEADERS, MAX_SEGMENTS, MAX_SUPERFRAME, check_checksum,
+        finish_checksum,
     },
     wire::offload::{Checksum, Offload, Segmentation, Transport},
 };
@@ -80,7 +81,7 @@ fn emit(
     run: std::ops::Range<usize>,
     is_intact: bool,
 ) {
-    let mut out = [0xa5; MAX_HEADERS];
+    let mut out = [0xa5; HEADER_ROOM];
     let (of_run, layout_of_run) = layout.emit_headers(head, run.clone(), &mut out);
     let (headers, untouched) = out.split_at(layout.headers_len());
     assert!(untouched.iter().all(|&byte| byte == 0xa5));

@@ -164,11 +164,9 @@ fn sessions() -> &'static (Arc<Session>, Arc<Session>) {
         let mut b = node(b, a_public, None, now);
         a.handle_timeout(now, wall);
         let initiation = a.poll_transmit().expect("it calls at once").datagram;
-        b.handle_handshake(now, address, &initiation)
-            .expect("good");
+        b.handle_handshake(now, address, &initiation).expect("good");
         let response = b.poll_transmit().expect("it answers").datagram;
-        a.handle_handshake(now, address, &response)
-            .expect("good");
+        a.handle_handshake(now, address, &response).expect("good");
         let only = |node: &Node| node.tables().sessions.into_values().next();
         (
             only(&a).expect("established"),

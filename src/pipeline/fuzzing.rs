@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The stages of the data path, between a device without a kernel and sealed datagrams, for fuzz
+//! targets: [`Delivery`] and [`Outbound`] as the threads run them, in one thread. In no other build.
+#![cfg(fuzzing)]
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use patchcord_bridge::{Kind, PortId, Switch, SwitchConfig};
+use tokio::sync::mpsc;
+
+use super::{
+    clock,
+    dispatch::{Kept, Outlet},
+    inbound::Delivery,
+    outbound::Outbound,
+    recovery::Recovery,
+    shared::{Handshake, Shared, ToControl},
+    slow_path::{Emission, SIGHTINGS, Sighting, To},
+};
+use crate::{
+    crypto::{
+        aead::Cipher,
+        keys::PrivateKey,
+        noise::{SplitKey, SplitKeys},
+    },
+    io::{
+        memory::{Described, Device, Refusals},
+        tap::TapQueue,
+    },
+    proto::{
+        guard::Mac1Check,
+        session::{Agreement, Role, Route, Session, Tables},
+        train::Train,
+    },
+    stats::DropReason,
+    wire::{Counter, Lane, MessageType, SessionIndex},
+};
+
+/// The most peers of a chain.
+pub const MAX_PEERS: usize = 3;
+/// Data lanes of each of them.
+pub const LANES: u8 = 3;
+const OUTBOUND: Lane = Lane::FIRST_DATA;
+const ONWARD: Lane = Lane(2);
+
+/// What a node is like.
+pub struct ChainConfig {
+    /// The switch, with a port for the device and one for each peer.
+    pub switch: SwitchConfig,
+    /// No switch but a wire.
+    pub wire: bool,
+    /// The largest frame that goes to the device.
+    pub max_frame: u32,
+    /// Whether the device takes open checksums and super-frames.
+    pub takes_offloads: bool,
+    /// What it does not take.
+    pub refusals: Refusals,
+    /// The largest datagram on the path to each peer; without one there is no session.
+    pub paths: Vec<Option<usize>>,
+}
+
+/// A datagram of a peer, opened.
+pub struct Arriving<'a> {
+    /// Of whom.
+    pub peer: PortId,
+    /// A frame, or chunks.
+    pub message_type: MessageType,
+    /// Lane and sequence number.
+    pub counter: Counter,
+    /// What it holds.
+    pub plaintext: &'a [u8],
+}
+
+/// A datagram on its way to a peer, opened with the keys that the peer has.
+pub struct Departed {
+    /// To whom.
+    pub peer: PortId,
+    /// Its size on the wire.
+    pub sealed_len: usize,
+    /// A frame, or chunks.
+    pub message_type: MessageType,
+    /// Lane and sequence number.
+    pub counter: Counter,
+    /// What it holds.
+    pub plaintext: Vec<u8>,
+}
+
+/// A node's data path.
+pub struct Chain {
+    shared: Arc<Shared>,
+    device: Device,
+    delivery: Delivery,
+    outbound: Outbound,
+    /// A panic aborts a fuzz target before it gets there.
+    recovery: Recovery,
+    sessions: Sessions,
+    kept: Kept,
+    _handshakes: mpsc::Receiver<Handshake>,
+    sightings: mpsc::Receiver<Sighting>,
+}
+
+impl Chain {
+    /// A node whose peers are up.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn new(config: ChainConfig) -> io::Result<Self> {
+        let (handshakes_in, handshakes) = mpsc::channel(1);
+        let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
+        let to_control = ToControl {
+            handshakes: handshakes_in,
+            sightings: sightings_in,
+        };
+        let switch = Switch::new(config.switch, [1, 2]);
+        let is_hub = switch.is_hub();
+        let max_frame = config.max_frame;
+        let (shared, emissions) = Shared::new(switch, config.wire, mac1(), max_frame, to_control)?;
+        let shared = Arc::new(shared);
+        let sessions = sessions();
+        shared
+            .tables
+            .store(Arc::new(tables(&sessions, &config.paths)));
+        let device = Device::new(config.refusals)?;
+        let tap = Arc::new(TapQueue::in_memory(device.clone(), config.takes_offloads));
+        let kept = Kept::default();
+        let outlet = || Outlet::Kept {
+            kept: kept.clone(),
+            empties: config.paths.iter().map(|_| Train::default()).collect(),
+        };
+        let onward = is_hub.then(|| (ONWARD, outlet()));
+        let outlet = outlet();
+        Ok(Self {
+            delivery: Delivery::new(shared.clone(), tap.clone(), onward),
+            outbound: Outbound::new(shared.clone(), tap, Some(emissions), OUTBOUND, outlet),
+            recovery: Recovery::new(shared.clone()),
+            shared,
+            device,
+            sessions,
+            kept,
+            _handshakes: handshakes,
+            sightings,
+        })
+    }
+
+    /// One batch of datagrams off the wire. True if frames wait for missing pieces.
+    pub fn receive<'a>(&mut self, batch: impl IntoIterator<Item = Arriving<'a>>) -> bool {
+        let opened = batch.into_iter().map(|arriving| {
+            let index = index_of(arriving.peer);
+            let counter = arriving.counter;
+            (arriving.message_type, index, counter, arriving.plaintext)
+        });
+        let is_waiting =
+            self.delivery
+                .deliver_opened(opened, (endpoint(), None), &mut self.recovery);
+        self.run_slow_path();
+        is_waiting
+    }
+
+    /// Nothing came for a while. True if frames wait for missing pieces all the same.
+    pub fn give_up_waiting(&mut self) -> bool {
+        let is_waiting = self.delivery.forward_incomplete(&mut self.recovery);
+        self.run_slow_path();
+        is_waiting
+    }
+
+    /// One portion of frames off the device, what does not fit waits for the next call.
+    pub fn read(&mut self, frames: impl IntoIterator<Item = Described>) {
+        for frame in frames {
+            self.device.put(frame);
+        }
+        // The device has no way to end.
+        let _ = self.outbound.forward_portion(&mut self.recovery);
+        self.run_slow_path();
+    }
+
+    /// Queues stand: the next sender of much is told so, in both directions.
+    pub fn let_queues_stand(&mut self) {
+        self.delivery.insist_on_signal();
+        self.outbound.insist_on_signal();
+    }
+
+    /// What was written to the device since this was last asked.
+    pub fn take_written(&self) -> Vec<Described> {
+        self.device.take_written()
+    }
+
+    /// How often the device has refused a frame.
+    pub fn refused(&self) -> u64 {
+        self.device.refused()
+    }
+
+    /// What was sent since this was last asked.
+    ///
+    /// # Panics
+    /// When a datagram cannot be opened by the one that it is for.
+    pub fn take_departed(&self) -> Vec<Departed> {
+        let kept = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        let opened = |(peer, datagram)| opened(&self.sessions, peer, datagram);
+        kept.into_iter().map(opened).collect()
+    }
+
+    /// What was counted as lost.
+    pub fn drops(&self) -> Vec<(DropReason, u64)> {
+        self.shared.total_drops()
+    }
+
+    /// Frames that came from the device and went to it.
+    pub fn device_frames(&self) -> [u64; 2] {
+        [&self.shared.tap.outbound, &self.shared.tap.inbound].map(|way| way.frames())
+    }
+
+    /// As much of the slow path as moves frames: it knows no answer and passes questions on.
+    fn run_slow_path(&mut self) {
+        while let Ok(sighting) = self.sightings.try_recv() {
+            let Sighting {
+                kind,
+                ingress,
+                inside,
+                frame,
+            } = sighting;
+            if kind == Kind::Neighbour {
+                let to = To::Peers(Some(ingress));
+                self.shared.emit(Emission { to, inside, frame });
+            }
+        }
+        self.outbound.send_emissions(&mut self.recovery);
+    }
+}
+
+fn mac1() -> Mac1Check {
+    static MAC1: OnceLock<crate::crypto::keys::PublicKey> = OnceLock::new();
+    Mac1Check::new(MAC1.get_or_init(|| PrivateKey::generate().public_key()))
+}
+
+fn endpoint() -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], 1))
+}
+
+fn index_of(peer: PortId) -> SessionIndex {
+    SessionIndex::from_low_bits(peer.0.into())
+}
+
+fn tables(sessions: &Sessions, paths: &[Option<usize>]) -> Tables {
+    let route = |(session, path): (&Arc<Session>, &Option<usize>)| Route {
+        session: path.map(|_| session.clone()),
+        endpoint: Some(endpoint()),
+        local: None,
+        datagram_len: path.unwrap_or_default(),
+    };
+    let sessions = sessions.iter().take(paths.len());
+    Tables {
+        routes: sessions.clone().zip(paths).map(route).collect(),
+        sessions: sessions
+            .map(|session| (session.agreement.local, session.clone()))
+            .collect(),
+        ..Tables::default()
+    }
+}
+
+/// Each is one with itself: what is sealed under it can be opened under it.
+type Sessions = [Arc<Session>; MAX_PEERS];
+
+/// Keys cost time, and a session has no state but its counters: it lasts until it is old.
+fn sessions() -> Sessions {
+    const OLD: Duration = Duration::from_secs(60);
+    static SESSIONS: Mutex<Option<Sessions>> = Mutex::new(None);
+    let mut sessions = SESSIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    let young = sessions
+        .take()
+        .filter(|[first, ..]| first.age(clock::now()) < OLD);
+    let made = || [1, 2, 3].map(|port| Arc::new(session(PortId(port))));
+    sessions.insert(young.unwrap_or_else(made)).clone()
+}
+
+fn session(port: PortId) -> Session {
+    let agreement = Agreement {
+        local: index_of(port),
+        remote: index_of(port),
+        role: Role::Initiator,
+        cipher: Cipher::Aes256Gcm,
+        local_lanes: LANES,
+        remote_lanes: LANES,
+    };
+    let keys = SplitKeys {
+        seal: SplitKey::from_bytes([1; 32]),
+        open: SplitKey::from_bytes([1; 32]),
+    };
+    Session::new(agreement, &keys, port, clock::now(), Arc::default())
+}
+
+fn opened(sessions: &Sessions, peer: PortId, mut datagram: Vec<u8>) -> Departed {
+    let session = &sessions[usize::from(peer.0) - 1];
+    let sealed_len = datagram.len();
+    let message_type = MessageType::of(&datagram).expect("it was sealed");
+    let (counter, plaintext) = session.open(&mut datagram).expect("it was sealed");
+    Departed {
+        peer,
+        sealed_len,
+        message_type,
+        counter,
+        plaintext: plaintext.to_vec(),
+    }
+}

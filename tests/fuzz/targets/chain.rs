@@ -1,0 +1,869 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The whole data path of a node, by its own code: what an authenticated peer sends, chunk by chunk,
+//! through reassembly, checks, switch and tag edits, and out again to a device or to other peers; and
+//! what a device hands over, with any description, on its way to the peers. In every mode: TAP, plain
+//! back-end, NIC, wire, hub, with VLANs of every kind at every port, any MTU, and any path.
+//!
+//! Whatever goes in: nothing panics; what is written to the device is what its kernel may believe, and
+//! no larger than it takes; each datagram fits its path; and whoever is sent something accepts all of
+//! it. A wire loses nothing uncounted, and changes no byte.
+#![no_main]
+
+#[path = "../original.rs"]
+#[allow(dead_code)]
+mod original;
+#[path = "../packet.rs"]
+mod packet;
+
+use std::collections::VecDeque;
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use patchcord::{
+    io::{memory::Refusals, tap::VnetHeader},
+    pipeline::fuzzing::{Arriving, Chain, ChainConfig, Departed, LANES, MAX_PEERS},
+    proto::superframe::{MAX_SEGMENTS, finish_checksum},
+    stats::DropReason,
+    wire::{
+        Counter, Lane, MessageType,
+        chunk::{
+            CHUNK_HEADER_LEN, Chunk, Chunks, CutFrame, FRAGMENT_HEADER_LEN, Fragment,
+            OFFLOAD_HEADER_LEN, OPEN_FRAME_HEADER_LEN, emit_fragment_header, emit_frame_header,
+            emit_offload_header, emit_open_frame_header,
+        },
+        offload::{Checksum, Offload, Segmentation, Transport},
+    },
+};
+use patchcord_bridge::{
+    BpduPolicy, FloodLimits, Guard, PortConfig, PortId, PortVlans, SwitchConfig, Tpid, Vid, VidSet,
+};
+
+use packet::{Built, Packet, has_wrong_checksum};
+
+/// A tag that a port puts in front.
+const TAG: usize = 4;
+/// Bytes of a datagram that are not plaintext.
+const OVERHEAD: usize = 28;
+/// The largest body of a chunk here.
+const CHUNK: usize = 60_000;
+/// Steps of a run, and datagrams or frames of a step.
+const STEPS: usize = 16;
+const BATCH: usize = 16;
+
+fuzz_target!(|input: Input| run(&input));
+
+fn run(input: &Input) {
+    let mut run = Run::new(&input.world);
+    for step in input.steps.iter().take(STEPS) {
+        run.take(step);
+    }
+    run.take(&Step::Wait);
+    run.take(&Step::Wait);
+    run.finish();
+}
+
+/// A node, and whoever gets what it sends.
+struct Run {
+    world: Facts,
+    node: Chain,
+    far: Chain,
+    /// The next sequence number of each lane of each peer.
+    next: [[u64; LANES as usize + 1]; MAX_PEERS],
+    /// Every frame so far was as its maker means it.
+    is_honest: bool,
+    /// Nobody was told to slow down, so that no frame was changed.
+    is_calm: bool,
+    /// Frames that were read off the device and have to come out at the far end of a wire.
+    owed: VecDeque<Vec<u8>>,
+    /// Others were read that cross in pieces, or with fields put right.
+    has_corrected: bool,
+}
+
+struct Facts {
+    is_wire: bool,
+    takes_offloads: bool,
+    max_frame: usize,
+    nic_mtu: Option<usize>,
+    paths: Vec<Option<usize>>,
+}
+
+impl Run {
+    fn new(world: &World) -> Self {
+        let facts = world.facts();
+        let config = ChainConfig {
+            switch: world.switch(facts.paths.len()),
+            wire: facts.is_wire,
+            max_frame: facts.max_frame as u32,
+            takes_offloads: facts.takes_offloads,
+            refusals: Refusals {
+                longest: facts.nic_mtu.unwrap_or(usize::MAX),
+                udp: world.refuses_udp,
+                udp_segments: if world.cuts_few { 128 } else { usize::MAX },
+            },
+            paths: facts.paths.clone(),
+        };
+        let far = ChainConfig {
+            switch: SwitchConfig::with_ports(2),
+            wire: true,
+            max_frame: u16::MAX.into(),
+            takes_offloads: true,
+            refusals: Refusals {
+                longest: usize::MAX,
+                udp: false,
+                udp_segments: usize::MAX,
+            },
+            paths: vec![Some(1472); MAX_PEERS],
+        };
+        Self {
+            world: facts,
+            node: Chain::new(config).expect("descriptors are left"),
+            far: Chain::new(far).expect("descriptors are left"),
+            next: Default::default(),
+            is_honest: true,
+            is_calm: true,
+            owed: VecDeque::new(),
+            has_corrected: false,
+        }
+    }
+
+    fn take(&mut self, step: &Step) {
+        match step {
+            Step::Receive(arrivals) => self.receive(arrivals),
+            Step::Read(frames) => self.read(frames),
+            Step::Wait => drop(self.node.give_up_waiting()),
+            Step::Stand => {
+                self.is_calm = false;
+                self.node.let_queues_stand();
+            }
+        }
+        self.check_written();
+        self.check_departed();
+    }
+
+    fn receive(&mut self, arrivals: &[Arrival]) {
+        let mut datagrams = Vec::new();
+        for arrival in arrivals.iter().take(BATCH) {
+            let peer = usize::from(arrival.peer) % self.world.paths.len();
+            let lane = 1 + arrival.lane % LANES;
+            for (message_type, plaintext) in arrival.content.datagrams(&mut self.is_honest) {
+                let next = &mut self.next[peer][usize::from(lane)];
+                let sequence = arrival.order.number(next);
+                let counter = Counter::new(Lane(lane), sequence);
+                datagrams.push((PortId(peer as u16 + 1), message_type, counter, plaintext));
+            }
+        }
+        self.node.receive(
+            datagrams
+                .iter()
+                .map(|&(peer, message_type, counter, ref plaintext)| Arriving {
+                    peer,
+                    message_type,
+                    counter,
+                    plaintext,
+                }),
+        );
+    }
+
+    fn read(&mut self, frames: &[Sent]) {
+        let mut described = Vec::new();
+        for sent in frames.iter().take(BATCH) {
+            let (vnet, built) = sent.describe(self.world.takes_offloads);
+            self.is_honest &= built.is_honest && sent.description.is_right();
+            if self.world.is_wire && self.is_calm {
+                match sent.crosses_as_it_is(&built) {
+                    true if self.world.paths[0].is_some() => {
+                        self.owed.push_back(finished(&vnet, &built.frame));
+                    }
+                    true => {}
+                    false => self.has_corrected = true,
+                }
+            }
+            described.push((vnet, built.frame));
+        }
+        // Small frames may overtake large ones, and a portion takes only so many bytes.
+        let before = self.node.device_frames()[0];
+        self.node.read(described.iter().cloned());
+        let mut calls = 0;
+        while self.node.device_frames()[0] < before + described.len() as u64 {
+            self.node.read([]);
+            calls += 1;
+            assert!(calls < 64, "frames are left on the device");
+        }
+    }
+
+    fn check_written(&mut self) {
+        for (vnet, frame) in self.node.take_written() {
+            self.world.check_written(&vnet, &frame);
+            if self.is_honest && vnet == VnetHeader::NONE {
+                assert!(!has_wrong_checksum(&frame), "{frame:02x?}");
+            }
+        }
+    }
+
+    fn check_departed(&mut self) {
+        let departed = self.node.take_departed();
+        for datagram in &departed {
+            self.world.check_datagram(datagram);
+        }
+        self.far.receive(departed.iter().map(|datagram| Arriving {
+            peer: datagram.peer,
+            message_type: datagram.message_type,
+            counter: datagram.counter,
+            plaintext: &datagram.plaintext,
+        }));
+        for (vnet, frame) in self.far.take_written() {
+            check_description(&vnet, &frame);
+            if self.world.is_wire && self.is_calm {
+                self.settle(&finished(&vnet, &frame));
+            }
+        }
+    }
+
+    /// A frame that came out at the far end of a wire was read at this one, as it is.
+    fn settle(&mut self, frame: &[u8]) {
+        let place = self.owed.iter().position(|owed| owed == frame);
+        match place {
+            Some(place) => drop(self.owed.remove(place)),
+            None => assert!(self.has_corrected, "nobody sent this: {frame:02x?}"),
+        }
+    }
+
+    fn finish(mut self) {
+        self.far.give_up_waiting();
+        for (vnet, frame) in self.far.take_written() {
+            check_description(&vnet, &frame);
+        }
+        for (reason, count) in self.far.drops() {
+            // A frame of this size cannot be received by anybody.
+            let is_expected = matches!(reason, DropReason::Oversize | DropReason::ControlQueueFull);
+            assert!(is_expected, "{count} refused by the far end: {reason:?}");
+        }
+        if self.world.is_wire && self.is_calm {
+            let lost: u64 = self.node.drops().iter().map(|(_, count)| count).sum();
+            let oversize: u64 = self.far.drops().iter().map(|(_, count)| count).sum();
+            let owed = self.owed.len() as u64;
+            assert!(owed <= lost + oversize, "{owed} frames were lost uncounted");
+        }
+    }
+}
+
+impl Facts {
+    /// What a kernel is told: it takes no more, and believes no more.
+    fn check_written(&self, vnet: &VnetHeader, frame: &[u8]) {
+        assert!(self.takes_offloads || *vnet == VnetHeader::NONE);
+        check_description(vnet, frame);
+        let longest = match vnet.gso_type {
+            VnetHeader::GSO_NONE => frame.len(),
+            _ => usize::from(vnet.hdr_len) + usize::from(vnet.gso_size).min(frame.len()),
+        };
+        assert!(
+            longest <= self.max_frame + TAG,
+            "{longest} bytes, {} are the limit",
+            self.max_frame
+        );
+    }
+
+    fn check_datagram(&self, departed: &Departed) {
+        let path = self.paths[usize::from(departed.peer.0) - 1];
+        let path = path.expect("nothing goes to a peer without a session");
+        assert!(departed.sealed_len <= path, "{}", departed.sealed_len);
+        assert_eq!(departed.plaintext.len() + OVERHEAD, departed.sealed_len);
+        if departed.message_type == MessageType::Chunks {
+            for chunk in Chunks::new(&departed.plaintext) {
+                let chunk = chunk.expect("what is sent is well-formed");
+                let is_control = matches!(
+                    chunk,
+                    Chunk::EchoRequest { .. } | Chunk::EchoReply { .. } | Chunk::Close
+                );
+                assert!(!is_control);
+            }
+        }
+    }
+}
+
+/// As `virtio_net_hdr_to_skb` of a kernel checks it, and more strictly.
+fn check_description(vnet: &VnetHeader, frame: &[u8]) {
+    let start = usize::from(vnet.csum_start);
+    let is_open = vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0;
+    if is_open {
+        assert!(start >= 14 && start + usize::from(vnet.csum_offset) + 2 <= frame.len());
+    } else {
+        assert_eq!(*vnet, VnetHeader::NONE);
+    }
+    if vnet.gso_type == VnetHeader::GSO_NONE {
+        return assert_eq!((vnet.gso_size, vnet.hdr_len), (0, 0));
+    }
+    let (transport, ethertype) = match vnet.gso_type & !VnetHeader::GSO_ECN {
+        VnetHeader::GSO_TCPV4 => (Transport::Tcp, Some([0x08, 0x00])),
+        VnetHeader::GSO_TCPV6 => (Transport::Tcp, Some([0x86, 0xdd])),
+        VnetHeader::GSO_UDP_L4 => (Transport::Udp, None),
+        other => panic!("no kernel knows of {other}"),
+    };
+    let cwr = vnet.gso_type & VnetHeader::GSO_ECN != 0;
+    assert!(is_open && vnet.gso_size > 0 && !(cwr && transport == Transport::Udp));
+    let headers = usize::from(vnet.hdr_len);
+    assert!(headers > start && headers < frame.len());
+    let segments = (frame.len() - headers).div_ceil(vnet.gso_size.into());
+    assert!(segments <= MAX_SEGMENTS);
+    let mut at = 12;
+    while [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]].contains(&[frame[at], frame[at + 1]]) {
+        at += 4;
+    }
+    assert!(ethertype.is_none_or(|ethertype| frame[at..at + 2] == ethertype));
+    let total = match frame[at..at + 2] {
+        [0x08, 0x00] => at + 2 + word(frame, at + 4),
+        _ => at + 42 + word(frame, at + 6),
+    };
+    assert_eq!(total, frame.len(), "the packet fills the frame");
+}
+
+fn word(frame: &[u8], at: usize) -> usize {
+    u16::from_be_bytes([frame[at], frame[at + 1]]).into()
+}
+
+/// With its open checksum in place, whoever finishes it; one that is nowhere stays open.
+fn finished(vnet: &VnetHeader, frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if vnet.gso_type == VnetHeader::GSO_NONE && vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0 {
+        let checksum = Checksum {
+            start: vnet.csum_start,
+            offset: vnet.csum_offset,
+        };
+        let _ = finish_checksum(&mut frame, checksum);
+    }
+    frame
+}
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    world: World,
+    steps: Vec<Step>,
+}
+
+/// A configuration.
+#[derive(Arbitrary, Debug)]
+struct World {
+    mode: Mode,
+    takes_offloads: bool,
+    refuses_udp: bool,
+    cuts_few: bool,
+    mtu: u16,
+    nic_mtu: Option<u16>,
+    peers: u8,
+    paths: [Path; MAX_PEERS],
+    ports: [Port; 1 + MAX_PEERS],
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Switch,
+    Hub,
+    Wire,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Path {
+    Down,
+    Narrow,
+    Base,
+    Ethernet,
+    Jumbo,
+    Bytes(u16),
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+struct Port {
+    vlans: Vlans,
+    guards: u8,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Vlans {
+    Any,
+    Trunk { native: Option<bool> },
+    Translated,
+    Access(u8),
+    Tunnel(u8, bool),
+}
+
+impl World {
+    fn facts(&self) -> Facts {
+        let is_wire = self.mode == Mode::Wire;
+        let peers = if is_wire {
+            1
+        } else {
+            1 + usize::from(self.peers) % MAX_PEERS
+        };
+        let mtu = usize::from(self.mtu).clamp(68, 65_521);
+        Facts {
+            is_wire,
+            takes_offloads: self.takes_offloads,
+            max_frame: (mtu + 22).min(65_535),
+            nic_mtu: self.nic_mtu.map(|mtu| usize::from(mtu).max(68)),
+            paths: self.paths[..peers]
+                .iter()
+                .map(|path| path.bytes())
+                .collect(),
+        }
+    }
+
+    fn switch(&self, peers: usize) -> SwitchConfig {
+        SwitchConfig {
+            ports: self.ports[..=peers].iter().map(Port::config).collect(),
+            fdb_capacity: 64,
+            hub: self.mode == Mode::Hub,
+            ..SwitchConfig::default()
+        }
+    }
+}
+
+impl Path {
+    /// The UDP payload that it carries.
+    fn bytes(self) -> Option<usize> {
+        let packet = match self {
+            Self::Down => return None,
+            Self::Narrow => 576,
+            Self::Base => 1280,
+            Self::Ethernet => 1500,
+            Self::Jumbo => 9216,
+            Self::Bytes(bytes) => bytes.clamp(576, 9216),
+        };
+        Some(usize::from(packet) - 48)
+    }
+}
+
+impl Port {
+    fn config(&self) -> PortConfig {
+        let is_set = |bit: u8| self.guards & 1 << bit != 0;
+        let guard = |bit| {
+            if is_set(bit) {
+                Guard::Drop
+            } else {
+                Guard::Allow
+            }
+        };
+        PortConfig {
+            vlans: self.vlans.config(),
+            limits: FloodLimits::default(),
+            bpdus: if is_set(0) {
+                BpduPolicy::Drop
+            } else {
+                BpduPolicy::Pass
+            },
+            dhcp_server: guard(1),
+            router_advertisements: guard(2),
+            neighbour_suppression: is_set(3),
+            multicast_snooping: is_set(4),
+            spoof_guard: is_set(5),
+            ..PortConfig::default()
+        }
+    }
+}
+
+impl Vlans {
+    fn config(self) -> PortVlans {
+        let vid = |number: u8| Vid::new(u16::from(number % 3 + 1) * 10).expect("it is a VLAN");
+        let allowed: VidSet = (0..3).map(vid).collect();
+        let vlans = match self {
+            Self::Any => return PortVlans::default(),
+            Self::Trunk { native } => {
+                let native = native.map(|is_vlan| if is_vlan { vid(0) } else { Vid::UNTAGGED });
+                PortVlans::trunk(allowed, native, &[])
+            }
+            Self::Translated => {
+                PortVlans::trunk(allowed, None, &[(vid(0), vid(1)), (vid(1), vid(0))])
+            }
+            Self::Access(number) => PortVlans::access(vid(number)),
+            Self::Tunnel(number, is_customer) => {
+                let tpid = if is_customer {
+                    Tpid::Customer
+                } else {
+                    Tpid::Service
+                };
+                PortVlans::tunnel(vid(number), tpid)
+            }
+        };
+        vlans.expect("it makes sense")
+    }
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    Receive(Vec<Arrival>),
+    Read(Vec<Sent>),
+    Wait,
+    Stand,
+}
+
+/// Some datagrams of a peer.
+#[derive(Arbitrary, Debug)]
+struct Arrival {
+    peer: u8,
+    lane: u8,
+    order: Order,
+    content: Content,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Order {
+    Next,
+    Skip(u8),
+    Back(u8),
+    At(u32),
+}
+
+impl Order {
+    fn number(self, next: &mut u64) -> u64 {
+        let number = match self {
+            Self::Next => *next,
+            Self::Skip(by) => *next + u64::from(by),
+            Self::Back(by) => return next.saturating_sub(by.into()),
+            Self::At(number) => number.into(),
+        };
+        *next = number + 1;
+        number
+    }
+}
+
+#[derive(Arbitrary, Debug)]
+enum Content {
+    /// A frame without a chunk header.
+    Frame(Packet),
+    /// Any bytes as chunks.
+    Raw(Vec<u8>),
+    Chunks(Vec<Piece>),
+    /// A frame in pieces, each in a datagram.
+    Cut {
+        packet: Packet,
+        id: u8,
+        open: Option<Claim>,
+        piece_len: u16,
+        /// Of the first datagrams.
+        lost: u32,
+        is_reversed: bool,
+        is_described_twice: bool,
+    },
+}
+
+#[derive(Arbitrary, Debug)]
+enum Piece {
+    Frame(Packet),
+    Open(Packet, Claim),
+    Fragment {
+        id: u8,
+        total: u16,
+        offset: u16,
+        len: u8,
+    },
+    Offload {
+        id: u8,
+        total: u16,
+        packet: Packet,
+        claim: Claim,
+    },
+}
+
+/// What is said to be open in a frame. Zeros are the truth.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+struct Claim {
+    start: i8,
+    offset: i8,
+    headers: i16,
+    total: i16,
+    transport: bool,
+    /// Bytes of a segment; none for a frame that is not cut by whoever gets it.
+    size: Option<u16>,
+    cwr: bool,
+}
+
+impl Claim {
+    fn checksum(&self, built: &Built) -> Checksum {
+        Checksum {
+            start: built.checksum.start.wrapping_add_signed(self.start.into()),
+            offset: built
+                .checksum
+                .offset
+                .wrapping_add_signed(self.offset.into()),
+        }
+    }
+
+    fn offload(&self, built: &Built) -> Offload {
+        let is_tcp = (built.protocol == 6) ^ self.transport;
+        let segmentation = self.size.map(|size| Segmentation {
+            transport: if is_tcp {
+                Transport::Tcp
+            } else {
+                Transport::Udp
+            },
+            size,
+            cwr: self.cwr,
+        });
+        Offload {
+            checksum: self.checksum(built),
+            segmentation,
+        }
+    }
+
+    fn headers<'a>(&self, built: &'a Built) -> &'a [u8] {
+        let len = built.headers_len.saturating_add_signed(self.headers.into());
+        &built.frame[..len.min(built.frame.len())]
+    }
+
+    fn is_right(&self) -> bool {
+        (self.start, self.offset, self.headers, self.total) == (0, 0, 0, 0) && !self.transport
+    }
+}
+
+impl Content {
+    fn datagrams(&self, is_honest: &mut bool) -> Vec<(MessageType, Vec<u8>)> {
+        match self {
+            Self::Frame(packet) => {
+                let built = packet.build();
+                *is_honest &= built.is_honest;
+                vec![(MessageType::Frame, built.finished())]
+            }
+            Self::Raw(bytes) => {
+                *is_honest = false;
+                vec![(MessageType::Chunks, bytes.clone())]
+            }
+            Self::Chunks(pieces) => {
+                let chunks = pieces.iter().take(8);
+                let plaintext = chunks.flat_map(|piece| piece.chunk(is_honest)).collect();
+                vec![(MessageType::Chunks, plaintext)]
+            }
+            Self::Cut { .. } => self.pieces(is_honest),
+        }
+    }
+
+    fn pieces(&self, is_honest: &mut bool) -> Vec<(MessageType, Vec<u8>)> {
+        let Self::Cut {
+            packet,
+            id,
+            open,
+            piece_len,
+            lost,
+            is_reversed,
+            is_described_twice,
+        } = self
+        else {
+            return Vec::new();
+        };
+        let mut built = packet.build();
+        *is_honest &= built.is_honest && open.is_none_or(|claim| claim.is_right());
+        if open.is_none() {
+            built.frame = built.finished();
+        }
+        let total = built.frame.len() as u32;
+        let (mut chunks, mut begin) = (Vec::new(), 0);
+        let describe = |claim: &Claim| {
+            let total = total.saturating_add_signed(claim.total.into());
+            offload(*id, total, claim.offload(&built), claim.headers(&built))
+        };
+        if let Some(claim) = open {
+            begin = claim.headers(&built).len();
+            chunks.push(describe(claim));
+        }
+        let most = built.frame.len().div_ceil(64).max(16);
+        let piece_len = usize::from(*piece_len).clamp(most, 9000);
+        for (at, piece) in built.frame[begin..].chunks(piece_len).enumerate() {
+            let offset = begin + at * piece_len;
+            chunks.push(fragment(*id, total, offset as u32, piece));
+        }
+        if let (Some(claim), true) = (open, is_described_twice) {
+            chunks.push(describe(claim));
+        }
+        if *is_reversed {
+            chunks.reverse();
+        }
+        let mut at = 0;
+        chunks.retain(|_| {
+            at += 1;
+            at > 32 || lost & 1 << (at - 1) == 0
+        });
+        let datagrams = chunks.into_iter().map(|chunk| (MessageType::Chunks, chunk));
+        datagrams.collect()
+    }
+}
+
+impl Piece {
+    fn chunk(&self, is_honest: &mut bool) -> Vec<u8> {
+        match self {
+            Self::Frame(packet) => {
+                let built = packet.build();
+                let frame = built.finished();
+                let frame = &frame[..frame.len().min(CHUNK)];
+                *is_honest &= built.is_honest && frame.len() < CHUNK;
+                let mut header = [0; CHUNK_HEADER_LEN];
+                emit_frame_header(&mut header, frame.len() as u16);
+                [&header[..], frame].concat()
+            }
+            Self::Open(packet, claim) => {
+                let built = packet.build();
+                let frame = &built.frame[..built.frame.len().min(CHUNK)];
+                *is_honest &= built.is_honest && claim.is_right() && frame.len() < CHUNK;
+                let mut header = [0; OPEN_FRAME_HEADER_LEN];
+                emit_open_frame_header(&mut header, claim.checksum(&built), frame.len() as u16);
+                [&header[..], frame].concat()
+            }
+            Self::Fragment {
+                id,
+                total,
+                offset,
+                len,
+            } => {
+                *is_honest = false;
+                fragment(
+                    *id,
+                    (*total).into(),
+                    (*offset).into(),
+                    &vec![0; (*len).into()],
+                )
+            }
+            Self::Offload {
+                id,
+                total,
+                packet,
+                claim,
+            } => {
+                *is_honest = false;
+                let built = packet.build();
+                let headers = claim.headers(&built);
+                let headers = &headers[..headers.len().min(9000)];
+                offload(*id, (*total).into(), claim.offload(&built), headers)
+            }
+        }
+    }
+}
+
+fn fragment(id: u8, total: u32, offset: u32, piece: &[u8]) -> Vec<u8> {
+    let mut header = [0; FRAGMENT_HEADER_LEN];
+    let place = Fragment {
+        frame_id: id.into(),
+        total,
+        offset,
+    };
+    emit_fragment_header(&mut header, place, piece.len() as u16);
+    [&header[..], piece].concat()
+}
+
+fn offload(id: u8, total: u32, offload: Offload, headers: &[u8]) -> Vec<u8> {
+    let headers = &headers[..headers.len().min(9000)];
+    let mut header = [0; OFFLOAD_HEADER_LEN];
+    let cut = CutFrame {
+        frame_id: id.into(),
+        total,
+    };
+    emit_offload_header(&mut header, cut, offload, headers.len() as u16);
+    [&header[..], headers].concat()
+}
+
+/// A frame that the device hands over.
+#[derive(Arbitrary, Debug)]
+struct Sent {
+    packet: Packet,
+    description: Description,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Description {
+    Finished,
+    Verified,
+    Open {
+        start: i8,
+        offset: i8,
+    },
+    Super {
+        size: u16,
+        headers: i8,
+        ecn: bool,
+        udp: bool,
+    },
+    Broken,
+    Any([u8; 2], [u16; 4]),
+}
+
+impl Description {
+    fn is_right(&self) -> bool {
+        match self {
+            Self::Finished | Self::Verified => true,
+            Self::Open { start, offset } => (*start, *offset) == (0, 0),
+            Self::Super { udp, ecn, .. } => !udp && !ecn,
+            Self::Broken | Self::Any(..) => false,
+        }
+    }
+}
+
+impl Sent {
+    /// Whether nothing has to be put right, or may be, before it crosses.
+    fn crosses_as_it_is(&self, built: &Built) -> bool {
+        match self.description {
+            // What is longer is cut off where it is read.
+            _ if built.frame.len() > u16::MAX.into() => false,
+            Description::Finished | Description::Verified => true,
+            Description::Open { start, offset } => (start, offset) == (0, 0) && built.is_honest,
+            _ => false,
+        }
+    }
+
+    /// A device without a description of frames gives none.
+    fn describe(&self, takes_offloads: bool) -> (VnetHeader, Built) {
+        let mut built = self.packet.build();
+        if !takes_offloads
+            || matches!(
+                self.description,
+                Description::Finished | Description::Verified
+            )
+        {
+            built.frame = built.finished();
+        }
+        let open = VnetHeader {
+            flags: VnetHeader::NEEDS_CHECKSUM,
+            csum_start: built.checksum.start,
+            csum_offset: built.checksum.offset,
+            ..VnetHeader::NONE
+        };
+        let vnet = match self.description {
+            _ if !takes_offloads => VnetHeader::NONE,
+            Description::Finished => VnetHeader::NONE,
+            Description::Verified => VnetHeader {
+                flags: VnetHeader::DATA_VALID,
+                ..VnetHeader::NONE
+            },
+            Description::Open { start, offset } => VnetHeader {
+                csum_start: open.csum_start.wrapping_add_signed(start.into()),
+                csum_offset: open.csum_offset.wrapping_add_signed(offset.into()),
+                ..open
+            },
+            Description::Super {
+                size,
+                headers,
+                ecn,
+                udp,
+            } => {
+                let kind = match (built.protocol == 17 || udp, built.is_ipv6) {
+                    (true, _) => VnetHeader::GSO_UDP_L4,
+                    (false, false) => VnetHeader::GSO_TCPV4,
+                    (false, true) => VnetHeader::GSO_TCPV6,
+                };
+                VnetHeader {
+                    gso_type: kind | u8::from(ecn) * VnetHeader::GSO_ECN,
+                    gso_size: size,
+                    hdr_len: (built.headers_len as u16).wrapping_add_signed(headers.into()),
+                    ..open
+                }
+            }
+            Description::Broken => VnetHeader::BROKEN,
+            Description::Any([flags, gso_type], [hdr_len, gso_size, csum_start, csum_offset]) => {
+                VnetHeader {
+                    flags,
+                    gso_type,
+                    hdr_len,
+                    gso_size,
+                    csum_start,
+                    csum_offset,
+                }
+            }
+        };
+        (vnet, built)
+    }
+}
