@@ -553,6 +553,7 @@ fn refuses_values_of_the_device() {
         (DEVICE, "name = \"pc0\"\n[pipeline]\nplan = \"staged\"\nlanes = 2", "9:9: [pipeline] lanes:", &[
             "the staged plan has one lane",
         ]),
+        (DEVICE, "name = \"pc0\"\n[pipeline]\nudp-gso = true", "8:11: [pipeline] udp-gso:", &["`\"auto\"`"]),
         (DEVICE, "name = \"pc0\"\n[pipeline]\nworkers = 0", "8:11: [pipeline] workers:", &[
             "1 to 64",
         ]),

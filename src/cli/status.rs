@@ -227,7 +227,7 @@ fn overview(status: &Status) -> String {
             format!("{}, started {}", state(status), ago(status.uptime_s)),
         ),
         row("public key", status.public_key.clone()),
-        row("listen", status.listen.clone()),
+        row("listen", listen(status)),
         row("device", device(&status.device)),
     ];
     rows.extend(device_trouble(&status.device));
@@ -311,6 +311,16 @@ fn bridge_port(device: &DeviceStatus) -> String {
         true => String::new(),
         false => format!(" ({})", parts.join(", ")),
     }
+}
+
+fn listen(status: &Status) -> String {
+    let without = |has: bool, what: &'static str| (!has).then_some(what);
+    let without = [
+        without(status.udp_gso, "no UDP GSO"),
+        without(status.udp_gro, "no UDP GRO"),
+    ];
+    let parts = iter::once(status.listen.as_str()).chain(without.into_iter().flatten());
+    parts.collect::<Vec<_>>().join(", ")
 }
 
 fn core_plan(status: &Status) -> String {
@@ -873,6 +883,8 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
             uptime_s: 3661.5,
             public_key: "own=".into(),
             listen: "[::]:51830".into(),
+            udp_gso: true,
+            udp_gro: true,
             device: DeviceStatus {
                 name: "pc0".into(),
                 index: 7,

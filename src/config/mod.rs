@@ -247,6 +247,20 @@ pub struct PipelineConfig {
     /// `nice`: precedence of the data threads while there is bulk traffic, -20 (most) to 19; -20 if
     /// absent.
     pub nice: Option<i32>,
+    /// `udp-gso`: whether the kernel or the network card may cut trains of datagrams.
+    pub udp_gso: OffloadChoice,
+    /// `udp-gro`: whether the kernel may hand over datagrams as trains.
+    pub udp_gro: OffloadChoice,
+}
+
+/// Whether an offload is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OffloadChoice {
+    /// Where the kernel has it.
+    #[default]
+    Auto,
+    /// Not at all.
+    Off,
 }
 
 /// Which core plan to use.

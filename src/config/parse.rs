@@ -372,6 +372,12 @@ impl Parser<'_> {
             workers: section.read("workers", report, value::workers),
             pin: section.read_flag("pin", report),
             nice: section.read("nice", report, value::nice),
+            udp_gso: section
+                .read("udp-gso", report, value::offload)
+                .unwrap_or_default(),
+            udp_gro: section
+                .read("udp-gro", report, value::offload)
+                .unwrap_or_default(),
         }
     }
 
@@ -566,7 +572,7 @@ mod tests {
     use patchcord_bridge::{PortConfig, PortVlans, Vid};
 
     use super::*;
-    use crate::config::{Backend, Carrier, CipherChoice};
+    use crate::config::{Backend, Carrier, CipherChoice, OffloadChoice};
 
     // RFC 7748, section 6.1.
     const OWN: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
@@ -654,6 +660,8 @@ mod tests {
                 workers: Some(2),
                 pin: Some(false),
                 nice: Some(-5),
+                udp_gso: OffloadChoice::Off,
+                udp_gro: OffloadChoice::Off,
             }
         );
         assert_eq!(
@@ -923,6 +931,8 @@ lanes = 1
 workers = 2
 pin = false
 nice = -5
+udp-gso = "off"
+udp-gro = "off"
 "#
         )
     }

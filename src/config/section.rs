@@ -111,7 +111,9 @@ pub(super) const SWITCH: Schema = Schema {
 pub(super) const PIPELINE: Schema = Schema {
     name: "pipeline",
     header: "[pipeline]",
-    keys: &["plan", "lanes", "workers", "pin", "nice"],
+    keys: &[
+        "plan", "lanes", "workers", "pin", "nice", "udp-gso", "udp-gro",
+    ],
     port: None,
 };
 const SECTIONS: [&Schema; 7] = [

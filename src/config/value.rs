@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use patchcord_bridge::MacAddr;
 use toml::de::DeValue;
 
-use super::{Backend, Carrier, CipherChoice, Endpoint, Mode, PlanChoice};
+use super::{Backend, Carrier, CipherChoice, Endpoint, Mode, OffloadChoice, PlanChoice};
 use crate::crypto::keys::PublicKey;
 
 pub(super) type Parsed<T> = Result<T, String>;
@@ -298,6 +298,13 @@ pub(super) fn plan(value: &DeValue<'_>) -> Parsed<PlanChoice> {
             ("inline", PlanChoice::Inline),
             ("staged", PlanChoice::Staged),
         ],
+    )
+}
+
+pub(super) fn offload(value: &DeValue<'_>) -> Parsed<OffloadChoice> {
+    choice(
+        value,
+        &[("auto", OffloadChoice::Auto), ("off", OffloadChoice::Off)],
     )
 }
 

@@ -138,6 +138,10 @@ pub struct Status {
     pub public_key: String,
     /// The UDP address in use.
     pub listen: String,
+    /// Whether the kernel, or the network card, cuts trains of datagrams.
+    pub udp_gso: bool,
+    /// Whether the kernel hands over datagrams as trains.
+    pub udp_gro: bool,
     /// The TAP, or the NIC.
     pub device: DeviceStatus,
     /// How the work is spread over threads and cores.
@@ -566,6 +570,8 @@ mod tests {
                     uptime_s: f64::from(number) / 4.0,
                     public_key: tunnel,
                     listen,
+                    udp_gso: number % 2 == 0,
+                    udp_gro: number % 3 == 0,
                     device: DeviceStatus {
                         name: name.clone(),
                         index: number,

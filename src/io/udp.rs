@@ -241,6 +241,19 @@ impl UdpSocket {
         self.capabilities
     }
 
+    /// Does without what `allowed` does not have, although the kernel says that it can do it.
+    ///
+    /// # Errors
+    /// Never on a socket that is open.
+    pub fn restrict(&mut self, allowed: Capabilities) -> io::Result<()> {
+        self.capabilities.gso &= allowed.gso;
+        if self.capabilities.gro && !allowed.gro {
+            sys::set_option(self.socket.as_fd(), SocketOption::UdpGro, 0)?;
+            self.capabilities.gro = false;
+        }
+        Ok(())
+    }
+
     /// Whether trains to `to` leave in one piece now. Where the interface or the kernel refuses to
     /// cut them, they leave as single datagrams for a minute; then one is tried again.
     pub fn uses_gso(&self, to: SocketAddr) -> bool {
@@ -667,6 +680,25 @@ mod tests {
             for size in [1, 1000, 1001, 4300, 64_000, 64_001, 200_500] {
                 let trains = assert_arrives(&sender, &receiver, to, size);
                 assert_eq!(trains, size.div_ceil(64_000), "{size} bytes");
+            }
+        });
+    }
+
+    #[test]
+    fn offloads_that_are_not_allowed_are_not_used() {
+        in_namespace(|| {
+            ip("link set lo up");
+            for (gso, gro) in [(true, true), (false, true), (true, false), (false, false)] {
+                let allowed = Capabilities { gso, gro };
+                let [mut sender, mut receiver] = [bind("[::]:0"), bind("[::]:0")];
+                for socket in [&mut sender, &mut receiver] {
+                    socket.restrict(allowed).unwrap();
+                    assert_eq!(socket.capabilities(), allowed);
+                }
+                let to = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port(&receiver));
+                let trains = assert_arrives(&sender, &receiver, to, 10_000);
+                let expected = if gso && gro { 1 } else { 10 };
+                assert_eq!(trains, expected, "{allowed:?}");
             }
         });
     }

@@ -78,7 +78,7 @@ use crate::{
     io::{
         set_thread_niceness,
         tap::TapQueue,
-        udp::{Senders, UdpSocket},
+        udp::{Capabilities, Senders, UdpSocket},
     },
     proto::{
         guard::Mac1Check,
@@ -194,6 +194,7 @@ pub struct PortView {
 pub struct Engine {
     plan: CorePlan,
     local_addr: SocketAddr,
+    udp: Capabilities,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     /// Supervised, and the look at all pulses.
@@ -265,6 +266,7 @@ impl Engine {
         let shared = Arc::new(shared);
         shared.name_peers(labels.iter().map(|(name, _)| name.clone()).collect());
         let local_addr = sockets[0].local_addr()?;
+        let udp = sockets[0].capabilities();
         let socket = sockets[0].try_clone()?;
         let senders = UdpSocket::bind_senders(&sockets, labels.len());
 
@@ -299,6 +301,7 @@ impl Engine {
             Self {
                 plan,
                 local_addr,
+                udp,
                 shared,
                 commands,
                 tasks,
@@ -316,6 +319,11 @@ impl Engine {
     /// The UDP address in use.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// What the kernel does for the UDP sockets.
+    pub fn udp(&self) -> Capabilities {
+        self.udp
     }
 
     /// The state of peers, counters and switch. `None` if the control task has ended or is stuck.

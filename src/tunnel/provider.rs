@@ -19,8 +19,8 @@ use tracing::{debug, info, warn};
 use super::status::{self, SHOW, Snapshot};
 use crate::{
     config::{
-        Backend, Carrier, CipherChoice, Config, DeviceConfig, Endpoint, Mode, PeerConfig,
-        PipelineConfig, PlanChoice, SwitchSettings,
+        Backend, Carrier, CipherChoice, Config, DeviceConfig, Endpoint, Mode, OffloadChoice,
+        PeerConfig, PipelineConfig, PlanChoice, SwitchSettings,
     },
     control::message::{Reply, Request},
     crypto::{
@@ -31,7 +31,7 @@ use crate::{
     io::{
         link::{LinkEvent, Links},
         tap::{self, Offloads},
-        udp::UdpSocket,
+        udp::{Capabilities, UdpSocket},
     },
     pipeline::{
         Engine, EngineConfig, EngineEvent, EnginePeer, Stopped, clock,
@@ -112,9 +112,14 @@ impl TunnelProvider {
         }
         // The socket first: a port in use must not disturb an interface.
         let lanes = CorePlan::choose(plan_request(&config.pipeline)).lanes;
-        let sockets = UdpSocket::bind_lanes(config.tunnel.listen, lanes)
+        let mut sockets = UdpSocket::bind_lanes(config.tunnel.listen, lanes)
             .map_err(|error| ProviderError::with_source("no UDP socket", error))?;
-        for socket in &sockets {
+        let allowed = allowed_offloads(&config.pipeline);
+        for socket in &mut sockets {
+            let restricted = socket.restrict(allowed);
+            restricted.map_err(|error| {
+                ProviderError::with_source("cannot turn UDP offloads off", error)
+            })?;
             // What carries the tunnel must not go through it.
             let marked = context.protect(socket);
             marked.map_err(|error| ProviderError::with_source("no way past the tunnel", error))?;
@@ -155,6 +160,8 @@ impl TunnelProvider {
             plan = engine.plan().name(),
             lanes = engine.plan().lanes,
             %offloads,
+            udp_gso = engine.udp().gso,
+            udp_gro = engine.udp().gro,
             public_key = %self.public_key,
             "engine started"
         );
@@ -179,6 +186,7 @@ impl TunnelProvider {
             uptime: clock::now().saturating_duration_since(self.started),
             public_key: self.public_key,
             listen: engine.local_addr(),
+            udp: engine.udp(),
             device: context.device_report().await?,
             mode: self.mode,
             plan: engine.plan(),
@@ -432,6 +440,13 @@ fn engine_peer(peer: PeerConfig) -> EnginePeer {
         settings,
         name: peer.name,
         host,
+    }
+}
+
+fn allowed_offloads(pipeline: &PipelineConfig) -> Capabilities {
+    Capabilities {
+        gso: pipeline.udp_gso == OffloadChoice::Auto,
+        gro: pipeline.udp_gro == OffloadChoice::Auto,
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
     io::{
         device::DeviceReport,
         link::{PortReport, ranges},
+        udp::Capabilities,
     },
     pipeline::{EngineView, PortView, clock, plan::CorePlan},
     proto::{node::PeerView, trouble::LastTrouble},
@@ -32,6 +33,7 @@ pub(super) struct Snapshot<'a> {
     pub(super) uptime: Duration,
     pub(super) public_key: PublicKey,
     pub(super) listen: SocketAddr,
+    pub(super) udp: Capabilities,
     pub(super) device: DeviceReport,
     pub(super) mode: Mode,
     pub(super) plan: &'a CorePlan,
@@ -71,6 +73,8 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         uptime_s: snapshot.uptime.as_secs_f64(),
         public_key: snapshot.public_key.to_string(),
         listen: snapshot.listen.to_string(),
+        udp_gso: snapshot.udp.gso,
+        udp_gro: snapshot.udp.gro,
         device: device_status(snapshot.device, snapshot.mode),
         core_plan: plan_status(snapshot.plan),
         counters: Counters {

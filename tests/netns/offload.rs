@@ -174,6 +174,20 @@ fn a_plain_back_end_finishes_what_comes_undone() {
 }
 
 #[test]
+fn a_tunnel_may_do_without_the_offloads_of_udp() {
+    let mut plan = Plan::default();
+    plan.settings.device = "[pipeline]\nudp-gso = \"off\"\nudp-gro = \"off\"";
+    let pair = Pair::start(plan);
+    for site in [&pair.a, &pair.b] {
+        let status = site.status();
+        assert!(!status.udp_gso && !status.udp_gro);
+    }
+    let (a, b) = (pair.a.host(1), pair.b.host(1));
+    assert_exact(&a, &b, 32);
+    assert_nothing_refused(&[&pair.a, &pair.b]);
+}
+
+#[test]
 fn super_frames_cross_whole() {
     let pair = Pair::start(Plan::default());
     let (a, b) = (pair.a.host(1), pair.b.host(1));

@@ -68,6 +68,8 @@ impl UdpSocket {
             sender.shrink_to(bytes)?;
             Ok(Self {
                 pauses: Arc::clone(&self.pauses),
+                // Nothing is read from it.
+                capabilities: self.capabilities,
                 ..sender
             })
         });
