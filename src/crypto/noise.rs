@@ -8,7 +8,7 @@
 //!
 //! A handshake ends without a trace: whoever reads this process's memory later must not be able to
 //! open what was sent under its keys. `snow` wipes nothing, so its state is overwritten here before
-//! it is freed, its primitives are ours ([`super::primitives`]), and each step wipes its stack.
+//! it is freed, its primitives are ours (`super::primitives`), and each step wipes its stack.
 
 use snow::{Builder, HandshakeState, params::NoiseParams};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
