@@ -32,6 +32,11 @@ use crate::wire::offload::{Checksum, Offload, Segmentation, Transport};
 /// The longest IP packet that its length fields can describe, extension headers of IPv6 included.
 const MAX_PACKET: usize = 65_535;
 
+/// Pieces that one frame may become. A guest that asks for segments of a few bytes must not keep a
+/// thread busy for a second; the largest super-frame of Linux (512 KiB) has fewer than this in
+/// segments of 256 bytes.
+const MAX_PIECES: usize = MAX_SEGMENTS;
+
 /// How to cut a frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Cut {
@@ -84,7 +89,7 @@ impl Cut {
             return None;
         }
         cut.longest = cut.longest(whole);
-        Some(cut)
+        (cut.segments().div_ceil(cut.longest) <= MAX_PIECES).then_some(cut)
     }
 
     /// The most segments of a piece that a peer believes as it is.
@@ -337,6 +342,21 @@ mod tests {
             tcp_v4,
             udp_v6,
         ]
+    }
+
+    #[test]
+    fn a_frame_that_would_become_very_many_is_refused() {
+        let stream = |payload| Stream {
+            // Headers that no peer believes: each segment is a piece.
+            network: Network::V6(vec![(60, 30)]),
+            ..Stream::udp_v6(2, payload)
+        };
+        for (segments, is_cut) in [(MAX_PIECES, true), (MAX_PIECES + 1, false)] {
+            let stream = stream(2 * segments);
+            let (whole, checksum) = (stream.whole(), stream.offload(0..1).checksum);
+            let cut = Cut::find(&whole, segmentation(&stream), Some(checksum));
+            assert_eq!(cut.is_some(), is_cut, "{segments} segments");
+        }
     }
 
     #[test]
