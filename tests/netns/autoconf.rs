@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What stations behind the tunnel may configure on this machine: nothing, unless the file says so.
 
-use std::fs;
 use std::net::Ipv4Addr;
 
 use crate::neighbours::arp;
@@ -60,9 +59,7 @@ fn start(device: &'static str) -> Pair {
     };
     pair.a
         .configure(&settings, &[pair.b.as_peer(Some(pair.b.uplink.v4.into()))]);
-    let text = fs::read_to_string(&pair.a.config).expect("the configuration is there");
-    let text = text.replace("bridge = \"br-lan\"\n", "");
-    fs::write(&pair.a.config, text).expect("it can be written");
+    pair.a.leave_bridge_out();
     pair.up();
     for site in [&pair.a, &pair.b] {
         site.wait_state("up", secs(20));

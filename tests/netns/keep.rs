@@ -42,9 +42,7 @@ fn take_bridge_away(pair: &Pair, lines: &'static str) {
     };
     let peer = pair.b.as_peer(Some(pair.b.uplink.v4.into()));
     pair.a.configure(&settings, &[peer]);
-    let text = fs::read_to_string(&pair.a.config).expect("the configuration is there");
-    let text = text.replace(&format!("bridge = \"{BRIDGE}\"\n"), "");
-    fs::write(&pair.a.config, text).expect("it can be written");
+    pair.a.leave_bridge_out();
 }
 
 #[test]

@@ -155,7 +155,9 @@ fn a_terminal_that_is_closed_ends_its_tunnel() {
     let screen = options.open(pty::ptsname_r(&terminal).unwrap()).unwrap();
     let config = pair.a.config.display().to_string();
     let log = std::fs::File::create(pair.sandbox.path().join("terminal.log")).unwrap();
+    let env = ["env", "--default-signal=HUP"];
     let program = ["setsid", "--ctty", &binary(), "up", &config];
+    let program = [&env[..], &program].concat();
     let mut command = pair.a.ns.command(&program);
     command.stdin(screen).stdout(log.try_clone().unwrap());
     let mut child = command.stderr(log).spawn().unwrap();

@@ -132,8 +132,7 @@ fn every_set_of_offloads_carries_every_byte() {
 /// Site's own machine as a host: the tunnel's device has the addresses.
 fn at_home(site: &Site, n: u8) -> Host {
     site.ns.ip(&format!(
-        "link set {DEVICE} nomaster\n\
-         addr add 10.88.0.{n}/24 dev {DEVICE}\naddr add fd88::{n}/64 dev {DEVICE} nodad"
+        "addr add 10.88.0.{n}/24 dev {DEVICE}\naddr add fd88::{n}/64 dev {DEVICE} nodad"
     ));
     Host {
         ns: Arc::clone(&site.ns),
@@ -145,8 +144,12 @@ fn at_home(site: &Site, n: u8) -> Host {
 
 #[test]
 fn addresses_on_the_device_carry_every_byte() {
-    let pair = Pair::start(Plan::default());
+    let mut pair = Pair::prepare(Plan::default());
+    pair.a.leave_bridge_out();
+    pair.b.leave_bridge_out();
+    pair.up();
     for site in [&pair.a, &pair.b] {
+        site.wait_state("up", secs(20));
         site.ns.run(&[
             "sysctl",
             "-qw",

@@ -416,6 +416,13 @@ impl Site {
     }
 
     /// `patchcord up`, without waiting for anything. Each run has a log of its own.
+    /// Takes the bridge out of the configuration that there is.
+    pub(crate) fn leave_bridge_out(&self) {
+        let text = fs::read_to_string(&self.config).expect("the configuration is there");
+        let text = text.replace(&format!("bridge = \"{BRIDGE}\"\n"), "");
+        fs::write(&self.config, text).expect("it can be written");
+    }
+
     pub(crate) fn up(&mut self) -> &mut Process {
         self.up_in(&[])
     }
@@ -428,7 +435,9 @@ impl Site {
             .join(format!("{}-run{}.log", self.tunnel, self.runs));
         let config = self.config.display().to_string();
         let program = binary();
-        let words = [&["env"], environment, &[&program, "up", &config]].concat();
+        // Whoever runs the tests may have it ignored, as `nohup` does.
+        let env = ["env", "--default-signal=HUP"];
+        let words = [&env[..], environment, &[&program, "up", &config]].concat();
         let process = self.ns.spawn(&log, &words);
         self.process.insert(process)
     }
