@@ -139,8 +139,10 @@ pub struct Status {
     /// The UDP address in use.
     pub listen: String,
     /// Whether the kernel, or the network card, cuts trains of datagrams.
+    #[serde(default = "unless_said")]
     pub udp_gso: bool,
     /// Whether the kernel hands over datagrams as trains.
+    #[serde(default = "unless_said")]
     pub udp_gro: bool,
     /// The TAP, or the NIC.
     pub device: DeviceStatus,
