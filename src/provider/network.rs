@@ -286,11 +286,9 @@ async fn converge(
     wanted: &EthernetTunnelSettings,
     is_overtaken: impl Fn() -> bool,
 ) -> Result<Applied, SettingsError> {
-    let go_on = || match is_overtaken() {
-        true => Err(SettingsError::Canceled),
-        false => Ok(()),
-    };
-    go_on()?;
+    if is_overtaken() {
+        return Err(SettingsError::Canceled);
+    }
     device.change(&device_request(wanted)).await?;
     surround(device, surroundings, wanted, is_overtaken).await
 }
