@@ -998,7 +998,7 @@ mod tests {
         assert_eq!(
             bytes,
             32 * WAYS,
-            "see `SwitchConfig::fdb_capacity`, and `capacity` in README.md"
+            "see `SwitchConfig::fdb_capacity`, and `capacity` in docs/configuration.md"
         );
     }
 
