@@ -36,9 +36,9 @@ use self::hash::siphash13;
 pub use self::moves::Move;
 use self::moves::MoveLog;
 use self::notes::{Notes, Step};
-use crate::forward::SwitchConfig;
+use crate::config::SwitchConfig;
 use crate::mac::MacAddr;
-use crate::port::PortId;
+use crate::port_id::PortId;
 use crate::sync::{AtomicI32, AtomicU64, IS_MODEL};
 use crate::vlan::Vid;
 
@@ -68,7 +68,7 @@ pub struct Fdb {
 
 impl Fdb {
     /// The largest capacity; a larger one in the configuration means this.
-    pub const MAX_CAPACITY: usize = 1 << 20;
+    pub const MAX_CAPACITY: usize = SwitchConfig::MAX_FDB_CAPACITY;
 
     /// An empty table.
     ///

@@ -13,15 +13,17 @@
 //! and editing its tag is up to them.
 
 use alloc::boxed::Box;
-use alloc::vec;
-use alloc::vec::Vec;
 
+use crate::config::{PortConfig, SwitchConfig};
+use crate::decision::{Decision, Egress, Kind, Now};
+use crate::drop_reason::DropReason;
 use crate::fdb::{Fdb, Learning, Origin};
 use crate::frame::FrameHeader;
 use crate::inspect::{Content, PROBE_SOURCES, inspect};
 use crate::loops::PROBE_DESTINATION;
 use crate::mac::MacAddr;
-use crate::port::{Blocks, Port, PortConfig, PortId};
+use crate::port::{Blocks, Port};
+use crate::port_id::PortId;
 use crate::vlan::{Inside, TagEdit, Vid};
 
 /// A switch between the TAP and the peers, shared by every data thread.
@@ -328,170 +330,9 @@ fn is_probe(frame: &[u8], header: &FrameHeader) -> bool {
         && inspect(frame, FrameHeader::ADDRESSES) == Content::Probe
 }
 
-/// When a frame came, on any monotonic clocks, the same for all threads; threads that read them at
-/// slightly different times do no harm. Read once per batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Now {
-    /// For ageing. May wrap.
-    pub seconds: u32,
-    /// For limits. Must not wrap.
-    pub micros: u64,
-}
-
-impl Now {
-    /// So long after the start of the clock.
-    pub const fn from_micros(micros: u64) -> Self {
-        Self {
-            seconds: (micros / 1_000_000) as u32,
-            micros,
-        }
-    }
-}
-
-/// What is to be done with a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// Where it leaves.
-    pub egress: Egress,
-    /// In which VLAN, for [`Switch::leave`].
-    pub inside: Inside,
-    /// Who else must see it.
-    pub kind: Kind,
-}
-
-/// Where a frame leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Egress {
-    /// By this port.
-    Port(PortId),
-    /// By every port for which [`Switch::leave`] has no objection.
-    Flood,
-    /// By none: it was for this node.
-    Nowhere,
-}
-
-/// What a frame is to the slow path, which sees it as well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Nothing.
-    Data,
-    /// IGMP or MLD on a port with multicast snooping.
-    Membership,
-    /// ARP or neighbour discovery on a port with neighbour suppression.
-    Neighbour,
-    /// The same on a port without, while another one has it: who has which address must be noted, or
-    /// that one would be told what is past.
-    Binding,
-    /// A loop probe of this node that came back, or pretends to be one: the slow path alone sees it.
-    OwnProbe,
-    /// A loop probe of another node.
-    Probe,
-}
-
-crate::reasons! {
-    /// Why the switch does not pass a frame on. Each doc says who is at fault.
-    DropReason,
-    /// Sender: the frame ends before its Ethernet header or its outermost tag does.
-    Runt = "runt",
-    /// Sender: the source is a group or null address, which no station has.
-    BadSource = "bad-source",
-    /// Nobody: the destination lives where the frame came from and has seen it already.
-    SamePort = "same-port",
-    /// Nobody: split horizon; the destination lives behind another peer, which the sender reaches
-    /// itself. If it cannot, this node's configuration is at fault: it should be a hub. Or there is no
-    /// port of this number.
-    NoPort = "no-port",
-    /// A loop, or a bridge behind a port that should have none: the port is blocked.
-    PortBlocked = "port-blocked",
-    /// Sender, or configuration: an untagged frame on a trunk that has no native VLAN.
-    UntaggedRefused = "untagged-refused",
-    /// Sender, or configuration: a tagged frame on an access port.
-    TaggedRefused = "tagged-refused",
-    /// Sender, or configuration: the port does not have the VLAN.
-    VlanRefused = "vlan-refused",
-    /// Policy: a spanning tree's frame on a port that drops them.
-    BpduRefused = "bpdu-refused",
-    /// Sender: a bridge behind a port that should have none; the port is blocked for a while.
-    BpduGuard = "bpdu-guard",
-    /// Sender: a DHCP server where none may be.
-    DhcpServerRefused = "dhcp-server-refused",
-    /// Sender: a router that advertises itself where none may.
-    RouterAdvertisementRefused = "router-advertisement-refused",
-    /// Sender: a fragment that hides from the guards what it carries.
-    UpperLayerHidden = "upper-layer-hidden",
-    /// Sender: the source lives behind another port, and this one guards against that.
-    SourceSpoofed = "source-spoofed",
-    /// Sender, or configuration: the source is not among those that the port allows.
-    SourceNotAllowed = "source-not-allowed",
-    /// Local limit: more broadcasts than the port may send.
-    BroadcastLimited = "broadcast-limited",
-    /// Local limit: more multicasts than the port may send.
-    MulticastLimited = "multicast-limited",
-    /// Local limit: more frames to unknown stations than the port may send.
-    UnknownLimited = "unknown-limited",
-    /// Local limit: more loop probes than there can be nodes.
-    ProbeLimited = "probe-limited",
-}
-
-/// What a [`Switch`] may hold and pass on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SwitchConfig {
-    /// The ports by their numbers: first the TAP, then the peers. There are no others.
-    pub ports: Vec<PortConfig>,
-    /// How many addresses there is room for, rounded up to a power of two from 8 to 1,048,576.
-    ///
-    /// An address has eight places to go. At half the capacity one in fifty finds them taken and
-    /// is flooded instead: configure twice as many as there are stations. Each takes 32 bytes of
-    /// memory, whether it is in use or not.
-    pub fdb_capacity: usize,
-    /// After how many seconds without a frame from it a learned address is forgotten.
-    pub ageing_s: u32,
-    /// How often an address that moved too often may move again: once in so many seconds, until it has
-    /// stayed in place for ten.
-    pub dampening_s: u32,
-    /// How many addresses may be learned on one port, so that no peer can take the whole table.
-    pub max_per_port: usize,
-    /// Whether frames pass from peer to peer: for the centre of a star, never inside a mesh.
-    pub hub: bool,
-    /// The source of this node's loop probes, by which it knows them again.
-    pub own_probe_mac: Option<MacAddr>,
-}
-
-impl SwitchConfig {
-    /// The default with so many default ports, the TAP included.
-    pub fn with_ports(count: usize) -> Self {
-        Self {
-            ports: vec![PortConfig::default(); count],
-            fdb_capacity: Self::usual_capacity(count, MAX_PER_PORT),
-            ageing_s: 300,
-            dampening_s: 1,
-            max_per_port: MAX_PER_PORT,
-            hub: false,
-            own_probe_mac: None,
-        }
-    }
-
-    /// Room for twice as many addresses as all ports together may have, so that those which have
-    /// learned all that they may leave enough of it to others: 8192 at least, and at most
-    /// [`Fdb::MAX_CAPACITY`].
-    pub fn usual_capacity(ports: usize, max_per_port: usize) -> usize {
-        let wanted = ports.saturating_mul(max_per_port).saturating_mul(2);
-        wanted.clamp(8192, Fdb::MAX_CAPACITY).next_power_of_two()
-    }
-}
-
-impl Default for SwitchConfig {
-    /// The TAP and one peer.
-    fn default() -> Self {
-        Self::with_ports(2)
-    }
-}
-
-/// Few LANs have more stations.
-const MAX_PER_PORT: usize = 4096;
-
 #[cfg(test)]
 mod tests {
+    use std::vec;
     use std::vec::Vec;
 
     use super::DropReason::{
@@ -501,10 +342,11 @@ mod tests {
     };
     use super::Egress::{Flood, Port};
     use super::*;
+    use crate::config::{BpduPolicy, Sources};
     use crate::limit::FloodLimits;
-    use crate::port::{BpduPolicy, Sources};
+    use crate::port_vlans::PortVlans;
     use crate::vlan::TagEdit::{Keep, Pop};
-    use crate::vlan::{PortVlans, Tpid};
+    use crate::vlan::Tpid;
 
     const TAP: PortId = PortId::TAP;
     const PEER_1: PortId = PortId(1);

@@ -7,7 +7,7 @@
 //!  | dst  | src  | TPID | TCI  | type        | payload   tagged; TPID is 8100 or 88a8
 //! ```
 
-use crate::forward::DropReason;
+use crate::drop_reason::DropReason;
 use crate::mac::MacAddr;
 use crate::vlan::{Inside, Tag, Tpid, Vid};
 

@@ -80,6 +80,9 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod config;
+mod decision;
+mod drop_reason;
 pub mod fdb;
 mod forward;
 pub mod frame;
@@ -91,18 +94,25 @@ mod mac;
 pub mod membership;
 pub mod neighbours;
 mod port;
+mod port_id;
 mod port_set;
+mod port_vlans;
 mod reasons;
 mod sync;
 mod vlan;
 
+pub use config::{
+    BPDU_BLOCK_S, BpduPolicy, Guard, PortConfig, Sources, SourcesError, SwitchConfig,
+};
+pub use decision::{Decision, Egress, Kind, Now};
+pub use drop_reason::DropReason;
 pub use fdb::Fdb;
-pub use forward::{Decision, DropReason, Egress, Kind, Now, Switch, SwitchConfig};
+pub use forward::Switch;
 pub use frame::FrameHeader;
 pub use limit::FloodLimits;
 pub use mac::{MacAddr, ParseMacError};
-pub use port::{
-    BPDU_BLOCK_S, Blocks, BpduPolicy, Guard, PortConfig, PortId, Sources, SourcesError,
-};
+pub use port::Blocks;
+pub use port_id::PortId;
 pub use port_set::PortSet;
-pub use vlan::{EDIT_BYTES, Inside, PortVlans, Tag, TagEdit, Tpid, Vid, VidSet, VlanError};
+pub use port_vlans::{PortVlans, VlanError};
+pub use vlan::{EDIT_BYTES, Inside, Tag, TagEdit, Tpid, Vid, VidSet};

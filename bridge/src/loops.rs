@@ -65,7 +65,7 @@ use self::relearning::{Relearning, Scope};
 use self::speakers::{Copies, Speakers};
 use crate::inspect::{PROBE_ETHER_TYPE, PROBE_GROUP, PROBE_SOURCES};
 use crate::mac::MacAddr;
-use crate::port::PortId;
+use crate::port_id::PortId;
 use crate::vlan::Vid;
 
 /// The address that probes are sent to.

@@ -35,7 +35,7 @@ pub use self::table::GroupTable;
 use self::table::{Ways, key};
 use self::vlan::{MEMBERSHIP_S, OtherQuerier, OwnQueries, SETTLE_S, Vlan, is_past, membership_s};
 use crate::mac::MacAddr;
-use crate::port::PortId;
+use crate::port_id::PortId;
 use crate::port_set::PortSet;
 use crate::vlan::Vid;
 

@@ -31,7 +31,7 @@ use core::net::IpAddr;
 
 use self::message::{Claim, Force, Message};
 use crate::mac::MacAddr;
-use crate::port::PortId;
+use crate::port_id::PortId;
 use crate::vlan::Vid;
 
 /// How much to remember, and for how long.

@@ -6,153 +6,18 @@
 //!
 //! Called by [`Switch`](crate::Switch) only.
 
-use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::array;
-use core::error::Error;
-use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
 
-use crate::forward::{DropReason, Kind, Now};
+use crate::config::{BPDU_BLOCK_S, BpduPolicy, Guard, PortConfig};
+use crate::decision::{Kind, Now};
+use crate::drop_reason::DropReason;
 use crate::frame::FrameHeader;
 use crate::inspect::{Content, inspect};
-use crate::limit::{FloodLimits, Limit};
+use crate::limit::Limit;
 use crate::mac::MacAddr;
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64};
-use crate::vlan::{Inside, PortVlans, TagEdit, Vid};
-
-/// A port of the switch: the TAP, or one peer. What stands behind a number is the caller's business.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PortId(pub u16);
-
-impl PortId {
-    /// The local port. Peers are numbered from 1.
-    pub const TAP: Self = Self(0);
-}
-
-/// What a port may send and see. The default takes every frame as it is, within generous limits.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PortConfig {
-    /// Its VLANs.
-    pub vlans: PortVlans,
-    /// What it may send to many others.
-    pub limits: FloodLimits,
-    /// What becomes of the spanning tree's frames from it.
-    pub bpdus: BpduPolicy,
-    /// Whether a DHCP server may answer from behind it.
-    pub dhcp_server: Guard,
-    /// Whether a router may advertise itself from behind it (RFC 6105).
-    pub router_advertisements: Guard,
-    /// Whether the slow path is shown its ARP and neighbour discovery, to answer in others' stead.
-    pub neighbour_suppression: bool,
-    /// Whether the slow path is shown its IGMP and MLD, to learn who wants which group (RFC 4541).
-    pub multicast_snooping: bool,
-    /// Whether an address that lives behind another port is refused here, instead of moved.
-    pub spoof_guard: bool,
-    /// The only stations that may send from behind it.
-    pub allowed_sources: Option<Sources>,
-    /// Stations that live behind it, each in a VLAN, whatever frames say.
-    pub stations: Vec<(Vid, MacAddr)>,
-}
-
-impl PortConfig {
-    /// Whether every frame passes as it is.
-    fn is_plain(&self) -> bool {
-        !self.must_inspect()
-            && self.vlans.is_transparent()
-            && !self.spoof_guard
-            && self.allowed_sources.is_none()
-    }
-
-    /// Whether it matters what a frame carries.
-    fn must_inspect(&self) -> bool {
-        self.bpdus != BpduPolicy::Pass
-            || self.must_see_upper_layer()
-            || self.neighbour_suppression
-            || self.multicast_snooping
-    }
-
-    /// Whether a frame has to show what it carries in order to pass.
-    fn must_see_upper_layer(&self) -> bool {
-        self.dhcp_server == Guard::Drop || self.router_advertisements == Guard::Drop
-    }
-}
-
-/// What becomes of bridge protocol data units.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum BpduPolicy {
-    /// They pass: a spanning tree spans the tunnel.
-    #[default]
-    Pass,
-    /// They are refused: each site keeps its own.
-    Drop,
-    /// They are refused, and the port is blocked for [`BPDU_BLOCK_S`]: there should be no bridge.
-    Guard,
-}
-
-/// For how many seconds a bridge protocol data unit blocks a port that guards against them.
-pub const BPDU_BLOCK_S: u32 = 30;
-
-/// Whether frames of a kind may come from a port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Guard {
-    /// They may.
-    #[default]
-    Allow,
-    /// They are refused.
-    Drop,
-}
-
-/// The stations that may send from behind a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sources(Box<[MacAddr]>);
-
-impl Sources {
-    /// These and no others.
-    ///
-    /// # Errors
-    /// If there is none, or one is no station's address.
-    pub fn new(mut macs: Vec<MacAddr>) -> Result<Self, SourcesError> {
-        if let Some(&mac) = macs.iter().find(|mac| !mac.is_station()) {
-            return Err(SourcesError::NoStation { mac });
-        }
-        if macs.is_empty() {
-            return Err(SourcesError::Empty);
-        }
-        macs.sort_unstable();
-        macs.dedup();
-        Ok(Self(macs.into()))
-    }
-
-    /// Whether `mac` is one of them.
-    pub fn contains(&self, mac: MacAddr) -> bool {
-        self.0.binary_search(&mac).is_ok()
-    }
-}
-
-/// Why a list of allowed sources makes no sense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SourcesError {
-    /// No station could send.
-    Empty,
-    /// A group or null address, which no station has.
-    NoStation {
-        /// The address.
-        mac: MacAddr,
-    },
-}
-
-impl fmt::Display for SourcesError {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => out.write_str("no address is allowed: no station could send"),
-            Self::NoStation { mac } => write!(out, "{mac} is not the address of a station"),
-        }
-    }
-}
-
-impl Error for SourcesError {}
+use crate::vlan::{Inside, TagEdit};
 
 /// Why a port is blocked; both may be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -404,25 +269,12 @@ mod tests {
     use std::vec;
 
     use super::*;
+    use crate::config::Sources;
+    use crate::mac::MacAddr;
+    use crate::port_vlans::PortVlans;
+    use crate::vlan::Vid;
 
     const A: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
-    const B: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
-
-    #[test]
-    fn a_list_of_sources_names_stations() {
-        let group = MacAddr([3, 0, 0, 0, 0, 1]);
-        let zero = MacAddr([0; 6]);
-        for (macs, refused) in [
-            (vec![], Some(SourcesError::Empty)),
-            (vec![A, group], Some(SourcesError::NoStation { mac: group })),
-            (vec![zero], Some(SourcesError::NoStation { mac: zero })),
-            (vec![B, B], None),
-        ] {
-            assert_eq!(Sources::new(macs).err(), refused);
-        }
-        let sources = Sources::new(vec![B]).unwrap();
-        assert_eq!([A, B].map(|mac| sources.contains(mac)), [false, true]);
-    }
 
     #[test]
     fn a_default_port_is_plain_until_it_is_blocked() {

@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::port::PortId;
+use crate::port_id::PortId;
 
 /// A set of ports: a bit for each. Sixty-four ports take no allocation, and to ask for one of them
 /// is a shift.

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! VLANs: their identifiers and sets of them. What a port makes of them is in `ports`, what becomes of
-//! a frame's tags in `tag`.
+//! VLANs: their identifiers and sets of them. What becomes of a frame's tags is in
+//! `tag`, what a port makes of VLANs in `port_vlans`.
 
-mod ports;
 mod tag;
 
 use core::fmt;
 
-pub use self::ports::{PortVlans, VlanError};
 pub use self::tag::{EDIT_BYTES, Inside, Tag, TagEdit};
 
 /// A VLAN identifier, 12 bits.

@@ -7,7 +7,7 @@
 use super::bucket::{Bucket, Key, State, Value, WAYS};
 use super::{Fdb, InsertError, Origin, age_s};
 use crate::mac::MacAddr;
-use crate::port::PortId;
+use crate::port_id::PortId;
 use crate::vlan::Vid;
 
 impl Fdb {

@@ -34,7 +34,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::{Origin, is_later};
 use crate::mac::MacAddr;
-use crate::port::PortId;
+use crate::port_id::PortId;
 use crate::sync::{AtomicU64, IS_MODEL, fence};
 use crate::vlan::Vid;
 

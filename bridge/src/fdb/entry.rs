@@ -5,7 +5,7 @@ use core::error::Error;
 use core::fmt;
 
 use crate::mac::MacAddr;
-use crate::port::PortId;
+use crate::port_id::PortId;
 use crate::vlan::Vid;
 
 /// Who put an address into the table.

@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::bucket::Key;
 use crate::mac::MacAddr;
-use crate::port::PortId;
+use crate::port_id::PortId;
 use crate::sync::{AtomicU64, IS_MODEL, fence};
 use crate::vlan::Vid;
 

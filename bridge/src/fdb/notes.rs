@@ -147,7 +147,7 @@ mod tests {
     use super::super::Origin;
     use super::super::bucket::State;
     use super::*;
-    use crate::port::PortId;
+    use crate::port_id::PortId;
 
     const P1: PortId = PortId(1);
     const P2: PortId = PortId(2);

@@ -3,7 +3,7 @@
 
 use super::NodeId;
 use crate::inspect::{Framing, PROBE_ETHER_TYPE, PROBE_GROUP};
-use crate::port::PortId;
+use crate::port_id::PortId;
 use crate::vlan::Vid;
 
 /// What a probe says.

@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 
 use super::{Cause, MS, S, Verdict};
-use crate::port::PortId;
+use crate::port_id::PortId;
 use crate::vlan::Vid;
 
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 use alloc::collections::BTreeSet;
 
 use super::{S, Verdict};
-use crate::port::PortId;
+use crate::port_id::PortId;
 
 /// Between two times that stations are learned anew because of others.
 const RELEARN_US: u64 = 2 * S;

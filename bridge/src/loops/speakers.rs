@@ -6,7 +6,7 @@
 use alloc::collections::{BTreeMap, VecDeque};
 
 use super::{INTERVAL_US, MS, NodeId};
-use crate::port::PortId;
+use crate::port_id::PortId;
 use crate::vlan::Vid;
 
 /// So many seniors that are heard speak for a node as well. With one alone, loops would go unnoticed from

@@ -9,7 +9,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use super::vlan::{MEMBERSHIP_S, is_past};
-use crate::port::PortId;
+use crate::port_id::PortId;
 use crate::vlan::Vid;
 
 /// The most VLANs, beside those that are given.

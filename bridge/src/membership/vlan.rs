@@ -6,7 +6,7 @@ use core::cmp::Reverse;
 use core::net::IpAddr;
 
 use super::message::{RESPONSE_S, ROBUSTNESS};
-use crate::port::PortId;
+use crate::port_id::PortId;
 
 #[derive(Debug)]
 pub(super) struct Vlan {

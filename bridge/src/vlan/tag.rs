@@ -12,12 +12,13 @@
 //! caller, who has room in front of the frame: nothing here writes to it.
 
 use super::{Tpid, Vid};
-use crate::frame::FrameHeader;
+use crate::mac::MacAddr;
 
 /// The most bytes that [`TagEdit::apply`] writes: both addresses and a tag.
 pub const EDIT_BYTES: usize = 16;
 
-const ADDRESSES: usize = FrameHeader::ADDRESSES;
+/// Destination and source.
+const ADDRESSES: usize = 2 * size_of::<MacAddr>();
 
 /// The tag of a frame that a port goes by: the outermost one, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,7 +124,7 @@ impl Inside {
     }
 
     /// What to do to the frame so that it leaves in VLAN `outside`, or in none.
-    pub(super) const fn edit(&self, outside: Option<Vid>) -> TagEdit {
+    pub(crate) const fn edit(&self, outside: Option<Vid>) -> TagEdit {
         match (self.tag, outside) {
             (Tag::None | Tag::Priority { .. }, None) => TagEdit::Keep,
             (Tag::Vlan { .. }, None) => TagEdit::Pop,

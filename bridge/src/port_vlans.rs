@@ -16,9 +16,9 @@ use alloc::boxed::Box;
 use core::error::Error;
 use core::fmt;
 
-use super::{Inside, Tag, TagEdit, Tpid, Vid, VidSet};
-use crate::forward::DropReason;
+use crate::drop_reason::DropReason;
 use crate::frame::FrameHeader;
+use crate::vlan::{Inside, Tag, TagEdit, Tpid, Vid, VidSet};
 
 /// What a port makes of VLANs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

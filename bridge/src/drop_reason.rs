@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Why the switch does not pass a frame on.
+
+crate::reasons! {
+    /// Why the switch does not pass a frame on. Each doc says who is at fault.
+    DropReason,
+    /// Sender: the frame ends before its Ethernet header or its outermost tag does.
+    Runt = "runt",
+    /// Sender: the source is a group or null address, which no station has.
+    BadSource = "bad-source",
+    /// Nobody: the destination lives where the frame came from and has seen it already.
+    SamePort = "same-port",
+    /// Nobody: split horizon; the destination lives behind another peer, which the sender reaches
+    /// itself. If it cannot, this node's configuration is at fault: it should be a hub. Or there is no
+    /// port of this number.
+    NoPort = "no-port",
+    /// A loop, or a bridge behind a port that should have none: the port is blocked.
+    PortBlocked = "port-blocked",
+    /// Sender, or configuration: an untagged frame on a trunk that has no native VLAN.
+    UntaggedRefused = "untagged-refused",
+    /// Sender, or configuration: a tagged frame on an access port.
+    TaggedRefused = "tagged-refused",
+    /// Sender, or configuration: the port does not have the VLAN.
+    VlanRefused = "vlan-refused",
+    /// Policy: a spanning tree's frame on a port that drops them.
+    BpduRefused = "bpdu-refused",
+    /// Sender: a bridge behind a port that should have none; the port is blocked for a while.
+    BpduGuard = "bpdu-guard",
+    /// Sender: a DHCP server where none may be.
+    DhcpServerRefused = "dhcp-server-refused",
+    /// Sender: a router that advertises itself where none may.
+    RouterAdvertisementRefused = "router-advertisement-refused",
+    /// Sender: a fragment that hides from the guards what it carries.
+    UpperLayerHidden = "upper-layer-hidden",
+    /// Sender: the source lives behind another port, and this one guards against that.
+    SourceSpoofed = "source-spoofed",
+    /// Sender, or configuration: the source is not among those that the port allows.
+    SourceNotAllowed = "source-not-allowed",
+    /// Local limit: more broadcasts than the port may send.
+    BroadcastLimited = "broadcast-limited",
+    /// Local limit: more multicasts than the port may send.
+    MulticastLimited = "multicast-limited",
+    /// Local limit: more frames to unknown stations than the port may send.
+    UnknownLimited = "unknown-limited",
+    /// Local limit: more loop probes than there can be nodes.
+    ProbeLimited = "probe-limited",
+}
