@@ -40,6 +40,7 @@ use crate::config::SwitchConfig;
 use crate::mac::MacAddr;
 use crate::port_id::PortId;
 use crate::sync::{AtomicI32, AtomicU64, IS_MODEL};
+use crate::time::{elapsed_s, is_later};
 use crate::vlan::Vid;
 
 /// The highest number of a port.
@@ -418,23 +419,8 @@ impl Fdb {
     }
 }
 
-/// Whether `now_s` is after `seen_s` on a clock that wraps: at most half a turn, 68 years, ahead.
-fn is_later(now_s: u32, seen_s: u32) -> bool {
-    now_s.wrapping_sub(seen_s).cast_signed() > 0
-}
-
 fn age_s(value: Value, now_s: u32) -> u32 {
     elapsed_s(value.seen_s, now_s)
-}
-
-/// Zero if `now_s` is the earlier of the two: a thread whose clock is a little behind sees what comes
-/// from its future, which is as fresh as can be.
-fn elapsed_s(since_s: u32, now_s: u32) -> u32 {
-    if is_later(now_s, since_s) {
-        now_s.wrapping_sub(since_s)
-    } else {
-        0
-    }
 }
 
 #[cfg(test)]

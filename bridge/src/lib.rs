@@ -99,6 +99,7 @@ mod port_set;
 mod port_vlans;
 mod reasons;
 mod sync;
+mod time;
 mod vlan;
 
 pub use config::{

@@ -33,10 +33,11 @@ use self::asked::Asked;
 use self::message::{Asker, LAST_RESPONSE_S, Message, ROBUSTNESS, Wish, mac_v4, mac_v6};
 pub use self::table::GroupTable;
 use self::table::{Ways, key};
-use self::vlan::{MEMBERSHIP_S, OtherQuerier, OwnQueries, SETTLE_S, Vlan, is_past, membership_s};
+use self::vlan::{MEMBERSHIP_S, OtherQuerier, OwnQueries, SETTLE_S, Vlan, membership_s};
 use crate::mac::MacAddr;
 use crate::port_id::PortId;
 use crate::port_set::PortSet;
+use crate::time::{is_past, left_s};
 use crate::vlan::Vid;
 
 /// IPv4 and IGMP, or IPv6 and MLD.
@@ -392,10 +393,9 @@ impl Snooping {
     /// The groups, in the order of VLANs and addresses.
     pub fn groups(&self, now_s: u32) -> impl Iterator<Item = GroupEntry> + '_ {
         self.groups.iter().map(move |(&(vid, group), members)| {
-            let left_s = |at_s: u32| at_s.wrapping_sub(now_s).cast_signed().max(0);
             let ports = members
                 .iter()
-                .map(|(&port, &at_s)| (port, left_s(at_s).cast_unsigned()));
+                .map(|(&port, &at_s)| (port, left_s(at_s, now_s)));
             GroupEntry {
                 vid,
                 group,

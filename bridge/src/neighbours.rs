@@ -32,6 +32,7 @@ use core::net::IpAddr;
 use self::message::{Claim, Force, Message};
 use crate::mac::MacAddr;
 use crate::port_id::PortId;
+use crate::time::elapsed_s;
 use crate::vlan::Vid;
 
 /// How much to remember, and for how long.
@@ -412,10 +413,4 @@ impl Binding {
         self.contested_s
             .is_some_and(|since_s| elapsed_s(since_s, now_s) < CONTEST_HOLD_S)
     }
-}
-
-/// From one time to a later one, on a clock that wraps.
-fn elapsed_s(since_s: u32, now_s: u32) -> u32 {
-    let elapsed_s = now_s.wrapping_sub(since_s).cast_signed();
-    elapsed_s.max(0).cast_unsigned()
 }

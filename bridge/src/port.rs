@@ -17,6 +17,7 @@ use crate::inspect::{Content, inspect};
 use crate::limit::Limit;
 use crate::mac::MacAddr;
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64};
+use crate::time::is_past;
 use crate::vlan::{Inside, TagEdit};
 
 /// Why a port is blocked; both may be.
@@ -177,12 +178,7 @@ impl Port {
         if self.special.load(Relaxed) & Self::BLOCKED_BY_BPDU == 0 {
             return;
         }
-        let left_s = self
-            .blocked_until_s
-            .load(Relaxed)
-            .wrapping_sub(now_s)
-            .cast_signed();
-        if left_s <= 0 {
+        if is_past(self.blocked_until_s.load(Relaxed), now_s) {
             self.special.fetch_and(!Self::BLOCKED_BY_BPDU, Relaxed);
         }
     }

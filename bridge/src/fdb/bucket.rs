@@ -32,10 +32,11 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use super::{Origin, is_later};
+use super::Origin;
 use crate::mac::MacAddr;
 use crate::port_id::PortId;
 use crate::sync::{AtomicU64, IS_MODEL, fence};
+use crate::time::later;
 use crate::vlan::Vid;
 
 /// How many addresses that fall on one bucket can be held. In a model, as few as can take turns.
@@ -183,15 +184,10 @@ impl Value {
 
     /// The same address, seen on `port`. Its age is never turned back.
     pub(super) fn learned_on(self, port: PortId, now_s: u32) -> Self {
-        let seen_s = if is_later(now_s, self.seen_s) {
-            now_s
-        } else {
-            self.seen_s
-        };
         Self {
             state: State::Held(Origin::Learned),
             port,
-            seen_s,
+            seen_s: later(now_s, self.seen_s),
             ..self
         }
     }

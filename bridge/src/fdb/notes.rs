@@ -20,8 +20,8 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::bucket::{Value, WAYS};
-use super::elapsed_s;
 use crate::sync::AtomicU64;
+use crate::time::elapsed_s;
 
 /// A station may move so often within [`WINDOW_S`]: one that roams, or a machine that migrates.
 const MAX_MOVES: u8 = 5;

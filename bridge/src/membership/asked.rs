@@ -8,8 +8,9 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use super::vlan::{MEMBERSHIP_S, is_past};
+use super::vlan::MEMBERSHIP_S;
 use crate::port_id::PortId;
+use crate::time::is_past;
 use crate::vlan::Vid;
 
 /// The most VLANs, beside those that are given.

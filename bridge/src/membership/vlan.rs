@@ -7,6 +7,7 @@ use core::net::IpAddr;
 
 use super::message::{RESPONSE_S, ROBUSTNESS};
 use crate::port_id::PortId;
+use crate::time::{is_past, later};
 
 #[derive(Debug)]
 pub(super) struct Vlan {
@@ -179,13 +180,4 @@ pub(super) fn membership_s(robustness: u32, interval_s: u32, response_s: u32) ->
     needed_s
         .saturating_add(response_s)
         .clamp(MEMBERSHIP_S, MAX_MEMBERSHIP_S)
-}
-
-fn later(one_s: u32, two_s: u32) -> u32 {
-    if is_past(one_s, two_s) { two_s } else { one_s }
-}
-
-/// Whether the time has come, on a clock that wraps.
-pub(super) fn is_past(at_s: u32, now_s: u32) -> bool {
-    now_s.wrapping_sub(at_s).cast_signed() >= 0
 }
