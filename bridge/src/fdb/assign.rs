@@ -5,7 +5,8 @@
 //! Called by the control thread, while the data threads go on.
 
 use super::bucket::{Bucket, Key, State, Value, WAYS};
-use super::{Fdb, InsertError, Origin, age_s};
+use super::entry::{InsertError, Origin};
+use super::table::{Assignment, Fdb};
 use crate::mac::MacAddr;
 use crate::port_id::PortId;
 use crate::vlan::Vid;
@@ -139,17 +140,8 @@ impl Fdb {
         (0..WAYS)
             .map(|slot| (slot, bucket.value(slot)))
             .filter(|(_, value)| value.state == State::Vacant || value.is_learned())
-            .max_by_key(|&(_, value)| (value.state == State::Vacant, age_s(value, now_s)))
+            .max_by_key(|&(_, value)| (value.state == State::Vacant, value.age_s(now_s)))
     }
-}
-
-/// Where an address shall live, and on whose word.
-#[derive(Clone, Copy)]
-pub(super) struct Assignment {
-    pub(super) port: PortId,
-    pub(super) origin: Origin,
-    pub(super) sequence: Option<u32>,
-    pub(super) now_s: u32,
 }
 
 impl Assignment {
@@ -163,15 +155,5 @@ impl Assignment {
         let (known, wanted) = (known?, self.sequence?);
         let is_later = wanted > known || (wanted == known && self.port == on);
         (!is_later).then_some(InsertError::Outdated { known })
-    }
-
-    pub(super) fn value(self, generation: u16) -> Value {
-        let state = State::Held(self.origin);
-        Value {
-            state,
-            generation,
-            port: self.port,
-            seen_s: self.now_s,
-        }
     }
 }

@@ -32,11 +32,11 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use super::Origin;
+use super::entry::Origin;
 use crate::mac::MacAddr;
 use crate::port_id::PortId;
 use crate::sync::{AtomicU64, IS_MODEL, fence};
-use crate::time::later;
+use crate::time::{elapsed_s, later};
 use crate::vlan::Vid;
 
 /// How many addresses that fall on one bucket can be held. In a model, as few as can take turns.
@@ -212,6 +212,10 @@ impl Value {
 
     pub(super) fn is_bound(self) -> bool {
         self.state == State::Bound
+    }
+
+    pub(super) fn age_s(self, now_s: u32) -> u32 {
+        elapsed_s(self.seen_s, now_s)
     }
 
     fn pack(self) -> u64 {

@@ -3,12 +3,20 @@
 //! threads and a weak memory allow. `tests/models` calls them.
 
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
 
 use loom::sync::Arc;
 use loom::thread;
 
-use super::*;
+use super::bucket::{Key, WAYS};
+use super::entry::{Learning, Origin};
+use super::moves::MoveLog;
+use super::table::Fdb;
+use crate::config::SwitchConfig;
 use crate::limit::Limit;
+use crate::mac::MacAddr;
+use crate::port_id::PortId;
+use crate::vlan::Vid;
 
 const A: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 const B: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);

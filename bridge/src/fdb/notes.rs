@@ -144,8 +144,8 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Origin;
     use super::super::bucket::State;
+    use super::super::entry::Origin;
     use super::*;
     use crate::port_id::PortId;
 

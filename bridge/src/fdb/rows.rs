@@ -7,7 +7,8 @@
 use core::ops::Range;
 
 use super::bucket::{Key, State, Value, WAYS};
-use super::{Entry, Fdb, Occupancy, Origin, age_s};
+use super::entry::{Entry, Occupancy, Origin};
+use super::table::Fdb;
 use crate::mac::MacAddr;
 use crate::vlan::Vid;
 
@@ -88,7 +89,7 @@ impl Fdb {
             vid: key.vid(),
             mac: key.mac(),
             port: held.port,
-            age_s: age_s(held, now_s),
+            age_s: held.age_s(now_s),
             origin,
             sequence: notes.sequence(slot, held),
             dampened: notes

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Forgetting what was learned: of a port, of a VLAN, or all of it.
+//!
+//! Called by the control thread, while the data threads go on.
+
+use super::bucket::{Key, Value, WAYS};
+use super::table::Fdb;
+use crate::port_id::PortId;
+use crate::vlan::Vid;
+
+impl Fdb {
+    /// Forgets what was learned on `port` and says how much that was; assigned addresses stay until
+    /// whoever assigned them removes them.
+    ///
+    /// A frame of that port which another thread has in hand may be learned right after. That is
+    /// true, if late, and it ages.
+    pub fn forget_port(&self, port: PortId) -> usize {
+        self.forget(|_, held| held.port == port)
+    }
+
+    /// Forgets where the stations behind `port` live and says how many those were, but keeps their
+    /// addresses from ports that guard against forged sources, until they age: nobody takes the address
+    /// of a station by taking its port off the network.
+    pub fn bind_port(&self, port: PortId) -> usize {
+        let is_meant = |_, held: Value| held.port == port && !held.is_bound();
+        self.change_learned(is_meant, Value::bound)
+    }
+
+    /// The same for one VLAN of the port.
+    pub fn forget_port_in(&self, port: PortId, vid: Vid) -> usize {
+        self.forget(|key, held| held.port == port && key.vid() == vid)
+    }
+
+    /// Forgets what was learned in this VLAN and says how much that was.
+    pub fn forget_vlan(&self, vid: Vid) -> usize {
+        self.forget(|key, _| key.vid() == vid)
+    }
+
+    /// Forgets all that was learned and says how much that was.
+    pub fn forget_learned(&self) -> usize {
+        self.forget(|_, _| true)
+    }
+
+    fn forget(&self, is_meant: impl Fn(Key, Value) -> bool) -> usize {
+        self.change_learned(is_meant, Value::vacated)
+    }
+
+    fn change_learned(
+        &self,
+        is_meant: impl Fn(Key, Value) -> bool,
+        change: impl Fn(Value) -> Value,
+    ) -> usize {
+        let mut changed = 0;
+        for bucket in &self.buckets {
+            for slot in 0..WAYS {
+                while let Some((key, held)) = bucket.held(slot) {
+                    if !held.is_learned() || !is_meant(key, held) {
+                        break;
+                    }
+                    if self.replace(bucket, slot, held, change(held)) {
+                        changed += 1;
+                        break;
+                    }
+                }
+            }
+        }
+        changed
+    }
+}
