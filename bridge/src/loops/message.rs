@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The layout of a probe.
 
-use super::NodeId;
+use super::verdict::NodeId;
 use crate::inspect::{Framing, PROBE_ETHER_TYPE, PROBE_GROUP};
 use crate::port_id::PortId;
 use crate::vlan::Vid;

@@ -3,7 +3,8 @@
 
 use alloc::vec::Vec;
 
-use super::{Cause, MS, S, Verdict};
+use super::timing::{MS, S};
+use super::verdict::{Cause, Verdict};
 use crate::port_id::PortId;
 use crate::vlan::Vid;
 

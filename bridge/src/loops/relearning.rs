@@ -5,7 +5,8 @@
 
 use alloc::collections::BTreeSet;
 
-use super::{S, Verdict};
+use super::timing::S;
+use super::verdict::Verdict;
 use crate::port_id::PortId;
 
 /// Between two times that stations are learned anew because of others.

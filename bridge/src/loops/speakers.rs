@@ -5,7 +5,8 @@
 
 use alloc::collections::{BTreeMap, VecDeque};
 
-use super::{INTERVAL_US, MS, NodeId};
+use super::timing::{INTERVAL_US, MS};
+use super::verdict::NodeId;
 use crate::port_id::PortId;
 use crate::vlan::Vid;
 

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a guard says: probes to send, ports to block and open, and what it has seen.
+
+use alloc::vec::Vec;
+
+use crate::port_id::PortId;
+use crate::vlan::Vid;
+
+/// A node among others, at random. The smaller one is senior.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u64);
+
+/// A frame to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The port it leaves by, blocked or not.
+    pub port: PortId,
+    /// The VLAN it is in. If that is one, the frame has a tag that says so, and what the port makes
+    /// of tags when frames leave is still to be done.
+    pub vid: Vid,
+    /// The frame, without its frame check sequence.
+    pub frame: Vec<u8>,
+}
+
+/// Something that the caller must do, or tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Block the port.
+    Block {
+        /// The port.
+        port: PortId,
+        /// What for.
+        cause: Cause,
+    },
+    /// Open the port again.
+    Open {
+        /// The port.
+        port: PortId,
+    },
+    /// Another node has blocked or opened a port, so that stations may be behind other ports than they
+    /// were: forget what was learned. The same holds after [`Block`](Self::Block) and
+    /// [`Open`](Self::Open). It is said again a second later, when no frame is under way any more
+    /// that came by the old ways.
+    Relearn,
+    /// The same, as is said behind a port that is [confined](super::LoopGuard::confine): forget what was learned
+    /// there.
+    RelearnBehind {
+        /// The port.
+        port: PortId,
+    },
+    /// There is a loop behind the port, where this node cannot cut it. Said once a minute at most.
+    Behind {
+        /// The port.
+        port: PortId,
+        /// The VLAN of the probe that came back.
+        vid: Vid,
+    },
+}
+
+/// A loop: what leaves by one of two ports comes back by the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// The port of the two that stays open.
+    pub other: PortId,
+    /// The VLAN in which it was seen first.
+    pub vid: Vid,
+}
+
+/// A blocked port, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// The port.
+    pub port: PortId,
+    /// What for.
+    pub cause: Cause,
+    /// When it was blocked.
+    pub since_us: u64,
+    /// When the cause was last seen.
+    pub seen_us: u64,
+    /// When it opens, if the cause is not seen again.
+    pub opens_us: u64,
+    /// How many probes have returned.
+    pub count: u64,
+}
+
+impl Blocked {
+    /// Whether a station that moved from one port to the other has shown the loop as well.
+    pub fn explains_move(&self, from: PortId, to: PortId) -> bool {
+        let Cause { other, .. } = self.cause;
+        (from, to) == (self.port, other) || (from, to) == (other, self.port)
+    }
+}
+
+/// What the guard has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoopCounters {
+    /// Probes sent.
+    pub sent: u64,
+    /// Own probes that came back by another port than they left by.
+    pub returned: u64,
+    /// Own probes that came back by the port they left by.
+    pub behind: u64,
+    /// Own probes that came back too late, or again from someone's store.
+    pub stale: u64,
+    /// Frames with the source of our probes that we have not sent.
+    pub forged: u64,
+    /// Probes of other nodes.
+    pub foreign: u64,
+}
