@@ -16,7 +16,7 @@
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::Family;
+use super::family::Family;
 use crate::inspect::{Framing, IPV4, IPV6};
 use crate::ip::{self, Chain, ICMPV6, IGMP, Ipv4, Ipv6, PIM, Upper};
 use crate::mac::MacAddr;

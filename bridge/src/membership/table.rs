@@ -3,7 +3,7 @@
 
 use alloc::vec::Vec;
 
-use super::Family;
+use super::family::Family;
 use super::message::Message;
 use crate::inspect::{Framing, IPV4, IPV6};
 use crate::ip::{Ipv4, Ipv6};
