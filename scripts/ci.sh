@@ -3,13 +3,14 @@
 #
 # The one door: every check that this repository has, for people and for CI alike.
 #
-#   scripts/ci.sh quick     fmt, layers, vectors, clippy and unit tests: what to run before a commit
+#   scripts/ci.sh quick     fmt, layers, vectors, docs, clippy and unit tests: what to run before a commit
 #   scripts/ci.sh fmt       formatting
 #   scripts/ci.sh clippy    lints, warnings are errors; nothing newer than `rust-version` is used
 #   scripts/ci.sh test      every test but those of `netns`; those of io, api, flow, examples and cli need root
 #   scripts/ci.sh doc       documentation of all items, warnings are errors
 #   scripts/ci.sh layers    which module may import which
 #   scripts/ci.sh vectors   the test vectors against a second implementation of the protocol
+#   scripts/ci.sh docs      links of the documents, and whether they describe every key, drop reason and cause
 #   scripts/ci.sh deny      licences, advisories and sources of the dependencies
 #   scripts/ci.sh models    what threads share, in each order that they and a weak memory allow
 #   scripts/ci.sh sanitizers  tests with AddressSanitizer, and with ThreadSanitizer what threads share
@@ -21,9 +22,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 main() {
   case "${1:-}" in
-    quick) run fmt layers vectors clippy unit ;;
-    all) run fmt layers vectors clippy test doc deny models sanitizers fuzz netns ;;
-    fmt | clippy | test | doc | layers | vectors | deny | models | sanitizers | fuzz | netns) run "$1" ;;
+    quick) run fmt layers vectors docs clippy unit ;;
+    all) run fmt layers vectors docs clippy test doc deny models sanitizers fuzz netns ;;
+    fmt | clippy | test | doc | layers | vectors | docs | deny | models | sanitizers | fuzz | netns) run "$1" ;;
     *)
       sed -n 's/^#   //p' "${BASH_SOURCE[0]}" >&2
       exit 2
@@ -191,6 +192,10 @@ EOF
 
 job_vectors() {
   python3 scripts/vectors.py
+}
+
+job_docs() {
+  python3 scripts/docs.py
 }
 
 job_deny() {
