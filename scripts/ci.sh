@@ -10,7 +10,7 @@
 #   scripts/ci.sh doc       documentation of all items, warnings are errors
 #   scripts/ci.sh layers    which module may import which
 #   scripts/ci.sh vectors   the test vectors against a second implementation of the protocol
-#   scripts/ci.sh docs      links of the documents, and whether they describe every key, drop reason and cause
+#   scripts/ci.sh docs      links of the documents, and whether they describe every drop reason and cause
 #   scripts/ci.sh deny      licences, advisories and sources of the dependencies
 #   scripts/ci.sh models    what threads share, in each order that they and a weak memory allow
 #   scripts/ci.sh sanitizers  tests with AddressSanitizer, and with ThreadSanitizer what threads share
