@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The stages of the data path, between a device without a kernel and sealed datagrams, for fuzz
-//! targets: [`Delivery`] and [`Outbound`] as the threads run them, in one thread. In no other build.
+//! targets: [`Opener`], [`Handover`], [`Delivery`] and [`Outbound`] as the threads run them, in one
+//! thread. In no other build.
 #![cfg(fuzzing)]
 
 use std::{
@@ -16,7 +17,8 @@ use tokio::sync::mpsc;
 use super::{
     clock,
     dispatch::{Kept, Outlet},
-    inbound::Delivery,
+    inbound::{Arrivals, Delivery, Opener},
+    lanes::{Handover, Share},
     outbound::Outbound,
     recovery::Recovery,
     shared::{Handshake, Shared, ToControl},
@@ -38,7 +40,7 @@ use crate::{
         train::Train,
     },
     stats::DropReason,
-    wire::{Counter, Lane, MessageType, SessionIndex},
+    wire::{Counter, DATA_HEADER_LEN, DATA_OVERHEAD, Lane, MessageType, SessionIndex},
 };
 
 /// The most peers of a chain.
@@ -46,7 +48,10 @@ pub const MAX_PEERS: usize = 3;
 /// Data lanes of each of them.
 pub const LANES: u8 = 3;
 const OUTBOUND: Lane = Lane::FIRST_DATA;
-const ONWARD: Lane = Lane(2);
+/// The lane on which each inbound thread of a hub sends.
+const ONWARD: [Lane; 2] = [Lane(2), Lane(3)];
+/// The largest UDP payload of IPv4.
+const MAX_DATAGRAM: usize = 65_507;
 
 /// What a node is like.
 pub struct ChainConfig {
@@ -62,9 +67,33 @@ pub struct ChainConfig {
     pub refusals: Refusals,
     /// The largest datagram on the path to each peer; without one there is no session.
     pub paths: Vec<Option<usize>>,
+    /// How received datagrams are shared out.
+    pub plan: Plan,
 }
 
-/// A datagram of a peer, opened.
+/// Which threads receive, open and deliver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// One does all of it, datagram by datagram.
+    Inline,
+    /// A worker opens a batch, and another thread delivers it.
+    Staged,
+    /// Two have lanes of their own. The first receives everything and hands over.
+    TwoLanes,
+}
+
+/// What happens to a sealed datagram on its way.
+#[derive(Clone, Copy, Debug)]
+pub enum Damage {
+    /// Nothing.
+    None,
+    /// These bits of this byte, counted round from the start, are inverted.
+    Flip(u16, u8),
+    /// So many bytes arrive.
+    Cut(u16),
+}
+
+/// A datagram of a peer, before it is sealed.
 pub struct Arriving<'a> {
     /// Of whom.
     pub peer: PortId,
@@ -72,8 +101,30 @@ pub struct Arriving<'a> {
     pub message_type: MessageType,
     /// Lane and sequence number.
     pub counter: Counter,
-    /// What it holds.
+    /// What it holds; cut off where no UDP datagram is longer.
     pub plaintext: &'a [u8],
+    /// After it was sealed.
+    pub damage: Damage,
+}
+
+impl Arriving<'_> {
+    fn sealed(&self, sessions: &Sessions) -> Vec<u8> {
+        let len = self.plaintext.len().min(MAX_DATAGRAM - DATA_OVERHEAD);
+        let mut datagram = vec![0; DATA_HEADER_LEN];
+        datagram.extend_from_slice(&self.plaintext[..len]);
+        datagram.resize(len + DATA_OVERHEAD, 0);
+        let session = &sessions[usize::from(self.peer.0) - 1];
+        session.seal(self.message_type, self.counter, &mut datagram);
+        match self.damage {
+            Damage::None => {}
+            Damage::Flip(at, bits) => {
+                let at = usize::from(at) % datagram.len();
+                datagram[at] ^= bits;
+            }
+            Damage::Cut(len) => datagram.truncate(len.into()),
+        }
+        datagram
+    }
 }
 
 /// A datagram on its way to a peer, opened with the keys that the peer has.
@@ -90,11 +141,20 @@ pub struct Departed {
     pub plaintext: Vec<u8>,
 }
 
+/// What a thread that receives owns.
+struct InboundThread {
+    handover: Option<Handover>,
+    arrivals: Arrivals,
+    opener: Opener,
+    delivery: Delivery,
+}
+
 /// A node's data path.
 pub struct Chain {
     shared: Arc<Shared>,
     device: Device,
-    delivery: Delivery,
+    is_staged: bool,
+    inbound: Vec<InboundThread>,
     outbound: Outbound,
     /// A panic aborts a fuzz target before it gets there.
     recovery: Recovery,
@@ -132,11 +192,30 @@ impl Chain {
             kept: kept.clone(),
             empties: config.paths.iter().map(|_| Train::default()).collect(),
         };
-        let onward = is_hub.then(|| (ONWARD, outlet()));
-        let outlet = outlet();
+        let inbound = |(handover, lane): (Option<Handover>, Lane)| {
+            let share = handover.as_ref().map_or(Share::ALL, Handover::share);
+            InboundThread {
+                handover,
+                arrivals: Arrivals::default(),
+                opener: Opener::new(shared.clone(), share),
+                delivery: Delivery::new(
+                    shared.clone(),
+                    tap.clone(),
+                    is_hub.then(|| (lane, outlet())),
+                ),
+            }
+        };
+        let handovers = match config.plan {
+            Plan::Inline | Plan::Staged => vec![None],
+            Plan::TwoLanes => {
+                let between = Handover::between(2, || shared.new_drops())?;
+                between.into_iter().map(Some).collect()
+            }
+        };
         Ok(Self {
-            delivery: Delivery::new(shared.clone(), tap.clone(), onward),
-            outbound: Outbound::new(shared.clone(), tap, Some(emissions), OUTBOUND, outlet),
+            inbound: handovers.into_iter().zip(ONWARD).map(inbound).collect(),
+            is_staged: config.plan == Plan::Staged,
+            outbound: Outbound::new(shared.clone(), tap, Some(emissions), OUTBOUND, outlet()),
             recovery: Recovery::new(shared.clone()),
             shared,
             device,
@@ -147,25 +226,59 @@ impl Chain {
         })
     }
 
-    /// One batch of datagrams off the wire. True if frames wait for missing pieces.
-    pub fn receive<'a>(&mut self, batch: impl IntoIterator<Item = Arriving<'a>>) -> bool {
-        let opened = batch.into_iter().map(|arriving| {
-            let index = index_of(arriving.peer);
-            let counter = arriving.counter;
-            (arriving.message_type, index, counter, arriving.plaintext)
-        });
-        let is_waiting =
-            self.delivery
-                .deliver_opened(opened, (endpoint(), None), &mut self.recovery);
-        self.run_slow_path();
-        is_waiting
+    /// Datagrams off the wire, as many to a batch as its buffers take.
+    pub fn receive<'a>(&mut self, datagrams: impl IntoIterator<Item = Arriving<'a>>) {
+        let sessions = self.sessions.clone();
+        let sealed = datagrams.into_iter().map(|it| it.sealed(&sessions));
+        let trains = trains(sealed);
+        let mut trains = trains.iter().peekable();
+        while trains.peek().is_some() {
+            let batch = &mut self.inbound[0].arrivals.batch;
+            batch.clear();
+            while batch.has_room()
+                && let Some((stride, train)) = trains.next()
+            {
+                batch.push((endpoint(), None), *stride, train);
+            }
+            self.take_batch();
+            self.run_slow_path();
+        }
     }
 
-    /// Nothing came for a while. True if frames wait for missing pieces all the same.
-    pub fn give_up_waiting(&mut self) -> bool {
-        let is_waiting = self.delivery.forward_incomplete(&mut self.recovery);
+    /// What was received goes to whose it is, is opened, and is delivered.
+    fn take_batch(&mut self) {
+        for place in 0..self.inbound.len() {
+            let thread = &mut self.inbound[place];
+            let (arrivals, opener) = (&mut thread.arrivals, &mut thread.opener);
+            let is_full = match (&thread.handover, place) {
+                (None, _) => Some(false),
+                (Some(handover), 0) => {
+                    handover.pass_on(&mut arrivals.batch);
+                    Some(false)
+                }
+                (Some(handover), _) => {
+                    if !handover.take_in(&mut arrivals.batch) {
+                        continue;
+                    }
+                    None
+                }
+            };
+            if self.is_staged {
+                opener.open(arrivals, &mut self.recovery);
+                thread.delivery.deliver(arrivals, &mut self.recovery);
+            } else {
+                let delivery = &mut thread.delivery;
+                delivery.open_and_deliver(opener, arrivals, is_full, &mut self.recovery);
+            }
+        }
+    }
+
+    /// Nothing came for a while.
+    pub fn give_up_waiting(&mut self) {
+        for thread in &mut self.inbound {
+            thread.delivery.forward_incomplete(&mut self.recovery);
+        }
         self.run_slow_path();
-        is_waiting
     }
 
     /// One portion of frames off the device, what does not fit waits for the next call.
@@ -180,7 +293,9 @@ impl Chain {
 
     /// Queues stand: the next sender of much is told so, in both directions.
     pub fn let_queues_stand(&mut self) {
-        self.delivery.insist_on_signal();
+        for thread in &mut self.inbound {
+            thread.delivery.insist_on_signal();
+        }
         self.outbound.insist_on_signal();
     }
 
@@ -235,6 +350,24 @@ impl Chain {
 fn mac1() -> Mac1Check {
     static MAC1: OnceLock<crate::crypto::keys::PublicKey> = OnceLock::new();
     Mac1Check::new(MAC1.get_or_init(|| PrivateKey::generate().public_key()))
+}
+
+/// Neighbours of one length in a train, as GRO makes them; the last may be shorter.
+fn trains(datagrams: impl Iterator<Item = Vec<u8>>) -> Vec<(usize, Vec<u8>)> {
+    let mut trains: Vec<(usize, Vec<u8>)> = Vec::new();
+    for datagram in datagrams {
+        match trains.last_mut() {
+            Some((stride, train))
+                if train.len().is_multiple_of(*stride)
+                    && (1..=*stride).contains(&datagram.len())
+                    && train.len() + datagram.len() <= MAX_DATAGRAM =>
+            {
+                train.extend(datagram);
+            }
+            _ => trains.push((datagram.len().max(1), datagram)),
+        }
+    }
+    trains
 }
 
 fn endpoint() -> SocketAddr {

@@ -61,7 +61,7 @@ use crate::{
 
 /// What one call received, and what opening it found.
 pub(super) struct Arrivals {
-    batch: RecvBatch,
+    pub(super) batch: RecvBatch,
     /// One entry for each datagram of the batch, in its order.
     opened: Vec<Opened>,
 }
@@ -237,7 +237,7 @@ impl Opener {
         });
     }
 
-    fn open(&mut self, arrivals: &mut Arrivals, recovery: &mut Recovery) {
+    pub(super) fn open(&mut self, arrivals: &mut Arrivals, recovery: &mut Recovery) {
         // Loaded after the datagrams were received: a session is published before the message that
         // makes the peer use it is sent.
         let tables = self.tables.load();
@@ -473,7 +473,7 @@ impl Delivery {
     }
 
     /// True if frames wait for missing pieces.
-    fn deliver(&mut self, arrivals: &mut Arrivals, recovery: &mut Recovery) -> bool {
+    pub(super) fn deliver(&mut self, arrivals: &mut Arrivals, recovery: &mut Recovery) -> bool {
         let tables = self.tables.load();
         let Arrivals { batch, opened } = arrivals;
         self.begin(&tables, Some(batch.is_full()));
@@ -484,7 +484,7 @@ impl Delivery {
 
     /// Steps 2 to 6 for each datagram in turn: it is still in the cache when it is delivered, and
     /// the first one does not wait for the last.
-    fn open_and_deliver(
+    pub(super) fn open_and_deliver(
         &mut self,
         opener: &mut Opener,
         arrivals: &mut Arrivals,
@@ -689,31 +689,6 @@ impl Delivery {
     #[cfg(fuzzing)]
     pub(super) fn insist_on_signal(&mut self) {
         self.codel.insist();
-    }
-
-    /// Steps 3 to 6 for a batch of datagrams that are as good as opened.
-    #[cfg(fuzzing)]
-    pub(super) fn deliver_opened<'a>(
-        &mut self,
-        datagrams: impl IntoIterator<Item = (MessageType, SessionIndex, Counter, &'a [u8])>,
-        from: Caller,
-        recovery: &mut Recovery,
-    ) -> bool {
-        let tables = self.tables.load();
-        self.begin(&tables, Some(false));
-        let now = self.shared.clock.now();
-        for (message_type, receiver, counter, plaintext) in datagrams {
-            let arrival = Arrival {
-                message_type,
-                receiver,
-                counter,
-                from,
-            };
-            if let Err(reason) = self.accept(&tables, arrival, plaintext, now) {
-                self.drops.count(reason);
-            }
-        }
-        self.end(&tables, recovery)
     }
 
     /// Nothing came for a while. True if frames go on waiting for missing pieces.

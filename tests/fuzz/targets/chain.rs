@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The whole data path of a node, by its own code: what an authenticated peer sends, chunk by chunk,
-//! through reassembly, checks, switch and tag edits, and out again to a device or to other peers; and
-//! what a device hands over, with any description, on its way to the peers. In every mode: TAP, plain
-//! back-end, NIC, wire, hub, with VLANs of every kind at every port, any MTU, and any path.
+//! sealed, and perhaps damaged on its way, through opening, the hand-over between threads, reassembly,
+//! checks, switch and tag edits, and out again to a device or to other peers; and what a device hands
+//! over, with any description, on its way to the peers. In every mode: TAP, plain back-end, NIC, wire,
+//! hub, inline, staged, and with two threads, with VLANs of every kind at every port, any MTU, and any
+//! path.
 //!
 //! Whatever goes in: nothing panics; what is written to the device is what its kernel may believe, and
 //! no larger than it takes; each datagram fits its path; and whoever is sent something accepts all of
@@ -21,7 +23,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use patchcord::{
     io::{memory::Refusals, tap::VnetHeader},
-    pipeline::fuzzing::{Arriving, Chain, ChainConfig, Departed, LANES, MAX_PEERS},
+    pipeline::fuzzing::{Arriving, Chain, ChainConfig, Damage, Departed, LANES, MAX_PEERS, Plan},
     proto::superframe::{MAX_SEGMENTS, finish_checksum},
     stats::DropReason,
     wire::{
@@ -101,6 +103,7 @@ impl Run {
                 udp_segments: if world.cuts_few { 128 } else { usize::MAX },
             },
             paths: facts.paths.clone(),
+            plan: world.plan(),
         };
         let far = ChainConfig {
             switch: SwitchConfig::with_ports(2),
@@ -113,6 +116,7 @@ impl Run {
                 udp_segments: usize::MAX,
             },
             paths: vec![Some(1472); MAX_PEERS],
+            plan: Plan::Inline,
         };
         Self {
             world: facts,
@@ -130,7 +134,7 @@ impl Run {
         match step {
             Step::Receive(arrivals) => self.receive(arrivals),
             Step::Read(frames) => self.read(frames),
-            Step::Wait => drop(self.node.give_up_waiting()),
+            Step::Wait => self.node.give_up_waiting(),
             Step::Stand => {
                 self.is_calm = false;
                 self.node.let_queues_stand();
@@ -149,19 +153,20 @@ impl Run {
                 let next = &mut self.next[peer][usize::from(lane)];
                 let sequence = arrival.order.number(next);
                 let counter = Counter::new(Lane(lane), sequence);
-                datagrams.push((PortId(peer as u16 + 1), message_type, counter, plaintext));
+                let port = PortId(peer as u16 + 1);
+                let damage = arrival.damage();
+                datagrams.push((port, message_type, counter, plaintext, damage));
             }
         }
-        self.node.receive(
-            datagrams
-                .iter()
-                .map(|&(peer, message_type, counter, ref plaintext)| Arriving {
-                    peer,
-                    message_type,
-                    counter,
-                    plaintext,
-                }),
-        );
+        self.node.receive(datagrams.iter().map(
+            |&(peer, message_type, counter, ref plaintext, damage)| Arriving {
+                peer,
+                message_type,
+                counter,
+                plaintext,
+                damage,
+            },
+        ));
     }
 
     fn read(&mut self, frames: &[Sent]) {
@@ -210,6 +215,7 @@ impl Run {
             message_type: datagram.message_type,
             counter: datagram.counter,
             plaintext: &datagram.plaintext,
+            damage: Damage::None,
         }));
         for (vnet, frame) in self.far.take_written() {
             check_description(&vnet, &frame);
@@ -387,6 +393,15 @@ enum Vlans {
 }
 
 impl World {
+    /// Taken from what the number of peers leaves over.
+    fn plan(&self) -> Plan {
+        match usize::from(self.peers) / MAX_PEERS % 4 {
+            0 | 1 => Plan::Inline,
+            2 => Plan::Staged,
+            _ => Plan::TwoLanes,
+        }
+    }
+
     fn facts(&self) -> Facts {
         let is_wire = self.mode == Mode::Wire;
         let peers = if is_wire {
@@ -502,6 +517,19 @@ struct Arrival {
     lane: u8,
     order: Order,
     content: Content,
+}
+
+impl Arrival {
+    /// What the path does to each of its datagrams: taken from what the lane leaves over.
+    fn damage(&self) -> Damage {
+        let number = u16::from(self.lane / LANES);
+        match number {
+            0..64 => Damage::None,
+            64..76 => Damage::Flip(number - 64, self.peer),
+            76..80 => Damage::Flip(number + u16::from(self.peer), 1 << (number % 8)),
+            _ => Damage::Cut(u16::from(self.peer)),
+        }
+    }
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
