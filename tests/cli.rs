@@ -160,6 +160,45 @@ fn bad_usage_ends_with_2_and_help_with_0() {
 }
 
 #[test]
+fn the_documents_have_the_keys_that_the_program_has() {
+    let printed = run(&["generate", "keys"]);
+    assert_eq!(printed.code, 0, "{}", printed.stderr);
+    assert!(printed.stdout.contains("| `private-key-file` |"));
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+    let page = fs::read_to_string(page).unwrap();
+    let remedy = "put what `cargo run -- generate keys` prints at the end of docs/configuration.md";
+    assert!(page.ends_with(&printed.stdout), "{remedy}");
+}
+
+#[test]
+fn manual_pages_and_completions_know_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = run(&["generate", "man", dir.path().to_str().unwrap()]);
+    assert_eq!(
+        (written.code, &*written.stdout),
+        (0, ""),
+        "{}",
+        written.stderr
+    );
+    let page = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+    let commands = ["genkey", "up", "check", "show", "fdb", "down", "host"];
+    for command in commands {
+        assert!(page("patchcord.1").contains(command), "{command}");
+        assert!(page(&format!("patchcord-{command}.1")).contains(".SH"));
+    }
+    let keys = page("patchcord.toml.5");
+    for key in ["private\\-key\\-file", "max\\-broadcast", "udp\\-gso"] {
+        assert!(keys.contains(key), "{key}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&["generate", "completions", shell]);
+        for command in commands {
+            assert!(script.stdout.contains(command), "{shell}: {command}");
+        }
+    }
+}
+
+#[test]
 fn bench_crypto_has_a_figure_for_every_cipher_and_size() {
     let ran = run(&["bench", "crypto", "--json", "--seconds", "0.1"]);
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));

@@ -11,6 +11,7 @@ mod hosted;
 mod journal;
 mod keys;
 mod logs;
+mod manual;
 mod show;
 mod status;
 mod tunnel;
@@ -37,6 +38,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Down(options) => tunnel::down(&options.target.name_or_file, &options.run_dir),
         Command::Bench(Bench::Crypto(options)) => bench::crypto(&options),
         Command::Host(command) => host::run(command),
+        Command::Generate(what) => manual::generate(what),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -85,6 +87,9 @@ enum Command {
     /// Run many tunnels in one process, and talk to it
     #[command(subcommand, after_help = host::HELP)]
     Host(host::HostCommand),
+    /// Write manual pages, shell completions, or the reference of configuration keys
+    #[command(subcommand, hide = true)]
+    Generate(manual::Generate),
 }
 
 #[derive(Subcommand)]

@@ -9,6 +9,7 @@
 //! errors at once, each with line, column, key and remedy, and none with a secret in it.
 
 mod error;
+mod keys;
 mod load;
 mod parse;
 mod port;
@@ -27,6 +28,7 @@ use patchcord_bridge::{MacAddr, PortConfig, SwitchConfig};
 use crate::crypto::keys::{PresharedKey, PrivateKey, PublicKey};
 
 pub use error::{ConfigError, ConfigErrors};
+pub use keys::{Key, SECTIONS, Schema};
 pub use load::{CONFIG_DIR, KeyFileError, RESERVED_NAME, file_of, read_key_file, tunnel_name};
 pub use warnings::ConfigWarning;
 

@@ -17,9 +17,8 @@ use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
 use super::error::Report;
-use super::section::{
-    self, DEVICE, DEVICE_PORT, PEER, PEER_PORT, PIPELINE, SWITCH, Section, TUNNEL,
-};
+use super::keys::{DEVICE, DEVICE_PORT, PEER, PEER_PORT, PIPELINE, SWITCH, TUNNEL};
+use super::section::{self, Section};
 use super::stations::Stations;
 use super::{
     Config, ConfigErrors, DeviceConfig, Endpoint, KeyFileError, Mode, PeerConfig, PipelineConfig,

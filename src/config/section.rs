@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sections and their keys: the schema, typed access to values, and help with unknown names.
+//! Sections of a file: typed access to values, and help with unknown names.
 //!
-//! Knows which keys there are, not what they mean. serde's derive stops at the first error; walking
+//! Knows which keys there are ([`keys`](super::keys)), not what they mean. serde's derive stops at the first error; walking
 //! the parsed document finds them all.
 
 use std::ops::Range;
@@ -10,121 +10,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::Report;
+use super::keys::{SECTIONS, Schema};
 use super::value;
-
-/// What a section is called and which keys it has.
-pub(super) struct Schema {
-    pub(super) name: &'static str,
-    pub(super) header: &'static str,
-    keys: &'static [&'static str],
-    /// The section within it.
-    port: Option<&'static Self>,
-}
-
-pub(super) const TUNNEL: Schema = Schema {
-    name: "tunnel",
-    header: "[tunnel]",
-    keys: &[
-        "private-key-file",
-        "listen",
-        "cipher",
-        "network-id",
-        "rekey-interval",
-    ],
-    port: None,
-};
-pub(super) const DEVICE: Schema = Schema {
-    name: "device",
-    header: "[device]",
-    keys: &[
-        "name",
-        "nic",
-        "mode",
-        "mtu",
-        "bridge",
-        "mac",
-        "addresses",
-        "accept-router-advertisements",
-        "carrier",
-        "link-loss-forwarding",
-        "backend",
-    ],
-    port: Some(&DEVICE_PORT),
-};
-pub(super) const DEVICE_PORT: Schema = Schema {
-    name: "port",
-    header: "[device.port]",
-    keys: PORT_KEYS,
-    port: None,
-};
-pub(super) const PEER: Schema = Schema {
-    name: "peer",
-    header: "[[peer]]",
-    keys: &[
-        "name",
-        "public-key",
-        "endpoint",
-        "keepalive",
-        "preshared-key-file",
-    ],
-    port: Some(&PEER_PORT),
-};
-pub(super) const PEER_PORT: Schema = Schema {
-    name: "port",
-    header: "[peer.port]",
-    keys: PORT_KEYS,
-    port: None,
-};
-const PORT_KEYS: &[&str] = &[
-    "trunk",
-    "native",
-    "translate",
-    "access",
-    "tunnel",
-    "tag",
-    "max-broadcast",
-    "max-multicast",
-    "max-unknown",
-    "bpdu",
-    "dhcp-server",
-    "router-advertisements",
-    "spoof-guard",
-    "sources",
-    "stations",
-    "neighbour-suppression",
-    "multicast-snooping",
-];
-pub(super) const SWITCH: Schema = Schema {
-    name: "switch",
-    header: "[switch]",
-    keys: &[
-        "hub",
-        "capacity",
-        "ageing",
-        "dampening",
-        "max-addresses",
-        "loop-guard",
-        "querier",
-    ],
-    port: None,
-};
-pub(super) const PIPELINE: Schema = Schema {
-    name: "pipeline",
-    header: "[pipeline]",
-    keys: &[
-        "plan", "lanes", "workers", "pin", "nice", "udp-gso", "udp-gro",
-    ],
-    port: None,
-};
-const SECTIONS: [&Schema; 7] = [
-    &TUNNEL,
-    &DEVICE,
-    &DEVICE_PORT,
-    &PEER,
-    &PEER_PORT,
-    &SWITCH,
-    &PIPELINE,
-];
 
 /// One table of the file.
 pub(super) struct Section<'t, 'i> {
@@ -177,9 +64,8 @@ impl<'t, 'i> Section<'t, 'i> {
         span: Range<usize>,
         report: &mut Report<'_>,
     ) -> Self {
-        let is_known = |key: &str| {
-            schema.keys.contains(&key) || schema.port.is_some_and(|port| port.name == key)
-        };
+        let is_known =
+            |key: &str| schema.has(key) || schema.port.is_some_and(|port| port.name == key);
         for (key, _) in table.iter().filter(|(key, _)| !is_known(key.as_ref())) {
             let name = format!("{} {}", schema.header, key.as_ref());
             report.add(&key.span(), name, unknown_key(schema, key.as_ref()));
@@ -207,6 +93,11 @@ impl<'t, 'i> Section<'t, 'i> {
 
     /// Whether `key` is there, or would be if the section could be read.
     pub(super) fn has(&self, key: &str) -> bool {
+        debug_assert!(
+            self.schema.has(key) || self.schema.port.is_some_and(|port| port.name == key),
+            "the table of keys has no {}",
+            self.name_of(key)
+        );
         !self.is_readable || self.table.is_some_and(|table| table.contains_key(key))
     }
 
@@ -229,6 +120,9 @@ impl<'t, 'i> Section<'t, 'i> {
         report: &mut Report<'_>,
         parse: impl FnOnce(&DeValue<'_>) -> Result<T, String>,
     ) -> Option<T> {
+        if !self.has(key) {
+            return None;
+        }
         let value = self.table?.get(key)?;
         parse(value.get_ref())
             .map_err(|problem| self.refuse(key, report, problem))
@@ -291,13 +185,11 @@ fn unknown_key(schema: &'static Schema, key: &str) -> String {
         return format!("is not a key of {header}; it belongs in {home}");
     }
     let port = schema.port;
-    let within = port.iter().flat_map(|port| port.keys).copied();
+    let within = port.iter().flat_map(|port| port.names());
     let here = port.iter().map(|port| port.name).chain(within);
-    let elsewhere = || SECTIONS.iter().flat_map(|section| section.keys).copied();
-    match closest(key, here.chain(schema.keys.iter().copied()))
-        .or_else(|| closest(key, elsewhere()))
-    {
-        Some(best) if schema.keys.contains(&best) => {
+    let elsewhere = || SECTIONS.iter().flat_map(|section| section.names());
+    match closest(key, here.chain(schema.names())).or_else(|| closest(key, elsewhere())) {
+        Some(best) if schema.has(best) => {
             format!("unknown key; did you mean `{best}`?")
         }
         Some(best) => match home_of(best, Some(schema)) {
@@ -309,7 +201,7 @@ fn unknown_key(schema: &'static Schema, key: &str) -> String {
         },
         None => {
             let port = port.map(|port| format!(", and the section `{}`", port.header));
-            let keys = list(schema.keys.iter().copied());
+            let keys = list(schema.names());
             format!(
                 "unknown key; {header} has {keys}{}",
                 port.unwrap_or_default()
@@ -321,7 +213,7 @@ fn unknown_key(schema: &'static Schema, key: &str) -> String {
 /// Where `key` belongs if it stands in `found_in`: in the section within that, in the one around it,
 /// or in all that have such a key.
 fn home_of(key: &str, found_in: Option<&'static Schema>) -> Option<String> {
-    let has_key = |schema: &&Schema| schema.keys.contains(&key);
+    let has_key = |schema: &&Schema| schema.has(key);
     if let Some(port) = found_in.and_then(|schema| schema.port).filter(has_key) {
         return Some(port.header.into());
     }
