@@ -347,8 +347,8 @@ fn peers(status: &Status) -> String {
     let up = status.peers.iter().filter(|peer| peer.state == "up");
     let rows = status.peers.iter().map(|peer| {
         let counters = &peer.counters;
-        let rest = match (&peer.last_error, peer.state.as_str()) {
-            (Some(error), state) if state != "up" => {
+        let rest = match &peer.last_error {
+            Some(error) if peer.state != "up" || is_nearly_cut_off(peer) => {
                 format!("for {}: {}", age(error.since_s), error.text)
             }
             _ => peer.rtt_us.map(milliseconds).unwrap_or_default(),
@@ -396,14 +396,11 @@ pub(super) fn peer(peer: &PeerStatus) -> String {
     rows.extend(
         peer.last_error
             .as_ref()
-            .map(|error| row("last error", last_error(error, &peer.state))),
+            .map(|error| row("last error", last_error(error, peer))),
     );
     rows.extend(peer.cipher.clone().map(|cipher| row("cipher", cipher)));
     rows.extend(peer.rtt_us.map(|rtt| row("round trip", milliseconds(rtt))));
-    rows.extend(
-        peer.path_mtu
-            .map(|mtu| row("path MTU", format!("{mtu} bytes"))),
-    );
+    rows.extend(path_mtu(peer).map(|text| row("path MTU", text)));
     rows.push(row("outbound", outbound(&peer.counters)));
     rows.push(row("inbound", inbound(&peer.counters)));
     let Rates {
@@ -427,7 +424,20 @@ pub(super) fn peer(peer: &PeerStatus) -> String {
     format!("peer {}\n{}", peer.name, table("  ", rows))
 }
 
-fn last_error(error: &LastErrorStatus, state: &str) -> String {
+fn path_mtu(peer: &PeerStatus) -> Option<String> {
+    match peer.path_mtu {
+        Some(mtu) => Some(format!("{mtu} bytes")),
+        None => is_nearly_cut_off(peer).then(|| "below 576 bytes".to_owned()),
+    }
+}
+
+/// The peer is up, and nothing but small frames crosses.
+fn is_nearly_cut_off(peer: &PeerStatus) -> bool {
+    let is_narrow = |error: &LastErrorStatus| error.cause == "narrow-path";
+    peer.state == "up" && peer.path_mtu.is_none() && peer.last_error.as_ref().is_some_and(is_narrow)
+}
+
+fn last_error(error: &LastErrorStatus, peer: &PeerStatus) -> String {
     let LastErrorStatus {
         text,
         remedy,
@@ -435,9 +445,9 @@ fn last_error(error: &LastErrorStatus, state: &str) -> String {
         last_s,
         ..
     } = error;
-    match state {
-        "up" => format!("{}: {text}", ago(*last_s)),
-        _ => format!("for {}: {text}; {remedy}", age(*since_s)),
+    match peer.state == "up" && !is_nearly_cut_off(peer) {
+        true => format!("{}: {text}", ago(*last_s)),
+        false => format!("for {}: {text}; {remedy}", age(*since_s)),
     }
 }
 
@@ -848,6 +858,29 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
             let page = page(&status, false);
             assert!(page.contains(expected), "{page}");
         }
+    }
+
+    #[test]
+    fn the_page_says_that_a_path_is_too_narrow_while_it_is() {
+        let mut status = status();
+        let peer = &mut status.peers[0];
+        peer.last_error = Some(LastErrorStatus {
+            cause: "narrow-path".into(),
+            text: "no room".into(),
+            remedy: "widen it".into(),
+            since_s: 70.0,
+            last_s: 4.0,
+        });
+        assert!(page(&status, false).contains("last error      4s ago: no room\n"));
+        status.peers[0].path_mtu = None;
+        let page = page(&status, false);
+        for expected in [
+            "last error      for 1m 10s: no room; widen it\n",
+            "path MTU        below 576 bytes\n",
+        ] {
+            assert!(page.contains(expected), "{page}");
+        }
+        assert!(peers(&status).contains("for 1m 10s: no room\n"));
     }
 
     #[test]

@@ -330,11 +330,13 @@ pub struct PeerStatus {
     pub last_received_s: Option<f64>,
     /// Round trip of the last keepalive, in microseconds.
     pub rtt_us: Option<u64>,
-    /// IP packet size that the path to the peer is known to carry.
+    /// IP packet size that the path to the peer is known to carry; `None` also where none arrives that has
+    /// room for more than small frames.
     pub path_mtu: Option<u32>,
     /// Handshakes completed.
     pub handshakes: u64,
-    /// The last reason for which the peer could not be reached. It stays when the peer is up again.
+    /// The last reason for which the peer could not be reached, or only by small frames. It stays when
+    /// that is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<LastErrorStatus>,
     /// Traffic with this peer.

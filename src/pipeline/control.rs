@@ -36,7 +36,7 @@ use crate::{
     io::{
         icmp::{Icmp, Undelivered, Why},
         resolver,
-        udp::UdpSocket,
+        udp::{SendError, UdpSocket},
     },
     proto::{
         limits::FRAME_OVERHEAD,
@@ -299,12 +299,14 @@ impl ControlTask {
     fn send_all(&mut self) {
         while let Some(transmit) = self.node.poll_transmit() {
             let datagram = &transmit.datagram;
-            // A probe that is too big is an answer in itself; anything else is sent again in time.
+            // A probe that is too big is an answer in itself; what is lost is sent again in time.
             let local = self.ways_back.to(transmit.to);
             let sent = self
                 .socket
                 .send_train_from(local, transmit.to, datagram, datagram.len());
-            if let Err(error) = sent {
+            if let Err(SendError::TooBig { .. }) = sent {
+                self.node.handle_refused(now(), &transmit);
+            } else if let Err(error) = sent {
                 debug!(to = %transmit.to, %error, "control datagram not sent");
                 if let Some(why) = reports::unreachable(&error) {
                     self.node.handle_unreachable(now(), transmit.to, why, None);

@@ -124,6 +124,7 @@ impl Reports {
         let (cause, remedy, repeated) = (trouble.name(), trouble.remedy(), left_out.repeated);
         let subject = match trouble {
             Trouble::SharedKey(_) => "peer is not alone",
+            Trouble::NarrowPath => "peer is nearly cut off",
             _ => "peer cannot be reached",
         };
         warn!(
@@ -144,6 +145,15 @@ pub(super) fn summary(peers: &[(&str, &PeerView)]) -> String {
             None if view.endpoint.is_none() => format!("; {name}: waits for its call"),
             None => format!("; {name}: being called"),
         };
+    }
+    let is_narrow = |view: &PeerView| {
+        let last = view.last_trouble.as_ref();
+        view.path_mtu.is_none() && last.is_some_and(|last| last.trouble == Trouble::NarrowPath)
+    };
+    if up == peers.len()
+        && let Some((name, _)) = peers.iter().find(|(_, view)| is_narrow(view))
+    {
+        text += &format!("; {name}: {}", Trouble::NarrowPath);
     }
     match down.count() {
         0 => text,

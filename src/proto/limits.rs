@@ -83,10 +83,13 @@ pub const REPLAY_WINDOW: u64 = 8192;
 
 /// IP packet size that every path is taken to carry until probes say more (RFC 8899: BASE_PLPMTU).
 pub const PATH_MTU_BASE: u16 = 1280;
+/// What every IPv4 path carries (RFC 791); one that does not is told to people.
+pub const PATH_MTU_FLOOR: u16 = 576;
 /// The largest IP packet that is probed for.
 pub const PATH_MTU_MAX: u16 = 9216;
 
-/// Control datagrams that a session takes in a second; a path MTU search needs about forty.
+/// Control datagrams that a session takes in a second; a path MTU search at both ends has up to
+/// seventy, where all sizes arrive.
 pub const CONTROL_RATE: u32 = 128;
 /// Lanes of a peer that are received; a datagram on a higher one is malformed. It bounds what the
 /// lanes of a session can hold in unfinished frames.

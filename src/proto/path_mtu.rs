@@ -1,72 +1,48 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The largest datagram that the path to a peer carries, found by probing (RFC 8899, DPLPMTUD).
 //!
-//! Nothing is configured and no ICMP is trusted. Datagrams carry DF. The search sends an echo
-//! request of every size in a table; each answer proves its size. While traffic flows the present
-//! size is proved again every few seconds; when it stops arriving, or the kernel says EMSGSIZE, the
-//! size falls back to one that every path carries and the search begins anew. Each peer searches
-//! its own direction.
+//! Nothing is configured and no ICMP is trusted. Datagrams carry DF. A search goes in steps
+//! ([`steps`]): each sends an echo request of several sizes at once, and each answer proves its size.
+//! What the own kernel refuses (EMSGSIZE) is known at once. The search ends when the largest size that
+//! arrives and the smallest that does not are next to each other.
+//!
+//! While traffic flows the present size is proved again every few seconds; when it stops arriving, or
+//! the kernel says EMSGSIZE, the size falls back to one that every path carries and the search begins
+//! anew. Larger sizes are asked for again soon after, and then at growing distances ([`raise`]): what
+//! made the path narrow may have passed. Before that the present size is proved, so that a path that
+//! has become narrower meanwhile is noticed as soon as ever. Each peer searches its own direction.
+
+mod raise;
+mod steps;
+mod tests;
 
 use std::time::{Duration, Instant};
 
-use super::limits::{PATH_MTU_BASE, PATH_MTU_MAX};
-
-/// IP packet sizes worth asking for: the floors of RFC 791 and RFC 8200, common tunnels and access
-/// lines, Ethernet, jumbo frames.
-const SIZES: &[u16] = &[
-    576,
-    1000,
-    1200,
-    PATH_MTU_BASE,
-    1300,
-    1320,
-    1340,
-    1360,
-    1380,
-    1400,
-    1420,
-    1440,
-    1460,
-    1472,
-    1480,
-    1492,
-    ETHERNET,
-    1600,
-    2000,
-    3000,
-    4000,
-    4352,
-    6000,
-    8000,
-    8900,
-    9000,
-    9198,
-    PATH_MTU_MAX,
-];
-const ETHERNET: u16 = 1500;
-/// What every IPv4 path carries (RFC 791: 576).
-const FLOOR: u16 = SIZES[0];
+use self::{
+    raise::{Raise, Reason},
+    steps::{ETHERNET, NO_CEILING},
+};
+use super::limits::{PATH_MTU_BASE, PATH_MTU_FLOOR};
 
 /// Time for an answer before a probe counts as lost: three round trips, at least …
 const PROBE_TIMEOUT: Duration = Duration::from_millis(300);
 /// … and at most this.
 const PROBE_TIMEOUT_MAX: Duration = Duration::from_secs(5);
-/// How often the unanswered sizes of a search are asked for (RFC 8899: MAX_PROBES).
+/// How often the unanswered sizes of a step are asked for (RFC 8899: MAX_PROBES).
 const ROUNDS: u8 = 3;
 /// How often the present size is proved while traffic flows.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(2);
-/// A larger size is searched for this long after the last search (RFC 8899: PMTU_RAISE_TIMER).
-const RAISE_INTERVAL: Duration = Duration::from_secs(600);
 /// EMSGSIZE may come for each datagram of a batch; it counts once in this time.
 const TOO_BIG_INTERVAL: Duration = Duration::from_millis(100);
-
-/// A new endpoint begins a search at most once in this time.
-const MOVED_INTERVAL: Duration = Duration::from_secs(5);
+/// A new endpoint, or a peer that was down, begins a search at most once in this time.
+const RESTART_INTERVAL: Duration = Duration::from_secs(5);
+/// Probes that may still be answered; those of earlier rounds and steps are forgotten first.
+const OUTSTANDING: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Asking for every size in (`current`, `limit`]; so many rounds are left.
-    Search { limit: u16, rounds_left: u8 },
+    /// Asking for `asked`; so many rounds are left.
+    Search { rounds_left: u8 },
     /// Done; `current` is proved from time to time. So many proofs were lost in a row.
     Settled { lost: u8, proving: bool },
 }
@@ -75,22 +51,33 @@ enum Phase {
 #[derive(Debug)]
 pub struct PathMtu {
     current: u16,
+    /// Whether `current` was answered for since the search began; until then it is taken on trust.
+    is_proved: bool,
+    /// The smallest size that does not arrive, as far as this search knows.
+    ceiling: u16,
+    /// The largest size that has arrived since the path was last another.
+    best: u16,
     phase: Phase,
     /// When the phase has something to do.
-    due: Option<Instant>,
+    due: Instant,
     /// Time for an answer.
     patience: Duration,
     next_confirm: Instant,
-    raise_at: Instant,
+    raise: Raise,
+    /// In this search the own kernel refused what an Ethernet carries.
+    is_own_link: bool,
+    /// A search has just found that not even the smallest size arrives.
+    has_failed: bool,
     too_big_at: Option<Instant>,
-    /// When a move last began a search.
-    moved_at: Option<Instant>,
-    /// Whether `current` was answered for since the search began; until then it is taken on trust.
-    is_proved: bool,
+    /// When a move or a new session last began a search.
+    restarted_at: Option<Instant>,
+    /// The sizes of the present step, ascending.
+    asked: Vec<u16>,
+    /// Sizes to ask for now, and since when.
+    wanted: Vec<u16>,
+    wanted_at: Instant,
     /// Probes that may still be answered: token and size.
     outstanding: Vec<(u64, u16)>,
-    /// Sizes to ask for now.
-    wanted: Vec<u16>,
 }
 
 impl PathMtu {
@@ -98,19 +85,25 @@ impl PathMtu {
     pub fn new(now: Instant) -> Self {
         let mut path = Self {
             current: PATH_MTU_BASE,
+            is_proved: false,
+            ceiling: NO_CEILING,
+            best: 0,
             phase: Phase::Settled {
                 lost: 0,
                 proving: false,
             },
-            due: None,
+            due: now,
             patience: PROBE_TIMEOUT,
             next_confirm: now,
-            raise_at: now,
+            raise: Raise::new(now),
+            is_own_link: false,
+            has_failed: false,
             too_big_at: None,
-            moved_at: None,
-            is_proved: false,
-            outstanding: Vec::new(),
+            restarted_at: None,
+            asked: Vec::new(),
             wanted: Vec::new(),
+            wanted_at: now,
+            outstanding: Vec::new(),
         };
         path.search_from(PATH_MTU_BASE, now);
         path
@@ -121,36 +114,63 @@ impl PathMtu {
         self.current
     }
 
-    /// A session begins: forget and search.
-    pub fn restart(&mut self, now: Instant) {
-        self.search_from(PATH_MTU_BASE, now);
+    /// Not even the smallest size arrives.
+    pub fn is_too_narrow(&self) -> bool {
+        matches!(self.phase, Phase::Settled { .. }) && !self.is_proved
     }
 
-    /// The path changed (another endpoint): search, or only prove the size if a search has just
-    /// begun. Who moves all the time gets no burst of probes for each move.
-    pub fn handle_moved(&mut self, now: Instant) {
-        if self.moved_at.is_some_and(|at| now < at + MOVED_INTERVAL) {
-            return self.handle_network_change(now);
+    /// Whether a search has just found that; once for each search.
+    pub fn take_too_narrow(&mut self) -> bool {
+        std::mem::take(&mut self.has_failed)
+    }
+
+    /// The path is another (a new endpoint, a peer that was down): search, or only prove the size if a
+    /// search has just begun. Who moves all the time gets no burst of probes for each move.
+    pub fn restart(&mut self, now: Instant) {
+        if self
+            .restarted_at
+            .is_some_and(|at| now < at + RESTART_INTERVAL)
+        {
+            self.next_confirm = now;
+            return;
         }
-        self.moved_at = Some(now);
+        self.restarted_at = Some(now);
+        self.best = 0;
         self.search_from(PATH_MTU_BASE, now);
     }
 
     /// The kernel refused a datagram as too big (EMSGSIZE).
     pub fn handle_too_big(&mut self, now: Instant) {
-        if self
+        let is_repeated = self
             .too_big_at
-            .is_some_and(|at| now < at + TOO_BIG_INTERVAL)
-        {
+            .is_some_and(|at| now < at + TOO_BIG_INTERVAL);
+        // Below the floor there is nothing to fall back to.
+        if is_repeated || self.is_too_narrow() {
             return;
         }
         self.too_big_at = Some(now);
         self.fall_back(now);
     }
 
+    /// The kernel refused a probe of this size. True if `current` changed.
+    pub fn handle_refused(&mut self, size: u16, now: Instant) -> bool {
+        let before = self.current;
+        match self.phase {
+            Phase::Settled { .. } if size == before => self.handle_too_big(now),
+            Phase::Settled { .. } => {}
+            Phase::Search { .. } => {
+                self.is_own_link |= size <= ETHERNET;
+                self.ceiling = self.ceiling.min(size);
+                self.end_step_early(now);
+            }
+        }
+        self.current != before
+    }
+
     /// Traffic went out: prove the size again if it is time.
     pub fn handle_traffic(&mut self, now: Instant) {
         if let Phase::Settled { proving: false, .. } = self.phase
+            && self.is_proved
             && now >= self.next_confirm
         {
             self.prove(0, now);
@@ -162,10 +182,15 @@ impl PathMtu {
         self.patience = (3 * rtt).clamp(PROBE_TIMEOUT, PROBE_TIMEOUT_MAX);
     }
 
-    /// Routes changed, perhaps the one to the peer: prove the size now.
-    pub fn handle_network_change(&mut self, now: Instant) {
+    /// The route to the peer, or the own link there, is another than before: prove the size, and ask
+    /// for more.
+    pub fn handle_way_change(&mut self, now: Instant) {
         self.next_confirm = now;
-        self.handle_traffic(now);
+        self.raise.handle_sign(now);
+        if let Phase::Settled { proving: false, .. } = self.phase {
+            self.due = self.raise.at();
+            self.handle_traffic(now);
+        }
     }
 
     /// An echo reply came. True if `current` changed.
@@ -173,68 +198,49 @@ impl PathMtu {
         let Some(at) = self.outstanding.iter().position(|&(sent, _)| sent == token) else {
             return false;
         };
-        let (_, size) = self.outstanding.swap_remove(at);
+        let (_, size) = self.outstanding.remove(at);
         match self.phase {
-            Phase::Settled { .. } if size == self.current => self.settle(now),
-            Phase::Settled { .. } => {}
-            Phase::Search { limit, .. } => {
-                let changed = size > self.current;
-                self.is_proved = true;
-                self.current = self.current.max(size);
-                if self.current == limit && limit < PATH_MTU_MAX {
-                    self.ask(PATH_MTU_MAX, ROUNDS, now);
-                } else if self.current == limit {
-                    self.settle(now);
-                }
-                return changed;
+            Phase::Settled { .. } if size == self.current => {
+                self.handle_proof(now);
+                false
+            }
+            Phase::Settled { .. } => false,
+            Phase::Search { .. } => {
+                let has_grown = self.handle_arrival(size, now);
+                self.end_step_early(now);
+                has_grown
             }
         }
-        false
     }
 
     /// Time passed. True if `current` changed.
     pub fn handle_timeout(&mut self, now: Instant) -> bool {
-        if self.due.is_none_or(|due| now < due) {
+        if now < self.due {
             return false;
         }
+        let before = self.current;
         match self.phase {
-            Phase::Search {
-                limit,
-                rounds_left: rounds_left @ 1..,
-            } => {
-                self.ask(limit, rounds_left, now);
-                false
-            }
-            Phase::Search { .. } if !self.is_proved && self.current > FLOOR => {
-                self.fall_back(now);
-                true
-            }
-            Phase::Search { .. } => {
-                self.settle(now);
-                false
-            }
+            Phase::Search { rounds_left: 0 } => self.end_step(now),
+            Phase::Search { rounds_left } => self.ask_again(rounds_left - 1, now),
             Phase::Settled {
                 lost,
                 proving: true,
-            } if lost + 1 < ROUNDS => {
-                self.prove(lost + 1, now);
-                false
+            } if lost + 1 < ROUNDS => self.prove(lost + 1, now),
+            Phase::Settled { proving: true, .. } if self.is_proved => self.fall_back(now),
+            Phase::Settled { proving: true, .. } => self.settle(now),
+            // The kernel says no at once: that keeps nothing from being proved.
+            Phase::Settled { proving: false, .. } if self.is_own_link && self.is_proved => {
+                self.ask_for_more(now);
             }
-            Phase::Settled { proving: true, .. } => {
-                self.fall_back(now);
-                true
-            }
-            Phase::Settled { proving: false, .. } => {
-                self.ask(PATH_MTU_MAX, 1, now);
-                false
-            }
+            Phase::Settled { proving: false, .. } => self.prove(0, now),
         }
+        self.current != before
     }
 
     /// Time passed in which nothing at all arrived: that says nothing about sizes.
     pub fn handle_silence(&mut self, now: Instant) {
-        if self.due.is_some_and(|due| now >= due) {
-            self.due = Some(now + self.patience);
+        if now >= self.due {
+            self.due = now + self.patience;
         }
     }
 
@@ -245,166 +251,153 @@ impl PathMtu {
 
     /// The probe that [`Self::poll_probe`] asked for went out with this token.
     pub fn handle_sent(&mut self, token: u64, size: u16) {
+        if self.outstanding.len() == OUTSTANDING {
+            self.outstanding.remove(0);
+        }
         self.outstanding.push((token, size));
     }
 
-    /// When [`Self::handle_timeout`] wants to be called.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.due
+    /// When [`Self::handle_timeout`] and then [`Self::poll_probe`] want to be called.
+    pub fn poll_timeout(&self) -> Instant {
+        match self.wanted.is_empty() {
+            true => self.due,
+            false => self.wanted_at.min(self.due),
+        }
     }
 
     fn search_from(&mut self, size: u16, now: Instant) {
         self.current = size;
         self.is_proved = false;
+        self.ceiling = NO_CEILING;
+        self.is_own_link = false;
         self.outstanding.clear();
-        self.ask(ETHERNET, ROUNDS, now);
+        self.ask(steps::first(size), ROUNDS, now);
     }
 
     /// Below the base only if the base itself does not arrive.
     fn fall_back(&mut self, now: Instant) {
-        let size = if self.current > PATH_MTU_BASE {
-            PATH_MTU_BASE
-        } else {
-            FLOOR
+        let size = match self.current > PATH_MTU_BASE {
+            true => PATH_MTU_BASE,
+            false => PATH_MTU_FLOOR,
         };
+        self.raise.begin_anew();
         self.search_from(size, now);
     }
 
-    fn ask(&mut self, limit: u16, rounds: u8, now: Instant) {
+    /// One round for what is above `current`, which was proved just now.
+    fn ask_for_more(&mut self, now: Instant) {
+        self.ceiling = NO_CEILING;
+        self.is_own_link = false;
+        match steps::above(self.current) {
+            sizes if sizes.is_empty() => self.settle(now),
+            sizes => self.ask(sizes, 1, now),
+        }
+    }
+
+    fn ask(&mut self, sizes: Vec<u16>, rounds: u8, now: Instant) {
+        self.asked = sizes;
+        self.ask_again(rounds - 1, now);
+    }
+
+    fn ask_again(&mut self, rounds_left: u8, now: Instant) {
+        self.phase = Phase::Search { rounds_left };
+        self.wanted = self.open_questions().collect();
+        (self.wanted_at, self.due) = (now, now + self.patience);
+    }
+
+    /// The sizes of this step of which nothing is known.
+    fn open_questions(&self) -> impl Iterator<Item = u16> {
+        let (least, ceiling) = (self.current + u16::from(self.is_proved), self.ceiling);
+        let sizes = self.asked.iter().copied();
+        sizes.filter(move |size| (least..ceiling).contains(size))
+    }
+
+    /// A size arrived that was asked for. True if it is more than was known.
+    fn handle_arrival(&mut self, size: u16, now: Instant) -> bool {
+        self.is_proved = true;
+        self.next_confirm = now + CONFIRM_INTERVAL;
+        if size <= self.current {
+            return false;
+        }
+        self.current = size;
+        self.best = self.best.max(size);
+        if self.current >= self.ceiling {
+            // It was late, and taken for lost.
+            self.ceiling = NO_CEILING;
+        }
+        self.raise.begin_anew();
+        // From the one round of a raise this makes a search.
         self.phase = Phase::Search {
-            limit,
-            rounds_left: rounds - 1,
+            rounds_left: ROUNDS - 1,
         };
-        self.due = Some(now + self.patience);
-        self.outstanding.truncate(SIZES.len());
-        self.wanted = SIZES
-            .iter()
-            .copied()
-            .filter(|&size| size > self.current || size == self.current && !self.is_proved)
-            .filter(|&size| size <= limit)
-            .collect();
+        true
+    }
+
+    fn end_step_early(&mut self, now: Instant) {
+        if self.open_questions().next().is_none() {
+            self.end_step(now);
+        }
+    }
+
+    /// What was not answered for does not arrive.
+    fn end_step(&mut self, now: Instant) {
+        if !self.is_proved {
+            return match self.current > PATH_MTU_FLOOR {
+                true => self.fall_back(now),
+                false => self.settle(now),
+            };
+        }
+        let lost = self.open_questions().next();
+        self.ceiling = lost.unwrap_or(self.ceiling);
+        match steps::between(self.current, self.ceiling) {
+            sizes if sizes.is_empty() => self.settle(now),
+            sizes => self.ask(sizes, ROUNDS, now),
+        }
     }
 
     fn prove(&mut self, lost: u8, now: Instant) {
-        self.phase = Phase::Settled {
-            lost,
-            proving: true,
-        };
-        self.due = Some(now + self.patience);
+        let proving = true;
+        self.phase = Phase::Settled { lost, proving };
         self.wanted = vec![self.current];
+        (self.wanted_at, self.due) = (now, now + self.patience);
     }
 
-    fn settle(&mut self, now: Instant) {
-        if matches!(self.phase, Phase::Search { .. }) {
-            self.raise_at = now + RAISE_INTERVAL;
+    /// `current` arrived.
+    fn handle_proof(&mut self, now: Instant) {
+        self.next_confirm = now + CONFIRM_INTERVAL;
+        let was_too_narrow = !std::mem::replace(&mut self.is_proved, true);
+        self.rest();
+        if was_too_narrow || now >= self.raise.at() {
+            self.ask_for_more(now);
         }
+    }
+
+    /// The search is over.
+    fn settle(&mut self, now: Instant) {
+        let reason = self.reason_to_raise();
+        self.raise.handle_end_of_search(now, reason);
+        self.has_failed = !self.is_proved;
+        self.rest();
+    }
+
+    fn reason_to_raise(&self) -> Reason {
+        if self.is_own_link || !self.is_proved {
+            // The kernel answers, or one small probe tells whether anything has changed.
+            Reason::Cheap
+        } else if self.current < self.best.max(ETHERNET) {
+            Reason::Less
+        } else {
+            Reason::None
+        }
+    }
+
+    fn rest(&mut self) {
         self.phase = Phase::Settled {
             lost: 0,
             proving: false,
         };
-        self.due = Some(self.raise_at);
-        self.next_confirm = now + CONFIRM_INTERVAL;
+        self.due = self.raise.at();
         self.outstanding.clear();
         self.wanted.clear();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Runs for `seconds` over a path that carries packets up to `carries`.
-    fn run(path: &mut PathMtu, now: &mut Instant, token: &mut u64, carries: u16, seconds: u64) {
-        let end = *now + Duration::from_secs(seconds);
-        while *now < end {
-            path.handle_traffic(*now);
-            path.handle_timeout(*now);
-            while let Some(size) = path.poll_probe() {
-                *token += 1;
-                path.handle_sent(*token, size);
-                if size <= carries {
-                    path.handle_reply(*token, *now);
-                }
-            }
-            *now += Duration::from_millis(50);
-        }
-    }
-
-    #[test]
-    fn finds_the_largest_size_of_the_table_that_arrives() {
-        for (carries, found) in [
-            (1500, 1500),
-            (1492, 1492),
-            (1419, 1400),
-            (1280, 1280),
-            (1100, 1000),
-            (576, 576),
-            (9000, 9000),
-            (65535, PATH_MTU_MAX),
-        ] {
-            let mut now = Instant::now();
-            let mut path = PathMtu::new(now);
-            run(&mut path, &mut now, &mut 0, carries, 8);
-            assert_eq!(path.current(), found, "a path of {carries}");
-        }
-    }
-
-    #[test]
-    fn a_path_below_the_base_is_found_out_within_a_second() {
-        let mut now = Instant::now();
-        let mut path = PathMtu::new(now);
-        run(&mut path, &mut now, &mut 0, 1100, 1);
-        assert_eq!(path.current(), 1000);
-    }
-
-    #[test]
-    fn a_path_that_shrinks_or_grows_is_noticed() {
-        let (mut now, mut token) = (Instant::now(), 0);
-        let mut path = PathMtu::new(now);
-        run(&mut path, &mut now, &mut token, 1500, 3);
-        assert_eq!(path.current(), 1500);
-        run(&mut path, &mut now, &mut token, 1400, 6);
-        assert_eq!(path.current(), 1400, "a black hole");
-        run(&mut path, &mut now, &mut token, 9000, 610);
-        assert_eq!(path.current(), 9000, "the raise timer");
-        path.handle_too_big(now);
-        assert_eq!(path.current(), PATH_MTU_BASE, "EMSGSIZE");
-        run(&mut path, &mut now, &mut token, 1500, 2);
-        assert_eq!(path.current(), 1500);
-    }
-
-    #[test]
-    fn who_moves_all_the_time_is_not_probed_all_the_time() {
-        let (mut now, mut probes) = (Instant::now(), 0);
-        let mut path = PathMtu::new(now);
-        for _ in 0..1000 {
-            path.handle_moved(now);
-            path.handle_timeout(now);
-            probes += std::iter::from_fn(|| path.poll_probe()).count();
-            now += Duration::from_millis(2);
-        }
-        assert!(probes < 100, "{probes} probes in two seconds");
-    }
-
-    #[test]
-    fn silence_keeps_the_size() {
-        let (mut now, mut token) = (Instant::now(), 0);
-        let mut path = PathMtu::new(now);
-        run(&mut path, &mut now, &mut token, 1500, 3);
-        run(&mut path, &mut now, &mut token, 0, 1);
-        for _ in 0..100 {
-            path.handle_silence(now);
-            now += PROBE_TIMEOUT;
-        }
-        run(&mut path, &mut now, &mut token, 1500, 3);
-        assert_eq!(path.current(), 1500);
-    }
-
-    #[test]
-    fn replies_nobody_asked_for_change_nothing() {
-        let now = Instant::now();
-        let mut path = PathMtu::new(now);
-        assert!(!path.handle_reply(99, now));
-        assert_eq!(path.current(), PATH_MTU_BASE);
     }
 }

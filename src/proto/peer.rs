@@ -313,7 +313,7 @@ impl Peer {
             return false;
         }
         self.endpoint = Some(from);
-        self.path.handle_moved(now);
+        self.path.restart(now);
         true
     }
 
@@ -322,7 +322,7 @@ impl Peer {
         let with_session = self.current.as_ref().map(|_| self.liveness.next_sample());
         // A session that waits for its confirmation is looked at as often as one that is used.
         let waiting = self.next.as_ref().map(|_| self.liveness.next_sample());
-        let path = self.current.as_ref().and_then(|_| self.path.poll_timeout());
+        let path = self.current.as_ref().map(|_| self.path.poll_timeout());
         let can_call = self.calling.due.is_none() && self.endpoint.is_some();
         let rekey = if can_call {
             self.rekey_at(rekey_interval)

@@ -25,6 +25,8 @@ pub enum Trouble {
     Unconfirmed,
     /// The peer is heard from two addresses in turn: two machines have its key.
     SharedKey([SocketAddr; 2]),
+    /// The peer is heard, and no packet arrives there that has room for frames.
+    NarrowPath,
 }
 
 impl Trouble {
@@ -56,6 +58,7 @@ impl Trouble {
             Self::UnreadableAnswer => "unreadable-answer",
             Self::Unconfirmed => "answers-unused",
             Self::SharedKey(_) => "shared-key",
+            Self::NarrowPath => "narrow-path",
         }
     }
 
@@ -98,6 +101,10 @@ impl Trouble {
                 "compare the contents of preshared-key-file at both ends; if they are the same, \
                  look at the peer's log, and for a firewall that drops what we send"
             }
+            Self::NarrowPath => {
+                "look for a link on the way whose MTU is below 576 (`ip link`, `tracepath -n ADDRESS`), \
+                 or for a firewall that drops large UDP datagrams"
+            }
             Self::SharedKey(_) => {
                 "two machines have its private key, perhaps as copies of one image: make a key for \
                  each (`patchcord genkey`) and a [[peer]] for each"
@@ -130,6 +137,9 @@ impl fmt::Display for Trouble {
                 "it answers, and the answer does not open: the preshared keys differ"
             }
             Self::Unconfirmed => "it calls again and again, and uses none of our answers",
+            Self::NarrowPath => {
+                "the path to it carries no packets of 576 bytes, so only small frames cross"
+            }
             Self::SharedKey([one, other]) => {
                 return write!(f, "it is heard from {one} and {other} in turn");
             }

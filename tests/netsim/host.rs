@@ -136,7 +136,7 @@ impl Host {
     }
 
     /// Carries out what the node wants: events first, then datagrams (as `pipeline::control`).
-    pub(crate) fn pump(&mut self) -> Vec<Sent> {
+    pub(crate) fn pump(&mut self, now: Instant) -> Vec<Sent> {
         while let Some(event) = self.node.poll_event() {
             if event == Event::TablesChanged {
                 self.tables = self.node.tables();
@@ -147,15 +147,20 @@ impl Host {
                 self.events.push(event);
             }
         }
-        let (mtu, from) = (self.interface_mtu, self.address);
-        std::iter::from_fn(|| self.node.poll_transmit())
-            .map(|transmit| Sent {
-                from,
+        let mut all = Vec::new();
+        while let Some(transmit) = self.node.poll_transmit() {
+            let sent = Sent {
+                from: self.address,
                 to: transmit.to,
-                bytes: transmit.datagram,
-            })
-            .filter(|sent| sent.packet_len() <= usize::from(mtu))
-            .collect()
+                bytes: transmit.datagram.clone(),
+            };
+            if sent.packet_len() <= usize::from(self.interface_mtu) {
+                all.push(sent);
+            } else {
+                self.node.handle_refused(now, &transmit);
+            }
+        }
+        all
     }
 
     /// Sends a frame into the tunnel (as `pipeline::outbound`).

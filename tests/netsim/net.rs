@@ -325,7 +325,8 @@ impl Net {
     }
 
     fn pump(&mut self, at: usize) {
-        let sent = self.hosts[at].pump();
+        let now = self.now();
+        let sent = self.hosts[at].pump(now);
         self.launch(sent);
     }
 

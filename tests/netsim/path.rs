@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The path MTU is found, and lost only when it is lost.
 
-use crate::net::{A, B, FIRST, Net, frame, millis, secs};
+use patchcord::proto::{node::Event, trouble::Trouble};
+
+use crate::net::{A, B, FIRST, Net, Sent, frame, millis, secs};
 
 fn path_mtus(net: &Net) -> [Option<u16>; 2] {
     [A, B].map(|at| net.view(at).path_mtu)
@@ -44,7 +46,7 @@ fn a_path_below_the_base_is_found_while_there_is_traffic() {
     net.link.mtu = 1100;
     net.start_all();
     talk(&mut net, 15);
-    assert_eq!(path_mtus(&net), [Some(1000); 2]);
+    assert_eq!(path_mtus(&net), [Some(1100); 2]);
 }
 
 #[test]
@@ -69,6 +71,67 @@ fn emsgsize_is_an_answer() {
     net.send(A, &frame(2, 3000)).unwrap();
     net.run_for(millis(20));
     assert_eq!(net.take_received(B), [frame(2, 3000)]);
+}
+
+#[test]
+fn what_the_own_link_takes_is_found_without_waiting_both_ways() {
+    let mut net = Net::connected();
+    for mtu in [700, 1337, 1500, 999] {
+        net.hosts[A].interface_mtu = mtu;
+        net.act(A, |host, now| host.node.handle_link_mtu_change(now, FIRST));
+        net.run_for(secs(5));
+        assert_eq!(path_mtus(&net), [Some(mtu), Some(1500)]);
+    }
+}
+
+#[test]
+fn a_dip_of_the_path_is_over_soon() {
+    for dip in [1, 3, 30, 200] {
+        let mut net = Net::connected();
+        talk(&mut net, 3);
+        net.link.mtu = 576;
+        talk(&mut net, dip);
+        net.link.mtu = 1500;
+        talk(&mut net, dip + 12);
+        assert_eq!(path_mtus(&net), [Some(1500); 2], "after {dip} s");
+    }
+}
+
+#[test]
+fn a_path_or_link_without_room_for_frames_is_told() {
+    for (link, interface) in [(575, u16::MAX), (u16::MAX, 575), (u16::MAX, 150)] {
+        let mut net = Net::pair();
+        (net.link.mtu, net.hosts[A].interface_mtu) = (link, interface);
+        net.start_all();
+        net.hosts[A].interface_mtu = interface;
+        talk(&mut net, 30);
+        let view = net.view(A);
+        let trouble = view.last_trouble.expect("it is told").trouble;
+        assert_eq!(trouble, Trouble::NarrowPath, "{link}, {interface}");
+        assert!(net.take_events(A).contains(&Event::Trouble(FIRST)));
+        assert_eq!((view.is_up, view.path_mtu), (interface > 500, None));
+        (net.link.mtu, net.hosts[A].interface_mtu) = (1500, 1500);
+        talk(&mut net, 20);
+        assert_eq!(path_mtus(&net), [Some(1500); 2]);
+    }
+}
+
+/// A peer that ends its sessions and calls again gets no burst of probes each time.
+#[test]
+fn a_peer_that_comes_and_goes_is_not_probed_each_time() {
+    let mut net = Net::connected();
+    net.run_for(secs(10));
+    net.records = true;
+    for _ in 0..20 {
+        net.act(A, |host, _| host.node.close());
+        net.start(A);
+        net.run_for(millis(500));
+    }
+    let to = net.hosts[A].address;
+    let is_probe = |sent: &&Sent| sent.to == to && sent.packet_len() >= 576;
+    let probes = net.recorded.iter().filter(is_probe).count();
+    // Three searches, each up to the largest size, with three rounds of what does not arrive.
+    assert!(probes <= 3 * 50, "{probes} probes in 10 s");
 }
 
 #[test]

@@ -7,7 +7,8 @@
 //! - [`Node::handle_control`]: a data thread accepted a datagram of the control lane;
 //! - [`Node::handle_roamed`], [`Node::handle_too_big`]: what the data threads noticed;
 //! - [`Node::handle_resolved`], [`Node::handle_unresolved`], [`Node::handle_unreachable`],
-//!   [`Node::handle_route_change`]: what the host noticed;
+//!   [`Node::handle_refused`], [`Node::handle_route_change`], [`Node::handle_link_mtu_change`]: what
+//!   the host noticed;
 //! - [`Node::handle_timeout`]: the time of [`Node::poll_timeout`] has come;
 //! - [`Node::poll_event`] before [`Node::poll_transmit`]: an event may bring keys that the answer to
 //!   a transmit needs.
@@ -34,7 +35,7 @@ pub(super) use self::handshake::macs;
 use super::{
     bucket::Bucket,
     guard::Guard,
-    limits::EARLY_ATTEMPTS,
+    limits::{EARLY_ATTEMPTS, PATH_MTU_FLOOR},
     peer::{Peer, PeerSettings},
     session::{Session, Tables},
     trouble::{LastTrouble, NameError, Trouble, Unreachable},
@@ -138,7 +139,8 @@ pub struct PeerView {
     pub silent_for: Option<Duration>,
     /// Round trip of the last echo.
     pub rtt: Option<Duration>,
-    /// IP packet size that arrives there, while there is a session.
+    /// IP packet size that arrives there, while there is a session; `None` also where none arrives that
+    /// has room for frames.
     pub path_mtu: Option<u16>,
     /// Handshakes completed.
     pub handshakes: u64,
@@ -343,6 +345,28 @@ impl Node {
         }
     }
 
+    /// The kernel refused a datagram of [`Self::poll_transmit`] as too big: it is larger than the own
+    /// link takes.
+    pub fn handle_refused(&mut self, now: Instant, transmit: &Transmit) {
+        for at in 0..self.peers.len() {
+            if self.peers[at].endpoint == Some(transmit.to) {
+                self.handle_refused_of(now, at, transmit.datagram.len());
+            }
+        }
+    }
+
+    fn handle_refused_of(&mut self, now: Instant, at: usize, len: usize) {
+        let peer = &mut self.peers[at];
+        let size = u16::try_from(len + peer.ip_overhead()).unwrap_or(u16::MAX);
+        if peer.path.handle_refused(size, now) {
+            self.events.push_back(Event::TablesChanged);
+        }
+        let is_handshake = size < PATH_MTU_FLOOR;
+        if is_handshake || self.peers[at].path.take_too_narrow() {
+            self.note_trouble(now, self.peers[at].port, Trouble::NarrowPath);
+        }
+    }
+
     /// The name of a peer stands for this address now.
     pub fn handle_resolved(&mut self, now: Instant, port: PortId, address: SocketAddr) {
         let Some(peer) = self.peer(port) else { return };
@@ -389,7 +413,7 @@ impl Node {
 
     /// Remembers why a peer cannot be reached, and tells it if that is news. What may pass with the
     /// next attempt is told after some of them.
-    fn note_trouble(&mut self, now: Instant, port: PortId, trouble: Trouble) {
+    pub(super) fn note_trouble(&mut self, now: Instant, port: PortId, trouble: Trouble) {
         let may_pass = matches!(trouble, Trouble::NoAnswer | Trouble::Unreachable(..));
         let Some(peer) = self.peer(port) else { return };
         let is_news = LastTrouble::note(&mut peer.last_trouble, trouble, now);
@@ -541,7 +565,9 @@ fn view(peer: &Peer, now: Instant) -> PeerView {
             .last_heard()
             .map(|heard| now.saturating_duration_since(heard)),
         rtt: peer.rtt,
-        path_mtu: session.map(|_| peer.path.current()),
+        path_mtu: session
+            .filter(|_| !peer.path.is_too_narrow())
+            .map(|_| peer.path.current()),
         handshakes: peer.handshakes,
         max_frame: peer.max_frame,
         last_trouble: peer.last_trouble.clone(),

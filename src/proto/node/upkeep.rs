@@ -7,7 +7,10 @@ use std::time::Instant;
 use super::{Event, Node, Transmit};
 use crate::{
     crypto,
-    proto::limits::{HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX},
+    proto::{
+        limits::{HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX},
+        trouble::Trouble,
+    },
     wire::{
         DATA_HEADER_LEN, DATA_OVERHEAD, Lane, MessageType, TAG_LEN,
         chunk::{Chunk, ECHO_LEN, push_control},
@@ -136,6 +139,9 @@ impl Node {
             peer.path.handle_silence(now);
         } else if peer.path.handle_timeout(now) {
             self.events.push_back(Event::TablesChanged);
+        }
+        if self.peers[at].path.take_too_narrow() {
+            self.note_trouble(now, self.peers[at].port, Trouble::NarrowPath);
         }
         while let Some(size) = self.peers[at].path.poll_probe() {
             let token = random_token();
