@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What others change: links, addresses and routes, as a stream of events.
 //!
-//! For roaming (another path may be better now) and for noticing that someone deleted our device.
+//! For roaming (another path may be better now), for the sizes that the underlay's links take, and for
+//! noticing that someone deleted our device.
 //! Changes nothing itself. The control thread listens.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +54,8 @@ pub enum LinkEvent {
         index: u32,
         /// Its name.
         name: String,
+        /// The largest packet that it takes.
+        mtu: u32,
         /// Whether it is administratively up.
         up: bool,
         /// Whether it is up and was down, however short, since it was last reported or since the
@@ -123,7 +126,11 @@ impl<'a> Burst<'a> {
             return;
         }
         let LinkInfo {
-            index, name, up, ..
+            index,
+            name,
+            mtu,
+            up,
+            ..
         } = LinkInfo::parse(message);
         let was_down = self.down.remove(&index);
         if !up && !deleted {
@@ -136,6 +143,7 @@ impl<'a> Burst<'a> {
         let event = LinkEvent::LinkChanged {
             index,
             name,
+            mtu,
             up,
             came_up: up && (was_down || came_up_before),
             deleted,
@@ -228,6 +236,7 @@ mod tests {
                 let event = |up, deleted| LinkEvent::LinkChanged {
                     index,
                     name: "tap7".to_owned(),
+                    mtu: 1500,
                     up,
                     came_up: false,
                     deleted,

@@ -3,14 +3,17 @@
 //!
 //! Most changes of a machine's addresses and routes concern no tunnel. Whoever wants to know whether
 //! one does compares the ways before and after. The path MTU is not part of a way: ICMP messages of
-//! anybody change it. Belongs to the network namespace of the thread that calls [`Ways::connect`].
+//! anybody change it. The size that the link takes is this machine's own, and asked for apart. Belongs to the network namespace of the thread that calls [`Ways::connect`].
 
 use std::{io, net::SocketAddr};
 
 use futures_util::TryStreamExt;
 use rtnetlink::{
     Handle,
-    packet_route::route::{RouteAddress, RouteAttribute, RouteMessage},
+    packet_route::{
+        link::LinkAttribute,
+        route::{RouteAddress, RouteAttribute, RouteMessage},
+    },
 };
 use tokio::task::AbortHandle;
 
@@ -58,6 +61,17 @@ impl Ways {
         Some(Way::of(&route))
     }
 
+    /// The largest packet that the link of `way` takes.
+    pub async fn link_mtu(&self, way: &Way) -> Option<u32> {
+        let links = self.handle.link().get().match_index(way.interface?);
+        let link = std::pin::pin!(links.execute()).try_next().await.ok()??;
+        let is_mtu = |attribute: &LinkAttribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        };
+        link.attributes.iter().find_map(is_mtu)
+    }
+
     fn question(&self, address: SocketAddr) -> RouteMessage {
         let mut question = path::question(address.ip().to_canonical(), self.mark);
         if let SocketAddr::V6(address) = address
@@ -71,6 +85,11 @@ impl Ways {
 }
 
 impl Way {
+    /// The number of the link.
+    pub fn interface(&self) -> Option<u32> {
+        self.interface
+    }
+
     fn of(route: &RouteMessage) -> Self {
         let mut way = Self::default();
         for attribute in &route.attributes {

@@ -28,7 +28,7 @@ use super::{
     reports::{self, Reports},
     shared::{Caller, Handshake, Shared},
     tripwire,
-    underlay::Underlay,
+    underlay::{Change, Underlay},
     ways_back::WaysBack,
 };
 use crate::{
@@ -143,7 +143,7 @@ impl ControlTask {
                 Some(command) = commands.recv() => self.handle_command(command),
                 Some(found) = self.lookups.join_next() => self.handle_lookup(found),
                 _ = meter_tick.tick() => self.handle_tick(),
-                ports = self.underlay.concerned() => self.handle_route_changes(&ports),
+                changes = self.underlay.concerned() => self.handle_underlay_changes(&changes),
                 notice = self.shared.notices.next(&mut self.turn) => {
                     self.handle_notice(notice);
                     // Nor must peers that send without end keep out the one that calls.
@@ -239,10 +239,15 @@ impl ControlTask {
         }
     }
 
-    fn handle_route_changes(&mut self, ports: &[PortId]) {
-        for &port in ports {
-            self.forget_way_back(port);
-            self.node.handle_route_change(now(), port);
+    fn handle_underlay_changes(&mut self, changes: &[(PortId, Change)]) {
+        for &(port, change) in changes {
+            match change {
+                Change::Way => {
+                    self.forget_way_back(port);
+                    self.node.handle_route_change(now(), port);
+                }
+                Change::LinkMtu => self.node.handle_link_mtu_change(now(), port),
+            }
         }
     }
 

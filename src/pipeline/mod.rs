@@ -347,7 +347,8 @@ impl Engine {
         tokio::time::timeout(PATIENCE, asked).await.ok().flatten()
     }
 
-    /// Addresses or routes of this machine changed: peers to whom the way is another now hear from us.
+    /// Links, addresses or routes of this machine changed: peers to whom the way is another now hear from
+    /// us, and datagrams to those by a link of another MTU have another size.
     pub async fn handle_network_change(&self) {
         // A control task that has ended has nobody to tell.
         let _ = self.commands.send(Command::NetworkChanged).await;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which peers a change of this machine's addresses and routes concerns: those to whose endpoint
-//! datagrams now take another way.
+//! Which peers a change of this machine's links, addresses and routes concerns: those to whose endpoint
+//! datagrams now take another way, or by a link that takes another size.
 //!
 //! Whoever can make an address or a route of this machine change (a router in its LAN, a routing
 //! daemon, stations behind the tunnel) causes one look in a second, and nothing else.
@@ -24,18 +24,27 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 type Endpoints = Vec<(PortId, SocketAddr)>;
 
+/// What is new of the way to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It has another link, next router or source address.
+    Way,
+    /// Its link takes packets of another size.
+    LinkMtu,
+}
+
 /// What there is to look at.
 #[derive(Default)]
 struct Question {
     endpoints: Endpoints,
-    /// Changes of addresses and routes so far.
+    /// Changes of links, addresses and routes so far.
     changes: u64,
 }
 
 /// Looks at the ways to the peers' endpoints, until it is dropped.
 pub(super) struct Underlay {
     question: watch::Sender<Question>,
-    concerned: mpsc::Receiver<Vec<PortId>>,
+    concerned: mpsc::Receiver<Vec<(PortId, Change)>>,
     task: JoinHandle<()>,
 }
 
@@ -60,13 +69,13 @@ impl Underlay {
         });
     }
 
-    /// An address or a route of this machine changed: look at all ways as soon as it is time.
+    /// A link, an address or a route of this machine changed: look at all ways as soon as it is time.
     pub(super) fn handle_change(&self) {
         self.question.send_modify(|question| question.changes += 1);
     }
 
     /// The peers to whom the way is another than at the last look, one look at a time.
-    pub(super) async fn concerned(&mut self) -> Vec<PortId> {
+    pub(super) async fn concerned(&mut self) -> Vec<(PortId, Change)> {
         match self.concerned.recv().await {
             Some(ports) => ports,
             None => std::future::pending().await,
@@ -80,7 +89,10 @@ impl Drop for Underlay {
     }
 }
 
-async fn follow(mut asked: watch::Receiver<Question>, concerned: mpsc::Sender<Vec<PortId>>) {
+async fn follow(
+    mut asked: watch::Receiver<Question>,
+    concerned: mpsc::Sender<Vec<(PortId, Change)>>,
+) {
     let (ways, _guard) = match Ways::connect(Mark::BYPASS) {
         Ok(ways) => ways,
         Err(error) => {
@@ -106,28 +118,76 @@ async fn follow(mut asked: watch::Receiver<Question>, concerned: mpsc::Sender<Ve
 #[derive(Default)]
 struct Known {
     changes: u64,
-    ways: HashMap<PortId, (SocketAddr, Option<Way>)>,
+    ways: HashMap<PortId, (SocketAddr, Seen)>,
+}
+
+/// What a look has found.
+#[derive(Clone, PartialEq, Eq)]
+struct Seen {
+    way: Option<Way>,
+    link_mtu: Option<u32>,
 }
 
 impl Known {
     /// Looks again, at what may be news. Returns the peers to whom the way is another. Who has moved
     /// has been heard from there, by whatever way.
-    async fn update(&mut self, ways: &Ways, endpoints: Endpoints, changes: u64) -> Vec<PortId> {
+    async fn update(
+        &mut self,
+        ways: &Ways,
+        endpoints: Endpoints,
+        changes: u64,
+    ) -> Vec<(PortId, Change)> {
         let is_stale = std::mem::replace(&mut self.changes, changes) != changes;
         let mut former = std::mem::take(&mut self.ways);
+        let mut look = Look::new(ways);
         let mut concerned = Vec::new();
         for (port, endpoint) in endpoints {
             let former = former.remove(&port).filter(|(at, _)| *at == endpoint);
-            let way = match &former {
-                Some((_, way)) if !is_stale => way.clone(),
-                _ => ways.to(endpoint).await,
+            let seen = match &former {
+                Some((_, seen)) if !is_stale => seen.clone(),
+                _ => look.at(endpoint).await,
             };
-            if former.is_some_and(|(_, former)| former != way) {
-                concerned.push(port);
-            }
-            self.ways.insert(port, (endpoint, way));
+            let change = former.and_then(|(_, former)| seen.change_since(&former));
+            concerned.extend(change.map(|change| (port, change)));
+            self.ways.insert(port, (endpoint, seen));
         }
         concerned
+    }
+}
+
+/// One look at many ways, most of them by the same link.
+struct Look<'a> {
+    ways: &'a Ways,
+    last: Option<Seen>,
+}
+
+impl<'a> Look<'a> {
+    fn new(ways: &'a Ways) -> Self {
+        Self { ways, last: None }
+    }
+
+    async fn at(&mut self, endpoint: SocketAddr) -> Seen {
+        let way = self.ways.to(endpoint).await;
+        let link = |way: &Option<Way>| way.as_ref().and_then(Way::interface);
+        let last = self
+            .last
+            .as_ref()
+            .filter(|last| link(&last.way) == link(&way));
+        let link_mtu = match (last, &way) {
+            (Some(last), _) => last.link_mtu,
+            (None, Some(way)) => self.ways.link_mtu(way).await,
+            (None, None) => None,
+        };
+        self.last.insert(Seen { way, link_mtu }).clone()
+    }
+}
+
+impl Seen {
+    fn change_since(&self, former: &Self) -> Option<Change> {
+        if self.way != former.way {
+            return Some(Change::Way);
+        }
+        (self.link_mtu != former.link_mtu).then_some(Change::LinkMtu)
     }
 }
 
@@ -162,10 +222,12 @@ mod tests {
                 assert_eq!(look(1).await, [], "routes of others");
                 ip("route replace default via 192.0.2.1");
                 assert_eq!(look(1).await, [], "nobody said that something changed");
-                assert_eq!(look(2).await, [far]);
+                assert_eq!(look(2).await, [(far, Change::Way)]);
                 assert_eq!(look(3).await, [], "told once");
+                ip("link set west mtu 1400");
+                assert_eq!(look(4).await, [(far, Change::LinkMtu)]);
                 ip("link set east down");
-                assert_eq!(look(4).await, [near]);
+                assert_eq!(look(5).await, [(near, Change::Way)]);
             });
         });
     }

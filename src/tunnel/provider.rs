@@ -2,6 +2,7 @@
 //! The built-in provider: thin, it turns configuration into settings and an engine.
 
 use std::{
+    collections::HashMap,
     iter,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, PoisonError},
@@ -302,7 +303,8 @@ async fn watch_engine(
     }
 }
 
-/// Peers learn of a new address of ours at once.
+/// Peers learn of a new address of ours at once, and larger datagrams are sent as soon as the underlay's
+/// link takes them.
 async fn watch_addresses(running: Arc<tokio::sync::Mutex<Option<Running>>>) {
     let mut events = match Links::watch() {
         Ok(events) => events,
@@ -311,14 +313,27 @@ async fn watch_addresses(running: Arc<tokio::sync::Mutex<Option<Running>>>) {
             return;
         }
     };
+    let mut mtus = HashMap::new();
     while let Some(event) = events.recv().await {
-        if event == LinkEvent::AddressesChanged
+        if is_of_the_underlay(&event, &mut mtus)
             && let Some(running) = &*running.lock().await
         {
             running.engine.handle_network_change().await;
         }
     }
     warn!("the kernel does not tell of changes of addresses and routes any more");
+}
+
+/// Whether datagrams may take another way, or be of another size. `mtus`: of the links seen so far.
+fn is_of_the_underlay(event: &LinkEvent, mtus: &mut HashMap<u32, u32>) -> bool {
+    match *event {
+        LinkEvent::AddressesChanged => true,
+        LinkEvent::LinkChanged { index, deleted, .. } if deleted => {
+            mtus.remove(&index);
+            false
+        }
+        LinkEvent::LinkChanged { index, mtu, .. } => mtus.insert(index, mtu) != Some(mtu),
+    }
 }
 
 fn tap_lost() -> ProviderError {

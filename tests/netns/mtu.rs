@@ -96,18 +96,27 @@ fn a_jumbo_underlay_is_used_for_jumbo_frames() {
 }
 
 #[test]
-fn an_odd_path_mtu_is_never_exceeded() {
+fn an_odd_path_mtu_is_found_exactly() {
     let pair = Pair::start(Plan {
         underlay_mtu: 1337,
         ..Plan::default()
     });
     assert_full_frames_cross(&pair, 1);
-    eventually(SEARCH, "the search gets above 1280", || {
-        (pair.a.peer().path_mtu > Some(1280)).then_some(())
-    });
-    let found = pair.a.peer().path_mtu;
-    assert!(found <= Some(1337), "{found:?} on a path of 1337");
+    settles_at(&pair.a, 1337);
     assert_full_frames_cross(&pair, 100);
+}
+
+#[test]
+fn a_path_of_700_bytes_is_used_in_full() {
+    let mut pair = Pair::prepare(Plan::default());
+    for site in [&pair.a, &pair.b] {
+        site.ns.ip("link set wan mtu 700");
+    }
+    pair.up();
+    pair.connect(secs(10));
+    settles_at(&pair.a, 700);
+    settles_at(&pair.b, 700);
+    assert_full_frames_cross(&pair, 1);
 }
 
 /// Full-size numbered frames every 2 ms in both directions while `change` happens; then all is as before.
@@ -162,6 +171,68 @@ fn the_underlay_may_shrink_under_traffic() {
     settles_at(&pair.b, 1400);
 }
 
+/// What the own link took for some seconds costs no minutes, also where nobody sends.
+#[test]
+fn a_dip_of_the_own_link_is_over_soon() {
+    let pair = Pair::start(Plan::default());
+    settles_at(&pair.a, 1500);
+    for has_traffic in [true, false] {
+        pair.a.ns.ip("link set wan mtu 600");
+        if has_traffic {
+            pair.at_a.send(&pair.there().frame(0, 1514));
+        }
+        settles_at(&pair.a, 600);
+        pair.a.ns.ip("link set wan mtu 1500");
+        settles_at(&pair.a, 1500);
+        assert_full_frames_cross(&pair, 100);
+    }
+}
+
+/// What a router on the way took for some seconds neither.
+#[test]
+fn a_dip_of_the_path_is_over_soon() {
+    let pair = Pair::start(Plan::default());
+    settles_at(&pair.a, 1500);
+    let stream = pair.at_a.stream(pair.there(), millis(10), |_| 1514);
+    narrow_one_way(&pair, 1300);
+    settles_at(&pair.a, 1300);
+    // Longer than the search.
+    std::thread::sleep(secs(3));
+    pair.internet.ns.nft("delete table ip narrow");
+    eventually(secs(60), "the path MTU is what it was", || {
+        (pair.a.peer().path_mtu == Some(1500)).then_some(())
+    });
+    stream.stop();
+    assert_full_frames_cross(&pair, 100);
+}
+
+#[test]
+fn a_path_that_carries_only_small_frames_is_told() {
+    let mut pair = Pair::prepare(Plan::default());
+    narrow_one_way(&pair, 500);
+    pair.up();
+    eventually(secs(40), "the cause is shown", || {
+        let peer = pair.a.try_status()?.peers.into_iter().next()?;
+        let is_told = peer.last_error?.cause == "narrow-path" && peer.path_mtu.is_none();
+        is_told.then_some(())
+    });
+    let told = "the path to it carries no packets of 576 bytes";
+    pair.a.process().wait_for(told, secs(20));
+    let shown = pair.a.patchcord(&["show", &pair.a.tunnel]).stdout;
+    let shown = String::from_utf8_lossy(&shown).into_owned();
+    assert!(
+        shown.contains(told) && shown.contains("below 576 bytes"),
+        "{shown}"
+    );
+    // The other direction has room.
+    settles_at(&pair.b, 1500);
+    pair.internet.ns.nft("delete table ip narrow");
+    eventually(secs(60), "the path MTU is found", || {
+        (pair.a.peer().path_mtu == Some(1500)).then_some(())
+    });
+    assert_full_frames_cross(&pair, 100);
+}
+
 #[test]
 fn a_router_that_drops_large_datagrams_in_silence_is_survived() {
     let pair = Pair::start(Plan::default());
@@ -181,7 +252,8 @@ fn a_router_that_drops_large_datagrams_in_silence_is_survived() {
         pair.internet.ns.ip(&format!("link set {port} mtu 1300"));
     });
     settles_at(&pair.a, 1300);
-    settles_at(&pair.b, 1300);
+    // A veth pair leaves room for a tag.
+    settles_at(&pair.b, 1304);
 }
 
 #[test]
