@@ -8,6 +8,7 @@
 //! Whoever holds a [`Config`] need not check any of it again. A file that is wrong yields *all* its
 //! errors at once, each with line, column, key and remedy, and none with a secret in it.
 
+mod combinations;
 mod error;
 mod keys;
 mod load;

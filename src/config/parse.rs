@@ -11,7 +11,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
@@ -24,7 +23,7 @@ use super::{
     Config, ConfigErrors, DeviceConfig, Endpoint, KeyFileError, Mode, PeerConfig, PipelineConfig,
     PlanChoice, SwitchSettings, TunnelConfig,
 };
-use super::{port, value};
+use super::{combinations, port, value};
 use crate::crypto::keys::{KeyError, PresharedKey, PrivateKey};
 
 /// Reads a key file, given its full path.
@@ -156,6 +155,11 @@ impl Parser<'_> {
         if let Some(tunnel) = &tunnel_config {
             self.check_peers_fit(tunnel, &peer_configs);
         }
+        if let Some(device) = &device_config
+            && !switch.hub
+        {
+            self.check_ports_meet(device, &peer_configs);
+        }
         Some(Config {
             name: name?,
             tunnel: tunnel_config?,
@@ -269,52 +273,22 @@ impl Parser<'_> {
             &mut self.stations,
         );
 
-        if is_nic {
-            refuse_beside_nic(section, report, mode);
-        } else if link_loss_forwarding == Some(true) {
-            let problem = "goes with `nic` only: a TAP has no carrier while the peer cannot be \
-                           reached; remove it";
-            section.refuse("link-loss-forwarding", report, problem.into());
-        }
-        let mode = mode.unwrap_or(if is_nic { Mode::Wire } else { Mode::Switch });
-        if mode == Mode::Wire && peers > 1 {
-            let (key, other) = match section.holds("mode") {
-                true => ("mode", "write `mode = \"switch\"`"),
-                false => ("nic", "make a TAP with `name` instead of `nic`"),
-            };
-            let problem = format!(
-                "a wire has two ends, and there are {peers} peers; leave one `[[peer]]`, or {other}"
-            );
-            section.refuse(key, report, problem);
-        }
-        if bridge.is_some() && bridge == name {
-            let problem = "is the name of the device itself; name the bridge that it joins";
-            section.refuse("bridge", report, problem.into());
-        }
-        // Below that the kernel drops every IPv6 address of the interface.
-        if overlay_mtu < 1280 && addresses.iter().any(|net| net.addr().is_ipv6()) {
-            let problem =
-                format!("{overlay_mtu} is too small for the IPv6 address; write 1280 or more");
-            section.refuse("mtu", report, problem);
-        }
-        let accept_router_advertisements = accept_router_advertisements.unwrap_or(false);
-        if accept_router_advertisements {
-            refuse_advertisements(section, report, overlay_mtu, &bridge, &addresses);
-        }
-        Some(DeviceConfig {
-            name: name?,
+        let device = DeviceConfig {
+            name: name.clone().unwrap_or_default(),
             is_nic,
-            mode,
+            mode: mode.unwrap_or(if is_nic { Mode::Wire } else { Mode::Switch }),
             mtu: overlay_mtu,
             bridge,
             mac,
             addresses,
-            accept_router_advertisements,
+            accept_router_advertisements: accept_router_advertisements.unwrap_or(false),
             carrier,
             link_loss_forwarding: link_loss_forwarding.unwrap_or(false),
             backend,
             port,
-        })
+        };
+        combinations::check_device(section, report, &device, peers);
+        name.map(|_| device)
     }
 
     fn switch(&mut self, section: &Section<'_, '_>) -> SwitchSettings {
@@ -403,6 +377,7 @@ impl Parser<'_> {
             name: section.span_of("name"),
             public_key: section.span_of("public-key"),
             endpoint: section.span_of("endpoint"),
+            port: section.span_of("port"),
         };
         let public_key = public_key?;
         Some((
@@ -469,6 +444,28 @@ impl Parser<'_> {
                 self.report
                     .add(&spans.endpoint, "[[peer]] endpoint", problem);
             }
+            if let Some(Endpoint::Addr(endpoint)) = peer.endpoint
+                && value::is_own(tunnel.listen, endpoint)
+            {
+                let problem =
+                    format!("`{endpoint}` is where this tunnel listens; write the peer's");
+                self.report
+                    .add(&spans.endpoint, "[[peer]] endpoint", problem);
+            }
+        }
+    }
+
+    /// Without a hub, a peer's frames go to the device only.
+    fn check_ports_meet(&mut self, device: &DeviceConfig, peers: &[(PeerSpans, PeerConfig)]) {
+        for (spans, peer) in peers {
+            if !combinations::share_a_vlan(&device.port.vlans, &peer.port.vlans) {
+                let problem = format!(
+                    "peer `{}` has no VLAN that [device.port] has too, so no frame passes between \
+                     them; give both the same one, which is its number inside the switch",
+                    peer.name
+                );
+                self.report.add(&spans.port, "[peer.port]", problem);
+            }
         }
     }
 
@@ -489,68 +486,11 @@ impl Parser<'_> {
     }
 }
 
-/// Nothing of a NIC is ours to set.
-fn refuse_beside_nic(section: &Section<'_, '_>, report: &mut Report<'_>, mode: Option<Mode>) {
-    for (key, remedy) in [
-        ("name", "the device is the NIC; remove one of the two"),
-        (
-            "mtu",
-            "a NIC keeps its own; remove it, and use `ip link set NIC mtu …`",
-        ),
-        (
-            "bridge",
-            "its frames go to the peer alone; remove it, or make a TAP with `name`",
-        ),
-        ("mac", "a NIC keeps its own; remove it"),
-        (
-            "addresses",
-            "this machine is no station of the wire; remove them, or make a TAP with `name`",
-        ),
-        (
-            "accept-router-advertisements",
-            "this machine is no station of the wire; remove it, or make a TAP with `name`",
-        ),
-        (
-            "carrier",
-            "a NIC has a cable of its own; remove it, or make a TAP with `name`",
-        ),
-        ("backend", "that is how a TAP is opened; remove it"),
-    ] {
-        if section.holds(key) {
-            section.refuse(key, report, format!("does not go with `nic`: {remedy}"));
-        }
-    }
-    if mode == Some(Mode::Switch) {
-        let problem = "does not go with `nic`, which is one end of a wire; write `wire`, or leave \
-                       it out";
-        section.refuse("mode", report, problem.into());
-    }
-}
-
-/// Router advertisements are for a station that speaks IPv6.
-fn refuse_advertisements(
-    section: &Section<'_, '_>,
-    report: &mut Report<'_>,
-    overlay_mtu: u32,
-    bridge: &Option<String>,
-    addresses: &[IpNet],
-) {
-    let problem = if bridge.is_some() && addresses.is_empty() {
-        "needs a station, and a port of a bridge is none; remove it, or set \
-         `net.ipv6.conf.BRIDGE.accept_ra` of the bridge"
-            .to_owned()
-    } else if overlay_mtu < 1280 {
-        format!("needs IPv6, which needs an MTU of 1280, not {overlay_mtu}; remove it")
-    } else {
-        return;
-    };
-    section.refuse("accept-router-advertisements", report, problem);
-}
-
 struct PeerSpans {
     name: Range<usize>,
     public_key: Range<usize>,
     endpoint: Range<usize>,
+    port: Range<usize>,
 }
 
 /// Every value but the first of those that are equal.
@@ -638,7 +578,6 @@ mod tests {
         assert_eq!(config.tunnel.network_id, 0xff_ffff);
         assert_eq!(config.tunnel.rekey_interval, Duration::from_secs(1));
         assert_eq!(config.device.mtu, 9216);
-        assert_eq!(config.device.bridge.as_deref(), Some("br-lan"));
         assert_eq!(config.device.mac.unwrap().to_string(), "02:00:5e:10:00:01");
         let addresses: Vec<_> = config
             .device
@@ -761,6 +700,15 @@ mod tests {
     }
 
     #[test]
+    fn a_tap_is_a_port_of_a_bridge_or_a_station() {
+        let device = with_device("name = 'pc0'\nbridge = 'br-lan'", 1)
+            .unwrap()
+            .device;
+        assert_eq!(device.bridge.as_deref(), Some("br-lan"));
+        assert!(device.addresses.is_empty());
+    }
+
+    #[test]
     fn link_loss_is_forwarded_by_a_nic_only() {
         let nic = with_device("nic = 'eth1'\nlink-loss-forwarding = true", 1);
         assert!(nic.unwrap().device.link_loss_forwarding);
@@ -784,6 +732,9 @@ mod tests {
             ("nic = 'eth1'\ncarrier = 'always'", 1, "carrier", format!("{nic}a NIC has a cable of its own; remove it, or make a TAP with `name`")),
             ("nic = 'eth1'\naccept-router-advertisements = true", 1, "accept-router-advertisements", format!("{nic}this machine is no station of the wire; remove it, or make a TAP with `name`")),
             ("name = 'pc0'\nbridge = 'br0'\naccept-router-advertisements = true", 1, "accept-router-advertisements", "needs a station, and a port of a bridge is none; remove it, or set `net.ipv6.conf.BRIDGE.accept_ra` of the bridge".to_owned()),
+            ("name = 'pc0'\nbridge = 'br0'\naddresses = ['10.0.0.1/24', 'fd00::1/64']", 1, "addresses", "this machine does not answer at an address of a port of a bridge; give it to the bridge (`ip address add 10.0.0.1/24 dev br0`, or in what configures the network) and remove it, or remove `bridge`".to_owned()),
+            ("name = 'pc0'\naddresses = ['10.0.0.1/24']\nport.trunk = '10'", 1, "addresses", "this machine speaks at `pc0` without tags, which the trunk of [device.port] refuses; write `native` there, or give the address to an interface of the VLAN (`ip link add link pc0 name pc0.10 type vlan id 10`) and remove it".to_owned()),
+            ("name = 'pc0'\nmac = '02:00:00:00:00:01'\naddresses = ['10.0.0.1/24']\nport.sources = ['02:00:00:00:00:02']", 1, "mac", "`02:00:00:00:00:01` is not among the `sources` of [device.port], so nothing that this machine sends passes; add it there".to_owned()),
             ("name = 'pc0'\nmtu = 1000\naccept-router-advertisements = true", 1, "accept-router-advertisements", "needs IPv6, which needs an MTU of 1280, not 1000; remove it".to_owned()),
             ("nic = 'eth1'\nbackend = 'vnet'", 1, "backend", format!("{nic}that is how a TAP is opened; remove it")),
             ("nic = 'eth1'\nmode = 'switch'", 1, "mode", "does not go with `nic`, which is one end of a wire; write `wire`, or leave it out".to_owned()),
@@ -815,6 +766,42 @@ mod tests {
         let expected = "/etc/patchcord/site-a.toml:6:7: [device] nic: a wire has two ends, and there \
                         are 2 peers; leave one `[[peer]]`, or make a TAP with `name` instead of `nic`";
         assert_eq!(errors.to_string(), expected);
+    }
+
+    #[test]
+    fn a_peer_without_a_vlan_of_the_device_is_refused_unless_there_is_a_hub() {
+        let file = |device: &str, peer: &str, hub: bool| {
+            parse(&format!(
+                "[tunnel]\nprivate-key-file = 'a.key'\nlisten = '[::]:1'\n\
+                 [device]\nname = 'pc0'\n{device}\n[[peer]]\nname = 'b'\npublic-key = '{PEER_A}'\n\
+                 {peer}\n[switch]\nhub = {hub}"
+            ))
+        };
+        for (device, peer, is_refused) in [
+            ("port.access = 10", "port.trunk = '20-29'", true),
+            (
+                "port.access = 10",
+                "port.trunk = '20-29'\nport.native = 10",
+                false,
+            ),
+            ("port.tunnel = 200", "port.access = 100", true),
+            ("port.trunk = '10'", "port.access = 0", true),
+            ("port.trunk = '10'", "", false),
+            ("", "port.trunk = '10'", false),
+            (
+                "port.trunk = '10'\nport.translate = { 110 = 10 }",
+                "port.access = 110",
+                true,
+            ),
+        ] {
+            assert!(file(device, peer, true).is_ok(), "{device}, {peer}");
+            let seen = file(device, peer, false).map_err(|errors| errors.to_string());
+            let expected = "[peer.port]: peer `b` has no VLAN that [device.port] has too";
+            match seen {
+                Ok(_) => assert!(!is_refused, "{device}, {peer}"),
+                Err(errors) => assert!(is_refused && errors.contains(expected), "{errors}"),
+            }
+        }
     }
 
     #[test]
@@ -885,7 +872,6 @@ rekey-interval = "1s"
 [device]
 name = "pc0"
 mtu = 9216
-bridge = "br-lan"
 mac = "02:00:5e:10:00:01"
 addresses = ["10.99.0.1/24", "fd00::1/64"]
 accept-router-advertisements = true

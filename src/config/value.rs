@@ -254,6 +254,11 @@ fn address(text: &str) -> Parsed<IpNet> {
     if net.addr().is_multicast() || net.addr().is_unspecified() || net.addr() == broadcast {
         return Err(format!("`{net}` cannot be the address of a host; {remedy}"));
     }
+    if net.addr() == net.broadcast() && net.addr().is_ipv4() && net.prefix_len() < 31 {
+        return Err(format!(
+            "`{net}` is the broadcast address of its network; {remedy}"
+        ));
+    }
     Ok(net)
 }
 
@@ -515,6 +520,13 @@ fn is_key_rather_than_path(text: &str) -> bool {
 
 fn is_base64(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=')
+}
+
+/// Whether datagrams to `endpoint` come back to the socket that listens at `listen`.
+pub(super) fn is_own(listen: SocketAddr, endpoint: SocketAddr) -> bool {
+    let (own, ip) = (listen.ip().to_canonical(), endpoint.ip().to_canonical());
+    let is_here = own == ip || (own.is_unspecified() && ip.is_loopback());
+    listen.port() == endpoint.port() && is_here
 }
 
 /// Whether a socket bound to `listen` can send to `endpoint`.

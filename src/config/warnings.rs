@@ -55,24 +55,14 @@ fn about_device(device: &DeviceConfig, warn: &mut Warn<'_>) {
         mtu,
         ..
     } = device;
-    if let Some(bridge) = bridge {
-        if !addresses.is_empty() {
-            let text = format!(
-                "this machine does not answer at the address of a port of a bridge; give it to the \
-                 bridge (`ip address add {} dev {bridge}`), or leave out `bridge`",
-                addresses[0]
-            );
-            warn("[device] addresses", text);
-        }
-        if *mtu < USUAL_MTU {
-            let text = format!(
-                "{mtu} is less than the usual {USUAL_MTU} of a bridge's other ports: longer frames \
-                 from there are lost at `{}`. The tunnel needs no smaller MTU, whatever the path \
-                 carries; leave it out",
-                device.name
-            );
-            warn("[device] mtu", text);
-        }
+    if bridge.is_some() && *mtu < USUAL_MTU {
+        let text = format!(
+            "{mtu} is less than the usual {USUAL_MTU} of a bridge's other ports: longer frames from \
+             there are lost at `{}`. The tunnel needs no smaller MTU, whatever the path carries; \
+             leave it out",
+            device.name
+        );
+        warn("[device] mtu", text);
     }
     for net in addresses {
         let is_alone = net.prefix_len() == net.max_prefix_len();
@@ -140,12 +130,6 @@ fn about_endpoint(config: &Config, name: &str, endpoint: SocketAddr, warn: &mut 
             listen.port()
         );
         warn("[tunnel] listen", text);
-    }
-    let is_same_port = listen.port() == endpoint.port() && listen.port() != 0;
-    if is_same_port && (!is_other_host || listen.ip() == endpoint.ip()) {
-        let text =
-            format!("`{endpoint}` of peer `{name}` is where this tunnel listens; write the peer's");
-        warn("[[peer]] endpoint", text);
     }
 }
 

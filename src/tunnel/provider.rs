@@ -352,8 +352,7 @@ fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSett
         settings.link_loss_forwarding = device.link_loss_forwarding;
         return settings;
     }
-    let is_mere_port = device.bridge.is_some() && device.addresses.is_empty();
-    if !is_mere_port && device.mtu >= IPV6_MIN_MTU {
+    if device.bridge.is_none() && device.mtu >= IPV6_MIN_MTU {
         // An interface like any other, whoever gives it its addresses.
         let link_local = || Ipv6Settings::with_addressing(Addressing::LinkLocal);
         settings.ipv6.get_or_insert_with(link_local);

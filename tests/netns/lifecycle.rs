@@ -56,11 +56,24 @@ fn the_carrier_follows_the_peer() {
     pair.connect(secs(5));
 }
 
+/// What [`Pair::prepare`] makes, with A a station that has these keys of `[device]` and no bridge.
+fn with_station(device: &'static str) -> Pair {
+    let pair = Pair::prepare(Plan::default());
+    let settings = Settings {
+        device,
+        ..Settings::default()
+    };
+    let peer = pair.b.as_peer(Some(pair.b.uplink.v4.into()));
+    pair.a.configure(&settings, &[peer]);
+    pair.a.leave_bridge_out();
+    pair
+}
+
 #[test]
 fn the_device_is_made_as_configured() {
     let settings = Settings {
         overlay_mtu: 1600,
-        device: "mac = \"02:00:5e:10:00:01\"\naddresses = [\"10.99.0.1/24\", \"fd99::1/64\"]",
+        device: "mac = \"02:00:5e:10:00:01\"",
         ..Settings::default()
     };
     let mut pair = Pair::prepare(Plan {
@@ -72,14 +85,33 @@ fn the_device_is_made_as_configured() {
     assert_eq!(link["mtu"], 1600);
     assert_eq!(link["address"], "02:00:5e:10:00:01");
     assert_eq!(link["master"], BRIDGE);
-    let addresses = pair
-        .a
-        .ns
-        .run(&["ip", "-brief", "addr", "show", "dev", DEVICE]);
+
+    let mut pair = with_station("addresses = [\"10.99.0.1/24\", \"fd99::1/64\"]");
+    pair.a.up().wait_for("ready", secs(20));
+    assert_eq!(master(&pair.a), None);
+    let addresses = addresses(&pair.a);
     assert!(
         addresses.contains("10.99.0.1/24") && addresses.contains("fd99::1/64"),
         "{addresses}"
     );
+}
+
+#[test]
+fn addresses_of_a_port_of_a_bridge_are_refused_with_the_remedy() {
+    let settings = Settings {
+        device: "addresses = [\"10.99.0.1/24\"]",
+        ..Settings::default()
+    };
+    let pair = Pair::prepare(Plan {
+        settings,
+        ..Plan::default()
+    });
+    let remedy = format!("ip address add 10.99.0.1/24 dev {BRIDGE}");
+    let words = ["[device] addresses", &remedy];
+    refusal(&failed_up(&pair.a, &[]), 2, &words);
+    let check = ["check", &pair.a.config.display().to_string()];
+    refusal(&pair.a.patchcord(&check), 2, &words);
+    assert!(pair.a.link(DEVICE).is_none(), "nothing was made");
 }
 
 #[test]
@@ -189,26 +221,27 @@ fn make_tap(site: &Site) {
     ));
 }
 
-fn adopting() -> Pair {
-    let settings = Settings {
-        device: "addresses = [\"10.99.0.1/24\"]",
-        ..Settings::default()
+/// A adopts a TAP, as a port of the bridge or as a station.
+fn adopting(is_port: bool) -> Pair {
+    let pair = match is_port {
+        true => Pair::prepare(Plan::default()),
+        false => with_station("addresses = [\"10.99.0.1/24\"]"),
     };
-    let pair = Pair::prepare(Plan {
-        settings,
-        ..Plan::default()
-    });
     make_tap(&pair.a);
     pair
 }
 
-fn assert_adopted(pair: &Pair) {
+fn comes_up(pair: &Pair) {
+    for site in [&pair.a, &pair.b] {
+        site.wait_state("up", secs(20));
+    }
+}
+
+fn assert_adopted(pair: &Pair, is_port: bool) {
     assert!(pair.a.status().device.adopted, "show says adopted");
-    assert_eq!(master(&pair.a).as_deref(), Some(BRIDGE));
-    assert!(
-        addresses(&pair.a).contains("10.99.0.1/24"),
-        "the configured address is there"
-    );
+    assert_eq!(master(&pair.a).as_deref(), is_port.then_some(BRIDGE));
+    let addresses = addresses(&pair.a);
+    assert_eq!(addresses.contains("10.99.0.1/24"), !is_port, "{addresses}");
 }
 
 fn addresses(site: &Site) -> String {
@@ -233,34 +266,38 @@ fn assert_given_back(site: &Site) {
 
 #[test]
 fn an_adopted_device_stays() {
-    let mut pair = adopting();
-    pair.up();
-    pair.connect(secs(10));
-    assert_adopted(&pair);
-    let output = pair.a.patchcord(&["down", &pair.a.tunnel]);
-    assert!(
-        output.status.success(),
-        "down: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert_given_back(&pair.a);
+    for is_port in [true, false] {
+        let mut pair = adopting(is_port);
+        pair.up();
+        comes_up(&pair);
+        assert_adopted(&pair, is_port);
+        let output = pair.a.patchcord(&["down", &pair.a.tunnel]);
+        assert!(
+            output.status.success(),
+            "down: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_given_back(&pair.a);
+    }
 }
 
 #[test]
 fn an_adopted_device_is_given_back_even_after_a_crash() {
-    let mut pair = adopting();
-    pair.up();
-    pair.connect(secs(10));
-    pair.a.kill_9();
-    assert!(
-        pair.a.link(DEVICE).is_some(),
-        "an adopted device survives its user"
-    );
-    pair.a.up();
-    pair.connect(secs(10));
-    assert_adopted(&pair);
-    pair.a.terminate();
-    assert_given_back(&pair.a);
+    for is_port in [true, false] {
+        let mut pair = adopting(is_port);
+        pair.up();
+        comes_up(&pair);
+        pair.a.kill_9();
+        assert!(
+            pair.a.link(DEVICE).is_some(),
+            "an adopted device survives its user"
+        );
+        pair.a.up();
+        comes_up(&pair);
+        assert_adopted(&pair, is_port);
+        pair.a.terminate();
+        assert_given_back(&pair.a);
+    }
 }
 
 /// What a failed start says.
