@@ -134,6 +134,16 @@ pub(crate) fn refuse_to_receive(codes: &[i32]) {
     faults::script(&steps.collect::<Vec<_>>());
 }
 
+/// The next train of this thread leaves in single datagrams, and after so many it fails in this way.
+pub(crate) fn refuse_to_send_after(sent: usize, code: i32) {
+    use faults::{Call, Fault};
+    faults::script(&[
+        (Call::SendSegments, Fault::Errno(super::sys::EINVAL)),
+        (Call::SendEach, Fault::AtMost(sent)),
+        (Call::SendEach, Fault::Errno(code)),
+    ]);
+}
+
 /// Fails the test if not all of these attempts were made.
 #[track_caller]
 pub(crate) fn assert_all_refused() {

@@ -101,6 +101,17 @@ pub struct SendReport {
     pub from_elsewhere: bool,
 }
 
+/// A train of which only the beginning was sent, if anything.
+#[derive(Debug, thiserror::Error)]
+#[error("a train ended after {sent} datagrams")]
+pub struct SendFailure {
+    /// Datagrams of it that the kernel took before.
+    pub sent: usize,
+    /// Why the rest was not sent.
+    #[source]
+    pub error: SendError,
+}
+
 /// Why the rest of a train was not sent. None of these harms the socket.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -274,14 +285,14 @@ impl UdpSocket {
     /// Sends `train` as datagrams of `segment_size` bytes, the last of which may be shorter.
     ///
     /// # Errors
-    /// When the kernel refuses; what was already sent is on its way, the rest is not attempted.
+    /// When the kernel refuses; what was already sent is on its way, and the rest is not attempted.
     /// No error is lasting: the next call starts afresh.
     pub fn send_train(
         &self,
         to: SocketAddr,
         train: &[u8],
         segment_size: usize,
-    ) -> Result<SendReport, SendError> {
+    ) -> Result<SendReport, SendFailure> {
         self.send_train_from(None, to, train, segment_size)
     }
 
@@ -295,7 +306,7 @@ impl UdpSocket {
         to: SocketAddr,
         train: &[u8],
         segment_size: usize,
-    ) -> Result<SendReport, SendError> {
+    ) -> Result<SendReport, SendFailure> {
         let notes = Notes { hops: None, local };
         self.send_with(&mut Patience::Endless, now, to, notes, train, segment_size)
     }
@@ -310,10 +321,13 @@ impl UdpSocket {
         notes: Notes,
         train: &[u8],
         segment_size: usize,
-    ) -> Result<SendReport, SendError> {
-        let error = |source| send_error(to, segment_size.min(train.len()), source);
+    ) -> Result<SendReport, SendFailure> {
+        let failure = |sent, source| SendFailure {
+            sent,
+            error: send_error(to, segment_size.min(train.len()), source),
+        };
         if segment_size == 0 {
-            return Err(error(io::ErrorKind::InvalidInput.into()));
+            return Err(failure(0, io::ErrorKind::InvalidInput.into()));
         }
         let mut sending = Sending {
             socket: self,
@@ -327,7 +341,8 @@ impl UdpSocket {
         };
         let segments = (MAX_TRAIN / segment_size).clamp(1, MAX_SEGMENTS);
         for part in train.chunks(segments * segment_size) {
-            sending.send_part(part, clock).map_err(error)?;
+            let result = sending.send_part(part, clock);
+            result.map_err(|source| failure(sending.report.sent, source))?;
         }
         Ok(sending.report)
     }
@@ -685,6 +700,40 @@ mod tests {
     }
 
     #[test]
+    fn a_train_that_fails_half_way_says_how_much_left() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (sender, receiver) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+            let to = receiver.local_addr().unwrap();
+            let gone = Fault::Errno(sys::EHOSTUNREACH);
+            for (steps, sent) in [
+                (&[(Call::SendSegments, gone)][..], 0),
+                (
+                    &[
+                        (Call::SendSegments, Fault::Pass),
+                        (Call::SendSegments, gone),
+                    ],
+                    64,
+                ),
+                (
+                    &[
+                        (Call::SendSegments, Fault::Errno(sys::EINVAL)),
+                        (Call::SendEach, Fault::AtMost(3)),
+                        (Call::SendEach, gone),
+                    ],
+                    3,
+                ),
+            ] {
+                script(steps);
+                let failure = sender.send_train(to, &train(70_000), 1000).unwrap_err();
+                finish();
+                assert_eq!(failure.sent, sent);
+                assert_eq!(receive(&receiver, sent).0.len(), sent, "and it arrived");
+            }
+        });
+    }
+
+    #[test]
     fn offloads_that_are_not_allowed_are_not_used() {
         in_namespace(|| {
             ip("link set lo up");
@@ -724,7 +773,7 @@ mod tests {
             clock: impl Fn() -> Instant + Copy,
             to: SocketAddr,
             train: &[u8],
-        ) -> Result<SendReport, SendError> {
+        ) -> Result<SendReport, SendFailure> {
             self.send_with(
                 &mut Patience::Endless,
                 clock,
@@ -790,8 +839,14 @@ mod tests {
         finish();
         let found = match result {
             Ok(report) => format!("sent {}, dropped {}", report.sent, report.dropped),
-            Err(SendError::TooBig { datagram_bytes, .. }) => format!("too big: {datagram_bytes}"),
-            Err(SendError::Unreachable { .. }) => "unreachable".to_owned(),
+            Err(SendFailure {
+                error: SendError::TooBig { datagram_bytes, .. },
+                ..
+            }) => format!("too big: {datagram_bytes}"),
+            Err(SendFailure {
+                error: SendError::Unreachable { .. },
+                ..
+            }) => "unreachable".to_owned(),
             Err(error) => format!("{error:?}"),
         };
         assert_eq!((&found[..], sender.uses_gso(to)), (verdict, uses_gso));
@@ -892,7 +947,7 @@ mod tests {
                     (Call::SendSegments, Fault::Errno(sys::EINVAL)),
                     (Call::SendEach, Fault::Errno(sys::EMSGSIZE)),
                 ]);
-                let error = sender.send_train(to, &train(3000), 1000).unwrap_err();
+                let error = sender.send_train(to, &train(3000), 1000).unwrap_err().error;
                 finish();
                 assert!(matches!(error, SendError::TooBig { .. }), "{error:?}");
             }
@@ -962,7 +1017,10 @@ mod tests {
                 sender.pauses.begin(Place::of(to), now());
             }
             for (bytes, size) in [(1473, 1473), (1473, 65_535), (14_730, 1473)] {
-                let error = sender.send_train(to, &train(bytes), size).unwrap_err();
+                let error = sender
+                    .send_train(to, &train(bytes), size)
+                    .unwrap_err()
+                    .error;
                 let SendError::TooBig {
                     datagram_bytes: 1473,
                     ..
@@ -1090,7 +1148,7 @@ mod tests {
                 (&four, "192.0.2.1:9"),
                 (&four, "[2001:db8::1]:9"),
             ] {
-                let error = socket.send_train(at(to), b"x", 1).unwrap_err();
+                let error = socket.send_train(at(to), b"x", 1).unwrap_err().error;
                 assert!(
                     matches!(error, SendError::Unreachable { .. }),
                     "{to}: {error:?}"

@@ -36,7 +36,7 @@ use crate::{
     io::{
         icmp::{Icmp, Undelivered, Why},
         resolver,
-        udp::{SendError, UdpSocket},
+        udp::{SendError, SendFailure, UdpSocket},
     },
     proto::{
         limits::FRAME_OVERHEAD,
@@ -309,9 +309,12 @@ impl ControlTask {
             let sent = self
                 .socket
                 .send_train_from(local, transmit.to, datagram, datagram.len());
-            if let Err(SendError::TooBig { .. }) = sent {
+            let Err(SendFailure { error, .. }) = sent else {
+                continue;
+            };
+            if let SendError::TooBig { .. } = error {
                 self.node.handle_refused(now(), &transmit);
-            } else if let Err(error) = sent {
+            } else {
                 debug!(to = %transmit.to, %error, "control datagram not sent");
                 if let Some(why) = reports::unreachable(&error) {
                     self.node.handle_unreachable(now(), transmit.to, why, None);

@@ -20,7 +20,7 @@ use super::{
     vitals::Pulse,
 };
 use crate::{
-    io::udp::{SendError, Senders},
+    io::udp::{SendError, SendFailure, Senders},
     proto::{
         session::Tables,
         train::{Open, Outgoing, Pushed, Train},
@@ -355,8 +355,9 @@ impl Departures {
                     self.drops
                         .add(DropReason::SendFailed, report.dropped as u64);
                 }
-                Err(error) => {
-                    self.handle_send_error(&error, session.port, run.len().div_ceil(size))
+                Err(failure) => {
+                    sent += failure.sent as u64;
+                    self.count_failed(&failure, session.port, run.len().div_ceil(size));
                 }
             }
         }
@@ -370,22 +371,29 @@ impl Departures {
         route.local.filter(|_| route.endpoint == Some(to))
     }
 
-    fn handle_send_error(&mut self, error: &SendError, port: PortId, datagrams: usize) {
-        if let SendError::TooBig { .. } = error {
-            self.drops.add(DropReason::DatagramTooBig, datagrams as u64);
+    /// Counts what did not leave of so many datagrams.
+    fn count_failed(&self, failure: &SendFailure, port: PortId, datagrams: usize) {
+        let failed = datagrams.saturating_sub(failure.sent) as u64;
+        if let SendError::TooBig { .. } = failure.error {
+            self.drops.add(DropReason::DatagramTooBig, failed);
             self.shared.notices.set_too_big(port);
         } else {
-            self.drops.add(DropReason::SendFailed, datagrams as u64);
+            self.drops.add(DropReason::SendFailed, failed);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::errno::Errno;
     use patchcord_bridge::Tpid;
 
     use super::*;
     use crate::{
+        io::{
+            testing::{assert_all_refused, in_namespace, ip, refuse_to_send_after},
+            udp::UdpSocket,
+        },
         proto::{
             reassembly::Reassembly,
             session::Route,
@@ -474,6 +482,31 @@ mod tests {
         let mut tagged = stream.clone();
         tagged.tags.insert(0, (0x8100, 7));
         tagged
+    }
+
+    #[test]
+    fn of_a_run_that_fails_half_way_the_rest_counts_as_failed() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let [socket, receiver] =
+                [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap());
+            let (session, shared) = (looped_session(), Shared::alone());
+            let mut train = Train::default();
+            train.bind(session.clone(), receiver.local_addr().unwrap(), 1472);
+            for number in 0..5 {
+                let mut frame = Outgoing::new(&[7; 1400], number, None);
+                assert!(matches!(train.push(LANE, &mut frame), Ok(Pushed::Done)));
+            }
+            train.close(LANE).unwrap();
+            train.seal();
+            let senders = Senders::new(socket, Arc::new([]));
+            let mut departures = Departures::new(shared.clone(), senders);
+            refuse_to_send_after(2, Errno::EHOSTUNREACH as i32);
+            departures.send(&train);
+            assert_all_refused();
+            assert_eq!(session.traffic.outbound.datagrams(), 2);
+            assert_eq!(shared.total_drops(), [(DropReason::SendFailed, 3)]);
+        });
     }
 
     #[test]

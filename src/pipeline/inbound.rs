@@ -25,6 +25,7 @@ use patchcord_bridge::{Egress, Kind, Now, PortId, TagEdit};
 use super::{
     IDLE, clock,
     dispatch::{Dispatch, Outlet},
+    lane_states::{LaneState, Lanes},
     lanes::{Handover, Share},
     notices::{CONTROL_BYTES, Control},
     offload::{Leaving, SIGNAL_BYTES, Signal},
@@ -44,10 +45,9 @@ use crate::{
     },
     proto::{
         codel::Codel,
-        limits::{CONTROL_RATE, REASSEMBLY_PATIENCE, reassembly_bytes},
+        limits::{REASSEMBLY_PATIENCE, reassembly_bytes},
         reassembly::{Reassembly, Which},
-        replay::ReplayWindow,
-        session::{IndexHash, Session, Tables},
+        session::{Session, Tables},
         superframe::{self, HEADER_ROOM},
     },
     queue::{Collected, Collector, Dealer, Worker},
@@ -329,45 +329,6 @@ impl Opener {
 }
 
 type Offenders = HashMap<PortId, Offender>;
-type Lanes = HashMap<(SessionIndex, Lane), LaneState, IndexHash>;
-
-/// What a lane of a session has received.
-struct LaneState {
-    session: Arc<Session>,
-    window: ReplayWindow,
-    reassembly: Reassembly,
-    control_rate: ControlRate,
-    /// A datagram or a frame of it is in hand.
-    is_busy: bool,
-    /// Its frames have made this thread panic.
-    refused_until: Option<Instant>,
-    /// When the latest batch with a datagram of it came.
-    last_arrival: Instant,
-}
-
-/// Control datagrams of the present second. One peer must not keep the control thread from the
-/// others.
-#[derive(Default)]
-struct ControlRate {
-    second: u32,
-    count: u32,
-}
-
-impl ControlRate {
-    fn take(&mut self, now_s: u32) -> Result<(), DropReason> {
-        if self.second != now_s {
-            *self = Self {
-                second: now_s,
-                count: 0,
-            };
-        }
-        self.count += 1;
-        if self.count > CONTROL_RATE {
-            return Err(DropReason::ControlRateLimited);
-        }
-        Ok(())
-    }
-}
 
 /// The port of whoever sent the datagram at this place, as far as its head tells.
 fn sender(tables: &Tables, batch: &mut RecvBatch, place: usize) -> Option<PortId> {
@@ -437,7 +398,7 @@ impl Delivery {
             tables: shared.subscribe(),
             groups: shared.subscribe_groups(),
             swept_for: Arc::default(),
-            lanes: HashMap::default(),
+            lanes: Lanes::default(),
             drops,
             shared,
             tap,
@@ -641,7 +602,7 @@ impl Delivery {
     fn sweep(&mut self, tables: &Arc<Tables>) {
         if !Arc::ptr_eq(tables, &self.swept_for) {
             self.lanes
-                .retain(|(receiver, _), lane| tables.has(*receiver, &lane.session));
+                .retain(|receiver, lane| tables.has(receiver, &lane.session));
             self.swept_for = tables.clone();
         }
     }
@@ -658,30 +619,22 @@ impl Delivery {
         } = arrival;
         let arrived = self.now;
         let (mut exit, lanes, offenders) = self.exit(tables, now);
-        let lane = match lanes.entry((receiver, counter.lane())) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                let session = tables
-                    .sessions
-                    .get(&receiver)
-                    .ok_or(DropReason::UnknownSession)?;
-                entry.insert(LaneState {
-                    session: session.clone(),
-                    window: ReplayWindow::default(),
-                    reassembly: Reassembly::with_budget(
-                        exit.shared.max_frame,
-                        reassembly_bytes(tables.routes.len(), session.agreement.remote_lanes),
-                    ),
-                    control_rate: ControlRate::default(),
-                    is_busy: false,
-                    refused_until: offenders.get(&session.port).and_then(|it| it.refused_until),
-                    last_arrival: arrived,
-                })
-            }
-        };
+        let key = (receiver, counter.lane());
+        let (lane, unfinished) = lanes.find_or_begin(key, || {
+            let session = tables
+                .sessions
+                .get(&receiver)
+                .ok_or(DropReason::UnknownSession)?;
+            let budget = reassembly_bytes(tables.routes.len(), session.agreement.remote_lanes);
+            let reassembly = Reassembly::with_budget(exit.shared.max_frame, budget);
+            let mut lane = LaneState::new(session.clone(), reassembly, arrived);
+            lane.refused_until = offenders.get(&session.port).and_then(|it| it.refused_until);
+            Ok(lane)
+        })?;
         lane.is_busy = true;
         let accepted = exit.accept(lane, arrival, plaintext, arrived);
         lane.is_busy = false;
+        unfinished.note(key, lane);
         accepted
     }
 
@@ -703,8 +656,7 @@ impl Delivery {
     fn forward_left_behind(&mut self, tables: &Tables, patience: Patience) -> bool {
         let (arrived, now) = (self.now, self.shared.clock.now());
         let (mut exit, lanes, _) = self.exit(tables, now);
-        let mut is_waiting = false;
-        for lane in lanes.values_mut() {
+        lanes.look_at_unfinished(|lane| {
             lane.is_busy = true;
             let newest = lane.window.newest();
             let which = match patience {
@@ -717,15 +669,14 @@ impl Delivery {
             exit.forward_runs(lane, which);
             lane.reassembly.forget(newest);
             lane.is_busy = false;
-            is_waiting |= lane.reassembly.is_waiting();
             let evicted = lane.reassembly.take_evicted();
             let lost = lane.reassembly.take_lost_segments();
             if evicted + lost > 0 {
                 exit.drops.add(DropReason::ReassemblyEvicted, evicted);
                 exit.drops.add(DropReason::SegmentLost, lost);
             }
-        }
-        is_waiting
+            lane.reassembly.is_waiting()
+        })
     }
 
     /// The way out of the tunnel, and apart from it the lanes that frames come from.
@@ -1028,29 +979,12 @@ mod tests {
     use std::{sync::mpsc, thread, time::Duration};
 
     use nix::errno::Errno;
-    use patchcord_bridge::{Switch, SwitchConfig};
 
     use super::*;
-    use crate::{
-        crypto::keys::PrivateKey,
-        io::{
-            tap::{Backend, Tap, TapOptions},
-            testing::{assert_all_refused, in_namespace, ip, refuse_to_receive},
-        },
-        pipeline::shared::ToControl,
-        proto::guard::Mac1Check,
+    use crate::io::{
+        tap::{Backend, Tap, TapOptions},
+        testing::{assert_all_refused, in_namespace, ip, refuse_to_receive},
     };
-
-    fn shared() -> Arc<Shared> {
-        let to_control = ToControl {
-            handshakes: tokio::sync::mpsc::channel(1).0,
-            sightings: tokio::sync::mpsc::channel(1).0,
-        };
-        let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
-        let switch = Switch::new(SwitchConfig::with_ports(2), [0; 2]);
-        let (shared, _) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
-        Arc::new(shared)
-    }
 
     /// Works on a thread of its own, in this namespace, where the first attempts to receive fail.
     fn receive_after(codes: &[i32], shared: &Arc<Shared>) -> (Stopped, u64) {
@@ -1105,7 +1039,7 @@ mod tests {
             // Some that nobody has thought of among them.
             let codes = [Errno::ENOMEM, Errno::ENFILE, Errno::EIO, Errno::EREMOTEIO];
             let codes = codes.map(|code| code as i32);
-            let (stopped, received) = receive_after(&codes, &shared());
+            let (stopped, received) = receive_after(&codes, &Shared::alone());
             assert!(matches!(stopped, Stopped::Asked), "{stopped:?}");
             assert_eq!(received, 1);
         });
@@ -1115,20 +1049,9 @@ mod tests {
     fn a_mistake_of_ours_ends_a_thread_and_is_told() {
         in_namespace(|| {
             ip("link set lo up");
-            let (stopped, received) = receive_after(&[Errno::EBADF as i32], &shared());
+            let (stopped, received) = receive_after(&[Errno::EBADF as i32], &Shared::alone());
             assert!(matches!(stopped, Stopped::Failed(_)), "{stopped:?}");
             assert_eq!(received, 0);
         });
-    }
-
-    #[test]
-    fn a_session_has_so_many_control_datagrams_in_a_second() {
-        let mut rate = ControlRate::default();
-        for second in [7, 8] {
-            for _ in 0..CONTROL_RATE {
-                assert_eq!(rate.take(second), Ok(()));
-            }
-            assert_eq!(rate.take(second), Err(DropReason::ControlRateLimited));
-        }
     }
 }

@@ -22,6 +22,7 @@ mod dispatch;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod inbound;
+mod lane_states;
 mod lanes;
 mod limit_log;
 mod log_rate;

@@ -422,6 +422,24 @@ impl From<patchcord_bridge::DropReason> for DropReason {
 }
 
 #[cfg(test)]
+impl Shared {
+    /// For one thread under test, with a device, one peer and nobody who hears anything.
+    pub(super) fn alone() -> Arc<Self> {
+        use crate::crypto::keys::PrivateKey;
+
+        let to_control = ToControl {
+            handshakes: mpsc::channel(1).0,
+            sightings: mpsc::channel(1).0,
+        };
+        let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
+        let config = patchcord_bridge::SwitchConfig::with_ports(2);
+        let switch = Switch::new(config, [0; 2]);
+        let (shared, _) = Self::new(switch, false, mac1, 1522, to_control).unwrap();
+        Arc::new(shared)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use patchcord_bridge::{Egress, Now, PortConfig, SwitchConfig};
 

@@ -230,6 +230,11 @@ impl Reassembly {
         self.supers > 0 && self.live.iter().any(waits)
     }
 
+    /// Whether there is anything to hand out, to give up or to count.
+    pub fn is_unfinished(&self) -> bool {
+        !self.live.is_empty() || self.evicted + self.lost_segments > 0
+    }
+
     /// Segments to hand out from super-frames that are not whole, the oldest first.
     pub fn poll_run(&mut self, which: Which<'_>) -> Option<Run<'_>> {
         if self.supers == 0 {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::{BUFFER_BYTES, PATIENCE, SendError, SendReport, UdpSocket, WAITS, lanes};
+use super::{BUFFER_BYTES, PATIENCE, SendFailure, SendReport, UdpSocket, WAITS, lanes};
 use crate::io::sys::bpf;
 use crate::io::sys::mmsg::Notes;
 use crate::wire::local::Local;
@@ -127,7 +127,7 @@ impl Senders {
         (local, to): (Option<Local>, SocketAddr),
         train: &[u8],
         segment_size: usize,
-    ) -> Result<SendReport, SendError> {
+    ) -> Result<SendReport, SendFailure> {
         let (socket, hops) = match self.own.get(place) {
             Some(own) => (own, self.lane.hops),
             None => (&self.lane, None),
