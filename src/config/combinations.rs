@@ -33,6 +33,12 @@ pub(super) fn check_device(
         let problem = "is the name of the device itself; name the bridge that it joins";
         section.refuse("bridge", report, problem.into());
     }
+    for key in ["bridge-vlans", "bridge-native"] {
+        if section.holds(key) && !section.holds("bridge") {
+            let problem = "is about a port of a bridge; write `bridge` too, or remove it";
+            section.refuse(key, report, problem.into());
+        }
+    }
     if device.accept_router_advertisements {
         refuse_advertisements(section, report, device);
     }
@@ -68,6 +74,14 @@ fn refuse_beside_nic(section: &Section<'_, '_>, report: &mut Report<'_>, device:
         ),
         (
             "bridge",
+            "its frames go to the peer alone; remove it, or make a TAP with `name`",
+        ),
+        (
+            "bridge-vlans",
+            "its frames go to the peer alone; remove it, or make a TAP with `name`",
+        ),
+        (
+            "bridge-native",
             "its frames go to the peer alone; remove it, or make a TAP with `name`",
         ),
         ("mac", "a NIC keeps its own; remove it"),

@@ -191,6 +191,21 @@ const DEVICE_KEYS: &[Key] = &[
         about: "Linux bridge to become a port of; the tunnel waits for one that does not exist.",
     },
     Key {
+        name: "bridge-vlans",
+        kind: "integer, string or array",
+        default: "what the bridge gives its ports",
+        range: "1 to 4094, ranges",
+        about: "VLANs that have a tag at that port, in a bridge with `vlan_filtering 1`: \
+                `\"10, 20-29\"`. The port has these, and that of `bridge-native`, and no others.",
+    },
+    Key {
+        name: "bridge-native",
+        kind: "integer",
+        default: "none beside `bridge-vlans`",
+        range: "1 to 4094",
+        about: "VLAN that has no tag at that port.",
+    },
+    Key {
         name: "mac",
         kind: "string",
         default: "derived from key and name",

@@ -24,7 +24,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use patchcord_bridge::{MacAddr, PortConfig, SwitchConfig};
+use patchcord_bridge::{MacAddr, PortConfig, SwitchConfig, Vid, VidSet};
 
 use crate::crypto::keys::{PresharedKey, PrivateKey, PublicKey};
 
@@ -92,6 +92,9 @@ pub struct DeviceConfig {
     pub mtu: u32,
     /// `bridge`: the Linux bridge to become a port of.
     pub bridge: Option<String>,
+    /// `bridge-vlans` and `bridge-native`: the VLANs of the port of the bridge; what the bridge gives it if
+    /// neither is there.
+    pub bridge_vlans: Option<BridgeVlans>,
     /// `mac`: a unicast address.
     pub mac: Option<MacAddr>,
     /// `addresses`: without duplicates.
@@ -107,6 +110,15 @@ pub struct DeviceConfig {
     pub backend: Backend,
     /// `[device.port]`: its port of the switch.
     pub port: PortConfig,
+}
+
+/// The VLANs of a port of a Linux bridge: these and no others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgeVlans {
+    /// `bridge-vlans`: those whose frames have a tag there.
+    pub tagged: VidSet,
+    /// `bridge-native`: the one whose frames have none.
+    pub native: Option<Vid>,
 }
 
 /// What is between the device and the peers.

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
+use patchcord_bridge::VidSet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
@@ -20,8 +21,8 @@ use super::keys::{DEVICE, DEVICE_PORT, PEER, PEER_PORT, PIPELINE, SWITCH, TUNNEL
 use super::section::{self, Section};
 use super::stations::Stations;
 use super::{
-    Config, ConfigErrors, DeviceConfig, Endpoint, KeyFileError, Mode, PeerConfig, PipelineConfig,
-    PlanChoice, SwitchSettings, TunnelConfig,
+    BridgeVlans, Config, ConfigErrors, DeviceConfig, Endpoint, KeyFileError, Mode, PeerConfig,
+    PipelineConfig, PlanChoice, SwitchSettings, TunnelConfig,
 };
 use super::{combinations, port, value};
 use crate::crypto::keys::{KeyError, PresharedKey, PrivateKey};
@@ -254,6 +255,7 @@ impl Parser<'_> {
             .read("mtu", report, value::overlay_mtu)
             .unwrap_or(1500);
         let bridge = section.read("bridge", report, value::interface_name);
+        let bridge_vlans = bridge_vlans(section, report);
         let mac = section.read("mac", report, value::mac);
         let addresses = section
             .read("addresses", report, value::addresses)
@@ -279,6 +281,7 @@ impl Parser<'_> {
             mode: mode.unwrap_or(if is_nic { Mode::Wire } else { Mode::Switch }),
             mtu: overlay_mtu,
             bridge,
+            bridge_vlans,
             mac,
             addresses,
             accept_router_advertisements: accept_router_advertisements.unwrap_or(false),
@@ -484,6 +487,18 @@ impl Parser<'_> {
             self.report.add(&span, "[[peer]] name", problem);
         }
     }
+}
+
+/// The VLANs of the port of the bridge, none if nothing is said of them.
+fn bridge_vlans(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<BridgeVlans> {
+    let tagged = section.read("bridge-vlans", report, port::vids);
+    let native = section.read("bridge-native", report, |value| {
+        port::vid(value, 1, "bridge-native = 1")
+    });
+    (tagged.is_some() || native.is_some()).then(|| BridgeVlans {
+        tagged: tagged.unwrap_or(VidSet::EMPTY),
+        native,
+    })
 }
 
 struct PeerSpans {
@@ -700,6 +715,30 @@ mod tests {
     }
 
     #[test]
+    fn a_port_of_a_bridge_may_have_vlans_of_its_own() {
+        for (keys, expected) in [
+            ("", None),
+            (
+                "bridge-vlans = '10, 20-22'",
+                Some((vec![10, 20, 21, 22], None)),
+            ),
+            ("bridge-native = 5", Some((vec![], Some(5)))),
+            (
+                "bridge-vlans = [10]\nbridge-native = 5",
+                Some((vec![10], Some(5))),
+            ),
+        ] {
+            let device = with_device(&format!("name = 'pc0'\nbridge = 'br0'\n{keys}"), 1);
+            let vlans = device.unwrap().device.bridge_vlans;
+            let seen = vlans.map(|vlans| {
+                let tagged: Vec<_> = vlans.tagged.iter().map(Vid::value).collect();
+                (tagged, vlans.native.map(Vid::value))
+            });
+            assert_eq!(seen, expected, "{keys}");
+        }
+    }
+
+    #[test]
     fn a_tap_is_a_port_of_a_bridge_or_a_station() {
         let device = with_device("name = 'pc0'\nbridge = 'br-lan'", 1)
             .unwrap()
@@ -733,6 +772,9 @@ mod tests {
             ("nic = 'eth1'\naccept-router-advertisements = true", 1, "accept-router-advertisements", format!("{nic}this machine is no station of the wire; remove it, or make a TAP with `name`")),
             ("name = 'pc0'\nbridge = 'br0'\naccept-router-advertisements = true", 1, "accept-router-advertisements", "needs a station, and a port of a bridge is none; remove it, or set `net.ipv6.conf.BRIDGE.accept_ra` of the bridge".to_owned()),
             ("name = 'pc0'\nbridge = 'br0'\naddresses = ['10.0.0.1/24', 'fd00::1/64']", 1, "addresses", "this machine does not answer at an address of a port of a bridge; give it to the bridge (`ip address add 10.0.0.1/24 dev br0`, or in what configures the network) and remove it, or remove `bridge`".to_owned()),
+            ("name = 'pc0'\nbridge-vlans = '10'", 1, "bridge-vlans", "is about a port of a bridge; write `bridge` too, or remove it".to_owned()),
+            ("name = 'pc0'\nbridge = 'br0'\nbridge-native = 0", 1, "bridge-native", "`0` is out of range; write 1 to 4094".to_owned()),
+            ("nic = 'eth1'\nbridge-native = 1", 1, "bridge-native", format!("{nic}its frames go to the peer alone; remove it, or make a TAP with `name`")),
             ("name = 'pc0'\naddresses = ['10.0.0.1/24']\nport.trunk = '10'", 1, "addresses", "this machine speaks at `pc0` without tags, which the trunk of [device.port] refuses; write `native` there, or give the address to an interface of the VLAN (`ip link add link pc0 name pc0.10 type vlan id 10`) and remove it".to_owned()),
             ("name = 'pc0'\nmac = '02:00:00:00:00:01'\naddresses = ['10.0.0.1/24']\nport.sources = ['02:00:00:00:00:02']", 1, "mac", "`02:00:00:00:00:01` is not among the `sources` of [device.port], so nothing that this machine sends passes; add it there".to_owned()),
             ("name = 'pc0'\nmtu = 1000\naccept-router-advertisements = true", 1, "accept-router-advertisements", "needs IPv6, which needs an MTU of 1280, not 1000; remove it".to_owned()),

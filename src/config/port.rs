@@ -117,7 +117,7 @@ fn remedy(error: VlanError) -> (&'static str, &'static str) {
 }
 
 /// `10`, `"10, 20-29"`, or an array of these.
-fn vids(value: &DeValue<'_>) -> Parsed<VidSet> {
+pub(super) fn vids(value: &DeValue<'_>) -> Parsed<VidSet> {
     let mut vids = VidSet::EMPTY;
     match value {
         DeValue::Array(items) => {

@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 pub use self::ipv6::Ipv6Mode;
 pub use self::keep::Drift;
 use super::journal::{Change, Journal, Record};
-use super::link::{KernelCounters, LinkError, LinkInfo, Links, PortReport};
+use super::link::{KernelCounters, LinkError, LinkInfo, Links, PortReport, PortVlans};
 use super::lock::{DeviceLock, LockError, namespace_inode};
 use super::tap::{Backend, NicError, Offloads, Tap, TapError, TapOptions, TapQueue};
 
@@ -51,6 +51,8 @@ pub struct DeviceRequest {
     pub bridge: Option<String>,
     /// Whether the bridge may come later: the device waits for it then, without carrier.
     pub waits_for_bridge: bool,
+    /// The VLANs to have as a port of that bridge. None leaves those that a bridge gives its ports.
+    pub bridge_vlans: Option<PortVlans>,
     /// The addresses to have.
     pub addresses: Vec<IpNet>,
     /// Whether a NIC is set down while the carrier is off.
@@ -155,8 +157,10 @@ pub struct Device {
     held_down: bool,
     /// What the latest steps changed.
     steps: Vec<Drift>,
-    /// The wider port of its bridge that was logged last.
-    told_of: Option<(String, u32)>,
+    /// What was logged last of its bridge: a wider port, and what netfilter does.
+    told_of: keep::Told,
+    /// Whether it has VLANs of its own in its bridge.
+    has_vlans: bool,
     _device_lock: DeviceLock,
 }
 
@@ -217,7 +221,8 @@ impl Device {
             forwards_link_loss: request.link_loss_forwarding,
             held_down: false,
             steps: Vec::new(),
-            told_of: None,
+            told_of: keep::Told::default(),
+            has_vlans: false,
             _device_lock: device_lock,
         };
         if let Err(error) = device.set_up(&request).await {
@@ -226,7 +231,7 @@ impl Device {
             return Err(error);
         }
         device.log();
-        device.warn_of_narrow_mtu().await;
+        device.warn_of_bridge().await;
         Ok((device, queues))
     }
 
@@ -431,6 +436,25 @@ impl Device {
             }
         }
         self.wait_no_more();
+        self.set_vlans(request, link.index).await
+    }
+
+    async fn set_vlans(&mut self, request: &DeviceRequest, index: u32) -> Result<(), DeviceError> {
+        let wanted = request.bridge_vlans.as_ref();
+        let wanted = wanted.filter(|_| request.bridge.is_some());
+        self.has_vlans = wanted.is_some();
+        let Some(wanted) = wanted else { return Ok(()) };
+        let now = self.links.port_vlans(index).await?;
+        let Some(change) = Change::needed(now.clone(), wanted.clone()) else {
+            return Ok(());
+        };
+        // A bridge that the device leaves forgets them.
+        if self.record.controller.is_none() {
+            self.record.vlans = Some(change.after(self.record.vlans.take()));
+            self.note()?;
+        }
+        self.links.set_port_vlans(index, &now, wanted).await?;
+        self.step("VLANs", now, wanted);
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
 use super::file::{self, Lasting};
-use super::link::{LinkError, LinkInfo, Links};
+use super::link::{LinkError, LinkInfo, Links, PortVlans};
 use super::options;
 
 /// One value before and after.
@@ -66,6 +66,9 @@ pub(super) struct Record {
     /// The index of the bridge; 0 is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) controller: Option<Change<u32>>,
+    /// Its VLANs in a bridge that it was in before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) vlans: Option<Change<PortVlans>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) addresses: Vec<IpNet>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,6 +95,7 @@ impl Record {
             mtu: None,
             addr_gen_mode: None,
             controller: None,
+            vlans: None,
             addresses: Vec::new(),
             up: None,
             options: BTreeMap::new(),
@@ -118,6 +122,8 @@ impl Record {
         }
         if let Some(controller) = self.controller_before(&link) {
             attempt(links.set_controller(link.index, controller).await);
+        } else if let Some(change) = &self.vlans {
+            attempt(undo_vlans(links, link.index, change).await);
         }
         if let Some(mtu) = self.mtu.and_then(|change| change.undo(&link.mtu)) {
             attempt(links.set_mtu(link.index, mtu).await);
@@ -143,6 +149,18 @@ impl Record {
 
     fn controller_before(&self, link: &LinkInfo) -> Option<u32> {
         self.controller?.undo(&link.controller.unwrap_or(0))
+    }
+}
+
+async fn undo_vlans(
+    links: &Links,
+    index: u32,
+    change: &Change<PortVlans>,
+) -> Result<(), LinkError> {
+    let now = links.port_vlans(index).await?;
+    match change.clone().undo(&now) {
+        Some(vlans) => links.set_port_vlans(index, &now, &vlans).await,
+        None => Ok(()),
     }
 }
 

@@ -19,9 +19,14 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
+mod netfilter;
 mod port;
+mod vlans;
 
+pub use self::netfilter::ForwardChain;
+pub(super) use self::port::forward_policies;
 pub use self::port::{KernelCounters, PortReport, ranges};
+pub use self::vlans::PortVlans;
 use super::sys;
 pub use super::watch::LinkEvent;
 
@@ -63,6 +68,12 @@ pub enum LinkError {
         /// The bridges that there are.
         existing: Vec<String>,
     },
+    /// The kernel was built without them.
+    #[error(
+        "the kernel's bridges cannot filter VLANs (CONFIG_BRIDGE_VLAN_FILTERING is not set): remove \
+         device.bridge-vlans and device.bridge-native"
+    )]
+    NoVlans,
     /// Somebody moved the interface away.
     #[error(
         "`{name}` is in another network namespace: set it up there, or move it back with `ip link set \

@@ -45,9 +45,9 @@ pub use self::{
     secret::{Secret, SecretError},
     session::{Deadlines, Session, SessionEnd, SessionError, SessionHandle},
     settings::{
-        Addressing, Applied, DnsOutcome, DnsProtocol, DnsSettings, EthernetTunnelSettings,
-        IpSettings, Ipv4Settings, Ipv6Settings, ProxyOutcome, ProxyServer, ProxySettings, Route,
-        SettingsError,
+        Addressing, Applied, BridgeVlans, DnsOutcome, DnsProtocol, DnsSettings,
+        EthernetTunnelSettings, IpSettings, Ipv4Settings, Ipv6Settings, ProxyOutcome, ProxyServer,
+        ProxySettings, Route, SettingsError,
     },
     sockets::{AppRule, RoutingMethod},
 };

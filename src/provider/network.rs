@@ -17,14 +17,15 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::{
-    Applied, EthernetTunnelSettings, Interface, RoutingPolicy, SettingsError, TunnelConfiguration,
+    Applied, BridgeVlans, EthernetTunnelSettings, Interface, RoutingPolicy, SettingsError,
+    TunnelConfiguration,
     keep::Kept,
     offers,
     routes::{needs_local_networks, routing_state},
 };
 use crate::io::{
     device::{Device, DeviceError, DeviceInfo, DeviceReport, DeviceRequest, Ipv6Mode},
-    link::{LinkError, Links},
+    link::{LinkError, Links, PortVlans},
     names::{Names, Places},
     proxy::Proxy,
     routing::{Routing, RoutingChanges},
@@ -378,6 +379,10 @@ fn device_request(settings: &EthernetTunnelSettings) -> DeviceRequest {
         mtu: settings.mtu,
         bridge: settings.bridge.clone(),
         waits_for_bridge: settings.bridge_may_come_later,
+        bridge_vlans: settings.bridge_vlans.as_ref().map(|vlans| {
+            let BridgeVlans { tagged, native } = vlans;
+            PortVlans::new(tagged.iter().copied(), *native)
+        }),
         addresses: settings.addresses().collect(),
         link_loss_forwarding: settings.link_loss_forwarding,
         ipv6: match settings.ipv6.as_ref().map(|ipv6| &ipv6.addressing) {

@@ -55,6 +55,8 @@ pub struct EthernetTunnelSettings {
     /// its name that is no bridge is a failure all the same. A bridge that goes while the session lasts
     /// is waited for in any case.
     pub bridge_may_come_later: bool,
+    /// The VLANs of that port, in a bridge that filters VLANs; none leaves those that the bridge gives.
+    pub bridge_vlans: Option<BridgeVlans>,
     /// How the TAP is opened, or that a NIC is attached in its place: one that is brought up and
     /// otherwise stays as it is, so that neither its MAC address nor its MTU follow these settings,
     /// and it can have no addresses, routes or bridge. Counts in the first settings of a session
@@ -66,6 +68,15 @@ pub struct EthernetTunnelSettings {
     /// Queues of the TAP, at least one. There may be fewer than asked for; see
     /// [`ProviderContext::take_queues`](super::ProviderContext::take_queues).
     pub queues: usize,
+}
+
+/// The VLANs of a port of a Linux bridge: these and no others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BridgeVlans {
+    /// Those whose frames have a tag at the port.
+    pub tagged: Vec<u16>,
+    /// The one whose frames have none, if such frames shall pass.
+    pub native: Option<u16>,
 }
 
 /// IPv4 of the interface (`NEIPv4Settings`).
@@ -250,6 +261,7 @@ impl EthernetTunnelSettings {
             interface_name: interface_name.into(),
             bridge: None,
             bridge_may_come_later: false,
+            bridge_vlans: None,
             backend: Backend::Auto,
             link_loss_forwarding: false,
             queues: 1,
@@ -327,6 +339,9 @@ impl EthernetTunnelSettings {
                 }
             }
         }
+        if let Some(vlans) = &self.bridge_vlans {
+            vlans.validate(self.bridge.is_some())?;
+        }
         if let Some(ipv4) = &self.ipv4 {
             if !matches!(ipv4.addressing, Addressing::Manual(_)) {
                 let remedy = "IPv4 addresses are given, or a DHCP client gets them";
@@ -339,6 +354,19 @@ impl EthernetTunnelSettings {
         }
         self.dns.as_ref().map_or(Ok(()), DnsSettings::validate)?;
         self.proxy.as_ref().map_or(Ok(()), ProxySettings::validate)
+    }
+}
+
+impl BridgeVlans {
+    fn validate(&self, has_bridge: bool) -> Result<(), SettingsError> {
+        if !has_bridge {
+            return invalid("bridge_vlans", "there is no bridge".to_owned());
+        }
+        let mut vids = self.tagged.iter().chain(&self.native);
+        match vids.find(|vid| !(1..=4094).contains(*vid)) {
+            Some(vid) => invalid("bridge_vlans", format!("{vid} is not within 1 to 4094")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -586,6 +614,15 @@ mod tests {
             settings
         };
         assert!(nic(|_| {}).validate().is_ok());
+        let vlans = |bridge: Option<&str>, vid| EthernetTunnelSettings {
+            bridge: bridge.map(str::to_owned),
+            bridge_vlans: Some(BridgeVlans {
+                tagged: vec![10],
+                native: Some(vid),
+            }),
+            ..good.clone()
+        };
+        vlans(Some("br0"), 1).validate().unwrap();
         let no_queue = EthernetTunnelSettings {
             queues: 0,
             ..good.clone()
@@ -597,6 +634,8 @@ mod tests {
             (mtu(67), "mtu"),
             (mtu(65_522), "mtu"),
             (ipv6, "mtu"),
+            (vlans(None, 1), "bridge_vlans"),
+            (vlans(Some("br0"), 4095), "bridge_vlans"),
             (no_queue, "queues"),
             (nic(|nic| nic.bridge = Some("br0".to_owned())), "bridge"),
             (nic(|nic| nic.ipv4 = Some(Ipv4Settings::manual([]))), "ipv4"),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use patchcord_bridge::{MacAddr, SwitchConfig};
+use patchcord_bridge::{MacAddr, SwitchConfig, Vid};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -41,8 +41,9 @@ use crate::{
     },
     proto::{limits::FRAME_OVERHEAD, node::NodeConfig, peer::PeerSettings},
     provider::{
-        Addressing, AppMessage, BoxFut, EthernetTunnelProvider, EthernetTunnelSettings,
-        Ipv6Settings, ProviderContext, ProviderError, StartOptions, StopReason,
+        Addressing, AppMessage, BoxFut, BridgeVlans, EthernetTunnelProvider,
+        EthernetTunnelSettings, Ipv6Settings, ProviderContext, ProviderError, StartOptions,
+        StopReason,
     },
     wire::Lane,
 };
@@ -361,6 +362,10 @@ fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSett
     settings.keep_existing_address = device.mac.is_none();
     settings.bridge.clone_from(&device.bridge);
     settings.bridge_may_come_later = true;
+    settings.bridge_vlans = device.bridge_vlans.as_ref().map(|vlans| BridgeVlans {
+        tagged: vlans.tagged.iter().map(Vid::value).collect(),
+        native: vlans.native.map(Vid::value),
+    });
     settings.backend = match device.backend {
         Backend::Auto => tap::Backend::Auto,
         Backend::Vnet => tap::Backend::Vnet,

@@ -3,7 +3,7 @@
 //!
 //! | Others change | Then |
 //! |---|---|
-//! | bridge, addresses, IPv6 options, MTU, a MAC address that was asked for | it is put back |
+//! | bridge, its VLANs, addresses, IPv6 options, MTU, a MAC address that was asked for | it is put back |
 //! | the bridge is deleted | the device waits for another one of its name, without carrier |
 //! | MAC address or MTU, while a bond, or a bridge that was not asked for, has the device | it stays: they are that one's |
 //! | the device is set down | it stays down |
@@ -15,7 +15,7 @@
 use tracing::{info, warn};
 
 use super::{Device, DeviceError, DeviceReport, DeviceRequest, hex};
-use crate::io::link::{LinkError, LinkInfo};
+use crate::io::link::{ForwardChain, LinkError, LinkInfo, forward_policies};
 use crate::io::tap::Whereabouts;
 
 /// A change that somebody else made, and that was taken back.
@@ -27,6 +27,15 @@ pub struct Drift {
     pub found: String,
     /// What it is again.
     pub wanted: String,
+}
+
+/// What was told of the bridge, so that it is told once.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    wider: Option<(String, u32)>,
+    netfilter: Option<String>,
+    /// What it was told for.
+    forward: Option<Vec<ForwardChain>>,
 }
 
 impl Device {
@@ -54,8 +63,10 @@ impl Device {
         let link = self.link().await?;
         self.look(&link).await?;
         self.log_what_stays(&before);
-        if (&before.bridge, before.mtu) != (&self.info.bridge, self.info.mtu) {
-            self.warn_of_narrow_mtu().await;
+        let forward = self.info.bridge.as_ref().map(|it| forward_policies(it));
+        let is_news = (&before.bridge, before.mtu) != (&self.info.bridge, self.info.mtu);
+        if is_news || forward != self.told_of.forward {
+            self.warn_of_bridge().await;
         }
         Ok(std::mem::take(&mut self.steps))
     }
@@ -246,6 +257,15 @@ impl Device {
         } else if !info.up {
             remedies.push(format!("down: `ip link set {} up`", info.name));
         }
+        if self.has_vlans
+            && let Some(port) = port.as_ref().filter(|port| port.vlans.is_none())
+        {
+            let bridge = &port.bridge;
+            remedies.push(format!(
+                "`{bridge}` filters no VLANs, so `bridge-vlans` and `bridge-native` have no effect: `ip \
+                 link set {bridge} type bridge vlan_filtering 1`"
+            ));
+        }
         if let Some(port) = &port {
             remedies.extend(port.remedies(&info.name, info.mtu, info.carrier));
         }
@@ -257,21 +277,21 @@ impl Device {
         })
     }
 
-    /// Logs what keeps frames larger than the MTU from passing, when that is news.
-    pub(super) async fn warn_of_narrow_mtu(&mut self) {
-        if self.info.bridge.is_none() {
-            self.told_of = None;
-            return;
-        }
-        // This asks for all links of the machine, of which there may be thousands.
-        let Ok(port) = self.links.port_report(self.info.index).await else {
+    /// Logs what keeps frames from passing the bridge, when that is news.
+    pub(super) async fn warn_of_bridge(&mut self) {
+        let Some(bridge) = &self.info.bridge else {
+            self.told_of = Told::default();
             return;
         };
-        let wider = port.as_ref().and_then(|port| port.wider.clone());
-        if let (Some(port), Some((other, other_mtu))) = (&port, &wider)
-            && wider != self.told_of
+        self.told_of.forward = Some(forward_policies(bridge));
+        // This asks for all links of the machine, of which there may be thousands.
+        let Ok(Some(port)) = self.links.port_report(self.info.index).await else {
+            return;
+        };
+        let (device, mtu, bridge) = (&self.info.name, self.info.mtu, &port.bridge);
+        if let Some((other, other_mtu)) = &port.wider
+            && port.wider != self.told_of.wider
         {
-            let (device, mtu, bridge) = (&self.info.name, self.info.mtu, &port.bridge);
             warn!(
                 device,
                 mtu,
@@ -282,6 +302,13 @@ impl Device {
                  lost there, uncounted; raise `mtu` in [device], at both ends"
             );
         }
-        self.told_of = wider;
+        let remedy = port.netfilter_remedy(device);
+        if let Some(remedy) = &remedy
+            && self.told_of.netfilter.as_ref() != Some(remedy)
+        {
+            warn!(device, bridge, "{remedy}");
+        }
+        self.told_of.wider.clone_from(&port.wider);
+        self.told_of.netfilter = remedy;
     }
 }

@@ -18,6 +18,7 @@ fn request(name: &str) -> DeviceRequest {
         mtu: 1400,
         bridge: None,
         waits_for_bridge: false,
+        bridge_vlans: None,
         link_loss_forwarding: false,
         addresses: Vec::new(),
         ipv6: Ipv6Mode::LinkLocal,

@@ -9,12 +9,12 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{
-    AfSpecBridge, BridgePortState, BridgeStpState, BridgeVlanInfoFlags, InfoBridge, InfoBridgePort,
-    InfoData, InfoPortData, LinkAttribute, LinkExtentMask, LinkInfo as LinkKind, LinkMessage,
+    BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoPortData,
+    LinkAttribute, LinkInfo as LinkKind, LinkMessage,
 };
 
+use super::netfilter::{ForwardChain, forward_chains};
 use super::{LinkError, LinkInfo, Links, refused};
 
 /// Whether netfilter sees what crosses bridges, where the module `br_netfilter` is loaded.
@@ -55,6 +55,9 @@ pub struct PortReport {
     pub isolated: bool,
     /// Whether netfilter looks at what crosses the bridge.
     pub netfilter: bool,
+    /// The chains of netfilter that frames pass when the bridge forwards them; none where the kernel does
+    /// not tell.
+    pub forward: Option<Vec<ForwardChain>>,
     /// The bridge's port with the largest MTU, if that is larger.
     pub wider: Option<(String, u32)>,
 }
@@ -100,13 +103,40 @@ impl PortReport {
                  isolated off`"
             ));
         }
-        if self.netfilter {
-            texts.push(format!(
-                "netfilter sees the frames of `{bridge}` (br_netfilter): where its FORWARD policy is \
-                 DROP, as Docker sets it, `iptables -I FORWARD -i {bridge} -o {bridge} -j ACCEPT`"
+        texts.extend(self.netfilter_remedy(device));
+        texts
+    }
+
+    /// What netfilter does, or may do, with frames that cross the bridge.
+    pub fn netfilter_remedy(&self, device: &str) -> Option<String> {
+        let bridge = &self.bridge;
+        let chains = self.forward.as_deref().unwrap_or_default();
+        let mut dropping = chains.iter().filter(|chain| chain.drops == Some(true));
+        if let Some(chain) = dropping.clone().find(|chain| !chain.knows_bridge) {
+            return Some(format!(
+                "netfilter drops what crosses `{bridge}` unless a rule accepts it: the policy of {chain} \
+                 is drop, as Docker sets it: `{}`",
+                chain.accept_command(bridge, device)
             ));
         }
-        texts
+        let is_clear = self.forward.is_some() && chains.iter().all(|chain| chain.drops.is_some());
+        if !self.netfilter || (is_clear && dropping.next().is_some()) {
+            return None;
+        }
+        if is_clear {
+            // Rules may drop as well; without a chain there is none.
+            let chain = chains.first()?;
+            return Some(format!(
+                "netfilter sees the frames of `{bridge}` (br_netfilter); if some do not cross, look for a \
+                 rule that drops them: `nft list table {} {}`",
+                chain.family, chain.table
+            ));
+        }
+        Some(format!(
+            "netfilter sees the frames of `{bridge}` (br_netfilter), and the kernel does not tell the \
+             policy of FORWARD: where `iptables-legacy -S FORWARD` says DROP, `iptables-legacy -I FORWARD -i \
+             {bridge} -o {bridge} -j ACCEPT`"
+        ))
     }
 }
 
@@ -124,6 +154,15 @@ pub fn ranges(numbers: &BTreeSet<u16>) -> String {
         false => format!("{start}-{end}"),
     });
     texts.collect::<Vec<_>>().join(", ")
+}
+
+/// What netfilter does by default with frames that cross the bridge, where all bridges' frames are handed
+/// to it. Cheap where they are not.
+pub(in crate::io) fn forward_policies(bridge: &str) -> Vec<ForwardChain> {
+    match is_netfilter_on() {
+        true => forward_chains(bridge, true).unwrap_or_default(),
+        false => Vec::new(),
+    }
 }
 
 impl Links {
@@ -156,6 +195,11 @@ impl Links {
             false => (None, BTreeSet::new()),
         };
         let (state, isolated) = port_state(port);
+        let netfilter = settings.netfilter || is_netfilter_on();
+        let forward = match netfilter || has_nf_tables() {
+            true => forward_chains(&bridge_info.name, netfilter).ok(),
+            false => Some(Vec::new()),
+        };
         Ok(Some(PortReport {
             bridge: bridge_info.name,
             state,
@@ -164,7 +208,8 @@ impl Links {
             vlans,
             other_vlans,
             isolated,
-            netfilter: settings.netfilter || is_netfilter_on(),
+            netfilter,
+            forward,
             wider: wider.map(|it| (it.name, it.mtu)),
         }))
     }
@@ -176,25 +221,14 @@ impl Links {
         bridge: u32,
         links: &[LinkMessage],
     ) -> Result<(Option<BTreeSet<u16>>, BTreeSet<u16>), LinkError> {
-        let request = self
-            .handle
-            .link()
-            .get()
-            .set_filter_mask(AddressFamily::Bridge, vec![LinkExtentMask::Brvlan]);
-        let messages: Vec<_> = request
-            .execute()
-            .try_collect()
-            .await
-            .map_err(refused(|| "list the VLANs of a bridge".into()))?;
         let (mut own, mut others) = (BTreeSet::new(), BTreeSet::new());
-        for message in &messages {
-            let at = message.header.index;
+        for (at, vlans) in self.all_port_vlans().await? {
             let is_port = links.iter().any(|link| {
                 link.header.index == at && LinkInfo::parse(link).controller == Some(bridge)
             });
             match is_port {
-                _ if at == index => own.extend(vlans_of(message)),
-                true => others.extend(vlans_of(message)),
+                _ if at == index => own.extend(vlans.vids()),
+                true => others.extend(vlans.vids()),
                 false => {}
             }
         }
@@ -291,26 +325,9 @@ fn port_state(message: &LinkMessage) -> (&'static str, bool) {
     (state, isolated)
 }
 
-/// The VLANs in a message of the bridge family; a range has its two ends.
-fn vlans_of(message: &LinkMessage) -> BTreeSet<u16> {
-    let mut vlans = BTreeSet::new();
-    let mut begin = None;
-    let attributes = message.attributes.iter();
-    let specs = attributes.filter_map(|attribute| match attribute {
-        LinkAttribute::AfSpecBridge(specs) => Some(specs),
-        _ => None,
-    });
-    for spec in specs.flatten() {
-        let AfSpecBridge::VlanInfo(info) = spec else {
-            continue;
-        };
-        if info.flags.contains(BridgeVlanInfoFlags::RangeBegin) {
-            begin = Some(info.vid);
-        } else {
-            vlans.extend(begin.take().unwrap_or(info.vid)..=info.vid);
-        }
-    }
-    vlans
+/// Whether the module is there already: to ask would load it.
+fn has_nf_tables() -> bool {
+    fs::exists("/sys/module/nf_tables").unwrap_or(false)
 }
 
 fn is_netfilter_on() -> bool {
@@ -320,8 +337,6 @@ fn is_netfilter_on() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use rtnetlink::packet_route::link::BridgeVlanInfo;
-
     use super::*;
     use crate::io::testing::{block_on, eventually, in_namespace, ip, wait_for_carrier};
 
@@ -359,20 +374,6 @@ mod tests {
     /// A bridge need not filter by VLAN, as not every kernel can.
     #[test]
     fn vlans_that_the_port_lacks_are_named() {
-        let vlan = |vid, flags| {
-            let info = BridgeVlanInfo { flags, vid };
-            AfSpecBridge::VlanInfo(info)
-        };
-        let none = BridgeVlanInfoFlags::empty();
-        let mut message = LinkMessage::default();
-        message.attributes = vec![LinkAttribute::AfSpecBridge(vec![
-            vlan(1, BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged),
-            vlan(10, BridgeVlanInfoFlags::RangeBegin),
-            vlan(12, BridgeVlanInfoFlags::RangeEnd),
-            vlan(20, none),
-        ])];
-        let vlans = vlans_of(&message);
-        assert_eq!(ranges(&vlans), "1, 10-12, 20");
         let report = PortReport {
             bridge: "br0".to_owned(),
             state: "forwarding",
@@ -382,6 +383,7 @@ mod tests {
             other_vlans: [10, 11, 12].into(),
             isolated: false,
             netfilter: false,
+            forward: None,
             wider: None,
         };
         let said = report.remedies("veth0", 1500, true).join("\n");
@@ -430,10 +432,6 @@ mod tests {
             let said = remedies();
             assert!(said.contains("isolated off"), "{said}");
             bridge("link set dev veth0 isolated off");
-            ip("link set br0 type bridge nf_call_iptables 1");
-            let said = remedies();
-            assert!(said.contains("-I FORWARD -i br0 -o br0"), "{said}");
-            ip("link set br0 type bridge nf_call_iptables 0");
             ip("link set veth0 mtu 1420");
             let said = report().remedies("veth0", 1420, true).join("\n");
             assert!(
@@ -441,5 +439,79 @@ mod tests {
                 "{said}"
             );
         });
+    }
+
+    fn nft(arguments: &str) {
+        let mut command = std::process::Command::new("nft");
+        let output = command.arg(arguments).output().unwrap();
+        assert!(output.status.success(), "nft {arguments}: {output:?}");
+    }
+
+    #[test]
+    fn a_policy_of_netfilter_that_drops_is_said_with_the_remedy() {
+        in_namespace(|| {
+            make_port("");
+            eventually(|| (report().state == "forwarding").then_some(())).unwrap();
+            nft("add table ip filter");
+            nft(
+                "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }",
+            );
+            nft("add chain ip filter INPUT { type filter hook input priority 0; policy drop; }");
+            assert_eq!(remedies(), "", "netfilter does not see the frames");
+            ip("link set br0 type bridge nf_call_iptables 1");
+            let said = remedies();
+            let dropped = "the policy of chain `FORWARD` of table `ip filter` is drop";
+            assert!(said.contains(dropped), "{said}");
+            let remedy = "`iptables -I FORWARD -i br0 -o br0 -j ACCEPT`";
+            assert!(said.contains(remedy), "{said}");
+            // Another bridge is not this one.
+            nft("insert rule ip filter FORWARD iifname br01 oifname br01 accept");
+            assert!(remedies().contains(dropped));
+            nft("insert rule ip filter FORWARD iifname br0 oifname br0 accept");
+            assert_eq!(remedies(), "", "somebody has thought of it");
+            nft("flush chain ip filter FORWARD");
+            nft("chain ip filter FORWARD { policy accept; }");
+            assert!(
+                remedies().contains("`nft list table ip filter`"),
+                "{}",
+                remedies()
+            );
+            nft("delete table ip filter");
+            assert_eq!(remedies(), "", "there is nothing that could drop");
+            nft("add table inet t");
+            nft("add chain inet t f { type filter hook forward priority 0; policy drop; }");
+            let said = remedies();
+            let remedy = "`nft insert rule inet t f iifname br0 oifname br0 accept`";
+            assert!(said.contains(remedy), "{said}");
+        });
+    }
+
+    #[test]
+    fn what_is_not_known_of_netfilter_is_said_to_be_so() {
+        let known = |forward| PortReport {
+            bridge: "br0".to_owned(),
+            state: "forwarding",
+            stp: false,
+            stp_delay_s: 0,
+            vlans: None,
+            other_vlans: BTreeSet::new(),
+            isolated: false,
+            netfilter: true,
+            forward,
+            wider: None,
+        };
+        let legacy = ForwardChain {
+            family: "ip",
+            table: "filter".to_owned(),
+            name: "FORWARD".to_owned(),
+            drops: None,
+            knows_bridge: false,
+        };
+        for forward in [None, Some(vec![legacy])] {
+            let said = known(forward).netfilter_remedy("veth0").unwrap();
+            assert!(said.contains("the kernel does not tell"), "{said}");
+            assert!(said.contains("`iptables-legacy -S FORWARD`"), "{said}");
+        }
+        assert_eq!(known(Some(Vec::new())).netfilter_remedy("veth0"), None);
     }
 }
