@@ -16,7 +16,7 @@ use patchcord::{
     config::Config,
     control::RUN_DIR,
     host::{
-        EventKind, Host,
+        EventKind, Host, TunnelView,
         client::{Client, DEFAULT_SOCKET},
         daemon::{self, Policy},
         secrets::{MAX_SECRET, SECRETS_DIR, SecretStore},
@@ -179,6 +179,7 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
     tracing::info!(socket = %path.display(), tunnels = %options.tunnels.display(), "host is ready");
     service::tell_ready();
     let watchdog = tokio::spawn(service::tell_alive(|| true));
+    let status = tokio::spawn(tell_status(host.clone()));
     let kept = Some(store.clone());
     let outcome = tokio::select! {
         () = daemon::serve(host.clone(), listener, policy, kept) => Ok(()),
@@ -189,11 +190,51 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
     service::tell_stopping();
     host.stop_all(StopReason::UserInitiated).await;
     watchdog.abort();
+    status.abort();
     if is_ours {
         // Somebody else may have removed it.
         let _ = fs::remove_file(path);
     }
     Ok(outcome?)
+}
+
+/// Tells systemd how the tunnels are, until it is dropped.
+async fn tell_status(host: Host) {
+    let mut events = host.events();
+    let mut told = String::new();
+    loop {
+        let summary = summary(&host.list());
+        if summary != told {
+            service::tell_status(&summary);
+            told = summary;
+        }
+        // What is lost is in the list as well.
+        if events.next().await.is_none() {
+            return;
+        }
+    }
+}
+
+/// How many tunnels are connected, and what is known of those that are not but should be.
+fn summary(tunnels: &[TunnelView]) -> String {
+    let is_connected = |tunnel: &&TunnelView| tunnel.status == SessionStatus::Connected;
+    let connected = tunnels.iter().filter(is_connected).count();
+    let mut text = match tunnels.len() {
+        0 => "no tunnels".to_owned(),
+        1 => format!("{connected} of 1 tunnel connected"),
+        count => format!("{connected} of {count} tunnels connected"),
+    };
+    for tunnel in tunnels.iter().filter(|tunnel| !is_connected(tunnel)) {
+        let name = &tunnel.tunnel;
+        let error = tunnel.last_disconnect_error.as_deref();
+        let news = match error.filter(|_| !tunnel.is_running()) {
+            None if !tunnel.is_running() => continue,
+            None => tunnel.status.name(),
+            Some(error) => error,
+        };
+        let _ = write!(text, "; {name}: {news}");
+    }
+    text
 }
 
 /// The socket for clients to connect to: what each may do is the host's to say.

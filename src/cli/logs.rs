@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where the logs of a running tunnel go: to stderr, in the form that its reader needs.
+//! Where the logs of a running tunnel go: to stderr, in the form that its reader needs, or to journald.
 //!
-//! A thread of its own writes them. Whoever logs waits for nobody: when the reader of stderr does not
-//! read, lines are lost, and it is told how many.
+//! A thread of its own writes them. Whoever logs waits for nobody: when the reader does not read, lines are
+//! lost, and it is told how many.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use tracing::Level;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::journal::{self, WithPriority};
+use super::journal::{self, AsEntry, Entries, WithPriority};
 
 /// Lines that wait for their reader.
 const LINES: usize = 1024;
@@ -25,42 +27,84 @@ pub(super) fn start() -> Logs {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .from_env_lossy();
-    let (writer, guard) = non_blocking(io::stderr());
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(writer)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false);
-    // The journal has its own clock.
-    if journal::is_stderr() {
-        logs.without_time().map_event_format(WithPriority).init();
-    } else {
-        logs.init();
+    let logs = |writer| {
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(writer)
+            .with_target(false)
+    };
+    if !journal::is_stderr() {
+        let (writer, guard) = non_blocking(io::stderr(), Form::Line);
+        logs(writer).with_ansi(io::stderr().is_terminal()).init();
+        return Logs(guard);
     }
-    Logs(guard)
+    // The journal has its own clock.
+    match Entries::to(Path::new(journal::SOCKET), io::stderr()) {
+        Some(entries) => {
+            let (writer, guard) = non_blocking(entries, Form::Entry);
+            let logs = logs(writer).with_ansi(false).without_time();
+            logs.map_event_format(AsEntry).init();
+            Logs(guard)
+        }
+        None => {
+            let (writer, guard) = non_blocking(io::stderr(), Form::WithPriority);
+            let logs = logs(writer).with_ansi(false).without_time();
+            logs.map_event_format(WithPriority).init();
+            Logs(guard)
+        }
+    }
 }
 
-fn non_blocking(out: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+fn non_blocking(out: impl Write + Send + 'static, form: Form) -> (NonBlocking, WorkerGuard) {
     let lost = Arc::new(OnceLock::new());
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(LINES)
         .lossy(true)
         .thread_name("log")
-        .finish(Complete::new(out, lost.clone()));
+        .finish(Complete::new(out, form, lost.clone()));
     let _ = lost.set(writer.error_counter());
     (writer, guard)
+}
+
+/// What a reader takes for one event.
+#[derive(Clone, Copy)]
+enum Form {
+    Line,
+    /// A line that begins with its priority.
+    WithPriority,
+    /// Of the journal, with fields.
+    Entry,
+}
+
+impl Form {
+    /// What is told of lines that were lost.
+    fn loss(self, lines: usize) -> String {
+        let text = format!("WARN {lines} lines of this log were lost: nobody read them in time");
+        match self {
+            Self::Line => format!(" {text}\n"),
+            Self::WithPriority => format!("{} {text}\n", journal::prefix(Level::WARN)),
+            Self::Entry => journal::entry(Level::WARN, &text),
+        }
+    }
 }
 
 /// Says how many lines are missing where they are.
 struct Complete<W> {
     out: W,
+    form: Form,
     lost: Arc<OnceLock<ErrorCounter>>,
     told: usize,
 }
 
 impl<W> Complete<W> {
-    fn new(out: W, lost: Arc<OnceLock<ErrorCounter>>) -> Self {
-        Self { out, lost, told: 0 }
+    fn new(out: W, form: Form, lost: Arc<OnceLock<ErrorCounter>>) -> Self {
+        let told = 0;
+        Self {
+            out,
+            form,
+            lost,
+            told,
+        }
     }
 }
 
@@ -71,10 +115,7 @@ impl<W: Write> Write for Complete<W> {
         let news = lost - self.told;
         if news > 0 {
             self.told = lost;
-            writeln!(
-                self.out,
-                " WARN {news} lines of this log were lost: nobody read them in time"
-            )?;
+            self.out.write_all(self.form.loss(news).as_bytes())?;
         }
         self.out.write_all(line)?;
         Ok(line.len())
@@ -120,7 +161,7 @@ mod tests {
             go,
             text: text.clone(),
         };
-        let (mut writer, guard) = non_blocking(stalled);
+        let (mut writer, guard) = non_blocking(stalled, Form::WithPriority);
         for number in 0..WRITTEN {
             writer
                 .write_all(format!("line {number}\n").as_bytes())
@@ -132,7 +173,7 @@ mod tests {
         let lines = text.matches("line ").count();
         let told: usize = text
             .lines()
-            .filter_map(|line| line.strip_prefix(" WARN "))
+            .filter_map(|line| line.strip_prefix("<4> WARN "))
             .filter_map(|rest| rest.split(' ').next()?.parse::<usize>().ok())
             .sum();
         assert!(lines >= LINES && told > 0, "{lines} lines, {told} lost");

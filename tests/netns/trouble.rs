@@ -278,9 +278,24 @@ fn a_tunnel_of_the_host_is_seen_and_ended_like_any_other() {
     let path = |name: &str| host.join(name).display().to_string();
     let program = binary();
     let (tunnels, state, secrets) = (path("tunnels.d"), path("state"), path("secrets"));
+    let notified = pair.sandbox.path().join("notify.sock");
+    let systemd = std::os::unix::net::UnixDatagram::bind(&notified).expect("a socket");
+    systemd.set_read_timeout(Some(secs(60))).expect("a limit");
+    let told = |expected: &str| {
+        let mut bytes = [0; 4096];
+        loop {
+            let length = systemd.recv(&mut bytes).expect("systemd is told");
+            if bytes[..length].trim_ascii_end() == expected.as_bytes() {
+                return;
+            }
+        }
+    };
+    let variable = format!("NOTIFY_SOCKET={}", notified.display());
     let mut process = pair.a.ns.spawn(
         &log,
         &[
+            "env",
+            &variable,
             &program,
             "host",
             "run",
@@ -298,6 +313,7 @@ fn a_tunnel_of_the_host_is_seen_and_ended_like_any_other() {
     eventually(secs(20), "the host knows the tunnel", || {
         (ran(&pair.a, &["host", "start", "office"]).0 == Some(0)).then_some(())
     });
+    told("STATUS=1 of 1 tunnel connected");
     eventually(secs(30), "the peer is up", || {
         (ran(&pair.a, &["show", "office", "--check"]).0 == Some(0)).then_some(())
     });
@@ -311,6 +327,7 @@ fn a_tunnel_of_the_host_is_seen_and_ended_like_any_other() {
     let (code, text) = ran(&pair.a, &["down", "office"]);
     assert_eq!(code, Some(0), "{text}");
     assert!(pair.a.link(DEVICE).is_none(), "it is gone");
+    told("STATUS=0 of 1 tunnel connected");
 }
 
 #[test]
@@ -343,6 +360,52 @@ fn lines_for_the_journal_have_a_priority() {
         process.signal(Signal::SIGTERM);
         process.wait_exit(secs(20));
     }
+}
+
+#[test]
+fn entries_of_the_journal_have_fields() {
+    let mut pair = caller_and_waiter();
+    let folder = pair.sandbox.path().join("journald");
+    std::fs::create_dir(&folder).expect("a folder");
+    let journald = std::os::unix::net::UnixDatagram::bind(folder.join("socket")).expect("a socket");
+    journald.set_read_timeout(Some(secs(60))).expect("a limit");
+    let log = pair.sandbox.path().join("stderr.log");
+    let (program, config) = (binary(), pair.a.config.display().to_string());
+    // Where a program of a service finds journald, but of this program only.
+    let script = format!(
+        "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
+         mount --bind {} /run/systemd/journal && \
+         export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) && exec {program} up {config}",
+        folder.display()
+    );
+    let argv = ["unshare", "--mount", "sh", "-c", &script];
+    let mut process = pair.a.ns.spawn(&log, &argv);
+    let wait_for = |message: &str, fields: &[&str]| {
+        let mut bytes = [0; 1 << 16];
+        loop {
+            let length = journald.recv(&mut bytes).expect("an entry comes");
+            let entry = String::from_utf8_lossy(&bytes[..length]).into_owned();
+            let mut lines = entry.lines();
+            let is_it = |line: &str| line.starts_with("MESSAGE=") && line.contains(message);
+            if lines.any(is_it) {
+                for field in fields {
+                    assert!(entry.lines().any(|line| line == *field), "{field}: {entry}");
+                }
+                return;
+            }
+        }
+    };
+    let peer = "PATCHCORD_PEER=site2";
+    wait_for(
+        "cause=\"port-closed\"",
+        &["PRIORITY=4", peer, "PATCHCORD_CAUSE=port-closed"],
+    );
+    pair.b.up();
+    wait_for("peer is up", &["PRIORITY=6", peer]);
+    assert_eq!(process.log(), "", "nothing goes to stderr");
+    process.signal(Signal::SIGTERM);
+    wait_for("stopped", &["PRIORITY=6"]);
+    process.wait_exit(secs(20));
 }
 
 #[test]
