@@ -124,6 +124,7 @@
 //! | `echo` | the two callbacks; reading, understanding and writing frames |
 //! | `replay` | work that ends: a recording played in time, another one written |
 //! | `link` | a cable over plain UDP in about 100 lines; not encrypted |
+//! | `daemon` | a host of one's own: its socket and clients, tunnels as files, events |
 //! | `hard_path` | routes, router and name servers, reasserting, changing paths, messages, giving up, sleep and wake |
 //!
 //! # A tunnel from a configuration

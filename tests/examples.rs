@@ -201,6 +201,51 @@ fn echo_answers_arp_and_pings() {
 }
 
 #[test]
+fn daemon_serves_clients_and_files() {
+    let machine = Machine::new("daemon");
+    let (socket, tunnels) = (machine.path("host.sock"), machine.path("tunnels"));
+    std::fs::create_dir(&tunnels).unwrap();
+    let args = ["--socket", &socket, "--tunnels", &tunnels, "--run-dir"];
+    let run_dir = machine.path("run");
+    let mut daemon = machine.spawn("daemon", &[&args[..], &[&run_dir]].concat());
+    eventually(LONG, "it listens", || {
+        Path::new(&socket).exists().then_some(())
+    });
+    let write = |name: &str, text: &str| {
+        std::fs::write(Path::new(&tunnels).join(name), text).unwrap();
+    };
+    eventually(LONG, "its folders are watched", || {
+        Path::new(&tunnels)
+            .join("by-clients")
+            .exists()
+            .then_some(())
+    });
+    write("drain0.toml", "provider = \"drain\"\n");
+    daemon.wait_for("drain0: configured", LONG);
+    write("drain1.toml", "provder = \"drain\"\n");
+    daemon.wait_for("drain1: not used", LONG);
+    assert!(daemon.log().contains("provder"), "{}", daemon.log());
+    let host = |verb: &[&str]| {
+        let program = env!("CARGO_BIN_EXE_patchcord");
+        let argv = [&[program, "host"], verb, &["--socket", &socket]].concat();
+        machine.ns.run(&argv)
+    };
+    host(&["start", "drain0"]);
+    assert!(host(&["list"]).contains("connected"), "{}", host(&["list"]));
+    // IPv6 looks for its neighbours at the least.
+    machine.ns.ip("addr add 10.80.0.1/24 dev drain0");
+    let pinged = ["ping", "-c", "1", "-W", "1", "10.80.0.2"];
+    assert!(!machine.ns.succeeds(&pinged), "nobody is there");
+    let count = host(&["send", "drain0", "count"]);
+    assert!(count.trim().parse::<u64>().unwrap() > 0, "{count}");
+    host(&["stop", "drain0"]);
+    assert!(!machine.has("drain0"));
+    host(&["start", "drain0"]);
+    terminate(&mut daemon);
+    assert!(!machine.has("drain0") && !Path::new(&socket).exists());
+}
+
+#[test]
 fn echo_sends_any_frame_back_with_its_tags() {
     let machine = Machine::new("echo");
     let cable = machine.cable(ALICE);

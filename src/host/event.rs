@@ -48,6 +48,12 @@ pub enum EventKind {
         /// Its number.
         generation: u64,
     },
+    /// A file of the [`Store`](super::store::Store) cannot be used; what was in force before stays. The
+    /// tunnel is the one that the file would be, and has no name if it is about a whole folder.
+    NotUsed {
+        /// What is wrong with which file.
+        problem: String,
+    },
     /// The tunnel was removed.
     Removed,
 }

@@ -7,7 +7,7 @@
 //! are seen at once, whoever does it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -18,7 +18,7 @@ use futures_util::{FutureExt, StreamExt};
 use inotify::{EventMask, EventOwned, Inotify, WatchMask, Watches};
 use tracing::{info, warn};
 
-use super::Host;
+use super::{EventKind, Host};
 use crate::{
     io::file::{self, Lasting},
     provider::TunnelConfiguration,
@@ -145,7 +145,7 @@ impl Store {
         let mut watches = inotify.watches();
         self.watch(&mut watches)?;
         let mut events = inotify.into_event_stream([0; 4096])?;
-        let mut fed = self.hand_over(host, BTreeMap::new());
+        let mut fed = self.hand_over(host, Fed::default());
         while let Some(event) = events.next().await {
             if self.is_unfinished(&event?) {
                 continue;
@@ -185,17 +185,10 @@ impl Store {
         event.mask == EventMask::CREATE && ![&self.admin, &self.own].into_iter().any(is_link)
     }
 
-    /// Returns the tunnels that the host has by this.
-    fn hand_over(
-        &self,
-        host: &Host,
-        before: BTreeMap<String, TunnelConfiguration>,
-    ) -> BTreeMap<String, TunnelConfiguration> {
+    /// Returns what the host has by this.
+    fn hand_over(&self, host: &Host, before: Fed) -> Fed {
         let (mut now, errors) = self.load();
-        for error in &errors {
-            let source = std::error::Error::source(error).map(ToString::to_string);
-            warn!(%error, source, "a configuration is not used");
-        }
+        let problems = tell_problems(host, &errors, &before.problems);
         // Of a folder that cannot be read nobody knows which files are gone.
         let may_be_there = |name: &str| {
             let file = format!("{name}.toml");
@@ -206,7 +199,7 @@ impl Store {
                 StoreError::Name(_) | StoreError::ReadOnly(_) => false,
             })
         };
-        for (name, configuration) in before {
+        for (name, configuration) in before.tunnels {
             if now.contains_key(&name) {
                 continue;
             }
@@ -220,7 +213,57 @@ impl Store {
             // Without a generation nothing is refused.
             let _ = host.configure(name, configuration.clone(), None);
         }
-        now
+        Fed {
+            tunnels: now,
+            problems,
+        }
+    }
+}
+
+/// What a host was given.
+#[derive(Default)]
+struct Fed {
+    tunnels: BTreeMap<String, TunnelConfiguration>,
+    /// What could not be used.
+    problems: BTreeSet<String>,
+}
+
+/// Tells those problems that were not there before, and returns all of them.
+fn tell_problems(
+    host: &Host,
+    errors: &[StoreError],
+    before: &BTreeSet<String>,
+) -> BTreeSet<String> {
+    let mut problems = BTreeSet::new();
+    for error in errors {
+        let source = std::error::Error::source(error).map(ToString::to_string);
+        let problem = match &source {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        if !before.contains(&problem) {
+            let tunnel = error.tunnel();
+            warn!(tunnel, %error, source, "a configuration is not used");
+            let problem = problem.clone();
+            host.tell(&tunnel, None, EventKind::NotUsed { problem });
+        }
+        problems.insert(problem);
+    }
+    problems
+}
+
+impl StoreError {
+    /// The tunnel that it is about; nothing if it is about a folder.
+    fn tunnel(&self) -> String {
+        let file = match self {
+            Self::File { path, .. } | Self::Malformed { path, .. } => path,
+            Self::Name(name) | Self::ReadOnly(name) => return name.clone(),
+        };
+        let is_file = file
+            .extension()
+            .is_some_and(|extension| extension == "toml");
+        let stem = file.file_stem().filter(|_| is_file);
+        stem.unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 
@@ -334,14 +377,14 @@ mod tests {
         let host = Host::builder(folder.path()).build();
         fs::create_dir(&admin).unwrap();
         fs::write(admin.join("office.toml"), "provider = \"echo\"\n").unwrap();
-        let fed = store.hand_over(&host, BTreeMap::new());
+        let fed = store.hand_over(&host, Fed::default());
         fs::remove_dir_all(&admin).unwrap();
         fs::write(&admin, "no folder").unwrap();
         let fed = store.hand_over(&host, fed);
-        assert_eq!((fed.len(), host.list().len()), (1, 1));
+        assert_eq!((fed.tunnels.len(), host.list().len()), (1, 1));
         fs::remove_file(&admin).unwrap();
         let fed = store.hand_over(&host, fed);
-        assert_eq!((fed.len(), host.list().len()), (0, 0));
+        assert_eq!((fed.tunnels.len(), host.list().len()), (0, 0));
     }
 
     #[test]

@@ -377,12 +377,23 @@ fn check_38_files_are_configurations() {
         );
         crate::kit::connect(&host, &mut events, "c").await;
         fs::write(admin.join("c.toml"), "provder = 1\n").unwrap();
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        match next(&mut events, "c").await {
+            EventKind::NotUsed { problem } => {
+                assert!(
+                    problem.contains("c.toml") && problem.contains("provder"),
+                    "{problem}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
         assert_eq!(
             host.status("c"),
             SessionStatus::Connected,
             "a mistake ends nothing"
         );
+        // Another file makes no news of it.
+        fs::write(admin.join("z.toml"), "provider = \"scripted\"\n").unwrap();
+        next(&mut events, "z").await;
         fs::write(
             admin.join("c.toml"),
             "provider = \"scripted\"\ndescription = \"x\"\n",
