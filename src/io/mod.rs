@@ -17,6 +17,7 @@
 //! tap      frames in and out of the kernel; in `vnet`, what travels beside them, in `packet`, the
 //!          NIC in place of a TAP; in `memory`, for fuzz targets, a device without a kernel
 //! names    who resolves names, and proxy, which proxy programs find
+//! namespace what people call a network namespace
 //! retry    when to try again what the kernel refuses
 //! resolver addresses of names, looked up on a few threads that nobody waits for
 //! power    sleep and wake-up of the machine; bus, where names and power ask
@@ -41,6 +42,7 @@ pub mod mark;
 #[cfg(fuzzing)]
 pub mod memory;
 pub mod names;
+pub mod namespace;
 pub mod path;
 pub mod power;
 pub mod proxy;

@@ -323,14 +323,17 @@ impl Tap {
             return Some(Whereabouts::Gone);
         };
         let inode = tun::namespace(control).and_then(|namespace| Ok(namespace.metadata()?.ino()));
-        let is_here = match (inode, namespace_inode()) {
-            (Ok(inode), Ok(here)) => inode == here,
+        let is_here = match (&inode, namespace_inode()) {
+            (Ok(inode), Ok(here)) => *inode == here,
             // An older kernel does not say.
             _ => sys::interface_index(&attached.name).is_ok_and(|index| index == self.index),
         };
         Some(match is_here {
             true => Whereabouts::Here(attached.name),
-            false => Whereabouts::Elsewhere(attached.name),
+            false => Whereabouts::Elsewhere {
+                name: attached.name,
+                inode: inode.ok(),
+            },
         })
     }
 
@@ -394,8 +397,8 @@ impl Tap {
 pub(super) enum Whereabouts {
     /// In the network namespace of this thread.
     Here(String),
-    /// In another one. Its queues work as before.
-    Elsewhere(String),
+    /// In another one, with this inode if the kernel tells. Its queues work as before.
+    Elsewhere { name: String, inode: Option<u64> },
     /// Nowhere: it was deleted.
     Gone,
 }
@@ -1136,7 +1139,9 @@ mod tests {
             ip("link set tap7 name tap8");
             assert_eq!(tap.whereabouts(), here("tap8"));
             ip(&format!("link set tap8 netns {}", other.path()));
-            let elsewhere = Some(Whereabouts::Elsewhere("tap8".to_owned()));
+            let inode = Some(other.run(|| namespace_inode().unwrap()));
+            let name = "tap8".to_owned();
+            let elsewhere = Some(Whereabouts::Elsewhere { name, inode });
             assert_eq!(tap.whereabouts(), elsewhere);
             other.run(|| ip("link delete tap8"));
             assert_eq!(tap.whereabouts(), Some(Whereabouts::Gone));

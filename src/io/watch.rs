@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::sync::mpsc;
 
@@ -63,6 +63,8 @@ pub enum LinkEvent {
         came_up: bool,
         /// Whether it is gone.
         deleted: bool,
+        /// The number of the network namespace that it went to, if it was not deleted.
+        moved_to: Option<i32>,
     },
 }
 
@@ -147,6 +149,7 @@ impl<'a> Burst<'a> {
             up,
             came_up: up && (was_down || came_up_before),
             deleted,
+            moved_to: deleted.then(|| moved_to(message)).flatten(),
         };
         self.links.insert(index, event);
     }
@@ -157,12 +160,22 @@ impl<'a> Burst<'a> {
     }
 }
 
+fn moved_to(message: &LinkMessage) -> Option<i32> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::NewNetnsId(id) => Some(*id),
+            _ => None,
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use rtnetlink::packet_route::link::LinkFlags;
 
     use super::*;
-    use crate::io::testing::{block_on, in_namespace, ip};
+    use crate::io::testing::{Namespace, block_on, in_namespace, ip};
 
     async fn next(events: &mut mpsc::Receiver<LinkEvent>) -> Option<LinkEvent> {
         tokio::time::timeout(Duration::from_secs(1), events.recv())
@@ -240,6 +253,7 @@ mod tests {
                     up,
                     came_up: false,
                     deleted,
+                    moved_to: None,
                 };
                 let mut events = Links::watch().unwrap();
                 ip("link set tap7 up");
@@ -263,6 +277,16 @@ mod tests {
                 );
                 ip("route add 192.0.2.0/24 via 10.0.1.2 dev tap7 onlink");
                 assert_eq!(next(&mut events).await, Some(LinkEvent::AddressesChanged));
+                let other = Namespace::new();
+                ip("link add near type veth peer name far");
+                settle(&mut events).await;
+                ip(&format!("link set near netns {}", other.path()));
+                let went = settle(&mut events).await;
+                let moved_to = went.iter().find_map(|event| match event {
+                    LinkEvent::LinkChanged { moved_to, .. } => *moved_to,
+                    LinkEvent::AddressesChanged => None,
+                });
+                assert!(moved_to.is_some(), "{went:?}");
                 ip("link delete tap7");
                 let seen = settle(&mut events).await;
                 let LinkEvent::LinkChanged { name, deleted, .. } = &seen[0] else {

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::io::{
     device::{DeviceInfo, DeviceReport},
+    namespace::Namespace,
     routing::RoutingChanges,
     tap::{Offloads, TapQueue},
 };
@@ -32,7 +33,8 @@ use crate::io::{
 /// The longest text that is displayed, in bytes.
 pub const MAX_DISPLAYED: usize = 1024;
 
-/// How long a question about the interface waits for settings that are being applied.
+/// How long a question about the interface waits for settings that are being applied, and its loss for
+/// the kernel to tell why.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The interface of a session.
@@ -241,10 +243,30 @@ impl ProviderContext {
         network.follow_local_networks().await;
     }
 
-    pub(super) fn lose_interface(&self) {
+    /// The interface takes no frames any more. Whoever watches the links hears in a moment whether it was
+    /// deleted or moved, and ends the session.
+    pub(crate) async fn handle_lost_interface(&self) {
+        if timeout(PATIENCE, self.cancelled()).await.is_err() {
+            self.lose_interface(None).await;
+        }
+    }
+
+    /// `moved_to`: the number of the network namespace where it is now.
+    pub(super) async fn lose_interface(&self, moved_to: Option<i32>) {
         let name = self.interface().map_or_else(String::new, |it| it.name);
-        let message =
-            format!("the interface `{name}` was deleted by somebody else; start the tunnel again");
+        let message = match moved_to {
+            Some(id) => {
+                let to = Namespace::with_id(id).await;
+                let back = to.command_to_move(&name, &Namespace::own());
+                format!(
+                    "the interface `{name}` was moved to {to}, where a wire cannot follow it; move it \
+                     back (`{back}`) and start the tunnel again, or start the tunnel there"
+                )
+            }
+            None => format!(
+                "the interface `{name}` was deleted by somebody else; start the tunnel again"
+            ),
+        };
         self.fail(StopReason::InternalError, Some(ProviderError::new(message)));
     }
 

@@ -31,7 +31,7 @@ const ROUND: Duration = Duration::from_secs(30);
 pub(super) enum Kept {
     /// What is ours is as it shall be; these things were not.
     Well(Vec<Drift>),
-    /// Somebody deleted it.
+    /// Somebody deleted it, or moved it to where it cannot be followed.
     Lost,
 }
 
@@ -79,6 +79,10 @@ struct Keeper {
     due: Instant,
     /// The kernel said that the interface is gone, or elsewhere.
     is_gone: bool,
+    /// The number of the network namespace where it is then.
+    moved_to: Option<i32>,
+    /// The last look did not find it.
+    is_missed: bool,
     /// The interface was down since the last look, so that routes and names may be gone, too.
     came_up: bool,
     fight: Fight,
@@ -93,6 +97,8 @@ impl Keeper {
             // For what happened before the kernel was heard.
             due: now + GAP,
             is_gone: false,
+            moved_to: None,
+            is_missed: false,
             came_up: false,
             fight: Fight::default(),
             last_error: None,
@@ -110,9 +116,10 @@ impl Keeper {
             LinkEvent::LinkChanged {
                 index,
                 deleted: true,
+                moved_to,
                 ..
             } if index == own => {
-                self.is_gone = true;
+                (self.is_gone, self.moved_to) = (true, moved_to);
                 self.due = now;
             }
             LinkEvent::LinkChanged {
@@ -153,8 +160,17 @@ impl Keeper {
             .keep_interface(std::mem::take(&mut self.came_up))
             .await
         {
-            Ok(Kept::Well(drifts)) => self.told(context, &drifts),
-            Ok(Kept::Lost) => context.lose_interface(),
+            Ok(Kept::Well(drifts)) => {
+                (self.is_gone, self.is_missed, self.moved_to) = (false, false, None);
+                self.told(context, &drifts);
+            }
+            Ok(Kept::Lost) if self.is_gone || self.is_missed => {
+                context.lose_interface(self.moved_to).await;
+            }
+            Ok(Kept::Lost) => {
+                // The kernel tells in a moment whether it was deleted or moved.
+                (self.is_missed, self.due) = (true, now + GAP);
+            }
             Err(error) => self.failed(context, &error),
         }
     }

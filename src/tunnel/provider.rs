@@ -293,7 +293,7 @@ async fn watch_engine(
             }
             EngineEvent::StationsMoved => context.forget_stations().await,
             EngineEvent::Summary(text) => drop(summary.send_replace(text)),
-            EngineEvent::Broken(Stopped::TapLost) => context.cancel_tunnel(Some(tap_lost())),
+            EngineEvent::Broken(Stopped::TapLost) => context.handle_lost_interface().await,
             EngineEvent::Broken(Stopped::Failed(error)) => {
                 let error =
                     ProviderError::with_source("a thread or task of the tunnel failed", error);
@@ -335,10 +335,6 @@ fn is_of_the_underlay(event: &LinkEvent, mtus: &mut HashMap<u32, u32>) -> bool {
         }
         LinkEvent::LinkChanged { index, mtu, .. } => mtus.insert(index, mtu) != Some(mtu),
     }
-}
-
-fn tap_lost() -> ProviderError {
-    ProviderError::new("the interface was deleted by somebody else; start the tunnel again")
 }
 
 fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSettings {

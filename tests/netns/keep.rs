@@ -252,6 +252,9 @@ fn frames_cross_when_the_device_is_moved_to_another_namespace() {
             .log()
             .contains("moved to another network namespace")
     });
+    let told = format!("to=the network namespace of process {pid}");
+    let log = pair.a.process().log();
+    assert!(log.contains(&told), "{log}");
     let state = device(&pair.a);
     assert!(state.moved && state.name == DEVICE, "{state:?}");
     // The carrier follows the peer there, too.

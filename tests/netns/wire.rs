@@ -453,6 +453,31 @@ fn a_nic_that_goes_down_comes_back_and_one_that_is_gone_ends_the_tunnel() {
 }
 
 #[test]
+fn a_nic_that_is_moved_ends_the_tunnel_which_says_where_it_is_and_how_to_get_it_back() {
+    let mut wire = hosts("");
+    let container = wire.sandbox.namespace("container");
+    let pid = container.pid();
+    wire.sites[0].ns.ip(&format!("link set {NIC} netns {pid}"));
+    let status = wire.sites[0].process().wait_exit(secs(20));
+    assert_eq!(status.code(), Some(1));
+    let log = wire.sites[0].process().log();
+    let home = wire.sites[0].ns.pid();
+    let told = format!(
+        "the interface `{NIC}` was moved to the network namespace of process {pid}, where a wire \
+         cannot follow it; move it back (`nsenter -t {pid} -n ip link set {NIC} netns {home}`)"
+    );
+    assert!(log.contains(&told), "{log}");
+    // As it says.
+    container.ip(&format!("link set {NIC} netns {home}"));
+    wire.sites[0].up();
+    let [a, b] = &wire.at;
+    eventually(secs(20), "pings are answered again", || {
+        a.ns.succeeds(&["ping", "-c1", "-W1", &b.v4.to_string()])
+            .then_some(())
+    });
+}
+
+#[test]
 fn the_loss_of_the_link_is_forwarded_where_the_file_says_so() {
     let mut wire = hosts("link-loss-forwarding = true");
     let has_link = |host: &Host| {

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{Device, DeviceError, DeviceReport, DeviceRequest, hex};
 use crate::io::link::{ForwardChain, LinkError, LinkInfo, forward_policies};
-use crate::io::tap::Whereabouts;
+use crate::io::{namespace::Namespace, tap::Whereabouts};
 
 /// A change that somebody else made, and that was taken back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,14 @@ impl Device {
     /// [`LinkError::Missing`] when the device was deleted; or when a step fails, and the earlier ones stay
     /// made.
     pub async fn keep(&mut self, request: &DeviceRequest) -> Result<Vec<Drift>, DeviceError> {
+        match self.keep_once(request).await {
+            // It may have been renamed or moved between two of the steps.
+            Err(DeviceError::Link(LinkError::Missing { .. })) => self.keep_once(request).await,
+            kept => kept,
+        }
+    }
+
+    async fn keep_once(&mut self, request: &DeviceRequest) -> Result<Vec<Drift>, DeviceError> {
         self.steps.clear();
         // What was there and went is not a mistake of the request.
         let request = &DeviceRequest {
@@ -119,23 +127,27 @@ impl Device {
                 link.map(|_| false).ok_or_else(|| missing().into())
             }
             Some(Whereabouts::Gone) => Err(missing().into()),
-            Some(Whereabouts::Elsewhere(name)) => {
-                self.note_moved(name);
+            Some(Whereabouts::Elsewhere { name, inode }) => {
+                self.note_moved(name, inode);
                 Ok(false)
             }
             Some(Whereabouts::Here(name)) => self.note_here(name).await,
         }
     }
 
-    fn note_moved(&mut self, name: String) {
+    fn note_moved(&mut self, name: String, inode: Option<u64>) {
         self.info.name = name;
         self.info.bridge = None;
         if !std::mem::replace(&mut self.info.moved, true) {
             let device = &self.info.name;
+            let to = inode.map_or(Namespace::Unknown, Namespace::with_inode);
+            let back = to.command_to_move(device, &Namespace::own());
             warn!(
                 device,
+                %to,
                 "the interface was moved to another network namespace: frames still cross, and its \
-                 carrier follows the peers; addresses, MTU, bridge and up are to be set there"
+                 carrier follows the peers; addresses, MTU, bridge and up are to be set there, until it \
+                 is back (`{back}`)"
             );
         }
     }
