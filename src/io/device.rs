@@ -197,6 +197,7 @@ impl Device {
             backend: request.backend,
         };
         let (tap, queues) = Tap::open(&options, request.queues)?;
+        check_frames_are_bare(&tap, &links).await?;
         let namespace = namespace_inode().map_err(journal_error(&journal))?;
         let mut device = Self {
             info: DeviceInfo {
@@ -588,6 +589,18 @@ impl Device {
 
 fn hex(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Another process that holds a TAP decides whether there is packet information in front of its frames.
+/// TUNGETIFF does not tell: in its answer the bit of IFF_NO_PI says that the queue has no filter.
+async fn check_frames_are_bare(tap: &Tap, links: &Links) -> Result<(), DeviceError> {
+    match links.find_index(tap.index()).await? {
+        Some(link) if link.tap_packet_information => {
+            let name = tap.name().to_owned();
+            Err(TapError::PacketInformation { name }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A NIC whose frames a bridge or a bond takes would give them to two at once.

@@ -130,6 +130,8 @@ pub struct LinkInfo {
     pub addr_gen_mode: Option<u8>,
     /// How many queues of a multi-queue TAP are open now.
     pub tap_queues: Option<u32>,
+    /// Whether there is packet information in front of a TAP's frames.
+    pub tap_packet_information: bool,
 }
 
 impl LinkInfo {
@@ -150,6 +152,7 @@ impl LinkInfo {
             kind: None,
             addr_gen_mode: None,
             tap_queues: None,
+            tap_packet_information: false,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -173,6 +176,7 @@ impl LinkInfo {
                 LinkKind::Kind(kind) => self.kind = Some(kind.to_string()),
                 LinkKind::Data(InfoData::Tun(attributes)) => {
                     self.tap_queues = attributes.iter().find_map(tap_queues);
+                    self.tap_packet_information = attributes.iter().any(is_packet_information);
                 }
                 _ => {}
             }
@@ -189,6 +193,17 @@ fn tap_queues(attribute: &impl Nla) -> Option<u32> {
     }
     attribute.emit_value(&mut value);
     Some(u32::from_ne_bytes(value))
+}
+
+/// Whether it is IFLA_TUN_PI, and set.
+fn is_packet_information(attribute: &impl Nla) -> bool {
+    const IFLA_TUN_PI: u16 = 4;
+    let mut value = [0; 1];
+    if attribute.kind() != IFLA_TUN_PI || attribute.value_len() != value.len() {
+        return false;
+    }
+    attribute.emit_value(&mut value);
+    value != [0]
 }
 
 fn addr_gen_mode(families: &[AfSpecUnspec]) -> Option<u8> {

@@ -208,11 +208,6 @@ impl Tap {
             is_held,
         } = opened;
         let control = files[0].try_clone().map_err(io_error("open", name))?;
-        let attached = tun::attached(&control).map_err(io_error("look at", name))?;
-        if !attached.bare {
-            let name = name.to_owned();
-            return Err(TapError::PacketInformation { name });
-        }
         if has_vnet_header {
             check_header(&control).map_err(io_error("set the header of", name))?;
         }
@@ -1101,7 +1096,7 @@ mod tests {
     fn a_tap_whose_holder_has_bare_frames_is_used_with_bare_frames_or_refused_by_name() {
         in_namespace(|| {
             ip("tuntap add tap7 mode tap multi_queue");
-            let holder = tun::hold("tap7").unwrap();
+            let holder = tun::hold("tap7", true).unwrap();
             let error = open("tap7", Backend::Vnet, 2).unwrap_err().to_string();
             assert!(error.contains("`tap7` without vnet headers"), "{error}");
             let (tap, queues) = open("tap7", Backend::Auto, 2).unwrap();
@@ -1126,6 +1121,38 @@ mod tests {
             let frame = frame.expect("the datagram comes out");
             assert_eq!(frame[..6], [2, 0, 0, 0, 0, 2], "where the frame begins");
             drop((tap, queues, holder));
+        });
+    }
+
+    #[test]
+    fn what_an_earlier_user_of_a_tap_set_is_forgotten() {
+        in_namespace(|| {
+            ip("tuntap add tap7 mode tap vnet_hdr");
+            let earlier = tun::open().unwrap();
+            let attach = Attach {
+                create: false,
+                multi_queue: false,
+            };
+            tun::attach(&earlier, "tap7", attach).unwrap();
+            // As virtio with mergeable buffers has it.
+            tun::set_vnet_header_size(&earlier, 12).unwrap();
+            bpf::attach_to_tap(&earlier, &[bpf::answer_with(0)]).unwrap();
+            drop(earlier);
+            ip("link add br0 type bridge");
+            ip("link set br0 up");
+            let ends = ["tap7", "other"].map(|name| {
+                let (tap, queues) = open(name, Backend::Vnet, 1).unwrap();
+                ip(&format!("link set {name} master br0 up"));
+                tap.set_carrier(true).unwrap();
+                wait_for_carrier(name);
+                (tap, queues)
+            });
+            let [(_, mine), (_, other)] = &ends;
+            for (from, to) in [(mine, other), (other, mine)] {
+                let frame = frame(1514, 0);
+                from[0].write(&VnetHeader::NONE, &frame).unwrap();
+                assert!(read_ours(to) == Some(frame));
+            }
         });
     }
 

@@ -6,6 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::io::options;
+use crate::io::sys::tun;
 use crate::io::testing::{Namespace, block_on, eventually, in_namespace, ip, wait_for_carrier};
 
 fn request(name: &str) -> DeviceRequest {
@@ -681,6 +682,20 @@ fn a_multi_queue_tap_that_another_program_has_open_is_busy() {
             "{error:?}"
         );
         drop(foreign);
+        create(request("tap7"), dir.path(), "office").await.unwrap();
+    });
+}
+
+#[test]
+fn a_tap_whose_holder_has_packet_information_is_refused_by_name() {
+    test(|dir| async move {
+        ip("tuntap add tap7 mode tap multi_queue pi");
+        let holder = tun::hold("tap7", false).unwrap();
+        let error = create(request("tap7"), dir.path(), "office").await;
+        let error = error.unwrap_err().to_string();
+        let expected = "`tap7` with packet information in front of its frames";
+        assert!(error.contains(expected), "{error}");
+        drop(holder);
         create(request("tap7"), dir.path(), "office").await.unwrap();
     });
 }

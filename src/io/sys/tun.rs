@@ -123,8 +123,6 @@ pub(in crate::io) struct Attached {
     pub(in crate::io) name: String,
     /// Whether every frame has a vnet header in front.
     pub(in crate::io) vnet_header: bool,
-    /// Whether there is no packet information in front.
-    pub(in crate::io) bare: bool,
     /// Whether it is a TAP, and not a TUN.
     pub(in crate::io) tap: bool,
 }
@@ -145,7 +143,6 @@ pub(in crate::io) fn attached(queue: &File) -> io::Result<Attached> {
     Ok(Attached {
         name: String::from_utf8_lossy(&name).into_owned(),
         vnet_header: flags & libc::IFF_VNET_HDR != 0,
-        bare: flags & libc::IFF_NO_PI != 0,
         tap: flags & libc::IFF_TAP != 0,
     })
 }
@@ -185,16 +182,14 @@ pub(in crate::io) fn remove_filter(queue: &File) -> io::Result<()> {
         .map(drop)
 }
 
-/// Holds a multi-queue TAP as other programs do that want it to stay: attached, with bare frames, and
-/// with the queue out of use.
+/// Holds a multi-queue TAP as other programs do that want it to stay: attached, with frames that are
+/// bare or behind packet information, and with the queue out of use.
 #[cfg(test)]
-pub(in crate::io) fn hold(name: &str) -> io::Result<File> {
+pub(in crate::io) fn hold(name: &str, bare: bool) -> io::Result<File> {
     let tun = open()?;
-    set_interface(
-        &tun,
-        name,
-        libc::IFF_TAP | libc::IFF_MULTI_QUEUE | libc::IFF_NO_PI,
-    )?;
+    let flags = libc::IFF_TAP | libc::IFF_MULTI_QUEUE;
+    let in_front = if bare { libc::IFF_NO_PI } else { 0 };
+    set_interface(&tun, name, flags | in_front)?;
     // SAFETY: `ifreq` is plain old data, for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as libc::c_short;
