@@ -318,7 +318,7 @@ pub(super) fn is_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::testing::{Log, block_on};
+    use crate::io::testing::{Log, assert_made_to_last, block_on};
 
     #[test]
     fn configurations_are_kept_as_files() {
@@ -327,7 +327,7 @@ mod tests {
         let mut configuration = TunnelConfiguration::new("echo");
         configuration.routing.enforce_routes = true;
         configuration.vendor.insert("answer".into(), 42.into());
-        store.save("office", &configuration).unwrap();
+        assert_made_to_last(1, || store.save("office", &configuration)).unwrap();
         let (tunnels, errors) = store.load();
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!(

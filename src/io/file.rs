@@ -67,7 +67,10 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::sys::{EIO, faults::Fault};
+    use crate::io::{
+        sys::{EIO, faults::Fault},
+        testing::assert_made_to_last,
+    };
 
     #[test]
     fn what_must_last_is_made_to_last_in_its_folder_too() {
@@ -84,5 +87,8 @@ mod tests {
         faults::finish();
         replace(&path, b"three", 0o600, Lasting::Disk).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"three");
+        assert_made_to_last(1, || remove_for_good(&path)).unwrap();
+        remove_for_good(&path).unwrap();
+        assert!(!path.exists());
     }
 }

@@ -126,6 +126,18 @@ impl io::Write for Log {
     }
 }
 
+/// Fails the test if `work` does not see to it so many times that a rename or a removal lasts.
+#[track_caller]
+pub(crate) fn assert_made_to_last<T>(times: usize, work: impl FnOnce() -> T) -> T {
+    faults::script(&vec![
+        (faults::Call::SyncFolder, faults::Fault::Pass);
+        times
+    ]);
+    let outcome = work();
+    faults::finish();
+    outcome
+}
+
 /// The next attempts of this thread to receive datagrams fail in these ways.
 pub(crate) fn refuse_to_receive(codes: &[i32]) {
     let steps = codes

@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use tempfile::TempDir;
 
 use super::{resolved::testing::TestResolved, *};
-use crate::io::testing::{block_on, in_namespace};
+use crate::io::testing::{assert_made_to_last, block_on, in_namespace};
 
 const STUB: &str = "../run/systemd/resolve/stub-resolv.conf";
 const UPLINK: &str = "/run/systemd/resolve/resolv.conf";
@@ -150,6 +150,26 @@ fn check_34_the_file_is_replaced_and_comes_back() {
         assert_eq!((machine.text().as_str(), mode()), (ORIGINAL, 0o640));
         assert!(machine.is_clean());
     });
+}
+
+/// A power cut between two steps must not leave a machine without name servers.
+#[test]
+fn check_34_each_step_is_on_the_disk_before_the_next() {
+    let machine = Machine::new();
+    let path = &machine.places.resolv_conf;
+    let mut names = machine.names("office");
+    let mut ask = |times, wanted: Option<&NamesRequest>| {
+        assert_made_to_last(times, || block_on(apply(&mut names, wanted))).unwrap();
+    };
+    ask(2, Some(&all_names()));
+    ask(1, None);
+    machine.link_to("../run/NetworkManager/resolv.conf");
+    ask(2, Some(&all_names()));
+    ask(1, None);
+    fs::remove_file(path).unwrap();
+    ask(1, Some(&all_names()));
+    ask(1, None);
+    assert!(!path.exists());
 }
 
 #[test]
