@@ -7,10 +7,11 @@ use crate::neighbours::arp;
 use crate::process::{eventually, secs};
 use crate::topology::{DEVICE, Pair, Plan, Settings, Site};
 
-/// A router advertisement (RFC 4861, section 4.2) of fe80::bad: a default route, and a prefix to make
-/// addresses of.
-fn router_advertisement() -> Vec<u8> {
-    let mut message = vec![134, 0, 0, 0, 64, 0, 0x07, 0x08];
+/// A router advertisement (RFC 4861, section 4.2) of fe80::bad: a default route for so many seconds, and
+/// a prefix to make addresses of.
+pub(crate) fn router_advertisement(lifetime_s: u16) -> Vec<u8> {
+    let mut message = vec![134, 0, 0, 0, 64, 0];
+    message.extend(lifetime_s.to_be_bytes());
     message.extend([0; 8]);
     // Prefix information: on-link, autonomous, for an hour.
     message.extend([
@@ -79,7 +80,7 @@ fn advertise(pair: &Pair, mut done: impl FnMut() -> bool) {
     let mut rounds = 0;
     eventually(secs(20), "A has heard the router", || {
         pair.at_b.clear();
-        pair.at_b.send(&router_advertisement());
+        pair.at_b.send(&router_advertisement(1800));
         pair.at_b.send(&question);
         let answered = pair.at_b.wait(secs(1), |seen| {
             seen.iter().any(|arrival| is_answer(&arrival.bytes, a))

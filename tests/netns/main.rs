@@ -41,6 +41,7 @@ mod wiretap;
 
 mod addresses;
 mod autoconf;
+mod calls;
 mod continuity;
 mod guard;
 mod hostile;
