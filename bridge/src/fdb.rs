@@ -25,7 +25,7 @@ mod learn;
 pub mod models;
 mod moves;
 mod notes;
-mod rows;
+mod scan;
 mod table;
 #[cfg(test)]
 mod tests;

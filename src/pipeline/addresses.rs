@@ -20,7 +20,7 @@ use crate::control::message::{
 /// socket.
 const PORTION: usize = 1000;
 /// Rows that are searched for a portion.
-const ROWS_AT_ONCE: usize = 8192;
+const BUCKETS_AT_ONCE: usize = 8192;
 
 /// The table, and what its ports are called.
 pub(super) struct Addresses<'a> {
@@ -134,16 +134,16 @@ impl Addresses<'_> {
                 && vid.is_none_or(|vid| vid == entry.vid)
                 && port.is_none_or(|port| port == entry.port)
         };
-        let begin = (show.from as usize).min(self.fdb.rows());
-        let end = self.fdb.rows().min(begin + ROWS_AT_ONCE);
+        let begin = (show.from as usize).min(self.fdb.buckets());
+        let end = self.fdb.buckets().min(begin + BUCKETS_AT_ONCE);
         let mut entries = Vec::new();
-        let mut row = begin;
-        while row < end && entries.len() < PORTION {
-            let found = self.fdb.entries_in(row..row + 1, self.now_s);
+        let mut bucket = begin;
+        while bucket < end && entries.len() < PORTION {
+            let found = self.fdb.entries_in(bucket..bucket + 1, self.now_s);
             entries.extend(found.filter(is_meant).map(|entry| self.status(entry)));
-            row += 1;
+            bucket += 1;
         }
-        let next = (row < self.fdb.rows()).then_some(row as u32);
+        let next = (bucket < self.fdb.buckets()).then_some(bucket as u32);
         Ok(FdbPage { entries, next })
     }
 
@@ -189,8 +189,8 @@ impl Addresses<'_> {
             },
             // Full, and whatever else there may be some day: nothing fits.
             _ => {
-                let row = self.fdb.row_of(vid, mac);
-                let taken = self.fdb.entries_in(row..row + 1, self.now_s);
+                let bucket = self.fdb.bucket_of(vid, mac);
+                let taken = self.fdb.entries_in(bucket..bucket + 1, self.now_s);
                 let taken = taken.filter(|entry| entry.origin != Origin::Learned);
                 Refusal::Full {
                     address,
@@ -575,7 +575,7 @@ mod tests {
         };
         let expected = FdbPage {
             entries: Vec::new(),
-            next: Some(ROWS_AT_ONCE as u32),
+            next: Some(BUCKETS_AT_ONCE as u32),
         };
         assert_eq!(page, expected);
         // A place that there is not.

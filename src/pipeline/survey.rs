@@ -11,11 +11,11 @@ use patchcord_bridge::{Fdb, PortId, Vid, VidSet};
 
 /// Rows of a portion: 65,536 addresses, a fifth of a millisecond if a quarter of them is known, and all
 /// of the table if there are up to seven peers, by default.
-const ROWS_AT_ONCE: usize = 8192;
+const BUCKETS_AT_ONCE: usize = 8192;
 
 /// What was read.
 pub(super) struct Survey {
-    next_row: usize,
+    next_bucket: usize,
     /// By the portions so far.
     current: Seen,
     /// By the portions of the last whole table.
@@ -41,7 +41,7 @@ impl Survey {
     /// Nothing was read yet of the addresses of so many ports.
     pub(super) fn new(ports: usize) -> Self {
         Self {
-            next_row: 0,
+            next_bucket: 0,
             current: Seen::nothing(ports),
             last: Seen::nothing(ports),
         }
@@ -49,8 +49,8 @@ impl Survey {
 
     /// Reads the next portion.
     pub(super) fn look(&mut self, fdb: &Fdb, now_s: u32) {
-        let portion = self.next_row..self.next_row + ROWS_AT_ONCE;
-        self.next_row = portion.end;
+        let portion = self.next_bucket..self.next_bucket + BUCKETS_AT_ONCE;
+        self.next_bucket = portion.end;
         for entry in fdb.entries_in(portion, now_s) {
             let port = usize::from(entry.port.0);
             let seen = &mut self.current;
@@ -61,8 +61,8 @@ impl Survey {
                 *count += 1;
             }
         }
-        if self.next_row >= fdb.rows() {
-            self.next_row = 0;
+        if self.next_bucket >= fdb.buckets() {
+            self.next_bucket = 0;
             let nothing = Seen::nothing(self.last.addresses.len());
             self.last = std::mem::replace(&mut self.current, nothing);
         }
@@ -107,7 +107,7 @@ mod tests {
     /// A table of so many portions with addresses of ports 1 and 2 in the VLANs 0 to 99.
     fn table() -> Fdb {
         let config = SwitchConfig {
-            fdb_capacity: PORTIONS * ROWS_AT_ONCE * 8,
+            fdb_capacity: PORTIONS * BUCKETS_AT_ONCE * 8,
             max_per_port: usize::MAX,
             ..SwitchConfig::default()
         };
@@ -153,14 +153,14 @@ mod tests {
     fn what_is_in_use_is_known_with_its_portion() {
         let fdb = Fdb::new(
             &SwitchConfig {
-                fdb_capacity: PORTIONS * ROWS_AT_ONCE * 8,
+                fdb_capacity: PORTIONS * BUCKETS_AT_ONCE * 8,
                 ..SwitchConfig::default()
             },
             [1, 2],
         );
         let (vid, mac) = (Vid::new(9).unwrap(), MacAddr([2, 0, 0, 0, 0, 1]));
         fdb.learn(vid, mac, PortId(1), 0);
-        let portion = fdb.row_of(vid, mac) / ROWS_AT_ONCE;
+        let portion = fdb.bucket_of(vid, mac) / BUCKETS_AT_ONCE;
         let mut survey = Survey::new(2);
         for at in 0..2 * PORTIONS {
             survey.look(&fdb, 1);

@@ -481,7 +481,7 @@ fn forgets_by_port_by_vlan_and_all() {
 }
 
 #[test]
-fn a_large_table_is_read_by_rows() {
+fn a_large_table_is_read_by_buckets() {
     let fdb = Fdb::new(&SwitchConfig::default(), [1, 2]);
     for name in 0..=u8::MAX {
         fdb.learn(Vid::UNTAGGED, mac(name), P1, u32::from(name));
@@ -495,16 +495,16 @@ fn a_large_table_is_read_by_rows() {
     }
     let now_s = 310; // the first eleven have been silent for 300 s, of which three are assigned
     let mut read = Vec::new();
-    for first in (0..fdb.rows()).step_by(100) {
+    for first in (0..fdb.buckets()).step_by(100) {
         let portion = fdb.entries_in(first..first + 100, now_s);
         for entry in portion {
-            let row = fdb.row_of(entry.vid, entry.mac);
-            assert!((first..first + 100).contains(&row), "{entry:?}");
+            let bucket = fdb.bucket_of(entry.vid, entry.mac);
+            assert!((first..first + 100).contains(&bucket), "{entry:?}");
             read.push(entry);
         }
     }
     assert!(read.iter().copied().eq(fdb.entries(now_s)));
-    assert_eq!(fdb.entries_in(fdb.rows()..usize::MAX, now_s).count(), 0);
+    assert_eq!(fdb.entries_in(fdb.buckets()..usize::MAX, now_s).count(), 0);
     let expected = Occupancy {
         places: 16_384,
         learned: 256 - 11,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The table as people see it: what it holds, as a whole, by rows or in numbers.
+//! Scans of the table: what it holds, as a whole, by buckets or in numbers.
 //!
 //! Called by the control thread, while the data threads go on: each entry was true when it was read,
 //! and a list of them is no snapshot.
@@ -22,34 +22,38 @@ impl Fdb {
 
     /// Every address that is known at `now_s`, in no particular order.
     pub fn entries(&self, now_s: u32) -> impl Iterator<Item = Entry> + '_ {
-        self.entries_in(0..self.rows(), now_s)
+        self.entries_in(0..self.buckets(), now_s)
     }
 
-    /// Those of them that are in these rows: a large table can be read in portions. There is nothing
-    /// in rows beyond the last.
-    pub fn entries_in(&self, rows: Range<usize>, now_s: u32) -> impl Iterator<Item = Entry> + '_ {
-        let rows = rows.start..rows.end.min(self.rows());
-        let slots = rows.flat_map(|row| (0..WAYS).map(move |slot| (row, slot)));
-        slots.filter_map(move |(row, slot)| {
-            let held = self.buckets[row].held(slot)?;
-            self.entry(row, slot, held, now_s)
+    /// The same for these buckets only, so that a large table can be read in portions. Buckets beyond
+    /// the last hold nothing.
+    pub fn entries_in(
+        &self,
+        buckets: Range<usize>,
+        now_s: u32,
+    ) -> impl Iterator<Item = Entry> + '_ {
+        let buckets = buckets.start..buckets.end.min(self.buckets());
+        let slots = buckets.flat_map(|bucket| (0..WAYS).map(move |slot| (bucket, slot)));
+        slots.filter_map(move |(bucket, slot)| {
+            let held = self.buckets[bucket].held(slot)?;
+            self.entry(bucket, slot, held, now_s)
         })
     }
 
-    /// How many rows there are, of eight places each.
-    pub fn rows(&self) -> usize {
+    /// How many buckets there are, of eight places each.
+    pub fn buckets(&self) -> usize {
         self.buckets.len()
     }
 
-    /// The only row in which this address can be, as long as the table lives.
-    pub fn row_of(&self, vid: Vid, mac: MacAddr) -> usize {
+    /// The only bucket in which this address can be, as long as the table lives.
+    pub fn bucket_of(&self, vid: Vid, mac: MacAddr) -> usize {
         self.place(Key::new(vid, mac))
     }
 
     /// How much of the table is in use at `now_s`, and by whom.
     pub fn occupancy(&self, now_s: u32) -> Occupancy {
         let mut occupancy = Occupancy {
-            places: self.rows() * WAYS,
+            places: self.buckets() * WAYS,
             ..Occupancy::default()
         };
         // The values alone: half of what a list would read.
@@ -71,7 +75,7 @@ impl Fdb {
     /// What a slot and the notes on it tell; nothing if the slot holds no address any more.
     fn entry(
         &self,
-        row: usize,
+        bucket: usize,
         slot: usize,
         (key, held): (Key, Value),
         now_s: u32,
@@ -84,7 +88,7 @@ impl Fdb {
         if self.is_expired(held, now_s) {
             return None;
         }
-        let notes = &self.notes[row];
+        let notes = &self.notes[bucket];
         Some(Entry {
             vid: key.vid(),
             mac: key.mac(),
