@@ -119,26 +119,26 @@ impl Fdb {
         // Counted before it is shown: whoever takes it away again must find it counted.
         self.account(claimed, value);
         bucket.publish(slot, key, value);
-        self.drop_twins(bucket, key);
+        self.drop_duplicates(bucket, key);
         true
     }
 
     /// Leaves one entry for `key`, where two threads have inserted it at once.
     ///
     /// Both see the same two, or one of them sees two, and both keep the same: an assigned one, or
-    /// else the first. If a twin is refreshed at this moment it survives, and harmlessly: its port
+    /// else the first. If a duplicate is refreshed at this moment it survives, and harmlessly: its port
     /// was learned like the other's, searches stop at the first, and so it ages.
-    fn drop_twins(&self, bucket: &Bucket, key: Key) {
+    fn drop_duplicates(&self, bucket: &Bucket, key: Key) {
         let rank = |&(slot, held): &(usize, Value)| (held.is_learned(), slot);
         // In one pass: what was not seen beside the one that is kept may be the one that others keep.
         let mut kept: Option<(usize, Value)> = None;
-        for twin in bucket.find_all(key) {
-            let Some(known) = kept.replace(twin) else {
+        for entry in bucket.find_all(key) {
+            let Some(known) = kept.replace(entry) else {
                 continue;
             };
-            let (first, (slot, held)) = match rank(&known) < rank(&twin) {
-                true => (known, twin),
-                false => (twin, known),
+            let (first, (slot, held)) = match rank(&known) < rank(&entry) {
+                true => (known, entry),
+                false => (entry, known),
             };
             kept = Some(first);
             let _ = self.replace(bucket, slot, held, held.vacated());
