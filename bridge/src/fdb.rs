@@ -20,11 +20,11 @@ mod bucket;
 mod entry;
 mod forget;
 mod hash;
+mod history;
 mod learn;
 #[cfg(loom)]
 pub mod models;
 mod moves;
-mod notes;
 mod scan;
 mod table;
 #[cfg(test)]

@@ -68,9 +68,9 @@ impl Fdb {
     /// that still stood. What a frame has moved since then stays.
     pub fn withdraw(&self, vid: Vid, mac: MacAddr, sequence: u32) -> bool {
         let key = Key::new(vid, mac);
-        let (bucket, notes) = (self.bucket(key), self.notes(key));
+        let (bucket, histories) = (self.bucket(key), self.histories(key));
         while let Some((slot, held)) = bucket.find(key) {
-            let known = notes.sequence(slot, held);
+            let known = histories.sequence(slot, held);
             let stands = held.state == State::Held(Origin::Controller);
             if !stands || known.is_none_or(|known| known > sequence) {
                 return false;
@@ -111,7 +111,7 @@ impl Fdb {
                 return Some(Err(InsertError::Static));
             }
             Some((slot, held)) => {
-                let known = self.notes(key).sequence(slot, held);
+                let known = self.histories(key).sequence(slot, held);
                 let known = known.filter(|_| !self.is_expired(held, wanted.now_s));
                 if let Some(error) = wanted.outdated_by(known, held.port) {
                     return Some(Err(error));
@@ -119,8 +119,8 @@ impl Fdb {
                 let new = wanted.value(held.generation);
                 let done = self.replace(bucket, slot, held, new);
                 if done {
-                    self.notes(key).reset(slot);
-                    self.notes(key).set_sequence(slot, new, wanted.sequence);
+                    self.histories(key).reset(slot);
+                    self.histories(key).set_sequence(slot, new, wanted.sequence);
                 }
                 done
             }

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use super::bucket::{Bucket, Key, State, Value, WAYS};
 use super::entry::{Learning, Origin};
-use super::notes::Step;
+use super::history::Step;
 use super::table::{Assignment, Fdb};
 use crate::mac::MacAddr;
 use crate::port_id::PortId;
@@ -15,7 +15,7 @@ use crate::time::is_later;
 use crate::vlan::Vid;
 
 impl Fdb {
-    /// Notes that a frame with this source came in by `port`.
+    /// Histories that a frame with this source came in by `port`.
     pub fn learn(&self, vid: Vid, mac: MacAddr, port: PortId, now_s: u32) -> Learning {
         self.note(Key::new(vid, mac), port, now_s, true)
     }
@@ -72,15 +72,15 @@ impl Fdb {
             return Learning::Raced;
         }
         // Should a controller advertise the address at this moment, the number may be lost with the
-        // old notes, and an older advertisement is then not known for one.
-        self.notes(key).reset(slot);
+        // old histories, and an older advertisement is then not known for one.
+        self.histories(key).reset(slot);
         Learning::New
     }
 
     /// The address has left its port for `port`, if it may.
     fn relocate(&self, key: Key, slot: usize, held: Value, port: PortId, now_s: u32) -> Learning {
-        let (bucket, notes) = (self.bucket(key), self.notes(key));
-        let before = notes.history(slot);
+        let (bucket, histories) = (self.bucket(key), self.histories(key));
+        let before = histories.history(slot);
         match before.step(held, now_s, self.dampening_s) {
             Step::Stay => Learning::Dampened,
             Step::Move(history) => {
@@ -89,13 +89,13 @@ impl Fdb {
                 }
                 // Another thread may have counted a move of its own meanwhile. Then this one counts
                 // for nothing.
-                notes.replace_history(slot, before, history);
+                histories.replace_history(slot, before, history);
                 self.log.push(key, held.port, port, now_s);
                 Learning::Moved { from: held.port }
             }
             Step::Dampen(history) => {
                 // Of the threads that find one move too many, one counts it.
-                if !notes.replace_history(slot, before, history) {
+                if !histories.replace_history(slot, before, history) {
                     return Learning::Raced;
                 }
                 self.log.push(key, held.port, port, now_s);
@@ -104,7 +104,7 @@ impl Fdb {
             }
             Step::Follow(history) => {
                 // The note first: of the threads that find it time to follow, one does.
-                if !notes.replace_history(slot, before, history)
+                if !histories.replace_history(slot, before, history)
                     || !self.replace(bucket, slot, held, held.learned_on(port, now_s))
                 {
                     return Learning::Raced;

@@ -72,7 +72,7 @@ impl Fdb {
         occupancy
     }
 
-    /// What a slot and the notes on it tell; nothing if the slot holds no address any more.
+    /// What a slot and the histories on it tell; nothing if the slot holds no address any more.
     fn entry(
         &self,
         bucket: usize,
@@ -88,15 +88,15 @@ impl Fdb {
         if self.is_expired(held, now_s) {
             return None;
         }
-        let notes = &self.notes[bucket];
+        let histories = &self.histories[bucket];
         Some(Entry {
             vid: key.vid(),
             mac: key.mac(),
             port: held.port,
             age_s: held.age_s(now_s),
             origin,
-            sequence: notes.sequence(slot, held),
-            dampened: notes
+            sequence: histories.sequence(slot, held),
+            dampened: histories
                 .history(slot)
                 .is_dampened(held, now_s, self.dampening_s),
             bound: held.is_bound(),

@@ -10,8 +10,8 @@ use core::sync::atomic::Ordering::Relaxed;
 use super::bucket::{Bucket, Key, State, Value, WAYS};
 use super::entry::{FdbCounters, Origin};
 use super::hash::siphash13;
+use super::history::Histories;
 use super::moves::{Move, MoveLog};
-use super::notes::Notes;
 use crate::config::SwitchConfig;
 use crate::mac::MacAddr;
 use crate::port_id::PortId;
@@ -26,7 +26,7 @@ const PORTS: u16 = if IS_MODEL { 3 } else { u16::MAX };
 pub struct Fdb {
     pub(super) buckets: Box<[Bucket]>,
     /// For each bucket; apart, as frames of stations that stay in place have no use for them.
-    pub(super) notes: Box<[Notes]>,
+    pub(super) histories: Box<[Histories]>,
     pub(super) log: MoveLog,
     pub(super) hash_key: [u64; 2],
     pub(super) ageing_s: u32,
@@ -55,7 +55,7 @@ impl Fdb {
         let buckets = capacity.div_ceil(WAYS).next_power_of_two();
         Self {
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
-            notes: (0..buckets).map(|_| Notes::default()).collect(),
+            histories: (0..buckets).map(|_| Histories::default()).collect(),
             log: MoveLog::default(),
             hash_key,
             ageing_s: config.ageing_s,
@@ -110,11 +110,11 @@ impl Fdb {
             return false;
         }
         let value = wanted.value(claimed.generation);
-        let notes = self.notes(key);
-        // Old notes are of another generation, until that returns after 8192 claims.
-        notes.reset(slot);
+        let histories = self.histories(key);
+        // Old histories are of another generation, until that returns after 8192 claims.
+        histories.reset(slot);
         if wanted.sequence.is_some() {
-            notes.set_sequence(slot, value, wanted.sequence);
+            histories.set_sequence(slot, value, wanted.sequence);
         }
         // Counted before it is shown: whoever takes it away again must find it counted.
         self.account(claimed, value);
@@ -171,8 +171,8 @@ impl Fdb {
         &self.buckets[self.place(key)]
     }
 
-    pub(super) fn notes(&self, key: Key) -> &Notes {
-        &self.notes[self.place(key)]
+    pub(super) fn histories(&self, key: Key) -> &Histories {
+        &self.histories[self.place(key)]
     }
 
     pub(super) fn place(&self, key: Key) -> usize {

@@ -6,7 +6,7 @@ use std::vec::Vec;
 
 use super::Learning::{Dampened, Elsewhere, Full, Known, Limited, Moved, New, Pinned};
 use super::bucket::{Bucket, Key, WAYS};
-use super::notes::Notes;
+use super::history::Histories;
 use super::table::Assignment;
 use super::*;
 use crate::config::SwitchConfig;
@@ -436,7 +436,7 @@ fn a_number_belongs_to_one_address_and_not_to_its_place() {
 }
 
 #[test]
-fn notes_do_not_return_with_the_generation_of_their_slot() {
+fn a_history_does_not_return_with_the_generation_of_their_slot() {
     let fdb = one_bucket(100);
     fdb.advertise(Vid::UNTAGGED, mac(1), P1, 9, 0).unwrap();
     let generation = fdb.buckets[0].value(0).generation;
@@ -564,7 +564,7 @@ fn spreads_any_addresses_over_all_buckets() {
 
 #[test]
 fn an_address_takes_as_much_memory_as_the_docs_say() {
-    let bytes = size_of::<Bucket>() + size_of::<Notes>();
+    let bytes = size_of::<Bucket>() + size_of::<Histories>();
     assert_eq!(
         bytes,
         32 * WAYS,

@@ -10,8 +10,8 @@
 //! sequence  | number (32)   | 0 (16)          | generation (13) | 1 (3)                  |
 //! ```
 //!
-//! The generation is that of the slot's value, so a note about an address is never taken for one
-//! about the next address in the slot. But for those of dampened addresses, notes are written after
+//! The generation is that of the slot's value, so the history of an address is never taken for
+//! that of the next address in the slot. But for those of dampened addresses, histories are written after
 //! the value they belong to. If another thread comes in between, a move more or less is counted: the
 //! limit is no exact science.
 //!
@@ -29,21 +29,21 @@ const MAX_MOVES: u8 = 5;
 /// address to the end of that.
 const WINDOW_S: u32 = 10;
 
-/// The notes on one bucket.
+/// The histories of the addresses of one bucket.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub(super) struct Notes {
+pub(super) struct Histories {
     histories: [AtomicU64; WAYS],
     sequences: [AtomicU64; WAYS],
 }
 
-impl Notes {
+impl Histories {
     /// How the address in `slot` moved of late.
     pub(super) fn history(&self, slot: usize) -> History {
         History(self.histories[slot].load(Relaxed))
     }
 
-    /// Puts `new` in the place of `old`, unless the note has changed.
+    /// Puts `new` in the place of `old`, unless the history has changed.
     pub(super) fn replace_history(&self, slot: usize, old: History, new: History) -> bool {
         self.histories[slot]
             .compare_exchange(old.0, new.0, Relaxed, Relaxed)
@@ -56,13 +56,13 @@ impl Notes {
         (word & LOW_BITS == sequence_mark(held)).then_some((word >> 32) as u32)
     }
 
-    /// Notes the number, or that there is none.
+    /// Histories the number, or that there is none.
     pub(super) fn set_sequence(&self, slot: usize, held: Value, sequence: Option<u32>) {
         let word = sequence.map_or(0, |number| u64::from(number) << 32 | sequence_mark(held));
         self.sequences[slot].store(word, Relaxed);
     }
 
-    /// Leaves the slot without notes. Written only where there are some: most addresses never move.
+    /// Leaves the slot without a history. Written only where there is one: most addresses never move.
     pub(super) fn reset(&self, slot: usize) {
         for word in [&self.histories[slot], &self.sequences[slot]] {
             if word.load(Relaxed) != 0 {
@@ -208,26 +208,26 @@ mod tests {
     }
 
     #[test]
-    fn notes_on_another_tenant_of_the_slot_do_not_count() {
+    fn the_history_of_another_tenant_of_the_slot_does_not_count() {
         let dampened = History::new(held(1, P1), 100, History::DAMPENED);
         let restless = History::new(held(1, P1), 100, MAX_MOVES);
         for history in [dampened, restless] {
             let begun = Step::Move(History::new(held(2, P2), 101, 1));
             assert_eq!(history.step(held(2, P2), 101, 1), begun);
         }
-        let notes = Notes::default();
+        let histories = Histories::default();
         for sequence in [0, u32::MAX] {
-            notes.set_sequence(3, held(1, P1), Some(sequence));
+            histories.set_sequence(3, held(1, P1), Some(sequence));
             assert_eq!(
-                notes.sequence(3, held(1, P2)),
+                histories.sequence(3, held(1, P2)),
                 Some(sequence),
                 "it may move"
             );
-            assert_eq!(notes.sequence(3, held(2, P1)), None);
-            assert_eq!(notes.sequence(2, held(1, P1)), None);
+            assert_eq!(histories.sequence(3, held(2, P1)), None);
+            assert_eq!(histories.sequence(2, held(1, P1)), None);
         }
-        notes.reset(3);
-        assert_eq!(notes.sequence(3, held(1, P1)), None);
+        histories.reset(3);
+        assert_eq!(histories.sequence(3, held(1, P1)), None);
     }
 
     fn held(generation: u16, port: PortId) -> Value {
