@@ -20,11 +20,11 @@
 //! Called by the control thread, with seconds on a clock that may wrap. Data threads read the
 //! [`GroupTable`]s that it makes.
 
-mod asked;
 mod config;
 mod entry;
 mod family;
 mod message;
+mod queried_vlans;
 mod snooping;
 mod table;
 mod vlan;

@@ -50,11 +50,11 @@ pub(super) struct Query {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) group: IpAddr,
-    pub(super) wish: Wish,
+    pub(super) change: Change,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(super) enum Change {
     Join,
     Leave,
 }
@@ -97,14 +97,14 @@ impl<'a> Message<'a> {
     }
 
     fn parse_igmp(packet: &Ipv4<'_>, message: &'a [u8]) -> Option<Self> {
-        let single = |wish| {
+        let single = |change| {
             let group = read_v4(message, 4)?.into();
-            Some(Self::Single(Record { group, wish }))
+            Some(Self::Single(Record { group, change }))
         };
         match *message.first()? {
             0x11 => Query::parse_igmp(packet, message).map(Self::Query),
-            0x12 | 0x16 => single(Wish::Join),
-            0x17 => single(Wish::Leave),
+            0x12 | 0x16 => single(Change::Join),
+            0x17 => single(Change::Leave),
             0x22 => Some(Self::Records(Records::new(Family::V4, message)?)),
             0x30 => Some(Self::Router(Family::V4)),
             _ => None,
@@ -139,14 +139,14 @@ impl<'a> Message<'a> {
         if !is_near || !is_for_the_link || !packet.is_sum_right(ICMPV6, message) {
             return None;
         }
-        let single = |wish| {
+        let single = |change| {
             let group = read_v6(message, 8)?.into();
-            Some(Self::Single(Record { group, wish }))
+            Some(Self::Single(Record { group, change }))
         };
         match *message.first()? {
             130 => Query::parse_mld(packet, message).map(Self::Query),
-            131 => single(Wish::Join),
-            132 => single(Wish::Leave),
+            131 => single(Change::Join),
+            132 => single(Change::Leave),
             143 => Some(Self::Records(Records::new(Family::V6, message)?)),
             151 => Some(Self::Router(Family::V6)),
             _ => None,
@@ -269,7 +269,7 @@ impl<'a> Records<'a> {
     }
 
     /// The next record, and what it asks for if that is a change for the group as a whole.
-    fn take(&mut self) -> Option<(IpAddr, Option<Wish>)> {
+    fn take(&mut self) -> Option<(IpAddr, Option<Change>)> {
         self.left = self.left.checked_sub(1)?;
         let (group, address_len): (IpAddr, _) = match self.family {
             Family::V4 => (read_v4(self.bytes, 4)?.into(), 4),
@@ -278,16 +278,16 @@ impl<'a> Records<'a> {
         let auxiliary_len = usize::from(self.bytes[1]) * 4;
         let sources = usize::from(u16::from_be_bytes([self.bytes[2], self.bytes[3]]));
         let len = 4 + address_len + sources * address_len + auxiliary_len;
-        let wish = match (self.bytes[0], sources) {
+        let change = match (self.bytes[0], sources) {
             // To include nobody is to leave; that is a change (3), not a state (1).
-            (3, 0) => Some(Wish::Leave),
+            (3, 0) => Some(Change::Leave),
             // Including some, excluding some, changing to either, allowing more.
-            (1 | 3 | 5, 1..) | (2 | 4, _) => Some(Wish::Join),
+            (1 | 3 | 5, 1..) | (2 | 4, _) => Some(Change::Join),
             // Blocking some says nothing of the rest.
             _ => None,
         };
         self.bytes = self.bytes.get(len..)?;
-        Some((group, wish))
+        Some((group, change))
     }
 }
 
@@ -296,8 +296,8 @@ impl Iterator for Records<'_> {
 
     fn next(&mut self) -> Option<Record> {
         loop {
-            if let (group, Some(wish)) = self.take()? {
-                return Some(Record { group, wish });
+            if let (group, Some(change)) = self.take()? {
+                return Some(Record { group, change });
             }
         }
     }
@@ -305,7 +305,7 @@ impl Iterator for Records<'_> {
 
 /// Who asks, and how often.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asker {
+pub(super) struct QuerySource {
     pub(super) mac: MacAddr,
     pub(super) ipv4: Ipv4Addr,
     pub(super) ipv6: Ipv6Addr,
@@ -319,7 +319,7 @@ pub(super) const LAST_RESPONSE_S: u32 = 1;
 /// RFC 3376 section 8.1 and RFC 3810 section 9.1.
 pub(super) const ROBUSTNESS: u8 = 2;
 
-impl Asker {
+impl QuerySource {
     /// A frame that asks for members of `group`, or of all of them.
     pub(super) fn query(&self, family: Family, vid: Vid, group: Option<IpAddr>) -> Vec<u8> {
         let response_s = group.map_or(RESPONSE_S, |_| LAST_RESPONSE_S);

@@ -5,14 +5,14 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::asked::Asked;
 use super::config::SnoopingConfig;
 use super::entry::{GroupEntry, Handled, QueryFrame, SnoopingCounters, VlanEntry};
 use super::family::Family;
 use super::message::{
-    Asker, LAST_RESPONSE_S, Message, Query, ROBUSTNESS, Record, Wish, mac_v4, mac_v6,
+    Change, LAST_RESPONSE_S, Message, Query, QuerySource, ROBUSTNESS, Record, mac_v4, mac_v6,
 };
-use super::table::{GroupTable, Ways, key};
+use super::queried_vlans::QueriedVlans;
+use super::table::{FloodPorts, GroupTable, key};
 use super::vlan::{MEMBERSHIP_S, OtherQuerier, OwnQueries, SETTLE_S, Vlan, membership_s};
 use crate::mac::MacAddr;
 use crate::port_id::PortId;
@@ -32,7 +32,7 @@ pub struct Snooping {
     /// Queries for groups that someone has left.
     last_queries: BTreeMap<(Vid, IpAddr), LastQueries>,
     /// VLANs in which we ask because there are stations.
-    asked: Asked,
+    queried: QueriedVlans,
     /// General queries of ours in this second.
     sent: (u32, usize),
     polled_s: u32,
@@ -73,7 +73,7 @@ impl Snooping {
             wanted_by: BTreeMap::new(),
             members: 0,
             last_queries: BTreeMap::new(),
-            asked: Asked::default(),
+            queried: QueriedVlans::default(),
             sent: (now_s, 0),
             polled_s: now_s,
             is_changed: true,
@@ -144,7 +144,7 @@ impl Snooping {
         let Some(querier) = &self.config.querier else {
             return;
         };
-        let (added, past) = self.asked.update(stations, now_s);
+        let (added, past) = self.queried.update(stations, now_s);
         let fixed = &querier.vlans;
         let others = |vids: Vec<Vid>| {
             let others = vids.into_iter().filter(|vid| !fixed.contains(vid));
@@ -198,12 +198,12 @@ impl Snooping {
             .vlans
             .iter()
             .filter(|(_, vlan)| vlan.is_pruned)
-            .map(|(&at, vlan)| (at, self.ways(vlan)))
+            .map(|(&at, vlan)| (at, self.flood_ports(vlan)))
             .collect();
         let groups = self.groups.iter().filter_map(|(&(vid, group), members)| {
-            let ways = pruned.get(&(vid, Family::of(group)))?;
+            let flood_ports = pruned.get(&(vid, Family::of(group)))?;
             let ports = (!is_link_local(group)).then(|| {
-                let mut ports = ways.others.clone();
+                let mut ports = flood_ports.unregistered.clone();
                 ports.extend(members.keys().copied());
                 ports
             });
@@ -321,9 +321,9 @@ impl Snooping {
         if !record.group.is_multicast() || is_all_nodes(record.group) {
             return;
         }
-        match record.wish {
-            Wish::Join => self.joined(port, vid, record.group, now_s),
-            Wish::Leave => self.left(port, vid, record.group, now_s),
+        match record.change {
+            Change::Join => self.joined(port, vid, record.group, now_s),
+            Change::Leave => self.left(port, vid, record.group, now_s),
         }
     }
 
@@ -427,7 +427,7 @@ impl Snooping {
         let Some(querier) = &self.config.querier else {
             return frames;
         };
-        let asker = Asker {
+        let source = QuerySource {
             mac: querier.mac,
             ipv4: querier.ipv4,
             ipv6: querier.ipv6,
@@ -442,14 +442,14 @@ impl Snooping {
         for (_, (vid, family)) in due.into_iter().take(MAX_QUERIES_PER_S - self.sent.1) {
             if let Some(vlan) = self.vlans.get_mut(&(vid, family)) {
                 vlan.ask(querier.interval_s, now_s);
-                let frame = asker.query(family, vid, None);
+                let frame = source.query(family, vid, None);
                 frames.push(QueryFrame { vid, frame });
                 self.sent.1 += 1;
             }
         }
         self.last_queries.retain(|&(vid, group), queries| {
             if is_past(queries.next_s, now_s) {
-                let frame = asker.query(Family::of(group), vid, Some(group));
+                let frame = source.query(Family::of(group), vid, Some(group));
                 frames.push(QueryFrame { vid, frame });
                 queries.next_s = now_s.wrapping_add(LAST_RESPONSE_S);
                 queries.left -= 1;
@@ -464,15 +464,18 @@ impl Snooping {
         vlan.or_insert_with(|| Vlan::new(None))
     }
 
-    fn ways(&self, vlan: &Vlan) -> Ways {
+    fn flood_ports(&self, vlan: &Vlan) -> FloodPorts {
         let routers = self.routers(vlan);
-        let mut others = routers.clone();
-        others.extend(vlan.overflowed.keys().chain(vlan.newcomers.keys()).copied());
+        let mut unregistered = routers.clone();
+        unregistered.extend(vlan.overflowed.keys().chain(vlan.newcomers.keys()).copied());
         let mut reports = routers;
         if self.config.mesh {
             reports.extend((1..self.config.ports).map(PortId));
         }
-        Ways { others, reports }
+        FloodPorts {
+            unregistered,
+            reports,
+        }
     }
 
     fn routers(&self, vlan: &Vlan) -> PortSet {

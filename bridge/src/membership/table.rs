@@ -19,14 +19,14 @@ pub struct GroupTable {
     /// By VLAN and address, ascending. Without a set: to be flooded.
     groups: Vec<(u64, Option<PortSet>)>,
     /// By VLAN and family, ascending; those in which multicast is pruned.
-    vlans: Vec<((Vid, Family), Ways)>,
+    vlans: Vec<((Vid, Family), FloodPorts)>,
 }
 
 /// Where a VLAN's multicast goes that no group has asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Ways {
-    /// Data.
-    pub(super) others: PortSet,
+pub(super) struct FloodPorts {
+    /// Data to groups that no host has reported.
+    pub(super) unregistered: PortSet,
     /// Reports of hosts.
     pub(super) reports: PortSet,
 }
@@ -34,7 +34,7 @@ pub(super) struct Ways {
 impl GroupTable {
     pub(super) fn new(
         mut groups: Vec<(u64, Option<PortSet>)>,
-        vlans: Vec<((Vid, Family), Ways)>,
+        vlans: Vec<((Vid, Family), FloodPorts)>,
     ) -> Self {
         // Groups with one Ethernet address share an entry.
         groups.sort_unstable_by_key(|&(key, _)| key);
@@ -60,14 +60,14 @@ impl GroupTable {
     pub fn egress(&self, vid: Vid, frame: &[u8], after_addresses: usize) -> Option<&PortSet> {
         let mac = MacAddr(*frame.first_chunk()?);
         let family = Family::of_mac(mac)?;
-        let ways = self.ways(vid, family)?;
+        let flood_ports = self.flood_ports(vid, family)?;
         let is_link_local = match Framing::of(frame, after_addresses)? {
             Framing::Typed(IPV4, packet) => is_link_local_v4(&Ipv4::parse(packet)?),
             Framing::Typed(IPV6, packet) => is_link_local_v6(&Ipv6::parse(packet)?),
             _ => return None,
         };
         match Message::parse(frame, after_addresses) {
-            Some(Message::Single(_) | Message::Records(_)) => Some(&ways.reports),
+            Some(Message::Single(_) | Message::Records(_)) => Some(&flood_ports.reports),
             Some(Message::Query(_) | Message::Router(_)) => None,
             _ if is_link_local => None,
             _ => self.lookup(vid, mac),
@@ -79,7 +79,7 @@ impl GroupTable {
     /// Addresses do not tell whether a group is link-local. Those of well-known ones are flooded, and
     /// those of others as far as hosts report them; [`egress`](Self::egress) knows for certain.
     pub fn lookup(&self, vid: Vid, mac: MacAddr) -> Option<&PortSet> {
-        let ways = self.ways(vid, Family::of_mac(mac)?)?;
+        let flood_ports = self.flood_ports(vid, Family::of_mac(mac)?)?;
         if is_well_known(mac) {
             return None;
         }
@@ -88,12 +88,12 @@ impl GroupTable {
             .binary_search_by_key(&key(vid, mac), |&(key, _)| key)
         {
             Ok(at) => self.groups[at].1.as_ref(),
-            Err(_) => Some(&ways.others),
+            Err(_) => Some(&flood_ports.unregistered),
         }
     }
 
     /// The VLAN's sets, if multicast is pruned in it.
-    fn ways(&self, vid: Vid, family: Family) -> Option<&Ways> {
+    fn flood_ports(&self, vid: Vid, family: Family) -> Option<&FloodPorts> {
         let at = self
             .vlans
             .binary_search_by_key(&(vid, family), |&(key, _)| key);

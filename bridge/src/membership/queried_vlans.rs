@@ -20,7 +20,7 @@ pub(super) const MAX_OF_ONE_PORT: usize = 128;
 
 /// The VLANs with stations.
 #[derive(Debug, Default)]
-pub(super) struct Asked {
+pub(super) struct QueriedVlans {
     vlans: BTreeMap<Vid, Presence>,
 }
 
@@ -31,7 +31,7 @@ struct Presence {
     until_s: u32,
 }
 
-impl Asked {
+impl QueriedVlans {
     /// Takes in all stations, and gives the VLANs that are new and those that are no more.
     pub(super) fn update(
         &mut self,
