@@ -13,7 +13,9 @@
 //! Called by the data threads for frames of a port that has a guard, and by the control thread.
 //! Nothing here allocates, and the time for a frame has a bound.
 
-use crate::ip::{Chain, ICMPV6, IGMP, Ipv4, Ipv6, PIM, UDP, Upper};
+use crate::ether_type::{self, ARP, IPV4, IPV6};
+use crate::ip::{Chain, Ipv4, Ipv6, Upper};
+use crate::ip_protocol::{ICMPV6, IGMP, PIM, UDP};
 use crate::vlan::Tpid;
 
 /// What is behind the addresses and tags of a frame.
@@ -56,12 +58,7 @@ pub enum Content {
 pub(crate) const PROBE_GROUP: [u8; 6] = [0x03, 0x70, 0x63, 0x6c, 0x70, 0x01];
 /// What the addresses begin with that they are sent from: locally administered, and no station's.
 pub(crate) const PROBE_SOURCES: [u8; 2] = [0x02, 0x70];
-/// IEEE 802 local experimental EtherType 2, IEEE 802 section 9.2.3.
-pub(crate) const PROBE_ETHER_TYPE: u16 = 0x88b6;
-
-pub(crate) const ARP: u16 = 0x0806;
-pub(crate) const IPV4: u16 = 0x0800;
-pub(crate) const IPV6: u16 = 0x86dd;
+pub(crate) const PROBE_ETHER_TYPE: u16 = ether_type::LOCAL_EXPERIMENTAL_2;
 
 /// Says what `frame` carries. Its EtherType, or its first tag, is `after_addresses` bytes from the
 /// start: 12, unless something else comes before them.
@@ -94,7 +91,7 @@ impl<'a> Framing<'a> {
             let (&ether_type, payload) = rest.split_first_chunk()?;
             rest = match u16::from_be_bytes(ether_type) {
                 tag if Tpid::from_ether_type(tag).is_some() => payload.get(2..)?,
-                length if length < MIN_ETHER_TYPE => return Some(Self::Llc(payload)),
+                length if length < ether_type::MIN => return Some(Self::Llc(payload)),
                 ether_type => return Some(Self::Typed(ether_type, payload)),
             };
         }
@@ -105,8 +102,6 @@ impl<'a> Framing<'a> {
 /// As many tags as a frame may have. Some hosts strip any number of tags with VID 0, so a deeper
 /// stack reaches them and must not reach them unseen.
 const MAX_TAGS: usize = 3;
-/// What is less is a length, IEEE 802.3 section 3.2.6.
-const MIN_ETHER_TYPE: u16 = 0x0600;
 
 fn of_ether_type(dst: [u8; 6], ether_type: u16, payload: &[u8]) -> Content {
     match ether_type {

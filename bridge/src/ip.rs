@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the slow path reads of IP: headers as far as the upper layer, and the Internet checksum.
+//! What the switch reads of IP: headers as far as the upper layer.
 //!
 //! Views only, over bytes that anyone may have sent: what does not add up is `None`, and every walk
 //! has a bound.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
-/// Protocol numbers, IANA "Assigned Internet Protocol Numbers".
-pub(crate) const IGMP: u8 = 2;
-pub(crate) const UDP: u8 = 17;
-pub(crate) const ICMPV6: u8 = 58;
-pub(crate) const PIM: u8 = 103;
+use crate::checksum::{self, pseudo_header, sum};
+use crate::ip_protocol::{
+    AUTHENTICATION, DESTINATION, FRAGMENT, HIP, HOP_BY_HOP, MOBILITY, ROUTING, SHIM6,
+};
 
 /// An IPv4 packet, RFC 791 section 3.1.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +63,7 @@ impl<'a> Ipv4<'a> {
     }
 
     pub(crate) fn is_checksum_right(&self) -> bool {
-        is_sum_right(sum(self.header, 0))
+        checksum::is_right(sum(self.header))
     }
 
     fn flags_and_offset(&self) -> u16 {
@@ -170,12 +169,11 @@ impl<'a> Ipv6<'a> {
     /// Whether the checksum of an upper layer's message in this packet is right.
     pub(crate) fn is_sum_right(&self, protocol: u8, message: &[u8]) -> bool {
         let pseudo = pseudo_header(self.src(), self.dst(), protocol, message.len());
-        is_sum_right(sum(message, pseudo))
+        checksum::is_right(sum(message) + pseudo)
     }
 }
 
 const IPV6_HEADER_LEN: usize = 40;
-const HOP_BY_HOP: u8 = 0;
 
 /// More extension headers than this in one packet hide something. RFC 8200 section 4.1 recommends
 /// each at most once, destination options twice; there are not that many kinds.
@@ -184,8 +182,8 @@ const MAX_EXTENSIONS: usize = 16;
 /// How long an extension header is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Extension {
-    /// In units of 8 bytes, not counting the first: hop-by-hop 0, routing 43, destination options
-    /// 60, mobility 135, HIP 139, Shim6 140 (RFC 6564 section 4, IANA "IPv6 Extension Header Types").
+    /// In units of 8 bytes, not counting the first (RFC 6564 section 4, IANA "IPv6 Extension Header
+    /// Types").
     Usual,
     /// Always 8 bytes.
     Fragment,
@@ -196,9 +194,9 @@ enum Extension {
 impl Extension {
     fn of(protocol: u8) -> Option<Self> {
         match protocol {
-            HOP_BY_HOP | 43 | 60 | 135 | 139 | 140 => Some(Self::Usual),
-            44 => Some(Self::Fragment),
-            51 => Some(Self::Authentication),
+            HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY | HIP | SHIM6 => Some(Self::Usual),
+            FRAGMENT => Some(Self::Fragment),
+            AUTHENTICATION => Some(Self::Authentication),
             _ => None,
         }
     }
@@ -232,40 +230,6 @@ fn has_router_alert(mut options: &[u8]) -> bool {
     }
 }
 
-/// The ones' complement sum of RFC 1071 over `bytes`, added to `start` and not yet folded. Good for
-/// 64 KiB and a start below 2^31.
-pub(crate) fn sum(bytes: &[u8], start: u32) -> u32 {
-    let (words, odd) = bytes.as_chunks();
-    let last = odd.first().map_or(0, |&byte| u32::from(byte) << 8);
-    words.iter().fold(start + last, |sum, &word| {
-        sum + u32::from(u16::from_be_bytes(word))
-    })
-}
-
-/// What goes into the checksum field, given the sum of all the rest.
-pub(crate) fn checksum(sum: u32) -> u16 {
-    !fold(sum)
-}
-
-/// Whether a sum that includes the checksum says that nothing was altered.
-pub(crate) fn is_sum_right(sum: u32) -> bool {
-    fold(sum) == 0xffff
-}
-
-/// The sum of the pseudo-header, RFC 8200 section 8.1.
-pub(crate) fn pseudo_header(src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, len: usize) -> u32 {
-    let addresses = sum(&dst.octets(), sum(&src.octets(), 0));
-    // A length that takes more than 16 bits is that of no message that we read.
-    addresses + (len & 0xffff) as u32 + u32::from(protocol)
-}
-
-fn fold(mut sum: u32) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
-}
-
 fn address_v4(bytes: &[u8]) -> Ipv4Addr {
     let mut octets = [0; 4];
     octets.copy_from_slice(bytes);
@@ -283,29 +247,6 @@ mod tests {
     use std::vec::Vec;
 
     use super::*;
-
-    #[test]
-    fn sums_as_rfc_1071_does() {
-        for (name, bytes, folded) in [
-            (
-                "the example of section 3",
-                &[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7][..],
-                0xddf2,
-            ),
-            ("an odd byte is the upper half of a word", &[0, 1, 2], 0x201),
-            ("nothing", &[], 0),
-        ] {
-            assert_eq!(fold(sum(bytes, 0)), folded, "{name}");
-            let mut whole = bytes.to_vec();
-            if !whole.len().is_multiple_of(2) {
-                whole.push(0);
-            }
-            whole.extend(checksum(sum(bytes, 0)).to_be_bytes());
-            assert!(is_sum_right(sum(&whole, 0)), "{name}");
-        }
-        let worst = [0xff; 65_536];
-        assert_eq!(fold(sum(&worst, 1 << 31)), 0x8000);
-    }
 
     #[test]
     fn finds_the_router_alert_among_options() {

@@ -80,14 +80,17 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod checksum;
 mod config;
 mod decision;
 mod drop_reason;
+pub mod ether_type;
 pub mod fdb;
 mod forward;
 pub mod frame;
 pub mod inspect;
 mod ip;
+pub mod ip_protocol;
 mod limit;
 pub mod loops;
 mod mac;

@@ -7,6 +7,7 @@ mod tag;
 use core::fmt;
 
 pub use self::tag::{EDIT_BYTES, Inside, Tag, TagEdit};
+use crate::ether_type;
 
 /// A VLAN identifier, 12 bits.
 ///
@@ -76,8 +77,8 @@ impl Tpid {
     /// The tag that this EtherType announces, if it is one.
     pub const fn from_ether_type(ether_type: u16) -> Option<Self> {
         match ether_type {
-            0x8100 => Some(Self::Customer),
-            0x88a8 => Some(Self::Service),
+            ether_type::CUSTOMER_TAG => Some(Self::Customer),
+            ether_type::SERVICE_TAG => Some(Self::Service),
             _ => None,
         }
     }
@@ -85,8 +86,8 @@ impl Tpid {
     /// The EtherType.
     pub const fn ether_type(self) -> u16 {
         match self {
-            Self::Customer => 0x8100,
-            Self::Service => 0x88a8,
+            Self::Customer => ether_type::CUSTOMER_TAG,
+            Self::Service => ether_type::SERVICE_TAG,
         }
     }
 }

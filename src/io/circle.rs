@@ -6,6 +6,8 @@
 //! carries: by a route, by addresses that cover the peer's, or by a bridge that has learned the peer
 //! behind the tunnel. The kernel leaves them out by a filter on the device (socket(7)).
 
+use patchcord_bridge::{ether_type, ip_protocol};
+
 use super::mark::Mark;
 use super::sys::bpf::{self, Instruction};
 
@@ -39,9 +41,9 @@ const SOURCE_PORT: u32 = 0;
 const DESTINATION_PORT: u32 = 2;
 
 fn all_but_datagrams(port: u16, port_at: u32) -> [Instruction; 16] {
-    const IPV4: u32 = 0x0800;
-    const IPV6: u32 = 0x86dd;
-    const UDP: u32 = 17;
+    const IPV4: u32 = ether_type::IPV4 as u32;
+    const IPV6: u32 = ether_type::IPV6 as u32;
+    const UDP: u32 = ip_protocol::UDP as u32;
     const IP: u32 = 14;
     // Of an IPv4 header (RFC 791, section 3.1): all fragments but the first have no UDP header.
     const FRAGMENT_OFFSET: u32 = 0x1fff;

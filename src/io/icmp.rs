@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use patchcord_bridge::ip_protocol::UDP;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tracing::debug;
@@ -132,7 +133,6 @@ fn unreachable_ipv6() -> [Instruction; 4] {
 
 const UNREACHABLE_IPV4: u8 = 3;
 const UNREACHABLE_IPV6: u8 = 1;
-const UDP: u8 = 17;
 /// Of an ICMP message, in front of the packet that it is about.
 const ICMP_HEADER: usize = 8;
 

@@ -13,6 +13,8 @@
 //!
 //! behind up to two VLAN tags. Pure; the kernel runs it for each frame.
 
+use patchcord_bridge::{ether_type, ip_protocol};
+
 use super::sys::ebpf::Instruction;
 
 // Registers. Loads put their result into R0 and want the frame in R6; R7 to R9 survive them.
@@ -24,11 +26,14 @@ const AT: u8 = 7;
 const HASH: u8 = 8;
 const TRANSPORT: u8 = 9;
 
-const VLAN_TAGS: [u32; 2] = [0x8100, 0x88a8];
-const IPV4: u32 = 0x0800;
-const IPV6: u32 = 0x86dd;
-const TCP: u32 = 6;
-const UDP: u32 = 17;
+const VLAN_TAGS: [u32; 2] = [
+    ether_type::CUSTOMER_TAG as u32,
+    ether_type::SERVICE_TAG as u32,
+];
+const IPV4: u32 = ether_type::IPV4 as u32;
+const IPV6: u32 = ether_type::IPV6 as u32;
+const TCP: u32 = ip_protocol::TCP as u32;
+const UDP: u32 = ip_protocol::UDP as u32;
 /// "More fragments", and the offset.
 const FRAGMENT_BITS: u32 = 0x3fff;
 /// 2^32 divided by the golden ratio.

@@ -2,19 +2,14 @@
 //! Checksums of transport headers: the Internet checksum (RFC 1071), and the CRC32c of SCTP (RFC 9260).
 
 use crc::{CRC_32_ISCSI, Crc, Table};
+use patchcord_bridge::ip_protocol::{DCCP, ICMP, ICMPV6, IGMP, SCTP, TCP, UDP, UDP_LITE};
 
 use super::{
     headers::{Goal, Headers},
-    superframe::{TCP, TCP_CHECKSUM, UDP, UDP_CHECKSUM, finish_checksum},
+    superframe::{TCP_CHECKSUM, UDP_CHECKSUM, finish_checksum},
 };
 use crate::{stats::DropReason, wire::offload::Checksum};
 
-const ICMP: u8 = 1;
-const IGMP: u8 = 2;
-const DCCP: u8 = 33;
-const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
-const UDP_LITE: u8 = 136;
 const SCTP_CHECKSUM: u16 = 8;
 
 static CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
@@ -75,26 +70,6 @@ pub(super) fn read(bytes: &[u8], at: usize) -> u16 {
 
 pub(super) fn put(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
-}
-
-/// The sum of the 16-bit words of at most 64 KiB (RFC 1071), not folded.
-pub(super) fn sum(bytes: &[u8]) -> u64 {
-    // 32 bits at a time: the carry of the lower half ends up where folding puts it.
-    let words = bytes.chunks_exact(4);
-    let rest = words.remainder();
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    words
-        .map(|word| u64::from(u32::from_be_bytes([word[0], word[1], word[2], word[3]])))
-        .sum::<u64>()
-        + u64::from(u32::from_be_bytes(last))
-}
-
-pub(super) fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    sum as u16
 }
 
 #[cfg(test)]

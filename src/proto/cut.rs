@@ -18,12 +18,18 @@
 
 use std::ops::Range;
 
+use patchcord_bridge::{
+    checksum::{self, fold, sum},
+    ether_type,
+    ip_protocol::{TCP, UDP},
+};
+
 use super::{
-    checksum::{fold, put, read, sum},
+    checksum::{put, read},
     headers::{Goal, Headers, Step},
     superframe::{
-        ETHERTYPE_IPV6, Layout, MAX_HEADERS, MAX_SEGMENTS, TCP, TCP_CHECKSUM, UDP, UDP_CHECKSUM,
-        advance_tcp, ethertype, finish_checksum,
+        Layout, MAX_HEADERS, MAX_SEGMENTS, TCP_CHECKSUM, UDP_CHECKSUM, advance_tcp, ethertype,
+        finish_checksum,
     },
     train::Open,
 };
@@ -168,8 +174,8 @@ impl Cut {
                     put(head, at + 4, id);
                     put(head, at + 10, 0);
                     let header = usize::from(head[at] & 15) * 4;
-                    let sum = !fold(sum(&head[at..at + header]));
-                    put(head, at + 10, sum);
+                    let finished = checksum::finish(sum(&head[at..at + header]));
+                    put(head, at + 10, finished);
                 }
                 Step::Ipv6(at) => put(head, at + 4, (len - at - 40) as u16),
                 Step::Udp(at) => put(head, at + 4, (len - at) as u16),
@@ -270,7 +276,7 @@ pub fn leave_out_jumbo_option(frame: &mut [u8]) -> usize {
     const LEN: usize = 8;
     // Hop-by-hop options with nothing but the length.
     const OPTION: [u8; 3] = [0, 0xc2, 4];
-    let Some((ETHERTYPE_IPV6, network)) = ethertype(frame) else {
+    let Some((ether_type::IPV6, network)) = ethertype(frame) else {
         return 0;
     };
     let options = network + 40;

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which frames belong together, so that others may overtake them.
 
+use patchcord_bridge::{
+    ether_type,
+    ip_protocol::{TCP, UDP},
+};
+
 use super::superframe::ethertype;
 
 /// A number that all frames of a flow have in common: one direction of a TCP connection, for
@@ -12,7 +17,7 @@ pub fn flow_of(frame: &[u8]) -> u64 {
     let mut hash = Fnv::default();
     hash.add(at(0, network));
     let protocol_and_ports = match ethertype {
-        0x0800 => {
+        ether_type::IPV4 => {
             hash.add(at(network + 12, 8));
             let header = frame
                 .get(network)
@@ -21,7 +26,7 @@ pub fn flow_of(frame: &[u8]) -> u64 {
             let is_fragment = at(network + 6, 2) != [0, 0] && at(network + 6, 2) != [0x40, 0];
             (!is_fragment).then_some((network + 9, network + header))
         }
-        0x86dd => {
+        ether_type::IPV6 => {
             hash.add(at(network + 8, 32));
             Some((network + 6, network + 40))
         }
@@ -29,7 +34,7 @@ pub fn flow_of(frame: &[u8]) -> u64 {
     };
     if let Some((protocol, ports)) = protocol_and_ports {
         hash.add(at(protocol, 1));
-        if matches!(at(protocol, 1), [6 | 17]) {
+        if matches!(at(protocol, 1), [TCP | UDP]) {
             hash.add(at(ports, 4));
         }
     }

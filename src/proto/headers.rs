@@ -7,10 +7,15 @@
 //! since the kernel cuts no packet within headers that would have to change: behind such a header the
 //! IP packet is looked for that fills the rest of the frame.
 
-use super::{
-    checksum::try_read,
-    superframe::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, UDP},
+use patchcord_bridge::{
+    ether_type,
+    ip_protocol::{
+        AUTHENTICATION, DESTINATION, FRAGMENT, GRE, HOP_BY_HOP, IPV4 as IPV4_IN_IP,
+        IPV6 as IPV6_IN_IP, ROUTING, UDP,
+    },
 };
+
+use super::checksum::try_read;
 
 /// Headers with fields that depend on the length of the frame, or its bytes.
 const MAX_STEPS: usize = 8;
@@ -23,12 +28,11 @@ const MAX_EXTENSIONS: usize = 16;
 
 /// 802.1Q, 802.1ad and the number that was used for stacked tags before it: a tag of that kind is none
 /// for a switch, and the kernel cuts behind it all the same.
-const ETHERTYPES_VLAN: [u16; 3] = [0x8100, 0x88a8, 0x9100];
-const ETHERTYPE_PPPOE: u16 = 0x8864;
-const ETHERTYPE_ETHERNET: u16 = 0x6558;
-const IPV4_IN_IP: u8 = 4;
-const IPV6_IN_IP: u8 = 41;
-const GRE: u8 = 47;
+const TAGS: [u16; 3] = [
+    ether_type::CUSTOMER_TAG,
+    ether_type::SERVICE_TAG,
+    ether_type::OLD_STACKED_TAG,
+];
 
 /// Where the way ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +121,7 @@ impl Walk<'_> {
 
     fn ethernet(&mut self, at: usize) -> Option<()> {
         let mut at = at + 12;
-        while ETHERTYPES_VLAN.contains(&self.word(at)?) {
+        while TAGS.contains(&self.word(at)?) {
             at += 4;
         }
         self.behind_ethertype(self.word(at)?, at + 2)
@@ -125,9 +129,9 @@ impl Walk<'_> {
 
     fn behind_ethertype(&mut self, ethertype: u16, at: usize) -> Option<()> {
         match ethertype {
-            ETHERTYPE_IPV4 | ETHERTYPE_IPV6 => self.ip(at),
-            ETHERTYPE_ETHERNET => self.ethernet(at),
-            ETHERTYPE_PPPOE => {
+            ether_type::IPV4 | ether_type::IPV6 => self.ip(at),
+            ether_type::BRIDGED_ETHERNET => self.ethernet(at),
+            ether_type::PPPOE_SESSION => {
                 self.note(Step::Pppoe(at))?;
                 self.ip(at + 8)
             }
@@ -154,11 +158,6 @@ impl Walk<'_> {
     }
 
     fn ipv6(&mut self, at: usize) -> Option<()> {
-        const HOP_BY_HOP: u8 = 0;
-        const ROUTING: u8 = 43;
-        const FRAGMENT: u8 = 44;
-        const AUTHENTICATION: u8 = 51;
-        const DESTINATION: u8 = 60;
         self.note(Step::Ipv6(at))?;
         self.headers.is_routed = false;
         let (mut protocol, mut at) = (self.byte(at + 6)?, at + 40);

@@ -9,9 +9,14 @@
 
 use std::ops::Range;
 
-use patchcord_bridge::Tpid;
+use patchcord_bridge::{
+    Tpid,
+    checksum::{self, fold, sum},
+    ether_type,
+    ip_protocol::{DESTINATION, HOP_BY_HOP, ROUTING, TCP, UDP},
+};
 
-use super::checksum::{fold, put, read, sum, try_read};
+use super::checksum::{put, read, try_read};
 use crate::{
     stats::DropReason,
     wire::offload::{Checksum, Offload, Segmentation, Transport},
@@ -31,11 +36,6 @@ pub const MAX_SEGMENTS: usize = 2048;
 const MAX_TAGS: usize = 4;
 const MAX_EXTENSIONS: usize = 8;
 
-pub(super) const ETHERTYPE_IPV4: u16 = 0x0800;
-pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
-
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
 pub(super) const TCP_CHECKSUM: u16 = 16;
 pub(super) const UDP_CHECKSUM: u16 = 6;
 /// From the start of a TCP header.
@@ -91,8 +91,8 @@ impl Layout {
         };
         let (ethertype, network) = ethertype(head)?;
         let (protocol, transport) = match ethertype {
-            ETHERTYPE_IPV4 => ipv4(head, network, total)?,
-            ETHERTYPE_IPV6 => ipv6(head, network, total)?,
+            ether_type::IPV4 => ipv4(head, network, total)?,
+            ether_type::IPV6 => ipv6(head, network, total)?,
             _ => return None,
         };
         let (expected, checksum_offset, header) = match segmentation.transport {
@@ -101,7 +101,7 @@ impl Layout {
         };
         let layout = Self {
             network,
-            is_ipv6: ethertype == ETHERTYPE_IPV6,
+            is_ipv6: ethertype == ether_type::IPV6,
             transport,
             headers: transport + header,
             total,
@@ -208,8 +208,8 @@ impl Layout {
         let id = read(out, self.network + 4).wrapping_add(first as u16);
         put(out, self.network + 4, id);
         put(out, self.network + 10, 0);
-        let sum = !fold(sum(&out[self.network..self.transport]));
-        put(out, self.network + 10, sum);
+        let finished = checksum::finish(sum(&out[self.network..self.transport]));
+        put(out, self.network + 10, finished);
     }
 
     fn emit_tcp(&self, out: &mut [u8], run: &Range<usize>) {
@@ -257,8 +257,8 @@ pub fn is_tcp(frame: &[u8]) -> bool {
         return false;
     };
     let protocol_at = match ethertype {
-        ETHERTYPE_IPV4 => network + 9,
-        ETHERTYPE_IPV6 => network + 6,
+        ether_type::IPV4 => network + 9,
+        ether_type::IPV6 => network + 6,
         _ => return false,
     };
     frame.get(protocol_at) == Some(&TCP)
@@ -275,17 +275,17 @@ pub fn mark_congestion(frame: &mut [u8]) -> bool {
         return false;
     };
     match ethertype {
-        ETHERTYPE_IPV4 if words[0] >> 4 == 4 && words[1] & CE != 0 => {
+        ether_type::IPV4 if words[0] >> 4 == 4 && words[1] & CE != 0 => {
             let before = read(frame, network);
             let after = before | u16::from(CE);
             put(frame, network, after);
             // RFC 1624, equation 3.
             let checksum = read(frame, network + 10);
             let sum = u64::from(!checksum) + u64::from(!before) + u64::from(after);
-            put(frame, network + 10, !fold(sum));
+            put(frame, network + 10, checksum::finish(sum));
             true
         }
-        ETHERTYPE_IPV6 if words[0] >> 4 == 6 && words[1] >> 4 & CE != 0 => {
+        ether_type::IPV6 if words[0] >> 4 == 6 && words[1] >> 4 & CE != 0 => {
             frame[network + 1] |= CE << 4;
             true
         }
@@ -302,8 +302,8 @@ pub fn check_checksum(head: &[u8], total: usize, checksum: Checksum) -> Result<(
     let transport = || {
         let (ethertype, network) = ethertype(head)?;
         match ethertype {
-            ETHERTYPE_IPV4 => ipv4(head, network, total),
-            ETHERTYPE_IPV6 => ipv6(head, network, total),
+            ether_type::IPV4 => ipv4(head, network, total),
+            ether_type::IPV6 => ipv6(head, network, total),
             _ => None,
         }
     };
@@ -329,7 +329,7 @@ pub fn finish_checksum(frame: &mut [u8], checksum: Checksum) -> Result<(), DropR
     if start < 14 || start + usize::from(checksum.offset) + 2 > frame.len() {
         return Err(DropReason::BadOffload);
     }
-    let finished = match !fold(sum(&frame[start..])) {
+    let finished = match checksum::finish(sum(&frame[start..])) {
         // 0 would mean "no checksum" in UDP; both are zero in ones' complement.
         0 => 0xffff,
         finished => finished,
@@ -367,9 +367,6 @@ fn ipv4(head: &[u8], network: usize, total: usize) -> Option<(u8, usize)> {
 
 /// Protocol and transport header of an IPv6 packet that fills the frame.
 fn ipv6(head: &[u8], network: usize, total: usize) -> Option<(u8, usize)> {
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const DESTINATION: u8 = 60;
     if head.get(network)? >> 4 != 6
         || usize::from(try_read(head, network + 4)?) + network + 40 != total
     {

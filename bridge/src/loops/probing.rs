@@ -9,6 +9,7 @@ use super::message::Message;
 use super::other::FORGET_US;
 use super::timing::{INTERVAL_US, MS, S};
 use super::verdict::Probe;
+use crate::ether_type::CUSTOMER_TAG;
 use crate::inspect::{PROBE_ETHER_TYPE, PROBE_GROUP};
 use crate::port_id::PortId;
 use crate::vlan::Vid;
@@ -107,7 +108,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         frame.extend(PROBE_GROUP);
         frame.extend(self.source.0);
         if vid != Vid::UNTAGGED {
-            frame.extend([0x81, 0x00]);
+            frame.extend(CUSTOMER_TAG.to_be_bytes());
             frame.extend(vid.value().to_be_bytes());
         }
         frame.extend(PROBE_ETHER_TYPE.to_be_bytes());

@@ -17,8 +17,11 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::family::Family;
-use crate::inspect::{Framing, IPV4, IPV6};
-use crate::ip::{self, Chain, ICMPV6, IGMP, Ipv4, Ipv6, PIM, Upper};
+use crate::checksum::{self, pseudo_header, sum};
+use crate::ether_type::{self, IPV4, IPV6};
+use crate::inspect::Framing;
+use crate::ip::{Chain, Ipv4, Ipv6, Upper};
+use crate::ip_protocol::{ICMPV6, IGMP, PIM};
 use crate::mac::MacAddr;
 use crate::vlan::Vid;
 
@@ -87,7 +90,7 @@ impl<'a> Message<'a> {
         if !matches!(protocol, IGMP | PIM) || !is_whole || !packet.dst().is_multicast() {
             return None;
         }
-        if !packet.is_checksum_right() || !ip::is_sum_right(ip::sum(message, 0)) {
+        if !packet.is_checksum_right() || !checksum::is_right(sum(message)) {
             return None;
         }
         match protocol {
@@ -345,7 +348,7 @@ impl QuerySource {
         frame.extend(mac.0);
         frame.extend(self.mac.0);
         if vid != Vid::UNTAGGED {
-            frame.extend([0x81, 0x00]);
+            frame.extend(ether_type::CUSTOMER_TAG.to_be_bytes());
             frame.extend(vid.value().to_be_bytes());
         }
         frame.extend(ether_type.to_be_bytes());
@@ -359,15 +362,15 @@ impl QuerySource {
         let mut message = Vec::from([0x11, to_code_8(response_s * 10), 0, 0]);
         message.extend(group.octets());
         message.extend([ROBUSTNESS, to_code_8(self.interval_s), 0, 0]);
-        let sum = ip::checksum(ip::sum(&message, 0));
-        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let finished = checksum::finish(sum(&message));
+        message[2..4].copy_from_slice(&finished.to_be_bytes());
 
         let mut packet = Vec::from([0x46, 0xc0, 0, 36, 0, 0, 0x40, 0, 1, IGMP, 0, 0]);
         packet.extend(self.ipv4.octets());
         packet.extend(dst.octets());
         packet.extend([0x94, 0x04, 0, 0]);
-        let sum = ip::checksum(ip::sum(&packet, 0));
-        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        let finished = checksum::finish(sum(&packet));
+        packet[10..12].copy_from_slice(&finished.to_be_bytes());
         packet.extend(message);
         packet
     }
@@ -378,9 +381,9 @@ impl QuerySource {
         let mut message = Vec::from([130, 0, 0, 0, high, low, 0, 0]);
         message.extend(group.octets());
         message.extend([ROBUSTNESS, to_code_8(self.interval_s), 0, 0]);
-        let pseudo = ip::pseudo_header(self.ipv6, dst, ICMPV6, message.len());
-        let sum = ip::checksum(ip::sum(&message, pseudo));
-        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let pseudo = pseudo_header(self.ipv6, dst, ICMPV6, message.len());
+        let finished = checksum::finish(sum(&message) + pseudo);
+        message[2..4].copy_from_slice(&finished.to_be_bytes());
 
         let mut packet = Vec::from([0x60, 0, 0, 0, 0, 36, 0, 1]);
         packet.extend(self.ipv6.octets());

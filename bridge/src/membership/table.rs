@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 
 use super::family::Family;
 use super::message::Message;
-use crate::inspect::{Framing, IPV4, IPV6};
+use crate::ether_type::{IPV4, IPV6};
+use crate::inspect::Framing;
 use crate::ip::{Ipv4, Ipv6};
 use crate::mac::MacAddr;
 use crate::port_set::PortSet;

@@ -8,8 +8,11 @@
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::inspect::{ARP, ARP_LEN, Framing, IPV6};
-use crate::ip::{self, Chain, ICMPV6, Ipv6};
+use crate::checksum::{self, pseudo_header, sum};
+use crate::ether_type::{ARP, IPV6};
+use crate::inspect::{ARP_LEN, Framing};
+use crate::ip::{Chain, Ipv6};
+use crate::ip_protocol::ICMPV6;
 use crate::mac::MacAddr;
 
 /// What is of use in a message.
@@ -281,9 +284,9 @@ fn advertisement(target: Ipv6Addr, asker: Ipv6Addr, mac: MacAddr, is_router: boo
     message.extend(target.octets());
     message.extend([TARGET, 1]);
     message.extend(mac.0);
-    let pseudo = ip::pseudo_header(target, asker, ICMPV6, message.len());
-    let sum = ip::checksum(ip::sum(&message, pseudo));
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let pseudo = pseudo_header(target, asker, ICMPV6, message.len());
+    let finished = checksum::finish(sum(&message) + pseudo);
+    message[2..4].copy_from_slice(&finished.to_be_bytes());
 
     let mut packet = Vec::from([0x60, 0, 0, 0, 0, 32, ICMPV6, 255]);
     packet.extend(target.octets());
