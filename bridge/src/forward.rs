@@ -17,9 +17,9 @@ use alloc::boxed::Box;
 use crate::config::{PortConfig, SwitchConfig};
 use crate::decision::{Decision, Egress, Kind, Now};
 use crate::drop_reason::DropReason;
+use crate::ethernet::Headers;
 use crate::fdb::{Fdb, Learning, Origin};
-use crate::frame::FrameHeader;
-use crate::inspect::{Content, PROBE_SOURCES, inspect};
+use crate::inspect::{Content, PROBE_SOURCES};
 use crate::loops::PROBE_DESTINATION;
 use crate::mac::MacAddr;
 use crate::port::{Blocks, Port};
@@ -90,24 +90,25 @@ impl Switch {
         segments: u32,
         now: Now,
     ) -> Result<Decision, DropReason> {
-        let header = FrameHeader::parse(frame)?;
-        if !header.src.is_station() {
+        let headers = Headers::parse(frame)?;
+        if !headers.src.is_station() {
             return Err(DropReason::BadSource);
         }
-        if header.dst == PROBE_DESTINATION && is_probe(frame, &header) {
-            return self.pass_probe(port, ingress, &header, now);
+        if headers.dst == PROBE_DESTINATION && is_probe(&headers) {
+            return self.pass_probe(port, ingress, &headers, now);
         }
         let (inside, kind) = if port.is_plain() {
-            self.fdb.learn(header.vid, header.src, ingress, now.seconds);
-            (header.inside(header.vid), Kind::Data)
+            self.fdb
+                .learn(headers.vid(), headers.src, ingress, now.seconds);
+            (headers.inside(headers.vid()), Kind::Data)
         } else {
-            self.admit(port, ingress, frame, &header, now)?
+            self.admit(port, ingress, &headers, now)?
         };
-        let egress = if header.dst.is_group() {
-            port.take_group(header.dst, segments, now)?;
+        let egress = if headers.dst.is_group() {
+            port.take_group(headers.dst, segments, now)?;
             self.flood(ingress)
         } else {
-            self.look_up(port, ingress, &header, inside.vid, segments, now)?
+            self.look_up(port, ingress, &headers, inside.vid, segments, now)?
         };
         Ok(Decision {
             egress,
@@ -121,21 +122,20 @@ impl Switch {
         &self,
         port: &Port,
         ingress: PortId,
-        frame: &[u8],
-        header: &FrameHeader,
+        headers: &Headers<'_>,
         now: Now,
     ) -> Result<(Inside, Kind), DropReason> {
-        let admitted = port.admit(frame, header, now)?;
+        let admitted = port.admit(headers, now)?;
         let vid = admitted.0.vid;
         if port.guards_sources() {
             let learning = self
                 .fdb
-                .learn_in_place(vid, header.src, ingress, now.seconds);
+                .learn_in_place(vid, headers.src, ingress, now.seconds);
             if let Learning::Elsewhere { .. } = learning {
                 return Err(DropReason::SourceSpoofed);
             }
         } else {
-            self.fdb.learn(vid, header.src, ingress, now.seconds);
+            self.fdb.learn(vid, headers.src, ingress, now.seconds);
         }
         Ok(admitted)
     }
@@ -150,17 +150,17 @@ impl Switch {
         &self,
         port: &Port,
         ingress: PortId,
-        header: &FrameHeader,
+        headers: &Headers<'_>,
         now: Now,
     ) -> Result<Decision, DropReason> {
-        let is_own = self.own_probe_mac == Some(header.src);
+        let is_own = self.own_probe_mac == Some(headers.src);
         port.take_probe(is_own, now)?;
         let decision = |egress, inside, kind| Decision {
             egress,
             inside,
             kind,
         };
-        Ok(match port.classify(header) {
+        Ok(match port.classify(headers) {
             Ok(inside) if is_own => decision(Egress::Nowhere, inside, Kind::OwnProbe),
             Ok(inside) if port.check_open(now.seconds).is_ok() => {
                 decision(self.flood(ingress), inside, Kind::Probe)
@@ -176,12 +176,12 @@ impl Switch {
         &self,
         port: &Port,
         ingress: PortId,
-        header: &FrameHeader,
+        headers: &Headers<'_>,
         vid: Vid,
         segments: u32,
         now: Now,
     ) -> Result<Egress, DropReason> {
-        match self.fdb.lookup(vid, header.dst, now.seconds) {
+        match self.fdb.lookup(vid, headers.dst, now.seconds) {
             None => {
                 port.take_unknown(segments, now)?;
                 Ok(self.flood(ingress))
@@ -325,9 +325,8 @@ fn assign_stations(fdb: &Fdb, ports: &[PortConfig]) -> usize {
 
 /// What pretends to be a probe, but comes from an address that a station may have, is none: it teaches
 /// and is guarded against like any other frame.
-fn is_probe(frame: &[u8], header: &FrameHeader) -> bool {
-    header.src.0.starts_with(&PROBE_SOURCES)
-        && inspect(frame, FrameHeader::ADDRESSES) == Content::Probe
+fn is_probe(headers: &Headers<'_>) -> bool {
+    headers.src.0.starts_with(&PROBE_SOURCES) && Content::of(headers) == Content::Probe
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@
 //! Nothing here allocates, and the time for a frame has a bound.
 
 use crate::ether_type::{self, ARP, IPV4, IPV6};
+use crate::ethernet::{Headers, Payload};
 use crate::ip::{Chain, Ipv4, Ipv6, Upper};
 use crate::ip_protocol::{ICMPV6, IGMP, PIM, UDP};
 use crate::vlan::Tpid;
@@ -60,48 +61,23 @@ pub(crate) const PROBE_GROUP: [u8; 6] = [0x03, 0x70, 0x63, 0x6c, 0x70, 0x01];
 pub(crate) const PROBE_SOURCES: [u8; 2] = [0x02, 0x70];
 pub(crate) const PROBE_ETHER_TYPE: u16 = ether_type::LOCAL_EXPERIMENTAL_2;
 
-/// Says what `frame` carries. Its EtherType, or its first tag, is `after_addresses` bytes from the
-/// start: 12, unless something else comes before them.
-pub fn inspect(frame: &[u8], after_addresses: usize) -> Content {
-    let Some(&dst) = frame.first_chunk() else {
-        return Content::Other;
-    };
-    match Framing::of(frame, after_addresses) {
-        Some(Framing::Typed(ether_type, payload)) => of_ether_type(dst, ether_type, payload),
-        Some(Framing::Llc(payload)) => of_llc(dst, payload),
-        Some(Framing::TooManyTags) => Content::HidesUpperLayer,
-        None => Content::Other,
-    }
+/// Says what `frame` carries. A frame that ends within its headers carries nothing to be seen.
+pub fn inspect(frame: &[u8]) -> Content {
+    Headers::parse(frame).map_or(Content::Other, |headers| Content::of(&headers))
 }
 
-/// What follows the tags of a frame.
-pub(crate) enum Framing<'a> {
-    /// An EtherType and what it says.
-    Typed(u16, &'a [u8]),
-    /// A length, and an LLC header.
-    Llc(&'a [u8]),
-    TooManyTags,
-}
-
-impl<'a> Framing<'a> {
-    /// Skips the tags of a frame; `None` if it ends within them.
-    pub(crate) fn of(frame: &'a [u8], after_addresses: usize) -> Option<Self> {
-        let mut rest = frame.get(after_addresses..)?;
-        for _ in 0..=MAX_TAGS {
-            let (&ether_type, payload) = rest.split_first_chunk()?;
-            rest = match u16::from_be_bytes(ether_type) {
-                tag if Tpid::from_ether_type(tag).is_some() => payload.get(2..)?,
-                length if length < ether_type::MIN => return Some(Self::Llc(payload)),
-                ether_type => return Some(Self::Typed(ether_type, payload)),
-            };
+impl Content {
+    /// Says what the frame with these headers carries.
+    pub fn of(headers: &Headers<'_>) -> Self {
+        let dst = headers.dst.0;
+        match headers.payload() {
+            Some(Payload::Typed(ether_type, payload)) => of_ether_type(dst, ether_type, payload),
+            Some(Payload::Llc(payload)) => of_llc(dst, payload),
+            Some(Payload::TooManyTags) => Self::HidesUpperLayer,
+            None => Self::Other,
         }
-        Some(Self::TooManyTags)
     }
 }
-
-/// As many tags as a frame may have. Some hosts strip any number of tags with VID 0, so a deeper
-/// stack reaches them and must not reach them unseen.
-const MAX_TAGS: usize = 3;
 
 fn of_ether_type(dst: [u8; 6], ether_type: u16, payload: &[u8]) -> Content {
     match ether_type {
@@ -236,7 +212,7 @@ mod tests {
                 ),
             ] {
                 let frame = [&dst[..], &[2, 0, 0, 0, 0, 1], tag_bytes, &behind].concat();
-                assert_eq!(inspect(&frame, 12), content, "{name}, {tags}");
+                assert_eq!(inspect(&frame), content, "{name}, {tags}");
             }
         }
     }
@@ -246,7 +222,7 @@ mod tests {
         for (name, dst, behind, content) in cases() {
             let frame = [&dst[..], &[2, 0, 0, 0, 0, 1], &behind].concat();
             for len in 0..frame.len() {
-                let seen = inspect(&frame[..len], 12);
+                let seen = inspect(&frame[..len]);
                 // A chain of headers that is cut is hidden; what has no chain is other.
                 let hidden = seen == HidesUpperLayer && behind[..2] == [0x86, 0xdd];
                 assert!(
@@ -266,7 +242,7 @@ mod tests {
         let mut frame = ipv6(44, &first);
         frame.extend([128, 0, 0, 0, 0, 0, 0, 0]);
         let frame = [&BROADCAST[..], &[2, 0, 0, 0, 0, 1], &frame].concat();
-        assert_eq!(inspect(&frame, 12), HidesUpperLayer);
+        assert_eq!(inspect(&frame), HidesUpperLayer);
     }
 
     #[test]
@@ -282,17 +258,7 @@ mod tests {
             chain[last] = 58;
             chain.extend([134, 0, 0, 0]);
             let frame = [&BROADCAST[..], &[2, 0, 0, 0, 0, 1], &ipv6(60, &chain)].concat();
-            assert_eq!(inspect(&frame, 12), content, "{headers} headers");
-        }
-    }
-
-    #[test]
-    fn the_place_of_the_addresses_is_a_parameter() {
-        let behind = [&[8, 6][..], &arp(1)].concat();
-        let frame = [&[0; 16][..], &behind].concat();
-        assert_eq!(inspect(&frame, 16), ArpRequest);
-        for at in [0, 12, 17, frame.len(), frame.len() + 1, usize::MAX] {
-            assert_eq!(inspect(&frame, at), Other, "{at}");
+            assert_eq!(inspect(&frame), content, "{headers} headers");
         }
     }
 
@@ -303,7 +269,6 @@ mod tests {
             at in 0..100usize,
             noise in prop::collection::vec(any::<u8>(), 0..40),
             len in 0..300usize,
-            after_addresses in 0..40usize,
         ) {
             let (_, dst, behind, _) = start;
             let mut frame = [&dst[..], &[2, 0, 0, 0, 0, 1], &behind].concat();
@@ -311,8 +276,7 @@ mod tests {
                 *byte = noise;
             }
             frame.truncate(len);
-            inspect(&frame, 12);
-            inspect(&frame, after_addresses);
+            inspect(&frame);
         }
     }
 
@@ -524,7 +488,7 @@ mod tests {
         let tags = [0x81, 0, 0, 0].repeat(4);
         let addresses = [2; 12];
         let frame = [&addresses[..], &tags, &ipv6(58, &icmp(134))].concat();
-        assert_eq!(inspect(&frame, 12), HidesUpperLayer);
+        assert_eq!(inspect(&frame), HidesUpperLayer);
     }
 
     const PVST: [u8; 6] = [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcd];

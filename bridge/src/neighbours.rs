@@ -30,6 +30,7 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use self::message::{Claim, Force, Message};
+use crate::ethernet::Headers;
 use crate::mac::MacAddr;
 use crate::port_id::PortId;
 use crate::time::elapsed_s;
@@ -185,17 +186,9 @@ impl Neighbours {
         }
     }
 
-    /// Learns from a frame that came by `port` in the VLAN `vid`; its EtherType, or first tag, is
-    /// `after_addresses` bytes from the start.
-    pub fn learn(
-        &mut self,
-        port: PortId,
-        vid: Vid,
-        frame: &[u8],
-        after_addresses: usize,
-        now_s: u32,
-    ) -> Learned {
-        let message = Message::parse(frame, after_addresses).unwrap_or_default();
+    /// Learns from a frame that came by `port` in the VLAN `vid`.
+    pub fn learn(&mut self, port: PortId, vid: Vid, headers: &Headers<'_>, now_s: u32) -> Learned {
+        let message = Message::parse(headers).unwrap_or_default();
         let Some(claim) = message.claim else {
             return Learned::Nothing;
         };
@@ -215,11 +208,10 @@ impl Neighbours {
         &mut self,
         port: PortId,
         vid: Vid,
-        frame: &[u8],
-        after_addresses: usize,
+        headers: &Headers<'_>,
         now_s: u32,
     ) -> Option<Vec<u8>> {
-        let question = Message::parse(frame, after_addresses)?.question?;
+        let question = Message::parse(headers)?.question?;
         let owner = self
             .bindings
             .get(&(vid, question.target))
@@ -228,8 +220,7 @@ impl Neighbours {
             // Who hears it as well knows best.
             .filter(|owner| owner.port != port && owner.mac != question.asker_mac)
             .filter(|owner| !self.config.mesh || [owner.port, port].contains(&PortId::TAP));
-        let answer = owner
-            .and_then(|owner| question.answer(owner.mac, owner.is_router, frame, after_addresses));
+        let answer = owner.and_then(|owner| question.answer(owner.mac, owner.is_router, headers));
         match answer {
             Some(_) => self.counters.answered += 1,
             None => self.counters.flooded += 1,

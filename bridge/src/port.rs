@@ -12,8 +12,8 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::config::{BPDU_BLOCK_S, BpduPolicy, Guard, PortConfig};
 use crate::decision::{Kind, Now};
 use crate::drop_reason::DropReason;
-use crate::frame::FrameHeader;
-use crate::inspect::{Content, inspect};
+use crate::ethernet::Headers;
+use crate::inspect::Content;
 use crate::limit::Limit;
 use crate::mac::MacAddr;
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64};
@@ -92,27 +92,26 @@ impl Port {
     /// Lets a frame in by the VLANs and guards of the port; all but its source in the table.
     pub(crate) fn admit(
         &self,
-        frame: &[u8],
-        header: &FrameHeader,
+        headers: &Headers<'_>,
         now: Now,
     ) -> Result<(Inside, Kind), DropReason> {
         let content = match self.must_inspect {
-            true => inspect(frame, FrameHeader::ADDRESSES),
+            true => Content::of(headers),
             false => Content::Other,
         };
         // Before anything else: a bridge that goes on keeps the port blocked.
         self.check_bpdu(content, now.seconds)?;
         self.check_open(now.seconds)?;
-        let inside = self.classify(header)?;
+        let inside = self.classify(headers)?;
         let kind = self.check_content(content)?;
         match &self.config.allowed_sources {
-            Some(allowed) if !allowed.contains(header.src) => Err(DropReason::SourceNotAllowed),
+            Some(allowed) if !allowed.contains(headers.src) => Err(DropReason::SourceNotAllowed),
             _ => Ok((inside, kind)),
         }
     }
 
-    pub(crate) fn classify(&self, header: &FrameHeader) -> Result<Inside, DropReason> {
-        self.config.vlans.classify(header)
+    pub(crate) fn classify(&self, headers: &Headers<'_>) -> Result<Inside, DropReason> {
+        self.config.vlans.classify(headers)
     }
 
     /// What becomes of a frame that leaves by this port.

@@ -17,7 +17,7 @@ use core::error::Error;
 use core::fmt;
 
 use crate::drop_reason::DropReason;
-use crate::frame::FrameHeader;
+use crate::ethernet::Headers;
 use crate::vlan::{Inside, Tag, TagEdit, Tpid, Vid, VidSet};
 
 /// What a port makes of VLANs.
@@ -133,17 +133,17 @@ impl PortVlans {
     }
 
     /// The VLAN in which a frame enters.
-    pub(crate) fn classify(&self, header: &FrameHeader) -> Result<Inside, DropReason> {
-        match (&self.0, header.tag) {
-            (Mode::Transparent, _) => Ok(header.inside(header.vid)),
+    pub(crate) fn classify(&self, headers: &Headers<'_>) -> Result<Inside, DropReason> {
+        match (&self.0, headers.tag) {
+            (Mode::Transparent, _) => Ok(headers.inside(headers.vid())),
             (Mode::Access(_), Tag::Vlan { .. }) => Err(DropReason::TaggedRefused),
-            (Mode::Access(vid), _) => Ok(header.inside(*vid)),
+            (Mode::Access(vid), _) => Ok(headers.inside(*vid)),
             (Mode::Tunnel { vid, tpid }, tag) => Ok(Inside {
                 push_tpid: *tpid,
                 is_nested: tag != Tag::None,
                 ..Inside::untagged(*vid)
             }),
-            (Mode::Trunk(trunk), tag) => trunk.classify(tag).map(|vid| header.inside(vid)),
+            (Mode::Trunk(trunk), tag) => trunk.classify(tag).map(|vid| headers.inside(vid)),
         }
     }
 
@@ -409,7 +409,7 @@ mod tests {
         ] {
             let frames = [UNTAGGED, PRIORITY, IN_10, IN_20, IN_110, SERVICE_10, QINQ];
             for (frame, expected) in frames.into_iter().zip(vids) {
-                let seen = port.classify(&header(frame));
+                let seen = classify(&port, frame);
                 let seen = seen.map(|inside| inside.vid.value());
                 assert_eq!(seen, expected, "{name}: {frame:02x?}");
             }
@@ -526,7 +526,7 @@ mod tests {
                 Err(VlanRefused),
             ),
         ] {
-            let inside = from.classify(&header(frame)).unwrap();
+            let inside = classify(from, frame).unwrap();
             let left = to.leave(&inside).map(|edit| edited(frame, edit));
             assert_eq!(
                 left.as_deref(),
@@ -539,7 +539,7 @@ mod tests {
     #[test]
     fn the_tag_of_a_tunnel_may_be_a_customers() {
         let port = PortVlans::tunnel(vid(10), Tpid::Customer).unwrap();
-        let inside = port.classify(&header(UNTAGGED)).unwrap();
+        let inside = classify(&port, UNTAGGED).unwrap();
         let edit = PortVlans::transparent().leave(&inside).unwrap();
         assert_eq!(edited(UNTAGGED, edit), [0x81, 0, 0, 10, 8, 0]);
     }
@@ -630,13 +630,13 @@ mod tests {
         [&[2; 12], after_addresses].concat()
     }
 
-    fn header(after_addresses: &[u8]) -> FrameHeader {
-        FrameHeader::parse(&frame(after_addresses)).unwrap()
+    fn classify(port: &PortVlans, after_addresses: &[u8]) -> Result<Inside, DropReason> {
+        port.classify(&Headers::parse(&frame(after_addresses)).unwrap())
     }
 
     /// What follows the addresses once the edit is made.
     fn edited(after_addresses: &[u8], edit: TagEdit) -> Vec<u8> {
-        let (frame, mut out) = (frame(after_addresses), [0; super::super::EDIT_BYTES]);
+        let (frame, mut out) = (frame(after_addresses), [0; crate::EDIT_BYTES]);
         let (len, replaced) = edit.apply(&frame, &mut out);
         [&out[..len], &frame[replaced..]].concat()[12..].to_vec()
     }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use patchcord_bridge::loops::{Cause, LoopGuard, NodeId, Verdict, source};
-use patchcord_bridge::{FrameHeader, MacAddr, PortId, Vid};
+use patchcord_bridge::{Headers, MacAddr, PortId, Vid};
 
 const MS: u64 = 1000;
 const S: u64 = 1000 * MS;
@@ -843,7 +843,7 @@ impl Net {
                 return;
             }
             if !deaf {
-                node.guard.heard(port, header(frame).vid, frame, now_us);
+                node.guard.heard(port, header(frame).vid(), frame, now_us);
             }
         }
         if is_blocked || matches!(traffic, Traffic::Probe(_)) && !node.may_pass(port, now_us) {
@@ -904,7 +904,7 @@ impl Net {
     /// The nodes on the segment of `node`, cables included, in the VLAN of what is sent there.
     fn segment(&self, node: usize, traffic: &Traffic) -> BTreeSet<usize> {
         let vid = match traffic {
-            Traffic::Probe(frame) => header(frame).vid,
+            Traffic::Probe(frame) => header(frame).vid(),
             Traffic::Broadcast(_) => Vid::UNTAGGED,
         };
         let mut on_it = BTreeSet::from([node]);
@@ -1022,8 +1022,8 @@ fn hash(bytes: &[u8]) -> [u8; 16] {
     hash.to_be_bytes()
 }
 
-fn header(frame: &[u8]) -> FrameHeader {
-    FrameHeader::parse(frame).expect("a probe is a frame")
+fn header(frame: &[u8]) -> Headers<'_> {
+    Headers::parse(frame).expect("a probe is a frame")
 }
 
 fn vid(value: u16) -> Vid {

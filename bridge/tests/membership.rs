@@ -10,7 +10,7 @@ use patchcord_bridge::inspect::{Content, inspect};
 use patchcord_bridge::membership::{
     Family, GroupTable, Handled, Querier, QueryFrame, Snooping, SnoopingConfig,
 };
-use patchcord_bridge::{MacAddr, PortId, PortSet, Vid};
+use patchcord_bridge::{Headers, MacAddr, PortId, PortSet, Vid};
 use support::{ethernet, igmp, ip, ipv4, ipv6, mld, tagged, v4, v6};
 
 const TAP: PortId = PortId::TAP;
@@ -196,7 +196,7 @@ fn reports_go_to_routers_and_in_a_mesh_to_every_peer() {
             done_mld(GROUP_6),
             mld_v2(&[(4, GROUP_6, &[])]),
         ] {
-            assert_eq!(inspect(&frame, 12), Content::Membership);
+            assert_eq!(inspect(&frame), Content::Membership);
             assert_eq!(net.egress(&frame), expected, "mesh {mesh}");
         }
     }
@@ -481,7 +481,7 @@ fn its_queries_are_what_others_understand() {
             hex.starts_with(&format!("{dst}020000000099{behind}")),
             "{hex}"
         );
-        assert_eq!(inspect(frame, 12), Content::Membership);
+        assert_eq!(inspect(frame), Content::Membership);
 
         let mut hears = Net::new(SnoopingConfig::default(), 0);
         assert_eq!(hears.handle_in(*vid, A, frame), Handled::Query);
@@ -852,7 +852,10 @@ impl Net {
     }
 
     fn handle_in(&mut self, vid: Vid, port: PortId, frame: &[u8]) -> Handled {
-        self.snooping.handle(port, vid, frame, 12, self.now_s)
+        let Ok(headers) = Headers::parse(frame) else {
+            return Handled::Ignored;
+        };
+        self.snooping.handle(port, vid, &headers, self.now_s)
     }
 
     fn wait(&mut self, seconds: u32) {
@@ -868,8 +871,9 @@ impl Net {
 
     fn egress_in(&mut self, vid: Vid, frame: &[u8]) -> Option<PortSet> {
         let table = self.table();
-        let egress = table.egress(vid, frame, 12);
-        if inspect(frame, 12) == Content::Other && egress.is_some() {
+        let headers = Headers::parse(frame).ok();
+        let egress = headers.and_then(|headers| table.egress(vid, &headers));
+        if inspect(frame) == Content::Other && egress.is_some() {
             // By the address alone it is the same, but for link-local groups.
             let mac = MacAddr(*frame.first_chunk().expect("an address"));
             assert_eq!(table.lookup(vid, mac), egress);

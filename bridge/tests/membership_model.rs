@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 use patchcord_bridge::membership::{Snooping, SnoopingConfig};
 use patchcord_bridge::{PortId, PortSet, Vid};
 use proptest::prelude::*;
-use support::{ethernet, igmp, ipv4, tagged, v4};
+use support::{ethernet, headers, igmp, ipv4, tagged, v4};
 
 const PORTS: u16 = 4;
 const GROUPS: u8 = 5;
@@ -154,7 +154,7 @@ impl Pair {
         let now_s = self.now_s as u32;
         let frame = in_vlan(vlan, frame);
         self.snooping
-            .handle(PortId(port), vid(vlan), &frame, 12, now_s);
+            .handle(PortId(port), vid(vlan), &headers(&frame), now_s);
     }
 
     fn join(&mut self, vlan: u16, port: u16, group: u8) {
@@ -186,13 +186,13 @@ impl Pair {
         for vlan in 0..VLANS {
             let report = in_vlan(vlan, &message(0x16, 0, 0));
             assert_eq!(
-                table.egress(vid(vlan), &report, 12).cloned(),
+                table.egress(vid(vlan), &headers(&report)).cloned(),
                 self.ports(vlan, None)
             );
             for group in 0..GROUPS {
                 let frame = in_vlan(vlan, &data(group));
                 assert_eq!(
-                    table.egress(vid(vlan), &frame, 12).cloned(),
+                    table.egress(vid(vlan), &headers(&frame)).cloned(),
                     self.ports(vlan, Some(group)),
                     "group {group} in {vlan}"
                 );

@@ -7,9 +7,9 @@ use std::net::Ipv6Addr;
 
 use patchcord_bridge::inspect::{Content, inspect};
 use patchcord_bridge::neighbours::{Learned, Neighbours, NeighboursConfig};
-use patchcord_bridge::{MacAddr, PortId, Vid};
+use patchcord_bridge::{Headers, MacAddr, PortId, Vid};
 use proptest::prelude::*;
-use support::{fold, ip, ipv6, pseudo_header, sum, tagged, v4, v6, with_checksum};
+use support::{fold, headers, ip, ipv6, pseudo_header, sum, tagged, v4, v6, with_checksum};
 
 const TAP: PortId = PortId::TAP;
 const A: PortId = PortId(1);
@@ -31,7 +31,7 @@ const BOB_V6: &str = "2001:db8::b0";
 fn answers_for_a_station_beyond_the_tunnel() {
     let mut net = knows_bob();
     let question = arp_request(ALICE, ALICE_V4, BOB_V4);
-    let answer = net.answer(TAP, LAN, &question, 12, 1).unwrap();
+    let answer = net.answer(TAP, LAN, &headers(&question), 1).unwrap();
     let mut expected = [&ALICE[..], &BOB, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2]].concat();
     expected.extend(
         [
@@ -46,7 +46,7 @@ fn answers_for_a_station_beyond_the_tunnel() {
     assert_eq!(answer, expected);
 
     let question = solicitation(ALICE, ALICE_V6, BOB_V6);
-    let answer = net.answer(TAP, LAN, &question, 12, 1).unwrap();
+    let answer = net.answer(TAP, LAN, &headers(&question), 1).unwrap();
     let mut expected = [
         &ALICE[..],
         &BOB,
@@ -69,9 +69,9 @@ fn a_router_stays_a_router() {
     for (flags, expected) in [(0xa0, 0xe0), (0x20, 0x60), (0xe0, 0xe0)] {
         let mut net = Neighbours::new(NeighboursConfig::default());
         let claim = advertisement_with(BOB, BOB_V6, ALICE_V6, flags, &own(2, BOB));
-        net.learn(A, LAN, &claim, 12, 0);
+        net.learn(A, LAN, &headers(&claim), 0);
         let question = solicitation(ALICE, ALICE_V6, BOB_V6);
-        let answer = net.answer(TAP, LAN, &question, 12, 1).unwrap();
+        let answer = net.answer(TAP, LAN, &headers(&question), 1).unwrap();
         assert_eq!(answer[58], expected, "{flags:#x}");
     }
 }
@@ -86,8 +86,13 @@ fn the_answer_is_tagged_like_the_question() {
     ] {
         let vid = Vid::new(7).unwrap();
         let mut net = Neighbours::new(NeighboursConfig::default());
-        net.learn(A, vid, &tagged(&arp_reply(BOB, BOB_V4), tags), 12, 0);
-        net.learn(A, vid, &tagged(&advertisement(BOB, BOB_V6), tags), 12, 0);
+        net.learn(A, vid, &headers(&tagged(&arp_reply(BOB, BOB_V4), tags)), 0);
+        net.learn(
+            A,
+            vid,
+            &headers(&tagged(&advertisement(BOB, BOB_V6), tags)),
+            0,
+        );
         for (question, content) in [
             (arp_request(ALICE, ALICE_V4, BOB_V4), Content::ArpReply),
             (
@@ -96,9 +101,9 @@ fn the_answer_is_tagged_like_the_question() {
             ),
         ] {
             let question = tagged(&question, tags);
-            let answer = net.answer(TAP, vid, &question, 12, 0).unwrap();
+            let answer = net.answer(TAP, vid, &headers(&question), 0).unwrap();
             assert_eq!(answer[12..12 + tags.len()], *tags);
-            assert_eq!(inspect(&answer, 12), content);
+            assert_eq!(inspect(&answer), content);
         }
     }
 }
@@ -210,12 +215,20 @@ fn leaves_to_others_what_it_is_not_sure_of() {
         ),
     ] {
         let mut net = knows_bob();
-        assert_eq!(net.answer(port, LAN, &frame, 12, now_s), None, "{name}");
+        assert_eq!(
+            net.answer(port, LAN, &headers(&frame), now_s),
+            None,
+            "{name}"
+        );
         assert_eq!(net.counters().answered, 0);
     }
     let mut net = knows_bob();
     let other = Vid::new(7).unwrap();
-    assert_eq!(net.answer(TAP, other, &asks, 12, 1), None, "another VLAN");
+    assert_eq!(
+        net.answer(TAP, other, &headers(&asks), 1),
+        None,
+        "another VLAN"
+    );
 }
 
 #[test]
@@ -225,10 +238,14 @@ fn a_hub_answers_for_peers_among_each_other() {
         ..NeighboursConfig::default()
     };
     let mut net = Neighbours::new(config);
-    net.learn(A, LAN, &arp_reply(BOB, BOB_V4), 12, 0);
+    net.learn(A, LAN, &headers(&arp_reply(BOB, BOB_V4)), 0);
     let question = arp_request(ALICE, ALICE_V4, BOB_V4);
-    assert!(net.answer(B, LAN, &question, 12, 0).is_some());
-    assert_eq!(net.answer(A, LAN, &question, 12, 0), None, "Bob hears it");
+    assert!(net.answer(B, LAN, &headers(&question), 0).is_some());
+    assert_eq!(
+        net.answer(A, LAN, &headers(&question), 0),
+        None,
+        "Bob hears it"
+    );
 }
 
 #[test]
@@ -305,7 +322,7 @@ fn learns_what_stations_say_of_themselves() {
         ("RARP", arp(EVERYONE, BOB, 3, BOB, BOB_V4, BOB_V4), None),
     ] {
         let mut net = Neighbours::new(NeighboursConfig::default());
-        let became = net.learn(A, LAN, &frame, 12, 0);
+        let became = net.learn(A, LAN, &headers(&frame), 0);
         let expected = learned.map_or(Learned::Nothing, |_| Learned::New);
         assert_eq!(became, expected, "{name}");
         let entry = net.entries(0).next();
@@ -328,7 +345,7 @@ fn a_binding_follows_its_station_and_ages() {
         (1000, B, BOB, Learned::New),
     ] {
         let now_s = start_s.wrapping_add(after_s);
-        let became = net.learn(port, LAN, &arp_reply(mac, BOB_V4), 12, now_s);
+        let became = net.learn(port, LAN, &headers(&arp_reply(mac, BOB_V4)), now_s);
         assert_eq!(became, learned, "after {after_s} s");
         let entry = net.entries(now_s).next().unwrap();
         assert_eq!((entry.mac, entry.port), (MacAddr(mac), port));
@@ -344,23 +361,24 @@ fn a_binding_follows_its_station_and_ages() {
 fn an_address_that_goes_back_and_forth_has_no_owner() {
     let mut net = knows_bob();
     let question = arp_request(ALICE, ALICE_V4, BOB_V4);
-    let claim =
-        |net: &mut Neighbours, mac, now_s| net.learn(A, LAN, &arp_reply(mac, BOB_V4), 12, now_s);
+    let claim = |net: &mut Neighbours, mac, now_s| {
+        net.learn(A, LAN, &headers(&arp_reply(mac, BOB_V4)), now_s)
+    };
     for (now_s, mac) in [(10, EVE), (20, BOB), (30, EVE), (40, BOB)] {
         assert!(matches!(
             claim(&mut net, mac, now_s),
             Learned::Changed { .. }
         ));
-        assert!(net.answer(TAP, LAN, &question, 12, now_s).is_some());
+        assert!(net.answer(TAP, LAN, &headers(&question), now_s).is_some());
     }
     assert_eq!(claim(&mut net, EVE, 50), Learned::Contested);
     for now_s in [50, 100, 349] {
         assert!(net.entries(now_s).any(|entry| entry.is_contested));
-        assert_eq!(net.answer(TAP, LAN, &question, 12, now_s), None);
+        assert_eq!(net.answer(TAP, LAN, &headers(&question), now_s), None);
         claim(&mut net, EVE, now_s);
     }
     assert_eq!(claim(&mut net, EVE, 350), Learned::Known);
-    assert!(net.answer(TAP, LAN, &question, 12, 350).is_some());
+    assert!(net.answer(TAP, LAN, &headers(&question), 350).is_some());
     assert_eq!(net.counters().contested, 1);
     assert_eq!(net.counters().flooded, 3);
 
@@ -377,7 +395,7 @@ fn an_address_that_goes_back_and_forth_has_no_owner() {
 fn an_address_shared_by_design_is_nobodys() {
     let mut net = knows_bob();
     let shared = advertisement_with(EVE, BOB_V6, ALICE_V6, 0x40, &own(2, EVE));
-    assert_eq!(net.learn(B, LAN, &shared, 12, 1), Learned::Doubted);
+    assert_eq!(net.learn(B, LAN, &headers(&shared), 1), Learned::Doubted);
     let entry = net.entries(1).find(|entry| entry.address == ip(BOB_V6));
     assert_eq!(entry.unwrap().mac, MacAddr(BOB));
 }
@@ -419,20 +437,27 @@ fn what_may_be_past_is_not_told_until_the_owner_speaks() {
         ),
     ] {
         let mut net = knows_bob();
-        assert!(net.answer(TAP, LAN, &question, 12, 1).is_some(), "{name}");
+        assert!(
+            net.answer(TAP, LAN, &headers(&question), 1).is_some(),
+            "{name}"
+        );
         for port in [A, B, TAP] {
-            let became = net.learn(port, LAN, &doubt, 12, 2);
+            let became = net.learn(port, LAN, &headers(&doubt), 2);
             assert_eq!(became, Learned::Doubted, "{name}");
             assert!(became.is_news());
             assert!(net.entries(2).any(|entry| entry.is_doubted), "{name}");
-            assert_eq!(net.answer(TAP, LAN, &question, 12, 2), None, "{name}");
+            assert_eq!(net.answer(TAP, LAN, &headers(&question), 2), None, "{name}");
         }
         // Bob asking is no proof: the two may ask in turns.
         let asks = solicitation(BOB, BOB_V6, ALICE_V6);
-        assert_eq!(net.learn(A, LAN, &asks, 12, 3), Learned::Known, "{name}");
-        assert_eq!(net.answer(TAP, LAN, &question, 12, 3), None, "{name}");
-        net.learn(A, LAN, &owner, 12, 4);
-        let answer = net.answer(TAP, LAN, &question, 12, 4).unwrap();
+        assert_eq!(
+            net.learn(A, LAN, &headers(&asks), 3),
+            Learned::Known,
+            "{name}"
+        );
+        assert_eq!(net.answer(TAP, LAN, &headers(&question), 3), None, "{name}");
+        net.learn(A, LAN, &headers(&owner), 4);
+        let answer = net.answer(TAP, LAN, &headers(&question), 4).unwrap();
         assert_eq!(answer[6..12], owner[6..12], "{name}");
         assert_eq!(net.entries(4).filter(|entry| entry.is_doubted).count(), 0);
         assert_eq!(net.counters().doubted, 3, "{name}");
@@ -443,17 +468,17 @@ fn what_may_be_past_is_not_told_until_the_owner_speaks() {
 fn what_agrees_with_a_binding_leaves_it_as_it_is() {
     let mut net = Neighbours::new(NeighboursConfig::default());
     let router = advertisement_with(BOB, BOB_V6, ALICE_V6, 0xa0, &own(2, BOB));
-    assert_eq!(net.learn(A, LAN, &router, 12, 0), Learned::New);
+    assert_eq!(net.learn(A, LAN, &headers(&router), 0), Learned::New);
     let asks = solicitation(BOB, BOB_V6, ALICE_V6);
-    assert_eq!(net.learn(A, LAN, &asks, 12, 200), Learned::Known);
+    assert_eq!(net.learn(A, LAN, &headers(&asks), 200), Learned::Known);
     assert_eq!(
-        net.learn(B, LAN, &asks, 12, 200),
+        net.learn(B, LAN, &headers(&asks), 200),
         Learned::Moved { from: A }
     );
     let told = advertisement_with(ALICE, BOB_V6, ALICE_V6, 0x60, &own(2, BOB));
-    assert_eq!(net.learn(A, LAN, &told, 12, 200), Learned::Nothing);
+    assert_eq!(net.learn(A, LAN, &headers(&told), 200), Learned::Nothing);
     let question = solicitation(ALICE, ALICE_V6, BOB_V6);
-    let answer = net.answer(TAP, LAN, &question, 12, 400).unwrap();
+    let answer = net.answer(TAP, LAN, &headers(&question), 400).unwrap();
     assert_eq!(answer[58], 0xe0, "still a router, and still there");
 }
 
@@ -469,7 +494,7 @@ fn a_question_that_tells_where_the_asker_is_now_is_news() {
         (B, EVE, true),
         (B, EVE, false),
     ] {
-        let learned = net.learn(port, LAN, &asks(mac), 12, 1);
+        let learned = net.learn(port, LAN, &headers(&asks(mac)), 1);
         assert_eq!(learned.is_news(), is_news, "{learned:?}");
     }
 }
@@ -486,14 +511,14 @@ fn a_million_addresses_on_one_port_take_its_share_only() {
     let mut flood = |net: &mut Neighbours, port, now_s| {
         for name in 0..1_000_000_u32 {
             forged[28..32].copy_from_slice(&(0x0b00_0000 + name).to_be_bytes());
-            net.learn(port, LAN, &forged, 12, now_s);
+            net.learn(port, LAN, &headers(&forged), now_s);
         }
     };
     flood(&mut net, A, 0);
     assert_eq!(net.entries(0).count(), 600);
     assert_eq!(net.counters().full, 999_400);
     assert_eq!(
-        net.learn(B, LAN, &arp_reply(BOB, BOB_V4), 12, 1),
+        net.learn(B, LAN, &headers(&arp_reply(BOB, BOB_V4)), 1),
         Learned::New
     );
     flood(&mut net, B, 1);
@@ -504,8 +529,8 @@ fn a_million_addresses_on_one_port_take_its_share_only() {
     flood(&mut net, A, 2);
     assert_eq!(net.entries(301).count(), 600);
     let claim = arp_reply(BOB, BOB_V4);
-    assert_eq!(net.learn(A, LAN, &claim, 12, 301), Learned::Full);
-    assert_eq!(net.learn(A, LAN, &claim, 12, 302), Learned::New);
+    assert_eq!(net.learn(A, LAN, &headers(&claim), 301), Learned::Full);
+    assert_eq!(net.learn(A, LAN, &headers(&claim), 302), Learned::New);
     net.clear();
     assert_eq!(net.entries(302).count(), 0);
 }
@@ -516,9 +541,9 @@ fn what_is_cut_or_altered_is_not_believed() {
         advertisement(BOB, BOB_V6),
         arp_reply(BOB, BOB_V4)[..42].to_vec(),
     ] {
-        for len in 0..frame.len() {
+        for len in 14..frame.len() {
             let mut net = Neighbours::new(NeighboursConfig::default());
-            let became = net.learn(A, LAN, &frame[..len], 12, 0);
+            let became = net.learn(A, LAN, &headers(&frame[..len]), 0);
             assert_eq!(became, Learned::Nothing, "{len} bytes");
         }
     }
@@ -526,8 +551,8 @@ fn what_is_cut_or_altered_is_not_believed() {
         solicitation(ALICE, ALICE_V6, BOB_V6),
         arp_request(ALICE, ALICE_V4, BOB_V4)[..42].to_vec(),
     ] {
-        for len in 0..frame.len() {
-            let answer = knows_bob().answer(TAP, LAN, &frame[..len], 12, 1);
+        for len in 14..frame.len() {
+            let answer = knows_bob().answer(TAP, LAN, &headers(&frame[..len]), 1);
             assert_eq!(answer, None, "{len} bytes");
         }
     }
@@ -536,7 +561,7 @@ fn what_is_cut_or_altered_is_not_believed() {
         let mut altered = frame.clone();
         altered[bit / 8] ^= 1 << (bit % 8);
         let mut net = Neighbours::new(NeighboursConfig::default());
-        let believed = net.learn(A, LAN, &altered, 12, 0) != Learned::Nothing;
+        let believed = net.learn(A, LAN, &headers(&altered), 0) != Learned::Nothing;
         // Traffic class, flow label, and a length that is longer than the frame.
         let may = (14..20).contains(&(bit / 8));
         assert!(!believed || may, "bit {bit}");
@@ -554,27 +579,25 @@ proptest! {
         at in 0..90usize,
         noise in prop::collection::vec(any::<u8>(), 0..4),
         len in prop_oneof![4 => Just(200usize), 1 => 0..100usize],
-        after_addresses in prop_oneof![9 => Just(12usize), 1 => 0..100usize],
     ) {
         let mut question = start;
         for (byte, noise) in question.iter_mut().skip(at).zip(noise) {
             *byte = noise;
         }
         question.truncate(len);
+        let Ok(asked) = Headers::parse(&question) else {
+            return Ok(());
+        };
         let mut net = knows_bob();
-        if let Some(answer) = net.answer(TAP, LAN, &question, after_addresses, 0) {
-            // A tag of priority alone may have been taken as part of the addresses.
-            let is_tagged = question[12..14] == [0x81, 0];
-            prop_assert!(after_addresses == 12 || is_tagged && after_addresses == 16);
+        if let Some(answer) = net.answer(TAP, LAN, &asked, 0) {
             let mut asker = Neighbours::new(NeighboursConfig::default());
-            prop_assert_eq!(asker.learn(A, LAN, &answer, 12, 0), Learned::New);
+            prop_assert_eq!(asker.learn(A, LAN, &headers(&answer), 0), Learned::New);
             let learned = asker.entries(0).next().unwrap();
             prop_assert_eq!(learned.mac, MacAddr(BOB));
             prop_assert!([ip(BOB_V4), ip(BOB_V6)].contains(&learned.address));
             prop_assert_eq!(&answer[..6], &question[6..12]);
         }
-        net.learn(B, LAN, &question, after_addresses, 0);
-        net.learn(B, LAN, &question, 12, 0);
+        net.learn(B, LAN, &asked, 0);
     }
 }
 
@@ -582,7 +605,7 @@ proptest! {
 fn knows_bob() -> Neighbours {
     let mut net = Neighbours::new(NeighboursConfig::default());
     for claim in [arp_reply(BOB, BOB_V4), advertisement(BOB, BOB_V6)] {
-        assert_eq!(net.learn(A, LAN, &claim, 12, 0), Learned::New);
+        assert_eq!(net.learn(A, LAN, &headers(&claim), 0), Learned::New);
     }
     net
 }

@@ -14,7 +14,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Cache};
 use patchcord_bridge::{
-    Decision, FrameHeader, Inside, Kind, PortId, PortSet, Switch,
+    Decision, Headers, Inside, Kind, PortId, PortSet, Switch,
     loops::Blocked,
     membership::{GroupEntry, GroupTable},
 };
@@ -179,7 +179,8 @@ impl GroupsCache {
         let is_group = frame.first().is_some_and(|first| first & 1 == 1);
         let table =
             (is_group && !inside.is_nested() && !inside.is_service()).then(|| self.0.load())?;
-        table.egress(inside.vid, frame, FrameHeader::ADDRESSES)
+        let headers = Headers::parse(frame).ok()?;
+        table.egress(inside.vid, &headers)
     }
 }
 

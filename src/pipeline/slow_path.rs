@@ -18,7 +18,7 @@ use std::{
 };
 
 use patchcord_bridge::{
-    FrameHeader, Inside, Kind, MacAddr, PortConfig, PortId, SwitchConfig, Vid, VidSet,
+    Headers, Inside, Kind, MacAddr, PortConfig, PortId, SwitchConfig, Vid, VidSet,
     fdb::Move,
     loops::{self, Cause, LoopGuard, NodeId, Verdict},
     membership::{Querier, QueryFrame, Snooping, SnoopingConfig},
@@ -50,7 +50,6 @@ pub(super) const QUESTIONS: usize = 128;
 pub(super) const EMISSIONS_PER_PORT: usize = 64;
 /// Groups that people are told of.
 const GROUPS_SHOWN: usize = 1000;
-const ADDRESSES: usize = FrameHeader::ADDRESSES;
 /// How often the VLANs in use are looked up, and blocks are checked.
 const ROUND: Duration = Duration::from_secs(1);
 /// Stations that moved are a sign of a loop for so long: those that move too often stay for a minute.
@@ -324,7 +323,10 @@ impl SlowPath {
         let Some(snooping) = &mut self.snooping else {
             return;
         };
-        snooping.handle(ingress, inside.vid, frame, ADDRESSES, now_s);
+        let Ok(headers) = Headers::parse(frame) else {
+            return;
+        };
+        snooping.handle(ingress, inside.vid, &headers, now_s);
         if snooping.is_query_due(now_s) {
             self.look_after_groups(now_s);
         }
@@ -382,7 +384,10 @@ impl SlowPath {
             // Nobody knows which of the bindings that was about.
             neighbours.clear();
         }
-        let learned = neighbours.learn(ingress, inside.vid, frame, ADDRESSES, now_s);
+        let Ok(headers) = Headers::parse(frame) else {
+            return false;
+        };
+        let learned = neighbours.learn(ingress, inside.vid, &headers, now_s);
         learned.is_news()
     }
 
@@ -396,8 +401,10 @@ impl SlowPath {
             return;
         }
         let neighbours = self.neighbours.as_mut().filter(|_| !is_news);
+        let headers = Headers::parse(frame).ok();
         let answer = neighbours
-            .and_then(|neighbours| neighbours.answer(ingress, inside.vid, frame, ADDRESSES, now_s));
+            .zip(headers)
+            .and_then(|(known, headers)| known.answer(ingress, inside.vid, &headers, now_s));
         match answer {
             // It has the tag of the question.
             Some(answer) => self.emit(ingress, inside, &answer),

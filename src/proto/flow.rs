@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn there_is_one_notion_of_a_tag() {
         use patchcord_bridge::{
-            FrameHeader, Tag,
+            Headers, Tag,
             inspect::{Content, inspect},
         };
         let advertisement = [
@@ -91,9 +91,9 @@ mod tests {
         for tpid in 0..=u16::MAX {
             let frame = frame(tpid, &advertisement.concat());
             let is_tag = [0x8100, 0x88a8].contains(&tpid);
-            let header = FrameHeader::parse(&frame).unwrap();
-            assert_eq!(header.tag != Tag::None, is_tag, "a VLAN: {tpid:04x}");
-            let seen = inspect(&frame, FrameHeader::ADDRESSES) == Content::RouterAdvertisement;
+            let headers = Headers::parse(&frame).unwrap();
+            assert_eq!(headers.tag != Tag::None, is_tag, "a VLAN: {tpid:04x}");
+            let seen = inspect(&frame) == Content::RouterAdvertisement;
             assert_eq!(seen, is_tag, "a guard: {tpid:04x}");
             let behind = ethertype(&frame) == Some((0x86dd, 18));
             assert_eq!(behind, is_tag, "a super-frame: {tpid:04x}");

@@ -13,6 +13,7 @@ use patchcord_bridge::{
     Tpid,
     checksum::{self, fold, sum},
     ether_type,
+    ethernet::skip_tags,
     ip_protocol::{DESTINATION, HOP_BY_HOP, ROUTING, TCP, UDP},
 };
 
@@ -346,12 +347,7 @@ pub fn has_room_for_tag(frame: &[u8]) -> bool {
 
 /// The EtherType behind all tags, and where its payload starts.
 pub(super) fn ethertype(head: &[u8]) -> Option<(u16, usize)> {
-    (0..=MAX_TAGS)
-        .map(|tags| 12 + 4 * tags)
-        .find_map(|at| match try_read(head, at) {
-            Some(tag) if Tpid::from_ether_type(tag).is_some() => None,
-            found => Some(found.map(|ethertype| (ethertype, at + 2))),
-        })?
+    skip_tags(head, MAX_TAGS).filter(|&(ethertype, _)| Tpid::from_ether_type(ethertype).is_none())
 }
 
 /// Protocol and transport header of an unfragmented IPv4 packet that fills the frame.

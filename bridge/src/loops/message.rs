@@ -2,7 +2,8 @@
 //! The layout of a probe.
 
 use super::verdict::NodeId;
-use crate::inspect::{Framing, PROBE_ETHER_TYPE, PROBE_GROUP};
+use crate::ethernet::{Headers, Payload};
+use crate::inspect::{PROBE_ETHER_TYPE, PROBE_GROUP};
 use crate::port_id::PortId;
 use crate::vlan::Vid;
 
@@ -66,11 +67,9 @@ impl Message {
 
     /// What is behind the EtherType of a probe.
     pub(super) fn body(frame: &[u8]) -> Option<&[u8]> {
-        if !frame.starts_with(&PROBE_GROUP) {
-            return None;
-        }
-        match Framing::of(frame, 12)? {
-            Framing::Typed(PROBE_ETHER_TYPE, body) => Some(body),
+        let headers = Headers::parse(frame).ok()?;
+        match headers.payload()? {
+            Payload::Typed(PROBE_ETHER_TYPE, body) if headers.dst.0 == PROBE_GROUP => Some(body),
             _ => None,
         }
     }

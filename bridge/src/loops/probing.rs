@@ -10,6 +10,7 @@ use super::other::FORGET_US;
 use super::timing::{INTERVAL_US, MS, S};
 use super::verdict::Probe;
 use crate::ether_type::CUSTOMER_TAG;
+use crate::ethernet::MIN_FRAME_LEN;
 use crate::inspect::{PROBE_ETHER_TYPE, PROBE_GROUP};
 use crate::port_id::PortId;
 use crate::vlan::Vid;
@@ -118,6 +119,3 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         Probe { port, vid, frame }
     }
 }
-
-/// Without the frame check sequence, IEEE 802.3 section 4.4.2.
-const MIN_FRAME_LEN: usize = 60;

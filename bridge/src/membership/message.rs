@@ -19,7 +19,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::family::Family;
 use crate::checksum::{self, pseudo_header, sum};
 use crate::ether_type::{self, IPV4, IPV6};
-use crate::inspect::Framing;
+use crate::ethernet::{Headers, MIN_FRAME_LEN, Payload};
 use crate::ip::{Chain, Ipv4, Ipv6, Upper};
 use crate::ip_protocol::{ICMPV6, IGMP, PIM};
 use crate::mac::MacAddr;
@@ -64,13 +64,13 @@ pub(super) enum Change {
 
 impl<'a> Message<'a> {
     /// Reads what is behind the tags of a frame; `None` if it is no such message, or a broken one.
-    pub(super) fn parse(frame: &'a [u8], after_addresses: usize) -> Option<Self> {
-        let (message, expected) = match Framing::of(frame, after_addresses)? {
-            Framing::Typed(IPV4, packet) => {
+    pub(super) fn parse(headers: &Headers<'a>) -> Option<Self> {
+        let (message, expected) = match headers.payload()? {
+            Payload::Typed(IPV4, packet) => {
                 let packet = Ipv4::parse(packet)?;
                 (Self::parse_ipv4(&packet)?, mac_v4(packet.dst()))
             }
-            Framing::Typed(IPV6, packet) => {
+            Payload::Typed(IPV6, packet) => {
                 let packet = Ipv6::parse(packet)?;
                 (Self::parse_ipv6(&packet)?, mac_v6(packet.dst()))
             }
@@ -78,8 +78,7 @@ impl<'a> Message<'a> {
         };
         // A query to one station, or to another group, would end the membership of those who do not
         // hear it.
-        let dst = MacAddr(*frame.first_chunk()?);
-        let is_heard = dst == expected || dst.is_broadcast();
+        let is_heard = headers.dst == expected || headers.dst.is_broadcast();
         (is_heard || !matches!(message, Self::Query(_))).then_some(message)
     }
 
@@ -393,9 +392,6 @@ impl QuerySource {
         packet
     }
 }
-
-/// Without the frame check sequence, IEEE 802.3 section 4.4.2.
-const MIN_FRAME_LEN: usize = 60;
 
 /// RFC 1112 section 6.4: the lower 23 bits.
 pub(super) fn mac_v4(group: Ipv4Addr) -> MacAddr {

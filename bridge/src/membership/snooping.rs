@@ -14,6 +14,7 @@ use super::message::{
 use super::queried_vlans::QueriedVlans;
 use super::table::{FloodPorts, GroupTable, key};
 use super::vlan::{MEMBERSHIP_S, OtherQuerier, OwnQueries, SETTLE_S, Vlan, membership_s};
+use crate::ethernet::Headers;
 use crate::mac::MacAddr;
 use crate::port_id::PortId;
 use crate::port_set::PortSet;
@@ -81,17 +82,9 @@ impl Snooping {
         }
     }
 
-    /// Takes in a frame that came by `port` in the VLAN `vid`; its EtherType, or first tag, is
-    /// `after_addresses` bytes from the start.
-    pub fn handle(
-        &mut self,
-        port: PortId,
-        vid: Vid,
-        frame: &[u8],
-        after_addresses: usize,
-        now_s: u32,
-    ) -> Handled {
-        match Message::parse(frame, after_addresses) {
+    /// Takes in a frame that came by `port` in the VLAN `vid`.
+    pub fn handle(&mut self, port: PortId, vid: Vid, headers: &Headers<'_>, now_s: u32) -> Handled {
+        match Message::parse(headers) {
             Some(Message::Query(query)) => {
                 self.counters.queries += 1;
                 self.query_heard(port, vid, &query, now_s);

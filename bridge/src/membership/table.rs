@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::family::Family;
 use super::message::Message;
 use crate::ether_type::{IPV4, IPV6};
-use crate::inspect::Framing;
+use crate::ethernet::{Headers, Payload};
 use crate::ip::{Ipv4, Ipv6};
 use crate::mac::MacAddr;
 use crate::port_set::PortSet;
@@ -58,16 +58,16 @@ impl GroupTable {
     /// Reports of hosts go to routers only: a host elsewhere that heard them would not report itself
     /// (RFC 4541 section 2.1.1). Link-local groups go everywhere, by their addresses (section 2.1.2),
     /// as do queries and what is not IP.
-    pub fn egress(&self, vid: Vid, frame: &[u8], after_addresses: usize) -> Option<&PortSet> {
-        let mac = MacAddr(*frame.first_chunk()?);
+    pub fn egress(&self, vid: Vid, headers: &Headers<'_>) -> Option<&PortSet> {
+        let mac = headers.dst;
         let family = Family::of_mac(mac)?;
         let flood_ports = self.flood_ports(vid, family)?;
-        let is_link_local = match Framing::of(frame, after_addresses)? {
-            Framing::Typed(IPV4, packet) => is_link_local_v4(&Ipv4::parse(packet)?),
-            Framing::Typed(IPV6, packet) => is_link_local_v6(&Ipv6::parse(packet)?),
+        let is_link_local = match headers.payload()? {
+            Payload::Typed(IPV4, packet) => is_link_local_v4(&Ipv4::parse(packet)?),
+            Payload::Typed(IPV6, packet) => is_link_local_v6(&Ipv6::parse(packet)?),
             _ => return None,
         };
-        match Message::parse(frame, after_addresses) {
+        match Message::parse(headers) {
             Some(Message::Single(_) | Message::Records(_)) => Some(&flood_ports.reports),
             Some(Message::Query(_) | Message::Router(_)) => None,
             _ if is_link_local => None,

@@ -10,7 +10,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::checksum::{self, pseudo_header, sum};
 use crate::ether_type::{ARP, IPV6};
-use crate::inspect::{ARP_LEN, Framing};
+use crate::ethernet::{Headers, MIN_FRAME_LEN, Payload};
+use crate::inspect::ARP_LEN;
 use crate::ip::{Chain, Ipv6};
 use crate::ip_protocol::ICMPV6;
 use crate::mac::MacAddr;
@@ -55,15 +56,14 @@ pub(super) struct Question {
 
 impl Message {
     /// Reads what is behind the tags of a frame; `None` if nothing there is of use.
-    pub(super) fn parse(frame: &[u8], after_addresses: usize) -> Option<Self> {
-        let (dst, rest) = frame.split_first_chunk()?;
-        let (dst, src) = (MacAddr(*dst), MacAddr(*rest.first_chunk()?));
-        if src.is_group() || src.is_zero() {
+    pub(super) fn parse(headers: &Headers<'_>) -> Option<Self> {
+        let (dst, src) = (headers.dst, headers.src);
+        if !src.is_station() {
             return None;
         }
-        match Framing::of(frame, after_addresses)? {
-            Framing::Typed(ARP, message) => Self::parse_arp(dst, src, message),
-            Framing::Typed(IPV6, packet) => Self::parse_ipv6(dst, src, &Ipv6::parse(packet)?),
+        match headers.payload()? {
+            Payload::Typed(ARP, message) => Self::parse_arp(dst, src, message),
+            Payload::Typed(IPV6, packet) => Self::parse_ipv6(dst, src, &Ipv6::parse(packet)?),
             _ => None,
         }
     }
@@ -244,21 +244,20 @@ fn is_station_v6(address: Ipv6Addr) -> bool {
 impl Question {
     /// The answer that the owner would give: a whole frame, tagged like the question.
     ///
-    /// `frame` is that of the question.
+    /// `headers` are those of the question.
     pub(super) fn answer(
         &self,
         mac: MacAddr,
         is_router: bool,
-        frame: &[u8],
-        after_addresses: usize,
+        headers: &Headers<'_>,
     ) -> Option<Vec<u8>> {
-        let Framing::Typed(_, payload) = Framing::of(frame, after_addresses)? else {
+        let Payload::Typed(_, payload) = headers.payload()? else {
             return None;
         };
         let mut answer = Vec::with_capacity(100);
         answer.extend(self.asker_mac.0);
         answer.extend(mac.0);
-        answer.extend(frame.get(after_addresses..frame.len() - payload.len())?);
+        answer.extend(headers.tags_and_type(payload)?);
         match (self.target, self.asker) {
             (IpAddr::V4(target), IpAddr::V4(asker)) => {
                 answer.extend([0, 1, 8, 0, 6, 4, 0, 2]);
@@ -294,6 +293,3 @@ fn advertisement(target: Ipv6Addr, asker: Ipv6Addr, mac: MacAddr, is_router: boo
     packet.extend(message);
     packet
 }
-
-/// Without the frame check sequence, IEEE 802.3 section 4.4.2.
-const MIN_FRAME_LEN: usize = 60;

@@ -309,7 +309,7 @@ impl Model {
         segments: u32,
     ) -> Result<Outcome, DropReason> {
         let frame = Frame::parse(bytes).ok_or(DropReason::Runt)?;
-        let content = inspect(bytes, 12);
+        let content = inspect(bytes);
         if frame.src.is_group() || frame.src.is_zero() {
             return Err(DropReason::BadSource);
         }

@@ -4,7 +4,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use patchcord_bridge::Headers;
+
 pub(crate) const STATION: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// The headers of a frame that has them.
+pub(crate) fn headers(frame: &[u8]) -> Headers<'_> {
+    Headers::parse(frame).expect("a frame with headers")
+}
 
 /// An IGMP message from `src` to `dst`; its checksum is filled in.
 pub(crate) fn igmp(src: &str, dst: Ipv4Addr, message: &[u8]) -> Vec<u8> {

@@ -10,7 +10,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use patchcord_bridge::inspect::{Content, inspect};
 use patchcord_bridge::membership::{Handled, Querier, Snooping, SnoopingConfig};
-use patchcord_bridge::{MacAddr, PortId, Vid};
+use patchcord_bridge::{Headers, MacAddr, PortId, Vid};
 
 #[path = "../frames.rs"]
 mod frames;
@@ -41,18 +41,22 @@ fuzz_target!(|input: Input| {
         match event {
             Event::Frame { port, tags, frame } => {
                 let bytes = frame.bytes(tags);
-                let handled = snooping.handle(port_id(*port), Vid::UNTAGGED, &bytes, 12, now_s);
+                let Ok(headers) = Headers::parse(&bytes) else {
+                    continue;
+                };
+                let handled = snooping.handle(port_id(*port), Vid::UNTAGGED, &headers, now_s);
                 if handled != Handled::Ignored {
-                    assert_eq!(inspect(&bytes, 12), Content::Membership);
+                    assert_eq!(inspect(&bytes), Content::Membership);
                 }
             }
             Event::ForgetPort { port } => snooping.forget_port(port_id(*port)),
             Event::Wait { seconds } => {
                 now_s = now_s.wrapping_add(u32::from(*seconds));
                 for query in snooping.poll(now_s) {
-                    assert_eq!(inspect(&query.frame, 12), Content::Membership);
+                    assert_eq!(inspect(&query.frame), Content::Membership);
                     let mut other = Snooping::new(SnoopingConfig::default(), now_s);
-                    let handled = other.handle(PortId(1), query.vid, &query.frame, 12, now_s);
+                    let headers = Headers::parse(&query.frame).expect("a query is a frame");
+                    let handled = other.handle(PortId(1), query.vid, &headers, now_s);
                     assert_eq!(handled, Handled::Query);
                 }
             }
@@ -71,7 +75,8 @@ fn check(snooping: &Snooping, now_s: u32) {
             IpAddr::V4(group) => to_group_v4(group),
             IpAddr::V6(group) => to_group_v6(group),
         };
-        let egress = table.egress(entry.vid, &frame, 12);
+        let headers = Headers::parse(&frame).expect("a frame with headers");
+        let egress = table.egress(entry.vid, &headers);
         for (port, _) in entry.ports {
             by_port[usize::from(port.0)] += 1;
             assert!(egress.is_none_or(|ports| ports.contains(port)), "{port:?}");

@@ -8,7 +8,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use patchcord_bridge::inspect::{Content, inspect};
 use patchcord_bridge::neighbours::{Learned, Neighbours, NeighboursConfig};
-use patchcord_bridge::{PortId, Vid};
+use patchcord_bridge::{Headers, PortId, Vid};
 
 #[path = "../frames.rs"]
 mod frames;
@@ -29,7 +29,9 @@ fuzz_target!(|input: Input| {
     for event in &input.events {
         match event {
             Event::Learn { port, tags, frame } => {
-                net.learn(port_id(*port), Vid::UNTAGGED, &frame.bytes(tags), 12, now_s);
+                if let Ok(headers) = Headers::parse(&frame.bytes(tags)) {
+                    net.learn(port_id(*port), Vid::UNTAGGED, &headers, now_s);
+                }
             }
             Event::Ask { port, tags, frame } => {
                 ask(&mut net, port_id(*port), &frame.bytes(tags), now_s);
@@ -42,18 +44,21 @@ fuzz_target!(|input: Input| {
 });
 
 fn ask(net: &mut Neighbours, port: PortId, question: &[u8], now_s: u32) {
-    let Some(answer) = net.answer(port, Vid::UNTAGGED, question, 12, now_s) else {
+    let headers = Headers::parse(question).ok();
+    let answer = headers.and_then(|headers| net.answer(port, Vid::UNTAGGED, &headers, now_s));
+    let Some(answer) = answer else {
         return;
     };
-    let expected = match inspect(question, 12) {
+    let expected = match inspect(question) {
         Content::ArpRequest => Content::ArpReply,
         Content::NeighbourSolicitation => Content::NeighbourAdvertisement,
         other => panic!("answered {other:?}"),
     };
-    assert_eq!(inspect(&answer, 12), expected);
+    assert_eq!(inspect(&answer), expected);
     assert_eq!(answer[..6], question[6..12]);
     let mut asker = Neighbours::new(NeighboursConfig::default());
-    let learned = asker.learn(PortId(1), Vid::UNTAGGED, &answer, 12, now_s);
+    let headers = Headers::parse(&answer).expect("an answer is a frame");
+    let learned = asker.learn(PortId(1), Vid::UNTAGGED, &headers, now_s);
     assert_eq!(learned, Learned::New);
     let told = asker.entries(now_s).next().expect("just learned");
     let mut known = net.entries(now_s);

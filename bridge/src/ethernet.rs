@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A frame's headers, read once for everything that asks about them. A view: it alters nothing.
+//!
+//! ```text
+//!  0      6     12     14     16            18
+//!  | dst  | src  | type | payload                        untagged
+//!  | dst  | src  | TPID | TCI  | type        | payload   tagged; TPID is 8100 or 88a8
+//! ```
+
+use crate::drop_reason::DropReason;
+use crate::ether_type;
+use crate::mac::MacAddr;
+use crate::vlan::{Inside, Tag, Tpid, Vid};
+
+/// Bytes of both addresses. The first tag follows, or the EtherType.
+pub const ADDRESSES_LEN: usize = 2 * size_of::<MacAddr>();
+/// Bytes of a tag.
+pub const TAG_LEN: usize = 4;
+/// Bytes of the shortest frame, without its frame check sequence: IEEE 802.3 section 4.4.2.
+pub const MIN_FRAME_LEN: usize = 60;
+
+/// Tags behind which a guard looks for what a frame carries. Some hosts strip any number of tags with
+/// VID 0, so a deeper stack reaches them and must not reach them unseen.
+const MAX_TAGS: usize = 3;
+
+/// The headers of a frame: its addresses, its outermost tag, and the way to what is behind all tags.
+///
+/// The outermost tag says which VLAN the frame is in; what it says further on is read when it is asked
+/// for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers<'a> {
+    frame: &'a [u8],
+    /// Destination.
+    pub dst: MacAddr,
+    /// Source.
+    pub src: MacAddr,
+    /// The outermost tag.
+    pub tag: Tag,
+    /// Whether another tag follows it.
+    pub is_nested: bool,
+}
+
+/// What follows the tags of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Payload<'a> {
+    /// An EtherType, and the bytes that it describes.
+    Typed(u16, &'a [u8]),
+    /// An LLC header, behind a length: IEEE 802.3.
+    Llc(&'a [u8]),
+    /// The frame has more tags than this switch looks behind.
+    TooManyTags,
+}
+
+impl<'a> Headers<'a> {
+    /// Reads the headers at the start of `frame`.
+    ///
+    /// # Errors
+    /// [`DropReason::Runt`] if the frame ends before its header or its outermost tag does.
+    pub fn parse(frame: &'a [u8]) -> Result<Self, DropReason> {
+        let (dst, rest) = take(frame)?;
+        let (src, rest) = take(rest)?;
+        let (ether_type, rest) = take(rest)?;
+        let (tag, is_nested) = match Tpid::from_ether_type(u16::from_be_bytes(ether_type)) {
+            Some(tpid) => parse_tag(tpid, rest)?,
+            None => (Tag::None, false),
+        };
+        Ok(Self {
+            frame,
+            dst: MacAddr(dst),
+            src: MacAddr(src),
+            tag,
+            is_nested,
+        })
+    }
+
+    /// VLAN of the outermost tag, [`Vid::UNTAGGED`] without one.
+    pub const fn vid(&self) -> Vid {
+        self.tag.vid()
+    }
+
+    /// What follows the tags; `None` if the frame ends within them.
+    pub fn payload(&self) -> Option<Payload<'a>> {
+        let (ether_type, at) = skip_tags(self.frame, MAX_TAGS)?;
+        let payload = self.frame.get(at..)?;
+        Some(match ether_type {
+            tag if Tpid::from_ether_type(tag).is_some() => {
+                payload.get(2..)?;
+                Payload::TooManyTags
+            }
+            length if length < ether_type::MIN => Payload::Llc(payload),
+            ether_type => Payload::Typed(ether_type, payload),
+        })
+    }
+
+    /// The tags, and the EtherType in front of `payload`, which is that of this frame.
+    pub(crate) fn tags_and_type(&self, payload: &[u8]) -> Option<&'a [u8]> {
+        let end = self.frame.len().checked_sub(payload.len())?;
+        self.frame.get(ADDRESSES_LEN..end)
+    }
+
+    /// The frame within the switch, where its outermost tag is the one that its port goes by.
+    pub(crate) const fn inside(&self, vid: Vid) -> Inside {
+        Inside {
+            tag: self.tag,
+            is_nested: self.is_nested,
+            ..Inside::untagged(vid)
+        }
+    }
+}
+
+/// Skips up to `max_tags` tags. Returns the EtherType behind them, or the length in its place, and
+/// where its payload begins; the EtherType is that of a tag if the frame has more of them.
+///
+/// `None` if the frame ends within its tags.
+pub fn skip_tags(frame: &[u8], max_tags: usize) -> Option<(u16, usize)> {
+    let mut at = ADDRESSES_LEN;
+    for _ in 0..max_tags {
+        let ether_type = ether_type_at(frame, at)?;
+        if Tpid::from_ether_type(ether_type).is_none() {
+            return Some((ether_type, at + 2));
+        }
+        at += TAG_LEN;
+    }
+    Some((ether_type_at(frame, at)?, at + 2))
+}
+
+fn ether_type_at(frame: &[u8], at: usize) -> Option<u16> {
+    let bytes = frame.get(at..at + 2)?;
+    Some(u16::from_be_bytes([bytes[0], bytes[1]]))
+}
+
+fn parse_tag(tpid: Tpid, tag: &[u8]) -> Result<(Tag, bool), DropReason> {
+    let (tci, rest) = take(tag)?;
+    // A tag is whole only with the EtherType that follows it.
+    let (next, _) = take(rest)?;
+    let is_nested = Tpid::from_ether_type(u16::from_be_bytes(next)).is_some();
+    Ok((Tag::new(tpid, u16::from_be_bytes(tci)), is_nested))
+}
+
+fn take<const N: usize>(bytes: &[u8]) -> Result<([u8; N], &[u8]), DropReason> {
+    let (field, rest) = bytes.split_first_chunk().ok_or(DropReason::Runt)?;
+    Ok((*field, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+
+    const DST: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+    const SRC: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
+
+    #[test]
+    fn the_outermost_tag_names_the_vlan() {
+        const C: Tpid = Tpid::Customer;
+        const S: Tpid = Tpid::Service;
+        for (name, after_addresses, vid, tag, is_nested) in [
+            (
+                "IPv4, untagged",
+                &[0x08, 0x00, 0x45][..],
+                0,
+                Tag::None,
+                false,
+            ),
+            (
+                "802.3 length instead of a type",
+                &[0x00, 0x26, 0x42, 0x42, 0x03],
+                0,
+                Tag::None,
+                false,
+            ),
+            (
+                "an EtherType nobody knows",
+                &[0x88, 0xb5],
+                0,
+                Tag::None,
+                false,
+            ),
+            (
+                "802.1Q",
+                &[0x81, 0x00, 0x00, 0x64, 0x08, 0x00],
+                100,
+                Tag::new(C, 100),
+                false,
+            ),
+            (
+                "802.1Q with priority and DEI",
+                &[0x81, 0x00, 0xf0, 0x64, 0x08, 0x00],
+                100,
+                Tag::new(C, 0xf064),
+                false,
+            ),
+            (
+                "802.1Q, VID 0: a priority and no VLAN",
+                &[0x81, 0x00, 0xe0, 0x00, 0x08, 0x00],
+                0,
+                Tag::Priority {
+                    tpid: C,
+                    tci: 0xe000,
+                },
+                false,
+            ),
+            (
+                "802.1Q, highest VID",
+                &[0x81, 0x00, 0x0f, 0xff, 0x08, 0x00],
+                4095,
+                Tag::new(C, 4095),
+                false,
+            ),
+            (
+                "802.1ad",
+                &[0x88, 0xa8, 0x00, 0xc8, 0x08, 0x00],
+                200,
+                Tag::new(S, 200),
+                false,
+            ),
+            (
+                "QinQ",
+                &[0x88, 0xa8, 0, 200, 0x81, 0x00, 0, 100, 0x08, 0x00],
+                200,
+                Tag::Vlan { tpid: S, tci: 200 },
+                true,
+            ),
+            (
+                "QinQ, both tags 8100",
+                &[0x81, 0x00, 0, 200, 0x81, 0x00, 0, 100, 0x08, 0x00],
+                200,
+                Tag::new(C, 200),
+                true,
+            ),
+            (
+                "9100, a vendor's tag, is an EtherType",
+                &[0x91, 0x00, 0x00, 0x64, 0x08, 0x00],
+                0,
+                Tag::None,
+                false,
+            ),
+        ] {
+            let frame = frame(after_addresses);
+            let headers = Headers {
+                frame: &frame,
+                dst: DST,
+                src: SRC,
+                tag,
+                is_nested,
+            };
+            assert_eq!(Headers::parse(&frame), Ok(headers), "{name}");
+            assert_eq!(headers.vid(), Vid::new(vid).unwrap(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_header_cut_short_is_a_runt() {
+        for (name, after_addresses, whole) in [
+            ("untagged", &[0x08, 0x00][..], 14),
+            ("802.1Q", &[0x81, 0x00, 0x00, 0x64, 0x08, 0x00], 18),
+            ("802.1ad", &[0x88, 0xa8, 0x00, 0x64, 0x08, 0x00], 18),
+            (
+                "QinQ: the inner tag is payload",
+                &[0x88, 0xa8, 0, 1, 0x81, 0x00, 0, 2, 8, 0],
+                18,
+            ),
+        ] {
+            let frame = frame(after_addresses);
+            for len in 0..=frame.len() {
+                let runt = Headers::parse(&frame[..len]) == Err(DropReason::Runt);
+                assert_eq!(runt, len < whole, "{name}, {len} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn the_payload_is_behind_all_tags() {
+        use Payload::{Llc, TooManyTags, Typed};
+        const TAG: [u8; 4] = [0x81, 0, 0, 7];
+        const LLC: &[u8] = &[0x42, 0x42, 3];
+        for (tags, behind, payload) in [
+            (0, &[8, 0, 0x45][..], Some(Typed(0x0800, &[0x45]))),
+            (3, &[8, 0, 0x45], Some(Typed(0x0800, &[0x45]))),
+            (3, &[0x06, 0, 1], Some(Typed(0x0600, &[1]))),
+            (3, &[0x05, 0xff, 0x42, 0x42, 3], Some(Llc(LLC))),
+            (4, &[8, 0, 0x45], Some(TooManyTags)),
+            (4, &[], Some(TooManyTags)),
+            (3, &[0x81, 0, 0], None),
+            (3, &[8], None),
+            (1, &[0x91, 0, 0, 7], Some(Typed(0x9100, &[0, 7]))),
+        ] {
+            let frame = frame(&[&TAG.repeat(tags), behind].concat());
+            let headers = Headers::parse(&frame).unwrap();
+            assert_eq!(headers.payload(), payload, "{tags} tags, {behind:x?}");
+            let (ether_type, at) = skip_tags(&frame, 1).unwrap();
+            let is_behind = ether_type == u16::from_be_bytes([frame[at - 2], frame[at - 1]]);
+            assert!(is_behind && at == 14 + 4 * tags.min(1), "{tags} tags");
+        }
+    }
+
+    fn frame(after_addresses: &[u8]) -> Vec<u8> {
+        [&DST.0, &SRC.0, after_addresses].concat()
+    }
+}
