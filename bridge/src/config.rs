@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a switch and its ports are told to do.
+//! The configuration of a switch and of its ports.
 //!
 //! Values only: made by the caller, read by [`Switch`](crate::Switch).
 
@@ -14,7 +14,7 @@ use crate::mac::MacAddr;
 use crate::port_vlans::PortVlans;
 use crate::vlan::Vid;
 
-/// What a [`Switch`](crate::Switch) may hold and pass on.
+/// The configuration of a [`Switch`](crate::Switch).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SwitchConfig {
     /// The ports by their numbers: first the TAP, then the peers. There are no others.
@@ -76,24 +76,25 @@ impl Default for SwitchConfig {
 /// Few LANs have more stations.
 const MAX_PER_PORT: usize = 4096;
 
-/// What a port may send and see. The default takes every frame as it is, within generous limits.
+/// The configuration of a port. The default admits every frame as it is, within generous limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortConfig {
     /// Its VLANs.
     pub vlans: PortVlans,
-    /// What it may send to many others.
+    /// Limits on the frames that it may have flooded.
     pub limits: FloodLimits,
-    /// What becomes of the spanning tree's frames from it.
+    /// How it treats frames of a spanning tree.
     pub bpdus: BpduPolicy,
-    /// Whether a DHCP server may answer from behind it.
+    /// Whether it admits answers of DHCP servers.
     pub dhcp_server: Guard,
-    /// Whether a router may advertise itself from behind it (RFC 6105).
+    /// Whether it admits router advertisements (RFC 6105).
     pub router_advertisements: Guard,
-    /// Whether the slow path is shown its ARP and neighbour discovery, to answer in others' stead.
+    /// Whether the slow path sees its ARP and neighbour discovery, to answer on behalf of the owner.
     pub neighbour_suppression: bool,
-    /// Whether the slow path is shown its IGMP and MLD, to learn who wants which group (RFC 4541).
+    /// Whether the slow path sees its IGMP and MLD, to learn group memberships (RFC 4541).
     pub multicast_snooping: bool,
-    /// Whether an address that lives behind another port is refused here, instead of moved.
+    /// Whether it refuses frames from an address that lives behind another port, instead of moving the
+    /// address.
     pub spoof_guard: bool,
     /// The only stations that may send from behind it.
     pub allowed_sources: Option<Sources>,
@@ -124,7 +125,7 @@ impl PortConfig {
     }
 }
 
-/// What becomes of bridge protocol data units.
+/// How a port treats bridge protocol data units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BpduPolicy {
     /// They pass: a spanning tree spans the tunnel.

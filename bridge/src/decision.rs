@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the switch says of a frame, and when that was.
+//! The switch's decision on a frame, and the time it was made.
 
 use crate::port_id::PortId;
 use crate::vlan::Inside;
 
-/// When a frame came, on any monotonic clocks, the same for all threads; threads that read them at
-/// slightly different times do no harm. Read once per batch.
+/// The time a frame arrived, on monotonic clocks that all threads share. Threads may read them at
+/// slightly different times. Read once per batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
     /// For ageing. May wrap.
@@ -24,39 +24,39 @@ impl Now {
     }
 }
 
-/// What is to be done with a frame.
+/// How to forward a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// Where it leaves.
+    /// The port or ports that it leaves by.
     pub egress: Egress,
-    /// In which VLAN, for [`Switch::leave`](crate::Switch::leave).
+    /// Its VLAN, for [`Switch::leave`](crate::Switch::leave).
     pub inside: Inside,
-    /// Who else must see it.
+    /// Whether the slow path must see it as well.
     pub kind: Kind,
 }
 
-/// Where a frame leaves.
+/// The port or ports that a frame leaves by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Egress {
-    /// By this port.
+    /// This port.
     Port(PortId),
-    /// By every port for which [`Switch::leave`](crate::Switch::leave) has no objection.
+    /// Every port for which [`Switch::leave`](crate::Switch::leave) has no objection.
     Flood,
-    /// By none: it was for this node.
+    /// None: the frame was for this node.
     Nowhere,
 }
 
-/// What a frame is to the slow path, which sees it as well.
+/// The kind of a frame, by which the slow path sees it or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Nothing.
+    /// Any other: the slow path does not see it.
     Data,
     /// IGMP or MLD on a port with multicast snooping.
     Membership,
     /// ARP or neighbour discovery on a port with neighbour suppression.
     Neighbour,
-    /// The same on a port without, while another one has it: who has which address must be noted, or
-    /// that one would be told what is past.
+    /// The same on a port without neighbour suppression, while another port has it: the slow path must
+    /// learn the binding, or it would answer that port with an outdated one.
     Binding,
     /// A loop probe of this node that came back, or pretends to be one: the slow path alone sees it.
     OwnProbe,

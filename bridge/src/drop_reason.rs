@@ -8,9 +8,9 @@ crate::reasons! {
     Runt = "runt",
     /// Sender: the source is a group or null address, which no station has.
     BadSource = "bad-source",
-    /// Nobody: the destination lives where the frame came from and has seen it already.
+    /// No fault: the destination lives where the frame came from and has seen it already.
     SamePort = "same-port",
-    /// Nobody: split horizon; the destination lives behind another peer, which the sender reaches
+    /// No fault: split horizon; the destination lives behind another peer, which the sender reaches
     /// itself. If it cannot, this node's configuration is at fault: it should be a hub. Or there is no
     /// port of this number.
     NoPort = "no-port",

@@ -140,12 +140,13 @@ impl Switch {
         Ok(admitted)
     }
 
-    /// Probes neither teach nor learn: in a loop their source would be everywhere. Nor do guards of
-    /// sources hold them up: nobody knows which nodes there are, and who could have those of others
-    /// refused, by their addresses, would blind them. Own ones end here,
-    /// also those of a blocked port, since they show whether the loop is still there. Those of others
-    /// go on like a broadcast, to see what is left after the cut; that a port does not let one in is
-    /// no loss, and not counted.
+    /// The switch does not learn the source of a probe: in a loop it would appear on every port. Source
+    /// guards do not apply to probes either. The nodes of a network are not known in advance, and a
+    /// station that had their addresses refused would hide loops from them.
+    ///
+    /// Probes of this node end here. A blocked port admits them too, since they show whether the loop
+    /// is still there. Probes of other nodes are flooded like a broadcast, to find loops that are left
+    /// after the cut; a port that does not admit one drops it without counting it.
     fn pass_probe(
         &self,
         port: &Port,
@@ -206,11 +207,10 @@ impl Switch {
         self.hub
     }
 
-    /// What becomes of the tag of a frame from `ingress` as it leaves by `egress`.
+    /// Decides how to edit the tag of a frame from `ingress` that leaves by `egress`.
     ///
-    /// To be asked for the one port of a decision, and for each that may have a flooded frame. That a
-    /// flooded frame does not leave by a port that has not its VLAN is no loss: nothing is counted
-    /// here.
+    /// Call it for the one port of a decision, or for each port of a flood. A port outside the frame's
+    /// VLAN is skipped, not counted as a drop.
     ///
     /// # Errors
     /// The reason for which it must not leave there.
@@ -234,9 +234,9 @@ impl Switch {
         self.port(egress)?.leave(&inside)
     }
 
-    /// Blocks a port, or opens it. What was learned there is forgotten, as there is another way to it
-    /// or none; this node's own loop probes pass. When it opens, all that was learned is forgotten, as
-    /// IEEE 802.1D section 17.11 asks for: stations that were reached by the other way may be behind it.
+    /// Blocks a port, or opens it. A blocked port passes this node's own loop probes only. Blocking
+    /// forgets the addresses learned there. Opening forgets all learned addresses, as IEEE 802.1D section
+    /// 17.11 asks for: stations that were reached by another port may now be behind this one.
     ///
     /// # Errors
     /// [`DropReason::NoPort`] if there is no such port.
@@ -250,9 +250,10 @@ impl Switch {
         Ok(())
     }
 
-    /// Nobody is behind the port any more: frames to its stations are flooded, as they may have another
-    /// way. Where a port guards against forged sources it may not have their addresses before they age;
-    /// or else a station need only take another site off the network to be taken for one of its own.
+    /// Tells the switch that a port is down. It floods frames to the stations behind it, as they may be
+    /// reachable by another port. Ports that guard against forged sources do not get their addresses
+    /// before these age: otherwise a station could take a site off the network and pose as one of its
+    /// stations.
     pub fn port_down(&self, port: PortId) {
         if self.guards_sources {
             self.fdb.bind_port(port);
@@ -323,8 +324,8 @@ fn assign_stations(fdb: &Fdb, ports: &[PortConfig]) -> usize {
         .count()
 }
 
-/// What pretends to be a probe, but comes from an address that a station may have, is none: it teaches
-/// and is guarded against like any other frame.
+/// A frame with the destination and EtherType of a probe, but from an address that a station may have,
+/// is no probe: the switch learns its source and guards against it like any other frame.
 fn is_probe(headers: &Headers<'_>) -> bool {
     headers.src.0.starts_with(&PROBE_SOURCES) && Content::of(headers) == Content::Probe
 }

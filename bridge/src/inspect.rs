@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a frame carries, as far as guards and the slow path care.
+//! Classifies a frame's content for guards and the slow path.
 //!
 //! ```text
 //!  frame ──> tags ──> EtherType ──> ARP | IPv4 | IPv6 ──> extension headers ──> UDP | ICMPv6 | …
 //!            ≤ 3   └> LLC ──> BPDU | SNAP ──> EtherType
 //! ```
 //!
-//! The frame may be cut after its headers, and anyone may have made it. What cannot be seen is
-//! [`Content::Other`]; but who hides on purpose what a guard looks for is found out:
+//! The frame may be cut after its headers, and its sender is not trusted. Content that is not there to
+//! be seen is [`Content::Other`]; content that was hidden from guards on purpose is
 //! [`Content::HidesUpperLayer`].
 //!
 //! Called by the data threads for frames of a port that has a guard, and by the control thread.
@@ -19,7 +19,7 @@ use crate::ip::{Chain, Ipv4, Ipv6, Upper};
 use crate::ip_protocol::{ICMPV6, IGMP, PIM, UDP};
 use crate::vlan::Tpid;
 
-/// What is behind the addresses and tags of a frame.
+/// The content of a frame, behind its addresses and tags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Content {
     /// A spanning tree message: IEEE 802.1D and 802.1Q, also of a provider's bridges (802.1ad), and
@@ -46,7 +46,7 @@ pub enum Content {
     NeighbourSolicitation,
     /// An ICMPv6 neighbour advertisement, RFC 4861 section 4.4.
     NeighbourAdvertisement,
-    /// What says where multicast is wanted: IGMP, MLD, PIM, and multicast router discovery
+    /// Messages that say where multicast is wanted: IGMP, MLD, PIM, and multicast router discovery
     /// (RFC 4286).
     Membership,
     /// A loop probe, ours or that of another node, see [`crate::loops`].
@@ -55,9 +55,9 @@ pub enum Content {
     Other,
 }
 
-/// Where loop probes are sent to: a group in the locally administered range.
+/// Destination of loop probes: a group in the locally administered range.
 pub(crate) const PROBE_GROUP: [u8; 6] = [0x03, 0x70, 0x63, 0x6c, 0x70, 0x01];
-/// What the addresses begin with that they are sent from: locally administered, and no station's.
+/// First bytes of the sources of loop probes: locally administered, and no station's.
 pub(crate) const PROBE_SOURCES: [u8; 2] = [0x02, 0x70];
 pub(crate) const PROBE_ETHER_TYPE: u16 = ether_type::LOCAL_EXPERIMENTAL_2;
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the switch reads of IP: headers as far as the upper layer.
 //!
-//! Views only, over bytes that anyone may have sent: what does not add up is `None`, and every walk
-//! has a bound.
+//! Views of bytes whose sender is not trusted: inconsistent headers give `None`, and every walk has a
+//! bound.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
@@ -79,14 +79,14 @@ pub(crate) struct Ipv6<'a> {
     payload: &'a [u8],
 }
 
-/// What is at the end of an IPv6 header chain.
+/// The end of an IPv6 header chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Chain<'a> {
     /// An upper-layer header.
     Upper(Upper<'a>),
     /// A fragment other than the first: the upper-layer header travels in another packet.
     LaterFragment,
-    /// The chain goes on behind the end of the packet, or for longer than anyone honest needs.
+    /// The chain goes on behind the end of the packet, or is longer than honest senders need.
     Hidden,
 }
 

@@ -16,7 +16,7 @@
 //! clock (it is `no_std`, so the compiler sees to that), and time comes in as a number ([`Now`]). It
 //! never alters a frame.
 //!
-//! What a port may send and see is its [`PortConfig`]: VLANs ([`PortVlans`]), limits ([`FloodLimits`]),
+//! A port's policy is its [`PortConfig`]: VLANs ([`PortVlans`]), limits ([`FloodLimits`]),
 //! guards. Only for a port with a guard, or with something for the slow path to see, does the switch
 //! look behind the EtherType; the default port passes every frame as it is, within its limits.
 //!

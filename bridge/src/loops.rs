@@ -6,12 +6,12 @@
 //! around: a loop, and this node is on it.
 //!
 //! **Who probes.** If all nodes did so all the time, each tunnel would carry a probe for each of them. So
-//! in each VLAN the two most senior ones do, each second, those with the smallest ids; whoever hears two
+//! in each VLAN the two most senior ones do, each second, those with the smallest ids; a node that hears two
 //! seniors is silent. Their probes show loops that they are not on, too: some node on any loop that a
 //! probe gets into has it by two of its ports (there is a way from its sender to either, and they part
 //! somewhere). That node then sends probes of its own by these two, for as long as this goes on. What it
-//! has heard is a hint and no more: what counts is what comes back. Whoever knows of a loop, or has just
-//! changed a port, is not silent either.
+//! has heard is a hint and no more: only returns of its own probes count. A node that knows of a loop, or
+//! has just changed a port, is not silent either.
 //!
 //! ```text
 //!   idle ── a probe returns ──> contest ── two have returned, no senior ──> blocked ──┐
@@ -38,15 +38,15 @@
 //! left after the cut, and would else go round for ever in a loop that their sender is not on.
 //!
 //! **Where stations are now.** With each cut, and each port that opens, stations are reached by other
-//! ways than before, and whoever has learned the old ones sends into a blocked port until they age.
-//! So each node counts its changes in its probes; who hears of a new one forgets what was learned, as
+//! ways than before, and a switch that has learned the old ones sends into a blocked port until they age.
+//! So each node counts its changes in its probes; a node that hears of a new one forgets learned addresses, as
 //! with the topology changes of IEEE 802.1D, section 17.11.
 //!
 //! **Whom it believes.** A return counts if the probe is authentic (it carries a tag under a key
 //! that nobody else has), was sent within 3 seconds, and another one returned between the same two
-//! ports. Who can carry probes from one port to another can bridge all the rest as well, and is a
-//! loop. What others say of themselves is not authentic: who forges contention delays a block by 6
-//! seconds at most, and who forges changes has stations learned anew, once a second on average: all of
+//! ports. A path that carries probes from one port to another carries all other frames as well, and is
+//! a loop. Fields about other nodes are not authentic: forged contention delays a block by 6
+//! seconds at most, and forged changes make the switch relearn stations, once a second on average: all of
 //! them, or those behind its own port if that one is [confined](LoopGuard::confine).
 //!
 //! Called by the control thread. Time comes in as microseconds on a clock that does not wrap.

@@ -7,12 +7,15 @@
 //!                      querier, ours or another's: VLANs without one are flooded ─┘
 //! ```
 //!
-//! What it must not do is to lose what someone wants. So it floods where nobody asks hosts for their
-//! groups, until they have had time to answer, to ports that have just come up likewise, link-local
-//! groups always, and all groups to a port
-//! that wants more of them than there is room for. It never drops a message of hosts or routers.
+//! It must never withhold wanted traffic; when in doubt it floods:
 //!
-//! Groups count as a whole; which sources a host wants is its own business.
+//! - all groups, in a VLAN without a querier, and until hosts have had time to answer the first query;
+//! - all groups, to a port that has just come up, for the same time;
+//! - all groups, to a port with more memberships than there is room for;
+//! - link-local groups, always.
+//!
+//! It never drops a message of a host or a router. It tracks groups as a whole and ignores the sources
+//! that a host selects.
 //!
 //! In a mesh, peers do not pass on what they get from peers. A source's site must therefore know all
 //! sites with members itself, and reports from the TAP go to every peer and not only towards routers.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who has which IP address, so that ARP requests and neighbour solicitations need not go everywhere.
+//! Bindings of IP addresses to stations, so that ARP requests and neighbour solicitations need not be
+//! flooded.
 //!
 //! ```text
 //!  ARP requests and replies ──┐
@@ -13,9 +14,9 @@
 //! claim in turns, nor where the owner hears the question itself. Probes for duplicate addresses,
 //! announcements, and questions to one station whether it is still there are never answered.
 //!
-//! What stations say counts on whatever port they say it: an address that has moved is answered for as
-//! it is now, or not at all. Where a message shows that a binding may be past, without saying what holds
-//! instead, the binding is in doubt until its owner speaks.
+//! It learns from messages on every port, so that an address that has moved gets a current answer or
+//! none. A message that contradicts a binding without replacing it puts the binding in doubt until its
+//! owner speaks.
 //!
 //! IPv6 addresses are learned from advertisements alone: solicitations do not say whether a station
 //! is a router, and an answer that gets this wrong takes the default route from those who hear it
@@ -73,7 +74,7 @@ pub struct Neighbours {
     counters: NeighbourCounters,
 }
 
-/// What became of a claim.
+/// The outcome of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learned {
     /// The frame claims nothing, or nothing that counts.
@@ -116,7 +117,7 @@ impl Learned {
     }
 }
 
-/// A binding, for people.
+/// A binding, as shown to the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NeighbourEntry {
     /// VLAN.
@@ -175,7 +176,7 @@ const CONTEST_WITHIN_S: u32 = 180;
 const CONTEST_HOLD_S: u32 = 300;
 
 impl Neighbours {
-    /// Knows nobody yet.
+    /// An empty table.
     pub fn new(config: NeighboursConfig) -> Self {
         Self {
             config,
@@ -217,7 +218,7 @@ impl Neighbours {
             .get(&(vid, question.target))
             .filter(|owner| !self.is_expired(owner, now_s))
             .filter(|owner| !owner.is_contested(now_s) && !owner.is_doubted)
-            // Who hears it as well knows best.
+            // The owner hears the question itself, and answers.
             .filter(|owner| owner.port != port && owner.mac != question.asker_mac)
             .filter(|owner| !self.config.mesh || [owner.port, port].contains(&PortId::TAP));
         let answer = owner.and_then(|owner| question.answer(owner.mac, owner.is_router, headers));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The ports of a switch: what each may send, and what was refused to it.
+//! The ports of a switch: each admits or refuses frames, and counts those that it refused.
 //!
 //! A *plain* port passes every frame as it is, and costs no more than the look at one byte that says
 //! so. What makes a port special is its configuration, or being blocked.
@@ -114,7 +114,7 @@ impl Port {
         self.config.vlans.classify(headers)
     }
 
-    /// What becomes of a frame that leaves by this port.
+    /// Decides how to edit the tag of a frame that leaves by this port.
     pub(crate) fn leave(&self, inside: &Inside) -> Result<TagEdit, DropReason> {
         if self.is_blocked() && !inside.is_probe {
             return Err(DropReason::PortBlocked);
@@ -226,7 +226,7 @@ impl Port {
         }
     }
 
-    /// Whether so many frames more may be flooded to a station that nobody knows.
+    /// Whether so many frames more may be flooded to an unknown station.
     pub(crate) fn take_unknown(&self, frames: u32, now: Now) -> Result<(), DropReason> {
         take(&self.unknown, frames, now, DropReason::UnknownLimited)
     }
@@ -246,7 +246,7 @@ impl Port {
         self.refused[reason as usize].fetch_add(frames.into(), Relaxed);
     }
 
-    /// What was refused to frames from here, in a fixed order.
+    /// Frames from here that were refused, by reason, in a fixed order.
     pub(crate) fn refusals(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         DropReason::ALL
             .iter()

@@ -20,7 +20,7 @@ use crate::drop_reason::DropReason;
 use crate::ethernet::Headers;
 use crate::vlan::{Inside, Tag, TagEdit, Tpid, Vid, VidSet};
 
-/// What a port makes of VLANs.
+/// The VLANs of a port, and its treatment of tags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortVlans(Mode);
 
@@ -147,7 +147,7 @@ impl PortVlans {
         }
     }
 
-    /// What becomes of a frame's tag as it leaves.
+    /// Decides how to edit a frame's tag as it leaves.
     pub(crate) fn leave(&self, inside: &Inside) -> Result<TagEdit, DropReason> {
         let outside = match &self.0 {
             Mode::Transparent if inside.vid == Vid::UNTAGGED => None,

@@ -15,7 +15,7 @@ macro_rules! reasons {
             /// Every reason, in the order of their discriminants.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// The name for people and for monitoring; it never changes.
+            /// The name in logs and metrics; it never changes.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }

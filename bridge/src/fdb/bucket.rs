@@ -19,7 +19,7 @@
 //!
 //! A *bound* address is found like one that is held, and lookups do not know it.
 //!
-//! *The key is written only by whoever claimed the slot, between claim and publication.* All else is
+//! *Only the thread that claimed the slot writes the key, between claim and publication.* All else is
 //! a compare-and-swap of the whole value, so it fails if anything has changed since it was read.
 //! Reading takes the value, then the key, then the value again: if the slot was held in one
 //! generation both times, then the key belongs to that generation, and so does the port.
@@ -146,16 +146,16 @@ pub(super) struct Value {
     pub(super) seen_s: u32,
 }
 
-/// Who may use a slot.
+/// Which threads may use a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// Whoever claims it.
+    /// Any thread that claims it.
     Vacant,
     /// Only the thread that claimed it: the key is being written.
     Claimed,
     /// Everyone.
     Held(Origin),
-    /// Nobody: its port is down. Until it ages it is kept from ports that guard against forged sources.
+    /// None: its port is down. Until it ages it is kept from ports that guard against forged sources.
     Bound,
 }
 
@@ -192,7 +192,7 @@ impl Value {
         }
     }
 
-    /// The same address, and nobody there any more.
+    /// The same address, bound: its port is down.
     pub(super) fn bound(self) -> Self {
         Self {
             state: State::Bound,
@@ -238,7 +238,7 @@ impl Value {
             3 => State::Held(Origin::Learned),
             4 => State::Held(Origin::Controller),
             5 => State::Bound,
-            // 6 and 7 are never packed; a slot that nobody may touch is the safe reading.
+            // 6 and 7 are never packed; a slot that no thread may touch is the safe reading.
             _ => State::Claimed,
         };
         Self {

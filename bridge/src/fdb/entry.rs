@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the forwarding database tells of itself: its entries, and what became of requests.
+//! Entries of the forwarding database, its counters, and the outcomes of requests.
 
 use core::error::Error;
 use core::fmt;
@@ -8,7 +8,7 @@ use crate::mac::MacAddr;
 use crate::port_id::PortId;
 use crate::vlan::Vid;
 
-/// Who put an address into the table.
+/// The source of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// The configuration: neither ages nor moves.
@@ -32,7 +32,7 @@ pub struct Entry {
     pub port: PortId,
     /// Seconds since it was last seen, or assigned.
     pub age_s: u32,
-    /// Who put it there.
+    /// The source of the entry.
     pub origin: Origin,
     /// The number under which a controller last advertised it, even if it has moved since.
     pub sequence: Option<u32>,
@@ -56,7 +56,7 @@ pub struct Occupancy {
     pub controller: usize,
 }
 
-/// What became of an address that was to be learned.
+/// The outcome of learning an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learning {
     /// It was not known, or no longer.
@@ -85,7 +85,7 @@ pub enum Learning {
     Raced,
 }
 
-/// What the table has counted since it was made.
+/// The counters of the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FdbCounters {
     /// Addresses learned that were not known.

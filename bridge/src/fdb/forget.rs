@@ -10,7 +10,7 @@ use crate::vlan::Vid;
 
 impl Fdb {
     /// Forgets what was learned on `port` and says how much that was; assigned addresses stay until
-    /// whoever assigned them removes them.
+    /// the configuration or the controller removes them.
     ///
     /// A frame of that port which another thread has in hand may be learned right after. That is
     /// true, if late, and it ages.
@@ -19,8 +19,8 @@ impl Fdb {
     }
 
     /// Forgets where the stations behind `port` live and says how many those were, but keeps their
-    /// addresses from ports that guard against forged sources, until they age: nobody takes the address
-    /// of a station by taking its port off the network.
+    /// addresses from ports that guard against forged sources, until they age: no station gets the address
+    /// of another by taking its port off the network.
     pub fn bind_port(&self, port: PortId) -> usize {
         let is_meant = |_, held: Value| held.port == port && !held.is_bound();
         self.change_learned(is_meant, Value::bound)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! SipHash-1-3 of one 64-bit word: which bucket an address belongs to.
 //!
-//! Keyed and strong, because senders choose their addresses: whoever could aim at a bucket could
+//! Keyed and strong, because senders choose their addresses: a sender that could aim at a bucket could
 //! fill it and have the addresses of others flooded. It costs a few nanoseconds per look-up.
 
 /// The hash of `word` under a secret key.

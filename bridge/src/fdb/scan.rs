@@ -13,7 +13,7 @@ use crate::mac::MacAddr;
 use crate::vlan::Vid;
 
 impl Fdb {
-    /// What is known of the address.
+    /// The entry of an address.
     pub fn find(&self, vid: Vid, mac: MacAddr, now_s: u32) -> Option<Entry> {
         let key = Key::new(vid, mac);
         let (slot, held) = self.bucket(key).find(key)?;
@@ -72,7 +72,7 @@ impl Fdb {
         occupancy
     }
 
-    /// What a slot and the histories on it tell; nothing if the slot holds no address any more.
+    /// The entry in a slot; nothing if the slot holds no address any more.
     fn entry(
         &self,
         bucket: usize,

@@ -116,7 +116,7 @@ impl Fdb {
         if wanted.sequence.is_some() {
             histories.set_sequence(slot, value, wanted.sequence);
         }
-        // Counted before it is shown: whoever takes it away again must find it counted.
+        // Counted before it is published: a thread that removes it must find it counted.
         self.account(claimed, value);
         bucket.publish(slot, key, value);
         self.drop_duplicates(bucket, key);
@@ -180,7 +180,7 @@ impl Fdb {
     }
 }
 
-/// Where an address shall live, and on whose word.
+/// An address's port, and the source of that assignment.
 #[derive(Clone, Copy)]
 pub(super) struct Assignment {
     pub(super) port: PortId,

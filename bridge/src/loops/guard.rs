@@ -58,7 +58,7 @@ pub(super) const REMEMBERED: usize = 32;
 /// From the first return to a decision, at least: time for others on the loop to see it, to say so,
 /// and to be heard.
 const WAIT_US: u64 = 500 * MS;
-/// What the most junior node waits on top, so that seniors are first even if nobody hears them.
+/// What the most junior node waits on top, so that seniors are first even if none hears them.
 const JUNIOR_WAIT_US: u64 = 800 * MS;
 /// A contest ends if the loop is not seen for this long.
 const CONTEST_IDLE_US: u64 = 2 * S;
@@ -102,8 +102,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
     /// `vlans` are the VLANs inside the switch that the port is in; an empty list means untagged
     /// frames only. Sixteen are probed each second, and fewer where more than eight nodes are heard.
     /// If there are more, it may take longer than three seconds to find a loop that is in one of them
-    /// only. Untagged frames wait for no turn, nor does what [`suspect`](Self::suspect) names: whoever
-    /// sends in many VLANs hides no loop in others.
+    /// only. Untagged frames wait for no turn, nor does what [`suspect`](Self::suspect) names: a
+    /// station that sends in many VLANs hides no loop in others.
     pub fn watch(&mut self, port: PortId, rank: u64, vlans: impl IntoIterator<Item = Vid>) {
         let mut vlans: Vec<Vid> = vlans.into_iter().collect();
         vlans.sort_unstable();
@@ -124,7 +124,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
 
     /// Takes what other nodes say behind this port of a change for a word about stations behind it, and
     /// of no others: for a port by which addresses of others are refused. Nothing proves which node has
-    /// said it, and who has everything forgotten may speak before the owner of an address does.
+    /// said it, and a node that makes all others forget an address could claim it before its owner speaks.
     pub fn confine(&mut self, port: PortId) {
         self.ports.entry(port).or_insert_with(Port::new).is_confined = true;
     }
@@ -198,7 +198,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         })
     }
 
-    /// What was counted.
+    /// The counters.
     pub fn counters(&self) -> LoopCounters {
         self.counters
     }

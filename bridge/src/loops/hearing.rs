@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a guard hears of other nodes by their probes.
+//! Probes of other nodes, as a guard hears them.
 
 use alloc::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::vlan::Vid;
 
 /// Nodes that are listened to at a time.
 pub(super) const MAX_OTHERS: usize = 1024;
-/// Between two rounds that are sent because someone else contends.
+/// Between two rounds that are sent because another node contends.
 const TRIGGER_US: u64 = 2 * S;
 /// Ports and VLANs at a time in which a probe came by two ways.
 const MAX_DOUBTS: usize = 64;
@@ -60,7 +60,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             contended_us: None,
             copies: Copies::default(),
         });
-        // If somebody has sent a number far ahead in its name, it is heard again when that is forgotten.
+        // After a forged number far ahead of its own, the node is heard again once that is forgotten.
         let is_news = message.sequence.wrapping_sub(known.sequence).cast_signed() > 0
             || known.is_silent(FORGET_US, now_us);
         if is_news {

@@ -80,7 +80,7 @@ impl Block {
     }
 }
 
-/// Nobody gives way for longer, however many seniors there seem to be.
+/// A node gives way no longer than this, however many seniors there seem to be.
 const MAX_DEFER_US: u64 = 6 * S;
 /// Before a port is blocked the loop must have been seen this recently.
 const RECENT_US: u64 = 500 * MS;

@@ -19,8 +19,8 @@ use crate::vlan::Vid;
 const CONTEST_INTERVAL_US: u64 = 250 * MS;
 /// VLANs of a port that are probed in one round; if there are more, they take turns.
 const VLANS_PER_ROUND: usize = 16;
-/// What all nodes together should not exceed in one round: many nodes with many VLANs would else be a
-/// load of their own, and more than a switch passes on.
+/// Probes of all nodes together in one round: many nodes with many VLANs would otherwise be a load of
+/// their own, and exceed the limit of a switch.
 const PROBES_PER_ROUND: usize = 128;
 /// Between two times that they are probed.
 const DOUBTS_US: u64 = S;

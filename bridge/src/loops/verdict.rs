@@ -66,7 +66,7 @@ pub struct Cause {
     pub vid: Vid,
 }
 
-/// A blocked port, for people.
+/// A blocked port, as shown to the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocked {
     /// The port.
@@ -91,7 +91,7 @@ impl Blocked {
     }
 }
 
-/// What the guard has counted since it was made.
+/// The counters of a guard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoopCounters {
     /// Probes sent.
@@ -100,7 +100,7 @@ pub struct LoopCounters {
     pub returned: u64,
     /// Own probes that came back by the port they left by.
     pub behind: u64,
-    /// Own probes that came back too late, or again from someone's store.
+    /// Own probes that came back too late, or as a replay.
     pub stale: u64,
     /// Frames with the source of our probes that we have not sent.
     pub forged: u64,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What snooping is told to do.
+//! The configuration of snooping.
 
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, Ipv6Addr};
@@ -39,7 +39,7 @@ impl Default for SnoopingConfig {
     }
 }
 
-/// Who asks hosts for their groups, and where.
+/// The querier of this node: where it asks hosts for their groups, and from which addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Querier {
     /// Source of the queries.

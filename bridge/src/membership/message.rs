@@ -41,15 +41,15 @@ pub(super) struct Query {
     pub(super) source: IpAddr,
     /// The group whose members shall answer, if not those of all.
     pub(super) group: Option<IpAddr>,
-    /// Whether whoever does not answer is no member: not so if it is about certain sources, or if
-    /// routers are told to leave their timers alone.
+    /// Whether a host that does not answer loses its membership. It does not if the query names sources,
+    /// or sets the flag that suppresses router-side processing.
     pub(super) ends_membership: bool,
     pub(super) max_response_s: u32,
     /// How often a query may be lost, and the time from one to the next; older versions do not say.
     pub(super) timing: Option<(u32, u32)>,
 }
 
-/// What a host says of one group.
+/// A host's message about one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) group: IpAddr,
@@ -206,7 +206,7 @@ impl Query {
     }
 }
 
-/// What the newest versions have at the end of a query.
+/// The fields at the end of a query that IGMPv3 and MLDv2 have.
 #[derive(Clone, Copy)]
 struct Newest {
     ends_membership: bool,
@@ -305,7 +305,7 @@ impl Iterator for Records<'_> {
     }
 }
 
-/// Who asks, and how often.
+/// The addresses and the interval of a querier.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct QuerySource {
     pub(super) mac: MacAddr,

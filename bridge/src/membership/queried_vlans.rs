@@ -2,8 +2,8 @@
 //! In which VLANs a querier asks: those in which stations were heard of late, within bounds.
 //!
 //! A VLAN is kept for as long as a membership in it may last, so that stations that speak seldom do
-//! not turn it on and off. Whoever forges VLANs without end takes a port's share and no more; the
-//! VLANs that there is no room for are flooded.
+//! not turn it on and off. A station that forges VLANs takes its port's share and no more; VLANs
+//! without room are flooded.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;

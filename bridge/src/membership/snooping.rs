@@ -21,7 +21,7 @@ use crate::port_set::PortSet;
 use crate::time::{is_past, left_s};
 use crate::vlan::Vid;
 
-/// What hosts and routers have said.
+/// The state of snooping: groups, routers and queriers.
 #[derive(Debug)]
 pub struct Snooping {
     config: SnoopingConfig,
@@ -30,7 +30,7 @@ pub struct Snooping {
     /// Groups that each port is in.
     wanted_by: BTreeMap<PortId, usize>,
     members: usize,
-    /// Queries for groups that someone has left.
+    /// Queries for groups that a host has left.
     last_queries: BTreeMap<(Vid, IpAddr), LastQueries>,
     /// VLANs in which we ask because there are stations.
     queried: QueriedVlans,
@@ -122,7 +122,7 @@ impl Snooping {
         self.due_queries(now_s)
     }
 
-    /// Whether this node asks, if nobody else does.
+    /// Whether this node is a querier where no other is heard.
     pub fn is_querier(&self) -> bool {
         self.config.querier.is_some()
     }
@@ -174,7 +174,7 @@ impl Snooping {
         self.is_querier() && queries.any(|queries| is_past(queries.next_s, now_s))
     }
 
-    /// Whether the table has changed and nobody has taken notice yet.
+    /// Whether the table has changed since [`take_changed`](Self::take_changed).
     pub fn is_changed(&self) -> bool {
         self.is_changed
     }
@@ -184,7 +184,7 @@ impl Snooping {
         core::mem::take(&mut self.is_changed)
     }
 
-    /// What data threads need to know. It takes time for each group: make one when something has
+    /// A snapshot for the data threads. It takes time for each group: make one when something has
     /// changed, and not for each message.
     pub fn table(&self) -> GroupTable {
         let pruned: BTreeMap<_, _> = self
@@ -205,9 +205,9 @@ impl Snooping {
         GroupTable::new(groups.collect(), pruned.clone().into_iter().collect())
     }
 
-    /// There is somebody behind a port who may have missed all queries, and whose reports were missed:
-    /// it gets everything until hosts have been asked again and had time to answer. If this node asks
-    /// them, it does so with the next [`poll`](Self::poll).
+    /// Tells that a port came up. Its hosts may have missed earlier queries, so all groups are flooded
+    /// to it until a query has gone out and they have had time to report. If this node is the querier,
+    /// the next [`poll`](Self::poll) gives that query.
     pub fn port_up(&mut self, port: PortId, now_s: u32) {
         for vlan in self.vlans.values_mut() {
             vlan.port_up(port, now_s);
@@ -252,7 +252,7 @@ impl Snooping {
         })
     }
 
-    /// What was counted.
+    /// The counters.
     pub fn counters(&self) -> SnoopingCounters {
         self.counters
     }
@@ -264,8 +264,8 @@ impl Snooping {
         self.router_heard(port, vid, family, membership_s, now_s);
         let gives_way = self.gives_way_to(query.source);
         if let Some(vlan) = self.vlans.get_mut(&(vid, family)) {
-            // Who takes our place has to ask for all groups, and to come back: one query that says
-            // otherwise does not keep members from being asked for hours.
+            // A querier that takes our place has to send general queries, and regularly: one query
+            // with a long interval must not silence ours for hours.
             let (takes_over, silence_s) = match vlan.own {
                 Some(_) => (gives_way && query.group.is_none(), MEMBERSHIP_S),
                 None => (true, membership_s),
@@ -347,8 +347,8 @@ impl Snooping {
         members.insert(port, expires_s);
     }
 
-    /// Another host on the port may still want the group. If we ask here, we ask now; if not, the
-    /// one who does will, and we hear it.
+    /// Another host on the port may still want the group. If this node is the querier it asks now;
+    /// otherwise the querier does, and its query is heard.
     fn left(&mut self, port: PortId, vid: Vid, group: IpAddr, now_s: u32) {
         let asks = self
             .vlans
@@ -477,7 +477,7 @@ impl Snooping {
     }
 }
 
-/// 224.0.0.1 and ff02::1, which everyone is in and nobody reports.
+/// 224.0.0.1 and ff02::1: every host is a member, and none reports it.
 fn is_all_nodes(group: IpAddr) -> bool {
     group == Ipv4Addr::new(224, 0, 0, 1) || group == Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)
 }

@@ -12,12 +12,13 @@ use crate::time::{is_past, later};
 #[derive(Debug)]
 pub(super) struct Vlan {
     pub(super) querier: Option<OtherQuerier>,
-    /// Our own query, if we ask here while nobody else does.
+    /// Our own queries, if this node is the querier where no other is heard.
     pub(super) own: Option<OwnQueries>,
     pub(super) routers: BTreeMap<PortId, u32>,
     /// Ports with too many groups.
     pub(super) overflowed: BTreeMap<PortId, u32>,
-    /// Ports behind which nobody was asked yet, or not long ago: until when they get everything.
+    /// Ports that came up of late, flooded until the given time: their hosts have not been queried yet,
+    /// or may still answer.
     pub(super) newcomers: BTreeMap<PortId, Option<u32>>,
     /// More ports than there is room for are to have everything: flooded until then.
     pub(super) floods_until_s: Option<u32>,
@@ -41,12 +42,12 @@ pub(super) struct OwnQueries {
 }
 
 /// Robustness times interval plus response, with the usual values: RFC 3376 section 8.4, RFC 3810
-/// section 9.4. Whoever asks more often does not make members leave sooner.
+/// section 9.4. A querier with a shorter interval does not make members leave sooner.
 pub(super) const MEMBERSHIP_S: u32 = 260;
-/// The longest that a querier can make anyone wait.
+/// The longest membership that a querier can ask for.
 const MAX_MEMBERSHIP_S: u32 = 4 * 3600;
 /// From the first query until hosts have answered, with a margin for old versions and slow paths.
-/// The second query comes meanwhile, for those who did not hear the first: they have as long.
+/// The second query comes meanwhile, for hosts that missed the first; they have as long to answer.
 pub(super) const SETTLE_S: u32 = RESPONSE_S + SECOND_AFTER_S + 2;
 /// From the first query of ours to the second. A port of a bridge may need a second to pass anything.
 const SECOND_AFTER_S: u32 = 2;

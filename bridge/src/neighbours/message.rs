@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! ARP and neighbour discovery: who says what of which address, and answers in the name of others.
+//! ARP and neighbour discovery: claims to addresses, questions for them, and answers on behalf of owners.
 //!
 //! RFC 826 and 5227; RFC 4861 sections 4.3, 4.4 and 7.1. Only what a careful receiver would accept is
 //! read. Where the Ethernet source and the address in the message are not one, it speaks for someone
@@ -38,8 +38,8 @@ pub(super) struct Claim {
 pub(super) enum Force {
     /// Against what was known before, too.
     Overrides,
-    /// Where it agrees; else nothing is certain any more. Who shares an address with others says no
-    /// more (RFC 4861 section 7.2.7), and who asks does not say whether it is a router.
+    /// Where it agrees; else nothing is certain any more. A station that shares an address with others
+    /// claims no more (RFC 4861 section 7.2.7), and a question does not tell whether its sender is a router.
     Agrees,
     /// Only against: it comes from another station than it speaks of, or is signed, which an answer in
     /// its name would not be.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What becomes of a frame's tag on its way from one port to another.
+//! Edits of a frame's tag on its way from one port to another.
 //!
 //! ```text
 //!                leaves untagged       leaves in VLAN 20
@@ -114,8 +114,8 @@ impl Inside {
         self.is_nested
     }
 
-    /// Whether its VLAN is a provider's: whoever speaks in it with such tags does not hear what this
-    /// node says there with those of customers, such as queries for groups.
+    /// Whether its VLAN is a provider's. Stations that use service tags there do not hear this node's
+    /// frames with customer tags, such as queries for groups.
     pub const fn is_service(&self) -> bool {
         match self.tag {
             Tag::None => matches!(self.push_tpid, Tpid::Service),
