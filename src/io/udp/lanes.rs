@@ -177,7 +177,7 @@ mod tests {
         let mut trains = vec![Vec::new(); sockets.len()];
         let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
         while count > 0 {
-            let ready = waker::wait(&fds, Some(Duration::from_secs(1))).unwrap();
+            let ready = waker::wait(&fds, Some(Duration::from_secs(20))).unwrap();
             assert!(!ready.is_timeout(), "{count} are missing");
             for (socket, trains) in sockets.iter().zip(&mut trains) {
                 socket.recv_batch(&mut batch).unwrap();
