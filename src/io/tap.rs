@@ -662,7 +662,7 @@ fn check_header(queue: &File) -> io::Result<()> {
 /// An earlier user may have left programs that keep frames out. What a kernel does not know is not there.
 fn reset_filters(queue: &File) {
     let _ = tun::set_steering(queue, None);
-    let _ = tun::remove_filter(queue);
+    let _ = tun::set_filter(queue, None);
     let _ = bpf::detach_from_tap(queue);
 }
 
@@ -1136,7 +1136,11 @@ mod tests {
             tun::attach(&earlier, "tap7", attach).unwrap();
             // As virtio with mergeable buffers has it.
             tun::set_vnet_header_size(&earlier, 12).unwrap();
-            bpf::attach_to_tap(&earlier, &[bpf::answer_with(0)]).unwrap();
+            // Answers 0 for every frame: drop it.
+            let all_out = [(0xb7, 0), (0x95, 0)]
+                .map(|(code, register)| ebpf::Instruction::new(code, register, 0, 0, 0));
+            let program = ebpf::load(&all_out).unwrap();
+            tun::set_filter(&earlier, Some(program.as_fd())).unwrap();
             drop(earlier);
             ip("link add br0 type bridge");
             ip("link set br0 up");

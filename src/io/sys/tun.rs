@@ -174,12 +174,19 @@ pub(in crate::io) fn namespace(queue: &File) -> io::Result<File> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
 
-/// Lets every frame through that a program of an earlier user kept out.
-pub(in crate::io) fn remove_filter(queue: &File) -> io::Result<()> {
-    let none: libc::c_int = -1;
-    // SAFETY: TUNSETFILTEREBPF reads one int.
-    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETFILTEREBPF, &raw const none) })
-        .map(drop)
+/// Lets `program` keep frames out that the kernel sends, or every frame through again, whatever a
+/// program of an earlier user did.
+pub(in crate::io) fn set_filter(queue: &File, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let program = program.map_or(-1, |program| program.as_raw_fd());
+    // SAFETY: TUNSETFILTEREBPF reads one int; the kernel takes a reference of its own.
+    check(unsafe {
+        libc::ioctl(
+            queue.as_raw_fd(),
+            libc::TUNSETFILTEREBPF,
+            &raw const program,
+        )
+    })
+    .map(drop)
 }
 
 /// Holds a multi-queue TAP as other programs do that want it to stay: attached, with frames that are
