@@ -8,6 +8,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, anyhow, bail};
@@ -26,10 +27,17 @@ use patchcord::{
     provider::{ProviderError, Secret, SessionStatus, StopReason, TunnelConfiguration},
     tunnel::TunnelProvider,
 };
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
 use zeroize::Zeroizing;
 
 use super::{Failure, logs, print};
+
+/// For the host's own tasks to end.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) const HELP: &str = "\
 A file NAME.toml in /etc/patchcord/tunnels.d is a tunnel of the host:
@@ -178,19 +186,23 @@ async fn serve(options: &RunOptions) -> Result<(), Failure> {
     let store = Store::new(&options.tunnels, &options.state);
     tracing::info!(socket = %path.display(), tunnels = %options.tunnels.display(), "host is ready");
     service::tell_ready();
-    let watchdog = tokio::spawn(service::tell_alive(|| true));
-    let status = tokio::spawn(tell_status(host.clone()));
-    let kept = Some(store.clone());
+    let mut tasks = duties(&host, listener, policy, store);
+    let mut reports = JoinSet::new();
+    let watched = host.clone();
+    reports.spawn(tell_status(host.clone()));
+    reports.spawn(service::tell_alive(move || watched.is_well()));
     let outcome = tokio::select! {
-        () = daemon::serve(host.clone(), listener, policy, kept) => Ok(()),
-        fed = store.feed(&host) => fed.context("configurations cannot be watched"),
-        followed = host.follow_rules() => followed.context("on-demand rules cannot be followed"),
+        Some(ended) = tasks.join_next() => ended.unwrap_or_else(|end| Err(unasked(&end))),
+        Some(Err(end)) = reports.join_next() => Err(unasked(&end)),
         caught = signals::until_end() => caught.context("signals cannot be caught"),
     };
     service::tell_stopping();
+    // First: none of them shall start what is being stopped.
+    if timeout(PATIENCE, tasks.shutdown()).await.is_err() {
+        tracing::error!("a task of the host does not end, and is left behind");
+    }
     host.stop_all(StopReason::UserInitiated).await;
-    watchdog.abort();
-    status.abort();
+    reports.abort_all();
     if is_ours {
         // Somebody else may have removed it.
         let _ = fs::remove_file(path);
@@ -235,6 +247,35 @@ fn summary(tunnels: &[TunnelView]) -> String {
         let _ = write!(text, "; {name}: {news}");
     }
     text
+}
+
+/// What the host does as long as it runs, each in a task of its own: none is to end.
+fn duties(
+    host: &Host,
+    listener: UnixListener,
+    policy: Policy,
+    store: Store,
+) -> JoinSet<anyhow::Result<()>> {
+    let mut tasks = JoinSet::new();
+    let [of_clients, of_files, of_rules] = [(); 3].map(|()| host.clone());
+    let kept = Some(store.clone());
+    tasks.spawn(async move {
+        daemon::serve(of_clients, listener, policy, kept).await;
+        bail!("clients are not answered any more")
+    });
+    tasks.spawn(async move {
+        let fed = store.feed(&of_files).await;
+        fed.context("configurations cannot be watched")
+    });
+    tasks.spawn(async move {
+        let followed = of_rules.follow_rules().await;
+        followed.context("on-demand rules cannot be followed")
+    });
+    tasks
+}
+
+fn unasked(end: &JoinError) -> anyhow::Error {
+    anyhow!("a task of the host panicked; please report this with the lines above: {end}")
 }
 
 /// The socket for clients to connect to: what each may do is the host's to say.

@@ -72,7 +72,7 @@ struct Inner {
     shared: Arc<Mutex<Shared>>,
     /// A task that writes, apart from those who ask: a request that is given up meanwhile must not
     /// leave half a line.
-    _writing: JoinSet<()>,
+    _tasks: JoinSet<()>,
 }
 
 /// What the task that reads shares with those that ask. `None` once the connection is gone.
@@ -179,15 +179,15 @@ impl Client {
         // A host that does not want us may have hung up; why, is there to be read.
         let _ = writer.write_all(&hello).await;
         let shared = Arc::new(Mutex::new(Shared::default()));
-        tokio::spawn(read(reader, shared.clone()));
         let (requests, lines) = mpsc::channel(1);
-        let mut writing = JoinSet::new();
-        writing.spawn(write(writer, lines));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(read(reader, Hangup(shared.clone())));
+        tasks.spawn(write(writer, lines));
         let inner = Inner {
             requests,
             next_id: AtomicU64::new(1),
             shared,
-            _writing: writing,
+            _tasks: tasks,
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -348,7 +348,6 @@ impl Client {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The task that reads ends when the host sees the end of our writing.
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         shared.replies.clear();
     }
@@ -373,8 +372,9 @@ async fn write(mut writer: OwnedWriteHalf, mut lines: mpsc::Receiver<Zeroizing<V
 
 /// Hands out what the host says until it says no more. Events that are not taken in time are
 /// counted, so that answers do not wait behind them.
-async fn read(mut reader: BufReader<OwnedReadHalf>, shared: Arc<Mutex<Shared>>) {
-    let (mut lost, mut refused) = (0, None);
+async fn read(mut reader: BufReader<OwnedReadHalf>, hangup: Hangup) {
+    let shared = &*hangup.0;
+    let mut lost = 0;
     let with = |action: &mut dyn FnMut(&mut Shared)| {
         action(&mut shared.lock().unwrap_or_else(PoisonError::into_inner));
     };
@@ -386,11 +386,11 @@ async fn read(mut reader: BufReader<OwnedReadHalf>, shared: Arc<Mutex<Shared>>) 
                 error,
             } => (id, Err(error)),
             HostLine::Refused { id: None, error } => {
-                refused = Some(error);
-                break;
+                with(&mut |shared| shared.refused = Some(error.clone()));
+                return;
             }
             HostLine::Event { event } => {
-                tell(&shared, &mut lost, event);
+                tell(shared, &mut lost, event);
                 continue;
             }
             HostLine::Lagged { lagged } => {
@@ -406,12 +406,18 @@ async fn read(mut reader: BufReader<OwnedReadHalf>, shared: Arc<Mutex<Shared>>) 
             let _ = waiting.send(answer);
         }
     }
-    with(&mut |shared| {
+}
+
+/// When it is dropped, nobody reads what the host says any more.
+struct Hangup(Arc<Mutex<Shared>>);
+
+impl Drop for Hangup {
+    fn drop(&mut self) {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         shared.gone = true;
-        shared.refused = refused.take();
         shared.replies.clear();
         shared.events = None;
-    });
+    }
 }
 
 fn tell(shared: &Mutex<Shared>, lost: &mut u64, event: Event) {

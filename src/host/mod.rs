@@ -474,6 +474,20 @@ impl Host {
         Ok(running.handle.send_message(message).await)
     }
 
+    /// Whether the providers of all tunnels get on with their work
+    /// ([`EthernetTunnelProvider::is_well`]).
+    pub fn is_well(&self) -> bool {
+        let running: Vec<_> = {
+            let tunnels = self.tunnels();
+            let sessions = tunnels
+                .values()
+                .filter_map(|tunnel| tunnel.session.as_ref());
+            sessions.map(|running| running.handle.clone()).collect()
+        };
+        // Without the lock: a provider may ask the host.
+        running.iter().all(SessionHandle::is_well)
+    }
+
     /// All tunnels, by name.
     pub fn list(&self) -> Vec<TunnelView> {
         let tunnels = self.tunnels();

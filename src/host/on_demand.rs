@@ -15,6 +15,7 @@ use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    sync::watch,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tracing::{debug, info, warn};
@@ -28,6 +29,7 @@ use crate::{
         path::{self, PathStatus},
         resolver,
         sockets::Side,
+        tripwire,
     },
     provider::{
         InterfaceType, OnDemandAction, OnDemandRule, ProbeUrl, SessionStatus, StartOptions,
@@ -53,7 +55,15 @@ impl Host {
     pub async fn follow_rules(&self) -> io::Result<()> {
         let host = self.clone();
         let is_own = move |index| host.has_interface(index);
-        let mut path = path::watch(Mark::BYPASS, is_own)?;
+        let (path, following) = path::watch(Mark::BYPASS, is_own)?;
+        tokio::select! {
+            () = self.follow_rules_on(path) => {}
+            () = following => {}
+        }
+        Ok(())
+    }
+
+    async fn follow_rules_on(&self, mut path: watch::Receiver<path::Path>) {
         let mut events = self.events();
         let mut rules = Rules {
             host: self.clone(),
@@ -64,6 +74,7 @@ impl Host {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sleeping = self.is_asleep();
         loop {
+            tripwire::task("rules");
             // A copy: the watch must not be held while the network is asked.
             let here = path.borrow_and_update().clone();
             let here = rules.look(here).await;
@@ -73,13 +84,9 @@ impl Host {
             }
             let retry = rules.next_retry();
             tokio::select! {
-                changed = path.changed() => {
-                    if changed.is_err() {
-                        return Err(io::Error::other("the kernel does not tell of paths any more"));
-                    }
-                }
-                told = rules.heed(&mut events) => if !told { return Ok(()) },
-                changed = sleeping.changed() => if changed.is_err() { return Ok(()) },
+                changed = path.changed() => if changed.is_err() { return },
+                told = rules.heed(&mut events) => if !told { return },
+                changed = sleeping.changed() => if changed.is_err() { return },
                 _ = tick.tick() => {}
                 () = tokio::time::sleep_until(retry) => {}
             }

@@ -12,56 +12,67 @@ use std::{
 };
 
 use rtnetlink::MulticastGroup;
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tracing::warn;
 
-use super::changes::Changes;
+use super::{changes::Changes, retry::Retry};
 
 /// The kernel does not announce groups that packet sockets join (LLDP), and those of IP only since
 /// 6.15; so the table is read so often.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Follows the groups of the link that `index` names, until the last receiver is dropped; none while
-/// it names no link. Groups are told within a second. Must be called on a tokio runtime.
+/// The groups of the link that `index` names, none while it names no link, and what follows them, which
+/// ends with the last receiver. Groups are told within a second. Must be called on a tokio runtime.
 ///
 /// # Errors
-/// When the table of groups cannot be opened, or no netlink socket can be had.
+/// When the table of groups cannot be opened.
 pub fn watch(
     index: impl Fn() -> Option<u32> + Send + Sync + 'static,
-) -> io::Result<watch::Receiver<BTreeSet<[u8; 6]>>> {
+) -> io::Result<(
+    watch::Receiver<BTreeSet<[u8; 6]>>,
+    impl Future<Output = ()> + Send,
+)> {
     use MulticastGroup::{Ipv4Ifaddr, Ipv4Mcaddr, Ipv6Ifaddr, Ipv6Mcaddr, Link};
     let optional = [Ipv6Ifaddr, Ipv4Mcaddr, Ipv6Mcaddr];
-    let mut changes = Changes::of(&[Link, Ipv4Ifaddr], &optional)?;
+    let mut changes = Changes::of("multicast groups", &[Link, Ipv4Ifaddr], &optional);
     // Opened once: the file belongs to the namespace of the thread that opens it.
     let mut table = File::open("/proc/thread-self/net/dev_mcast")?;
+    let mut retry = Retry::new(PERIOD, PERIOD);
     let (sender, receiver) = watch::channel(BTreeSet::new());
-    tokio::spawn(async move {
+    let following = async move {
         let follow = async {
             loop {
-                let groups = match index() {
-                    Some(index) => read(&mut table, index)?,
-                    None => BTreeSet::new(),
-                };
-                sender.send_if_modified(|known| {
-                    let is_new = *known != groups;
-                    *known = groups;
-                    is_new
-                });
+                let groups = index().map_or(Ok(BTreeSet::new()), |index| read(&mut table, index));
+                match groups {
+                    Ok(groups) => publish(&sender, groups),
+                    Err(error) if retry.may_log(Instant::now().into()) => {
+                        warn!(%error, "the table of multicast groups cannot be read, so that those that are joined or left are not noticed; it is read again each second");
+                    }
+                    Err(_) => {}
+                }
                 tokio::select! {
-                    change = changes.next() => change?,
-                    () = tokio::time::sleep(PERIOD) => {}
+                    () = changes.next() => {}
+                    () = sleep(PERIOD) => {}
                 }
             }
         };
-        let outcome: io::Result<()> = tokio::select! {
-            outcome = follow => outcome,
-            () = sender.closed() => Ok(()),
-        };
-        if let Err(error) = outcome {
-            warn!(%error, "group monitoring has ended: multicast groups that are joined or left will not be noticed until the tunnel starts again");
+        tokio::select! {
+            () = follow => {}
+            () = sender.closed() => {}
         }
+    };
+    Ok((receiver, following))
+}
+
+fn publish(sender: &watch::Sender<BTreeSet<[u8; 6]>>, groups: BTreeSet<[u8; 6]>) {
+    sender.send_if_modified(|known| {
+        let is_new = *known != groups;
+        *known = groups;
+        is_new
     });
-    Ok(receiver)
 }
 
 fn read(table: &mut File, index: u32) -> io::Result<BTreeSet<[u8; 6]>> {
@@ -121,7 +132,8 @@ mod tests {
                 ip("address add 192.0.2.2/24 dev east");
                 ip("link set east up");
                 let index = nix::net::if_::if_nametoindex("east").unwrap();
-                let mut groups = watch(move || Some(index)).unwrap();
+                let (mut groups, following) = watch(move || Some(index)).unwrap();
+                let _following = tokio::spawn(following);
                 let mdns = [0x01, 0, 0x5e, 0, 0, 0xfb];
                 #[allow(clippy::disallowed_methods)]
                 let socket = UdpSocket::bind("0.0.0.0:0").unwrap();

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
@@ -27,8 +28,9 @@ pub use self::netfilter::ForwardChain;
 pub(super) use self::port::forward_policies;
 pub use self::port::{KernelCounters, PortReport, ranges};
 pub use self::vlans::PortVlans;
+use super::netlink::Netlink;
 use super::sys;
-pub use super::watch::LinkEvent;
+pub use super::watch::{LinkEvent, LinkWatch};
 
 /// Why a link is not as asked for. Each message says what to do, where something can be done.
 #[derive(Debug, thiserror::Error)]
@@ -224,18 +226,17 @@ pub const ADDR_GEN_NONE: u8 = 1;
 /// A connection to the kernel's link and address tables.
 #[derive(Clone, Debug)]
 pub struct Links {
-    handle: rtnetlink::Handle,
+    netlink: Arc<Netlink>,
 }
 
 impl Links {
-    /// Connects; must be called on a tokio runtime. The background task ends with the last clone.
+    /// Connects; must be called on a tokio runtime. The task behind it ends with the last clone.
     ///
     /// # Errors
     /// When no netlink socket can be had.
     pub fn connect() -> Result<Self, LinkError> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(LinkError::Connect)?;
-        tokio::spawn(connection);
-        Ok(Self { handle })
+        let netlink = Netlink::connect().map_err(LinkError::Connect)?.into();
+        Ok(Self { netlink })
     }
 
     /// The link of this name, or None.
@@ -243,7 +244,12 @@ impl Links {
     /// # Errors
     /// When the kernel refuses.
     pub async fn find(&self, name: &str) -> Result<Option<LinkInfo>, LinkError> {
-        let request = self.handle.link().get().match_name(name.to_owned());
+        let request = self
+            .netlink
+            .handle()
+            .link()
+            .get()
+            .match_name(name.to_owned());
         self.one(request, || format!("look up `{name}`")).await
     }
 
@@ -252,7 +258,7 @@ impl Links {
     /// # Errors
     /// When the kernel refuses.
     pub async fn find_index(&self, index: u32) -> Result<Option<LinkInfo>, LinkError> {
-        let request = self.handle.link().get().match_index(index);
+        let request = self.netlink.handle().link().get().match_index(index);
         self.one(request, || format!("look up link {index}")).await
     }
 
@@ -261,7 +267,8 @@ impl Links {
         request: rtnetlink::LinkGetRequest,
         action: impl FnOnce() -> String,
     ) -> Result<Option<LinkInfo>, LinkError> {
-        match std::pin::pin!(request.execute()).try_next().await {
+        let found = std::pin::pin!(request.execute()).try_next().await;
+        match self.netlink.whole(found) {
             Ok(message) => Ok(message.as_ref().map(LinkInfo::parse)),
             Err(error) => match io_error(error) {
                 error if error.raw_os_error() == Some(sys::ENODEV) => Ok(None),
@@ -288,7 +295,15 @@ impl Links {
 
     /// All links.
     async fn messages(&self) -> Result<Vec<LinkMessage>, LinkError> {
-        let messages = self.handle.link().get().execute().try_collect().await;
+        let messages = self
+            .netlink
+            .handle()
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await;
+        let messages = self.netlink.whole(messages);
         messages.map_err(refused(|| "list links".into()))
     }
 
@@ -399,12 +414,9 @@ impl Links {
         message: LinkMessageBuilder<LinkUnspec>,
         action: impl FnOnce() -> String,
     ) -> Result<(), LinkError> {
-        self.handle
-            .link()
-            .change(message.build())
-            .execute()
-            .await
-            .map_err(refused(action))
+        let request = self.netlink.handle().link().change(message.build());
+        let outcome = request.execute().await;
+        self.netlink.whole(outcome).map_err(refused(action))
     }
 
     /// The addresses of a link.
@@ -425,7 +437,15 @@ impl Links {
         &self,
         except: Option<u32>,
     ) -> Result<BTreeSet<IpNet>, LinkError> {
-        let messages = self.handle.address().get().execute().try_collect().await;
+        let messages = self
+            .netlink
+            .handle()
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await;
+        let messages = self.netlink.whole(messages);
         let messages: Vec<_> = messages.map_err(refused(|| "list addresses".into()))?;
         let others = messages
             .iter()
@@ -442,8 +462,14 @@ impl Links {
     }
 
     async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>, LinkError> {
-        let request = self.handle.address().get().set_link_index_filter(index);
+        let request = self
+            .netlink
+            .handle()
+            .address()
+            .get()
+            .set_link_index_filter(index);
         let messages = request.execute().try_collect().await;
+        let messages = self.netlink.whole(messages);
         messages.map_err(refused(|| format!("list the addresses of link {index}")))
     }
 
@@ -452,10 +478,11 @@ impl Links {
     /// # Errors
     /// When the link is gone, or the kernel refuses the address.
     pub async fn add_address(&self, index: u32, address: IpNet) -> Result<bool, LinkError> {
-        let mut request = self
-            .handle
-            .address()
-            .add(index, address.addr(), address.prefix_len());
+        let mut request =
+            self.netlink
+                .handle()
+                .address()
+                .add(index, address.addr(), address.prefix_len());
         if address.max_prefix_len() - address.prefix_len() <= 1 {
             // A network of one or two addresses has none to spare for broadcasts.
             let attributes = &mut request.message_mut().attributes;
@@ -484,7 +511,8 @@ impl Links {
             return Ok(false);
         };
         let action = || format!("remove address {address} from link {index}");
-        self.handle
+        self.netlink
+            .handle()
             .address()
             .del(message)
             .execute()
@@ -499,7 +527,8 @@ impl Links {
     /// When the kernel refuses.
     pub async fn delete(&self, index: u32) -> Result<(), LinkError> {
         match self
-            .handle
+            .netlink
+            .handle()
             .link()
             .del(index)
             .execute()

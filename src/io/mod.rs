@@ -18,7 +18,7 @@
 //!          NIC in place of a TAP; in `memory`, for fuzz targets, a device without a kernel
 //! names    who resolves names, and proxy, which proxy programs find
 //! namespace what people call a network namespace
-//! retry    when to try again what the kernel refuses
+//! retry    when to try again what the kernel refuses; in `netlink`, a connection that lasts
 //! resolver addresses of names, looked up on a few threads that nobody waits for
 //! power    sleep and wake-up of the machine; bus, where names and power ask
 //! udp      datagrams in and out of the network
@@ -54,6 +54,7 @@ pub mod signals;
 pub mod sockets;
 mod steering;
 pub mod tap;
+pub(crate) mod tripwire;
 pub mod udp;
 pub mod waker;
 pub mod way;
@@ -62,6 +63,7 @@ pub mod way_back;
 mod changes;
 mod circle;
 mod journal;
+mod netlink;
 mod options;
 mod packet;
 mod sys;

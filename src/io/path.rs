@@ -9,6 +9,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
 use futures_util::TryStreamExt;
@@ -19,10 +20,10 @@ use rtnetlink::{
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
     },
 };
-use tokio::sync::watch;
-use tracing::{debug, warn};
+use tokio::{sync::watch, time::sleep};
+use tracing::debug;
 
-use super::{changes::Changes, link::LinkInfo, mark::Mark};
+use super::{changes::Changes, link::LinkInfo, mark::Mark, netlink::Netlink};
 
 /// One address of each half of IPv4, in blocks that have been routed publicly for decades and that
 /// nobody has a reason to route by themselves (unlike those of well-known name servers).
@@ -79,8 +80,8 @@ pub struct Path {
     pub has_ipv6: bool,
 }
 
-/// Follows the path of sockets with `mark` until the last receiver is dropped. The first value is
-/// [`PathStatus::Invalid`], and the first look follows at once. Changes are told when they have
+/// The path of sockets with `mark`, and what follows it, which ends with the last receiver. The first
+/// value is [`PathStatus::Invalid`], and the first look follows at once. Changes are told when they have
 /// settled for 100 ms, and each second if they never do. A route over a link for which `is_own` is
 /// none. Must be called on a tokio runtime.
 ///
@@ -89,21 +90,20 @@ pub struct Path {
 pub fn watch(
     mark: Mark,
     is_own: impl Fn(u32) -> bool + Send + Sync + 'static,
-) -> io::Result<watch::Receiver<Path>> {
+) -> io::Result<(watch::Receiver<Path>, impl Future<Output = ()> + Send)> {
     use MulticastGroup::{
         Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link, Nexthop,
     };
     let groups = [Link, Ipv4Ifaddr, Ipv4Route, Ipv4Rule];
     // A kernel without IPv6 lacks its groups, and an old one lacks routes by number of next hop.
     let optional = [Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Nexthop];
-    let mut changes = Changes::of(&groups, &optional)?;
-    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let mut changes = Changes::of("changes of the machine's default route", &groups, &optional);
+    let netlink = Netlink::connect()?;
     let (sender, receiver) = watch::channel(Path::default());
-    tokio::spawn(async move {
-        let connection = tokio::spawn(connection);
+    let following = async move {
         let follow = async {
             loop {
-                let path = look(&handle, mark, &is_own).await;
+                let path = look(&netlink, mark, &is_own).await;
                 sender.send_if_modified(|known| {
                     let is_new = *known != path;
                     if is_new {
@@ -112,18 +112,15 @@ pub fn watch(
                     }
                     is_new
                 });
-                if let Err(error) = changes.next().await {
-                    return warn!(%error, "path monitoring has ended: changes of the machine's default route will not be noticed until the tunnel starts again");
-                }
+                changes.next().await;
             }
         };
         tokio::select! {
             () = follow => {}
             () = sender.closed() => {}
         }
-        connection.abort();
-    });
-    Ok(receiver)
+    };
+    Ok((receiver, following))
 }
 
 /// A route of one family and the state of its link.
@@ -135,7 +132,19 @@ struct Way {
     mtu: u32,
 }
 
-async fn look(handle: &Handle, mark: Mark, is_own: &impl Fn(u32) -> bool) -> Path {
+async fn look(netlink: &Netlink, mark: Mark, is_own: &impl Fn(u32) -> bool) -> Path {
+    const PAUSE: Duration = Duration::from_secs(1);
+    loop {
+        let path = look_by(&netlink.handle(), mark, is_own).await;
+        // Without a connection there is no route either.
+        if netlink.is_well() {
+            return path;
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn look_by(handle: &Handle, mark: Mark, is_own: &impl Fn(u32) -> bool) -> Path {
     let (low, high) = PUBLIC_IPV4.into();
     // Half of the Internet is not the Internet.
     let ipv4 = match way(handle, high.into(), mark, is_own).await {
@@ -284,9 +293,7 @@ fn route_mtu(metrics: &[RouteMetric]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use tokio::time::{Instant, sleep, timeout};
+    use tokio::time::{Instant, timeout};
 
     use super::*;
     use crate::io::testing::{block_on, in_namespace, ip as run_ip};
@@ -308,8 +315,15 @@ mod tests {
     fn test<F: Future<Output = ()>>(test: impl FnOnce(watch::Receiver<Path>) -> F + Send) {
         in_namespace(|| {
             two_links();
-            block_on(async { test(watch(Mark::BYPASS, |_| false).unwrap()).await });
+            block_on(async { test(following(|_| false)).await });
         });
+    }
+
+    /// The path, and a task that follows it.
+    fn following(is_own: impl Fn(u32) -> bool + Send + Sync + 'static) -> watch::Receiver<Path> {
+        let (path, following) = watch(Mark::BYPASS, is_own).unwrap();
+        drop(tokio::spawn(following));
+        path
     }
 
     /// Waits until the path is as described.
@@ -443,7 +457,7 @@ mod tests {
             two_links();
             block_on(async {
                 let own = nix::net::if_::if_nametoindex("west").unwrap();
-                let mut path = watch(Mark::BYPASS, move |index| index == own).unwrap();
+                let mut path = following(move |index| index == own);
                 run_ip("route add default via 198.51.100.1 dev west");
                 sleep(Duration::from_millis(300)).await;
                 until(&mut path, "own", is_out).await;
@@ -458,7 +472,7 @@ mod tests {
             run_ip("address add 192.0.2.2/24 dev east");
             run_ip("link set east up");
             block_on(async {
-                let mut path = watch(Mark::BYPASS, |_| false).unwrap();
+                let mut path = following(|_| false);
                 run_ip("route add default via 192.0.2.1 dev east");
                 let is_dark = |path: &Path| is_out(path) && path.interface.is_some();
                 until(&mut path, "no carrier", is_dark).await;

@@ -5,40 +5,147 @@
 //! noticing that someone deleted our device.
 //! Changes nothing itself. The control thread listens.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Display;
+use std::io;
+use std::mem::take;
+use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt};
-use rtnetlink::MulticastGroup;
+use futures_util::{Stream, StreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use tokio::sync::mpsc;
+use rtnetlink::{Handle, MulticastGroup};
+use tokio::time::{Instant, sleep_until};
+use tracing::warn;
 
-use super::link::{LinkError, LinkInfo, Links};
+use super::link::{LinkInfo, Links};
+use super::retry::Retry;
+
+/// Changes come in bursts (an interface with addresses and routes); one burst is one set of events.
+const SETTLE: Duration = Duration::from_millis(30);
+/// After the kernel could not be heard.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(60);
 
 impl Links {
-    /// Watches links, addresses and routes in the namespace of this thread. The background task
-    /// ends when the receiver is dropped; the stream ends when the kernel closes the socket.
-    ///
-    /// # Errors
-    /// When no netlink socket can be had.
-    pub fn watch() -> Result<mpsc::Receiver<LinkEvent>, LinkError> {
+    /// Watches links, addresses and routes in the namespace of this thread, from now on. Must be called
+    /// on a tokio runtime.
+    pub fn watch() -> LinkWatch {
+        let mut watch = LinkWatch {
+            service: None,
+            burst: Burst::default(),
+            settles_at: None,
+            events: VecDeque::new(),
+            retry: Retry::new(FIRST_PAUSE, LAST_PAUSE),
+            again_at: Instant::now(),
+        };
+        watch.listen();
+        watch
+    }
+}
+
+/// A watch over links, addresses and routes. It works while somebody waits for its [`next`](Self::next)
+/// event; what the kernel cannot queue meanwhile is told as [`LinkEvent::AddressesChanged`]. When the
+/// kernel cannot be heard for a while, that is told in the log, and as such an event in the end.
+pub struct LinkWatch {
+    /// None while the kernel cannot be heard.
+    service: Option<Service>,
+    burst: Burst,
+    /// When the burst counts as over, if there is one.
+    settles_at: Option<Instant>,
+    /// Of the last burst.
+    events: VecDeque<LinkEvent>,
+    retry: Retry,
+    again_at: Instant,
+}
+
+/// One connection.
+struct Service {
+    connection: Pin<Box<dyn Future<Output = ()> + Send>>,
+    messages: Pin<Box<dyn Stream<Item = Message> + Send>>,
+    /// The connection ends with it.
+    _handle: Handle,
+}
+
+type Message = NetlinkMessage<RouteNetlinkMessage>;
+
+impl LinkWatch {
+    /// The next change. May be dropped and called again.
+    pub async fn next(&mut self) -> LinkEvent {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return event;
+            }
+            let Some(service) = &mut self.service else {
+                sleep_until(self.again_at).await;
+                if self.listen() {
+                    // Nobody knows what changed meanwhile.
+                    return LinkEvent::AddressesChanged;
+                }
+                continue;
+            };
+            tokio::select! {
+                () = &mut service.connection => self.lose("the netlink connection ended"),
+                Some(message) = service.messages.next() => {
+                    self.retry.is_over();
+                    self.burst.add(message);
+                    self.settles_at.get_or_insert_with(|| Instant::now() + SETTLE);
+                }
+                () = until(self.settles_at) => {
+                    self.settles_at = None;
+                    self.events = self.burst.take_events().collect();
+                }
+            }
+        }
+    }
+
+    /// False if that fails.
+    fn listen(&mut self) -> bool {
+        match Service::start() {
+            Ok(service) => self.service = Some(service),
+            Err(error) => self.lose(&error),
+        }
+        self.service.is_some()
+    }
+
+    fn lose(&mut self, problem: &(impl Display + ?Sized)) {
+        self.service = None;
+        let now = Instant::now();
+        self.again_at = now + self.retry.next_pause();
+        if self.retry.may_log(now.into()) {
+            warn!(%problem, "the kernel does not tell of links and addresses at the moment, so that changes are noticed late; the connection is made again");
+        }
+    }
+
+    /// As after an error of the socket.
+    #[cfg(test)]
+    fn break_off(&mut self) {
+        if let Some(service) = &mut self.service {
+            service.connection = Box::pin(std::future::ready(()));
+        }
+    }
+}
+
+impl Service {
+    fn start() -> io::Result<Self> {
         use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
         let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
-        let (connection, handle, messages) =
-            rtnetlink::new_multicast_connection(&groups).map_err(LinkError::Connect)?;
-        let (sender, receiver) = mpsc::channel(64);
-        tokio::spawn(async move {
-            let connection = tokio::spawn(connection);
-            tokio::select! {
-                () = forward(messages.map(|(message, _)| message), &sender) => {}
-                () = sender.closed() => {}
-            }
-            connection.abort();
-            drop(handle);
-        });
-        Ok(receiver)
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
+        Ok(Self {
+            connection: Box::pin(connection),
+            messages: Box::pin(messages.map(|(message, _)| message)),
+            _handle: handle,
+        })
+    }
+}
+
+/// For ever where there is no such time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -68,48 +175,17 @@ pub enum LinkEvent {
     },
 }
 
-/// Changes come in bursts (an interface with addresses and routes); one burst is one set of events.
-const SETTLE: Duration = Duration::from_millis(30);
-
-async fn forward(
-    messages: impl futures_util::Stream<Item = NetlinkMessage<RouteNetlinkMessage>>,
-    events: &mpsc::Sender<LinkEvent>,
-) {
-    let mut messages = std::pin::pin!(messages);
-    let mut down = BTreeSet::new();
-    while let Some(first) = messages.next().await {
-        let mut burst = Burst::new(&mut down);
-        burst.add(first);
-        tokio::time::sleep(SETTLE).await;
-        while let Some(Some(message)) = messages.next().now_or_never() {
-            burst.add(message);
-        }
-        for event in burst.into_events() {
-            if events.send(event).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
 /// The changes since the last events were sent: of each link only the latest state.
-struct Burst<'a> {
+#[derive(Default)]
+struct Burst {
     addresses: bool,
     links: BTreeMap<u32, LinkEvent>,
-    /// Links that were last seen down.
-    down: &'a mut BTreeSet<u32>,
+    /// Links that were last seen down, also in earlier bursts.
+    down: BTreeSet<u32>,
 }
 
-impl<'a> Burst<'a> {
-    fn new(down: &'a mut BTreeSet<u32>) -> Self {
-        Self {
-            addresses: false,
-            links: BTreeMap::new(),
-            down,
-        }
-    }
-
-    fn add(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) {
+impl Burst {
+    fn add(&mut self, message: Message) {
         use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewRoute};
         match message.payload {
             NetlinkPayload::InnerMessage(NewLink(link)) => self.add_link(&link, false),
@@ -154,9 +230,9 @@ impl<'a> Burst<'a> {
         self.links.insert(index, event);
     }
 
-    fn into_events(self) -> impl Iterator<Item = LinkEvent> + use<> {
-        let addresses = self.addresses.then_some(LinkEvent::AddressesChanged);
-        self.links.into_values().chain(addresses)
+    fn take_events(&mut self) -> impl Iterator<Item = LinkEvent> + use<> {
+        let addresses = take(&mut self.addresses).then_some(LinkEvent::AddressesChanged);
+        take(&mut self.links).into_values().chain(addresses)
     }
 }
 
@@ -177,18 +253,16 @@ mod tests {
     use super::*;
     use crate::io::testing::{Namespace, block_on, in_namespace, ip};
 
-    async fn next(events: &mut mpsc::Receiver<LinkEvent>) -> Option<LinkEvent> {
-        tokio::time::timeout(Duration::from_secs(1), events.recv())
-            .await
-            .ok()
-            .flatten()
+    async fn next(events: &mut LinkWatch) -> Option<LinkEvent> {
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, events.next()).await.ok()
     }
 
     /// All events until nothing happens for a while.
-    async fn settle(events: &mut mpsc::Receiver<LinkEvent>) -> Vec<LinkEvent> {
+    async fn settle(events: &mut LinkWatch) -> Vec<LinkEvent> {
         let mut seen = Vec::new();
         let quiet = Duration::from_millis(300);
-        while let Ok(Some(event)) = tokio::time::timeout(quiet, events.recv()).await {
+        while let Ok(event) = tokio::time::timeout(quiet, events.next()).await {
             seen.push(event);
         }
         seen
@@ -198,14 +272,12 @@ mod tests {
     fn a_port_that_leaves_its_bridge_is_not_deleted() {
         let mut message = LinkMessage::default();
         message.header.index = 3;
-        let mut down = BTreeSet::new();
-        let mut burst = Burst::new(&mut down);
+        let mut burst = Burst::default();
         burst.add_link(&message, true);
-        assert_eq!(burst.into_events().count(), 1);
+        assert_eq!(burst.take_events().count(), 1);
         message.header.interface_family = AddressFamily::Bridge;
-        let mut burst = Burst::new(&mut down);
         burst.add_link(&message, true);
-        assert_eq!(burst.into_events().count(), 0);
+        assert_eq!(burst.take_events().count(), 0);
     }
 
     #[test]
@@ -220,14 +292,13 @@ mod tests {
             };
             message
         };
-        let mut down = BTreeSet::new();
+        let mut burst = Burst::default();
         let mut came_up = |states: &[bool]| {
-            let mut burst = Burst::new(&mut down);
             states
                 .iter()
                 .for_each(|&up| burst.add_link(&message(up), false));
             burst
-                .into_events()
+                .take_events()
                 .any(|event| matches!(event, LinkEvent::LinkChanged { came_up: true, .. }))
         };
         assert!(!came_up(&[true]));
@@ -255,7 +326,7 @@ mod tests {
                     deleted,
                     moved_to: None,
                 };
-                let mut events = Links::watch().unwrap();
+                let mut events = Links::watch();
                 ip("link set tap7 up");
                 assert!(settle(&mut events).await.contains(&event(true, false)));
                 for last in 1..=20 {
@@ -294,6 +365,26 @@ mod tests {
                 };
                 assert!(name == "tap7" && *deleted);
             })
+        });
+    }
+
+    #[test]
+    fn a_watch_goes_on_after_the_end_of_its_connection() {
+        in_namespace(|| {
+            block_on(async {
+                let mut events = Links::watch();
+                ip("link add br0 type bridge");
+                assert!(!settle(&mut events).await.is_empty());
+                events.break_off();
+                let told = next(&mut events).await;
+                assert_eq!(told, Some(LinkEvent::AddressesChanged), "look again");
+                ip("link delete br0");
+                let told = next(&mut events).await;
+                assert!(
+                    matches!(&told, Some(LinkEvent::LinkChanged { name, deleted: true, .. }) if name == "br0"),
+                    "{told:?}"
+                );
+            });
         });
     }
 }

@@ -8,16 +8,12 @@
 use std::{io, net::SocketAddr};
 
 use futures_util::TryStreamExt;
-use rtnetlink::{
-    Handle,
-    packet_route::{
-        link::LinkAttribute,
-        route::{RouteAddress, RouteAttribute, RouteMessage},
-    },
+use rtnetlink::packet_route::{
+    link::LinkAttribute,
+    route::{RouteAddress, RouteAttribute, RouteMessage},
 };
-use tokio::task::AbortHandle;
 
-use super::{mark::Mark, path};
+use super::{mark::Mark, netlink::Netlink, path};
 
 /// One way to an address. Equal ways have the same link, next router and address of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,19 +24,9 @@ pub struct Way {
 }
 
 /// Asks the kernel for ways.
-#[derive(Clone)]
 pub struct Ways {
-    handle: Handle,
+    netlink: Netlink,
     mark: Mark,
-}
-
-/// Ends what works for [`Ways`] in the background when it is dropped.
-pub struct WaysGuard(AbortHandle);
-
-impl Drop for WaysGuard {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 impl Ways {
@@ -48,22 +34,31 @@ impl Ways {
     ///
     /// # Errors
     /// When no netlink socket can be had.
-    pub fn connect(mark: Mark) -> io::Result<(Self, WaysGuard)> {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
-        let guard = WaysGuard(tokio::spawn(connection).abort_handle());
-        Ok((Self { handle, mark }, guard))
+    pub fn connect(mark: Mark) -> io::Result<Self> {
+        let netlink = Netlink::connect()?;
+        Ok(Self { netlink, mark })
     }
 
     /// The way to `address`, `None` if there is none.
     pub async fn to(&self, address: SocketAddr) -> Option<Way> {
-        let routes = self.handle.route().get(self.question(address)).execute();
+        let way = self.ask(address).await;
+        if way.is_none() && !self.netlink.is_well() {
+            return self.ask(address).await;
+        }
+        way
+    }
+
+    async fn ask(&self, address: SocketAddr) -> Option<Way> {
+        let handle = self.netlink.handle();
+        let routes = handle.route().get(self.question(address)).execute();
         let route = std::pin::pin!(routes).try_next().await.ok().flatten()?;
         Some(Way::of(&route))
     }
 
     /// The largest packet that the link of `way` takes.
     pub async fn link_mtu(&self, way: &Way) -> Option<u32> {
-        let links = self.handle.link().get().match_index(way.interface?);
+        let handle = self.netlink.handle();
+        let links = handle.link().get().match_index(way.interface?);
         let link = std::pin::pin!(links.execute()).try_next().await.ok()??;
         let is_mtu = |attribute: &LinkAttribute| match attribute {
             LinkAttribute::Mtu(mtu) => Some(*mtu),
@@ -126,7 +121,7 @@ mod tests {
             ip("route add default via 192.0.1.1");
             ip("-6 route add default via fd00:1::1");
             block_on(async {
-                let (ways, _guard) = Ways::connect(Mark::BYPASS).unwrap();
+                let ways = Ways::connect(Mark::BYPASS).unwrap();
                 for (family, far, mapped, other) in [
                     (
                         "",

@@ -27,7 +27,6 @@ use super::{
     notices::{Control, Notice},
     reports::{self, Reports},
     shared::{Caller, Handshake, Shared},
-    tripwire,
     underlay::{Change, Underlay},
     ways_back::WaysBack,
 };
@@ -35,7 +34,7 @@ use crate::{
     control::message::{FdbRequest, Reply},
     io::{
         icmp::{Icmp, Undelivered, Why},
-        resolver,
+        resolver, tripwire,
         udp::{SendError, SendFailure, UdpSocket},
     },
     proto::{
@@ -106,8 +105,8 @@ impl ControlTask {
             drops: shared.new_drops(),
             shared,
             socket,
+            underlay: Underlay::start(events.clone()),
             events,
-            underlay: Underlay::start(),
             ways_back: WaysBack::new(now()),
             turn: 0,
             was_reachable: false,

@@ -33,13 +33,13 @@ use super::{
     precedence::Precedence,
     recovery::{Offender, Recovery},
     shared::{Caller, GroupsCache, Shared, Stopped, TablesCache, drop_reason_of_write},
-    tripwire,
     trouble::Trouble,
     vitals::Pulse,
 };
 use crate::{
     io::{
         tap::TapQueue,
+        tripwire,
         udp::{RecvBatch, UdpSocket},
         waker,
     },

@@ -40,7 +40,6 @@ mod shared;
 mod slow_path;
 mod supervision;
 mod survey;
-mod tripwire;
 mod trouble;
 mod underlay;
 pub(crate) mod vitals;

@@ -23,14 +23,13 @@ use super::{
     recovery::Recovery,
     shared::{Emissions, GroupsCache, Shared, Stopped, TablesCache},
     slow_path::{Emission, To},
-    tripwire,
     trouble::Trouble,
     vitals::Pulse,
 };
 use crate::{
     io::{
         tap::{TapQueue, VnetHeader},
-        waker,
+        tripwire, waker,
     },
     proto::{codel::Codel, cut::Cut, session::Tables, superframe, train::Open},
     stats::{DropReason, Drops},

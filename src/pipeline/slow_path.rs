@@ -34,11 +34,13 @@ use super::{
     presence::Change,
     shared::{Shared, SlowView},
     survey::Survey,
-    tripwire,
 };
 use crate::{
     crypto::{self, mac},
-    io::tap::{TapQueue, VnetHeader},
+    io::{
+        tap::{TapQueue, VnetHeader},
+        tripwire,
+    },
     stats::{DropReason, Drops},
 };
 

@@ -10,17 +10,23 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 use patchcord_bridge::PortId;
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::JoinSet,
+    time::{Instant, sleep},
 };
 use tracing::warn;
 
+use super::{EngineEvent, supervision::supervise};
 use crate::io::{
     mark::Mark,
+    retry::Retry,
+    tripwire,
     way::{Way, Ways},
 };
 
 /// From one look to the next. Changes meanwhile wait for it.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Between attempts to connect to the kernel.
+const LAST_PAUSE: Duration = Duration::from_secs(60);
 
 type Endpoints = Vec<(PortId, SocketAddr)>;
 
@@ -45,18 +51,20 @@ struct Question {
 pub(super) struct Underlay {
     question: watch::Sender<Question>,
     concerned: mpsc::Receiver<Vec<(PortId, Change)>>,
-    task: JoinHandle<()>,
+    _task: JoinSet<()>,
 }
 
 impl Underlay {
-    /// Must be called on a tokio runtime.
-    pub(super) fn start() -> Self {
+    /// `events` tells of its end unasked. Must be called on a tokio runtime.
+    pub(super) fn start(events: mpsc::Sender<EngineEvent>) -> Self {
         let (question, asked) = watch::channel(Question::default());
         let (concerned_in, concerned) = mpsc::channel(1);
+        let mut task = JoinSet::new();
+        task.spawn(supervise("underlay", follow(asked, concerned_in), events));
         Self {
             question,
             concerned,
-            task: tokio::spawn(follow(asked, concerned_in)),
+            _task: task,
         }
     }
 
@@ -83,25 +91,14 @@ impl Underlay {
     }
 }
 
-impl Drop for Underlay {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 async fn follow(
     mut asked: watch::Receiver<Question>,
     concerned: mpsc::Sender<Vec<(PortId, Change)>>,
 ) {
-    let (ways, _guard) = match Ways::connect(Mark::BYPASS) {
-        Ok(ways) => ways,
-        Err(error) => {
-            warn!(%error, "peers will not hear at once of changes of this machine's addresses; the kernel cannot be asked for routes");
-            return;
-        }
-    };
+    let ways = connect().await;
     let mut known = Known::default();
     while asked.changed().await.is_ok() {
+        tripwire::task("underlay");
         let (endpoints, changes) = {
             let question = asked.borrow_and_update();
             (question.endpoints.clone(), question.changes)
@@ -110,7 +107,21 @@ async fn follow(
         if !changed.is_empty() && concerned.send(changed).await.is_err() {
             return;
         }
-        tokio::time::sleep(INTERVAL).await;
+        sleep(INTERVAL).await;
+    }
+}
+
+async fn connect() -> Ways {
+    let mut retry = Retry::new(INTERVAL, LAST_PAUSE);
+    loop {
+        match Ways::connect(Mark::BYPASS) {
+            Ok(ways) => return ways,
+            Err(error) if retry.may_log(Instant::now().into()) => {
+                warn!(%error, "peers do not hear at once of changes of this machine's addresses, because the kernel cannot be asked for routes; that is tried again");
+            }
+            Err(_) => {}
+        }
+        sleep(retry.next_pause()).await;
     }
 }
 
@@ -212,7 +223,7 @@ mod tests {
                     (near, "192.0.1.9:1".parse().unwrap()),
                     (far, "198.51.100.1:1".parse().unwrap()),
                 ];
-                let (ways, _guard) = Ways::connect(Mark::BYPASS).unwrap();
+                let ways = Ways::connect(Mark::BYPASS).unwrap();
                 let mut known = Known::default();
                 let mut look =
                     async |changes| known.update(&ways, endpoints.clone(), changes).await;

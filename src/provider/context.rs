@@ -11,8 +11,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::timeout};
-use tracing::debug;
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tracing::{debug, warn};
 
 use super::{
     Applied, EthernetTunnelSettings, FrameReader, FrameWriter, ProviderError, Secret, SecretError,
@@ -36,6 +36,9 @@ pub const MAX_DISPLAYED: usize = 1024;
 /// How long a question about the interface waits for settings that are being applied, and its loss for
 /// the kernel to tell why.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the end of a session waits for the tasks beside the provider to finish what they are at.
+const TASKS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The interface of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +87,8 @@ struct Inner {
     failure: Mutex<Option<ProviderError>>,
     carrier: Mutex<bool>,
     watches: Watches,
+    /// Beside the provider; see [`ProviderContext::spawn`].
+    tasks: Mutex<JoinSet<()>>,
 }
 
 /// What a host of many tunnels does for one session. A session by itself has none of it.
@@ -111,6 +116,11 @@ impl Hosting for Alone {
     fn secret(&self, _: &str) -> Result<Secret, SecretError> {
         Err(SecretError::NoStore)
     }
+}
+
+/// What becomes of a session when something that works for it panics.
+pub(super) fn task_panicked() -> ProviderError {
+    ProviderError::new("a task of the session panicked; please report this with the lines above")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -143,6 +153,7 @@ impl ProviderContext {
             failure: Mutex::default(),
             carrier: Mutex::default(),
             watches: Watches::default(),
+            tasks: Mutex::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -227,7 +238,7 @@ impl ProviderContext {
     fn keep_watch(&self) {
         let inner = Arc::downgrade(&self.inner);
         let context = move || inner.upgrade().map(|inner| Self { inner });
-        tokio::spawn(keep::follow(context, self.inner.stopping.subscribe()));
+        self.spawn(keep::follow(context, self.inner.stopping.subscribe()));
     }
 
     pub(super) async fn keep_interface(&self, came_up: bool) -> Result<Kept, SettingsError> {
@@ -450,6 +461,10 @@ impl ProviderContext {
         })
     }
 
+    pub(super) fn stopping(&self) -> watch::Receiver<Option<StopReason>> {
+        self.inner.stopping.subscribe()
+    }
+
     pub(super) fn is_stopping(&self) -> bool {
         self.inner.stopping.borrow().is_some()
     }
@@ -459,7 +474,7 @@ impl ProviderContext {
         self.inner.network.lock().await.hold().await
     }
 
-    pub(super) async fn routing_changes(&self) -> io::Result<RoutingChanges> {
+    pub(super) async fn routing_changes(&self) -> RoutingChanges {
         self.inner.network.lock().await.routing_changes()
     }
 
@@ -499,8 +514,9 @@ impl ProviderContext {
         let policy = configuration.routing;
         let before = self.inner.configuration.send_replace(configuration);
         if before.routing != policy {
-            let inner = self.inner.clone();
-            tokio::spawn(async move {
+            let inner = Arc::downgrade(&self.inner);
+            self.spawn(async move {
+                let Some(inner) = inner.upgrade() else { return };
                 let mut network = inner.network.lock().await;
                 if inner.stopping.borrow().is_none() {
                     network.follow_policy().await;
@@ -513,8 +529,44 @@ impl ProviderContext {
         lock(&self.inner.failure).take()
     }
 
+    /// Does a task beside the provider, which ends by itself when the session does. One that panics
+    /// ends the session.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let inner = Arc::downgrade(&self.inner);
+        let task = async move {
+            // Ends with this one.
+            let mut inner_task = JoinSet::new();
+            inner_task.spawn(task);
+            if let Some(Err(end)) = inner_task.join_next().await
+                && end.is_panic()
+                && let Some(inner) = inner.upgrade()
+            {
+                Self { inner }.fail(StopReason::InternalError, Some(task_panicked()));
+            }
+        };
+        let mut tasks = lock(&self.inner.tasks);
+        // Those that have ended are nobody's business any more.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    /// Waits for the tasks beside the provider, for a while: one that is at work shall finish it.
+    async fn join_tasks(&self) {
+        let mut tasks = std::mem::take(&mut *lock(&self.inner.tasks));
+        let ended = async { while tasks.join_next().await.is_some() {} };
+        if timeout(TASKS_PATIENCE, ended).await.is_err() {
+            let tunnel = self.tunnel();
+            warn!(
+                tunnel,
+                "a task of the session does not end in time; it is given up"
+            );
+            let _ = timeout(TASKS_PATIENCE, tasks.shutdown()).await;
+        }
+    }
+
     /// Removes what the settings made, whatever the provider did or did not do.
     pub(super) async fn tear_down(&self) {
+        self.join_tasks().await;
         let mut network = self.inner.network.lock().await;
         self.inner.queue.send_replace(None);
         lock(&self.inner.queues).clear();

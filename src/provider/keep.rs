@@ -11,7 +11,7 @@
 use std::{collections::VecDeque, error::Error, time::Duration};
 
 use tokio::{
-    sync::{mpsc, watch},
+    sync::watch,
     time::{Instant, sleep_until},
 };
 use tracing::{info, warn};
@@ -20,6 +20,7 @@ use super::{ProviderContext, SettingsError, StopReason};
 use crate::io::{
     device::Drift,
     link::{LinkEvent, Links},
+    tripwire,
 };
 
 /// Looks are so far apart.
@@ -40,38 +41,21 @@ pub(super) async fn follow(
     context: impl Fn() -> Option<ProviderContext>,
     mut stopping: watch::Receiver<Option<StopReason>>,
 ) {
-    let mut events = match Links::watch() {
-        Ok(events) => Some(events),
-        Err(error) => {
-            warn!(%error, "link monitoring is off: changes of the interface are noticed late");
-            None
-        }
-    };
+    let mut events = Links::watch();
     let mut keeper = Keeper::new();
     loop {
         let event = tokio::select! {
-            event = next(&mut events) => Some(event),
+            event = events.next() => Some(event),
             () = sleep_until(keeper.due) => None,
             _ = stopping.wait_for(Option::is_some) => return,
         };
         let Some(context) = context() else { return };
+        tripwire::task("keep");
         match event {
             Some(event) => keeper.hear(&context, event).await,
             None => keeper.look(&context).await,
         }
     }
-}
-
-/// The next event; none ever where the kernel cannot be heard.
-async fn next(events: &mut Option<mpsc::Receiver<LinkEvent>>) -> LinkEvent {
-    if let Some(receiver) = events {
-        if let Some(event) = receiver.recv().await {
-            return event;
-        }
-        warn!("link monitoring has ended: changes of the interface are noticed late");
-        *events = None;
-    }
-    std::future::pending().await
 }
 
 struct Keeper {

@@ -100,6 +100,14 @@ pub trait EthernetTunnelProvider: Send + Sync + 'static {
     fn wake(&self, context: &ProviderContext) {
         let _ = context;
     }
+
+    /// Whether what works for the tunnel gets on. Asked often, from the thread that runs the host, so it
+    /// must not wait for anything. While a provider says no, the service manager does not hear that the
+    /// host is well, and restarts it in the end (`WatchdogSec=`); one that cannot be helped cancels its
+    /// tunnel before that.
+    fn is_well(&self) -> bool {
+        true
+    }
 }
 
 /// How and by whom a session was started.

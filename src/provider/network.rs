@@ -153,7 +153,7 @@ impl Network {
     }
 
     /// Changes from now on of the routes and rules, whoever makes them.
-    pub(super) fn routing_changes(&self) -> io::Result<RoutingChanges> {
+    pub(super) fn routing_changes(&self) -> RoutingChanges {
         self.surroundings.routing.changes()
     }
 

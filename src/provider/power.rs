@@ -22,7 +22,10 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus, StopReason};
+use super::{
+    EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus, StopReason,
+    session::give_up,
+};
 use crate::io::{
     bus::Bus,
     power::{Power, PowerEvent, SleepGuard},
@@ -183,7 +186,7 @@ async fn sleep(
         Ok(Err(_)) => panicked(context, "sleep"),
         Err(_) => {
             warn!("the provider did not get ready for sleep in time");
-            sleep.abort();
+            give_up(&mut sleep, "sleep").await;
         }
     }
 }

@@ -14,7 +14,7 @@ use tracing::{error, warn};
 use super::{
     AppMessage, EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus,
     StartOptions, StopReason, TunnelConfiguration,
-    context::Alone,
+    context::{Alone, task_panicked},
     power::{self, SleepWatch},
     upkeep,
 };
@@ -183,8 +183,7 @@ impl Session {
                 reason = self.context.cancelled() => return reason,
                 Some(ended) = background.join_next() => {
                     if ended.is_err_and(|end| end.is_panic()) {
-                        let problem = "a task of the session panicked; please report this";
-                        self.context.cancel_tunnel(Some(ProviderError::new(problem)));
+                        self.context.cancel_tunnel(Some(task_panicked()));
                     }
                 }
             }
@@ -200,7 +199,7 @@ impl Session {
             outcome = &mut start => outcome,
             _ = self.context.cancelled() => return self.abandon(start).await,
             () = tokio::time::sleep(self.deadlines.start) => {
-                start.abort();
+                give_up(&mut start, "start").await;
                 return Err(SessionError::StartDeadline(self.deadlines.start));
             }
         };
@@ -217,7 +216,7 @@ impl Session {
         mut start: JoinHandle<Result<(), ProviderError>>,
     ) -> Result<(), SessionError> {
         if timeout(self.deadlines.abandon, &mut start).await.is_err() {
-            start.abort();
+            give_up(&mut start, "start").await;
         }
         Ok(())
     }
@@ -230,13 +229,30 @@ impl Session {
             Ok(Err(failure)) => error!(%failure, "the provider's stop failed"),
             Err(_) => {
                 warn!("the provider did not stop in time");
-                stop.abort();
+                give_up(&mut stop, "stop").await;
             }
         }
     }
 }
 
+/// Ends a task of the provider, which is over when it waits for something the next time.
+pub(super) async fn give_up<T>(task: &mut JoinHandle<T>, callback: &str) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    task.abort();
+    if timeout(PATIENCE, task).await.is_err() {
+        error!(
+            callback,
+            "the provider does not end what it does, which is left behind"
+        );
+    }
+}
+
 impl SessionHandle {
+    /// Whether the provider gets on with its work.
+    pub(crate) fn is_well(&self) -> bool {
+        self.provider.is_well()
+    }
+
     /// Stops the session; the first reason counts.
     pub fn stop(&self, reason: StopReason) {
         self.context.begin_stop(reason);
@@ -246,9 +262,11 @@ impl SessionHandle {
     pub async fn send_message(&self, message: impl Into<AppMessage>) -> Option<Bytes> {
         let message = message.into();
         let (provider, context) = (self.provider.clone(), self.context.clone());
-        let answer =
-            tokio::spawn(async move { provider.handle_app_message(&context, message).await });
-        answer.await.unwrap_or_else(|failure| {
+        // Ends with this call.
+        let mut handling = JoinSet::new();
+        handling.spawn(async move { provider.handle_app_message(&context, message).await });
+        let answer = handling.join_next().await?;
+        answer.unwrap_or_else(|failure| {
             error!(%failure, "the provider panicked while handling a message; please report this");
             None
         })

@@ -25,7 +25,7 @@ use crate::io::{
     sockets::{self, Side},
 };
 
-/// What is followed once somebody has asked for it, until the session's last handle is dropped.
+/// What is followed once somebody has asked for it, until the session is to end.
 #[derive(Default)]
 pub(super) struct Watches {
     path: Mutex<Option<watch::Receiver<Path>>>,
@@ -55,7 +55,11 @@ impl ProviderContext {
     pub fn default_path(&self) -> watch::Receiver<Path> {
         let index = self.interface_index();
         let is_own = move |link| index() == Some(link);
-        once(&self.watches().path, || path::watch(Mark::BYPASS, is_own))
+        once(&self.watches().path, || {
+            let (path, following) = path::watch(Mark::BYPASS, is_own)?;
+            self.follow(following);
+            Ok(path)
+        })
     }
 
     /// The multicast groups that the interface listens to, within a second; none before the first
@@ -69,9 +73,10 @@ impl ProviderContext {
     pub fn multicast_groups(&self) -> watch::Receiver<BTreeSet<MacAddr>> {
         let index = self.interface_index();
         once(&self.watches().groups, || {
-            let mut groups = groups::watch(index)?;
+            let (mut groups, following) = groups::watch(index)?;
             let (sender, receiver) = watch::channel(BTreeSet::new());
-            tokio::spawn(async move {
+            self.follow(following);
+            self.follow(async move {
                 loop {
                     let now = groups
                         .borrow_and_update()
@@ -88,6 +93,17 @@ impl ProviderContext {
             });
             Ok(receiver)
         })
+    }
+
+    /// Does this until the session is to end.
+    fn follow(&self, following: impl Future<Output = ()> + Send + 'static) {
+        let mut stopping = self.stopping();
+        self.spawn(async move {
+            tokio::select! {
+                () = following => {}
+                _ = stopping.wait_for(Option::is_some) => {}
+            }
+        });
     }
 
     /// A connection through the tunnel, whatever the routes say

@@ -19,21 +19,12 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// Runs beside a session until it is dropped.
 pub(super) async fn follow(context: ProviderContext) {
-    let mut changes = match context.routing_changes().await {
-        Ok(changes) => changes,
-        Err(error) => {
-            let tunnel = context.tunnel();
-            return warn!(tunnel, %error, "route monitoring is off: routes and rules of the tunnel that other programs delete will not be restored");
-        }
-    };
+    let mut changes = context.routing_changes().await;
     let mut repairs = Repairs::default();
     // The first look is for what happened before the kernel was heard.
     loop {
         repair(&context, &mut repairs).await;
-        if let Err(error) = changes.next().await {
-            let tunnel = context.tunnel();
-            return warn!(tunnel, %error, "route monitoring has ended: routes and rules of the tunnel that other programs delete will not be restored until it starts again");
-        }
+        changes.next().await;
         if let Some(end) = repairs.pause(Instant::now()) {
             if repairs.begin_fight() {
                 let tunnel = context.tunnel();

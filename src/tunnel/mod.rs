@@ -40,8 +40,8 @@ use crate::{
         service, signals,
     },
     provider::{
-        Deadlines, Session, SessionEnd, SessionError, SessionHandle, StartOptions, StartSource,
-        StopReason,
+        Deadlines, EthernetTunnelProvider, Session, SessionEnd, SessionError, SessionHandle,
+        StartOptions, StartSource, StopReason,
     },
 };
 
@@ -112,7 +112,7 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     tasks.spawn(server.serve(requests_in));
 
     let provider = Arc::new(TunnelProvider::new(config));
-    let status = tokio::spawn(tell_status(provider.summary()));
+    let status = tasks.spawn(tell_status(provider.summary()));
     let deadlines = Deadlines::default();
     let session = Session::new(provider.clone(), name.clone(), run_dir, deadlines);
     let handle = session.handle();

@@ -92,12 +92,6 @@ impl TunnelProvider {
         self.summary.subscribe()
     }
 
-    /// Whether everything that works for it gets on.
-    pub(super) fn is_well(&self) -> bool {
-        let vitals = self.vitals.lock().unwrap_or_else(PoisonError::into_inner);
-        vitals.as_ref().is_none_or(|vitals| vitals.are_well())
-    }
-
     fn set_vitals(&self, vitals: Option<Arc<Vitals>>) {
         *self.vitals.lock().unwrap_or_else(PoisonError::into_inner) = vitals;
     }
@@ -256,6 +250,11 @@ impl EthernetTunnelProvider for TunnelProvider {
             self.answer(&message.body).await
         })
     }
+
+    fn is_well(&self) -> bool {
+        let vitals = self.vitals.lock().unwrap_or_else(PoisonError::into_inner);
+        vitals.as_ref().is_none_or(|vitals| vitals.are_well())
+    }
 }
 
 /// Does a task for as long as the tunnel runs, and ends the tunnel if it panics.
@@ -307,22 +306,15 @@ async fn watch_engine(
 /// Peers learn of a new address of ours at once, and larger datagrams are sent as soon as the underlay's
 /// link takes them.
 async fn watch_addresses(running: Arc<tokio::sync::Mutex<Option<Running>>>) {
-    let mut events = match Links::watch() {
-        Ok(events) => events,
-        Err(error) => {
-            warn!(%error, "changes of addresses and routes will not be noticed at once");
-            return;
-        }
-    };
+    let mut events = Links::watch();
     let mut mtus = HashMap::new();
-    while let Some(event) = events.recv().await {
-        if is_of_the_underlay(&event, &mut mtus)
+    loop {
+        if is_of_the_underlay(&events.next().await, &mut mtus)
             && let Some(running) = &*running.lock().await
         {
             running.engine.handle_network_change().await;
         }
     }
-    warn!("the kernel does not tell of changes of addresses and routes any more");
 }
 
 /// Whether datagrams may take another way, or be of another size. `mtus`: of the links seen so far.

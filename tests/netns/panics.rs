@@ -2,9 +2,16 @@
 //! A fault in the program itself: what it costs, and who hears of it. Needs a debug build, which can be
 //! made to have such faults.
 
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
 use crate::frames::{EXPERIMENTAL, frame};
-use crate::process::{eventually, millis, secs};
-use crate::topology::{DEVICE, Pair, Plan, Settings, Site};
+use crate::process::{Process, eventually, millis, secs};
+use crate::topology::{DEVICE, Pair, Plan, Settings, Site, binary};
 
 const REASON: &str = "internal-error";
 
@@ -95,7 +102,7 @@ fn a_panic_over_a_frame_of_a_peer_costs_that_frame_and_then_the_peer_for_a_while
 
 #[test]
 fn the_end_of_a_task_is_the_end_of_the_tunnel_and_an_error() {
-    for name in ["control", "slow path"] {
+    for name in ["control", "slow path", "underlay"] {
         let mut pair = Pair::prepare(Plan::default());
         pair.a.up_in(&[&format!("PATCHCORD_TRIPWIRE={name}")]);
         let status = pair.a.process().wait_exit(secs(60));
@@ -116,4 +123,105 @@ fn a_thread_that_is_stuck_ends_the_tunnel() {
     assert!(log.contains("does not get on with its work"), "{log}");
     assert!(log.contains("is left behind thread=\"outbound"), "{log}");
     assert!(pair.a.link(DEVICE).is_none(), "the device is gone");
+}
+
+#[test]
+fn the_end_of_a_task_of_the_session_is_the_end_of_the_tunnel_and_an_error() {
+    let mut pair = Pair::prepare(Plan::default());
+    pair.a.up_in(&["PATCHCORD_TRIPWIRE=keep"]);
+    let status = pair.a.process().wait_exit(secs(60));
+    assert_eq!(status.code(), Some(1));
+    let log = pair.a.process().log();
+    assert!(log.contains("a task of the session panicked"), "{log}");
+    assert!(pair.a.link(DEVICE).is_none(), "the device is gone");
+}
+
+/// A host at A that has its tunnel by the name `office`.
+fn hosted(pair: &Pair, environment: &[&str]) -> Process {
+    let folder = pair.sandbox.path().join("host");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (tunnels, state, secrets) = (path("tunnels.d"), path("state"), path("secrets"));
+    fs::create_dir_all(&tunnels).expect("a folder");
+    let config = pair.a.config.display();
+    let file = format!("provider = \"patchcord\"\nvendor.config = \"{config}\"\n");
+    fs::write(format!("{tunnels}/office.toml"), file).expect("a file");
+    let program = binary();
+    let run = [
+        &program,
+        "host",
+        "run",
+        "--tunnels",
+        &tunnels,
+        "--state",
+        &state,
+    ];
+    let words = [&["env"], environment, &run[..], &["--secrets", &secrets]].concat();
+    let mut process = pair
+        .a
+        .ns
+        .spawn(&pair.sandbox.path().join("host.log"), &words);
+    process.wait_for("host is ready", secs(20));
+    process
+}
+
+#[test]
+fn the_end_of_a_task_of_the_host_is_its_end_and_an_error() {
+    let pair = Pair::prepare(Plan::default());
+    let mut host = hosted(&pair, &["PATCHCORD_TRIPWIRE=rules"]);
+    assert_eq!(host.wait_exit(secs(60)).code(), Some(1));
+    let log = host.log();
+    assert!(log.contains("a task of the host panicked"), "{log}");
+}
+
+/// When the service manager heard that all is well.
+fn beats(socket: &Path) -> Arc<Mutex<Vec<Instant>>> {
+    let socket = UnixDatagram::bind(socket).expect("a socket");
+    let beats = Arc::<Mutex<Vec<_>>>::default();
+    let heard = beats.clone();
+    thread::spawn(move || {
+        let mut message = [0; 256];
+        while let Ok(length) = socket.recv(&mut message) {
+            if message[..length].starts_with(b"WATCHDOG=1") {
+                heard.lock().unwrap().push(Instant::now());
+            }
+        }
+    });
+    beats
+}
+
+#[test]
+fn the_service_manager_hears_nothing_while_a_tunnel_of_the_host_is_stuck_which_ends() {
+    let mut pair = Pair::prepare(Plan::default());
+    let socket = pair.sandbox.path().join("notify");
+    let beats = beats(&socket);
+    let notify = format!("NOTIFY_SOCKET={}", socket.display());
+    let environment = [ARMED, &[&notify, "WATCHDOG_USEC=3000000"]].concat();
+    let _host = hosted(&pair, &environment);
+    pair.b.up();
+    let asked = |words: &[&str]| {
+        let program = binary();
+        let words = [&[program.as_str(), "host"][..], words].concat();
+        pair.a.ns.run(&words)
+    };
+    eventually(secs(20), "the host knows the tunnel", || {
+        asked(&["list"]).contains("office").then_some(())
+    });
+    asked(&["start", "office"]);
+    pair.connect(secs(20));
+    let count = || beats.lock().unwrap().len();
+    eventually(secs(20), "it is well", || (count() > 0).then_some(()));
+    pair.at_a.send(&trip(&pair, b"tripwire: hangs!"));
+    let list = eventually(secs(120), "the tunnel ends", || {
+        let list = asked(&["list"]);
+        list.contains("disconnected").then_some(list)
+    });
+    assert!(list.contains("does not get on with its work"), "{list}");
+    let so_far = count();
+    eventually(secs(20), "the host is well again", || {
+        (count() > so_far).then_some(())
+    });
+    let beats = beats.lock().unwrap();
+    let pauses = beats.windows(2).map(|two| two[1] - two[0]);
+    let longest = pauses.max().unwrap_or_default();
+    assert!(longest > Duration::from_secs(12), "it was fed: {longest:?}");
 }

@@ -241,7 +241,7 @@ impl Links {
     /// # Errors
     /// When the kernel refuses.
     pub async fn counters(&self, index: u32) -> Result<KernelCounters, LinkError> {
-        let request = self.handle.link().get().match_index(index);
+        let request = self.netlink.handle().link().get().match_index(index);
         let message = std::pin::pin!(request.execute()).try_next().await;
         let message = message.map_err(refused(|| format!("look up link {index}")))?;
         let stats = message.iter().flat_map(|message| &message.attributes);

@@ -123,7 +123,8 @@ impl Links {
     /// The VLANs of all ports of bridges, with their indices.
     pub(super) async fn all_port_vlans(&self) -> Result<Vec<(u32, PortVlans)>, LinkError> {
         let request = self
-            .handle
+            .netlink
+            .handle()
             .link()
             .get()
             .set_filter_mask(AddressFamily::Bridge, vec![LinkExtentMask::Brvlan]);
@@ -180,7 +181,7 @@ impl Links {
     async fn request(&self, message: RouteNetlinkMessage) -> io::Result<()> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
-        let answers = self.handle.clone().request(request).map_err(io_error)?;
+        let answers = self.netlink.handle().request(request).map_err(io_error)?;
         let mut answers = std::pin::pin!(answers);
         while let Some(answer) = answers.next().await {
             if let NetlinkPayload::Error(error) = answer.payload

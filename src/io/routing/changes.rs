@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! That somebody, perhaps the tunnel itself, changed something in a tunnel's table or among its rules.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -20,25 +19,23 @@ pub struct RoutingChanges {
 }
 
 impl RoutingChanges {
-    pub(super) fn new(number: Arc<AtomicU8>) -> io::Result<Self> {
+    pub(super) fn new(number: Arc<AtomicU8>) -> Self {
         // A kernel without IPv6 lacks its groups.
-        let changes = Changes::of(&[Ipv4Route, Ipv4Rule], &[Ipv6Route, Ipv6Rule])?;
-        Ok(Self { changes, number })
+        let (groups, optional) = ([Ipv4Route, Ipv4Rule], [Ipv6Route, Ipv6Rule]);
+        let changes = Changes::of("routes and rules", &groups, &optional);
+        Self { changes, number }
     }
 
     /// Waits for a change, and then until it is over: a burst of them is one, and so is each second
     /// of a flood.
-    ///
-    /// # Errors
-    /// When the kernel cannot be heard any more.
-    pub async fn next(&mut self) -> io::Result<()> {
+    pub async fn next(&mut self) {
         let Self { changes, number } = self;
         changes
             .next_that(|message| {
                 Slot::try_from(number.load(Ordering::Relaxed))
                     .is_ok_and(|slot| concerns(slot, message))
             })
-            .await
+            .await;
     }
 }
 

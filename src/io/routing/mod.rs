@@ -132,10 +132,7 @@ impl Routing {
     }
 
     /// Changes from now on of the tunnel's routes and rules, in the network namespace of this thread.
-    ///
-    /// # Errors
-    /// When no netlink socket can be had.
-    pub fn changes(&self) -> io::Result<RoutingChanges> {
+    pub fn changes(&self) -> RoutingChanges {
         RoutingChanges::new(self.number.clone())
     }
 

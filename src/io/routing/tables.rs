@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
@@ -23,6 +24,7 @@ use super::slot::Slot;
 use super::state::{Family, Route, RoutingState, Rule, Target};
 use crate::io::link::io_error;
 use crate::io::mark::Mark;
+use crate::io::netlink::Netlink;
 use crate::io::sys;
 
 /// Who made it: `proto 112` in what `ip` shows, the letter p.
@@ -32,19 +34,16 @@ const OURS: RouteProtocol = RouteProtocol::Other(112);
 /// that made it.
 #[derive(Clone, Debug)]
 pub(super) struct Tables {
-    handle: rtnetlink::Handle,
+    netlink: Arc<Netlink>,
     families: &'static [Family],
 }
 
 impl Tables {
     /// Connects; must be called on a tokio runtime.
     pub(super) fn connect() -> Result<Self, RoutingError> {
-        // With strict checks the kernel looks at the table that is asked for only.
-        let (connection, handle, _) =
-            rtnetlink::new_connection_with_strict_check().map_err(RoutingError::Connect)?;
-        tokio::spawn(connection);
+        let netlink = Netlink::connect_with_strict_check().map_err(RoutingError::Connect)?;
         Ok(Self {
-            handle,
+            netlink: netlink.into(),
             families: families(),
         })
     }
@@ -92,12 +91,14 @@ impl Tables {
                 Family::V6 => IpVersion::V6,
             };
             let rules: Result<Vec<_>, _> = self
-                .handle
+                .netlink
+                .handle()
                 .rule()
                 .get(version)
                 .execute()
                 .try_collect()
                 .await;
+            let rules = self.netlink.whole(rules);
             all.extend(rules.map_err(refused(|| "list rules".to_owned()))?);
         }
         Ok(all)
@@ -111,13 +112,14 @@ impl Tables {
             request.header.address_family = address_family(family);
             request.attributes = vec![RouteAttribute::Table(slot.table())];
             let routes: Result<Vec<_>, _> = self
-                .handle
+                .netlink
+                .handle()
                 .route()
                 .get(request)
                 .execute()
                 .try_collect()
                 .await;
-            match routes.map_err(io_error) {
+            match self.netlink.whole(routes).map_err(io_error) {
                 Ok(routes) => all.extend(routes),
                 // Nobody has used the table yet.
                 Err(error) if error.raw_os_error() == Some(sys::ENOENT) => {}
@@ -182,7 +184,11 @@ impl Tables {
         route: &Route,
         replace: bool,
     ) -> Result<(), RoutingError> {
-        let request = self.handle.route().add(route_message(slot, route));
+        let request = self
+            .netlink
+            .handle()
+            .route()
+            .add(route_message(slot, route));
         let request = if replace { request.replace() } else { request };
         request
             .execute()
@@ -191,12 +197,16 @@ impl Tables {
     }
 
     async fn delete_route(&self, slot: Slot, route: &Route) -> Result<(), RoutingError> {
-        let request = self.handle.route().del(route_message(slot, route));
+        let request = self
+            .netlink
+            .handle()
+            .route()
+            .del(route_message(slot, route));
         gone_or(request.execute().await, || format!("delete {route}"))
     }
 
     async fn add_rule(&self, slot: Slot, rule: &Rule) -> Result<(), RoutingError> {
-        let mut request = self.handle.rule().add();
+        let mut request = self.netlink.handle().rule().add();
         *request.message_mut() = rule_message(slot, *rule);
         request
             .execute()
@@ -205,7 +215,7 @@ impl Tables {
     }
 
     async fn delete_rule(&self, slot: Slot, rule: &Rule) -> Result<(), RoutingError> {
-        let request = self.handle.rule().del(rule_message(slot, *rule));
+        let request = self.netlink.handle().rule().del(rule_message(slot, *rule));
         gone_or(request.execute().await, || format!("delete {rule}"))
     }
 }

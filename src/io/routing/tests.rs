@@ -609,7 +609,7 @@ fn what_can_come_back_does() {
 fn changes_are_those_of_the_tunnels_own_numbers() {
     test(|dir, index| async move {
         let mut routing = Routing::new(dir.path(), "office");
-        let mut changes = routing.changes().unwrap();
+        let mut changes = routing.changes();
         let mut is_told = async || {
             let limit = Duration::from_millis(400);
             tokio::time::timeout(limit, changes.next()).await.is_ok()

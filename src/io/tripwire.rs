@@ -11,7 +11,7 @@ const HANGS: &[u8] = b"tripwire: hangs!";
 
 /// Trips over a frame that says so.
 #[cfg(debug_assertions)]
-pub(super) fn frame(frame: &[u8]) {
+pub(crate) fn frame(frame: &[u8]) {
     const HEADER: usize = 14;
     let Some(says) = frame.get(HEADER..HEADER + PANICS.len()) else {
         return;
@@ -26,7 +26,7 @@ pub(super) fn frame(frame: &[u8]) {
 
 /// Trips the task of this name.
 #[cfg(debug_assertions)]
-pub(super) fn task(name: &str) {
+pub(crate) fn task(name: &str) {
     if is_armed(name) {
         panic!("the environment said so");
     }
@@ -46,8 +46,8 @@ fn hang() {
 
 #[cfg(not(debug_assertions))]
 #[inline(always)]
-pub(super) fn frame(_: &[u8]) {}
+pub(crate) fn frame(_: &[u8]) {}
 
 #[cfg(not(debug_assertions))]
 #[inline(always)]
-pub(super) fn task(_: &str) {}
+pub(crate) fn task(_: &str) {}
