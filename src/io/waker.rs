@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::sys;
+use crate::queue::Wake;
 
 pub(crate) use super::sys::readiness::Readiness;
 
@@ -42,6 +43,16 @@ impl Waker {
     /// Clear first and look for work second, or a wake between the two is lost.
     pub fn clear(&self) -> bool {
         (&*self.event).read(&mut [0; 8]).is_ok()
+    }
+}
+
+impl Wake for Waker {
+    fn wake(&self) {
+        Self::wake(self);
+    }
+
+    fn clear(&self) -> bool {
+        Self::clear(self)
     }
 }
 

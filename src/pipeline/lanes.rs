@@ -26,6 +26,7 @@ use crate::{
         udp::RecvBatch,
         waker::{self, Ready, Waker},
     },
+    queue::{Inlet, Mailbox, mailbox},
     stats::{DropReason, Drops},
     wire::{DataHeader, Lane, MessageType},
 };
@@ -75,20 +76,12 @@ struct Parcel {
     bytes: Vec<u8>,
 }
 
-/// The way to another thread.
-#[derive(Clone)]
-struct Inbox {
-    parcels: Sender<Parcel>,
-    waker: Waker,
-}
-
 /// One inbound thread's connection to the others.
 pub(super) struct Handover {
     share: Share,
     /// Of every thread, in the order of their places.
-    inboxes: Arc<[Inbox]>,
-    parcels: Receiver<Parcel>,
-    waker: Waker,
+    inboxes: Arc<[Inlet<Parcel, Waker>]>,
+    inbox: Mailbox<Parcel, Waker>,
     /// Buffers of parcels that were taken in, for the next ones.
     used: Sender<Vec<u8>>,
     spare: Receiver<Vec<u8>>,
@@ -102,29 +95,22 @@ impl Handover {
         new_drops: impl Fn() -> Arc<Drops>,
     ) -> io::Result<Vec<Self>> {
         let (used, spare) = bounded(DEPTH * threads);
+        let mut inlets = Vec::new();
         let mut inboxes = Vec::new();
-        let mut outlets = Vec::new();
         for _ in 0..threads {
-            let (inlet, outlet) = bounded(DEPTH);
-            inboxes.push(Inbox {
-                parcels: inlet,
-                waker: Waker::new()?,
-            });
-            outlets.push(outlet);
+            let (inlet, inbox) = mailbox(DEPTH, Waker::new()?);
+            inlets.push(inlet);
+            inboxes.push(inbox);
         }
-        let inboxes: Arc<[Inbox]> = inboxes.into();
-        let handovers = outlets
-            .into_iter()
-            .enumerate()
-            .map(|(place, parcels)| Self {
-                share: Share { place, threads },
-                waker: inboxes[place].waker.clone(),
-                inboxes: Arc::clone(&inboxes),
-                parcels,
-                used: used.clone(),
-                spare: spare.clone(),
-                drops: new_drops(),
-            });
+        let inlets: Arc<[_]> = inlets.into();
+        let handovers = inboxes.into_iter().enumerate().map(|(place, inbox)| Self {
+            share: Share { place, threads },
+            inboxes: Arc::clone(&inlets),
+            inbox,
+            used: used.clone(),
+            spare: spare.clone(),
+            drops: new_drops(),
+        });
         Ok(handovers.collect())
     }
 
@@ -140,21 +126,21 @@ impl Handover {
         stop: BorrowedFd<'_>,
         patience: Option<Duration>,
     ) -> io::Result<Ready> {
-        let ready = waker::wait(&[socket, stop, self.waker.as_fd()], patience)?;
+        let ready = waker::wait(&[socket, stop, self.inbox.waker().as_fd()], patience)?;
         if ready.is_readable(2) {
-            self.waker.clear();
+            self.inbox.attend();
         }
         Ok(ready)
     }
 
     /// Fills `batch` with what others have received for this thread. False if there is nothing.
     pub(super) fn take_in(&self, batch: &mut RecvBatch) -> bool {
-        if self.parcels.is_empty() {
+        if self.inbox.is_empty() {
             return false;
         }
         batch.clear();
         while batch.has_room() {
-            let Ok(parcel) = self.parcels.try_recv() else {
+            let Some(parcel) = self.inbox.take() else {
                 return true;
             };
             batch.push(parcel.from, parcel.stride, &parcel.bytes);
@@ -162,7 +148,7 @@ impl Handover {
             let _ = self.used.try_send(parcel.bytes);
         }
         // What is left comes after a look at the socket.
-        self.waker.wake();
+        self.inbox.leave_rest();
         true
     }
 
@@ -187,9 +173,9 @@ impl Handover {
     }
 
     fn send(&self, owner: usize, from: Caller, stride: usize, datagrams: &[u8]) {
-        let Inbox { parcels, waker } = &self.inboxes[owner];
+        let inbox = &self.inboxes[owner];
         let count = || datagrams.len().div_ceil(stride) as u64;
-        if parcels.is_full() {
+        if inbox.is_full() {
             return self.drops.add(DropReason::LaneQueueFull, count());
         }
         let mut bytes = self.spare.try_recv().unwrap_or_default();
@@ -200,9 +186,7 @@ impl Handover {
             stride,
             bytes,
         };
-        if parcels.try_send(parcel).is_ok() {
-            waker.wake();
-        } else {
+        if !inbox.send(parcel) {
             self.drops.add(DropReason::LaneQueueFull, count());
         }
     }

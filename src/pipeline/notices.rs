@@ -18,7 +18,10 @@ use crossbeam_channel::{Receiver, Sender};
 use patchcord_bridge::{Now, PortId};
 use tokio::sync::Notify;
 
-use crate::wire::{SessionIndex, local::Local};
+use crate::{
+    queue::Pending,
+    wire::{SessionIndex, local::Local},
+};
 
 /// Bytes of a control datagram that are handed on; what follows its chunks is padding.
 pub(super) const CONTROL_BYTES: usize = 64;
@@ -59,8 +62,8 @@ pub(super) enum Notice {
 /// All peers' notices.
 pub(super) struct Notices {
     peers: Box<[OfPeer]>,
-    /// A bit for each peer that has some.
-    pending: Box<[AtomicU64]>,
+    /// Which peers have some.
+    pending: Pending,
     news: Notify,
 }
 
@@ -93,7 +96,7 @@ impl Notices {
         let room = (CONTROL_OF_ALL / peers.max(1)).clamp(CONTROL_LEAST, CONTROL_PER_PEER);
         Self {
             peers: (0..peers).map(|_| OfPeer::new(room)).collect(),
-            pending: (0..peers.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            pending: Pending::new(peers),
             news: Notify::new(),
         }
     }
@@ -158,9 +161,7 @@ impl Notices {
     }
 
     fn tell(&self, place: usize) {
-        let bit = 1 << (place % 64);
-        // Release: whoever takes the bit sees what it stands for.
-        if self.pending[place / 64].fetch_or(bit, Ordering::Release) & bit == 0 {
+        if self.pending.set(place) {
             self.news.notify_one();
         }
     }
@@ -178,7 +179,7 @@ impl Notices {
     }
 
     fn try_next(&self, turn: &mut usize) -> Option<Notice> {
-        while let Some(place) = self.take_pending(*turn) {
+        while let Some(place) = self.pending.take(*turn) {
             *turn = place + 1;
             if let Some(notice) = self.take(place) {
                 // It may have more.
@@ -197,25 +198,6 @@ impl Notices {
                 self.tell(place);
             }
         }
-    }
-
-    /// Takes the bit of the first peer that has one, from place `turn` on and then from the start.
-    fn take_pending(&self, turn: usize) -> Option<usize> {
-        let words = self.pending.len();
-        let (first, bit) = if turn < self.peers.len() {
-            (turn / 64, turn % 64)
-        } else {
-            (0, 0)
-        };
-        // The first word comes again at the end, for the bits below `bit`.
-        (0..=words).find_map(|step| {
-            let at = (first + step) % words;
-            let wanted = if step == 0 { !0 << bit } else { !0 };
-            let set = self.pending[at].load(Ordering::Relaxed) & wanted;
-            let bit = (set != 0).then(|| set.trailing_zeros() as usize)?;
-            self.pending[at].fetch_and(!(1 << bit), Ordering::Acquire);
-            Some(at * 64 + bit)
-        })
     }
 
     fn take(&self, place: usize) -> Option<Notice> {

@@ -87,7 +87,7 @@ impl Outbound {
             let (tap, stop) = (self.tap.as_fd(), self.shared.stop.as_fd());
             let ready = match &self.emissions {
                 None => waker::wait(&[tap, stop], Some(IDLE)),
-                Some(emissions) => waker::wait(&[tap, stop, emissions.waker.as_fd()], Some(IDLE)),
+                Some(emissions) => waker::wait(&[tap, stop, emissions.waker().as_fd()], Some(IDLE)),
             };
             pulse.work();
             match ready {
@@ -309,7 +309,7 @@ impl Outbound {
 
     pub(super) fn send_emissions(&mut self, recovery: &mut Recovery) {
         if let Some(emissions) = &self.emissions {
-            emissions.waker.clear();
+            emissions.attend();
         }
         while recovery.catch(|| self.send_waiting_emissions()).is_none() {
             self.dispatch.recover();
@@ -324,7 +324,7 @@ impl Outbound {
         self.dispatch.begin(clock::now());
         let tables = self.tables.load();
         let switch = &self.shared.switch;
-        for Emission { to, inside, frame } in emissions.receiver.try_iter() {
+        while let Some(Emission { to, inside, frame }) = emissions.take() {
             let mut slot = Slot::copy(&mut self.scratch, &[&frame]);
             let peers = match to {
                 To::Peer(port) => port.0..=port.0,

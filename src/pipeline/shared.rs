@@ -30,6 +30,7 @@ use super::{
 use crate::{
     io::{tap, waker::Waker},
     proto::{guard::Mac1Check, session::Tables},
+    queue::{Inlet, Mailbox, mailbox},
     stats::{DropReason, Drops, Traffic},
     wire::{handshake::INITIATION_LEN, local::Local},
 };
@@ -154,9 +155,7 @@ pub(super) struct Shared {
     to_control: ToControl,
     /// For the slow path.
     pub(super) presence: Presence,
-    emissions: crossbeam_channel::Sender<Emission>,
-    /// There are emissions.
-    emission_waker: Waker,
+    emissions: Inlet<Emission, Waker>,
     groups: Arc<ArcSwap<GroupTable>>,
     slow_view: Mutex<SlowView>,
 }
@@ -191,10 +190,7 @@ pub(super) struct ToControl {
 }
 
 /// Frames of our own, on their way to the thread that sends them.
-pub(super) struct Emissions {
-    pub(super) receiver: crossbeam_channel::Receiver<Emission>,
-    pub(super) waker: Waker,
-}
+pub(super) type Emissions = Mailbox<Emission, Waker>;
 
 impl Shared {
     pub(super) fn new(
@@ -206,9 +202,7 @@ impl Shared {
     ) -> io::Result<(Self, Emissions)> {
         let ports = switch.ports().count();
         let (room, peers) = (2 * QUESTIONS + EMISSIONS_PER_PORT * ports, ports - 1);
-        let (emissions, receiver) = crossbeam_channel::bounded(room);
-        let waker = Waker::new()?;
-        let emission_waker = waker.clone();
+        let (emissions_in, emissions) = mailbox(room, Waker::new()?);
         let shared = Self {
             tables: Arc::default(),
             switch,
@@ -228,12 +222,11 @@ impl Shared {
             bad_mac: Mutex::default(),
             has_bad_mac: AtomicBool::new(false),
             to_control,
-            emissions,
-            emission_waker,
+            emissions: emissions_in,
             groups: Arc::default(),
             slow_view: Mutex::default(),
         };
-        Ok((shared, Emissions { receiver, waker }))
+        Ok((shared, emissions))
     }
 
     /// Tells what people call the peers, in the order of their ports.
@@ -281,7 +274,7 @@ impl Shared {
         };
         let is_group = front.first().is_some_and(|first| first & 1 == 1);
         // What is held must find its way on.
-        let is_way_free = decision.kind != Kind::Neighbour || self.emissions.len() < QUESTIONS;
+        let is_way_free = decision.kind != Kind::Neighbour || self.emissions.waiting() < QUESTIONS;
         let place = sightings.try_reserve().ok();
         let place = place.filter(|_| is_way_free && sightings.capacity() >= kept_free);
         let Some(place) = place else {
@@ -308,9 +301,8 @@ impl Shared {
 
     /// Has a frame of our own sent to a peer, or several.
     pub(super) fn emit(&self, emission: Emission) {
-        match self.emissions.try_send(emission) {
-            Ok(()) => self.emission_waker.wake(),
-            Err(_) => self.unheard.count(DropReason::SlowPathFull),
+        if !self.emissions.send(emission) {
+            self.unheard.count(DropReason::SlowPathFull);
         }
     }
 

@@ -16,13 +16,30 @@
 //! workers are behind, the dealer waits, and what comes next stays in the kernel's queue of the TAP
 //! or the socket, which is bounded too. Waiting is safe: no worker ever waits for a dealer's other
 //! direction or for a peer. Carries batches, never frames; knows nothing of their contents.
+//!
+//! [`mailbox()`] and [`Pending`] are for a thread that waits for descriptors or the like, and for what
+//! others have for it beside them. What all three promise is tried in each order of the threads in
+//! `models`.
+
+#[cfg(loom)]
+pub mod models;
+
+mod mailbox;
+mod pending;
+mod sync;
 
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, SendError};
 
-/// Batches that wait for one worker.
-pub const DEPTH: usize = 4;
+use self::sync::{Receiver, Sender, bounded};
+pub use self::{
+    mailbox::{Inlet, Mailbox, Wake, mailbox},
+    pending::Pending,
+};
+
+/// Batches that wait for one worker. A model has no time for more.
+pub const DEPTH: usize = if cfg!(loom) { 1 } else { 4 };
 
 /// Hands out batches.
 #[derive(Debug)]
@@ -112,7 +129,7 @@ impl<T> Dealer<T> {
 impl<T> Worker<T> {
     /// Works on every batch until the dealer is gone.
     pub fn run(self, mut work: impl FnMut(&mut T)) {
-        for mut batch in self.batches {
+        while let Ok(mut batch) = self.batches.recv() {
             work(&mut batch);
             if self.done.send(batch).is_err() {
                 return;
@@ -147,6 +164,7 @@ impl<T> Collector<T> {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::thread;
 
