@@ -87,7 +87,8 @@ fn addresses_that_others_delete_come_back() {
         let shown = pair.a.ns.run(&["ip", "addr", "show", "dev", DEVICE]);
         shown.contains("10.99.0.1/24") && shown.contains("fd99::1/64")
     });
-    assert!(pair.a.process().log().contains("changed=\"address\""));
+    let word = "changed=\"address\"";
+    pair.a.process().wait_for(word, secs(20));
 }
 
 #[test]
