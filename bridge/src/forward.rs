@@ -234,31 +234,41 @@ impl Switch {
         self.port(egress)?.leave(&inside)
     }
 
-    /// Blocks a port, or opens it. A blocked port passes this node's own loop probes only. Blocking
-    /// forgets the addresses learned there. Opening forgets all learned addresses, as IEEE 802.1D section
-    /// 17.11 asks for: stations that were reached by another port may now be behind this one.
+    /// Blocks a port, or opens it. A blocked port passes this node's own loop probes only. Blocking has the
+    /// stations behind the port [learned anew](Self::relearn_behind). Opening has all stations learned anew,
+    /// as IEEE 802.1D section 17.11 asks for: stations that were reached by another port may now be behind
+    /// this one.
     ///
     /// # Errors
     /// [`DropReason::NoPort`] if there is no such port.
     pub fn set_blocked(&self, port: PortId, blocked: bool) -> Result<(), DropReason> {
         let is_change = self.port(port)?.set_blocked(blocked);
         if blocked {
-            self.fdb.forget_port(port);
+            self.relearn_behind(port);
         } else if is_change {
-            self.fdb.forget_learned();
+            self.relearn();
         }
         Ok(())
     }
 
-    /// Tells the switch that a port is down. It floods frames to the stations behind it, as they may be
-    /// reachable by another port. Ports that guard against forged sources do not get their addresses
-    /// before these age: otherwise a station could take a site off the network and pose as one of its
-    /// stations.
-    pub fn port_down(&self, port: PortId) {
+    /// Learns anew where the stations behind a port are, because the port is down, or they may be reachable
+    /// by another one now. The switch floods frames to them meanwhile. Ports that guard against forged
+    /// sources do not get their addresses before these age: otherwise a station could take a site off the
+    /// network, or pretend a loop, and pose as one of its stations.
+    pub fn relearn_behind(&self, port: PortId) {
         if self.guards_sources {
             self.fdb.bind_port(port);
         } else {
             self.fdb.forget_port(port);
+        }
+    }
+
+    /// The same for the stations behind all ports.
+    pub fn relearn(&self) {
+        if self.guards_sources {
+            self.fdb.bind_learned();
+        } else {
+            self.fdb.forget_learned();
         }
     }
 

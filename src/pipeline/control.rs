@@ -263,7 +263,7 @@ impl ControlTask {
                 Event::PeerDown(port) => {
                     info!(peer = self.name(port), "peer is down");
                     self.forget_way_back(port);
-                    self.shared.switch.port_down(port);
+                    self.shared.switch.relearn_behind(port);
                     self.shared.presence.tell_gone(port);
                 }
                 Event::PeerFlaps(port) => {

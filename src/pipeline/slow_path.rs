@@ -527,7 +527,7 @@ impl SlowPath {
                     port = self.name(port),
                     "a port was blocked or opened behind this one: its stations are learned anew"
                 );
-                self.shared.switch.fdb().forget_port(port);
+                self.shared.switch.relearn_behind(port);
                 tell_moved(&self.events);
             }
             Verdict::Behind { port, vid } => warn!(
@@ -639,7 +639,7 @@ impl SlowPath {
 
     /// Stations may be elsewhere, for this switch and for the bridge that the TAP is in.
     fn learn_anew(&self) {
-        self.shared.switch.fdb().forget_learned();
+        self.shared.switch.relearn();
         tell_moved(&self.events);
     }
 

@@ -26,7 +26,12 @@ impl Fdb {
         self.change_learned(is_meant, Value::bound)
     }
 
-    /// The same for one VLAN of the port.
+    /// The same for the stations behind all ports.
+    pub fn bind_learned(&self) -> usize {
+        self.change_learned(|_, held| !held.is_bound(), Value::bound)
+    }
+
+    /// [`Self::forget_port`] for one VLAN of the port.
     pub fn forget_port_in(&self, port: PortId, vid: Vid) -> usize {
         self.forget(|key, held| held.port == port && key.vid() == vid)
     }

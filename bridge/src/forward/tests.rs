@@ -411,7 +411,7 @@ fn who_takes_a_site_off_the_network_does_not_get_its_addresses() {
         let owner = frame([0xff; 6], station(ON_PEER_2), &[8, 6]);
         let to_owner = frame(station(ON_PEER_2), station(ON_TAP), &[8, 0]);
         at(&switch, PEER_2, &owner, 0).unwrap();
-        switch.port_down(PEER_2);
+        switch.relearn_behind(PEER_2);
         assert_eq!(at(&switch, TAP, &to_owner, 1), Ok(Flood), "unknown");
         assert_eq!(at(&switch, PEER_1, &owner, 1), verdict, "{guards}");
         if guards {
@@ -420,6 +420,50 @@ fn who_takes_a_site_off_the_network_does_not_get_its_addresses() {
         let vid = Vid::UNTAGGED;
         let found = switch.fdb().lookup(vid, MacAddr(station(ON_PEER_2)), 2);
         assert_eq!(found, home, "{guards}");
+    }
+}
+
+/// A loop, or what is taken for one, frees nobody's address.
+#[test]
+fn who_has_a_port_blocked_does_not_get_its_addresses() {
+    type Change = fn(&Switch);
+    let changes: [(&str, Change); 4] = [
+        ("blocked", |switch| {
+            switch.set_blocked(PEER_2, true).unwrap()
+        }),
+        ("opened", |switch| {
+            switch.set_blocked(TAP, true).unwrap();
+            switch.set_blocked(TAP, false).unwrap();
+        }),
+        ("behind", |switch| switch.relearn_behind(PEER_2)),
+        ("anew", Switch::relearn),
+    ];
+    for (guards, (name, change)) in [true, false]
+        .into_iter()
+        .flat_map(|on| changes.map(|it| (on, it)))
+    {
+        let guarded = PortConfig {
+            spoof_guard: guards,
+            ..PortConfig::default()
+        };
+        let switch = switch([PortConfig::default(), guarded, PortConfig::default()]);
+        let owner = frame([0xff; 6], station(ON_PEER_2), &[8, 6]);
+        at(&switch, PEER_2, &owner, 0).unwrap();
+        change(&switch);
+        let home = |now_s| {
+            let mac = MacAddr(station(ON_PEER_2));
+            switch.fdb().lookup(Vid::UNTAGGED, mac, now_s)
+        };
+        assert_eq!(home(1), None, "{name}: it is learned anew");
+        let verdict = at(&switch, PEER_1, &owner, 1);
+        match guards {
+            true => assert_eq!(verdict, Err(SourceSpoofed), "{name}"),
+            false => assert_eq!(verdict, Ok(Flood), "{name}"),
+        }
+        // By an open port without a guard it is found again, and where it was it was not kept out.
+        let other = if guards { TAP } else { PEER_1 };
+        at(&switch, other, &owner, 2).unwrap();
+        assert_eq!(home(2), Some(other), "{name}");
     }
 }
 

@@ -86,15 +86,20 @@ impl Pair {
                 let exists = self.switch.set_blocked(port, blocked).is_ok();
                 assert_eq!(exists, self.model.set_blocked(port, blocked));
             }
-            1 => {
-                if choices.flag() {
+            1 => match choices.below(3) {
+                0 => {
                     self.switch.fdb().forget_port(port);
                     self.model.forget_port(port);
-                } else {
-                    self.switch.port_down(port);
-                    self.model.port_down(port);
                 }
-            }
+                1 => {
+                    self.switch.relearn_behind(port);
+                    self.model.relearn(Some(port));
+                }
+                _ => {
+                    self.switch.relearn();
+                    self.model.relearn(None);
+                }
+            },
             2 => {
                 self.switch.poll(self.model.now());
                 self.model.poll();
@@ -467,9 +472,9 @@ impl Model {
         };
         let was_blocked = std::mem::replace(&mut state.blocked, blocked);
         if blocked {
-            self.forget_port(port);
+            self.relearn(Some(port));
         } else if was_blocked {
-            self.stations.clear();
+            self.relearn(None);
         }
         true
     }
@@ -478,14 +483,15 @@ impl Model {
         self.stations.retain(|_, station| station.port != port);
     }
 
-    fn port_down(&mut self, port: PortId) {
-        if !self.ports.iter().any(|port| port.spec.guards[4]) {
-            return self.forget_port(port);
+    /// The stations behind the port, or behind all.
+    fn relearn(&mut self, port: Option<PortId>) {
+        let guards = self.ports.iter().any(|port| port.spec.guards[4]);
+        let is_meant = |station: &Station| port.is_none_or(|port| station.port == port);
+        if !guards {
+            return self.stations.retain(|_, station| !is_meant(station));
         }
-        let behind = self.stations.values_mut();
-        for station in behind.filter(|station| station.port == port) {
-            station.is_bound = true;
-        }
+        let meant = self.stations.values_mut().filter(|it| is_meant(it));
+        meant.for_each(|station| station.is_bound = true);
     }
 
     fn poll(&mut self) {
