@@ -85,7 +85,7 @@ job_layers() {
 import pathlib, re, sys
 
 OUTER = {"io", "pipeline", "provider", "tunnel", "host"}
-PURE = ["wire", "crypto", "proto", "queue", "config", "control::message", "stats"]
+PURE = ["wire", "crypto", "proto", "queue", "config", "control::message", "rate", "stats"]
 # Reads the configuration and the key files, and hands their text on.
 READS_FILES = {"config::load"}
 

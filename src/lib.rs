@@ -203,6 +203,7 @@ pub mod pipeline;
 pub mod proto;
 pub mod provider;
 pub mod queue;
+mod rate;
 pub mod stats;
 pub mod tunnel;
 pub mod wire;

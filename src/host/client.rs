@@ -38,7 +38,7 @@ use tokio::{
         oneshot,
     },
     task::JoinSet,
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 use zeroize::Zeroizing;
 
@@ -57,6 +57,8 @@ pub const DEFAULT_SOCKET: &str = "/run/patchcord/host.sock";
 
 /// Events that may wait to be taken; the host counts those beyond.
 const EVENTS: usize = 64;
+/// Between attempts to get into the line of those that the host has not accepted yet.
+const IN_LINE: Duration = Duration::from_millis(20);
 /// For the host's hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -142,6 +144,22 @@ impl ClientEvents {
     }
 }
 
+/// Connects, after those who are in line already.
+async fn call(path: &Path) -> io::Result<UnixStream> {
+    let deadline = Instant::now() + HELLO_DEADLINE;
+    loop {
+        match UnixStream::connect(path).await {
+            // The line is full, and a socket like this one does not wait by itself.
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
+            {
+                sleep(IN_LINE).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 impl Client {
     /// Connects to the host that listens at `path`.
     ///
@@ -149,7 +167,7 @@ impl Client {
     /// Nobody listens, this user may not, or the host is of another version.
     pub async fn connect(path: impl AsRef<Path>) -> Result<Self, ClientError> {
         let path = path.as_ref();
-        let stream = UnixStream::connect(path).await.map_err(|source| {
+        let stream = call(path).await.map_err(|source| {
             let path = path.to_owned();
             match source.kind() {
                 io::ErrorKind::PermissionDenied => ClientError::PermissionDenied { path, source },

@@ -15,7 +15,7 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf, UCred},
     },
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
@@ -116,11 +116,8 @@ pub async fn serve(host: Host, listener: UnixListener, policy: Policy, store: Op
                     retry.is_over();
                     if let Some((client, place)) = admit(&stream, &places) {
                         let (policy, store) = (policy.clone(), store.clone());
-                        let attend = attend(host.clone(), stream, client, policy, store);
-                        clients.spawn(async move {
-                            attend.await;
-                            drop(place);
-                        });
+                        let client = (client, place);
+                        clients.spawn(attend(host.clone(), stream, client, policy, store));
                     }
                 }
                 Err(error) => {
@@ -142,7 +139,7 @@ fn admit(stream: &UnixStream, places: &Places) -> Option<(UCred, Place)> {
         .peer_cred()
         .inspect_err(|error| debug!(%error, "a client without credentials"))
         .ok()?;
-    let place = places.take(client.uid());
+    let place = places.take(client.uid(), Instant::now().into());
     if place.is_none() {
         debug!(pid = client.pid(), uid = client.uid(), "a client too many");
     }
@@ -152,11 +149,11 @@ fn admit(stream: &UnixStream, places: &Places) -> Option<(UCred, Place)> {
 async fn attend(
     host: Host,
     stream: UnixStream,
-    client: UCred,
+    (client, place): (UCred, Place),
     policy: Arc<Policy>,
     store: Option<Arc<Store>>,
 ) {
-    let conversation = Conversation::new(host, stream, client, policy, store);
+    let conversation = Conversation::new(host, stream, (client, place), policy, store);
     if let Err(error) = conversation.run().await {
         debug!(%error, pid = client.pid(), uid = client.uid(), "a client is gone");
     }
@@ -165,6 +162,7 @@ async fn attend(
 struct Conversation {
     host: Host,
     client: UCred,
+    place: Place,
     policy: Arc<Policy>,
     store: Option<Arc<Store>>,
     /// There may be secrets in them.
@@ -184,7 +182,7 @@ impl Conversation {
     fn new(
         host: Host,
         stream: UnixStream,
-        client: UCred,
+        (client, place): (UCred, Place),
         policy: Arc<Policy>,
         store: Option<Arc<Store>>,
     ) -> Self {
@@ -192,6 +190,7 @@ impl Conversation {
         Self {
             host,
             client,
+            place,
             policy,
             store,
             lines: Lines::new(reader),
@@ -238,7 +237,10 @@ impl Conversation {
                     // Whoever waits for it hears that the host is gone, and may ask again.
                     Err(_) => return Err(io::Error::other("a request panicked")),
                 },
-                line = self.lines.next(), if requests.len() < MAX_REQUESTS => Step::Line(line?),
+                line = next_line(&self.place, &mut self.lines), if requests.len() < MAX_REQUESTS => {
+                    self.place.note_request(Instant::now().into());
+                    Step::Line(line?)
+                }
                 Some(line) = next_event(&mut self.events) => Step::Tell(line),
             };
             match step {
@@ -273,6 +275,17 @@ impl Conversation {
     async fn write(&mut self, message: &impl Serialize) -> io::Result<()> {
         timeout(WRITE_DEADLINE, self.writer.write_all(&to_line(message))).await?
     }
+}
+
+/// The next line, once the user of this place may ask again; what it sends until then waits in the socket.
+async fn next_line(
+    place: &Place,
+    lines: &mut Lines<OwnedReadHalf>,
+) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+    while let Some(then) = place.next_request(Instant::now().into()) {
+        sleep_until(then.into()).await;
+    }
+    lines.next().await
 }
 
 async fn next_event(events: &mut Option<Events>) -> Option<HostLine> {

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How many connections each user of a host's socket may have.
+//! How many connections each user of a host's socket may have, and how often it may connect and ask.
 //!
-//! Root, and the user that the host runs as, have places of their own, which nobody else can take;
-//! of the others no one can take those of all.
+//! Root, and the user that the host runs as, have places of their own, which nobody else can take, and no
+//! rate; of the others no one can take the places or the time of all.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
+
+use crate::rate::{Bucket, Rate};
 
 /// For root and the host's own user, each.
 const OF_OWNERS: usize = 64;
@@ -16,9 +19,43 @@ const OF_EACH: usize = 16;
 /// … and for all of them.
 const OF_OTHERS: usize = 128;
 
-/// Connections by user. Clones are the same.
+/// New connections of one user.
+const CALLS: Rate = Rate {
+    per_second: 10,
+    burst: 32,
+};
+/// Requests of one user, by all of its connections. Each may cost as much as the list of all tunnels.
+const REQUESTS: Rate = Rate {
+    per_second: 20,
+    burst: 40,
+};
+/// Users that are remembered; one process may have the numbers of 65,536.
+const MAX_USERS: usize = 1024;
+
+/// Users and what they have. Clones are the same.
 #[derive(Clone, Default)]
-pub(super) struct Places(Arc<Mutex<HashMap<u32, usize>>>);
+pub(super) struct Places(Arc<Mutex<HashMap<u32, User>>>);
+
+struct User {
+    connections: usize,
+    calls: Bucket,
+    requests: Bucket,
+}
+
+impl User {
+    fn new(now: Instant) -> Self {
+        Self {
+            connections: 0,
+            calls: Bucket::new(now),
+            requests: Bucket::new(now),
+        }
+    }
+
+    /// Whether it is as one that was never seen.
+    fn is_idle(&self, now: Instant) -> bool {
+        self.connections == 0 && self.calls.is_full(now) && self.requests.is_full(now)
+    }
+}
 
 /// A place of one connection, until it is dropped.
 pub(super) struct Place {
@@ -27,17 +64,26 @@ pub(super) struct Place {
 }
 
 impl Places {
-    /// A place for a connection of this user; `None` when that has enough.
-    pub(super) fn take(&self, user: u32) -> Option<Place> {
-        let mut taken = self.lock();
-        let own = taken.get(&user).copied().unwrap_or(0);
-        let others = taken.iter().filter(|(user, _)| !is_owner(**user));
+    /// A place for a connection of this user; `None` when that has enough, or comes too often.
+    pub(super) fn take(&self, user: u32, now: Instant) -> Option<Place> {
+        let mut users = self.lock();
+        if users.len() >= MAX_USERS {
+            users.retain(|_, user| !user.is_idle(now));
+        }
+        let others = users.iter().filter(|(user, _)| !is_owner(**user));
+        let others: usize = others.map(|(_, other)| other.connections).sum();
+        if users.len() >= MAX_USERS && !users.contains_key(&user) && !is_owner(user) {
+            return None;
+        }
+        let entry = users.entry(user).or_insert_with(|| User::new(now));
         let is_free = match is_owner(user) {
-            true => own < OF_OWNERS,
-            false => own < OF_EACH && others.map(|(_, count)| count).sum::<usize>() < OF_OTHERS,
+            true => entry.connections < OF_OWNERS,
+            false => {
+                entry.calls.take(now, CALLS) && entry.connections < OF_EACH && others < OF_OTHERS
+            }
         };
         is_free.then(|| {
-            taken.insert(user, own + 1);
+            entry.connections += 1;
             Place {
                 places: self.clone(),
                 user,
@@ -45,19 +91,34 @@ impl Places {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, User>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// When the user may ask again; none if it may now.
+    pub(super) fn next_request(&self, now: Instant) -> Option<Instant> {
+        if is_owner(self.user) {
+            return None;
+        }
+        let users = self.places.lock();
+        let ready = users.get(&self.user)?.requests.ready_at(REQUESTS);
+        (ready > now).then_some(ready)
+    }
+
+    /// The user asks.
+    pub(super) fn note_request(&self, now: Instant) {
+        if let Some(user) = self.places.lock().get_mut(&self.user) {
+            user.requests.take(now, REQUESTS);
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = self.places.lock();
-        if let Some(count) = taken.get_mut(&self.user) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.user);
-            }
+        if let Some(user) = self.places.lock().get_mut(&self.user) {
+            user.connections -= 1;
         }
     }
 }
@@ -67,24 +128,68 @@ fn is_owner(user: u32) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test has a real clock")]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn nobody_takes_the_places_of_others_and_they_come_back() {
-        let places = Places::default();
-        let take = |user, wanted: usize| {
-            let taken = (0..wanted).map_while(|_| places.take(user));
+        let (places, now) = (Places::default(), Instant::now());
+        let take = |user, wanted: usize, now| {
+            let taken = (0..wanted).map_while(|_| places.take(user, now));
             taken.collect::<Vec<_>>()
         };
-        let greedy = take(1000, 1000);
+        let greedy = take(1000, 1000, now);
         assert_eq!(greedy.len(), OF_EACH);
-        let crowd: Vec<_> = (2000..2100).flat_map(|user| take(user, 2)).collect();
+        let crowd: Vec<_> = (2000..2100).flat_map(|user| take(user, 2, now)).collect();
         assert_eq!(crowd.len(), OF_OTHERS - OF_EACH);
-        let owners = take(0, 1000);
+        let owners = take(0, 1000, now);
         assert_eq!(owners.len(), OF_OWNERS, "whatever the others have");
         drop((greedy, crowd, owners));
-        assert!(places.lock().is_empty());
-        assert_eq!(take(1000, 1000).len(), OF_EACH);
+        let later = now + Duration::from_secs(60);
+        assert_eq!(take(1000, 1000, later).len(), OF_EACH);
+        let is_idle = |user: &User| user.is_idle(later + Duration::from_secs(60));
+        assert!(places.lock().values().all(is_idle), "they can be forgotten");
+    }
+
+    #[test]
+    fn a_user_connects_and_asks_so_often_and_owners_as_they_like() {
+        let (places, start) = (Places::default(), Instant::now());
+        // For ten seconds.
+        let times = || (0..10_000).map(|ms| start + Duration::from_millis(ms));
+        let calls = |user| {
+            let taken = times().filter(|&now| places.take(user, now).is_some());
+            taken.count() as u32
+        };
+        let most = CALLS.burst + 10 * CALLS.per_second;
+        assert!((most - 1..=most).contains(&calls(1000)));
+        assert_eq!(calls(0), 10_000);
+        let requests = |user| {
+            let later = start + Duration::from_secs(60);
+            let place = places.take(user, later).unwrap();
+            let may = |now: &Instant| place.next_request(*now).is_none();
+            let asked = times().map(|now| now + Duration::from_secs(60)).filter(may);
+            asked.inspect(|&now| place.note_request(now)).count() as u32
+        };
+        let most = REQUESTS.burst + 10 * REQUESTS.per_second;
+        assert!((most - 1..=most).contains(&requests(1000)));
+        assert_eq!(requests(0), 10_000);
+    }
+
+    #[test]
+    fn users_that_are_not_there_any_more_take_no_room() {
+        let (places, now) = (Places::default(), Instant::now());
+        let come = |users: std::ops::Range<u32>, now| {
+            users
+                .filter(|&user| places.take(user, now).is_some())
+                .count()
+        };
+        assert_eq!(come(1000..66_000, now), MAX_USERS);
+        assert_eq!(come(70_000..70_001, now), 0);
+        assert!(places.take(0, now).is_some(), "root is never one too many");
+        let later = now + Duration::from_secs(10);
+        assert_eq!(come(70_000..70_100, later), 100);
     }
 }

@@ -14,9 +14,8 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{
-    bucket::{Bucket, Rate},
-    limits::{COOKIE_LIFETIME, LOAD_HOLD, LOAD_THRESHOLD, SOURCE_BURST, SOURCE_RATE, SOURCES},
+use super::limits::{
+    COOKIE_LIFETIME, LOAD_HOLD, LOAD_THRESHOLD, SOURCE_BURST, SOURCE_RATE, SOURCES,
 };
 use crate::{
     crypto::{
@@ -24,6 +23,7 @@ use crate::{
         keys::PublicKey,
         mac::{self, COOKIE_SECRET_LEN},
     },
+    rate::{Bucket, Rate},
     stats::DropReason,
     wire::{CookieReply, SessionIndex, handshake::MacFields},
 };

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The protocol without sockets, threads or clocks (PROTOCOL.md).
-mod bucket;
 pub mod checksum;
 pub mod codel;
 pub mod cut;

@@ -12,11 +12,11 @@ use patchcord_bridge::PortId;
 
 use super::{Event, Node};
 use crate::proto::{
-    bucket::Rate,
     limits::{CALL_BURST, CALL_RATE, EARLY_ATTEMPTS, RESOLVE_AFTER_ATTEMPTS, ROUTE_CALL_INTERVAL},
     peer::Peer,
     trouble::Trouble,
 };
+use crate::rate::Rate;
 
 const ALL_CALLS: Rate = Rate {
     per_second: CALL_RATE,

@@ -33,7 +33,6 @@ use patchcord_bridge::PortId;
 #[cfg(test)]
 pub(super) use self::handshake::macs;
 use super::{
-    bucket::Bucket,
     guard::Guard,
     limits::{EARLY_ATTEMPTS, PATH_MTU_FLOOR},
     peer::{Peer, PeerSettings},
@@ -46,6 +45,7 @@ use crate::{
         aead::{Cipher, CipherOffer},
         keys::{PrivateKey, PublicKey},
     },
+    rate::Bucket,
     stats::{DropReason, Traffic},
     wire::{
         MessageType, SessionIndex,
