@@ -316,6 +316,10 @@ fn bridge_port(device: &DeviceStatus) -> String {
 fn listen(status: &Status) -> String {
     let without = |has: bool, what: &'static str| (!has).then_some(what);
     let without = [
+        without(
+            status.listen_is_here,
+            "an address that is not on this machine yet",
+        ),
         without(status.udp_gso, "no UDP GSO"),
         without(status.udp_gro, "no UDP GRO"),
     ];
@@ -916,6 +920,7 @@ longer  connecting  pc0  0 of 0 peers up  1.50 KiB out  0 B in  for 1h 1m 1s
             uptime_s: 3661.5,
             public_key: "own=".into(),
             listen: "[::]:51830".into(),
+            listen_is_here: true,
             udp_gso: true,
             udp_gro: true,
             device: DeviceStatus {

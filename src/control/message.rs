@@ -138,6 +138,9 @@ pub struct Status {
     pub public_key: String,
     /// The UDP address in use.
     pub listen: String,
+    /// Whether this machine has that address. Until it has, no peer can be reached.
+    #[serde(default = "unless_said")]
+    pub listen_is_here: bool,
     /// Whether the kernel, or the network card, cuts trains of datagrams.
     #[serde(default = "unless_said")]
     pub udp_gso: bool,
@@ -574,6 +577,7 @@ mod tests {
                     uptime_s: f64::from(number) / 4.0,
                     public_key: tunnel,
                     listen,
+                    listen_is_here: number % 2 == 0,
                     udp_gso: number % 2 == 0,
                     udp_gro: number % 3 == 0,
                     device: DeviceStatus {

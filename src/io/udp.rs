@@ -195,20 +195,20 @@ impl UdpSocket {
         set_probing(&socket, listen.is_ipv6()).map_err(io("set DF on"))?;
         ask_for_local_addresses(&socket, listen.is_ipv6());
         grow_buffers(&socket);
-        socket
-            .bind(&listen.into())
-            .map_err(|source| match source.raw_os_error() {
-                Some(sys::EADDRINUSE) => BindError::InUse(listen),
-                Some(sys::EADDRNOTAVAIL) => BindError::NotLocal(listen),
-                _ if source.kind() == io::ErrorKind::PermissionDenied => {
-                    BindError::Forbidden(listen)
-                }
-                _ => BindError::Io {
-                    action: "bind",
-                    listen,
-                    source,
-                },
-            })?;
+        let bound = match socket.bind(&listen.into()) {
+            Err(error) if has_code(&error, sys::EADDRNOTAVAIL) => bind_ahead(&socket, listen),
+            bound => bound,
+        };
+        bound.map_err(|source| match source.raw_os_error() {
+            Some(sys::EADDRINUSE) => BindError::InUse(listen),
+            Some(sys::EADDRNOTAVAIL) => BindError::NotLocal(listen),
+            _ if source.kind() == io::ErrorKind::PermissionDenied => BindError::Forbidden(listen),
+            _ => BindError::Io {
+                action: "bind",
+                listen,
+                source,
+            },
+        })?;
         // Segment size 0 means "no segmentation unless a message asks for it": a probe without
         // effect.
         let gso = sys::set_option(socket.as_fd(), SocketOption::UdpSegment, 0).is_ok();
@@ -512,6 +512,26 @@ impl Sending<'_> {
             _ => Ok(true),
         }
     }
+}
+
+/// Binds to an address that may come later. Until it does nothing comes, and nothing can be sent.
+fn bind_ahead(socket: &Socket, listen: SocketAddr) -> io::Result<()> {
+    // What is meant by an address of all there are is there already, or will never be.
+    if listen.ip().is_unspecified() {
+        return Err(io::Error::from_raw_os_error(sys::EADDRNOTAVAIL));
+    }
+    match listen {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+    }
+    socket.bind(&listen.into())
+}
+
+/// Whether this machine has the address now.
+pub fn is_here(address: SocketAddr) -> bool {
+    let mut any_port = address;
+    any_port.set_port(0);
+    std::net::UdpSocket::bind(any_port).is_ok()
 }
 
 /// Read when a socket is opened, and while GSO fails somewhere.
@@ -1202,11 +1222,35 @@ mod tests {
                 assert!(error.contains("choose another tunnel.listen"), "{error}");
             }
             drop(first);
+        });
+    }
+
+    #[test]
+    fn an_address_may_come_after_the_socket() {
+        in_namespace(|| {
             // A namespace without any address takes every address for its own.
             ip("link set lo up");
-            for listen in ["192.0.2.1:1", "[2001:db8::1]:1"] {
-                let error = UdpSocket::bind(at(listen)).unwrap_err().to_string();
-                assert!(error.contains("is not on this machine"), "{error}");
+            for (listen, address) in [
+                ("192.0.2.1:0", "192.0.2.1/32"),
+                ("[2001:db8::1]:0", "2001:db8::1/128"),
+            ] {
+                let sockets = UdpSocket::bind_lanes(at(listen), 2).unwrap();
+                let senders = UdpSocket::bind_senders(&sockets, 2);
+                assert_eq!((sockets.len(), senders.len()), (2, 2));
+                let here = sockets[0].local_addr().unwrap();
+                assert!(!is_here(here));
+                let caller = bind("[::]:0");
+                ip(&format!("address add {address} dev lo nodad"));
+                assert!(is_here(here));
+                caller.send_train(here, b"hello", 5).unwrap();
+                let came = sockets
+                    .iter()
+                    .map(|it| receive(it, 1).0.len())
+                    .sum::<usize>();
+                assert_eq!(came, 1, "{listen}");
+                let back = SocketAddr::new(here.ip(), port(&caller));
+                senders[0].send_train(back, b"back", 4).unwrap();
+                assert_eq!(receive(&caller, 1).0, [(here, b"back".to_vec())]);
             }
         });
     }

@@ -32,7 +32,7 @@ use crate::{
     io::{
         link::{LinkEvent, Links},
         tap::{self, Offloads},
-        udp::{Capabilities, UdpSocket},
+        udp::{Capabilities, UdpSocket, is_here},
     },
     pipeline::{
         Engine, EngineConfig, EngineEvent, EnginePeer, Stopped, clock,
@@ -110,6 +110,15 @@ impl TunnelProvider {
         let lanes = CorePlan::choose(plan_request(&config.pipeline)).lanes;
         let mut sockets = UdpSocket::bind_lanes(config.tunnel.listen, lanes)
             .map_err(|error| ProviderError::with_source("no UDP socket", error))?;
+        let listen = config.tunnel.listen;
+        if !is_here(listen) {
+            warn!(
+                tunnel = self.name,
+                %listen,
+                "the address in `listen` is not on this machine yet: no peer is reached until it is; \
+                 `ip address` shows those that are"
+            );
+        }
         let allowed = allowed_offloads(&config.pipeline);
         for socket in &mut sockets {
             let restricted = socket.restrict(allowed);

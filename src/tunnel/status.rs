@@ -15,7 +15,7 @@ use crate::{
     io::{
         device::DeviceReport,
         link::{PortReport, ranges},
-        udp::Capabilities,
+        udp::{Capabilities, is_here},
     },
     pipeline::{EngineView, PortView, clock, plan::CorePlan},
     proto::{node::PeerView, trouble::LastTrouble},
@@ -73,6 +73,7 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         uptime_s: snapshot.uptime.as_secs_f64(),
         public_key: snapshot.public_key.to_string(),
         listen: snapshot.listen.to_string(),
+        listen_is_here: is_here(snapshot.listen),
         udp_gso: snapshot.udp.gso,
         udp_gro: snapshot.udp.gro,
         device: device_status(snapshot.device, snapshot.mode),

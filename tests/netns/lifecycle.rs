@@ -349,6 +349,85 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
+fn the_address_in_listen_is_waited_for() {
+    let mut pair = Pair::prepare(Plan::default());
+    let v4 = pair.a.uplink.v4;
+    let settings = Settings {
+        listen: format!("{v4}:{UDP_PORT}"),
+        ..Settings::default()
+    };
+    let peer = pair.b.as_peer(Some(pair.b.uplink.v4.into()));
+    pair.a.configure(&settings, &[peer]);
+    let routes = pair.a.ns.run(&["ip", "-4", "route", "show", "default"]);
+    pair.a.ns.ip(&format!("addr del {v4}/24 dev wan"));
+    pair.up();
+    let told = "the address in `listen` is not on this machine yet";
+    pair.a.process().wait_for(told, secs(20));
+    eventually(secs(20), "show says so", || {
+        let status = pair.a.try_status()?;
+        (!status.listen_is_here && !status.device.carrier).then_some(())
+    });
+    pair.a.ns.ip(&format!(
+        "addr add {v4}/24 dev wan\nroute replace {}",
+        routes.trim()
+    ));
+    pair.a.wait_state("up", secs(40));
+    assert!(pair.a.status().listen_is_here);
+    pair.connect(secs(20));
+}
+
+/// Runs what follows the folder of a cgroup where a device rule forbids each device, as that of a
+/// container, or of a unit without `DeviceAllow=`, does.
+const WITHOUT_DEVICES: &str = r#"
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+BPF, LOAD, ATTACH = 321 if os.uname().machine == "x86_64" else 280, 5, 8
+CGROUP_DEVICE_PROGRAM, CGROUP_DEVICE = 15, 6
+
+def bpf(command, attributes):
+    buffer = ctypes.create_string_buffer(attributes, 128)
+    result = libc.syscall(BPF, command, buffer, 128)
+    if result < 0:
+        sys.exit(f"bpf: {os.strerror(ctypes.get_errno())}")
+    return result
+
+# r0 = 0; exit
+code = ctypes.create_string_buffer(struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0))
+licence = ctypes.create_string_buffer(b"MIT")
+pointers = ctypes.addressof(code), ctypes.addressof(licence)
+program = bpf(LOAD, struct.pack("<IIQQ", CGROUP_DEVICE_PROGRAM, 2, *pointers))
+cgroup = os.open(sys.argv[1], os.O_RDONLY)
+bpf(ATTACH, struct.pack("<IIII", cgroup, program, CGROUP_DEVICE, 0))
+with open(sys.argv[1] + "/cgroup.procs", "w") as processes:
+    processes.write(str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"#;
+
+#[test]
+fn a_device_rule_that_forbids_taps_is_named_with_the_remedy() {
+    let pair = Pair::prepare(Plan::default());
+    let script = pair.sandbox.path().join("without_devices.py");
+    std::fs::write(&script, WITHOUT_DEVICES).expect("a file");
+    let cgroups = pair.sandbox.path().join("cgroups");
+    std::fs::create_dir(&cgroups).expect("a folder");
+    let (script, cgroups) = (script.display(), cgroups.display());
+    let own = format!("{cgroups}/{}", pair.a.tunnel);
+    let shell = format!(
+        "mount -t cgroup2 none {cgroups} && mkdir {own} && python3 {script} {own} \"$@\"; code=$?; \
+         rmdir {own}; exit $code"
+    );
+    let prefix = ["unshare", "--mount", "sh", "-c", &shell, "sh"];
+    let output = failed_up(&pair.a, &prefix);
+    let words = [
+        "a device rule of this container or service forbids /dev/net/tun",
+        "`--device /dev/net/tun`",
+        "`DeviceAllow=/dev/net/tun rw`",
+    ];
+    refusal(&output, 1, &words);
+    assert!(pair.a.link(DEVICE).is_none(), "nothing was made");
+}
+
+#[test]
 fn a_missing_capability_is_named_with_the_remedy() {
     let pair = Pair::prepare(Plan::default());
     let without = [
