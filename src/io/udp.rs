@@ -528,6 +528,10 @@ fn bind_ahead(socket: &Socket, listen: SocketAddr) -> io::Result<()> {
 }
 
 /// Whether this machine has the address now.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "asks the kernel by a socket that nothing is sent by"
+)]
 pub fn is_here(address: SocketAddr) -> bool {
     let mut any_port = address;
     any_port.set_port(0);
