@@ -2,13 +2,13 @@
 //! The largest datagram that the path to a peer carries, found by probing (RFC 8899, DPLPMTUD).
 //!
 //! Nothing is configured and no ICMP is trusted. Datagrams carry DF. A search goes in steps
-//! ([`steps`]): each sends an echo request of several sizes at once, and each answer proves its size.
+//! (`steps`): each sends an echo request of several sizes at once, and each answer proves its size.
 //! What the own kernel refuses (EMSGSIZE) is known at once. The search ends when the largest size that
 //! arrives and the smallest that does not are next to each other.
 //!
 //! While traffic flows the present size is proved again every few seconds; when it stops arriving, or
 //! the kernel says EMSGSIZE, the size falls back to one that every path carries and the search begins
-//! anew. Larger sizes are asked for again soon after, and then at growing distances ([`raise`]): what
+//! anew. Larger sizes are asked for again soon after, and then at growing distances (`raise`): what
 //! made the path narrow may have passed. Before that the present size is proved, so that a path that
 //! has become narrower meanwhile is noticed as soon as ever. Each peer searches its own direction.
 
