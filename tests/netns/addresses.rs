@@ -273,7 +273,7 @@ fn a_full_table_is_counted_by_show_and_listed_by_fdb_show() {
         }
     }
     let addresses = || pair.a.status().switch.addresses.learned;
-    eventually(secs(5), "they have been learned", || {
+    eventually(secs(20), "they have been learned", || {
         (addresses() >= ENOUGH).then_some(())
     });
     let status = pair.a.status();

@@ -104,7 +104,7 @@ fn radvd(router: &Host, dir: &Path, prefix: &str) -> Process {
             &router_pid,
         ],
     );
-    radvd.wait_for("started", secs(5));
+    radvd.wait_for("started", secs(20));
     radvd
 }
 
@@ -160,7 +160,7 @@ fn an_address_of_this_site_is_not_taken_by_another() {
     let own = frame(BROADCAST, pair.at_a.mac, &[], EXPERIMENTAL, 100, 2);
     pair.at_a.send(&stolen);
     pair.at_a.send(&own);
-    assert!(pair.at_b.receives(&own, secs(2)), "others pass");
+    assert!(pair.at_b.receives(&own, secs(20)), "others pass");
     assert_eq!(pair.at_b.count(&stolen), 0);
     assert_eq!(pair.b.drops("source-spoofed"), 1);
     let mac = crate::topology::mac(pair.at_b.mac);
@@ -186,7 +186,7 @@ fn only_allowed_sources_pass() {
     let own = frame(BROADCAST, allowed, &[], EXPERIMENTAL, 100, 2);
     pair.at_a.send(&other);
     pair.at_a.send(&own);
-    assert!(pair.at_b.receives(&own, secs(2)));
+    assert!(pair.at_b.receives(&own, secs(20)));
     assert_eq!(pair.at_b.count(&other), 0);
     assert_eq!(pair.a.drops("source-not-allowed") - before, 1);
 }
@@ -225,7 +225,7 @@ fn a_bridge_behind_a_guarded_port_blocks_it_for_half_a_minute() {
     bpdu[14..17].copy_from_slice(&[0x42, 0x42, 0x03]); // LLC of the spanning tree
     pair.at_a.send(&bpdu);
     let blocked = Instant::now();
-    eventually(secs(2), "the frame is refused", || {
+    eventually(secs(20), "the frame is refused", || {
         (pair.b.drops("bpdu-guard") == 1).then_some(())
     });
     let [there, back] = [&pair.at_a, &pair.at_b]
@@ -273,10 +273,10 @@ fn floods_are_limited_and_all_else_is_not() {
                 .count() as u64
         };
         let Some(reason) = reason else {
-            eventually(secs(3), "all arrive", || (came() == SENT).then_some(()));
+            eventually(secs(20), "all arrive", || (came() == SENT).then_some(()));
             continue;
         };
-        let refused = eventually(secs(3), "some are refused, all others arrive", || {
+        let refused = eventually(secs(20), "some are refused, all others arrive", || {
             let refused = pair.b.drops(reason);
             (refused > 0 && came() + refused == SENT).then_some(refused)
         });

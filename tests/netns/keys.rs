@@ -8,8 +8,8 @@ use crate::topology::{Pair, Peer, Plan, Settings, Site, patchcord};
 /// Brings both sides up, and tries to get frames across until `site` counts `reason`.
 fn assert_refused(pair: &mut Pair, reason: &str, at_b: bool) {
     pair.up();
-    pair.a.process().wait_for("ready", secs(5));
-    pair.b.process().wait_for("ready", secs(5));
+    pair.a.process().wait_for("ready", secs(20));
+    pair.b.process().wait_for("ready", secs(20));
     let hello = |from: [u8; 6]| frame(BROADCAST, from, &[], EXPERIMENTAL, 100, 1);
     let (from_a, from_b) = (hello(pair.at_a.mac), hello(pair.at_b.mac));
     let counting: &Site = if at_b { &pair.b } else { &pair.a };

@@ -286,11 +286,11 @@ fn tagged_hosts_reach_each_other_in_their_vlan() {
         &dump,
         &["tcpdump", "-l", "-nne", "-i", DEVICE, "vlan 42 and icmp"],
     );
-    tcpdump.wait_for("listening on", secs(5));
+    tcpdump.wait_for("listening on", secs(20));
     for size in [56, 1472] {
         pings(&lan.a[0], "10.42.0.2", 5, size);
     }
-    tcpdump.wait_for("vlan 42", secs(3));
+    tcpdump.wait_for("vlan 42", secs(20));
     // An untagged host shares the bridge with them and does not hear them.
     lan.b[1].ns.ip("addr add 10.42.0.3/24 dev eth0");
     assert!(
@@ -309,7 +309,7 @@ fn iperf(lan: &Lan, reverse: bool) -> f64 {
     let _server = server
         .ns
         .spawn(&log, &["iperf3", "--server", "--one-off", "--forceflush"]);
-    eventually(secs(5), "iperf3 listens", || {
+    eventually(secs(20), "iperf3 listens", || {
         server
             .ns
             .run(&["cat", "/proc/net/tcp", "/proc/net/tcp6"])

@@ -13,13 +13,13 @@ use crate::process::{eventually, secs};
 use crate::topology::{BRIDGE, DEVICE, Pair, Plan, Settings, Site, UDP_PORT, binary};
 
 fn waits_for_device(site: &Site) {
-    eventually(secs(5), "the device is there", || {
+    eventually(secs(20), "the device is there", || {
         site.link(DEVICE).map(drop)
     });
 }
 
 fn waits_for_no_device(site: &Site) {
-    eventually(secs(5), "the device is gone", || {
+    eventually(secs(20), "the device is gone", || {
         site.link(DEVICE).is_none().then_some(())
     });
 }
@@ -41,7 +41,7 @@ fn the_carrier_follows_the_peer() {
     let mut pair = Pair::prepare(Plan::default());
     pair.b.up();
     waits_for_device(&pair.b);
-    eventually(secs(5), "B answers", || pair.b.try_status().map(drop));
+    eventually(secs(20), "B answers", || pair.b.try_status().map(drop));
     carrier_becomes(&pair.b, false, 2);
     assert!(!pair.b.status().device.carrier, "show says the same");
     pair.a.up();
@@ -80,7 +80,7 @@ fn the_device_is_made_as_configured() {
         settings,
         ..Plan::default()
     });
-    pair.a.up().wait_for("ready", secs(5));
+    pair.a.up().wait_for("ready", secs(20));
     let link = pair.a.link(DEVICE).expect("the device is there");
     assert_eq!(link["mtu"], 1600);
     assert_eq!(link["address"], "02:00:5e:10:00:01");
@@ -119,7 +119,7 @@ fn the_mac_address_is_the_same_after_a_restart() {
     let mut pair = Pair::prepare(Plan::default());
     let mut seen = Vec::new();
     for _ in 0..2 {
-        pair.a.up().wait_for("ready", secs(5));
+        pair.a.up().wait_for("ready", secs(20));
         seen.push(pair.a.link(DEVICE).expect("the device is there")["address"].clone());
         pair.a.terminate();
     }
@@ -148,7 +148,7 @@ fn down_removes_the_device() {
 fn a_signal_that_ends_a_program_removes_the_device() {
     let mut pair = Pair::prepare(Plan::default());
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
-        pair.a.up().wait_for("ready", secs(5));
+        pair.a.up().wait_for("ready", secs(20));
         waits_for_device(&pair.a);
         pair.a.process().signal(signal);
         let status = pair.a.process().wait_exit(secs(5));

@@ -266,7 +266,7 @@ fn a_loop_behind_a_port_is_told_and_not_cut() {
     let inner = Patch::plug([place, place], BRIDGE, "inner", |_| true);
     mesh.sites[0]
         .process()
-        .wait_for("a loop behind this port", secs(5));
+        .wait_for("a loop behind this port", secs(20));
     mesh.cables[0].send(&hello(&mesh.cables[0], &[]));
     // The storm is at site A's, and what reaches B is limited.
     let storm = rate(&mesh.sites[0].ns, "inner1", secs(1));

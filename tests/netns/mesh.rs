@@ -246,7 +246,7 @@ impl Drop for Link {
 fn wait_forwarding(ns: &Namespace, port: &str) -> Instant {
     const FORWARDING: &str = "3";
     let file = format!("/sys/class/net/{port}/brport/state");
-    eventually(secs(5), "the port of a bridge forwards", || {
+    eventually(secs(20), "the port of a bridge forwards", || {
         let state = ns.run(&["cat", &file]);
         (state.trim() == FORWARDING).then(Instant::now)
     })

@@ -194,7 +194,7 @@ fn probes_announcements_and_unknown_addresses_pass() {
         for _ in 0..2 {
             at_b.clear();
             at_a.send(&sent);
-            assert!(at_b.receives(&sent, secs(2)), "{what}");
+            assert!(at_b.receives(&sent, secs(20)), "{what}");
             fence(at_a, at_b);
             assert_eq!(at_b.count(&sent), 1, "{what}: once");
             assert_eq!(at_a.count(&sent), 0, "{what} comes back");
@@ -240,7 +240,7 @@ fn a_host_with_another_address_and_one_that_moves_are_followed() {
     lan.b.ns.ip("link set eth0 down");
     for announced in [arp(new, lan.b.v4, lan.b.v4), advertisement(new, lan.b.v6)] {
         at_a.send(&announced);
-        assert!(at_b.receives(&announced, secs(2)));
+        assert!(at_b.receives(&announced, secs(20)));
     }
     for sent in [
         arp(lan.a.mac, lan.a.v4, lan.b.v4),
@@ -248,7 +248,10 @@ fn a_host_with_another_address_and_one_that_moves_are_followed() {
     ] {
         at_a.clear();
         at_a.send(&sent);
-        assert!(at_b.receives(&sent, secs(2)), "flooded: the owner hears it");
+        assert!(
+            at_b.receives(&sent, secs(20)),
+            "flooded: the owner hears it"
+        );
         let is_answered = |it: &Arrival| it.bytes[..6] == lan.a.mac && it.bytes[6..12] == new;
         assert!(!at_a.with_arrivals(|all| all.iter().any(is_answered)));
     }
@@ -292,7 +295,7 @@ fn an_address_that_moves_behind_a_port_without_suppression_is_followed() {
     let [us6, owned6, shared6] = [1, 2, 3].map(|n| Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, n, 200));
     let announced = arp(at_a.mac, us, us);
     at_a.send(&announced);
-    assert!(at_b.receives(&announced, secs(2)) && at_c.receives(&announced, secs(2)));
+    assert!(at_b.receives(&announced, secs(20)) && at_c.receives(&announced, secs(20)));
     let asks = [
         arp(at_a.mac, us, owned),
         solicitation(at_a.mac, us6, owned6),
@@ -303,7 +306,7 @@ fn an_address_that_moves_behind_a_port_without_suppression_is_followed() {
         let advertised = addresses.iter().map(|&it| advertisement(from.mac, it));
         for claim in advertised.chain([arp(from.mac, owned, owned)]) {
             from.send(&claim);
-            assert!(at_a.receives(&claim, secs(2)));
+            assert!(at_a.receives(&claim, secs(20)));
         }
     };
     claims(at_b, &[owned6, shared6]);
@@ -320,10 +323,10 @@ fn an_address_that_moves_behind_a_port_without_suppression_is_followed() {
     // Whoever asks says where it is, though not enough to answer in its name.
     let elsewhere = solicitation(at_c.mac, shared6, us6);
     at_c.send(&elsewhere);
-    assert!(at_a.receives(&elsewhere, secs(2)));
+    assert!(at_a.receives(&elsewhere, secs(20)));
     at_c.clear();
     assert_eq!(told(at_a, &asks[2]), [[0; 6]; 0]);
-    assert!(at_c.receives(&asks[2], secs(2)), "the owner hears it");
+    assert!(at_c.receives(&asks[2], secs(20)), "the owner hears it");
 }
 
 /// What the cable asks, and who is said to have the address.

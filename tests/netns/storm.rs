@@ -204,7 +204,7 @@ fn weather_a_storm(mesh: &mut Mesh) {
     let refused = port(&mesh.sites[last], "tap").refused;
     println!("refused at the storm's site: {refused:?}");
     assert!(refused["broadcast-limited"] > 50_000, "{refused:?}");
-    let log = eventually(secs(5), "the limit in the log", || {
+    let log = eventually(secs(20), "the limit in the log", || {
         let log = mesh.sites[last].process().log();
         log.contains("broadcast-limited").then_some(log)
     });

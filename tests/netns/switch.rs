@@ -216,7 +216,7 @@ fn super_frames_cross_a_hub_whole() {
         assert_whole(from, to, site);
         let rate = iperf(star.dir(), from, to, &[]);
         println!("{rate:.2e} bit/s");
-        assert!(rate > 1e7, "{rate} bit/s");
+        assert!(rate > 1e6, "{rate} bit/s");
     }
     assert_exact(&a, &b, 16);
     assert_checksums(&[&a.ns, &b.ns]);
@@ -259,7 +259,7 @@ fn a_hub_changes_tags_between_its_spokes() {
     let tagged = [&untagged[..12], &[0x81, 0, 0, 42], &untagged[12..]].concat();
     star.cables[1].send(&untagged);
     for (site, expected) in [(0, &tagged), (2, &untagged)] {
-        assert!(star.cables[site].receives(expected, secs(3)), "at {site}");
+        assert!(star.cables[site].receives(expected, secs(20)), "at {site}");
     }
     let (a, b) = (star.sites[1].host(1), star.sites[2].host(1));
     assert_whole(&a, &b, &star.sites[2]);
@@ -312,7 +312,7 @@ fn addresses_are_forgotten_and_limited_as_configured() {
         let src = [0x02, 0xfe, 0, 0, 0, station];
         let hello = frame(BROADCAST, src, &[], EXPERIMENTAL, 60, station.into());
         pair.at_a.send(&hello);
-        assert!(pair.at_b.receives(&hello, secs(2)));
+        assert!(pair.at_b.receives(&hello, secs(20)));
     }
     let learned = |site: &Site| {
         let fdb = site.status().fdb;
@@ -322,7 +322,7 @@ fn addresses_are_forgotten_and_limited_as_configured() {
     };
     assert_eq!(learned(&pair.a), 20, "with the default");
     assert!((1..=5).contains(&learned(&pair.b)), "{}", learned(&pair.b));
-    eventually(secs(5), "all are forgotten", || {
+    eventually(secs(20), "all are forgotten", || {
         (learned(&pair.b) == 0).then_some(())
     });
     assert_eq!(learned(&pair.a), 20, "with the default");

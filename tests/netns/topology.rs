@@ -493,7 +493,7 @@ impl Site {
     }
 
     pub(crate) fn status(&self) -> Status {
-        eventually(secs(5), "patchcord show answers", || self.try_status())
+        eventually(secs(20), "patchcord show answers", || self.try_status())
     }
 
     /// The first, usually only, peer.

@@ -78,7 +78,7 @@ pub(crate) fn iperf(dir: &Path, from: &Host, to: &Host, arguments: &[&str]) -> f
     let mut server = to
         .ns
         .spawn(&log, &["iperf3", "--server", "--one-off", "--forceflush"]);
-    server.wait_for("listening", secs(5));
+    server.wait_for("listening", secs(20));
     let target = to.v4.to_string();
     let amount = if arguments.contains(&"--udp") {
         ["--time", "1"]
@@ -95,7 +95,7 @@ pub(crate) fn iperf(dir: &Path, from: &Host, to: &Host, arguments: &[&str]) -> f
         serde_json::from_slice(&output.stdout).expect("iperf3 prints JSON");
     assert!(output.status.success(), "iperf3: {}", result["error"]);
     // Two lines of text are all that a server prints at its end; the next one has a log of its own.
-    server.wait_exit(secs(5));
+    server.wait_exit(secs(20));
     let _ = std::fs::remove_file(&log);
     let rate = |sum: &str| result["end"][sum]["bits_per_second"].as_f64();
     let rate = rate("sum_received").or_else(|| rate("sum"));

@@ -102,7 +102,7 @@ impl Natted {
             .collect();
         let waited_for: Vec<_> = sites.iter().map(|site| site.as_peer(None)).collect();
         hub.configure(&settings, &waited_for);
-        hub.up().wait_for("ready", secs(5));
+        hub.up().wait_for("ready", secs(20));
         let at_hub = hub.cable(1, 1500);
         for site in &mut sites {
             site.configure(&settings, &[hub.as_peer(Some(hub.uplink.v4.into()))]);
@@ -308,8 +308,8 @@ fn the_payload_cannot_be_read_on_the_underlay() {
     let mut sent = frame(pair.at_b.mac, pair.at_a.mac, &[], EXPERIMENTAL, 14, 0);
     sent.extend(marker.repeat(8));
     pair.at_a.send(&sent);
-    assert!(pair.at_b.receives(&sent, secs(1)), "the frame crosses");
-    let datagrams = eventually(secs(2), "the wiretap sees datagrams", || {
+    assert!(pair.at_b.receives(&sent, secs(20)), "the frame crosses");
+    let datagrams = eventually(secs(20), "the wiretap sees datagrams", || {
         let seen = wiretap.from(pair.a.uplink.v4);
         (!seen.is_empty()).then_some(seen)
     });

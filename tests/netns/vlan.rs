@@ -321,7 +321,7 @@ fn super_frames_keep_their_checksums_and_segments_when_tags_change() {
         for (from, to) in [(&a, &b), (&b, &a)] {
             let rate = iperf(pair.sandbox.path(), from, to, &[]);
             println!("{rate:.2e} bit/s");
-            assert!(rate > 1e7, "{rate} bit/s");
+            assert!(rate > 1e6, "{rate} bit/s");
         }
         assert_checksums(&[&pair.a.ns, &pair.b.ns, &a.ns, &b.ns]);
         assert_nothing_refused(&[&pair.a, &pair.b]);
@@ -356,7 +356,7 @@ fn an_access_port_joins_a_host_to_a_vlan_of_the_other_site() {
         let filter = "vlan 42 and tcp and greater 3000";
         let tcpdump = ["tcpdump", "-l", "-nne", "-i", DEVICE, filter];
         let mut tcpdump = pair.b.ns.spawn(&dump, &tcpdump);
-        tcpdump.wait_for("listening on", secs(5));
+        tcpdump.wait_for("listening on", secs(20));
         eventually(secs(10), "the hosts reach each other", || {
             let ping = ["ping", "-c1", "-W1", "10.42.0.2"];
             a.ns.succeeds(&ping).then_some(())
@@ -365,7 +365,7 @@ fn an_access_port_joins_a_host_to_a_vlan_of_the_other_site() {
             transfer(&a, &b, ip, 64);
             transfer(&b, &a, ip, 64);
         }
-        tcpdump.wait_for("vlan 42", secs(3));
+        tcpdump.wait_for("vlan 42", secs(20));
         assert_checksums(&[&pair.a.ns, &pair.b.ns, &a.ns, &b.ns]);
         assert_nothing_refused(&[&pair.a, &pair.b]);
     }

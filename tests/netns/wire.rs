@@ -87,7 +87,7 @@ fn assert_crosses(from: &Cable, to: &Cable, sent: &[u8], what: &str) {
     to.clear();
     from.clear();
     from.send(sent);
-    assert!(to.receives(sent, secs(2)), "{what} does not arrive");
+    assert!(to.receives(sent, secs(20)), "{what} does not arrive");
     assert_eq!(to.count(sent), 1, "{what}: once");
     assert_eq!(from.count(sent), 0, "{what} comes back");
 }
@@ -222,7 +222,7 @@ fn frames_that_the_far_nic_does_not_take_are_counted() {
     for (len, reason) in [(1519, "nic-mtu"), (5000, "oversize")] {
         let before = wire.sites[1].drops(reason);
         a.send(&frame(b.mac, a.mac, &[], EXPERIMENTAL, len, 1));
-        eventually(secs(3), "the frame is counted", || {
+        eventually(secs(20), "the frame is counted", || {
             (wire.sites[1].drops(reason) == before + 1).then_some(())
         });
     }
@@ -428,7 +428,7 @@ fn a_nic_that_goes_down_comes_back_and_one_that_is_gone_ends_the_tunnel() {
         wire.sites[0].ns.ip("link set eth7 down");
         assert!(!a.ns.succeeds(&["ping", "-c1", "-W1", &b.v4.to_string()]));
         wire.sites[0].ns.ip("link set eth7 up");
-        eventually(secs(5), "pings are answered again", || {
+        eventually(secs(20), "pings are answered again", || {
             a.ns.succeeds(&["ping", "-c1", "-W1", &b.v4.to_string()])
                 .then_some(())
         });
