@@ -126,8 +126,8 @@ const TUNNEL_KEYS: &[Key] = &[
         kind: "address",
         default: "`\"[::]:0\"`",
         range: "`ADDRESS:PORT`",
-        about: "UDP socket for IPv4 and IPv6; port 0 is any. Required unless a peer has an \
-                `endpoint`.",
+        about: "UDP socket for IPv4 and IPv6; port 0 is any. The tunnel waits for an address that \
+                this machine does not have yet. Required unless a peer has an `endpoint`.",
     },
     Key {
         name: "cipher",
