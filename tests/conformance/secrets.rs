@@ -48,10 +48,10 @@ fn is_in_memory(masked: &[u8]) -> bool {
             let found = range.clone().step_by(step).any(|from| {
                 let length = (chunk.len() as u64).min(range.end - from) as usize;
                 let read = memory.read_at(&mut chunk[..length], from).unwrap_or(0);
-                let mut places = chunk[..read].windows(masked.len());
-                places.any(|window| {
-                    window[0] == first ^ MASK
-                        && window[1..].iter().zip(rest).all(|(a, b)| *a == b ^ MASK)
+                let read = &chunk[..read];
+                memchr::memchr_iter(first ^ MASK, read).any(|at| {
+                    let behind = read[at + 1..].get(..rest.len());
+                    behind.is_some_and(|bytes| bytes.iter().zip(rest).all(|(a, b)| *a == b ^ MASK))
                 })
             });
             // What was found is in the chunk too.
