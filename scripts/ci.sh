@@ -23,7 +23,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 main() {
   case "${1:-}" in
     quick) run fmt layers vectors docs clippy unit ;;
-    all) run fmt layers vectors docs clippy test doc deny models sanitizers fuzz netns ;;
+    all)
+      run fmt layers vectors docs clippy test doc deny models
+      beside sanitizers fuzz
+      run netns
+      ;;
     fmt | clippy | test | doc | layers | vectors | docs | deny | models | sanitizers | fuzz | netns) run "$1" ;;
     *)
       sed -n 's/^#   //p' "${BASH_SOURCE[0]}" >&2
@@ -38,6 +42,24 @@ run() {
     echo "== $job, after $SECONDS s"
     "job_$job"
   done
+}
+
+# Two jobs whose builds have folders of their own, and keep one core busy for most of the time.
+beside() {
+  local jobs=() job failed=0
+  trap 'kill 0' INT # what runs in the background does not hear of Ctrl-C
+  for job in "$@"; do
+    run "$job" >"target/ci-$job.log" 2>&1 &
+    jobs+=($!)
+  done
+  for job in "${jobs[@]}"; do
+    wait "$job" || failed=1
+  done
+  for job in "$@"; do
+    cat "target/ci-$job.log"
+  done
+  trap - INT
+  return "$failed"
 }
 
 job_fmt() {
