@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sections of a file: typed access to values, and help with unknown names.
 //!
-//! Knows which keys there are ([`keys`](super::keys)), not what they mean. serde's derive stops at the first error; walking
-//! the parsed document finds them all.
+//! Knows which keys there are ([`keys`](super::keys)), not what they mean. serde's derive stops at the
+//! first error; walking the parsed document finds them all.
 
 use std::ops::Range;
 
