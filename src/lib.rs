@@ -176,7 +176,8 @@
 //! | [`control`] | how `show`, `fdb` and `down` reach a running tunnel |
 //! | [`pipeline`] | the data threads, the control task and the slow path of the switch |
 //! | [`proto`] | the protocol without sockets, threads or clocks |
-//! | [`io`] | TAP, UDP, netlink, locks; all unsafe code |
+//! | [`machine`] | the interface, netlink, routes, name servers, locks: what surrounds the frames |
+//! | [`io`] | frames and datagrams: TAP and UDP; all unsafe code |
 //! | [`queue`] | batches through several threads and back in order |
 //! | [`wire`], [`crypto`], [`stats`] | byte layouts, keys and ciphers, counters |
 //!
@@ -199,11 +200,16 @@ pub mod control;
 pub mod crypto;
 pub mod host;
 pub mod io;
+pub mod machine;
 pub mod pipeline;
 pub mod proto;
 pub mod provider;
 pub mod queue;
 mod rate;
+pub(crate) mod retry;
 pub mod stats;
+#[cfg(test)]
+pub(crate) mod testing;
+pub(crate) mod tripwire;
 pub mod tunnel;
 pub mod wire;

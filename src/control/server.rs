@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 
 use super::MAX_REQUEST_BYTES;
 use super::message::{Reply, Request};
-use crate::io::retry::Retry;
+use crate::retry::Retry;
 
 /// Where requests go, each with the way back for its one reply.
 pub type RequestSender = mpsc::Sender<(Request, oneshot::Sender<Reply>)>;

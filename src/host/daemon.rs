@@ -31,8 +31,8 @@ use super::{
     store::{Store, StoreError},
 };
 use crate::{
-    io::retry::Retry,
     provider::{AppMessage, SecretError, Sender, StartOptions, StartSource, StopReason},
+    retry::Retry,
 };
 
 /// After a connection that could not be accepted.
@@ -97,7 +97,7 @@ impl Policy {
             Access::Configure => &self.configure,
         };
         let (user, group) = (client.uid(), client.gid());
-        let is_ours = user == 0 || user == crate::io::effective_user();
+        let is_ours = user == 0 || user == crate::machine::effective_user();
         is_ours || who.users.contains(&user) || who.groups.contains(&group)
     }
 }

@@ -51,7 +51,7 @@ use self::{
     store::{MAX_NAME, is_name},
 };
 use crate::{
-    io::{
+    machine::{
         bus::Bus,
         lock::{LockError, RunLock},
     },

@@ -22,19 +22,19 @@ use tracing::{debug, info, warn};
 
 use super::{Event, EventKind, Events, Host, TunnelView};
 use crate::{
-    io::{
+    io::mark::Mark,
+    machine::{
+        dns::{Places, Resolvers},
         link::is_radio,
-        mark::Mark,
-        names::{Places, Resolvers},
         path::{self, PathStatus},
         resolver,
         sockets::Side,
-        tripwire,
     },
     provider::{
         InterfaceType, OnDemandAction, OnDemandRule, ProbeUrl, SessionStatus, StartOptions,
         StartSource, StopReason, Surroundings, TunnelConfiguration,
     },
+    tripwire,
 };
 
 /// Names change without a word, after the path does: a lease takes a moment.

@@ -124,7 +124,7 @@ impl Drop for Place {
 }
 
 fn is_owner(user: u32) -> bool {
-    user == 0 || user == crate::io::effective_user()
+    user == 0 || user == crate::machine::effective_user()
 }
 
 #[cfg(test)]

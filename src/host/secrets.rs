@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::store::is_name;
 use crate::{
-    io::file::{self, Lasting},
+    machine::file::{self, Lasting},
     provider::{Secret, SecretError},
 };
 
@@ -132,7 +132,7 @@ fn file_error(path: &Path) -> impl Fn(io::Error) -> SecretError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::testing::assert_made_to_last;
+    use crate::testing::assert_made_to_last;
 
     fn secret(text: &str) -> Secret {
         Secret::new(text.as_bytes().to_vec())

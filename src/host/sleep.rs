@@ -25,15 +25,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        io::{
-            power::testing::TestLogind,
-            testing::{block_on, in_namespace, ip},
-        },
+        machine::power::testing::TestLogind,
         provider::{
             BoxFut, EthernetTunnelProvider, EthernetTunnelSettings, OnDemandAction, OnDemandRule,
             ProviderContext, ProviderError, SessionStatus, SleepWatch, StartOptions, StopReason,
             TunnelConfiguration,
         },
+        testing::{block_on, in_namespace, ip},
     };
 
     /// Providers that are in `sleep`, and those that may leave it.

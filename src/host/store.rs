@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use super::{EventKind, Host};
 use crate::{
-    io::file::{self, Lasting},
+    machine::file::{self, Lasting},
     provider::TunnelConfiguration,
 };
 
@@ -318,7 +318,7 @@ pub(super) fn is_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::testing::{Log, assert_made_to_last, block_on};
+    use crate::testing::{Log, assert_made_to_last, block_on};
 
     #[test]
     fn configurations_are_kept_as_files() {

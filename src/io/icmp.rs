@@ -208,7 +208,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::io::testing::{block_on, in_namespace, ip};
+    use crate::testing::{block_on, in_namespace, ip};
 
     /// What is heard of a datagram from a socket at `from` to `to`.
     fn heard(from: &str, to: &str) -> Undelivered {

@@ -1,78 +1,41 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Everything that touches the kernel: the TAP, the UDP socket, links, locks and the journal.
+//! Frames and datagrams in and out of the kernel.
 //!
 //! ```text
-//! device   one call that makes the TAP as asked for, and one that undoes it
-//!   lock     no second process on a tunnel's name or on a device
-//!   journal  what must be undone after a stop, or after a kill -9
-//!   options  the kernel's options of one interface
-//!   file     files that are whole or not there
-//!   link     netlink: addresses, MTU, MAC, bridges; in `watch`, what others change
-//! routing  which destinations go through the tunnel; in the same way, `lock` and `journal`
-//! path     the machine's own way out, below every tunnel; in `changes`, when to look again
-//! way      the way that datagrams take to an address
-//! groups   the multicast groups of a link
-//! icmp     what others say of datagrams that did not arrive
-//! sockets  sockets through the tunnel, and outside of it by their `mark`
-//! tap      frames in and out of the kernel; in `vnet`, what travels beside them, in `packet`, the
-//!          NIC in place of a TAP; in `memory`, for fuzz targets, a device without a kernel
-//! names    who resolves names, and proxy, which proxy programs find
-//! namespace what people call a network namespace
-//! retry    when to try again what the kernel refuses; in `netlink`, a connection that lasts
-//! resolver addresses of names, looked up on a few threads that nobody waits for
-//! power    sleep and wake-up of the machine; bus, where names and power ask
-//! udp      datagrams in and out of the network
-//! service  what the service manager hands over, and is told
-//! signals  which signals end the program
-//! waker    waiting for both, and ending a wait
-//! sys      system calls, and all unsafe code
+//! tap          Ethernet frames of a TAP; in `packet`, of a NIC in place of one
+//!   vnet         the header that travels beside a frame (virtio)
+//!   steering     the eBPF program that keeps a flow on one queue
+//!   own_traffic  the filter that withholds the tunnel's own datagrams
+//!   memory       for fuzz targets, a device without a kernel
+//! udp          datagrams, in batches and trains (GSO, GRO), in lanes
+//!   mark         by which routing rules tell the tunnel's own datagrams
+//!   icmp         what routers say of datagrams that did not arrive
+//! waker        waits for both, and ends a wait
+//! sys          system calls, and all unsafe code
 //! ```
 //!
-//! `io` knows bytes, never peers, keys or VLANs; `pipeline` brings them together. Sockets, devices
-//! and netlink connections belong to the network namespace of the thread that opens them.
+//! `io` knows bytes, never peers, keys or VLANs; `pipeline` brings them together. What surrounds the
+//! frames (interfaces, addresses, routes) belongs to `machine`, which `io` never uses. Sockets and
+//! devices belong to the network namespace of the thread that opens them.
 
-pub mod bus;
-pub mod device;
-pub(crate) mod file;
-pub mod groups;
+use std::{fs, os::unix::fs::MetadataExt};
+
 pub mod icmp;
-pub mod link;
-pub mod lock;
 pub mod mark;
 #[cfg(fuzzing)]
 pub mod memory;
-pub mod names;
-pub mod namespace;
-pub mod path;
-pub mod power;
-pub mod proxy;
-pub(crate) mod resolver;
-pub(crate) mod retry;
-pub mod routing;
-pub mod service;
-pub mod signals;
-pub mod sockets;
-mod steering;
 pub mod tap;
-pub(crate) mod tripwire;
 pub mod udp;
 pub mod waker;
-pub mod way;
-pub mod way_back;
 
-mod changes;
-mod circle;
-mod journal;
-mod netlink;
-mod options;
+pub(crate) mod sys;
+
+mod own_traffic;
 mod packet;
-mod sys;
-#[cfg(test)]
-pub(crate) mod testing;
+mod steering;
 mod vnet;
-mod watch;
 
-/// Sets the precedence of the calling thread, from -20 (most) to 19. Above that of the process it
+/// Sets the niceness of the calling thread, from -20 (first) to 19. Below that of the process it
 /// needs CAP_SYS_NICE.
 ///
 /// # Errors
@@ -81,7 +44,7 @@ pub fn set_thread_niceness(nice: i32) -> std::io::Result<()> {
     sys::set_thread_niceness(nice)
 }
 
-/// The precedence of the calling thread.
+/// The niceness of the calling thread.
 pub fn thread_niceness() -> i32 {
     sys::thread_niceness()
 }
@@ -97,20 +60,10 @@ pub(crate) fn is_mistake(error: &std::io::Error) -> bool {
         .is_none_or(|code| mistakes.contains(&code))
 }
 
-/// The user that this process acts as.
-pub fn effective_user() -> u32 {
-    sys::effective_uid()
-}
+/// Where the kernel shows the network namespace of a thread.
+pub(crate) const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
-/// Keeps this process's memory, with its keys, out of core dumps, and out of swap space as far as the
-/// limits of the process allow.
-///
-/// # Errors
-/// Never on Linux as it is, but for kernels and filters of system calls that refuse it.
-pub fn keep_memory_private() -> std::io::Result<()> {
-    sys::forbid_dumps()?;
-    if !sys::forbid_swapping()? {
-        tracing::debug!("memory may be swapped: RLIMIT_MEMLOCK is not unlimited");
-    }
-    Ok(())
+/// The number that tells the network namespace of this thread from every other one that exists now.
+pub(crate) fn namespace_inode() -> std::io::Result<u64> {
+    Ok(fs::metadata(NAMESPACE)?.ino())
 }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use zerocopy::IntoBytes;
 
-use super::circle;
+use super::own_traffic;
 use super::sys::bpf;
 use super::sys::faults::{self, Call};
 use super::sys::{self, SocketOption, packet};
@@ -229,7 +229,7 @@ impl PacketSocket {
 
     /// From now on UDP datagrams to this port of this machine are not read.
     pub(super) fn leave_out_datagrams_to(&self, port: u16) -> io::Result<()> {
-        bpf::attach_filter(self.file.as_fd(), &circle::all_but_datagrams_to(port))
+        bpf::attach_filter(self.file.as_fd(), &own_traffic::all_but_datagrams_to(port))
     }
 
     /// What an error of a read means.
@@ -311,8 +311,8 @@ mod tests {
 
     use super::*;
     use crate::io::tap::{self, Backend, Tap, TapError, TapOptions, TapQueue};
-    use crate::io::testing::{eventually, in_namespace, ip, wait_for_carrier};
     use crate::io::waker;
+    use crate::testing::{eventually, in_namespace, ip, wait_for_carrier};
 
     const DOT1Q: u16 = 0x8100;
     const DOT1AD: u16 = 0x88a8;

@@ -25,8 +25,8 @@ use std::os::unix::fs::MetadataExt;
 
 use zerocopy::IntoBytes;
 
-use super::circle;
-use super::lock::namespace_inode;
+use super::namespace_inode;
+use super::own_traffic;
 pub use super::packet::NicError;
 use super::packet::{self, PacketSocket};
 use super::steering;
@@ -312,7 +312,7 @@ impl Tap {
 
     /// Where the TAP is now, as the kernel says: others rename interfaces, move them to other network
     /// namespaces and delete them. None for a NIC.
-    pub(super) fn whereabouts(&self) -> Option<Whereabouts> {
+    pub(crate) fn whereabouts(&self) -> Option<Whereabouts> {
         let control = self.control.as_ref()?;
         let Ok(attached) = tun::attached(control) else {
             return Some(Whereabouts::Gone);
@@ -334,7 +334,7 @@ impl Tap {
 
     /// Leaves the choice of queues and frames to the kernel again, for the next user of an adopted
     /// device.
-    pub(super) fn stop_steering(&self) {
+    pub(crate) fn stop_steering(&self) {
         // A device that was deleted needs it no more, and one with a single queue does not care.
         if let Some(control) = &self.control {
             let _ = tun::set_steering(control, None);
@@ -389,7 +389,7 @@ impl Tap {
 
 /// Where a TAP is, and its present name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Whereabouts {
+pub(crate) enum Whereabouts {
     /// In the network namespace of this thread.
     Here(String),
     /// In another one, with this inode if the kernel tells. Its queues work as before.
@@ -476,7 +476,7 @@ impl TapQueue {
     /// When the kernel has no memory for the filter, or the device was deleted.
     pub fn leave_out_tunnel(&self, port: u16) -> io::Result<()> {
         match &self.end {
-            End::Tap(file) => bpf::attach_to_tap(file, &circle::all_but_datagrams_from(port)),
+            End::Tap(file) => bpf::attach_to_tap(file, &own_traffic::all_but_datagrams_from(port)),
             End::Nic(socket) => socket.leave_out_datagrams_to(port),
             #[cfg(fuzzing)]
             End::Memory(_) => Ok(()),
@@ -775,8 +775,8 @@ mod tests {
     use sys::faults::{Call, Fault, finish, script};
 
     use super::*;
-    use crate::io::testing::{Namespace, eventually, in_namespace, ip, wait_for_carrier};
     use crate::io::waker;
+    use crate::testing::{Namespace, eventually, in_namespace, ip, wait_for_carrier};
 
     fn open(name: &str, backend: Backend, queues: usize) -> Result<(Tap, Vec<TapQueue>), TapError> {
         Tap::open(
@@ -1335,7 +1335,7 @@ mod tests {
 
     #[test]
     fn datagrams_of_the_tunnel_itself_are_left_out_and_nothing_else() {
-        use crate::io::{mark::Mark, sockets::protect};
+        use crate::{io::mark::Mark, machine::sockets::protect};
 
         for backend in [Backend::Vnet, Backend::Plain] {
             in_namespace(|| {

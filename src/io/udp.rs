@@ -641,8 +641,8 @@ mod tests {
     use sys::faults::{Call, Fault, finish, script};
 
     use super::*;
-    use crate::io::testing::{Namespace, in_namespace, ip, wait_for_carrier};
     use crate::io::waker;
+    use crate::testing::{Namespace, in_namespace, ip, wait_for_carrier};
 
     pub(super) fn at(address: &str) -> SocketAddr {
         address.parse().unwrap()

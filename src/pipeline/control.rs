@@ -34,15 +34,16 @@ use crate::{
     control::message::{FdbRequest, Reply},
     io::{
         icmp::{Icmp, Undelivered, Why},
-        resolver, tripwire,
         udp::{SendError, SendFailure, UdpSocket},
     },
+    machine::resolver,
     proto::{
         limits::FRAME_OVERHEAD,
         node::{Event, Node, Refused},
         trouble::{NameError, Unreachable},
     },
     stats::{DropReason, Drops},
+    tripwire,
 };
 
 /// How long a name may take to be looked up before people hear of it, and how soon one that failed is

@@ -390,16 +390,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        io::{
-            testing::{assert_all_refused, in_namespace, ip, refuse_to_send_after},
-            udp::UdpSocket,
-        },
+        io::udp::UdpSocket,
         proto::{
             reassembly::Reassembly,
             session::Route,
             testing::{DESTINATION, LANE, Network, Opened, Stream, looped_session},
         },
         queue::ordered,
+        testing::{assert_all_refused, in_namespace, ip, refuse_to_send_after},
         wire::{chunk::Chunk, offload::Transport},
     };
 

@@ -39,7 +39,6 @@ use super::{
 use crate::{
     io::{
         tap::TapQueue,
-        tripwire,
         udp::{RecvBatch, UdpSocket},
         waker,
     },
@@ -52,6 +51,7 @@ use crate::{
     },
     queue::{Collected, Collector, Dealer, Worker},
     stats::{DropReason, Drops},
+    tripwire,
     wire::{
         self, Counter, DATA_HEADER_LEN, DataHeader, Lane, MessageType, SessionIndex, TAG_LEN,
         chunk::{Chunk, Chunks},
@@ -981,8 +981,8 @@ mod tests {
     use nix::errno::Errno;
 
     use super::*;
-    use crate::io::{
-        tap::{Backend, Tap, TapOptions},
+    use crate::{
+        io::tap::{Backend, Tap, TapOptions},
         testing::{assert_all_refused, in_namespace, ip, refuse_to_receive},
     };
 

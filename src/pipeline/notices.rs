@@ -332,7 +332,7 @@ mod tests {
                     }
                 }
             });
-            crate::io::testing::block_on(async {
+            crate::testing::block_on(async {
                 let mut turn = 0;
                 for _ in 0..5000 {
                     notices.next(&mut turn).await;

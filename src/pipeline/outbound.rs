@@ -29,10 +29,11 @@ use super::{
 use crate::{
     io::{
         tap::{TapQueue, VnetHeader},
-        tripwire, waker,
+        waker,
     },
     proto::{codel::Codel, cut::Cut, session::Tables, superframe, train::Open},
     stats::{DropReason, Drops},
+    tripwire,
     wire::Lane,
 };
 

@@ -213,7 +213,7 @@ pub(super) fn unreachable(error: &SendError) -> Option<Unreachable> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{crypto::keys::PrivateKey, io::testing::Log};
+    use crate::{crypto::keys::PrivateKey, testing::Log};
 
     fn logged(work: impl FnOnce(&mut Reports, Instant)) -> String {
         let log = Log::default();

@@ -37,11 +37,9 @@ use super::{
 };
 use crate::{
     crypto::{self, mac},
-    io::{
-        tap::{TapQueue, VnetHeader},
-        tripwire,
-    },
+    io::tap::{TapQueue, VnetHeader},
     stats::{DropReason, Drops},
+    tripwire,
 };
 
 /// Frames that wait to be looked at.

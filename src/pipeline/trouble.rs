@@ -12,7 +12,10 @@ use super::{
     clock,
     shared::{Shared, Stopped},
 };
-use crate::io::{is_mistake, retry::Retry, waker};
+use crate::{
+    io::{is_mistake, waker},
+    retry::Retry,
+};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(500);

@@ -16,11 +16,11 @@ use tokio::{
 use tracing::warn;
 
 use super::{EngineEvent, supervision::supervise};
-use crate::io::{
-    mark::Mark,
+use crate::{
+    io::mark::Mark,
+    machine::way::{Way, Ways},
     retry::Retry,
     tripwire,
-    way::{Way, Ways},
 };
 
 /// From one look to the next. Changes meanwhile wait for it.
@@ -205,7 +205,7 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::testing::{block_on, in_namespace, ip};
+    use crate::testing::{block_on, in_namespace, ip};
 
     #[test]
     fn a_change_concerns_the_peers_to_whom_the_way_is_another() {

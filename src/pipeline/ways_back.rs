@@ -14,10 +14,7 @@ use std::{
 
 use tracing::warn;
 
-use crate::{
-    io::{mark::Mark, way_back::WayBack},
-    wire::local::Local,
-};
+use crate::{io::mark::Mark, machine::way_back::WayBack, wire::local::Local};
 
 /// Callers about whom the kernel is asked in a second; anybody can call.
 const QUESTIONS: u32 = 64;

@@ -23,11 +23,13 @@ use super::{
     settings::Addressing,
     sockets::Watches,
 };
-use crate::io::{
-    device::{DeviceInfo, DeviceReport},
-    namespace::Namespace,
-    routing::RoutingChanges,
-    tap::{Offloads, TapQueue},
+use crate::{
+    io::tap::{Offloads, TapQueue},
+    machine::{
+        device::{DeviceInfo, DeviceReport},
+        namespace::Namespace,
+        routing::RoutingChanges,
+    },
 };
 
 /// The longest text that is displayed, in bytes.

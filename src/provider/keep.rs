@@ -4,7 +4,7 @@
 //!
 //! Each change of a link or an address that the kernel tells of leads to a look, at most one every
 //! [`GAP`], and so does each [`ROUND`], for what the kernel does not tell. What is ours and differs is
-//! put back by [`Device::keep`](crate::io::device::Device::keep). A program that insists on something
+//! put back by [`Device::keep`](crate::machine::device::Device::keep). A program that insists on something
 //! else is left to win for longer and longer ([`Fight`]), which is logged when it begins. The context
 //! runs this from the first settings on.
 
@@ -17,9 +17,11 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{ProviderContext, SettingsError, StopReason};
-use crate::io::{
-    device::Drift,
-    link::{LinkEvent, Links},
+use crate::{
+    machine::{
+        device::Drift,
+        link::{LinkEvent, Links},
+    },
     tripwire,
 };
 

@@ -51,10 +51,12 @@ pub use self::{
     },
     sockets::{AppRule, RoutingMethod},
 };
-pub use crate::io::{
-    mark::Mark,
-    path::{Path, PathInterface, PathStatus},
-    sockets::SocketError,
+pub use crate::{
+    io::mark::Mark,
+    machine::{
+        path::{Path, PathInterface, PathStatus},
+        sockets::SocketError,
+    },
 };
 pub use patchcord_bridge::MacAddr;
 

@@ -23,13 +23,15 @@ use super::{
     offers,
     routes::{needs_local_networks, routing_state},
 };
-use crate::io::{
-    device::{Device, DeviceError, DeviceInfo, DeviceReport, DeviceRequest, Ipv6Mode},
-    link::{LinkError, Links, PortVlans},
-    names::{Names, Places},
-    proxy::Proxy,
-    routing::{Routing, RoutingChanges},
-    tap::{Offloads, TapQueue},
+use crate::{
+    io::tap::{Offloads, TapQueue},
+    machine::{
+        device::{Device, DeviceError, DeviceInfo, DeviceReport, DeviceRequest, Ipv6Mode},
+        dns::{Names, Places},
+        link::{LinkError, Links, PortVlans},
+        proxy::Proxy,
+        routing::{Routing, RoutingChanges},
+    },
 };
 
 /// What one session has set up.

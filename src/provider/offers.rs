@@ -5,8 +5,8 @@ use super::{
     DnsOutcome, DnsProtocol, EthernetTunnelSettings, ProxyOutcome, ProxyServer, RoutingPolicy,
     settings::DnsSettings,
 };
-use crate::io::{
-    names::{NamesOutcome, NamesRequest, Scope, Transport},
+use crate::machine::{
+    dns::{NamesOutcome, NamesRequest, Scope, Transport},
     proxy::{self, ProxyRequest},
 };
 

@@ -26,7 +26,7 @@ use super::{
     EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus, StopReason,
     session::give_up,
 };
-use crate::io::{
+use crate::machine::{
     bus::Bus,
     power::{Power, PowerEvent, SleepGuard},
 };

@@ -19,7 +19,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{EthernetTunnelSettings, Route as IncludedRoute, RoutingPolicy, settings::IpSettings};
-use crate::io::routing::{Family, Route, RoutingState, Rule, Target};
+use crate::machine::routing::{Family, Route, RoutingState, Rule, Target};
 
 /// Where each destination goes. Of several entries for a destination the last one counts.
 type Table = BTreeMap<IpNet, Target>;

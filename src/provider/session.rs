@@ -18,7 +18,7 @@ use super::{
     power::{self, SleepWatch},
     upkeep,
 };
-use crate::io::bus::Bus;
+use crate::machine::bus::Bus;
 
 /// How long the host waits for a provider.
 #[derive(Clone, Copy, Debug)]
@@ -299,11 +299,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        io::{
-            power::testing::TestLogind,
-            testing::{block_on, in_namespace},
-        },
+        machine::power::testing::TestLogind,
         provider::{BoxFut, EthernetTunnelSettings},
+        testing::{block_on, in_namespace},
     };
 
     const SOON: Duration = Duration::from_secs(20);

@@ -12,8 +12,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use patchcord_bridge::MacAddr;
 
 use super::Interface;
-use crate::io::{
-    device::DeviceError, names::NamesError, proxy::ProxyError, routing::RoutingError, tap::Backend,
+use crate::{
+    io::tap::Backend,
+    machine::{device::DeviceError, dns::NamesError, proxy::ProxyError, routing::RoutingError},
 };
 
 /// The smallest and largest MTU that a TAP takes.

@@ -18,11 +18,12 @@ use tokio::{
 use tracing::warn;
 
 use super::{Path, ProviderContext, SocketError};
-use crate::io::{
-    groups,
-    mark::Mark,
-    path,
-    sockets::{self, Side},
+use crate::{
+    io::mark::Mark,
+    machine::{
+        groups, path,
+        sockets::{self, Side},
+    },
 };
 
 /// What is followed once somebody has asked for it, until the session is to end.

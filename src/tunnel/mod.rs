@@ -34,7 +34,7 @@ use crate::{
         server::Server,
         socket_path,
     },
-    io::{
+    machine::{
         keep_memory_private,
         lock::{LockError, RunLock},
         service, signals,

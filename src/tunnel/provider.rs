@@ -30,10 +30,10 @@ use crate::{
         mac,
     },
     io::{
-        link::{LinkEvent, Links},
         tap::{self, Offloads},
         udp::{Capabilities, UdpSocket, is_here},
     },
+    machine::link::{LinkEvent, Links},
     pipeline::{
         Engine, EngineConfig, EngineEvent, EnginePeer, Stopped, clock,
         plan::{CorePlan, PlanRequest},

@@ -12,10 +12,10 @@ use crate::{
         KernelCountersStatus, LastErrorStatus, PeerStatus, PortStatus, Rates, Status, ThreadStatus,
     },
     crypto::keys::PublicKey,
-    io::{
+    io::udp::{Capabilities, is_here},
+    machine::{
         device::DeviceReport,
         link::{PortReport, ranges},
-        udp::{Capabilities, is_here},
     },
     pipeline::{EngineView, PortView, clock, plan::CorePlan},
     proto::{node::PeerView, trouble::LastTrouble},

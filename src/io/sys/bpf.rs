@@ -13,7 +13,7 @@ use super::faults::{self, Call};
 /// would get: the UDP payload, or the frame without the VLAN tag that the kernel took out.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub(in crate::io) struct Instruction(libc::sock_filter);
+pub(crate) struct Instruction(libc::sock_filter);
 
 impl Instruction {
     const fn new(code: u32, k: u32) -> Self {
@@ -27,27 +27,27 @@ impl Instruction {
 }
 
 /// Loads the byte at `offset`. If there is none, the program ends and answers 0.
-pub(in crate::io) const fn load_byte(offset: u32) -> Instruction {
+pub(crate) const fn load_byte(offset: u32) -> Instruction {
     Instruction::new(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, offset)
 }
 
 /// The same for two bytes, in network order.
-pub(in crate::io) const fn load_u16(offset: u32) -> Instruction {
+pub(crate) const fn load_u16(offset: u32) -> Instruction {
     Instruction::new(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, offset)
 }
 
 /// The same, the distance further on.
-pub(in crate::io) const fn load_u16_further_on(offset: u32) -> Instruction {
+pub(crate) const fn load_u16_further_on(offset: u32) -> Instruction {
     Instruction::new(libc::BPF_LD | libc::BPF_H | libc::BPF_IND, offset)
 }
 
 /// Makes the length of the IPv4 header at `offset` the distance.
-pub(in crate::io) const fn measure_ipv4_header(offset: u32) -> Instruction {
+pub(crate) const fn measure_ipv4_header(offset: u32) -> Instruction {
     Instruction::new(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, offset)
 }
 
 /// Loads whom the frame is for: [`TO_THIS_MACHINE`], or others.
-pub(in crate::io) const fn load_packet_type() -> Instruction {
+pub(crate) const fn load_packet_type() -> Instruction {
     let offset = libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE;
     Instruction::new(
         libc::BPF_LD | libc::BPF_B | libc::BPF_ABS,
@@ -56,7 +56,7 @@ pub(in crate::io) const fn load_packet_type() -> Instruction {
 }
 
 /// Loads the mark of the frame, which is that of its socket if this machine has sent it.
-pub(in crate::io) const fn load_mark() -> Instruction {
+pub(crate) const fn load_mark() -> Instruction {
     let offset = libc::SKF_AD_OFF + libc::SKF_AD_MARK;
     Instruction::new(
         libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
@@ -65,68 +65,62 @@ pub(in crate::io) const fn load_mark() -> Instruction {
 }
 
 /// Clears all bits of the register but these.
-pub(in crate::io) const fn keep_bits(mask: u32) -> Instruction {
+pub(crate) const fn keep_bits(mask: u32) -> Instruction {
     Instruction::new(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask)
 }
 
 /// The destination is the address of the interface.
-pub(in crate::io) const TO_THIS_MACHINE: u32 = libc::PACKET_HOST as u32;
+pub(crate) const TO_THIS_MACHINE: u32 = libc::PACKET_HOST as u32;
 
 /// Skips `then` instructions if the register has any bit of `mask`, and `otherwise` if it has none.
-pub(in crate::io) const fn skip_if_any(mask: u32, then: u8, otherwise: u8) -> Instruction {
+pub(crate) const fn skip_if_any(mask: u32, then: u8, otherwise: u8) -> Instruction {
     let mut jump = Instruction::new(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, mask);
     (jump.0.jt, jump.0.jf) = (then, otherwise);
     jump
 }
 
 /// Skips `then` instructions if the register is `value`, and `otherwise` if it is not.
-pub(in crate::io) const fn skip_if(value: u32, then: u8, otherwise: u8) -> Instruction {
+pub(crate) const fn skip_if(value: u32, then: u8, otherwise: u8) -> Instruction {
     let mut jump = Instruction::new(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value);
     (jump.0.jt, jump.0.jf) = (then, otherwise);
     jump
 }
 
 /// Subtracts `value` from the register.
-pub(in crate::io) const fn subtract(value: u32) -> Instruction {
+pub(crate) const fn subtract(value: u32) -> Instruction {
     Instruction::new(libc::BPF_ALU | libc::BPF_SUB | libc::BPF_K, value)
 }
 
 /// Divides the register by `value` and keeps the remainder.
-pub(in crate::io) const fn remainder(value: u32) -> Instruction {
+pub(crate) const fn remainder(value: u32) -> Instruction {
     Instruction::new(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, value)
 }
 
 /// Ends the program and answers with the register.
-pub(in crate::io) const fn answer() -> Instruction {
+pub(crate) const fn answer() -> Instruction {
     Instruction::new(libc::BPF_RET | libc::BPF_A, 0)
 }
 
 /// Ends the program and answers `value`.
-pub(in crate::io) const fn answer_with(value: u32) -> Instruction {
+pub(crate) const fn answer_with(value: u32) -> Instruction {
     Instruction::new(libc::BPF_RET | libc::BPF_K, value)
 }
 
 /// Lets `program` choose the socket of each datagram, for all sockets that share the port of this
 /// one: 0 is the one that was bound first. Any other answer than that of a socket leaves the choice
 /// to the kernel.
-pub(in crate::io) fn attach_to_port(
-    socket: BorrowedFd<'_>,
-    program: &[Instruction],
-) -> io::Result<()> {
+pub(crate) fn attach_to_port(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
     attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, program)
 }
 
 /// Lets `program` choose what the socket gets: as many bytes of each frame as it answers, and none of
 /// it for 0.
-pub(in crate::io) fn attach_filter(
-    socket: BorrowedFd<'_>,
-    program: &[Instruction],
-) -> io::Result<()> {
+pub(crate) fn attach_filter(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
     attach(socket, libc::SO_ATTACH_FILTER, program)
 }
 
 /// The same for all queues of a TAP, and the frames that the kernel sends to them.
-pub(in crate::io) fn attach_to_tap(queue: &File, program: &[Instruction]) -> io::Result<()> {
+pub(crate) fn attach_to_tap(queue: &File, program: &[Instruction]) -> io::Result<()> {
     let program = described(program)?;
     // SAFETY: TUNATTACHFILTER reads one `sock_fprog` and as many instructions as it says, which
     // `described` has seen to. The kernel copies both before it returns. It keeps the address as well,
@@ -137,7 +131,7 @@ pub(in crate::io) fn attach_to_tap(queue: &File, program: &[Instruction]) -> io:
 }
 
 /// Lets the TAP's queues get every frame again.
-pub(in crate::io) fn detach_from_tap(queue: &File) -> io::Result<()> {
+pub(crate) fn detach_from_tap(queue: &File) -> io::Result<()> {
     // SAFETY: TUNDETACHFILTER reads nothing.
     let result = unsafe {
         libc::ioctl(

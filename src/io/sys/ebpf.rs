@@ -16,7 +16,7 @@ const SOCKET_FILTER: u32 = 1;
 /// One instruction: operation, registers, distance of a jump, number.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(in crate::io) struct Instruction {
+pub(crate) struct Instruction {
     code: u8,
     registers: u8,
     offset: i16,
@@ -25,7 +25,7 @@ pub(in crate::io) struct Instruction {
 
 impl Instruction {
     /// `code` as in linux/bpf.h.
-    pub(in crate::io) const fn new(
+    pub(crate) const fn new(
         code: u8,
         destination: u8,
         source: u8,
@@ -55,7 +55,7 @@ struct LoadRequest {
 
 /// Hands a program to the kernel, which checks it. It lives as long as its descriptor, and whatever
 /// it was attached to.
-pub(in crate::io) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
+pub(crate) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     let count = faults::before(Call::LoadProgram, program.len())?;
     let license: *const c_char = c"Dual MIT/GPL".as_ptr();
     let request = LoadRequest {

@@ -8,7 +8,7 @@ use std::io;
 
 /// A call that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::io) enum Call {
+pub(crate) enum Call {
     AttachFilter,
     LoadProgram,
     OfferVnetHeader,
@@ -22,12 +22,12 @@ pub(in crate::io) enum Call {
 /// Asked before `call` moves `count` messages: how many it may move, or how it fails.
 #[cfg(not(test))]
 #[inline(always)]
-pub(in crate::io) fn before(_call: Call, count: usize) -> io::Result<usize> {
+pub(crate) fn before(_call: Call, count: usize) -> io::Result<usize> {
     Ok(count)
 }
 
 #[cfg(test)]
-pub(in crate::io) use scripted::{Fault, before, finish, script};
+pub(crate) use scripted::{Fault, before, finish, script};
 
 #[cfg(test)]
 mod scripted {
@@ -38,7 +38,7 @@ mod scripted {
 
     /// What becomes of one call.
     #[derive(Clone, Copy, Debug)]
-    pub(in crate::io) enum Fault {
+    pub(crate) enum Fault {
         /// The kernel is not asked.
         Errno(i32),
         /// The kernel sees this many messages.
@@ -52,18 +52,18 @@ mod scripted {
     }
 
     /// The next calls of this thread, in this order; those after them pass.
-    pub(in crate::io) fn script(steps: &[(Call, Fault)]) {
+    pub(crate) fn script(steps: &[(Call, Fault)]) {
         SCRIPT.with_borrow_mut(|script| script.extend(steps));
     }
 
     /// Fails the test if a step was not reached.
     #[track_caller]
-    pub(in crate::io) fn finish() {
+    pub(crate) fn finish() {
         let left = SCRIPT.take();
         assert!(left.is_empty(), "calls that were not made: {left:?}");
     }
 
-    pub(in crate::io) fn before(call: Call, count: usize) -> io::Result<usize> {
+    pub(crate) fn before(call: Call, count: usize) -> io::Result<usize> {
         let Some((expected, fault)) = SCRIPT.with_borrow_mut(VecDeque::pop_front) else {
             return Ok(count);
         };

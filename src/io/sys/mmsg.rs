@@ -13,10 +13,10 @@ use super::faults::{self, Call};
 use crate::wire::local::Local;
 
 /// The most datagrams that one call of [`send_each`] or [`receive`] moves.
-pub(in crate::io) const MAX_BATCH: usize = 64;
+pub(crate) const MAX_BATCH: usize = 64;
 
 /// Free bytes before every received datagram.
-pub(in crate::io) const HEADROOM: usize = 64;
+pub(crate) const HEADROOM: usize = 64;
 
 /// More than the kernel ever merges into one UDP receive.
 const CAPACITY: usize = 1 << 16;
@@ -47,11 +47,11 @@ const _: () = assert!(RECEIVED_SPACE <= size_of::<Control>() && SENT_SPACE <= si
 
 /// What a datagram is to have beside what its socket says.
 #[derive(Clone, Copy, Debug, Default)]
-pub(in crate::io) struct Notes {
+pub(crate) struct Notes {
     /// Its time to live, or hop limit.
-    pub(in crate::io) hops: Option<u8>,
+    pub(crate) hops: Option<u8>,
     /// Where it leaves from.
-    pub(in crate::io) local: Option<Local>,
+    pub(crate) local: Option<Local>,
 }
 
 /// Control messages for the kernel, back to back.
@@ -141,7 +141,7 @@ impl Messages {
 }
 
 /// Sends `train` as datagrams of `segment_size` bytes in one call (UDP GSO).
-pub(in crate::io) fn send_segments(
+pub(crate) fn send_segments(
     socket: BorrowedFd<'_>,
     to: &SockAddr,
     notes: Notes,
@@ -162,7 +162,7 @@ pub(in crate::io) fn send_segments(
 
 /// Sends up to [`MAX_BATCH`] datagrams of `segment_size` bytes from the front of `train`, the last
 /// one of the train may be shorter. Returns how many datagrams the kernel took.
-pub(in crate::io) fn send_each(
+pub(crate) fn send_each(
     socket: BorrowedFd<'_>,
     to: &SockAddr,
     notes: Notes,
@@ -198,7 +198,7 @@ pub(in crate::io) fn send_each(
 }
 
 /// Buffers for [`receive`], allocated once.
-pub(in crate::io) struct Slots {
+pub(crate) struct Slots {
     bytes: Box<[u8]>,
     arrived: Box<[Arrived]>,
 }
@@ -213,20 +213,20 @@ struct Arrived {
 }
 
 /// One filled buffer.
-pub(in crate::io) struct Slot<'a> {
+pub(crate) struct Slot<'a> {
     /// Where it came from, as the socket sees it. None when the address cannot be understood.
-    pub(in crate::io) source: Option<SocketAddr>,
+    pub(crate) source: Option<SocketAddr>,
     /// Where to it came, if the kernel says.
-    pub(in crate::io) local: Option<Local>,
+    pub(crate) local: Option<Local>,
     /// [`HEADROOM`] bytes, then what was received.
-    pub(in crate::io) bytes: &'a mut [u8],
+    pub(crate) bytes: &'a mut [u8],
     /// The size of all datagrams in it but the last, as UDP GRO says; otherwise the whole length.
-    pub(in crate::io) segment_size: usize,
+    pub(crate) segment_size: usize,
 }
 
 impl Slots {
     /// Buffers for `count` receives, at most [`MAX_BATCH`].
-    pub(in crate::io) fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         let count = count.clamp(1, MAX_BATCH);
         let empty = Arrived {
             source: None,
@@ -241,12 +241,12 @@ impl Slots {
     }
 
     /// How many buffers there are.
-    pub(in crate::io) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.arrived.len()
     }
 
     /// Fills buffer `place` with datagrams of `segment_size` bytes that were received elsewhere.
-    pub(in crate::io) fn fill(
+    pub(crate) fn fill(
         &mut self,
         place: usize,
         (source, local): (SocketAddr, Option<Local>),
@@ -265,7 +265,7 @@ impl Slots {
     }
 
     /// What the first `count` buffers hold in all.
-    pub(in crate::io) fn filled_bytes(&self, count: usize) -> usize {
+    pub(crate) fn filled_bytes(&self, count: usize) -> usize {
         self.arrived[..count]
             .iter()
             .map(|arrived| arrived.len)
@@ -273,7 +273,7 @@ impl Slots {
     }
 
     /// The first `count` buffers.
-    pub(in crate::io) fn filled(&mut self, count: usize) -> impl Iterator<Item = Slot<'_>> {
+    pub(crate) fn filled(&mut self, count: usize) -> impl Iterator<Item = Slot<'_>> {
         let slots = self
             .bytes
             .chunks_exact_mut(STRIDE)
@@ -290,7 +290,7 @@ impl Slots {
 
 /// Receives what is there into the first `offered` buffers, without waiting. Returns how many are
 /// filled.
-pub(in crate::io) fn receive(
+pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     slots: &mut Slots,
     offered: usize,

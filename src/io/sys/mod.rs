@@ -11,15 +11,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-pub(in crate::io) mod bpf;
-pub(in crate::io) mod ebpf;
-pub(in crate::io) mod faults;
-pub(in crate::io) mod mmsg;
-pub(in crate::io) mod packet;
-pub(in crate::io) mod readiness;
-pub(in crate::io) mod tun;
+pub(crate) mod bpf;
+pub(crate) mod ebpf;
+pub(crate) mod faults;
+pub(crate) mod mmsg;
+pub(crate) mod packet;
+pub(crate) mod readiness;
+pub(crate) mod tun;
 
-pub(in crate::io) use libc::{
+pub(crate) use libc::{
     EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, EBADF, EBADFD, EBUSY, ECONNREFUSED, EFAULT,
     EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, EIO, EMSGSIZE, ENETDOWN, ENETUNREACH, ENOBUFS, ENODEV,
     ENOENT, ENOPROTOOPT, ENOSYS, ENOTSOCK, ENXIO, EOPNOTSUPP, EPERM, ESRCH, O_NOFOLLOW, POLLERR,
@@ -37,7 +37,7 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 
 /// Socket options that neither std nor `socket2` can set.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::io) enum SocketOption {
+pub(crate) enum SocketOption {
     Ipv4MtuDiscover,
     Ipv4PacketInfo,
     Ipv6MtuDiscover,
@@ -55,7 +55,7 @@ pub(in crate::io) enum SocketOption {
 
 /// The value of [`SocketOption::Ipv4MtuDiscover`] that sets DF and ignores the path MTU which the
 /// kernel has learnt; the one for IPv6 has the same number.
-pub(in crate::io) const PMTUDISC_PROBE: i32 = libc::IP_PMTUDISC_PROBE;
+pub(crate) const PMTUDISC_PROBE: i32 = libc::IP_PMTUDISC_PROBE;
 const _: () = assert!(libc::IP_PMTUDISC_PROBE == libc::IPV6_PMTUDISC_PROBE);
 
 impl SocketOption {
@@ -79,7 +79,7 @@ impl SocketOption {
 }
 
 /// Sets an integer option of a socket.
-pub(in crate::io) fn set_option(
+pub(crate) fn set_option(
     socket: BorrowedFd<'_>,
     option: SocketOption,
     value: i32,
@@ -102,14 +102,14 @@ pub(in crate::io) fn set_option(
 /// One descriptor of [`poll`]: what to wait for, and what came.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub(in crate::io) struct PollEntry<'fd> {
+pub(crate) struct PollEntry<'fd> {
     raw: libc::pollfd,
     fd: std::marker::PhantomData<BorrowedFd<'fd>>,
 }
 
 impl<'fd> PollEntry<'fd> {
     /// Waits for `events` (`POLLIN`, `POLLOUT`) on `fd`; errors are always reported.
-    pub(in crate::io) fn new(fd: BorrowedFd<'fd>, events: i16) -> Self {
+    pub(crate) fn new(fd: BorrowedFd<'fd>, events: i16) -> Self {
         let raw = libc::pollfd {
             fd: fd.as_raw_fd(),
             events,
@@ -122,7 +122,7 @@ impl<'fd> PollEntry<'fd> {
     }
 
     /// Waits for nothing; fills the unused places of an array.
-    pub(in crate::io) const fn unused() -> Self {
+    pub(crate) const fn unused() -> Self {
         let raw = libc::pollfd {
             fd: -1,
             events: 0,
@@ -135,16 +135,13 @@ impl<'fd> PollEntry<'fd> {
     }
 
     /// The events that came.
-    pub(in crate::io) fn ready(&self) -> i16 {
+    pub(crate) fn ready(&self) -> i16 {
         self.raw.revents
     }
 }
 
 /// Waits until one of `entries` is ready, for `timeout` or for ever. Returns how many are.
-pub(in crate::io) fn poll(
-    entries: &mut [PollEntry<'_>],
-    timeout: Option<Duration>,
-) -> io::Result<usize> {
+pub(crate) fn poll(entries: &mut [PollEntry<'_>], timeout: Option<Duration>) -> io::Result<usize> {
     let timeout = timeout.map(|timeout| libc::timespec {
         tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
         tv_nsec: timeout.subsec_nanos() as _,
@@ -167,7 +164,7 @@ pub(in crate::io) fn poll(
 }
 
 /// Opens an eventfd that never blocks.
-pub(in crate::io) fn eventfd() -> io::Result<File> {
+pub(crate) fn eventfd() -> io::Result<File> {
     // SAFETY: takes no pointers.
     let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
     // SAFETY: `fd` was just opened and has no other owner.
@@ -175,14 +172,14 @@ pub(in crate::io) fn eventfd() -> io::Result<File> {
 }
 
 /// Keeps this process's memory out of core dumps, and from the debuggers of other users.
-pub(in crate::io) fn forbid_dumps() -> io::Result<()> {
+pub(crate) fn forbid_dumps() -> io::Result<()> {
     // SAFETY: PR_SET_DUMPABLE takes one number and no pointers.
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) }).map(drop)
 }
 
 /// Keeps all memory of this process, also what it gets later, out of swap space. False where a limit
 /// forbids that: under a limit, a later request for memory could fail.
-pub(in crate::io) fn forbid_swapping() -> io::Result<bool> {
+pub(crate) fn forbid_swapping() -> io::Result<bool> {
     let unlimited = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
         rlim_max: libc::RLIM_INFINITY,
@@ -198,25 +195,25 @@ pub(in crate::io) fn forbid_swapping() -> io::Result<bool> {
 }
 
 /// Sets the niceness of the calling thread; on Linux it is a property of threads.
-pub(in crate::io) fn set_thread_niceness(nice: i32) -> io::Result<()> {
+pub(crate) fn set_thread_niceness(nice: i32) -> io::Result<()> {
     // SAFETY: takes numbers and no pointers; 0 means the calling thread.
     check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
 }
 
 /// The niceness of the calling thread.
-pub(in crate::io) fn thread_niceness() -> i32 {
+pub(crate) fn thread_niceness() -> i32 {
     // SAFETY: takes numbers and no pointers; it cannot fail for the calling thread.
     unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
 }
 
 /// The user that this process acts as.
-pub(in crate::io) fn effective_uid() -> u32 {
+pub(crate) fn effective_uid() -> u32 {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::geteuid() }
 }
 
 /// Another descriptor of what this process has open under a number.
-pub(in crate::io) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+pub(crate) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers and no pointers; one that is not open is an error.
     let fd = check(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) })?;
     // SAFETY: the kernel made it just now, so nobody else has it.
@@ -233,7 +230,7 @@ fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
 }
 
 /// The index of the interface `name` in the network namespace of this thread.
-pub(in crate::io) fn interface_index(name: &str) -> io::Result<u32> {
+pub(crate) fn interface_index(name: &str) -> io::Result<u32> {
     let name = CString::new(name)?;
     // SAFETY: `name` is NUL-terminated and lives until the call returns.
     match unsafe { libc::if_nametoindex(name.as_ptr()) } {

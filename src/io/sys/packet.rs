@@ -10,10 +10,10 @@ use super::check;
 use super::faults::{self, Call};
 
 /// `sll_hatype` of Ethernet.
-pub(in crate::io) const ETHERNET: u16 = libc::ARPHRD_ETHER;
+pub(crate) const ETHERNET: u16 = libc::ARPHRD_ETHER;
 
 /// Opens a socket that receives nothing yet, and never waits.
-pub(in crate::io) fn open() -> io::Result<File> {
+pub(crate) fn open() -> io::Result<File> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: takes no pointers.
     let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
@@ -23,7 +23,7 @@ pub(in crate::io) fn open() -> io::Result<File> {
 
 /// From now on the socket receives the frames of this interface, of every EtherType. One that is
 /// down is bound as well, and the socket is in error until the next read.
-pub(in crate::io) fn bind(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+pub(crate) fn bind(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
     let index = libc::c_int::try_from(index).map_err(io::Error::other)?;
     // SAFETY: `sockaddr_ll` is plain old data, for which all zeroes is a value.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
@@ -42,7 +42,7 @@ pub(in crate::io) fn bind(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> 
 }
 
 /// Keeps the interface promiscuous as long as the socket is open.
-pub(in crate::io) fn make_promiscuous(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+pub(crate) fn make_promiscuous(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
     let request = libc::packet_mreq {
         mr_ifindex: libc::c_int::try_from(index).map_err(io::Error::other)?,
         mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
@@ -63,7 +63,7 @@ pub(in crate::io) fn make_promiscuous(socket: BorrowedFd<'_>, index: u32) -> io:
 }
 
 /// Makes bound sockets of one interface share its frames, all those of a flow at the same socket.
-pub(in crate::io) fn share(sockets: &[File]) -> io::Result<()> {
+pub(crate) fn share(sockets: &[File]) -> io::Result<()> {
     // The first one makes a group with a number that nobody has, the others join it.
     let mut group = libc::PACKET_FANOUT_FLAG_UNIQUEID << 16;
     for socket in sockets {
@@ -98,15 +98,15 @@ pub(in crate::io) fn share(sockets: &[File]) -> io::Result<()> {
 
 /// What a socket is bound to.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::io) struct Binding {
+pub(crate) struct Binding {
     /// The interface; negative after it was deleted.
-    pub(in crate::io) index: i32,
+    pub(crate) index: i32,
     /// Its kind of hardware, [`ETHERNET`] for example.
-    pub(in crate::io) hardware: u16,
+    pub(crate) hardware: u16,
 }
 
 /// What the socket is bound to.
-pub(in crate::io) fn binding(socket: BorrowedFd<'_>) -> io::Result<Binding> {
+pub(crate) fn binding(socket: BorrowedFd<'_>) -> io::Result<Binding> {
     // SAFETY: `sockaddr_ll` is plain old data, for which all zeroes is a value.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
     let mut len = size_of_val(&address) as libc::socklen_t;
@@ -122,7 +122,7 @@ pub(in crate::io) fn binding(socket: BorrowedFd<'_>) -> io::Result<Binding> {
 }
 
 /// The MTU of an interface in the namespace of `socket`.
-pub(in crate::io) fn mtu(socket: BorrowedFd<'_>, index: u32) -> io::Result<u32> {
+pub(crate) fn mtu(socket: BorrowedFd<'_>, index: u32) -> io::Result<u32> {
     // SAFETY: `ifreq` is plain old data, for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { zeroed() };
     request.ifr_ifru.ifru_ifindex = libc::c_int::try_from(index).map_err(io::Error::other)?;
@@ -138,15 +138,15 @@ pub(in crate::io) fn mtu(socket: BorrowedFd<'_>, index: u32) -> io::Result<u32> 
 
 /// What one [`receive`] brought.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::io) struct Received {
+pub(crate) struct Received {
     /// Bytes, those of the header included.
-    pub(in crate::io) len: usize,
+    pub(crate) len: usize,
     /// The outermost VLAN tag, which the kernel takes out of the frame: TPID and TCI.
-    pub(in crate::io) tag: Option<(u16, u16)>,
+    pub(crate) tag: Option<(u16, u16)>,
     /// The frame was longer than its room.
-    pub(in crate::io) is_cut: bool,
+    pub(crate) is_cut: bool,
     /// The checksum of its transport is not complete.
-    pub(in crate::io) is_open: bool,
+    pub(crate) is_open: bool,
 }
 
 /// Room for control messages, aligned as their header wants it.
@@ -162,7 +162,7 @@ const AUXDATA_SPACE: usize =
 const _: () = assert!(AUXDATA_SPACE <= size_of::<Control>());
 
 /// Receives one frame, with PACKET_AUXDATA: the first bytes into `header`, the others into `frame`.
-pub(in crate::io) fn receive(
+pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     header: &mut [u8],
     frame: &mut [u8],

@@ -9,25 +9,24 @@ use std::os::unix::fs::OpenOptionsExt;
 use super::{check, set_nonblocking};
 
 /// The longest name of an interface, in bytes.
-pub(in crate::io) const MAX_NAME: usize = libc::IFNAMSIZ - 1;
+pub(crate) const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 
 /// How to attach a queue to a TAP with vnet headers.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::io) struct Attach {
+pub(crate) struct Attach {
     /// Create the device; fail with `EBUSY` when an interface of this name exists.
-    pub(in crate::io) create: bool,
+    pub(crate) create: bool,
     /// Must agree with an existing device, or the kernel answers `EINVAL`.
-    pub(in crate::io) multi_queue: bool,
+    pub(crate) multi_queue: bool,
 }
 
 /// What the TAP's reader accepts: bits of TUNSETOFFLOAD.
-pub(in crate::io) const OFFLOAD_CHECKSUM: u32 = libc::TUN_F_CSUM;
-pub(in crate::io) const OFFLOAD_TSO: u32 =
-    libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
-pub(in crate::io) const OFFLOAD_USO: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+pub(crate) const OFFLOAD_CHECKSUM: u32 = libc::TUN_F_CSUM;
+pub(crate) const OFFLOAD_TSO: u32 = libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+pub(crate) const OFFLOAD_USO: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
 /// Opens `/dev/net/tun`; the file is nothing until it is attached.
-pub(in crate::io) fn open() -> io::Result<File> {
+pub(crate) fn open() -> io::Result<File> {
     // std adds O_CLOEXEC.
     OpenOptions::new()
         .read(true)
@@ -38,7 +37,7 @@ pub(in crate::io) fn open() -> io::Result<File> {
 
 /// Makes `tun` a queue of the TAP `name`: no packet information, a vnet header before every frame.
 /// Kernels since 6.0 leave the carrier off; older ones do not know the flag and switch it on.
-pub(in crate::io) fn attach(tun: &File, name: &str, attach: Attach) -> io::Result<()> {
+pub(crate) fn attach(tun: &File, name: &str, attach: Attach) -> io::Result<()> {
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_NO_CARRIER;
     if attach.create {
         flags |= libc::IFF_TUN_EXCL;
@@ -66,7 +65,7 @@ fn set_interface(tun: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
 }
 
 /// Opens the TAP `name` with one queue and without vnet headers, through `tun-tap`.
-pub(in crate::io) fn open_plain(name: &str) -> io::Result<File> {
+pub(crate) fn open_plain(name: &str) -> io::Result<File> {
     let device = tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap)?;
     // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, and we take it.
     let queue = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
@@ -75,7 +74,7 @@ pub(in crate::io) fn open_plain(name: &str) -> io::Result<File> {
 }
 
 /// Sets the size of the vnet header, which an earlier user of a persistent TAP may have changed.
-pub(in crate::io) fn set_vnet_header_size(queue: &File, bytes: usize) -> io::Result<()> {
+pub(crate) fn set_vnet_header_size(queue: &File, bytes: usize) -> io::Result<()> {
     let bytes = bytes as libc::c_int;
     // SAFETY: TUNSETVNETHDRSZ reads one int.
     check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) })
@@ -83,7 +82,7 @@ pub(in crate::io) fn set_vnet_header_size(queue: &File, bytes: usize) -> io::Res
 }
 
 /// Tells the kernel what the reader can take; device-wide.
-pub(in crate::io) fn set_offloads(queue: &File, bits: u32) -> io::Result<()> {
+pub(crate) fn set_offloads(queue: &File, bits: u32) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
     let result = unsafe {
         libc::ioctl(
@@ -96,7 +95,7 @@ pub(in crate::io) fn set_offloads(queue: &File, bits: u32) -> io::Result<()> {
 }
 
 /// Lets `program` choose the queue of each frame that the kernel sends, or the kernel itself again.
-pub(in crate::io) fn set_steering(queue: &File, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
+pub(crate) fn set_steering(queue: &File, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let program = program.map_or(-1, |program| program.as_raw_fd());
     // SAFETY: TUNSETSTEERINGEBPF reads one int; the kernel takes a reference of its own.
     check(unsafe {
@@ -110,7 +109,7 @@ pub(in crate::io) fn set_steering(queue: &File, program: Option<BorrowedFd<'_>>)
 }
 
 /// Plugs the cable in or out.
-pub(in crate::io) fn set_carrier(queue: &File, on: bool) -> io::Result<()> {
+pub(crate) fn set_carrier(queue: &File, on: bool) -> io::Result<()> {
     let on = libc::c_int::from(on);
     // SAFETY: TUNSETCARRIER reads one int.
     check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETCARRIER, &raw const on) }).map(drop)
@@ -118,20 +117,20 @@ pub(in crate::io) fn set_carrier(queue: &File, on: bool) -> io::Result<()> {
 
 /// What the kernel says that a queue is attached to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::io) struct Attached {
+pub(crate) struct Attached {
     /// The present name of the device.
-    pub(in crate::io) name: String,
+    pub(crate) name: String,
     /// Whether every frame has a vnet header in front.
-    pub(in crate::io) vnet_header: bool,
+    pub(crate) vnet_header: bool,
     /// Whether it is a TAP, and not a TUN.
-    pub(in crate::io) tap: bool,
+    pub(crate) tap: bool,
 }
 
 /// What `queue` is attached to.
 ///
 /// # Errors
 /// `EBADFD` when the device was deleted.
-pub(in crate::io) fn attached(queue: &File) -> io::Result<Attached> {
+pub(crate) fn attached(queue: &File) -> io::Result<Attached> {
     // SAFETY: `ifreq` is plain old data, for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // SAFETY: TUNGETIFF writes one `ifreq`, which is live and exclusive here.
@@ -148,7 +147,7 @@ pub(in crate::io) fn attached(queue: &File) -> io::Result<Attached> {
 }
 
 /// The size of the vnet header that the kernel expects.
-pub(in crate::io) fn vnet_header_size(queue: &File) -> io::Result<usize> {
+pub(crate) fn vnet_header_size(queue: &File) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: TUNGETVNETHDRSZ writes one int, which is live and exclusive here.
     check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut bytes) })?;
@@ -156,7 +155,7 @@ pub(in crate::io) fn vnet_header_size(queue: &File) -> io::Result<usize> {
 }
 
 /// Makes the byte order of the vnet header that of this machine, whatever an earlier user set.
-pub(in crate::io) fn set_native_byte_order(queue: &File) -> io::Result<()> {
+pub(crate) fn set_native_byte_order(queue: &File) -> io::Result<()> {
     let little = libc::c_int::from(cfg!(target_endian = "little"));
     // SAFETY: TUNSETVNETLE reads one int.
     check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETVNETLE, &raw const little) })
@@ -167,7 +166,7 @@ pub(in crate::io) fn set_native_byte_order(queue: &File) -> io::Result<()> {
 ///
 /// # Errors
 /// `EINVAL` from kernels before 5.2, which do not know the request.
-pub(in crate::io) fn namespace(queue: &File) -> io::Result<File> {
+pub(crate) fn namespace(queue: &File) -> io::Result<File> {
     // SAFETY: TUNGETDEVNETNS takes no argument and returns a descriptor.
     let fd = check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETDEVNETNS) })?;
     // SAFETY: the kernel made it just now, so nobody else has it.
@@ -176,7 +175,7 @@ pub(in crate::io) fn namespace(queue: &File) -> io::Result<File> {
 
 /// Lets `program` keep frames out that the kernel sends, or every frame through again, whatever a
 /// program of an earlier user did.
-pub(in crate::io) fn set_filter(queue: &File, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
+pub(crate) fn set_filter(queue: &File, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let program = program.map_or(-1, |program| program.as_raw_fd());
     // SAFETY: TUNSETFILTEREBPF reads one int; the kernel takes a reference of its own.
     check(unsafe {
@@ -192,7 +191,7 @@ pub(in crate::io) fn set_filter(queue: &File, program: Option<BorrowedFd<'_>>) -
 /// Holds a multi-queue TAP as other programs do that want it to stay: attached, with frames that are
 /// bare or behind packet information, and with the queue out of use.
 #[cfg(test)]
-pub(in crate::io) fn hold(name: &str, bare: bool) -> io::Result<File> {
+pub(crate) fn hold(name: &str, bare: bool) -> io::Result<File> {
     let tun = open()?;
     let flags = libc::IFF_TAP | libc::IFF_MULTI_QUEUE;
     let in_front = if bare { libc::IFF_NO_PI } else { 0 };

@@ -166,7 +166,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 mod tests {
     use super::super::tests::bind;
     use super::*;
-    use crate::io::testing::{in_namespace, ip};
+    use crate::testing::{in_namespace, ip};
 
     #[test]
     fn a_batch_grows_with_single_datagrams_and_shrinks_with_trains() {

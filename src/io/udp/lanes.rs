@@ -138,8 +138,8 @@ mod tests {
     use super::super::{RecvBatch, SendReport};
     use super::*;
     use crate::io::sys::faults::{Fault, finish, script};
-    use crate::io::testing::{Namespace, in_namespace, ip};
     use crate::io::waker;
+    use crate::testing::{Namespace, in_namespace, ip};
     use crate::wire::{Counter, DataHeader, Lane, SessionIndex};
 
     fn bind_lanes(listen: &str, lanes: usize) -> Vec<UdpSocket> {

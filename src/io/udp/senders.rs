@@ -185,8 +185,8 @@ mod tests {
     use super::super::RecvBatch;
     use super::super::tests::{at, bind, cable, port};
     use super::*;
-    use crate::io::testing::{in_namespace, ip};
     use crate::io::waker;
+    use crate::testing::{in_namespace, ip};
 
     /// The sockets of so many lanes, and senders for two destinations by each of them.
     fn open(listen: &str, lanes: usize) -> (Vec<UdpSocket>, Vec<Senders>) {

@@ -6,15 +6,13 @@ use patchcord_bridge::Switch;
 use super::*;
 use crate::{
     crypto::keys::PrivateKey,
-    io::{
-        tap::{Backend, Tap, TapOptions},
-        testing::in_namespace,
-    },
+    io::tap::{Backend, Tap, TapOptions},
     pipeline::{
         Stopped,
         shared::{Emissions, ToControl},
     },
     proto::guard::Mac1Check,
+    testing::in_namespace,
 };
 
 /// With a TAP of its own and peers, and what it has sent to be sent.

@@ -14,12 +14,12 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::{
-    io::testing::{block_on, in_namespace, ip},
     provider::{
         Mark, SettingsError, TunnelConfiguration,
         network::Network,
         settings::{IpSettings, Route as IncludedRoute},
     },
+    testing::{block_on, in_namespace, ip},
 };
 use patchcord_bridge::MacAddr;
 

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The device while it is in use: what others change is put back, or left to whom it belongs.
+//!
+//! | Others change | Then |
+//! |---|---|
+//! | bridge, its VLANs, addresses, IPv6 options, MTU, a MAC address that was asked for | it is put back |
+//! | the bridge is deleted | the device waits for another one of its name, without carrier |
+//! | MAC address or MTU, while a bond, or a bridge that was not asked for, has the device | it stays: they are that one's |
+//! | the device is set down | it stays down |
+//! | its name, or its network namespace | followed; elsewhere, only frames, carrier and offloads are ours |
+//!
+//! How often something is put back is for the caller to limit. What is left is logged here, what is put
+//! back is handed to the caller.
+
+use tracing::{info, warn};
+
+use super::{Device, DeviceError, DeviceReport, DeviceRequest, hex};
+use crate::machine::link::{ForwardChain, LinkError, LinkInfo, forward_policies};
+use crate::{io::tap::Whereabouts, machine::namespace::Namespace};
+
+/// A change that somebody else made, and that was taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drift {
+    /// `bridge`, `MTU` and so on.
+    pub what: String,
+    /// What it was found to be.
+    pub found: String,
+    /// What it is again.
+    pub wanted: String,
+}
+
+/// What was told of the bridge, so that it is told once.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    wider: Option<(String, u32)>,
+    netfilter: Option<String>,
+    /// What it was told for.
+    forward: Option<Vec<ForwardChain>>,
+}
+
+impl Device {
+    /// Makes the device what `request` says, as far as that is ours to keep, and returns what was
+    /// different. One that somebody set down stays so.
+    ///
+    /// # Errors
+    /// [`LinkError::Missing`] when the device was deleted; or when a step fails, and the earlier ones stay
+    /// made.
+    pub async fn keep(&mut self, request: &DeviceRequest) -> Result<Vec<Drift>, DeviceError> {
+        match self.keep_once(request).await {
+            // It may have been renamed or moved between two of the steps.
+            Err(DeviceError::Link(LinkError::Missing { .. })) => self.keep_once(request).await,
+            kept => kept,
+        }
+    }
+
+    async fn keep_once(&mut self, request: &DeviceRequest) -> Result<Vec<Drift>, DeviceError> {
+        self.steps.clear();
+        // What was there and went is not a mistake of the request.
+        let request = &DeviceRequest {
+            waits_for_bridge: true,
+            ..request.clone()
+        };
+        let before = self.info.clone();
+        let came_back = self.find_again().await?;
+        if self.info.moved {
+            return Ok(Vec::new());
+        }
+        if !self.tap.is_nic() {
+            self.keep_settings(request, came_back).await?;
+        }
+        let link = self.link().await?;
+        self.look(&link).await?;
+        self.log_what_stays(&before);
+        let forward = self.info.bridge.as_ref().map(|it| forward_policies(it));
+        let is_news = (&before.bridge, before.mtu) != (&self.info.bridge, self.info.mtu);
+        if is_news || forward != self.told_of.forward {
+            self.warn_of_bridge().await;
+        }
+        Ok(std::mem::take(&mut self.steps))
+    }
+
+    async fn keep_settings(
+        &mut self,
+        request: &DeviceRequest,
+        came_back: bool,
+    ) -> Result<(), DeviceError> {
+        let link = self.link().await?;
+        self.join_bridge(request, &link).await?;
+        let link = self.link().await?;
+        if !self.is_anothers(request, &link).await? {
+            self.set_mtu(request, &link).await?;
+            if request.mac.is_some() {
+                self.set_mac(request, &link).await?;
+            }
+        }
+        // The kernel sets down what moves.
+        if came_back {
+            self.set_administrative_state(request.up, &link).await?;
+        } else if !link.up {
+            return Ok(());
+        }
+        self.set_ipv6(request.ipv6).await?;
+        self.add_addresses(&request.addresses).await
+    }
+
+    /// Whether something above the device has it that was not asked for, as a bond.
+    async fn is_anothers(
+        &self,
+        request: &DeviceRequest,
+        link: &LinkInfo,
+    ) -> Result<bool, LinkError> {
+        let Some(controller) = link.controller else {
+            return Ok(false);
+        };
+        let controller = self.links.find_index(controller).await?;
+        Ok(controller.is_some_and(|it| Some(&it.name) != request.bridge.as_ref()))
+    }
+
+    /// Follows the device to another name or network namespace. True when it came back from one.
+    pub(super) async fn find_again(&mut self) -> Result<bool, DeviceError> {
+        let missing = || LinkError::Missing {
+            name: self.info.name.clone(),
+        };
+        match self.tap.whereabouts() {
+            None => {
+                let link = self.links.find_index(self.info.index).await?;
+                link.map(|_| false).ok_or_else(|| missing().into())
+            }
+            Some(Whereabouts::Gone) => Err(missing().into()),
+            Some(Whereabouts::Elsewhere { name, inode }) => {
+                self.note_moved(name, inode);
+                Ok(false)
+            }
+            Some(Whereabouts::Here(name)) => self.note_here(name).await,
+        }
+    }
+
+    fn note_moved(&mut self, name: String, inode: Option<u64>) {
+        self.info.name = name;
+        self.info.bridge = None;
+        if !std::mem::replace(&mut self.info.moved, true) {
+            let device = &self.info.name;
+            let to = inode.map_or(Namespace::Unknown, Namespace::with_inode);
+            let back = to.command_to_move(device, &Namespace::own());
+            warn!(
+                device,
+                %to,
+                "the interface was moved to another network namespace: frames still cross, and its \
+                 carrier follows the peers; addresses, MTU, bridge and up are to be set there, until it \
+                 is back (`{back}`)"
+            );
+        }
+    }
+
+    async fn note_here(&mut self, name: String) -> Result<bool, DeviceError> {
+        let came_back = std::mem::take(&mut self.info.moved);
+        if !came_back && name == self.info.name {
+            return Ok(false);
+        }
+        if name != self.info.name {
+            let (from, to) = (&self.info.name, &name);
+            info!(from, to, "somebody renamed the interface");
+        }
+        let link = self.links.find(&name).await?;
+        let link = link.ok_or_else(|| LinkError::Missing { name: name.clone() })?;
+        if came_back {
+            info!(
+                device = name,
+                "the interface is back in this network namespace"
+            );
+        }
+        self.record.device.clone_from(&name);
+        (self.info.name, self.info.index) = (name, link.index);
+        self.record.index = link.index;
+        self.note()?;
+        Ok(came_back)
+    }
+
+    /// Has a NIC's cable follow the carrier, if that was asked for: it is set down while the carrier is
+    /// off. One that its owner set down stays so.
+    pub async fn forward_link_loss(&mut self, on: bool) {
+        if !self.forwards_link_loss || !self.tap.is_nic() || self.held_down != on {
+            return;
+        }
+        if let Err(error) = self.set_held_down(!on).await {
+            let device = &self.info.name;
+            warn!(
+                device,
+                on,
+                ?error,
+                "the network card cannot forward the loss of the link"
+            );
+        }
+    }
+
+    async fn set_held_down(&mut self, held: bool) -> Result<(), DeviceError> {
+        let link = self.link().await?;
+        if held && !link.up {
+            return Ok(());
+        }
+        self.held_down = held;
+        self.set_administrative_state(!held, &link).await?;
+        let link = self.link().await?;
+        self.look(&link).await
+    }
+
+    /// What somebody else changed, and is not put back.
+    fn log_what_stays(&self, before: &super::DeviceInfo) {
+        let (device, now) = (&self.info.name, &self.info);
+        let is_ours = |what: &str| self.steps.iter().any(|step| step.what == what);
+        if before.up && !now.up && !self.held_down {
+            warn!(
+                device,
+                "somebody set the interface down, and it stays so: no frame crosses until `ip link \
+                 set {device} up`"
+            );
+        }
+        if !before.up && now.up {
+            info!(device, "the interface is up again");
+        }
+        if before.bridge != now.bridge && !is_ours("bridge") {
+            let (from, to) = (&before.bridge, &now.bridge);
+            info!(
+                device,
+                from, to, "the interface is a port of another interface now"
+            );
+        }
+        if before.mac != now.mac && !is_ours("MAC address") {
+            let (from, to) = (hex(before.mac), hex(now.mac));
+            info!(
+                device,
+                from, to, "somebody changed the MAC address; it stays so"
+            );
+        }
+        if before.mtu != now.mtu && !is_ours("MTU") {
+            let (from, to) = (before.mtu, now.mtu);
+            info!(device, from, to, "somebody changed the MTU; it stays so");
+        }
+    }
+
+    /// What the kernel says of the device now.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn report(&mut self) -> Result<DeviceReport, DeviceError> {
+        self.find_again().await?;
+        if self.info.moved {
+            let name = self.info.name.clone();
+            return Ok(DeviceReport {
+                remedies: vec![LinkError::Elsewhere { name }.to_string()],
+                ..DeviceReport::of(self.info.clone())
+            });
+        }
+        let link = self.link().await?;
+        self.look(&link).await?;
+        let port = self.links.port_report(self.info.index).await?;
+        let counters = self.links.counters(self.info.index).await?;
+        let mut remedies = Vec::new();
+        let info = &self.info;
+        if let Some(bridge) = &info.waits_for {
+            remedies.push(format!(
+                "waits for the bridge `{bridge}`, without carrier: make it with `ip link add {bridge} \
+                 type bridge`"
+            ));
+        }
+        if self.held_down {
+            let text = "down while the peer cannot be reached (link-loss-forwarding)";
+            remedies.push(text.to_owned());
+        } else if !info.up {
+            remedies.push(format!("down: `ip link set {} up`", info.name));
+        }
+        if self.has_vlans
+            && let Some(port) = port.as_ref().filter(|port| port.vlans.is_none())
+        {
+            let bridge = &port.bridge;
+            remedies.push(format!(
+                "`{bridge}` filters no VLANs, so `bridge-vlans` and `bridge-native` have no effect: `ip \
+                 link set {bridge} type bridge vlan_filtering 1`"
+            ));
+        }
+        if let Some(port) = &port {
+            remedies.extend(port.remedies(&info.name, info.mtu, info.carrier));
+        }
+        Ok(DeviceReport {
+            info: self.info.clone(),
+            port,
+            counters,
+            remedies,
+        })
+    }
+
+    /// Logs what keeps frames from passing the bridge, when that is news.
+    pub(super) async fn warn_of_bridge(&mut self) {
+        let Some(bridge) = &self.info.bridge else {
+            self.told_of = Told::default();
+            return;
+        };
+        self.told_of.forward = Some(forward_policies(bridge));
+        // This asks for all links of the machine, of which there may be thousands.
+        let Ok(Some(port)) = self.links.port_report(self.info.index).await else {
+            return;
+        };
+        let (device, mtu, bridge) = (&self.info.name, self.info.mtu, &port.bridge);
+        if let Some((other, other_mtu)) = &port.wider
+            && port.wider != self.told_of.wider
+        {
+            warn!(
+                device,
+                mtu,
+                bridge,
+                other,
+                other_mtu,
+                "the interface has a smaller MTU than another port of its bridge: larger frames are \
+                 lost there, uncounted; raise `mtu` in [device], at both ends"
+            );
+        }
+        let remedy = port.netfilter_remedy(device);
+        if let Some(remedy) = &remedy
+            && self.told_of.netfilter.as_ref() != Some(remedy)
+        {
+            warn!(device, bridge, "{remedy}");
+        }
+        self.told_of.wider.clone_from(&port.wider);
+        self.told_of.netfilter = remedy;
+    }
+}

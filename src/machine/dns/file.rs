@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `/etc/resolv.conf` itself, where nobody else looks after it.
+//!
+//! The first line says whose it is. What was there, a file or a link, waits beside it under another
+//! name, so that it comes back by one rename, even after the machine lost its power.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use super::{NamesError, NamesRequest, file_error};
+use crate::machine::file::{remove, remove_for_good, sync_folder_of};
+
+/// How the first line begins, whatever the tunnel; then comes the path of the tunnel's journal.
+const MARK: &str = "# Written by patchcord ";
+
+/// A file in the place of another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Replacement {
+    path: PathBuf,
+    /// Where the other waits; `None` if there was none.
+    backup: Option<PathBuf>,
+    /// What the file says; between two texts, either. The last is the wanted one.
+    texts: Vec<String>,
+}
+
+impl Replacement {
+    /// What takes the place of the file there is.
+    pub(super) fn plan(
+        path: &Path,
+        journal: &Path,
+        request: &NamesRequest,
+    ) -> Result<Self, NamesError> {
+        let first_line = first_line(path);
+        if first_line.starts_with(MARK) {
+            return Err(NamesError::Taken {
+                path: path.to_owned(),
+                by: first_line,
+            });
+        }
+        let existed = path.symlink_metadata().is_ok();
+        Ok(Self {
+            path: path.to_owned(),
+            backup: existed.then(|| backup(path, journal)),
+            texts: vec![text(journal, request)],
+        })
+    }
+
+    /// The same place, another text; and what somebody else put there is what comes back.
+    pub(super) fn with(self, journal: &Path, request: &NamesRequest) -> Result<Self, NamesError> {
+        if !self.has_header() {
+            return Self::plan(&self.path, journal, request);
+        }
+        let texts = self.texts.into_iter().rev().take(1);
+        Ok(Self {
+            texts: texts.chain([text(journal, request)]).collect(),
+            ..self
+        })
+    }
+
+    /// What the tunnel of this journal left before the machine lost its power.
+    pub(super) fn left(path: &Path, journal: &Path) -> Option<Self> {
+        let text = fs::read_to_string(path).ok()?;
+        let backup = backup(path, journal);
+        text.starts_with(&header(journal)).then(|| Self {
+            path: path.to_owned(),
+            backup: backup.symlink_metadata().is_ok().then_some(backup),
+            texts: vec![text],
+        })
+    }
+
+    /// Puts the text in place.
+    pub(super) fn put(&self) -> Result<(), NamesError> {
+        let put = || {
+            // Once ours is there, it is not what shall come back.
+            if let Some(backup) = &self.backup
+                && !self.has_header()
+            {
+                copy(&self.path, backup)?;
+            }
+            let text = self.texts.last().map_or("", String::as_str);
+            replace(&self.path, text.as_bytes())
+        };
+        put().map_err(file_error(&self.path))
+    }
+
+    /// Brings back what was there, unless somebody changed the file.
+    pub(super) fn restore(&self) -> Result<(), NamesError> {
+        let restore = || match &self.backup {
+            Some(backup) if backup.symlink_metadata().is_err() => {
+                warn!(path = %self.path.display(), "cannot restore the file: its backup is missing, so our version stays; write the machine's name servers into it");
+                Ok(())
+            }
+            Some(backup) if self.is_in_place() => bring_back(backup, &self.path),
+            None if self.is_in_place() => remove_for_good(&self.path),
+            backup => {
+                let path = self.path.display();
+                info!(%path, "not restored: another program has changed the file since, and its version stays");
+                backup.as_deref().map_or(Ok(()), remove)
+            }
+        };
+        restore().map_err(file_error(&self.path))
+    }
+
+    /// Whether the file was ours, and at most edited since.
+    fn has_header(&self) -> bool {
+        let ours = self.texts.last().and_then(|text| text.lines().next());
+        ours == Some(&first_line(&self.path))
+    }
+
+    fn is_in_place(&self) -> bool {
+        fs::read_to_string(&self.path).is_ok_and(|now| self.texts.contains(&now))
+    }
+}
+
+/// The file, or what a tunnel will bring back.
+pub(super) fn without_tunnel(path: &Path) -> String {
+    let journal = first_line(path)
+        .strip_prefix(MARK)
+        .and_then(|rest| rest.strip_prefix('('))
+        .and_then(|rest| rest.split_once(')'))
+        .map(|(journal, _)| PathBuf::from(journal));
+    let path = match journal {
+        Some(journal) => &backup(path, &journal),
+        None => path,
+    };
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn first_line(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn header(journal: &Path) -> String {
+    let journal = journal.display();
+    format!("{MARK}({journal}). What was here comes back when its tunnel stops.\n")
+}
+
+fn text(journal: &Path, request: &NamesRequest) -> String {
+    header(journal) + &request.as_resolv_conf()
+}
+
+fn backup(path: &Path, journal: &Path) -> PathBuf {
+    let tunnel = journal.file_stem().unwrap_or_default();
+    beside(path, &format!("patchcord-{}", tunnel.display()))
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+/// A link is copied as a link.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    remove(to)?;
+    match fs::read_link(from) {
+        Ok(target) => symlink(target, to)?,
+        Err(_) => {
+            fs::copy(from, to)?;
+            File::open(to)?.sync_all()?;
+        }
+    }
+    sync_folder_of(to)
+}
+
+/// A reader finds the old or the new text, never half of one.
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let new = beside(path, "patchcord-new");
+    let mut file = File::create(&new)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    bring_back(&new, path)
+}
+
+/// Renames; but a container's file is often a mount of its own, which can only be written to.
+fn bring_back(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            warn!(path = %to.display(), "the file is a mount of its own and cannot be replaced in one step; writing into it");
+            fs::write(to, fs::read(from)?)?;
+            File::open(to)?.sync_all()?;
+            remove(from)?;
+        }
+        outcome => outcome?,
+    }
+    sync_folder_of(to)
+}

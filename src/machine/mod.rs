@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine around the tunnel: what is set up before the first frame, watched meanwhile, and put
+//! back after the last.
+//!
+//! ```text
+//! device     one call that makes the TAP as asked for, and one that undoes it
+//!   lock       no second process on a tunnel's name or on a device
+//!   journal    what must be undone after a stop, or after a kill -9
+//!   options    the kernel's options of one interface
+//!   file       files that are whole or not there
+//!   link       netlink: addresses, MTU, MAC, bridges
+//!   watch      what others change on a link
+//! routing    which destinations go through the tunnel; in the same way, `lock` and `journal`
+//! dns        name servers for what is resolved here; `proxy`, which proxy programs find
+//! path       the way out below every tunnel; `changes`, when to look again
+//! way        the route to an address; `way_back`, from which address to answer
+//! resolver   addresses of names, looked up on a few threads that nobody waits for
+//! groups     the multicast groups of a link
+//! sockets    sockets through the tunnel, and outside of it by their mark
+//! namespace  the name that `ip netns` knows for a network namespace
+//! netlink    a connection to the kernel that lasts
+//! power      sleep and wake-up of the machine; `bus`, where `dns` and `power` ask
+//! service    what the service manager hands over, and is told
+//! signals    which signals end the program
+//! ```
+//!
+//! `machine` uses `io` for the TAP and for system calls, and knows no peers, keys or VLANs. Netlink
+//! connections belong to the network namespace of the thread that opens them.
+
+pub mod bus;
+pub mod device;
+pub mod dns;
+pub(crate) mod file;
+pub mod groups;
+pub mod link;
+pub mod lock;
+pub mod namespace;
+pub mod path;
+pub mod power;
+pub mod proxy;
+pub(crate) mod resolver;
+pub mod routing;
+pub mod service;
+pub mod signals;
+pub mod sockets;
+pub mod way;
+pub mod way_back;
+
+mod changes;
+mod journal;
+mod netlink;
+mod options;
+mod watch;
+
+use crate::io::sys;
+
+/// The user that this process acts as.
+pub fn effective_user() -> u32 {
+    sys::effective_uid()
+}
+
+/// Keeps this process's memory, with its keys, out of core dumps, and out of swap space as far as the
+/// limits of the process allow.
+///
+/// # Errors
+/// Never on Linux as it is, but for kernels and filters of system calls that refuse it.
+pub fn keep_memory_private() -> std::io::Result<()> {
+    sys::forbid_dumps()?;
+    if !sys::forbid_swapping()? {
+        tracing::debug!("memory may be swapped: RLIMIT_MEMLOCK is not unlimited");
+    }
+    Ok(())
+}

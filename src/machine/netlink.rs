@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A connection to the kernel's network tables (rtnetlink), and the task that serves it.
+//!
+//! The task ends with its owner. Should it end before, because of an error of the socket or a fault of
+//! the program, then what was asked at that moment fails, and the next question gets a new connection.
+
+use std::{
+    fmt, io,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rtnetlink::{Error, Handle};
+use tokio::{task::JoinHandle, time::Instant};
+use tracing::warn;
+
+use crate::retry::Retry;
+
+/// Must be used on a tokio runtime, in one network namespace.
+pub(super) struct Netlink {
+    connect: fn() -> io::Result<Service>,
+    service: Mutex<Service>,
+}
+
+struct Service {
+    handle: Handle,
+    task: JoinHandle<()>,
+    /// Tells of attempts to replace it.
+    retry: Retry,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for Netlink {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Netlink").finish_non_exhaustive()
+    }
+}
+
+impl Netlink {
+    pub(super) fn connect() -> io::Result<Self> {
+        Self::by(|| rtnetlink::new_connection().map(Service::of))
+    }
+
+    /// The kernel looks at what is asked for only, as at one table of many.
+    pub(super) fn connect_with_strict_check() -> io::Result<Self> {
+        Self::by(|| rtnetlink::new_connection_with_strict_check().map(Service::of))
+    }
+
+    fn by(connect: fn() -> io::Result<Service>) -> io::Result<Self> {
+        let service = Mutex::new(connect()?);
+        Ok(Self { connect, service })
+    }
+
+    /// For the next question.
+    pub(super) fn handle(&self) -> Handle {
+        let mut service = self.service();
+        if service.has_ended() {
+            self.replace(&mut service);
+        }
+        service.handle.clone()
+    }
+
+    /// An answer, unless it may have been cut off: without a connection every list is at its end.
+    pub(super) fn whole<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
+        let answer = answer?;
+        match self.is_well() {
+            true => Ok(answer),
+            false => Err(Error::RequestFailed),
+        }
+    }
+
+    /// Whether what was asked so far was answered in full.
+    pub(super) fn is_well(&self) -> bool {
+        !self.service().has_ended()
+    }
+
+    fn replace(&self, service: &mut Service) {
+        let may_log = service.retry.may_log(Instant::now().into());
+        match (self.connect)() {
+            Ok(new) => {
+                warn!(
+                    "the connection to the kernel's network tables ended unasked; there is a new one"
+                );
+                *service = new;
+            }
+            Err(error) if may_log => {
+                warn!(%error, "the connection to the kernel's network tables ended unasked, and there is no new one; that is tried again");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn service(&self) -> MutexGuard<'_, Service> {
+        self.service.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the service as a fault would.
+    #[cfg(test)]
+    pub(super) async fn break_off(&self) {
+        self.service().task.abort();
+        while self.is_well() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Service {
+    fn of<C, M>((connection, handle, _): (C, Handle, M)) -> Self
+    where
+        C: Future<Output = ()> + Send + 'static,
+    {
+        Self {
+            handle,
+            task: tokio::spawn(connection),
+            retry: Retry::new(Duration::ZERO, Duration::ZERO),
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::TryStreamExt;
+
+    use super::*;
+    use crate::testing::{block_on, in_namespace};
+
+    /// How many links the kernel tells of.
+    async fn links(netlink: &Netlink, handle: &Handle) -> Result<usize, Error> {
+        let links: Result<Vec<_>, _> = handle.link().get().execute().try_collect().await;
+        netlink.whole(links).map(|links| links.len())
+    }
+
+    #[test]
+    fn a_question_after_the_end_of_a_connection_is_answered_and_one_at_it_fails() {
+        in_namespace(|| {
+            block_on(async {
+                let netlink = Netlink::connect().unwrap();
+                let handle = netlink.handle();
+                assert_eq!(links(&netlink, &handle).await.unwrap(), 1);
+                let asked = links(&netlink, &handle);
+                let (answer, ()) = tokio::join!(asked, netlink.break_off());
+                assert!(answer.is_err(), "no link is not what the kernel said");
+                assert!(!netlink.is_well());
+                let handle = netlink.handle();
+                assert_eq!(links(&netlink, &handle).await.unwrap(), 1);
+                assert!(netlink.is_well());
+            });
+        });
+    }
+}

@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What others change: links, addresses and routes, as a stream of events.
+//!
+//! For roaming (another path may be better now), for the sizes that the underlay's links take, and for
+//! noticing that someone deleted our device.
+//! Changes nothing itself. The control thread listens.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Display;
+use std::io;
+use std::mem::take;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{Handle, MulticastGroup};
+use tokio::time::{Instant, sleep_until};
+use tracing::warn;
+
+use super::link::{LinkInfo, Links};
+use crate::retry::Retry;
+
+/// Changes come in bursts (an interface with addresses and routes); one burst is one set of events.
+const SETTLE: Duration = Duration::from_millis(30);
+/// After the kernel could not be heard.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(60);
+
+impl Links {
+    /// Watches links, addresses and routes in the namespace of this thread, from now on. Must be called
+    /// on a tokio runtime.
+    pub fn watch() -> LinkWatch {
+        let mut watch = LinkWatch {
+            service: None,
+            burst: Burst::default(),
+            settles_at: None,
+            events: VecDeque::new(),
+            retry: Retry::new(FIRST_PAUSE, LAST_PAUSE),
+            again_at: Instant::now(),
+        };
+        watch.listen();
+        watch
+    }
+}
+
+/// A watch over links, addresses and routes. It works while somebody waits for its [`next`](Self::next)
+/// event; what the kernel cannot queue meanwhile is told as [`LinkEvent::AddressesChanged`]. When the
+/// kernel cannot be heard for a while, that is told in the log, and as such an event in the end.
+pub struct LinkWatch {
+    /// None while the kernel cannot be heard.
+    service: Option<Service>,
+    burst: Burst,
+    /// When the burst counts as over, if there is one.
+    settles_at: Option<Instant>,
+    /// Of the last burst.
+    events: VecDeque<LinkEvent>,
+    retry: Retry,
+    again_at: Instant,
+}
+
+/// One connection.
+struct Service {
+    connection: Pin<Box<dyn Future<Output = ()> + Send>>,
+    messages: Pin<Box<dyn Stream<Item = Message> + Send>>,
+    /// The connection ends with it.
+    _handle: Handle,
+}
+
+type Message = NetlinkMessage<RouteNetlinkMessage>;
+
+impl LinkWatch {
+    /// The next change. May be dropped and called again.
+    pub async fn next(&mut self) -> LinkEvent {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return event;
+            }
+            let Some(service) = &mut self.service else {
+                sleep_until(self.again_at).await;
+                if self.listen() {
+                    // Nobody knows what changed meanwhile.
+                    return LinkEvent::AddressesChanged;
+                }
+                continue;
+            };
+            tokio::select! {
+                () = &mut service.connection => self.lose("the netlink connection ended"),
+                Some(message) = service.messages.next() => {
+                    self.retry.is_over();
+                    self.burst.add(message);
+                    self.settles_at.get_or_insert_with(|| Instant::now() + SETTLE);
+                }
+                () = until(self.settles_at) => {
+                    self.settles_at = None;
+                    self.events = self.burst.take_events().collect();
+                }
+            }
+        }
+    }
+
+    /// False if that fails.
+    fn listen(&mut self) -> bool {
+        match Service::start() {
+            Ok(service) => self.service = Some(service),
+            Err(error) => self.lose(&error),
+        }
+        self.service.is_some()
+    }
+
+    fn lose(&mut self, problem: &(impl Display + ?Sized)) {
+        self.service = None;
+        let now = Instant::now();
+        self.again_at = now + self.retry.next_pause();
+        if self.retry.may_log(now.into()) {
+            warn!(%problem, "the kernel does not tell of links and addresses at the moment, so that changes are noticed late; the connection is made again");
+        }
+    }
+
+    /// As after an error of the socket.
+    #[cfg(test)]
+    fn break_off(&mut self) {
+        if let Some(service) = &mut self.service {
+            service.connection = Box::pin(std::future::ready(()));
+        }
+    }
+}
+
+impl Service {
+    fn start() -> io::Result<Self> {
+        use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
+        let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
+        Ok(Self {
+            connection: Box::pin(connection),
+            messages: Box::pin(messages.map(|(message, _)| message)),
+            _handle: handle,
+        })
+    }
+}
+
+/// For ever where there is no such time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What someone, perhaps this process, changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// Addresses or routes: another path may be better now, or the only one left. Also sent when
+    /// there were more changes than the kernel could queue.
+    AddressesChanged,
+    /// A link appeared, changed or disappeared.
+    LinkChanged {
+        /// Its index.
+        index: u32,
+        /// Its name.
+        name: String,
+        /// The largest packet that it takes.
+        mtu: u32,
+        /// Whether it is administratively up.
+        up: bool,
+        /// Whether it is up and was down, however short, since it was last reported or since the
+        /// watch began. Static IPv6 addresses and routes are lost then.
+        came_up: bool,
+        /// Whether it is gone.
+        deleted: bool,
+        /// The number of the network namespace that it went to, if it was not deleted.
+        moved_to: Option<i32>,
+    },
+}
+
+/// The changes since the last events were sent: of each link only the latest state.
+#[derive(Default)]
+struct Burst {
+    addresses: bool,
+    links: BTreeMap<u32, LinkEvent>,
+    /// Links that were last seen down, also in earlier bursts.
+    down: BTreeSet<u32>,
+}
+
+impl Burst {
+    fn add(&mut self, message: Message) {
+        use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewRoute};
+        match message.payload {
+            NetlinkPayload::InnerMessage(NewLink(link)) => self.add_link(&link, false),
+            NetlinkPayload::InnerMessage(DelLink(link)) => self.add_link(&link, true),
+            NetlinkPayload::InnerMessage(
+                NewAddress(_) | DelAddress(_) | NewRoute(_) | DelRoute(_),
+            )
+            | NetlinkPayload::Overrun(_) => self.addresses = true,
+            _ => {}
+        }
+    }
+
+    fn add_link(&mut self, message: &LinkMessage, deleted: bool) {
+        // A bridge speaks of its ports in the same words: there, "deleted" means "left the bridge".
+        if message.header.interface_family == AddressFamily::Bridge {
+            return;
+        }
+        let LinkInfo {
+            index,
+            name,
+            mtu,
+            up,
+            ..
+        } = LinkInfo::parse(message);
+        let was_down = self.down.remove(&index);
+        if !up && !deleted {
+            self.down.insert(index);
+        }
+        let came_up_before = matches!(
+            self.links.get(&index),
+            Some(LinkEvent::LinkChanged { came_up: true, .. })
+        );
+        let event = LinkEvent::LinkChanged {
+            index,
+            name,
+            mtu,
+            up,
+            came_up: up && (was_down || came_up_before),
+            deleted,
+            moved_to: deleted.then(|| moved_to(message)).flatten(),
+        };
+        self.links.insert(index, event);
+    }
+
+    fn take_events(&mut self) -> impl Iterator<Item = LinkEvent> + use<> {
+        let addresses = take(&mut self.addresses).then_some(LinkEvent::AddressesChanged);
+        take(&mut self.links).into_values().chain(addresses)
+    }
+}
+
+fn moved_to(message: &LinkMessage) -> Option<i32> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::NewNetnsId(id) => Some(*id),
+            _ => None,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::link::LinkFlags;
+
+    use super::*;
+    use crate::testing::{Namespace, block_on, in_namespace, ip};
+
+    async fn next(events: &mut LinkWatch) -> Option<LinkEvent> {
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, events.next()).await.ok()
+    }
+
+    /// All events until nothing happens for a while.
+    async fn settle(events: &mut LinkWatch) -> Vec<LinkEvent> {
+        let mut seen = Vec::new();
+        let quiet = Duration::from_millis(300);
+        while let Ok(event) = tokio::time::timeout(quiet, events.next()).await {
+            seen.push(event);
+        }
+        seen
+    }
+
+    #[test]
+    fn a_port_that_leaves_its_bridge_is_not_deleted() {
+        let mut message = LinkMessage::default();
+        message.header.index = 3;
+        let mut burst = Burst::default();
+        burst.add_link(&message, true);
+        assert_eq!(burst.take_events().count(), 1);
+        message.header.interface_family = AddressFamily::Bridge;
+        burst.add_link(&message, true);
+        assert_eq!(burst.take_events().count(), 0);
+    }
+
+    #[test]
+    fn a_link_that_was_down_for_a_moment_came_up() {
+        let message = |up| {
+            let mut message = LinkMessage::default();
+            message.header.index = 3;
+            message.header.flags = if up {
+                LinkFlags::Up
+            } else {
+                LinkFlags::empty()
+            };
+            message
+        };
+        let mut burst = Burst::default();
+        let mut came_up = |states: &[bool]| {
+            states
+                .iter()
+                .for_each(|&up| burst.add_link(&message(up), false));
+            burst
+                .take_events()
+                .any(|event| matches!(event, LinkEvent::LinkChanged { came_up: true, .. }))
+        };
+        assert!(!came_up(&[true]));
+        assert!(came_up(&[false, true, true]), "within a burst");
+        assert!(!came_up(&[true]), "once");
+        assert!(!came_up(&[false]));
+        assert!(came_up(&[true]), "in the next burst");
+        assert!(!came_up(&[false, true, false]));
+    }
+
+    #[test]
+    fn others_changes_are_seen_in_bursts() {
+        in_namespace(|| {
+            block_on(async {
+                let links = Links::connect().unwrap();
+                ip("link add br0 type bridge");
+                ip("tuntap add tap7 mode tap");
+                let index = links.find("tap7").await.unwrap().unwrap().index;
+                let event = |up, deleted| LinkEvent::LinkChanged {
+                    index,
+                    name: "tap7".to_owned(),
+                    mtu: 1500,
+                    up,
+                    came_up: false,
+                    deleted,
+                    moved_to: None,
+                };
+                let mut events = Links::watch();
+                ip("link set tap7 up");
+                assert!(settle(&mut events).await.contains(&event(true, false)));
+                for last in 1..=20 {
+                    links
+                        .add_address(index, format!("10.0.{last}.1/24").parse().unwrap())
+                        .await
+                        .unwrap();
+                }
+                let seen = settle(&mut events).await;
+                assert!(seen.contains(&LinkEvent::AddressesChanged));
+                assert!(seen.len() < 10, "{seen:?}");
+                ip("link set tap7 master br0");
+                settle(&mut events).await;
+                ip("link set tap7 nomaster");
+                let seen = settle(&mut events).await;
+                assert!(
+                    !seen.contains(&event(true, true)) && !seen.is_empty(),
+                    "{seen:?}"
+                );
+                ip("route add 192.0.2.0/24 via 10.0.1.2 dev tap7 onlink");
+                assert_eq!(next(&mut events).await, Some(LinkEvent::AddressesChanged));
+                let other = Namespace::new();
+                ip("link add near type veth peer name far");
+                settle(&mut events).await;
+                ip(&format!("link set near netns {}", other.path()));
+                let went = settle(&mut events).await;
+                let moved_to = went.iter().find_map(|event| match event {
+                    LinkEvent::LinkChanged { moved_to, .. } => *moved_to,
+                    LinkEvent::AddressesChanged => None,
+                });
+                assert!(moved_to.is_some(), "{went:?}");
+                ip("link delete tap7");
+                let seen = settle(&mut events).await;
+                let LinkEvent::LinkChanged { name, deleted, .. } = &seen[0] else {
+                    panic!("{seen:?}");
+                };
+                assert!(name == "tap7" && *deleted);
+            })
+        });
+    }
+
+    #[test]
+    fn a_watch_goes_on_after_the_end_of_its_connection() {
+        in_namespace(|| {
+            block_on(async {
+                let mut events = Links::watch();
+                ip("link add br0 type bridge");
+                assert!(!settle(&mut events).await.is_empty());
+                events.break_off();
+                let told = next(&mut events).await;
+                assert_eq!(told, Some(LinkEvent::AddressesChanged), "look again");
+                ip("link delete br0");
+                let told = next(&mut events).await;
+                assert!(
+                    matches!(&told, Some(LinkEvent::LinkChanged { name, deleted: true, .. }) if name == "br0"),
+                    "{told:?}"
+                );
+            });
+        });
+    }
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The way that datagrams take to an address: what the kernel says when it is asked for the route.
+//!
+//! Most changes of a machine's addresses and routes concern no tunnel. Whoever wants to know whether
+//! one does compares the ways before and after. The path MTU is not part of a way: ICMP messages of
+//! anybody change it. The size that the link takes is this machine's own, and asked for apart. Belongs to the network namespace of the thread that calls [`Ways::connect`].
+
+use std::{io, net::SocketAddr};
+
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::{
+    link::LinkAttribute,
+    route::{RouteAddress, RouteAttribute, RouteMessage},
+};
+
+use super::{netlink::Netlink, path};
+use crate::io::mark::Mark;
+
+/// One way to an address. Equal ways have the same link, next router and address of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    interface: Option<u32>,
+    gateway: Option<RouteAddress>,
+    source: Option<RouteAddress>,
+}
+
+/// Asks the kernel for ways.
+pub struct Ways {
+    netlink: Netlink,
+    mark: Mark,
+}
+
+impl Ways {
+    /// Of sockets with `mark`. Must be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// When no netlink socket can be had.
+    pub fn connect(mark: Mark) -> io::Result<Self> {
+        let netlink = Netlink::connect()?;
+        Ok(Self { netlink, mark })
+    }
+
+    /// The way to `address`, `None` if there is none.
+    pub async fn to(&self, address: SocketAddr) -> Option<Way> {
+        let way = self.ask(address).await;
+        if way.is_none() && !self.netlink.is_well() {
+            return self.ask(address).await;
+        }
+        way
+    }
+
+    async fn ask(&self, address: SocketAddr) -> Option<Way> {
+        let handle = self.netlink.handle();
+        let routes = handle.route().get(self.question(address)).execute();
+        let route = std::pin::pin!(routes).try_next().await.ok().flatten()?;
+        Some(Way::of(&route))
+    }
+
+    /// The largest packet that the link of `way` takes.
+    pub async fn link_mtu(&self, way: &Way) -> Option<u32> {
+        let handle = self.netlink.handle();
+        let links = handle.link().get().match_index(way.interface?);
+        let link = std::pin::pin!(links.execute()).try_next().await.ok()??;
+        let is_mtu = |attribute: &LinkAttribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        };
+        link.attributes.iter().find_map(is_mtu)
+    }
+
+    fn question(&self, address: SocketAddr) -> RouteMessage {
+        let mut question = path::question(address.ip().to_canonical(), self.mark);
+        if let SocketAddr::V6(address) = address
+            && address.scope_id() != 0
+        {
+            let link = RouteAttribute::Oif(address.scope_id());
+            question.attributes.push(link);
+        }
+        question
+    }
+}
+
+impl Way {
+    /// The number of the link.
+    pub fn interface(&self) -> Option<u32> {
+        self.interface
+    }
+
+    fn of(route: &RouteMessage) -> Self {
+        let mut way = Self::default();
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => way.interface = Some(*index),
+                RouteAttribute::Gateway(address) => way.gateway = Some(address.clone()),
+                RouteAttribute::PrefSource(address) => way.source = Some(address.clone()),
+                _ => {}
+            }
+        }
+        way
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{block_on, in_namespace, ip};
+
+    async fn to(ways: &Ways, address: &str) -> Option<Way> {
+        ways.to(address.parse().unwrap()).await
+    }
+
+    #[test]
+    fn only_what_changes_the_way_to_an_address_changes_its_way() {
+        in_namespace(|| {
+            for (name, net) in [("east", 1), ("west", 2)] {
+                ip(&format!("link add {name} type veth peer name {name}-far"));
+                ip(&format!("link set {name}-far up"));
+                ip(&format!("address add 192.0.{net}.2/24 dev {name}"));
+                ip(&format!("address add fd00:{net}::2/64 dev {name} nodad"));
+                ip(&format!("link set {name} up"));
+            }
+            ip("route add default via 192.0.1.1");
+            ip("-6 route add default via fd00:1::1");
+            block_on(async {
+                let ways = Ways::connect(Mark::BYPASS).unwrap();
+                for (family, far, mapped, other) in [
+                    (
+                        "",
+                        "198.51.100.1:1",
+                        "[::ffff:198.51.100.1]:1",
+                        "203.0.113.0/24",
+                    ),
+                    (
+                        "-6",
+                        "[2001:db8::1]:1",
+                        "[2001:db8::1]:2",
+                        "2001:db8:1::/48",
+                    ),
+                ] {
+                    let first = to(&ways, far).await;
+                    assert!(first.is_some());
+                    assert_eq!(to(&ways, mapped).await, first);
+                    let gateway = if family.is_empty() { "192.0" } else { "fd00" };
+                    let via = |net| match family {
+                        "" => format!("via {gateway}.{net}.1"),
+                        _ => format!("via {gateway}:{net}::1"),
+                    };
+                    ip(&format!("{family} route add {other} {}", via(2)));
+                    assert_eq!(to(&ways, far).await, first, "the route of another");
+                    ip(&format!("{family} route replace default {}", via(2)));
+                    let second = to(&ways, far).await;
+                    assert!(second.is_some() && second != first);
+                    ip(&format!("{family} route del default"));
+                    assert_eq!(to(&ways, far).await, None);
+                }
+            });
+        });
+    }
+}
