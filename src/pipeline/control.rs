@@ -20,7 +20,6 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    EngineEvent, EngineView, PortView,
     addresses::Addresses,
     clock::{now, wall},
     meter::{self, Meter},
@@ -28,6 +27,7 @@ use super::{
     reports::{self, Reports},
     shared::{Caller, Handshake, Shared},
     underlay::{Change, Underlay},
+    view::{EngineEvent, EngineView, PortView},
     ways_back::WaysBack,
 };
 use crate::{

@@ -23,7 +23,7 @@ use std::{
 use patchcord_bridge::{Egress, Kind, Now, PortId, TagEdit};
 
 use super::{
-    IDLE, clock,
+    clock,
     dispatch::{Dispatch, Outlet},
     lane_states::{LaneState, Lanes},
     lanes::{Handover, Share},
@@ -32,13 +32,14 @@ use super::{
     portion::Slot,
     precedence::Precedence,
     recovery::{Offender, Recovery},
-    shared::{Caller, GroupsCache, Shared, Stopped, TablesCache, drop_reason_of_write},
+    shared::{Caller, GroupsCache, IDLE, Shared, TablesCache},
     trouble::Trouble,
+    view::Stopped,
     vitals::Pulse,
 };
 use crate::{
     io::{
-        tap::TapQueue,
+        tap::{self, TapQueue},
         udp::{RecvBatch, UdpSocket},
         waker,
     },
@@ -954,6 +955,15 @@ impl Exit<'_> {
         written.map_err(|error| drop_reason_of_write(&error))?;
         self.shared.tap.inbound.add_frames(1, frame.len() as u64);
         Ok(())
+    }
+}
+
+/// What a frame is lost to when the kernel does not take it.
+fn drop_reason_of_write(error: &std::io::Error) -> DropReason {
+    if tap::is_too_big(error) {
+        DropReason::NicMtu
+    } else {
+        DropReason::TapWriteFailed
     }
 }
 

@@ -40,21 +40,16 @@ mod shared;
 mod slow_path;
 mod supervision;
 mod survey;
+mod threads;
 mod trouble;
 mod underlay;
+mod view;
 pub(crate) mod vitals;
 mod ways_back;
 
-use std::{
-    io,
-    net::SocketAddr,
-    panic::{self, AssertUnwindSafe},
-    sync::Arc,
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 
-use patchcord_bridge::{Switch, SwitchConfig, loops::Blocked, membership::GroupEntry};
+use patchcord_bridge::{Switch, SwitchConfig};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -62,43 +57,30 @@ use tokio::{
 
 use self::{
     control::{Command, ControlTask},
-    dispatch::{Departures, Outlet},
-    inbound::{Arrivals, Delivery, Inbound, Inlet, Opener},
-    lanes::{Handover, Share},
-    outbound::Outbound,
-    plan::{CorePlan, PlanRequest, numbered},
-    shared::{Emissions, HANDSHAKES, Shared, ToControl},
-    slow_path::{Duties, Probes, SIGHTINGS, SlowPath},
+    plan::{CorePlan, PlanRequest},
+    shared::{Emissions, HANDSHAKES, Handshake, Shared, ToControl},
+    slow_path::{Duties, Probes, SIGHTINGS, Sighting, SlowPath},
     supervision::{join_all, supervise, watch_over},
-    vitals::{Pulse, Vitals},
+    threads::Threads,
+    view::EVENTS,
+    vitals::Vitals,
 };
 use crate::{
-    control::message::{FdbRequest, FdbStatus, Rates, Reply, SwitchStatus},
+    control::message::{FdbRequest, Reply},
     crypto,
     io::{
-        set_thread_niceness,
         tap::TapQueue,
-        udp::{Capabilities, Senders, UdpSocket},
+        udp::{Capabilities, UdpSocket},
     },
     proto::{
         guard::Mac1Check,
         limits::MAX_LANES,
-        node::{Node, NodeConfig, PeerView},
+        node::{Node, NodeConfig},
         peer::PeerSettings,
-        train::Train,
     },
-    queue,
-    stats::DropReason,
-    wire::Lane,
 };
 
-pub use self::shared::Stopped;
-
-/// A data thread that has nothing to do looks at the tables this often, so that the keys of a session
-/// that has ended are not kept by who would have used them.
-const IDLE: Duration = Duration::from_secs(30);
-/// Events that wait for the engine's owner.
-const EVENTS: usize = 16;
+pub use self::view::{EngineEvent, EngineView, PortView, Stopped};
 
 /// What an engine works with.
 pub struct EngineConfig {
@@ -140,56 +122,6 @@ impl EnginePeer {
     }
 }
 
-/// What the engine tells its owner.
-#[derive(Debug)]
-pub enum EngineEvent {
-    /// The first peer became reachable.
-    Reachable,
-    /// The last reachable peer was lost.
-    Unreachable,
-    /// A loop was cut, or a port opened again, here or at another node: stations may be behind other
-    /// ports than before, also as others know them.
-    StationsMoved,
-    /// How many peers are up, and what is wrong with the others, in words. When it changes.
-    Summary(String),
-    /// A thread or task ended unasked, or does not get on: the tunnel is broken.
-    Broken(Stopped),
-}
-
-/// A snapshot for `show`.
-#[derive(Debug)]
-pub struct EngineView {
-    /// The peers, in the order of their ports.
-    pub peers: Vec<(String, PeerView, Rates)>,
-    /// Frames and bytes read off the TAP, then those written to it.
-    pub tap: [(u64, u64); 2],
-    /// What did not arrive.
-    pub drops: Vec<(DropReason, u64)>,
-    /// The ports of the switch, the TAP first, then the peers.
-    pub ports: Vec<PortView>,
-    /// The multicast groups that somebody wants, of which there may be more.
-    pub groups: Vec<GroupEntry>,
-    /// What the switch has counted.
-    pub switch: SwitchStatus,
-    /// The first of the addresses that it knows.
-    pub fdb: Vec<FdbStatus>,
-    /// How many others it knows.
-    pub fdb_omitted: u64,
-}
-
-/// A port of the switch.
-#[derive(Debug)]
-pub struct PortView {
-    /// The loop that it is blocked for.
-    pub blocked_by_loop: Option<Blocked>,
-    /// A bridge protocol data unit came, where none may.
-    pub blocked_by_bpdu: bool,
-    /// Frames from it that the switch refused, by reason.
-    pub refused: Vec<(patchcord_bridge::DropReason, u64)>,
-    /// The clock of `blocked_by_loop`.
-    pub now_us: u64,
-}
-
 /// A running engine. Dropped without [`Engine::stop`], it stops without saying good-bye to peers.
 pub struct Engine {
     plan: CorePlan,
@@ -217,86 +149,29 @@ impl Engine {
         queues: Vec<Arc<TapQueue>>,
         mut sockets: Vec<UdpSocket>,
     ) -> io::Result<(Self, mpsc::Receiver<EngineEvent>)> {
-        let lanes = if config.switch.hub {
-            MAX_LANES / 2
-        } else {
-            MAX_LANES
-        };
-        let most = if config.plan.staged { 1 } else { lanes };
-        if queues.is_empty() || queues.len() > usize::from(most) || sockets.is_empty() {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        if config.wire && config.peers.len() != 1 {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        // From the end: the place of a socket in its group says which lanes it gets.
-        while sockets.len() > queues.len() {
-            sockets.pop();
-        }
-        let mut plan = CorePlan::choose(PlanRequest {
-            lanes: Some(queues.len()),
-            ..config.plan
-        });
-        plan.receivers = sockets.len();
-        // What a hub passes on goes out on lanes of its own.
-        let onward = if config.switch.hub { sockets.len() } else { 0 };
-        config.node.lanes = (queues.len() + onward) as u8;
-        let (handshakes_in, handshakes) = mpsc::channel(HANDSHAKES);
-        let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
+        check(&config, &queues, &sockets)?;
+        let plan = choose_plan(&mut config, queues.len(), &mut sockets);
         let (events_in, events) = mpsc::channel(EVENTS);
         let (commands, commands_out) = mpsc::channel(8);
-        let max_frame = config.node.max_frame.into();
-        let ranked = config.peers.iter().map(EnginePeer::ranked).collect();
-        let (settings, labels): (_, Vec<_>) = config
-            .peers
-            .into_iter()
-            .map(|peer| (peer.settings, (peer.name, peer.host)))
-            .unzip();
-        let node = Node::new(config.node, settings, clock::now());
-        let mac1 = Mac1Check::new(&node.public_key());
-        let probes = (config.loop_guard && !config.wire).then(Probes::random);
-        config.switch.own_probe_mac = probes.as_ref().map(|probes| probes.source);
-        let mut duties = Duties::of(&config.switch, config.querier, !config.wire);
-        let switch = new_switch(&config.switch);
-        let to_control = ToControl {
-            handshakes: handshakes_in,
-            sightings: sightings_in,
-        };
-        let (shared, emissions) = Shared::new(switch, config.wire, mac1, max_frame, to_control)?;
-        let shared = Arc::new(shared);
-        shared.name_peers(labels.iter().map(|(name, _)| name.clone()).collect());
+        let (parts, emissions) = Parts::new(config)?;
+        let shared = parts.shared.clone();
         let local_addr = sockets[0].local_addr()?;
         let udp = sockets[0].capabilities();
         let socket = sockets[0].try_clone()?;
-        let senders = UdpSocket::bind_senders(&sockets, labels.len());
+        let senders = UdpSocket::bind_senders(&sockets, parts.labels.len());
 
-        duties.loops = probes;
-        let slow_path = SlowPath::new(
-            shared.clone(),
-            queues[0].clone(),
-            ranked,
-            duties,
-            events_in.clone(),
-        );
-        let mut threads = Threads {
+        let threads = Threads {
             plan: &plan,
             shared: &shared,
             events: &events_in,
-            peers: labels.len(),
+            peers: parts.labels.len(),
             senders: senders.into(),
             emissions: Some(emissions),
             is_hub: shared.switch.is_hub(),
             spawned: Vec::new(),
         };
-        threads.spawn_all(&queues, sockets)?;
-        let threads = threads.spawned;
-        let control = ControlTask::new(node, labels, shared.clone(), socket, events_in.clone());
-        let control = control.run(handshakes, commands_out);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(supervise("control", control, events_in.clone()));
-        let slow_path = slow_path.run(sightings);
-        tasks.spawn(supervise("slow path", slow_path, events_in.clone()));
-        tasks.spawn(watch_over(shared.vitals.clone(), events_in));
+        let threads = threads.spawn_all(&queues, sockets)?;
+        let tasks = parts.spawn_tasks(&queues[0], socket, commands_out, &events_in);
         Ok((
             Self {
                 plan,
@@ -383,6 +258,120 @@ impl Drop for Engine {
     }
 }
 
+/// Refuses what no core plan can use.
+fn check(config: &EngineConfig, queues: &[Arc<TapQueue>], sockets: &[UdpSocket]) -> io::Result<()> {
+    let most = match (config.plan.staged, config.switch.hub) {
+        (true, _) => 1,
+        (false, true) => MAX_LANES / 2,
+        (false, false) => MAX_LANES,
+    };
+    let has_lanes = (1..=usize::from(most)).contains(&queues.len()) && !sockets.is_empty();
+    if has_lanes && (!config.wire || config.peers.len() == 1) {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::InvalidInput.into())
+    }
+}
+
+/// Gives each queue a lane, closes the sockets that no lane has, and says which threads there are.
+fn choose_plan(config: &mut EngineConfig, queues: usize, sockets: &mut Vec<UdpSocket>) -> CorePlan {
+    // From the end: the place of a socket in its group says which lanes it gets.
+    while sockets.len() > queues {
+        sockets.pop();
+    }
+    let mut plan = CorePlan::choose(PlanRequest {
+        lanes: Some(queues),
+        ..config.plan
+    });
+    plan.receivers = sockets.len();
+    // What a hub passes on goes out on lanes of its own.
+    let onward = if config.switch.hub { sockets.len() } else { 0 };
+    config.node.lanes = (queues + onward) as u8;
+    plan
+}
+
+/// What the two tasks of an engine are made of, and what they share with the data threads.
+struct Parts {
+    node: Node,
+    /// Names and hosts of the peers, in the order of their ports.
+    labels: Vec<(String, Option<String>)>,
+    /// Names and ranks.
+    ranked: Vec<(String, u64)>,
+    duties: Duties,
+    shared: Arc<Shared>,
+    handshakes: mpsc::Receiver<Handshake>,
+    sightings: mpsc::Receiver<Sighting>,
+}
+
+impl Parts {
+    fn new(mut config: EngineConfig) -> io::Result<(Self, Emissions)> {
+        let (handshakes_in, handshakes) = mpsc::channel(HANDSHAKES);
+        let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
+        let to_control = ToControl {
+            handshakes: handshakes_in,
+            sightings: sightings_in,
+        };
+        let max_frame = config.node.max_frame.into();
+        let ranked = config.peers.iter().map(EnginePeer::ranked).collect();
+        let (settings, labels): (_, Vec<_>) = config
+            .peers
+            .into_iter()
+            .map(|peer| (peer.settings, (peer.name, peer.host)))
+            .unzip();
+        let node = Node::new(config.node, settings, clock::now());
+        let mac1 = Mac1Check::new(&node.public_key());
+        let probes = (config.loop_guard && !config.wire).then(Probes::random);
+        config.switch.own_probe_mac = probes.as_ref().map(|probes| probes.source);
+        let mut duties = Duties::of(&config.switch, config.querier, !config.wire);
+        duties.loops = probes;
+        let switch = new_switch(&config.switch);
+        let (shared, emissions) = Shared::new(switch, config.wire, mac1, max_frame, to_control)?;
+        shared.name_peers(labels.iter().map(|(name, _)| name.clone()).collect());
+        let parts = Self {
+            node,
+            labels,
+            ranked,
+            duties,
+            shared: Arc::new(shared),
+            handshakes,
+            sightings,
+        };
+        Ok((parts, emissions))
+    }
+
+    /// Starts the control task, the slow path, and what watches over all threads and tasks.
+    fn spawn_tasks(
+        self,
+        tap: &Arc<TapQueue>,
+        socket: UdpSocket,
+        commands: mpsc::Receiver<Command>,
+        events: &mpsc::Sender<EngineEvent>,
+    ) -> JoinSet<()> {
+        let shared = self.shared;
+        let slow_path = SlowPath::new(
+            shared.clone(),
+            tap.clone(),
+            self.ranked,
+            self.duties,
+            events.clone(),
+        );
+        let slow_path = slow_path.run(self.sightings);
+        let control = ControlTask::new(
+            self.node,
+            self.labels,
+            shared.clone(),
+            socket,
+            events.clone(),
+        );
+        let control = control.run(self.handshakes, commands);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(supervise("control", control, events.clone()));
+        tasks.spawn(supervise("slow path", slow_path, events.clone()));
+        tasks.spawn(watch_over(shared.vitals.clone(), events.clone()));
+        tasks
+    }
+}
+
 /// A switch whose table has places for all stations of the configuration: which of them are in each
 /// other's way is up to the key.
 fn new_switch(config: &SwitchConfig) -> Switch {
@@ -413,195 +402,6 @@ fn hash_key() -> [u64; 2] {
         crypto::random(&mut word);
         u64::from_ne_bytes(word)
     })
-}
-
-fn spawn_inline(
-    threads: &mut Threads<'_>,
-    queues: &[Arc<TapQueue>],
-    sockets: Vec<UdpSocket>,
-) -> io::Result<()> {
-    let shared = threads.shared;
-    for (place, queue) in queues.iter().enumerate() {
-        let departures = threads.departures(&sockets[place % sockets.len()])?;
-        let outlet = Outlet::inline(departures, threads.peers);
-        let outbound = Outbound::new(
-            shared.clone(),
-            queue.clone(),
-            threads.emissions.take(),
-            lane(place),
-            outlet,
-        );
-        let name = numbered("outbound", place, queues.len());
-        let nice = threads.plan.nice;
-        threads.spawn(&name, move |pulse| outbound.run(nice, pulse))?;
-    }
-
-    let receivers = sockets.len();
-    let mut handovers = if receivers > 1 {
-        Handover::between(receivers, || shared.new_drops())?
-    } else {
-        Vec::new()
-    }
-    .into_iter();
-    for (place, (socket, queue)) in sockets.into_iter().zip(queues).enumerate() {
-        let handover = handovers.next();
-        let share = handover.as_ref().map_or(Share::ALL, Handover::share);
-        let onward = threads.onward(queues.len() + place, &socket)?;
-        let inlet = Inlet::Inline {
-            arrivals: Box::default(),
-            opener: Opener::new(shared.clone(), share),
-            delivery: Box::new(Delivery::new(shared.clone(), queue.clone(), onward)),
-        };
-        let inbound = Inbound::new(shared.clone(), socket, handover, inlet);
-        let name = numbered("inbound", place, receivers);
-        let nice = threads.plan.nice;
-        threads.spawn(&name, move |pulse| inbound.run(nice, pulse))?;
-    }
-    Ok(())
-}
-
-fn spawn_staged(
-    threads: &mut Threads<'_>,
-    workers: usize,
-    queue: &Arc<TapQueue>,
-    socket: &UdpSocket,
-) -> io::Result<()> {
-    let shared = threads.shared;
-    let (dealer, sealers, sealed) = queue::ordered::<Train>(workers);
-    let outlet = Outlet::Staged(dealer);
-    let outbound = Outbound::new(
-        shared.clone(),
-        queue.clone(),
-        threads.emissions.take(),
-        Lane::FIRST_DATA,
-        outlet,
-    );
-    let nice = threads.plan.nice;
-    threads.spawn("tap-rx", move |pulse| outbound.run(nice, pulse))?;
-    for (number, worker) in (1..).zip(sealers) {
-        let shared = shared.clone();
-        let seal = move |pulse: &Pulse| dispatch::seal(shared, worker, pulse);
-        threads.spawn_worker(&format!("seal-{number}"), seal)?;
-    }
-    let departures = threads.departures(socket)?;
-    threads.spawn_worker("udp-tx", |pulse| departures.run(sealed, pulse))?;
-
-    let (dealer, openers, opened) = queue::ordered::<Arrivals>(workers);
-    let receiver = socket.try_clone()?;
-    let inbound = Inbound::new(shared.clone(), receiver, None, Inlet::Staged(dealer));
-    threads.spawn_first("udp-rx", move |pulse| inbound.run(nice, pulse))?;
-    for (number, worker) in (1..).zip(openers) {
-        let opener = Opener::new(shared.clone(), Share::ALL);
-        let open = move |pulse: &Pulse| opener.run(worker, pulse);
-        threads.spawn_worker(&format!("open-{number}"), open)?;
-    }
-    let onward = threads.onward(1, socket)?;
-    let delivery = Delivery::new(shared.clone(), queue.clone(), onward);
-    threads.spawn_worker("tap-tx", |pulse| delivery.run(opened, pulse))
-}
-
-/// The data lane of this place.
-fn lane(place: usize) -> Lane {
-    Lane(Lane::FIRST_DATA.0 + place as u8)
-}
-
-struct Threads<'a> {
-    plan: &'a CorePlan,
-    shared: &'a Arc<Shared>,
-    events: &'a mpsc::Sender<EngineEvent>,
-    peers: usize,
-    /// A socket for each of them, if they have some.
-    senders: Arc<[UdpSocket]>,
-    /// For the first outbound thread.
-    emissions: Option<Emissions>,
-    is_hub: bool,
-    spawned: Vec<JoinHandle<()>>,
-}
-
-impl Threads<'_> {
-    fn spawn_all(&mut self, queues: &[Arc<TapQueue>], sockets: Vec<UdpSocket>) -> io::Result<()> {
-        let result = match self.plan.workers {
-            None => spawn_inline(self, queues, sockets),
-            Some(workers) => spawn_staged(self, workers, &queues[0], &sockets[0]),
-        };
-        if result.is_err() {
-            self.shared.stop.wake();
-        }
-        result
-    }
-
-    /// The way from an inbound thread to other peers, in a hub, on the lane of this place.
-    fn onward(&self, place: usize, socket: &UdpSocket) -> io::Result<Option<(Lane, Outlet)>> {
-        if !self.is_hub {
-            return Ok(None);
-        }
-        let outlet = Outlet::inline(self.departures(socket)?, self.peers);
-        Ok(Some((lane(place), outlet)))
-    }
-
-    /// The way out for a thread whose lane has `socket`.
-    fn departures(&self, socket: &UdpSocket) -> io::Result<Departures> {
-        let senders = Senders::new(socket.try_clone()?, self.senders.clone());
-        Ok(Departures::new(self.shared.clone(), senders))
-    }
-
-    /// A thread that ends when its queue does, which is when the one before it has.
-    fn spawn_worker(
-        &mut self,
-        name: &str,
-        work: impl FnOnce(&Pulse) + Send + 'static,
-    ) -> io::Result<()> {
-        self.spawn_first(name, move |pulse| {
-            work(pulse);
-            Stopped::Asked
-        })
-    }
-
-    /// A thread that goes before the programs of the machine, if that is allowed.
-    fn spawn_first(
-        &mut self,
-        name: &str,
-        work: impl FnOnce(&Pulse) -> Stopped + Send + 'static,
-    ) -> io::Result<()> {
-        let nice = self.plan.nice;
-        self.spawn(name, move |pulse| {
-            if let Err(error) = set_thread_niceness(nice) {
-                tracing::debug!(%error, nice, "a data thread keeps its precedence");
-            }
-            work(pulse)
-        })
-    }
-
-    /// The engine's owner hears of the thread's end, even if it panics.
-    fn spawn(
-        &mut self,
-        name: &str,
-        work: impl FnOnce(&Pulse) -> Stopped + Send + 'static,
-    ) -> io::Result<()> {
-        let core = self.plan.core_of(name);
-        let events = self.events.clone();
-        let pulse = self.shared.vitals.pulse(name);
-        let its_name = name.to_owned();
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                if let Some(core) = core
-                    && !core_affinity::set_for_current(core)
-                {
-                    tracing::warn!(core = core.id, "cannot pin a thread to its core");
-                }
-                let work = AssertUnwindSafe(|| work(&pulse));
-                let stopped = panic::catch_unwind(work)
-                    .unwrap_or_else(|payload| Stopped::of_panic(&its_name, &*payload));
-                pulse.rest();
-                if !matches!(stopped, Stopped::Asked) {
-                    // Waits for the owner, and fails when that is gone.
-                    let _ = events.blocking_send(EngineEvent::Broken(stopped));
-                }
-            })?;
-        self.spawned.push(thread);
-        Ok(())
-    }
 }
 
 #[cfg(test)]

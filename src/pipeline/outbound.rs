@@ -15,15 +15,16 @@ use std::{os::fd::AsFd, sync::Arc};
 use patchcord_bridge::{Decision, Egress, Kind, Now, PortId};
 
 use super::{
-    IDLE, clock,
+    clock,
     dispatch::{Dispatch, Outlet},
     offload::{self, Handed, Signal},
     portion::{Portion, Slot},
     precedence::Precedence,
     recovery::Recovery,
-    shared::{Emissions, GroupsCache, Shared, Stopped, TablesCache},
+    shared::{Emissions, GroupsCache, IDLE, Shared, TablesCache},
     slow_path::{Emission, To},
     trouble::Trouble,
+    view::Stopped,
     vitals::Pulse,
 };
 use crate::{

@@ -3,13 +3,13 @@
 //! way to the control thread. No lock is taken per frame.
 
 use std::{
-    any::Any,
     io,
     net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::{ArcSwap, Cache};
@@ -28,7 +28,7 @@ use super::{
     vitals::Vitals,
 };
 use crate::{
-    io::{tap, waker::Waker},
+    io::waker::Waker,
     proto::{guard::Mac1Check, session::Tables},
     queue::{Inlet, Mailbox, mailbox},
     stats::{DropReason, Drops, Traffic},
@@ -76,45 +76,6 @@ impl Handshake {
     }
 }
 
-/// Why a data thread ended.
-#[derive(Debug)]
-pub enum Stopped {
-    /// It was asked to.
-    Asked,
-    /// The TAP was deleted.
-    TapLost,
-    /// The kernel refused something that must work.
-    Failed(io::Error),
-}
-
-impl Stopped {
-    /// The end of a thread or task that panicked, of which the log has more.
-    pub(super) fn of_panic(name: &str, payload: &(dyn Any + Send)) -> Self {
-        let text = payload.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
-        let text = text.unwrap_or("it panicked");
-        Self::Failed(io::Error::other(format!("`{name}` panicked: {text}")))
-    }
-
-    /// What an error of the TAP means: only a deleted device is lost for good.
-    pub(super) fn of_tap(error: io::Error) -> Self {
-        if tap::is_deleted(&error) {
-            Self::TapLost
-        } else {
-            Self::Failed(error)
-        }
-    }
-}
-
-/// What a frame is lost to when the kernel does not take it.
-pub(super) fn drop_reason_of_write(error: &io::Error) -> DropReason {
-    if tap::is_too_big(error) {
-        DropReason::NicMtu
-    } else {
-        DropReason::TapWriteFailed
-    }
-}
-
 /// A thread's view of the present tables: reading them is one atomic load unless they changed.
 pub(super) struct TablesCache(Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>);
 
@@ -123,6 +84,10 @@ impl TablesCache {
         self.0.load().clone()
     }
 }
+
+/// A data thread that has nothing to do looks at the tables this often, so that the keys of a session
+/// that has ended are not kept by who would have used them.
+pub(super) const IDLE: Duration = Duration::from_secs(30);
 
 /// Shared by all threads of a tunnel.
 pub(super) struct Shared {

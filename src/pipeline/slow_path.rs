@@ -28,12 +28,13 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
-    EVENTS, EngineEvent, clock,
+    clock,
     limit_log::{Excess, Limit, LimitLog},
     portion::Slot,
     presence::Change,
     shared::{Shared, SlowView},
     survey::Survey,
+    view::{EVENTS, EngineEvent},
 };
 use crate::{
     crypto::{self, mac},

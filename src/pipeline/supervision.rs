@@ -11,7 +11,10 @@ use tokio::{
 };
 use tracing::error;
 
-use super::{EngineEvent, shared::Stopped, vitals::Vitals};
+use super::{
+    view::{EngineEvent, Stopped},
+    vitals::Vitals,
+};
 
 /// Between two looks at all pulses.
 const LOOK: Duration = Duration::from_secs(1);

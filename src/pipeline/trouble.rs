@@ -8,10 +8,7 @@ use std::{io, os::fd::AsFd, time::Duration};
 
 use tracing::warn;
 
-use super::{
-    clock,
-    shared::{Shared, Stopped},
-};
+use super::{clock, shared::Shared, view::Stopped};
 use crate::{
     io::{is_mistake, waker},
     retry::Retry,

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{EngineEvent, supervision::supervise};
+use super::{supervision::supervise, view::EngineEvent};
 use crate::{
     io::mark::Mark,
     machine::way::{Way, Ways},

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The data threads of an engine: which there are in each core plan, and what connects them.
+
+use std::{
+    io,
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    dispatch::{self, Departures, Outlet},
+    inbound::{Arrivals, Delivery, Inbound, Inlet, Opener},
+    lanes::{Handover, Share},
+    outbound::Outbound,
+    plan::{CorePlan, numbered},
+    shared::{Emissions, Shared},
+    view::{EngineEvent, Stopped},
+    vitals::Pulse,
+};
+use crate::{
+    io::{
+        set_thread_niceness,
+        tap::TapQueue,
+        udp::{Senders, UdpSocket},
+    },
+    proto::train::Train,
+    queue,
+    wire::Lane,
+};
+
+/// Spawns the threads of an engine.
+pub(super) struct Threads<'a> {
+    pub(super) plan: &'a CorePlan,
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) events: &'a mpsc::Sender<EngineEvent>,
+    pub(super) peers: usize,
+    /// A socket for each of them, if they have some.
+    pub(super) senders: Arc<[UdpSocket]>,
+    /// For the first outbound thread.
+    pub(super) emissions: Option<Emissions>,
+    pub(super) is_hub: bool,
+    pub(super) spawned: Vec<JoinHandle<()>>,
+}
+
+impl Threads<'_> {
+    /// Spawns all of them. If that fails, those that were spawned before end.
+    pub(super) fn spawn_all(
+        mut self,
+        queues: &[Arc<TapQueue>],
+        sockets: Vec<UdpSocket>,
+    ) -> io::Result<Vec<JoinHandle<()>>> {
+        let result = match self.plan.workers {
+            None => spawn_inline(&mut self, queues, sockets),
+            Some(workers) => spawn_staged(&mut self, workers, &queues[0], &sockets[0]),
+        };
+        if result.is_err() {
+            self.shared.stop.wake();
+        }
+        result.map(|()| self.spawned)
+    }
+
+    /// The way from an inbound thread to other peers, in a hub, on the lane of this place.
+    fn onward(&self, place: usize, socket: &UdpSocket) -> io::Result<Option<(Lane, Outlet)>> {
+        if !self.is_hub {
+            return Ok(None);
+        }
+        let outlet = Outlet::inline(self.departures(socket)?, self.peers);
+        Ok(Some((lane(place), outlet)))
+    }
+
+    /// The way out for a thread whose lane has `socket`.
+    fn departures(&self, socket: &UdpSocket) -> io::Result<Departures> {
+        let senders = Senders::new(socket.try_clone()?, self.senders.clone());
+        Ok(Departures::new(self.shared.clone(), senders))
+    }
+
+    /// A thread that ends when its queue does, which is when the one before it has.
+    fn spawn_worker(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&Pulse) + Send + 'static,
+    ) -> io::Result<()> {
+        self.spawn_first(name, move |pulse| {
+            work(pulse);
+            Stopped::Asked
+        })
+    }
+
+    /// A thread that goes before the programs of the machine, if that is allowed.
+    fn spawn_first(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&Pulse) -> Stopped + Send + 'static,
+    ) -> io::Result<()> {
+        let nice = self.plan.nice;
+        self.spawn(name, move |pulse| {
+            if let Err(error) = set_thread_niceness(nice) {
+                tracing::debug!(%error, nice, "a data thread keeps its precedence");
+            }
+            work(pulse)
+        })
+    }
+
+    /// The engine's owner hears of the thread's end, even if it panics.
+    fn spawn(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&Pulse) -> Stopped + Send + 'static,
+    ) -> io::Result<()> {
+        let core = self.plan.core_of(name);
+        let events = self.events.clone();
+        let pulse = self.shared.vitals.pulse(name);
+        let its_name = name.to_owned();
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                if let Some(core) = core
+                    && !core_affinity::set_for_current(core)
+                {
+                    tracing::warn!(core = core.id, "cannot pin a thread to its core");
+                }
+                let work = AssertUnwindSafe(|| work(&pulse));
+                let stopped = panic::catch_unwind(work)
+                    .unwrap_or_else(|payload| Stopped::of_panic(&its_name, &*payload));
+                pulse.rest();
+                if !matches!(stopped, Stopped::Asked) {
+                    // Waits for the owner, and fails when that is gone.
+                    let _ = events.blocking_send(EngineEvent::Broken(stopped));
+                }
+            })?;
+        self.spawned.push(thread);
+        Ok(())
+    }
+}
+
+fn spawn_inline(
+    threads: &mut Threads<'_>,
+    queues: &[Arc<TapQueue>],
+    sockets: Vec<UdpSocket>,
+) -> io::Result<()> {
+    let shared = threads.shared;
+    for (place, queue) in queues.iter().enumerate() {
+        let departures = threads.departures(&sockets[place % sockets.len()])?;
+        let outlet = Outlet::inline(departures, threads.peers);
+        let outbound = Outbound::new(
+            shared.clone(),
+            queue.clone(),
+            threads.emissions.take(),
+            lane(place),
+            outlet,
+        );
+        let name = numbered("outbound", place, queues.len());
+        let nice = threads.plan.nice;
+        threads.spawn(&name, move |pulse| outbound.run(nice, pulse))?;
+    }
+
+    let receivers = sockets.len();
+    let mut handovers = if receivers > 1 {
+        Handover::between(receivers, || shared.new_drops())?
+    } else {
+        Vec::new()
+    }
+    .into_iter();
+    for (place, (socket, queue)) in sockets.into_iter().zip(queues).enumerate() {
+        let handover = handovers.next();
+        let share = handover.as_ref().map_or(Share::ALL, Handover::share);
+        let onward = threads.onward(queues.len() + place, &socket)?;
+        let inlet = Inlet::Inline {
+            arrivals: Box::default(),
+            opener: Opener::new(shared.clone(), share),
+            delivery: Box::new(Delivery::new(shared.clone(), queue.clone(), onward)),
+        };
+        let inbound = Inbound::new(shared.clone(), socket, handover, inlet);
+        let name = numbered("inbound", place, receivers);
+        let nice = threads.plan.nice;
+        threads.spawn(&name, move |pulse| inbound.run(nice, pulse))?;
+    }
+    Ok(())
+}
+
+fn spawn_staged(
+    threads: &mut Threads<'_>,
+    workers: usize,
+    queue: &Arc<TapQueue>,
+    socket: &UdpSocket,
+) -> io::Result<()> {
+    let shared = threads.shared;
+    let (dealer, sealers, sealed) = queue::ordered::<Train>(workers);
+    let outlet = Outlet::Staged(dealer);
+    let outbound = Outbound::new(
+        shared.clone(),
+        queue.clone(),
+        threads.emissions.take(),
+        Lane::FIRST_DATA,
+        outlet,
+    );
+    let nice = threads.plan.nice;
+    threads.spawn("tap-rx", move |pulse| outbound.run(nice, pulse))?;
+    for (number, worker) in (1..).zip(sealers) {
+        let shared = shared.clone();
+        let seal = move |pulse: &Pulse| dispatch::seal(shared, worker, pulse);
+        threads.spawn_worker(&format!("seal-{number}"), seal)?;
+    }
+    let departures = threads.departures(socket)?;
+    threads.spawn_worker("udp-tx", |pulse| departures.run(sealed, pulse))?;
+
+    let (dealer, openers, opened) = queue::ordered::<Arrivals>(workers);
+    let receiver = socket.try_clone()?;
+    let inbound = Inbound::new(shared.clone(), receiver, None, Inlet::Staged(dealer));
+    threads.spawn_first("udp-rx", move |pulse| inbound.run(nice, pulse))?;
+    for (number, worker) in (1..).zip(openers) {
+        let opener = Opener::new(shared.clone(), Share::ALL);
+        let open = move |pulse: &Pulse| opener.run(worker, pulse);
+        threads.spawn_worker(&format!("open-{number}"), open)?;
+    }
+    let onward = threads.onward(1, socket)?;
+    let delivery = Delivery::new(shared.clone(), queue.clone(), onward);
+    threads.spawn_worker("tap-tx", |pulse| delivery.run(opened, pulse))
+}
+
+/// The data lane of this place.
+fn lane(place: usize) -> Lane {
+    Lane(Lane::FIRST_DATA.0 + place as u8)
+}

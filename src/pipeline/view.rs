@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What an engine shows its owner: events as they happen, and snapshots for `show`.
+
+use std::{any::Any, io};
+
+use patchcord_bridge::{loops::Blocked, membership::GroupEntry};
+
+use crate::{
+    control::message::{FdbStatus, Rates, SwitchStatus},
+    io::tap,
+    proto::node::PeerView,
+    stats::DropReason,
+};
+
+/// Events that wait for the engine's owner.
+pub(super) const EVENTS: usize = 16;
+
+/// What the engine tells its owner.
+#[derive(Debug)]
+pub enum EngineEvent {
+    /// The first peer became reachable.
+    Reachable,
+    /// The last reachable peer was lost.
+    Unreachable,
+    /// A loop was cut, or a port opened again, here or at another node: stations may be behind other
+    /// ports than before, also as others know them.
+    StationsMoved,
+    /// How many peers are up, and what is wrong with the others, in words. When it changes.
+    Summary(String),
+    /// A thread or task ended unasked, or does not get on: the tunnel is broken.
+    Broken(Stopped),
+}
+
+/// A snapshot for `show`.
+#[derive(Debug)]
+pub struct EngineView {
+    /// The peers, in the order of their ports.
+    pub peers: Vec<(String, PeerView, Rates)>,
+    /// Frames and bytes read off the TAP, then those written to it.
+    pub tap: [(u64, u64); 2],
+    /// What did not arrive.
+    pub drops: Vec<(DropReason, u64)>,
+    /// The ports of the switch, the TAP first, then the peers.
+    pub ports: Vec<PortView>,
+    /// The multicast groups that somebody wants, of which there may be more.
+    pub groups: Vec<GroupEntry>,
+    /// What the switch has counted.
+    pub switch: SwitchStatus,
+    /// The first of the addresses that it knows.
+    pub fdb: Vec<FdbStatus>,
+    /// How many others it knows.
+    pub fdb_omitted: u64,
+}
+
+/// A port of the switch.
+#[derive(Debug)]
+pub struct PortView {
+    /// The loop that it is blocked for.
+    pub blocked_by_loop: Option<Blocked>,
+    /// A bridge protocol data unit came, where none may.
+    pub blocked_by_bpdu: bool,
+    /// Frames from it that the switch refused, by reason.
+    pub refused: Vec<(patchcord_bridge::DropReason, u64)>,
+    /// The clock of `blocked_by_loop`.
+    pub now_us: u64,
+}
+
+/// Why a data thread ended.
+#[derive(Debug)]
+pub enum Stopped {
+    /// It was asked to.
+    Asked,
+    /// The TAP was deleted.
+    TapLost,
+    /// The kernel refused something that must work.
+    Failed(io::Error),
+}
+
+impl Stopped {
+    /// The end of a thread or task that panicked, of which the log has more.
+    pub(super) fn of_panic(name: &str, payload: &(dyn Any + Send)) -> Self {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+        let text = text.unwrap_or("it panicked");
+        Self::Failed(io::Error::other(format!("`{name}` panicked: {text}")))
+    }
+
+    /// What an error of the TAP means: only a deleted device is lost for good.
+    pub(super) fn of_tap(error: io::Error) -> Self {
+        if tap::is_deleted(&error) {
+            Self::TapLost
+        } else {
+            Self::Failed(error)
+        }
+    }
+}
