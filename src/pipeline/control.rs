@@ -20,8 +20,8 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    addresses::Addresses,
     clock::{now, wall},
+    fdb_admin::Addresses,
     meter::{self, Meter},
     notices::{Control, Notice},
     reports::{self, Reports},

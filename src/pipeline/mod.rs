@@ -15,10 +15,10 @@
 //! threads as immutable snapshots, and what they notice reaches the control task through a bounded
 //! channel.
 
-mod addresses;
 pub(crate) mod clock;
 mod control;
 mod dispatch;
+mod fdb_admin;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod inbound;

@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Steps 3 to 6 for each datagram of a batch: which lanes there are, and what a panic over a frame
+//! leaves behind.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use patchcord_bridge::{Now, PortId};
+
+use super::{
+    open::{Arrivals, Opened, Opener, sender},
+    tap_writer::Exit,
+    unpack::{Arrival, Unpacker},
+};
+use crate::{
+    io::{tap::TapQueue, udp::RecvBatch},
+    pipeline::{
+        clock,
+        dispatch::{Dispatch, Outlet},
+        lane_states::{LaneState, Lanes},
+        recovery::{Offender, Recovery},
+        shared::{Caller, GroupsCache, IDLE, Shared, TablesCache},
+        vitals::Pulse,
+    },
+    proto::{
+        codel::Codel,
+        limits::{REASSEMBLY_PATIENCE, reassembly_bytes},
+        reassembly::{Reassembly, Which},
+        session::Tables,
+    },
+    queue::{Collected, Collector},
+    stats::{DropReason, Drops},
+    wire::{DATA_HEADER_LEN, Lane, TAG_LEN},
+};
+
+type Offenders = HashMap<PortId, Offender>;
+
+/// Steps 3 to 6.
+pub(in crate::pipeline) struct Delivery {
+    shared: Arc<Shared>,
+    tables: TablesCache,
+    groups: GroupsCache,
+    /// The snapshot that `lanes` was last swept for.
+    swept_for: Arc<Tables>,
+    lanes: Lanes,
+    drops: Arc<Drops>,
+    tap: Arc<TapQueue>,
+    /// In a hub: to other peers.
+    dispatch: Option<Dispatch>,
+    /// For a back-end without offloads, and for what goes to other peers.
+    scratch: Vec<u8>,
+    codel: Codel,
+    /// A super-frame left since this was last reset.
+    pub(super) has_bulk: bool,
+    /// When the present batch came.
+    now: Instant,
+    /// The next sender of much is told to slow down.
+    must_signal: bool,
+    /// Peers whose frames have made this thread panic.
+    offenders: Offenders,
+}
+
+/// How long to wait for the next batch.
+pub(super) fn patience_for(is_waiting: bool) -> Duration {
+    match is_waiting {
+        true => REASSEMBLY_PATIENCE,
+        false => IDLE,
+    }
+}
+
+/// How long segments wait for those that are missing before them.
+#[derive(Clone, Copy)]
+enum Patience {
+    Some,
+    None,
+}
+
+impl Delivery {
+    /// In a hub, `outlet` leads to other peers, on a lane of its own.
+    pub(in crate::pipeline) fn new(
+        shared: Arc<Shared>,
+        tap: Arc<TapQueue>,
+        outlet: Option<(Lane, Outlet)>,
+    ) -> Self {
+        let drops = shared.new_drops();
+        let dispatch = outlet.map(|(lane, outlet)| Dispatch::new(drops.clone(), lane, outlet));
+        Self {
+            tables: shared.subscribe(),
+            groups: shared.subscribe_groups(),
+            swept_for: Arc::default(),
+            lanes: Lanes::default(),
+            drops,
+            shared,
+            tap,
+            dispatch,
+            scratch: Vec::new(),
+            codel: Codel::default(),
+            has_bulk: false,
+            now: clock::now(),
+            must_signal: false,
+            offenders: HashMap::new(),
+        }
+    }
+
+    /// Delivers what the workers have opened until the first step has ended.
+    pub(in crate::pipeline) fn run(mut self, mut opened: Collector<Arrivals>, pulse: &Pulse) {
+        let mut recovery = Recovery::new(self.shared.clone());
+        let mut patience = Some(IDLE);
+        loop {
+            pulse.rest();
+            let collected = opened.collect(patience);
+            pulse.work();
+            let is_waiting = match collected {
+                Collected::Batch(mut arrivals) => {
+                    let is_waiting = self.deliver(&mut arrivals, &mut recovery);
+                    opened.give_back(arrivals);
+                    is_waiting
+                }
+                Collected::Timeout => self.forward_incomplete(&mut recovery),
+                Collected::Ended => return,
+            };
+            patience = Some(patience_for(is_waiting));
+        }
+    }
+
+    /// True if frames wait for missing pieces.
+    pub(in crate::pipeline) fn deliver(
+        &mut self,
+        arrivals: &mut Arrivals,
+        recovery: &mut Recovery,
+    ) -> bool {
+        let tables = self.tables.load();
+        let Arrivals { batch, opened } = arrivals;
+        self.begin(&tables, Some(batch.is_full()));
+        let open = |place: usize, _, _: &mut [u8]| opened.get(place).map_or(Opened::Gone, |it| *it);
+        self.deliver_all(&tables, batch, open, recovery);
+        self.end(&tables, recovery)
+    }
+
+    /// Steps 2 to 6 for each datagram in turn: it is still in the cache when it is delivered, and
+    /// the first one does not wait for the last.
+    pub(in crate::pipeline) fn open_and_deliver(
+        &mut self,
+        opener: &mut Opener,
+        arrivals: &mut Arrivals,
+        is_full: Option<bool>,
+        recovery: &mut Recovery,
+    ) -> bool {
+        let tables = self.tables.load();
+        self.begin(&tables, is_full);
+        let arrived = self.now;
+        let open = |_, from, datagram: &mut [u8]| opener.open_one(&tables, from, datagram, arrived);
+        self.deliver_all(&tables, &mut arrivals.batch, open, recovery);
+        self.end(&tables, recovery)
+    }
+
+    /// Delivers each datagram of a batch; one that panics is left out.
+    fn deliver_all(
+        &mut self,
+        tables: &Tables,
+        batch: &mut RecvBatch,
+        mut open: impl FnMut(usize, Caller, &mut [u8]) -> Opened,
+        recovery: &mut Recovery,
+    ) {
+        let now = self.shared.clock.now();
+        let mut next = 0;
+        while recovery
+            .catch(|| self.deliver_rest(tables, batch, &mut open, &mut next, now))
+            .is_none()
+        {
+            let from = self.recover().or_else(|| sender(tables, batch, next));
+            self.note_offence(from, recovery);
+            next += 1;
+        }
+    }
+
+    /// Delivers the datagrams from the one at `next` on, which is always the one in hand.
+    fn deliver_rest(
+        &mut self,
+        tables: &Tables,
+        batch: &mut RecvBatch,
+        open: &mut impl FnMut(usize, Caller, &mut [u8]) -> Opened,
+        next: &mut usize,
+        now: Now,
+    ) {
+        let mut place = 0;
+        for mut received in batch.iter_mut() {
+            let from = (received.from, received.to);
+            for datagram in received.datagrams() {
+                if place == *next {
+                    let opened = open(place, from, datagram);
+                    self.deliver_one(tables, from, opened, datagram, now);
+                    *next += 1;
+                }
+                place += 1;
+            }
+        }
+    }
+
+    /// Makes new what a panic may have left half done. Whose frame it was, if a lane had one in hand.
+    ///
+    /// Its replay window stays: what it has accepted must not be accepted again.
+    fn recover(&mut self) -> Option<PortId> {
+        if let Some(dispatch) = &mut self.dispatch {
+            dispatch.recover();
+        }
+        let max_frame = self.shared.max_frame;
+        let lane = self.lanes.values_mut().find(|lane| lane.is_busy)?;
+        lane.is_busy = false;
+        lane.reassembly = Reassembly::new(max_frame);
+        Some(lane.session.port)
+    }
+
+    fn note_offence(&mut self, from: Option<PortId>, recovery: &mut Recovery) {
+        recovery.blame(from);
+        let Some(port) = from else { return };
+        let offender = self.offenders.entry(port).or_default();
+        if !offender.add(clock::now()) {
+            return;
+        }
+        let lanes = self.lanes.values_mut();
+        for lane in lanes.filter(|lane| lane.session.port == port) {
+            lane.refused_until = offender.refused_until;
+        }
+    }
+
+    /// After a batch. True if frames wait for missing pieces.
+    fn end(&mut self, tables: &Tables, recovery: &mut Recovery) -> bool {
+        self.leave(tables, Patience::Some, recovery)
+    }
+
+    fn leave(&mut self, tables: &Tables, patience: Patience, recovery: &mut Recovery) -> bool {
+        let left = recovery.catch(|| {
+            let is_waiting = self.forward_left_behind(tables, patience);
+            self.depart();
+            is_waiting
+        });
+        left.unwrap_or_else(|| {
+            let from = self.recover();
+            self.note_offence(from, recovery);
+            // Of other lanes something may.
+            true
+        })
+    }
+
+    fn depart(&mut self) {
+        if let Some(dispatch) = &mut self.dispatch {
+            dispatch.depart_all();
+        }
+    }
+
+    /// Before a batch. A full one means that the socket may have had more; `None` is one that came
+    /// from another thread.
+    fn begin(&mut self, tables: &Arc<Tables>, is_full: Option<bool>) {
+        self.sweep(tables);
+        self.now = clock::now();
+        if let Some(dispatch) = &mut self.dispatch {
+            dispatch.begin(self.now);
+        }
+        self.must_signal = match is_full {
+            Some(true) => self.codel.observe(self.now, true) || self.must_signal,
+            Some(false) => self.codel.observe(self.now, false),
+            None => self.must_signal,
+        };
+    }
+
+    fn deliver_one(
+        &mut self,
+        tables: &Tables,
+        from: Caller,
+        opened: Opened,
+        datagram: &[u8],
+        now: Now,
+    ) {
+        let Opened::Data {
+            message_type,
+            receiver,
+            counter,
+        } = opened
+        else {
+            return;
+        };
+        let arrival = Arrival {
+            message_type,
+            receiver,
+            counter,
+            from,
+        };
+        let plaintext = &datagram[DATA_HEADER_LEN..datagram.len() - TAG_LEN];
+        if let Err(reason) = self.accept(tables, arrival, plaintext, now) {
+            self.drops.count(reason);
+        }
+    }
+
+    /// Forgets lanes of sessions that ended.
+    fn sweep(&mut self, tables: &Arc<Tables>) {
+        if !Arc::ptr_eq(tables, &self.swept_for) {
+            self.lanes
+                .retain(|receiver, lane| tables.has(receiver, &lane.session));
+            self.swept_for = tables.clone();
+        }
+    }
+
+    fn accept(
+        &mut self,
+        tables: &Tables,
+        arrival: Arrival,
+        plaintext: &[u8],
+        now: Now,
+    ) -> Result<(), DropReason> {
+        let Arrival {
+            receiver, counter, ..
+        } = arrival;
+        let arrived = self.now;
+        let (mut unpacker, lanes, offenders) = self.unpacker(tables, now);
+        let key = (receiver, counter.lane());
+        let (lane, unfinished) = lanes.find_or_begin(key, || {
+            let session = tables
+                .sessions
+                .get(&receiver)
+                .ok_or(DropReason::UnknownSession)?;
+            let budget = reassembly_bytes(tables.routes.len(), session.agreement.remote_lanes);
+            let reassembly = Reassembly::with_budget(unpacker.exit.shared.max_frame, budget);
+            let mut lane = LaneState::new(session.clone(), reassembly, arrived);
+            lane.refused_until = offenders.get(&session.port).and_then(|it| it.refused_until);
+            Ok(lane)
+        })?;
+        lane.is_busy = true;
+        let accepted = unpacker.accept(lane, arrival, plaintext, arrived);
+        lane.is_busy = false;
+        unfinished.note(key, lane);
+        accepted
+    }
+
+    /// Has the next sender of much told to slow down.
+    #[cfg(fuzzing)]
+    pub(in crate::pipeline) fn insist_on_signal(&mut self) {
+        self.codel.insist();
+    }
+
+    /// Nothing came for a while. True if frames go on waiting for missing pieces.
+    pub(in crate::pipeline) fn forward_incomplete(&mut self, recovery: &mut Recovery) -> bool {
+        let tables = self.tables.load();
+        self.sweep(&tables);
+        self.leave(&tables, Patience::None, recovery)
+    }
+
+    /// What nothing will complete any more leaves as it is; `patience` says how long to hope. True if
+    /// something goes on waiting.
+    fn forward_left_behind(&mut self, tables: &Tables, patience: Patience) -> bool {
+        let (arrived, now) = (self.now, self.shared.clock.now());
+        let (mut unpacker, lanes, _) = self.unpacker(tables, now);
+        lanes.look_at_unfinished(|lane| {
+            lane.is_busy = true;
+            let newest = lane.window.newest();
+            let which = match patience {
+                // Other lanes may go on while nothing comes on this one.
+                Patience::Some if arrived < lane.last_arrival + REASSEMBLY_PATIENCE => {
+                    Which::LeftBehind(newest)
+                }
+                _ => Which::All,
+            };
+            unpacker.forward_runs(lane, which);
+            lane.reassembly.forget(newest);
+            lane.is_busy = false;
+            let evicted = lane.reassembly.take_evicted();
+            let lost = lane.reassembly.take_lost_segments();
+            if evicted + lost > 0 {
+                unpacker
+                    .exit
+                    .drops
+                    .add(DropReason::ReassemblyEvicted, evicted);
+                unpacker.exit.drops.add(DropReason::SegmentLost, lost);
+            }
+            lane.reassembly.is_waiting()
+        })
+    }
+
+    /// The way out of the tunnel, and apart from it the lanes that frames come from.
+    fn unpacker<'a>(
+        &'a mut self,
+        tables: &'a Tables,
+        now: Now,
+    ) -> (Unpacker<'a>, &'a mut Lanes, &'a Offenders) {
+        let exit = Exit {
+            shared: &self.shared,
+            tables,
+            groups: &mut self.groups,
+            drops: &self.drops,
+            tap: &self.tap,
+            dispatch: self.dispatch.as_mut(),
+            scratch: &mut self.scratch,
+            must_signal: &mut self.must_signal,
+            has_bulk: &mut self.has_bulk,
+            now,
+        };
+        (Unpacker { exit }, &mut self.lanes, &self.offenders)
+    }
+}

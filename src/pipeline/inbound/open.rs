@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Step 2: datagrams to authentic plaintext, in place.
+
+use std::{sync::Arc, time::Instant};
+
+use patchcord_bridge::PortId;
+
+use crate::{
+    io::udp::RecvBatch,
+    pipeline::{
+        clock,
+        lanes::Share,
+        recovery::Recovery,
+        shared::{Caller, Shared, TablesCache},
+        vitals::Pulse,
+    },
+    proto::session::Tables,
+    queue::Worker,
+    stats::{DropReason, Drops},
+    wire::{self, Counter, DataHeader, MessageType, SessionIndex},
+};
+
+/// What one call received, and what opening it found.
+pub(in crate::pipeline) struct Arrivals {
+    pub(in crate::pipeline) batch: RecvBatch,
+    /// One entry for each datagram of the batch, in its order.
+    pub(super) opened: Vec<Opened>,
+}
+
+/// A datagram after step 2.
+#[derive(Clone, Copy)]
+pub(super) enum Opened {
+    /// Authentic.
+    Data {
+        message_type: MessageType,
+        receiver: SessionIndex,
+        counter: Counter,
+    },
+    /// Dropped and counted, or on its way to the control thread or that of its lane.
+    Gone,
+}
+
+impl Default for Arrivals {
+    fn default() -> Self {
+        Self {
+            batch: RecvBatch::adaptive(),
+            opened: Vec::with_capacity(1024),
+        }
+    }
+}
+
+/// Step 2.
+pub(in crate::pipeline) struct Opener {
+    shared: Arc<Shared>,
+    share: Share,
+    tables: TablesCache,
+    drops: Arc<Drops>,
+}
+
+impl Opener {
+    pub(in crate::pipeline) fn new(shared: Arc<Shared>, share: Share) -> Self {
+        Self {
+            tables: shared.subscribe(),
+            drops: shared.new_drops(),
+            shared,
+            share,
+        }
+    }
+
+    /// The work of one worker.
+    pub(in crate::pipeline) fn run(mut self, worker: Worker<Arrivals>, pulse: &Pulse) {
+        let mut recovery = Recovery::new(self.shared.clone());
+        pulse.rest();
+        worker.run(|arrivals| {
+            pulse.work();
+            self.open(arrivals, &mut recovery);
+            pulse.rest();
+        });
+    }
+
+    pub(in crate::pipeline) fn open(&mut self, arrivals: &mut Arrivals, recovery: &mut Recovery) {
+        // Loaded after the datagrams were received: a session is published before the message that
+        // makes the peer use it is sent.
+        let tables = self.tables.load();
+        let now = clock::now();
+        arrivals.opened.clear();
+        let Arrivals { batch, opened } = arrivals;
+        while recovery
+            .catch(|| self.open_rest(&tables, batch, opened, now))
+            .is_none()
+        {
+            recovery.blame(sender(&tables, batch, opened.len()));
+            opened.push(Opened::Gone);
+        }
+    }
+
+    fn open_rest(
+        &self,
+        tables: &Tables,
+        batch: &mut RecvBatch,
+        opened: &mut Vec<Opened>,
+        now: Instant,
+    ) {
+        let mut left_out = opened.len();
+        for mut received in batch.iter_mut() {
+            let from = (received.from, received.to);
+            for datagram in received.datagrams() {
+                if left_out > 0 {
+                    left_out -= 1;
+                    continue;
+                }
+                opened.push(self.open_one(tables, from, datagram, now));
+            }
+        }
+    }
+
+    pub(super) fn open_one(
+        &self,
+        tables: &Tables,
+        from: Caller,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Opened {
+        self.try_open(tables, from, datagram, now)
+            .unwrap_or_else(|reason| {
+                self.drops.count(reason);
+                Opened::Gone
+            })
+    }
+
+    fn try_open(
+        &self,
+        tables: &Tables,
+        from: Caller,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Result<Opened, DropReason> {
+        let message_type = MessageType::of(datagram)?;
+        if !matches!(message_type, MessageType::Frame | MessageType::Chunks) {
+            self.hand_to_control(tables, message_type, from, datagram)?;
+            return Ok(Opened::Gone);
+        }
+        let header = DataHeader::parse(datagram)?;
+        if !self.share.has(header.counter().lane()) {
+            return Ok(Opened::Gone);
+        }
+        let receiver = header.receiver();
+        let session = tables.session(receiver, now)?;
+        let (counter, _) = session.open(datagram)?;
+        Ok(Opened::Data {
+            message_type,
+            receiver,
+            counter,
+        })
+    }
+
+    /// Initiations with a good mac1 reach the control thread, and what answers an initiation of ours.
+    fn hand_to_control(
+        &self,
+        tables: &Tables,
+        message_type: MessageType,
+        from: Caller,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
+        if message_type != MessageType::Initiation
+            && !tables.attempts.contains(&wire::index_of(datagram)?)
+        {
+            return Err(DropReason::UnknownSession);
+        }
+        if message_type != MessageType::CookieReply {
+            let checked = self.shared.mac1.check(datagram);
+            checked.inspect_err(|_| self.shared.note_bad_mac(from.0))?;
+        }
+        self.shared.notify_handshake(from, datagram)
+    }
+}
+
+/// The port of whoever sent the datagram at this place, as far as its head tells.
+pub(super) fn sender(tables: &Tables, batch: &mut RecvBatch, place: usize) -> Option<PortId> {
+    let mut passed = 0;
+    for mut received in batch.iter_mut() {
+        for datagram in received.datagrams() {
+            if passed == place {
+                let receiver = DataHeader::parse(datagram).ok()?.receiver();
+                return Some(tables.sessions.get(&receiver)?.port);
+            }
+            passed += 1;
+        }
+    }
+    None
+}

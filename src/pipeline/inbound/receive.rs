@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Step 1: batches of datagrams off a socket, and the thread that takes them.
+
+use std::{os::fd::AsFd, sync::Arc};
+
+use super::{
+    deliver::{Delivery, patience_for},
+    open::{Arrivals, Opener},
+};
+use crate::{
+    io::{udp::UdpSocket, waker},
+    pipeline::{
+        lanes::Handover,
+        precedence::Precedence,
+        recovery::Recovery,
+        shared::{IDLE, Shared},
+        trouble::Trouble,
+        view::Stopped,
+        vitals::Pulse,
+    },
+    queue::Dealer,
+};
+
+/// Where received batches go.
+pub(in crate::pipeline) enum Inlet {
+    /// Opened and delivered on the spot.
+    Inline {
+        arrivals: Box<Arrivals>,
+        opener: Opener,
+        delivery: Box<Delivery>,
+    },
+    /// To the workers.
+    Staged(Dealer<Arrivals>),
+}
+
+/// The first step; with an inline inlet, all six.
+pub(in crate::pipeline) struct Inbound {
+    shared: Arc<Shared>,
+    socket: UdpSocket,
+    /// None if this thread has every lane.
+    handover: Option<Handover>,
+    inlet: Inlet,
+}
+
+impl Inbound {
+    pub(in crate::pipeline) fn new(
+        shared: Arc<Shared>,
+        socket: UdpSocket,
+        handover: Option<Handover>,
+        inlet: Inlet,
+    ) -> Self {
+        Self {
+            shared,
+            socket,
+            handover,
+            inlet,
+        }
+    }
+
+    /// Works until the tunnel stops.
+    pub(in crate::pipeline) fn run(mut self, nice: i32, pulse: &Pulse) -> Stopped {
+        let mut patience = Some(IDLE);
+        let mut precedence = Precedence::of_this_thread(nice);
+        let mut recovery = Recovery::new(self.shared.clone());
+        let mut trouble = Trouble::default();
+        loop {
+            pulse.rest();
+            let (socket, stop) = (self.socket.as_fd(), self.shared.stop.as_fd());
+            let ready = match &self.handover {
+                None => waker::wait(&[socket, stop], patience),
+                Some(handover) => handover.wait(socket, stop, patience),
+            };
+            pulse.work();
+            let outcome = match ready {
+                Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
+                Ok(ready) if ready.is_timeout() => Ok(self.give_up_waiting(&mut recovery)),
+                Ok(_) => self.receive_batch(&mut precedence, &mut recovery),
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(is_waiting) => {
+                    trouble.is_over();
+                    patience = Some(patience_for(is_waiting));
+                }
+                Err(error) => {
+                    if let Err(stopped) = trouble.bear(error, &self.shared) {
+                        return stopped;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing came for a while.
+    fn give_up_waiting(&mut self, recovery: &mut Recovery) -> bool {
+        match &mut self.inlet {
+            Inlet::Inline { delivery, .. } => delivery.forward_incomplete(recovery),
+            // Whoever collects does this.
+            Inlet::Staged(_) => false,
+        }
+    }
+
+    /// True if frames wait for missing pieces.
+    fn receive_batch(
+        &mut self,
+        precedence: &mut Precedence,
+        recovery: &mut Recovery,
+    ) -> std::io::Result<bool> {
+        match &mut self.inlet {
+            Inlet::Inline {
+                arrivals,
+                opener,
+                delivery,
+            } => {
+                if let Some(handover) = &self.handover
+                    && handover.take_in(&mut arrivals.batch)
+                {
+                    delivery.open_and_deliver(opener, arrivals, None, recovery);
+                }
+                self.socket.recv_batch(&mut arrivals.batch)?;
+                if let Some(handover) = &self.handover {
+                    handover.pass_on(&mut arrivals.batch);
+                }
+                let is_full = Some(arrivals.batch.is_full());
+                let is_waiting = delivery.open_and_deliver(opener, arrivals, is_full, recovery);
+                if arrivals.batch.has_some() {
+                    precedence.observe(std::mem::take(&mut delivery.has_bulk));
+                }
+                Ok(is_waiting)
+            }
+            Inlet::Staged(dealer) => {
+                let Some(mut arrivals) = dealer.empty() else {
+                    return Ok(false);
+                };
+                let received = self.socket.recv_batch(&mut arrivals.batch);
+                // Also one in which nothing came, as batches go round. Fails only when the workers are gone, and then the tunnel is being stopped.
+                let _ = dealer.deal(arrivals);
+                received.map(|_| false)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use nix::errno::Errno;
+
+    use super::*;
+    use crate::{
+        io::tap::{Backend, Tap, TapOptions},
+        pipeline::{clock, lanes::Share},
+        testing::{assert_all_refused, in_namespace, ip, refuse_to_receive},
+    };
+
+    /// Works on a thread of its own, in this namespace, where the first attempts to receive fail.
+    fn receive_after(codes: &[i32], shared: &Arc<Shared>) -> (Stopped, u64) {
+        let options = TapOptions {
+            name: "pc-rx".to_owned(),
+            backend: Backend::Vnet,
+        };
+        let (_, mut queues) = Tap::open(&options, 1).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let to = socket.local_addr().unwrap();
+        let inlet = Inlet::Inline {
+            arrivals: Box::default(),
+            opener: Opener::new(shared.clone(), Share::ALL),
+            delivery: Box::new(Delivery::new(
+                shared.clone(),
+                Arc::new(queues.remove(0)),
+                None,
+            )),
+        };
+        let inbound = Inbound::new(shared.clone(), socket, None, inlet);
+        let caller = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        caller.send_train(to, &[0xff; 40], 40).unwrap();
+        let received = || {
+            let drops = shared.total_drops().into_iter();
+            drops.map(|(_, count)| count).sum::<u64>()
+        };
+        let (ended, end) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                refuse_to_receive(codes);
+                let stopped = inbound.run(0, &Pulse::default());
+                assert_all_refused();
+                ended.send(stopped).unwrap();
+            });
+            let deadline = clock::now() + Duration::from_secs(30);
+            let stopped = loop {
+                let stopped = end.recv_timeout(Duration::from_millis(5));
+                if received() > 0 || stopped.is_ok() {
+                    shared.stop.wake();
+                    break stopped.unwrap_or_else(|_| end.recv().unwrap());
+                }
+                assert!(clock::now() < deadline, "it goes on or ends");
+            };
+            (stopped, received())
+        })
+    }
+
+    #[test]
+    fn what_may_pass_does_not_end_a_thread() {
+        in_namespace(|| {
+            ip("link set lo up");
+            // Some that nobody has thought of among them.
+            let codes = [Errno::ENOMEM, Errno::ENFILE, Errno::EIO, Errno::EREMOTEIO];
+            let codes = codes.map(|code| code as i32);
+            let (stopped, received) = receive_after(&codes, &Shared::alone());
+            assert!(matches!(stopped, Stopped::Asked), "{stopped:?}");
+            assert_eq!(received, 1);
+        });
+    }
+
+    #[test]
+    fn a_mistake_of_ours_ends_a_thread_and_is_told() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (stopped, received) = receive_after(&[Errno::EBADF as i32], &Shared::alone());
+            assert!(matches!(stopped, Stopped::Failed(_)), "{stopped:?}");
+            assert_eq!(received, 0);
+        });
+    }
+}

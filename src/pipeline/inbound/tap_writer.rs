@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Steps 5 and 6: a frame of a peer to the port that the switch chooses, which is the TAP, or in a hub
+//! other peers.
+
+use std::io;
+
+use patchcord_bridge::{Egress, Kind, Now, PortId, TagEdit};
+
+use crate::{
+    io::tap::{self, TapQueue},
+    pipeline::{
+        dispatch::Dispatch,
+        offload::{Leaving, SIGNAL_BYTES, Signal},
+        portion::Slot,
+        shared::{GroupsCache, Shared},
+    },
+    proto::{
+        session::{Session, Tables},
+        superframe::HEADER_ROOM,
+    },
+    stats::{DropReason, Drops},
+    tripwire,
+};
+
+/// What a frame needs to leave the tunnel.
+pub(super) struct Exit<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) tables: &'a Tables,
+    pub(super) groups: &'a mut GroupsCache,
+    pub(super) drops: &'a Drops,
+    pub(super) tap: &'a TapQueue,
+    pub(super) dispatch: Option<&'a mut Dispatch>,
+    pub(super) scratch: &'a mut Vec<u8>,
+    pub(super) must_signal: &'a mut bool,
+    pub(super) has_bulk: &'a mut bool,
+    pub(super) now: Now,
+}
+
+impl Exit<'_> {
+    pub(super) fn forward(
+        &mut self,
+        session: &Session,
+        frame: Leaving<'_>,
+    ) -> Result<(), DropReason> {
+        if frame.len() > self.shared.max_frame as usize && !frame.is_super() {
+            return Err(DropReason::Oversize);
+        }
+        if *self.must_signal && frame.len() >= SIGNAL_BYTES {
+            let mut headers = [0; HEADER_ROOM];
+            let signal = frame.signalled(&mut headers);
+            *self.must_signal = matches!(signal, Signal::Vain);
+            return match signal {
+                Signal::Marked(marked) => self.hand_over(session, marked),
+                Signal::Shortened(shortened) => {
+                    self.drops.count(DropReason::QueueStands);
+                    self.hand_over(session, shortened)
+                }
+                Signal::Dropped => Err(DropReason::QueueStands),
+                Signal::Vain => self.hand_over(session, frame),
+            };
+        }
+        self.hand_over(session, frame)
+    }
+
+    fn hand_over(&mut self, session: &Session, frame: Leaving<'_>) -> Result<(), DropReason> {
+        tripwire::frame(frame.head);
+        *self.has_bulk |= frame.is_super();
+        session.traffic.inbound.add_frames(1, frame.len() as u64);
+        if self.shared.wire {
+            return self.write(TagEdit::Keep, frame);
+        }
+        let (ingress, switch) = (session.port, &self.shared.switch);
+        let decision = switch.forward(ingress, frame.head, frame.segments(), self.now)?;
+        let leave = |port| switch.leave(ingress, decision.inside, port);
+        if decision.kind != Kind::Data {
+            let Leaving { head, rest, .. } = frame;
+            if self.shared.show(ingress, &decision, head, rest) {
+                return Ok(());
+            }
+        }
+        let wanted = self.groups.egress(&decision.inside, frame.head);
+        match decision.egress {
+            // Somebody elsewhere wants it, or nobody.
+            Egress::Port(port) if wanted.is_some_and(|wanted| !wanted.contains(port)) => Ok(()),
+            Egress::Port(PortId::TAP) => match leave(PortId::TAP) {
+                Ok(edit) => self.write(edit, frame),
+                // Nobody misses it.
+                Err(_) if decision.kind == Kind::Probe => Ok(()),
+                Err(reason) => Err(reason.into()),
+            },
+            Egress::Port(port) => {
+                let to = [(port, leave(port)?)].into_iter();
+                pass_on(
+                    self.dispatch.as_deref_mut(),
+                    self.tables,
+                    self.scratch,
+                    to,
+                    frame,
+                );
+                Ok(())
+            }
+            Egress::Flood => {
+                // That a port has not the frame's VLAN is no loss.
+                let leave = |port: PortId| {
+                    let is_wanted = wanted.is_none_or(|wanted| wanted.contains(port));
+                    is_wanted.then(|| leave(port).ok()).flatten()
+                };
+                let edit = leave(PortId::TAP);
+                let peers = (1..=self.tables.routes.len() as u16).map(PortId);
+                let to = peers.filter_map(|port| Some((port, leave(port)?)));
+                pass_on(
+                    self.dispatch.as_deref_mut(),
+                    self.tables,
+                    self.scratch,
+                    to,
+                    frame,
+                );
+                edit.map_or(Ok(()), |edit| self.write(edit, frame))
+            }
+            Egress::Nowhere => Ok(()),
+        }
+    }
+
+    fn write(&mut self, edit: TagEdit, frame: Leaving<'_>) -> Result<(), DropReason> {
+        let mut headers = [0; HEADER_ROOM];
+        let frame = frame.edited(edit, &mut headers);
+        let written = frame.write(self.tap, self.scratch);
+        written.map_err(|error| drop_reason_of_write(&error))?;
+        self.shared.tap.inbound.add_frames(1, frame.len() as u64);
+        Ok(())
+    }
+}
+
+/// What a frame is lost to when the kernel does not take it.
+fn drop_reason_of_write(error: &io::Error) -> DropReason {
+    if tap::is_too_big(error) {
+        DropReason::NicMtu
+    } else {
+        DropReason::TapWriteFailed
+    }
+}
+
+/// From peer to peer, which only a hub does.
+fn pass_on(
+    dispatch: Option<&mut Dispatch>,
+    tables: &Tables,
+    scratch: &mut Vec<u8>,
+    to: impl Iterator<Item = (PortId, TagEdit)>,
+    frame: Leaving<'_>,
+) {
+    let Some(dispatch) = dispatch else {
+        return;
+    };
+    let mut slot = Slot::copy(scratch, &[frame.head, frame.rest]);
+    for (port, edit) in to {
+        dispatch.push_edited(tables, port, edit, &mut slot, frame.as_open());
+    }
+}

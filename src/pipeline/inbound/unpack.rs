@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Steps 3 and 4: a counter once, then the frames, fragments and control chunks of a datagram.
+
+use std::time::Instant;
+
+use super::tap_writer::Exit;
+use crate::{
+    pipeline::{
+        lane_states::LaneState,
+        notices::{CONTROL_BYTES, Control},
+        offload::Leaving,
+        shared::Caller,
+    },
+    proto::{reassembly::Which, superframe},
+    stats::DropReason,
+    wire::{
+        Counter, Lane, MessageType, SessionIndex,
+        chunk::{Chunk, Chunks},
+        offload::{Checksum, Offload},
+    },
+};
+
+/// An authentic datagram on its way through steps 3 and 4.
+#[derive(Clone, Copy)]
+pub(super) struct Arrival {
+    pub(super) message_type: MessageType,
+    pub(super) receiver: SessionIndex,
+    pub(super) counter: Counter,
+    pub(super) from: Caller,
+}
+
+/// Takes plaintext apart, and hands each frame that is whole to the way out.
+pub(super) struct Unpacker<'a> {
+    pub(super) exit: Exit<'a>,
+}
+
+impl Unpacker<'_> {
+    pub(super) fn accept(
+        &mut self,
+        lane: &mut LaneState,
+        arrival: Arrival,
+        plaintext: &[u8],
+        arrived: Instant,
+    ) -> Result<(), DropReason> {
+        let Arrival {
+            message_type,
+            receiver,
+            counter,
+            from: (from, called),
+        } = arrival;
+        let newest = lane.window.accept(counter.sequence())?;
+        lane.last_arrival = arrived;
+        let port = lane.session.port;
+        lane.session.confirm();
+        lane.session.traffic.inbound.add_datagrams(1);
+        if counter.lane() == Lane::CONTROL {
+            if message_type != MessageType::Chunks {
+                return Err(DropReason::Malformed);
+            }
+            lane.control_rate.take(self.exit.now.seconds)?;
+            let mut bytes = [0; CONTROL_BYTES];
+            let len = plaintext.len().min(CONTROL_BYTES);
+            bytes[..len].copy_from_slice(&plaintext[..len]);
+            let control = Control {
+                from,
+                called,
+                receiver,
+                newest,
+                bytes,
+            };
+            self.exit.shared.notify_control(port, control);
+            return Ok(());
+        }
+        if lane.refused_until.is_some_and(|until| arrived < until) {
+            return Err(DropReason::InternalError);
+        }
+        let route = self.exit.tables.route(port);
+        if newest && route.is_some_and(|route| route.endpoint != Some(from)) {
+            let notices = &self.exit.shared.notices;
+            notices.set_roamed(port, receiver, from, self.exit.now);
+        }
+        if message_type == MessageType::Frame {
+            return self.forward_small(lane, Leaving::finished(plaintext));
+        }
+        self.unpack(lane, counter.sequence(), plaintext);
+        Ok(())
+    }
+
+    fn unpack(&mut self, lane: &mut LaneState, sequence: u64, plaintext: &[u8]) {
+        for chunk in Chunks::new(plaintext) {
+            let forwarded = match chunk {
+                Ok(Chunk::Frame(frame)) => self.forward_small(lane, Leaving::finished(frame)),
+                Ok(Chunk::OpenFrame(checksum, frame)) => self.forward_open(lane, checksum, frame),
+                Ok(Chunk::Fragment(fragment, piece)) => lane
+                    .reassembly
+                    .add(sequence, fragment, piece)
+                    .and_then(|is_whole| self.forward_if_whole(lane, is_whole)),
+                Ok(Chunk::Offload(frame, offload, head)) => lane
+                    .reassembly
+                    .describe(sequence, frame, offload, head)
+                    .and_then(|is_whole| self.forward_if_whole(lane, is_whole)),
+                // Control chunks have a lane of their own.
+                Ok(Chunk::EchoRequest { .. } | Chunk::EchoReply { .. } | Chunk::Close) => {
+                    Err(DropReason::Malformed)
+                }
+                Err(reason) => Err(reason),
+            };
+            // One bad frame does not cost its neighbours in the datagram.
+            if let Err(reason) = forwarded {
+                self.exit.drops.count(reason);
+            }
+        }
+    }
+
+    fn forward_open(
+        &mut self,
+        lane: &mut LaneState,
+        checksum: Checksum,
+        frame: &[u8],
+    ) -> Result<(), DropReason> {
+        superframe::check_checksum(frame, frame.len(), checksum)?;
+        let offload = Offload {
+            checksum,
+            segmentation: None,
+        };
+        let leaving = Leaving {
+            open: Some((offload, None)),
+            ..Leaving::finished(frame)
+        };
+        self.forward_small(lane, leaving)
+    }
+
+    /// A frame that was not cut. Segments that came before it leave before it.
+    fn forward_small(
+        &mut self,
+        lane: &mut LaneState,
+        frame: Leaving<'_>,
+    ) -> Result<(), DropReason> {
+        if let Some(stations) = frame.head.first_chunk() {
+            self.forward_runs(lane, Which::Between(stations));
+        }
+        self.exit.forward(&lane.session, frame)
+    }
+
+    fn forward_if_whole(&mut self, lane: &mut LaneState, is_whole: bool) -> Result<(), DropReason> {
+        if !is_whole {
+            return Ok(());
+        }
+        if let Some(stations) = lane.reassembly.whole_stations() {
+            self.forward_runs(lane, Which::Between(&stations));
+        }
+        let Some(whole) = lane.reassembly.take_whole() else {
+            return Ok(());
+        };
+        let leaving = Leaving {
+            open: whole.offload.map(|offload| (offload, whole.layout)),
+            ..Leaving::finished(whole.frame)
+        };
+        self.exit.forward(&lane.session, leaving)
+    }
+
+    /// What can be saved of super-frames with holes.
+    pub(super) fn forward_runs(&mut self, lane: &mut LaneState, which: Which<'_>) {
+        while let Some(run) = lane.reassembly.poll_run(which) {
+            let leaving = Leaving {
+                head: run.headers,
+                rest: run.payload,
+                open: Some((run.offload, run.layout)),
+            };
+            if let Err(reason) = self.exit.forward(&lane.session, leaving) {
+                self.exit.drops.count(reason);
+            }
+        }
+    }
+}
