@@ -22,7 +22,7 @@ use super::{
     outbound::Outbound,
     recovery::Recovery,
     shared::{Handshake, Shared, ToControl},
-    slow_path::{Emission, SIGHTINGS, Sighting, To},
+    slow_path::event::{Emission, SIGHTINGS, Sighting, To},
 };
 use crate::{
     crypto::{

@@ -24,7 +24,6 @@ pub mod fuzzing;
 mod inbound;
 mod lane_states;
 mod lanes;
-mod limit_log;
 mod log_rate;
 mod meter;
 mod notices;
@@ -39,7 +38,6 @@ mod reports;
 mod shared;
 mod slow_path;
 mod supervision;
-mod survey;
 mod threads;
 mod trouble;
 mod underlay;
@@ -59,7 +57,10 @@ use self::{
     control::{Command, ControlTask},
     plan::{CorePlan, PlanRequest},
     shared::{Emissions, HANDSHAKES, Handshake, Shared, ToControl},
-    slow_path::{Duties, Probes, SIGHTINGS, Sighting, SlowPath},
+    slow_path::{
+        Duties, Probes, SlowPath,
+        event::{SIGHTINGS, Sighting},
+    },
     supervision::{join_all, supervise, watch_over},
     threads::Threads,
     view::EVENTS,

@@ -22,7 +22,7 @@ use super::{
     precedence::Precedence,
     recovery::Recovery,
     shared::{Emissions, GroupsCache, IDLE, Shared, TablesCache},
-    slow_path::{Emission, To},
+    slow_path::event::{Emission, To},
     trouble::Trouble,
     view::Stopped,
     vitals::Pulse,

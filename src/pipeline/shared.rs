@@ -24,7 +24,7 @@ use super::{
     clock::SwitchClock,
     notices::{Control, Notices},
     presence::Presence,
-    slow_path::{EMISSIONS_PER_PORT, Emission, QUESTIONS, SIGHTINGS, Sighting},
+    slow_path::event::{EMISSIONS_PER_PORT, Emission, QUESTIONS, SIGHTINGS, Sighting},
     vitals::Vitals,
 };
 use crate::{
@@ -402,7 +402,7 @@ mod tests {
     use patchcord_bridge::{Egress, Now, PortConfig, SwitchConfig};
 
     use super::*;
-    use crate::{crypto::keys::PrivateKey, pipeline::slow_path::To};
+    use crate::{crypto::keys::PrivateKey, pipeline::slow_path::event::To};
 
     const PEERS: usize = 32;
     const QUESTION: &[u8] = &[0xff; 60];

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The slow path with a TAP of its own, and without the task that runs it.
 
-use patchcord_bridge::Switch;
+use patchcord_bridge::{
+    Inside, MacAddr, PortConfig, Switch, SwitchConfig, Vid,
+    loops::{self, LoopGuard, NodeId},
+};
 
-use super::*;
+use super::{loops::tell_moved, *};
 use crate::{
     crypto::keys::PrivateKey,
     io::tap::{Backend, Tap, TapOptions},
     pipeline::{
-        Stopped,
         shared::{Emissions, ToControl},
+        view::{EVENTS, Stopped},
     },
     proto::guard::Mac1Check,
     testing::in_namespace,
@@ -87,7 +90,7 @@ fn a_peer_that_goes_is_forgotten_however_far_behind_the_slow_path_is() {
         let (mut slow_path, _emissions) = slow_path(config, duties);
         let presence = |slow_path: &mut SlowPath| {
             slow_path.look_around();
-            slow_path.present.clone()
+            slow_path.groups.as_ref().unwrap().present()
         };
         let [stays, goes] = [1, 2].map(PortId);
         for port in [stays, goes] {
@@ -100,7 +103,7 @@ fn a_peer_that_goes_is_forgotten_however_far_behind_the_slow_path_is() {
 }
 
 fn is_changed(slow_path: &SlowPath) -> bool {
-    slow_path.snooping.as_ref().unwrap().is_changed()
+    slow_path.groups.as_ref().unwrap().is_changed()
 }
 
 /// A frame with an IGMPv2 message for a group.
@@ -165,7 +168,7 @@ fn what_a_report_changes_takes_effect_with_it() {
         assert_eq!(std::iter::from_fn(|| emissions.take()).count(), 1);
         slow_path.shared.presence.tell_gone(MEMBER);
         slow_path.follow_presence();
-        slow_path.groups_due_us = 0;
+        slow_path.groups.as_mut().unwrap().set_due();
         slow_path.act();
         assert!(!is_changed(&slow_path), "it is shown that the peer is gone");
     });

@@ -2,12 +2,14 @@
 //! Which limits of the switch were exceeded: told at once, and then at most once a minute for each
 //! port and limit, with what there was since.
 //!
-//! The data threads only count. The slow path compares the counts once a second; time and counts are
-//! arguments.
+//! The data threads only count. The slow path compares the counts once a second.
 
 use std::collections::HashMap;
 
-use patchcord_bridge::{DropReason, PortId};
+use patchcord_bridge::{DropReason, Fdb, PortId, Switch, fdb::Move};
+use tracing::warn;
+
+use super::{port_names::PortNames, survey::Survey};
 
 /// A limit of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,6 +96,31 @@ struct Told {
 impl LimitLog {
     const INTERVAL_S: u32 = 60;
 
+    /// Tells which limits were exceeded, at most once a minute for each.
+    pub(super) fn look(&mut self, switch: &Switch, survey: &Survey, names: &PortNames, now_s: u32) {
+        let mut seen = Vec::new();
+        for port in switch.ports() {
+            let limits = switch.refusals(port);
+            let limits = limits.filter_map(|(reason, count)| Some((Limit::of(reason)?, count)));
+            seen.extend(limits.map(|(limit, count)| (Some(port), limit, count)));
+        }
+        let counters = switch.fdb().counters();
+        seen.push((None, Limit::Addresses, counters.limited));
+        seen.push((None, Limit::Capacity, counters.full));
+        seen.push((None, Limit::Moves, counters.dampened));
+        for (port, limit, count) in seen {
+            let Some(mut excess) = self.note(port, limit, count, now_s) else {
+                continue;
+            };
+            if limit == Limit::Addresses {
+                // The count is that of all ports. Whoever has most addresses has reached the limit.
+                let ports = (0..).map(PortId).zip(survey.addresses());
+                excess.port = ports.max_by_key(|&(_, count)| count).map(|(port, _)| port);
+            }
+            log_excess(excess, switch, names, now_s);
+        }
+    }
+
     /// Takes in how many frames a limit has refused so far. Says so if that is news, and time for it.
     pub(super) fn note(
         &mut self,
@@ -116,6 +143,53 @@ impl LimitLog {
             frames,
         })
     }
+}
+
+fn log_excess(excess: Excess, switch: &Switch, names: &PortNames, now_s: u32) {
+    let Excess {
+        port,
+        limit,
+        frames,
+    } = excess;
+    let (name, remedy) = (limit.name(), limit.remedy());
+    let port = port.map(|port| names.name(port));
+    match limit {
+        Limit::Flood(_) => warn!(
+            port,
+            limit = name,
+            frames,
+            remedy,
+            "a port floods more than it may; what is too much is dropped"
+        ),
+        Limit::Addresses | Limit::Capacity => warn!(
+            port,
+            limit = name,
+            frames,
+            remedy,
+            "more addresses than may be learned; frames to the others are flooded"
+        ),
+        Limit::Moves => {
+            let seen = restless(switch.fdb(), now_s);
+            warn!(
+                station = seen.map(|seen| seen.mac.to_string()),
+                vlan = seen.map(|seen| seen.vid.value()),
+                from = seen.map(|seen| names.name(seen.from)),
+                to = seen.map(|seen| names.name(seen.to)),
+                times = frames,
+                remedy,
+                "a station moves between ports too often; it is followed at a lower rate until it stays in place"
+            );
+        }
+    }
+}
+
+/// The last move of an address that has moved too often.
+fn restless(fdb: &Fdb, now_s: u32) -> Option<Move> {
+    let is_restless = |seen: &Move| {
+        let entry = fdb.find(seen.vid, seen.mac, now_s);
+        entry.is_some_and(|entry| entry.dampened)
+    };
+    fdb.last_moves().into_iter().rev().find(is_restless)
 }
 
 #[cfg(test)]

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the slow path of a switch has to do, and as whom.
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use patchcord_bridge::{
+    MacAddr, PortConfig, PortId, SwitchConfig, Vid,
+    loops::{self, NodeId},
+    membership::{Querier, SnoopingConfig},
+    neighbours::NeighboursConfig,
+};
+
+use crate::crypto;
+
+/// What loop probes are recognised by.
+pub(in crate::pipeline) struct Probes {
+    pub(super) node: NodeId,
+    /// Their source.
+    pub(in crate::pipeline) source: MacAddr,
+}
+
+impl Probes {
+    /// Of a node that is new to everybody.
+    pub(in crate::pipeline) fn random() -> Self {
+        Self {
+            node: NodeId(u64::from_ne_bytes(random())),
+            source: loops::source(random()),
+        }
+    }
+}
+
+/// What there is to do.
+#[derive(Default)]
+pub(in crate::pipeline) struct Duties {
+    /// Look for loops.
+    pub(in crate::pipeline) loops: Option<Probes>,
+    /// Learn who wants which multicast.
+    pub(super) snooping: Option<SnoopingConfig>,
+    /// Answer for others.
+    pub(super) neighbours: Option<NeighboursConfig>,
+    /// VLANs in which nobody is asked for groups.
+    pub(super) customers: BTreeSet<Vid>,
+    /// Ports that refuse addresses of others.
+    pub(super) confined: Vec<PortId>,
+}
+
+impl Duties {
+    /// What the ports of a switch ask for, loops aside.
+    pub(in crate::pipeline) fn of(
+        switch: &SwitchConfig,
+        is_querier: bool,
+        has_switch: bool,
+    ) -> Self {
+        if !has_switch {
+            return Self::default();
+        }
+        let ports = || (0..).map(PortId).zip(&switch.ports);
+        let is_snooping = is_querier || ports().any(|(_, port)| port.multicast_snooping);
+        let suppresses = ports().any(|(_, port)| port.neighbour_suppression);
+        // Who is behind a tunnel is not asked.
+        let is_deaf =
+            |port: &PortConfig| !port.multicast_snooping || port.vlans.as_tunnel().is_some();
+        let deaf = ports().filter(|(_, port)| is_deaf(port));
+        let snooping = SnoopingConfig {
+            ports: switch.ports.len() as u16,
+            mesh: !switch.hub,
+            // Nobody hears what is wanted there, so all of it is.
+            router_ports: deaf.map(|(port, _)| port).collect(),
+            querier: is_querier.then(querier),
+            ..SnoopingConfig::default()
+        };
+        let neighbours = NeighboursConfig {
+            mesh: !switch.hub,
+            ageing_s: switch.ageing_s,
+            ..NeighboursConfig::default()
+        };
+        Self {
+            loops: None,
+            snooping: is_snooping.then_some(snooping),
+            neighbours: suppresses.then_some(neighbours),
+            customers: ports()
+                .filter_map(|(_, port)| port.vlans.as_tunnel())
+                .collect(),
+            confined: ports()
+                .filter(|(_, port)| port.spoof_guard)
+                .map(|(id, _)| id)
+                .collect(),
+        }
+    }
+}
+
+/// Asks from no IPv4 address, so that any other querier is preferred (RFC 4541 section 2.1.1), and
+/// from the link-local IPv6 address of a station that nobody else is (RFC 4291 appendix A).
+fn querier() -> Querier {
+    let MacAddr([a, b, c, d, e, f]) = random_mac();
+    let interface = [a ^ 0x02, b, c, 0xff, 0xfe, d, e, f];
+    let link_local = 0xfe80_u128 << 112 | u128::from(u64::from_be_bytes(interface));
+    Querier {
+        mac: MacAddr([a, b, c, d, e, f]),
+        ipv4: Ipv4Addr::UNSPECIFIED,
+        ipv6: Ipv6Addr::from_bits(link_local),
+        vlans: vec![Vid::UNTAGGED],
+        interval_s: 125,
+    }
+}
+
+/// Locally administered, and a station's.
+fn random_mac() -> MacAddr {
+    let mut mac: [u8; 6] = random();
+    mac[0] = mac[0] & 0xfc | 0x02;
+    MacAddr(mac)
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    crypto::random(&mut bytes);
+    bytes
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The slow path of the switch: what takes more than a look at one frame.
+//!
+//! ```text
+//!  data threads ── sightings ──> SlowPath ── blocks ports ──> Switch
+//!       ^                           │
+//!       └──── first outbound <── emissions (to peers)      TAP <── emissions (to the TAP)
+//! ```
+//! Data threads show it a few frames and go on; it makes frames of its own, such as loop probes. Both
+//! ways are bounded: what does not fit is lost, as anywhere on Ethernet. Runs as a task beside the
+//! control task.
+
+mod config;
+pub(super) mod event;
+mod groups;
+mod injector;
+mod limit_log;
+mod loops;
+mod neighbours;
+mod port_names;
+mod survey;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use patchcord_bridge::{Kind, PortId};
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+
+use self::{
+    event::Sighting, groups::Groups, injector::Injector, limit_log::LimitLog, loops::Loops,
+    neighbours::NeighbourProxy, port_names::PortNames, survey::Survey,
+};
+use super::{
+    clock,
+    presence::Change,
+    shared::{Shared, SlowView},
+    view::EngineEvent,
+};
+use crate::{io::tap::TapQueue, tripwire};
+
+pub(super) use self::config::{Duties, Probes};
+
+/// Groups that people are told of.
+const GROUPS_SHOWN: usize = 1000;
+/// How often the VLANs in use are looked up, and blocks are checked.
+const ROUND: Duration = Duration::from_secs(1);
+
+pub(super) struct SlowPath {
+    shared: Arc<Shared>,
+    injector: Injector,
+    names: PortNames,
+    survey: Survey,
+    loops: Option<Loops>,
+    groups: Option<Groups>,
+    neighbours: NeighbourProxy,
+    limits: LimitLog,
+}
+
+impl SlowPath {
+    /// Peers have ranks, on which all nodes agree.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        tap: Arc<TapQueue>,
+        peers: Vec<(String, u64)>,
+        duties: Duties,
+        events: mpsc::Sender<EngineEvent>,
+    ) -> Self {
+        let (names, ranks): (Vec<_>, _) = [("TAP".to_owned(), 0)].into_iter().chain(peers).unzip();
+        let names = PortNames::new(names);
+        let Duties {
+            loops,
+            snooping,
+            neighbours,
+            customers,
+            confined,
+        } = duties;
+        let guard = |probes| {
+            let (shared, names) = (shared.clone(), names.clone());
+            Loops::new(shared, &probes, &confined, names, ranks, events)
+        };
+        let groups = |config| Groups::new(shared.clone(), config, customers);
+        Self {
+            injector: Injector::new(shared.clone(), tap),
+            survey: Survey::new(names.count()),
+            loops: loops.map(guard),
+            groups: snooping.map(groups),
+            neighbours: NeighbourProxy::new(shared.clone(), neighbours),
+            limits: LimitLog::default(),
+            names,
+            shared,
+        }
+    }
+
+    /// Works until it is dropped.
+    pub(super) async fn run(mut self, mut sightings: mpsc::Receiver<Sighting>) {
+        let mut round = interval(ROUND);
+        round.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let pulse = self.shared.vitals.pulse("slow path");
+        loop {
+            pulse.work();
+            tokio::select! {
+                Some(sighting) = sightings.recv() => self.see(&sighting),
+                () = self.shared.presence.changed() => self.follow_presence(),
+                _ = round.tick() => self.look_around(),
+                () = sleep_until(self.next_due().into()) => {}
+            }
+            self.act();
+        }
+    }
+
+    fn next_due(&self) -> Instant {
+        let loops_us = self.loops.as_ref().map_or(u64::MAX, Loops::next_due_us);
+        let groups_us = self.groups.as_ref().map_or(u64::MAX, Groups::next_due_us);
+        let due_us = loops_us.min(groups_us);
+        let now_us = self.shared.clock.now().micros;
+        let in_us = due_us.saturating_sub(now_us).min(ROUND.as_micros() as u64);
+        clock::now() + Duration::from_micros(in_us)
+    }
+
+    fn see(&mut self, sighting: &Sighting) {
+        let Sighting {
+            kind,
+            ingress,
+            inside,
+            ref frame,
+        } = *sighting;
+        // A peer comes before its frames.
+        self.follow_presence();
+        match kind {
+            Kind::OwnProbe => {
+                if let Some(loops) = &mut self.loops
+                    && loops.returned(ingress, frame)
+                {
+                    self.tell();
+                }
+            }
+            Kind::Probe => {
+                if let Some(loops) = &mut self.loops {
+                    loops.heard(ingress, inside, frame);
+                }
+            }
+            Kind::Membership => {
+                if let Some(groups) = &mut self.groups {
+                    groups.handle(ingress, inside, frame, &mut self.injector);
+                }
+            }
+            Kind::Neighbour => {
+                let injector = &mut self.injector;
+                self.neighbours.handle(ingress, inside, frame, injector);
+            }
+            Kind::Binding => {
+                self.neighbours.learn(ingress, inside, frame);
+            }
+            Kind::Data => {}
+        }
+    }
+
+    fn follow_presence(&mut self) {
+        for (port, change) in self.shared.presence.take() {
+            if matches!(change, Change::Gone | Change::Back) {
+                self.forget(port);
+            }
+            if matches!(change, Change::Came | Change::Back) {
+                self.welcome(port);
+            }
+        }
+    }
+
+    fn welcome(&mut self, port: PortId) {
+        if let Some(groups) = &mut self.groups {
+            groups.peer_up(port, &mut self.injector);
+        }
+    }
+
+    fn forget(&mut self, port: PortId) {
+        if let Some(groups) = &mut self.groups {
+            groups.peer_down(port);
+        }
+        self.neighbours.peer_down(port);
+    }
+
+    /// Once in a while: what has changed without a frame that says so.
+    fn look_around(&mut self) {
+        tripwire::task("slow path");
+        self.follow_presence();
+        let now = self.shared.clock.now();
+        let switch = &self.shared.switch;
+        switch.poll(now);
+        self.survey.look(switch.fdb(), now.seconds);
+        if let Some(groups) = &mut self.groups {
+            groups.tick(|| self.survey.stations(), &mut self.injector);
+        }
+        self.tell();
+        let switch = &self.shared.switch;
+        self.limits
+            .look(switch, &self.survey, &self.names, now.seconds);
+        if let Some(loops) = &mut self.loops {
+            loops.tick(self.survey.vlans());
+        }
+    }
+
+    fn act(&mut self) {
+        if let Some(groups) = &mut self.groups {
+            groups.publish();
+        }
+        if let Some(loops) = &mut self.loops
+            && loops.act(&mut self.injector)
+        {
+            self.tell();
+        }
+    }
+
+    /// What people may want to know.
+    fn tell(&self) {
+        let loops = self.loops.iter().flat_map(Loops::report);
+        let groups = self.groups.iter().flat_map(Groups::entries);
+        self.shared.set_slow_view(SlowView {
+            loops: loops.collect(),
+            groups: groups.take(GROUPS_SHOWN).collect(),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;
