@@ -5,8 +5,8 @@
 use patchcord_bridge::{PortVlans, Vid};
 
 use super::error::Report;
+use super::model::{DeviceConfig, Mode};
 use super::section::Section;
-use super::{DeviceConfig, Mode};
 
 /// The MTU below which the kernel drops every IPv6 address of an interface.
 const IPV6_MIN_MTU: u32 = 1280;

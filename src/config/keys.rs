@@ -540,7 +540,7 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::*;
-    use crate::config::Config;
+    use crate::config::model::Config;
 
     // RFC 7748, section 6.1.
     const OWN: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";

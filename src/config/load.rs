@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::{Config, ConfigError, ConfigErrors};
+use super::{
+    error::{ConfigError, ConfigErrors},
+    model::Config,
+};
 
 /// Where `patchcord up NAME` looks for `NAME.toml`.
 pub const CONFIG_DIR: &str = "/etc/patchcord";
@@ -31,9 +34,6 @@ impl Config {
     }
 }
 
-/// What no tunnel is called: the control socket of that name is that of a [`host`](crate::host).
-pub const RESERVED_NAME: &str = "host";
-
 /// The file that NAME or FILE on the command line means.
 ///
 /// A file has a slash in it or ends in `.toml`; all else is a name.
@@ -43,28 +43,6 @@ pub fn file_of(name_or_file: &str) -> PathBuf {
     } else {
         Path::new(CONFIG_DIR).join(format!("{name_or_file}.toml"))
     }
-}
-
-/// The name of the tunnel that `file` configures: its stem.
-///
-/// # Errors
-/// The stem is not 1 to 64 letters, digits, `-`, `_` or `.` that begin with a letter or digit, or it
-/// is [`RESERVED_NAME`]. It names files, sockets and units.
-pub fn tunnel_name(file: &Path) -> Result<String, ConfigError> {
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let begins_well = stem.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if stem == RESERVED_NAME {
-        let problem = "the file's name names the tunnel, and `host` is that of `patchcord host`; \
-                       rename the file";
-        return Err(ConfigError::of_file(file, problem.into()));
-    }
-    if begins_well && stem.len() <= 64 && stem.chars().all(fits) {
-        return Ok(stem.into_owned());
-    }
-    let problem = "the file's name names the tunnel and must be 1 to 64 letters, digits, `-`, `_` \
-                   or `.`, and begin with a letter or digit; rename the file";
-    Err(ConfigError::of_file(file, problem.into()))
 }
 
 /// Why a key file was not read. The text names the path and the remedy, never the contents.

@@ -18,13 +18,18 @@ use zeroize::Zeroizing;
 
 use super::error::Report;
 use super::keys::{DEVICE, DEVICE_PORT, PEER, PEER_PORT, PIPELINE, SWITCH, TUNNEL};
+use super::name::tunnel_name;
 use super::section::{self, Section};
 use super::stations::Stations;
-use super::{
-    BridgeVlans, Config, ConfigErrors, DeviceConfig, Endpoint, KeyFileError, Mode, PeerConfig,
-    PipelineConfig, PlanChoice, SwitchSettings, TunnelConfig,
-};
 use super::{combinations, port, value};
+use super::{
+    error::ConfigErrors,
+    load::KeyFileError,
+    model::{
+        BridgeVlans, Config, DeviceConfig, Endpoint, Mode, PeerConfig, PipelineConfig, PlanChoice,
+        SwitchSettings, TunnelConfig,
+    },
+};
 use crate::crypto::keys::{KeyError, PresharedKey, PrivateKey};
 
 /// Reads a key file, given its full path.
@@ -129,7 +134,7 @@ impl Parser<'_> {
                     .add(&name.span(), name.get_ref().as_ref(), problem);
             }
         }
-        let name = super::tunnel_name(self.file)
+        let name = tunnel_name(self.file)
             .map_err(|error| self.report.add(&(0..0), "", error.problem().to_owned()))
             .ok();
         let tunnel = Section::within(document, &TUNNEL, &mut self.report);
@@ -493,7 +498,7 @@ impl Parser<'_> {
 fn bridge_vlans(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<BridgeVlans> {
     let tagged = section.read("bridge-vlans", report, port::vids);
     let native = section.read("bridge-native", report, |value| {
-        port::vid(value, 1, "bridge-native = 1")
+        value::vid(value, 1, "bridge-native = 1")
     });
     (tagged.is_some() || native.is_some()).then(|| BridgeVlans {
         tagged: tagged.unwrap_or(VidSet::EMPTY),
@@ -526,7 +531,7 @@ mod tests {
     use patchcord_bridge::{PortConfig, PortVlans, Vid};
 
     use super::*;
-    use crate::config::{Backend, Carrier, CipherChoice, OffloadChoice};
+    use crate::config::model::{Backend, Carrier, CipherChoice, OffloadChoice};
 
     // RFC 7748, section 6.1.
     const OWN: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";

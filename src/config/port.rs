@@ -9,7 +9,7 @@ use toml::de::DeValue;
 use super::error::Report;
 use super::section::Section;
 use super::stations::Stations;
-use super::value::{Parsed, choice, integer, mac_address, shown, string, wrong_type};
+use super::value::{MAX_VID, Parsed, choice, integer, mac_address, shown, string, vid, wrong_type};
 
 pub(super) fn port(
     section: &Section<'_, '_>,
@@ -177,14 +177,6 @@ fn vid_number(text: &str) -> Option<u16> {
     is_number.then(|| text.parse().ok())?
 }
 
-/// The last that names a VLAN, see [`Vid::is_assignable`].
-const MAX_VID: u16 = 4094;
-
-pub(super) fn vid(value: &DeValue<'_>, min: u16, example: &str) -> Parsed<Vid> {
-    let number = integer(value, min.into()..=MAX_VID.into(), example)?;
-    Ok(Vid::new(number as u16).unwrap_or_default())
-}
-
 /// Pairs of a number outside and inside.
 fn translation(value: &DeValue<'_>) -> Parsed<Vec<(Vid, Vid)>> {
     const EXAMPLE: &str = "translate = { 10 = 110 }";
@@ -254,7 +246,7 @@ mod tests {
     use patchcord_bridge::MacAddr;
 
     use super::*;
-    use crate::config::{Config, ConfigErrors};
+    use crate::config::{error::ConfigErrors, model::Config};
 
     // RFC 7748, section 6.1.
     const OWN: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";

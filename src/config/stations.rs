@@ -11,9 +11,8 @@ use patchcord_bridge::{Fdb, MacAddr, PortVlans, Vid};
 use toml::de::{DeTable, DeValue};
 
 use super::error::Report;
-use super::port::vid;
 use super::section::Section;
-use super::value::{Parsed, mac_address, string, wrong_type};
+use super::value::{Parsed, mac_address, string, vid, wrong_type};
 
 const KEY: &str = "stations";
 const EXAMPLE: &str = "stations = [\"02:00:5e:10:00:01\"]";
@@ -171,7 +170,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::{Config, ConfigErrors};
+    use crate::config::{error::ConfigErrors, model::Config};
 
     // RFC 7748, section 6.1.
     const OWN: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";

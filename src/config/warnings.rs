@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Config, DeviceConfig, Endpoint, Mode, PeerConfig};
+use super::model::{Config, DeviceConfig, Endpoint, Mode, PeerConfig};
 
 /// Address translators forget a UDP flow after 30 s, many of them.
 const TRANSLATORS_FORGET: Duration = Duration::from_secs(30);
