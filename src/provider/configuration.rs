@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::OnDemandRule;
+use super::on_demand::OnDemandRule;
 
 /// The configuration of one tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,13 +15,15 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tracing::{debug, warn};
 
 use super::{
-    Applied, EthernetTunnelSettings, FrameReader, FrameWriter, ProviderError, Secret, SecretError,
-    SessionStatus, SettingsError, StopReason, TunnelConfiguration,
-    flow::Flow,
-    keep::{self, Kept},
-    network::Network,
-    settings::Addressing,
-    sockets::Watches,
+    configuration::TunnelConfiguration,
+    error::ProviderError,
+    flow::{Flow, FrameReader, FrameWriter},
+    interface::Interface,
+    network::{Kept, Network},
+    secret::{Secret, SecretError},
+    settings::{Addressing, Applied, EthernetTunnelSettings, SettingsError},
+    status::{SessionStatus, StopReason},
+    watches::Watches,
 };
 use crate::{
     io::tap::{Offloads, TapQueue},
@@ -41,24 +43,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long the end of a session waits for the tasks beside the provider to finish what they are at.
 const TASKS_PATIENCE: Duration = Duration::from_secs(5);
-
-/// The interface of a session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interface {
-    /// Its identity in the network namespace.
-    pub index: u32,
-    /// Its name, for people.
-    pub name: String,
-}
-
-impl Interface {
-    pub(super) fn of(info: &DeviceInfo) -> Self {
-        Self {
-            index: info.index,
-            name: info.name.clone(),
-        }
-    }
-}
 
 /// A provider's handle to its host. Clones are handles to the same session.
 #[derive(Clone)]
@@ -207,7 +191,6 @@ impl ProviderContext {
         if let (Some(queues), Some(_)) = (network.take_new_queues(), self.interface()) {
             self.inner.queue.send_replace(queues.first().cloned());
             *lock(&self.inner.queues) = queues;
-            self.keep_watch();
         }
         outcome.map(Some)
     }
@@ -235,12 +218,11 @@ impl ProviderContext {
         *lock(&self.inner.info) = network.info().cloned();
     }
 
-    /// Follows what others do to the interface: what is ours comes back, and the session ends when the
-    /// interface was deleted.
-    fn keep_watch(&self) {
-        let inner = Arc::downgrade(&self.inner);
-        let context = move || inner.upgrade().map(|inner| Self { inner });
-        self.spawn(keep::follow(context, self.inner.stopping.subscribe()));
+    /// Returns when there is an interface.
+    pub(super) async fn until_interface(&self) {
+        let mut queue = self.inner.queue.subscribe();
+        // The sender lives as long as this handle.
+        let _ = queue.wait_for(Option::is_some).await;
     }
 
     pub(super) async fn keep_interface(&self, came_up: bool) -> Result<Kept, SettingsError> {

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::watch, task::coop};
 
-use super::{StopReason, settings::MTU_RANGE};
+use super::{settings::MTU_RANGE, status::StopReason};
 use crate::io::{
     tap::{self, TapQueue, VnetHeader},
     waker::Readiness,

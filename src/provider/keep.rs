@@ -5,18 +5,15 @@
 //! Each change of a link or an address that the kernel tells of leads to a look, at most one every
 //! [`GAP`], and so does each [`ROUND`], for what the kernel does not tell. What is ours and differs is
 //! put back by [`Device::keep`](crate::machine::device::Device::keep). A program that insists on something
-//! else is left to win for longer and longer ([`Fight`]), which is logged when it begins. The context
+//! else is left to win for longer and longer ([`Fight`]), which is logged when it begins. The session
 //! runs this from the first settings on.
 
 use std::{collections::VecDeque, error::Error, time::Duration};
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::{ProviderContext, SettingsError, StopReason};
+use super::{context::ProviderContext, network::Kept, settings::SettingsError};
 use crate::{
     machine::{
         device::Drift,
@@ -30,28 +27,21 @@ const GAP: Duration = Duration::from_millis(250);
 /// A look without any event.
 const ROUND: Duration = Duration::from_secs(30);
 
-/// What became of the interface.
-pub(super) enum Kept {
-    /// What is ours is as it shall be; these things were not.
-    Well(Vec<Drift>),
-    /// Somebody deleted it, or moved it to where it cannot be followed.
-    Lost,
-}
-
-/// Runs beside a session. `context` gives nothing when the session is over.
-pub(super) async fn follow(
-    context: impl Fn() -> Option<ProviderContext>,
-    mut stopping: watch::Receiver<Option<StopReason>>,
-) {
+/// Runs beside a session until the session is to end.
+pub(super) async fn follow(context: ProviderContext) {
+    // Before the first settings there is nothing to keep.
+    tokio::select! {
+        () = context.until_interface() => {}
+        _ = context.cancelled() => return,
+    }
     let mut events = Links::watch();
     let mut keeper = Keeper::new();
     loop {
         let event = tokio::select! {
             event = events.next() => Some(event),
             () = sleep_until(keeper.due) => None,
-            _ = stopping.wait_for(Option::is_some) => return,
+            _ = context.cancelled() => return,
         };
-        let Some(context) = context() else { return };
         tripwire::task("keep");
         match event {
             Some(event) => keeper.hear(&context, event).await,

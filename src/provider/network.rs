@@ -17,16 +17,16 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::{
-    Applied, BridgeVlans, EthernetTunnelSettings, Interface, RoutingPolicy, SettingsError,
-    TunnelConfiguration,
-    keep::Kept,
+    configuration::{RoutingPolicy, TunnelConfiguration},
+    interface::Interface,
     offers,
     routes::{needs_local_networks, routing_state},
+    settings::{Applied, BridgeVlans, EthernetTunnelSettings, SettingsError},
 };
 use crate::{
     io::tap::{Offloads, TapQueue},
     machine::{
-        device::{Device, DeviceError, DeviceInfo, DeviceReport, DeviceRequest, Ipv6Mode},
+        device::{Device, DeviceError, DeviceInfo, DeviceReport, DeviceRequest, Drift, Ipv6Mode},
         dns::{Names, Places},
         link::{LinkError, Links, PortVlans},
         proxy::Proxy,
@@ -55,6 +55,14 @@ struct Surroundings {
 
 /// What the first settings of a session bring.
 pub(super) type Queues = Vec<Arc<TapQueue>>;
+
+/// What became of the interface.
+pub(super) enum Kept {
+    /// What is ours is as it shall be; these things were not.
+    Well(Vec<Drift>),
+    /// Somebody deleted it, or moved it to where it cannot be followed.
+    Lost,
+}
 
 impl Network {
     pub(super) fn new(
@@ -370,7 +378,7 @@ async fn local_networks(
 }
 
 fn device_request(settings: &EthernetTunnelSettings) -> DeviceRequest {
-    use super::Addressing::{Automatic, LinkLocal, Manual};
+    use super::settings::Addressing::{Automatic, LinkLocal, Manual};
     let mac = settings.ethernet_address.0;
     DeviceRequest {
         name: settings.interface_name.clone(),

@@ -2,8 +2,10 @@
 //! Settings of names and of the proxy, in the words of those who offer them to programs.
 
 use super::{
-    DnsOutcome, DnsProtocol, EthernetTunnelSettings, ProxyOutcome, ProxyServer, RoutingPolicy,
-    settings::DnsSettings,
+    configuration::RoutingPolicy,
+    settings::{
+        DnsOutcome, DnsProtocol, DnsSettings, EthernetTunnelSettings, ProxyOutcome, ProxyServer,
+    },
 };
 use crate::machine::{
     dns::{NamesOutcome, NamesRequest, Scope, Transport},
@@ -105,7 +107,7 @@ mod tests {
     use patchcord_bridge::MacAddr;
 
     use super::*;
-    use crate::provider::{Ipv4Settings, Route};
+    use crate::provider::settings::{Ipv4Settings, Route};
 
     #[test]
     fn match_domains_say_which_names_go_to_the_servers() {

@@ -23,8 +23,11 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus, StopReason,
-    session::give_up,
+    callback::give_up,
+    context::ProviderContext,
+    error::ProviderError,
+    ethernet_tunnel::EthernetTunnelProvider,
+    status::{SessionStatus, StopReason},
 };
 use crate::machine::{
     bus::Bus,

@@ -18,7 +18,10 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{EthernetTunnelSettings, Route as IncludedRoute, RoutingPolicy, settings::IpSettings};
+use super::{
+    configuration::RoutingPolicy,
+    settings::{EthernetTunnelSettings, IpSettings, Route as IncludedRoute},
+};
 use crate::machine::routing::{Family, Route, RoutingState, Rule, Target};
 
 /// Where each destination goes. Of several entries for a destination the last one counts.

@@ -12,10 +12,14 @@ use tokio::{
 use tracing::{error, warn};
 
 use super::{
-    AppMessage, EthernetTunnelProvider, ProviderContext, ProviderError, SessionStatus,
-    StartOptions, StopReason, TunnelConfiguration,
-    context::{Alone, task_panicked},
+    callback::give_up,
+    configuration::TunnelConfiguration,
+    context::{Alone, ProviderContext, task_panicked},
+    error::ProviderError,
+    ethernet_tunnel::{AppMessage, EthernetTunnelProvider, StartOptions},
+    keep,
     power::{self, SleepWatch},
+    status::{SessionStatus, StopReason},
     upkeep,
 };
 use crate::machine::bus::Bus;
@@ -157,6 +161,7 @@ impl Session {
         let (provider, context) = (self.provider.clone(), self.context.clone());
         background.spawn(power::follow(self.sleep.events(), provider, context));
         background.spawn(upkeep::follow(self.context.clone()));
+        background.spawn(keep::follow(self.context.clone()));
         let start_error = self.start(options).await.err();
         match &start_error {
             Some(error) => drop(self.context.begin_stop(error.reason())),
@@ -235,18 +240,6 @@ impl Session {
     }
 }
 
-/// Ends a task of the provider, which is over when it waits for something the next time.
-pub(super) async fn give_up<T>(task: &mut JoinHandle<T>, callback: &str) {
-    const PATIENCE: Duration = Duration::from_secs(1);
-    task.abort();
-    if timeout(PATIENCE, task).await.is_err() {
-        error!(
-            callback,
-            "the provider does not end what it does, which is left behind"
-        );
-    }
-}
-
 impl SessionHandle {
     /// Whether the provider gets on with its work.
     pub(crate) fn is_well(&self) -> bool {
@@ -300,7 +293,7 @@ mod tests {
     use super::*;
     use crate::{
         machine::power::testing::TestLogind,
-        provider::{BoxFut, EthernetTunnelSettings},
+        provider::{ethernet_tunnel::BoxFut, settings::EthernetTunnelSettings},
         testing::{block_on, in_namespace},
     };
 

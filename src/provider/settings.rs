@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use patchcord_bridge::MacAddr;
 
-use super::Interface;
+use super::interface::Interface;
 use crate::{
     io::tap::Backend,
     machine::{device::DeviceError, dns::NamesError, proxy::ProxyError, routing::RoutingError},

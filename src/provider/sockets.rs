@@ -17,7 +17,8 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{Path, ProviderContext, SocketError};
+use super::context::ProviderContext;
+use crate::machine::{path::Path, sockets::SocketError};
 use crate::{
     io::mark::Mark,
     machine::{
@@ -25,13 +26,6 @@ use crate::{
         sockets::{self, Side},
     },
 };
-
-/// What is followed once somebody has asked for it, until the session is to end.
-#[derive(Default)]
-pub(super) struct Watches {
-    path: Mutex<Option<watch::Receiver<Path>>>,
-    groups: Mutex<Option<watch::Receiver<BTreeSet<MacAddr>>>>,
-}
 
 /// How frames are chosen for the tunnel; numbers as in `NETunnelProviderRoutingMethod`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

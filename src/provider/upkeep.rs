@@ -10,7 +10,7 @@ use std::{collections::VecDeque, error::Error, time::Duration};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::ProviderContext;
+use super::context::ProviderContext;
 
 /// So often may something come back, or fail to,
 const MOST: usize = 5;

@@ -14,10 +14,11 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::{
+    io::mark::Mark,
     provider::{
-        Mark, SettingsError, TunnelConfiguration,
+        configuration::TunnelConfiguration,
         network::Network,
-        settings::{IpSettings, Route as IncludedRoute},
+        settings::{IpSettings, Route as IncludedRoute, SettingsError},
     },
     testing::{block_on, in_namespace, ip},
 };

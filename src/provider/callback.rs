@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Ends a callback of a provider that takes too long.
+
+use std::time::Duration;
+
+use tokio::{task::JoinHandle, time::timeout};
+use tracing::error;
+
+/// Ends a task of the provider, which is over when it waits for something the next time.
+pub(super) async fn give_up<T>(task: &mut JoinHandle<T>, callback: &str) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    task.abort();
+    if timeout(PATIENCE, task).await.is_err() {
+        error!(
+            callback,
+            "the provider does not end what it does, which is left behind"
+        );
+    }
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a tunnel implements: the callbacks of a provider, and what they are given.
+
+use std::{collections::BTreeMap, pin::Pin};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{context::ProviderContext, error::ProviderError, status::StopReason};
+
+/// A boxed future, so that one host can run different kinds of providers.
+pub type BoxFut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// An Ethernet tunnel. One value is one session; the host makes a fresh one for each.
+pub trait EthernetTunnelProvider: Send + Sync + 'static {
+    /// Brings the tunnel up. Returning `Ok` says that frames can flow.
+    ///
+    /// Must have called [`ProviderContext::set_network_settings`] with success by then: an Ethernet
+    /// tunnel has no interface before. A stop may come meanwhile; watch
+    /// [`ProviderContext::cancelled`], or be dropped at an await.
+    fn start<'a>(
+        &'a self,
+        context: &'a ProviderContext,
+        options: StartOptions,
+    ) -> BoxFut<'a, Result<(), ProviderError>>;
+
+    /// Ends the tunnel. Called exactly once for each session that was started, whatever ended it; the
+    /// host removes the interface afterwards, even if this does not return in time.
+    fn stop<'a>(&'a self, context: &'a ProviderContext, reason: StopReason) -> BoxFut<'a, ()>;
+
+    /// Answers a message from outside; `None` is no answer.
+    fn handle_app_message<'a>(
+        &'a self,
+        context: &'a ProviderContext,
+        message: AppMessage,
+    ) -> BoxFut<'a, Option<Bytes>> {
+        let _ = (context, message);
+        Box::pin(async { None })
+    }
+
+    /// The machine is about to sleep.
+    fn sleep<'a>(&'a self, context: &'a ProviderContext) -> BoxFut<'a, ()> {
+        let _ = context;
+        Box::pin(async {})
+    }
+
+    /// The machine woke up.
+    fn wake(&self, context: &ProviderContext) {
+        let _ = context;
+    }
+
+    /// Whether what works for the tunnel gets on. Asked often, from the thread that runs the host, so it
+    /// must not wait for anything. While a provider says no, the service manager does not hear that the
+    /// host is well, and restarts it in the end (`WatchdogSec=`); one that cannot be helped cancels its
+    /// tunnel before that.
+    fn is_well(&self) -> bool {
+        true
+    }
+}
+
+/// How and by whom a session was started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct StartOptions {
+    /// From whoever started it; `None` unless an application did.
+    pub options: Option<BTreeMap<String, String>>,
+    /// Who that was.
+    pub source: StartSource,
+}
+
+/// A message from outside (`handleAppMessage`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AppMessage {
+    /// What it says.
+    pub body: Bytes,
+    /// Who sent it, as the kernel knows; `None` if that was this process.
+    pub sender: Option<Sender>,
+}
+
+/// Another process (`SO_PEERCRED`, unix(7)), as it was when it connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// Its user.
+    pub user: u32,
+    /// Its group.
+    pub group: u32,
+    /// Its number, if it is in this process's world.
+    pub process: Option<i32>,
+}
+
+impl<T: Into<Bytes>> From<T> for AppMessage {
+    fn from(body: T) -> Self {
+        Self {
+            body: body.into(),
+            sender: None,
+        }
+    }
+}
+
+/// Who started a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum StartSource {
+    /// A program or a person.
+    #[default]
+    App,
+    /// A rule.
+    OnDemand,
+    /// The service manager.
+    System,
+    /// The machine came up.
+    Boot,
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The interface of a session, as a provider sees it.
+
+use crate::machine::device::DeviceInfo;
+
+/// The interface of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its identity in the network namespace.
+    pub index: u32,
+    /// Its name, for people.
+    pub name: String,
+}
+
+impl Interface {
+    pub(super) fn of(info: &DeviceInfo) -> Self {
+        Self {
+            index: info.index,
+            name: info.name.clone(),
+        }
+    }
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a session follows of the machine for its provider.
+
+use std::{collections::BTreeSet, sync::Mutex};
+
+use patchcord_bridge::MacAddr;
+use tokio::sync::watch;
+
+use crate::machine::path::Path;
+
+/// What is followed once somebody has asked for it, until the session is to end.
+#[derive(Default)]
+pub(super) struct Watches {
+    pub(super) path: Mutex<Option<watch::Receiver<Path>>>,
+    pub(super) groups: Mutex<Option<watch::Receiver<BTreeSet<MacAddr>>>>,
+}
