@@ -8,8 +8,7 @@
 //!   journal    what must be undone after a stop, or after a kill -9
 //!   options    the kernel's options of one interface
 //!   file       files that are whole or not there
-//!   link       netlink: addresses, MTU, MAC, bridges
-//!   watch      what others change on a link
+//!   link       netlink: addresses, MTU, MAC, bridges, and what others change of them
 //! routing    which destinations go through the tunnel; in the same way, `lock` and `journal`
 //! dns        name servers for what is resolved here; `proxy`, which proxy programs find
 //! path       the way out below every tunnel; `changes`, when to look again
@@ -50,7 +49,6 @@ mod changes;
 mod journal;
 mod netlink;
 mod options;
-mod watch;
 
 use crate::io::sys;
 

@@ -14,7 +14,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::{NamesError, NamesRequest, file_error};
+use super::{
+    error::{NamesError, file_error},
+    request::NamesRequest,
+};
 use crate::machine::file::{remove, remove_for_good, sync_folder_of};
 
 /// How the first line begins, whatever the tunnel; then comes the path of the tunnel's journal.

@@ -13,60 +13,32 @@
 //! here cannot fulfil is refused: names would go to servers that they must not go to, or in clear.
 //! Called by the provider after the device was set up.
 
+mod error;
 mod file;
+mod places;
+mod request;
 mod resolvconf;
 mod resolved;
+mod resolvers;
 
-use std::{
-    env, io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
+pub use self::{
+    error::NamesError,
+    places::Places,
+    request::{NamesRequest, Scope, Transport},
+    resolvers::Resolvers,
+};
 use self::{
+    error::file_error,
     file::Replacement,
     resolvconf::Resolvconf,
     resolved::{Found, Resolved},
 };
-use super::{bus::Bus, journal::Journal};
-
-/// What is asked of the resolver.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamesRequest {
-    /// The servers, the preferred one first.
-    pub servers: Vec<IpAddr>,
-    /// How they are spoken to.
-    pub transport: Transport,
-    /// Which names go to them.
-    pub scope: Scope,
-    /// Domains that short names are tried in. With [`Scope::Domains`] their names go to the servers
-    /// as well.
-    pub search: Vec<String>,
-}
-
-/// How servers are spoken to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// RFC 1035, whatever the resolver does with other servers.
-    Cleartext,
-    /// RFC 7858, never anything else.
-    Tls {
-        /// The name in the servers' certificates; none where the addresses are certified.
-        server_name: Option<String>,
-    },
-}
-
-/// Which names go to the servers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// All.
-    All,
-    /// Those in these domains and in the search domains.
-    Domains(Vec<String>),
-}
+use super::journal::Journal;
 
 /// Who resolves names now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,73 +53,6 @@ pub enum NamesOutcome {
     File,
 }
 
-/// Why names are not resolved as asked for.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum NamesError {
-    /// The resolver of this machine is not able to.
-    #[error(
-        "{resolver} cannot do {what}; run systemd-resolved with /etc/resolv.conf linked to \
-         /run/systemd/resolve/stub-resolv.conf, or ask for all names, in clear"
-    )]
-    Unsupported {
-        /// What it would have to do.
-        what: &'static str,
-        /// Who.
-        resolver: &'static str,
-    },
-    /// Names are resolved for all network namespaces by one that is not this one.
-    #[error(
-        "systemd-resolved is in another network namespace; give this one an /etc/resolv.conf of its \
-         own, as ip-netns(8) does with /etc/netns/NAME/resolv.conf"
-    )]
-    Elsewhere,
-    /// Another tunnel has the file.
-    #[error(
-        "another tunnel has {}: {by:?}; stop that, or start and stop it if it was killed",
-        path.display()
-    )]
-    Taken {
-        /// The file.
-        path: PathBuf,
-        /// Its first line.
-        by: String,
-    },
-    /// systemd-resolved refuses.
-    #[error("systemd-resolved cannot {action}")]
-    Resolved {
-        /// What it was asked to do.
-        action: &'static str,
-        /// What it said.
-        source: Box<zbus::Error>,
-    },
-    /// The program failed.
-    #[error("{} failed", program.display())]
-    Resolvconf {
-        /// The program.
-        program: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
-    /// A file cannot be kept.
-    #[error("cannot replace {}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-/// Who resolves names on a link, without the tunnels.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resolvers {
-    /// The servers; none where nobody knows.
-    pub servers: Vec<IpAddr>,
-    /// Domains that short names are tried in.
-    pub search: Vec<String>,
-}
-
 impl Resolvers {
     /// Those of the link with this index, as systemd-resolved has them; or else those of the
     /// machine, as they were before a tunnel replaced them. Must be called on a tokio runtime.
@@ -159,48 +64,6 @@ impl Resolvers {
             });
         }
         Self::parse(&file::without_tunnel(&places.resolv_conf))
-    }
-
-    /// Reads resolv.conf(5).
-    fn parse(text: &str) -> Self {
-        let mut resolvers = Self::default();
-        for line in text.lines() {
-            let mut words = line.split_whitespace();
-            match (words.next(), words.clone().next()) {
-                (Some("nameserver"), Some(server)) => {
-                    resolvers.servers.extend(server.parse::<IpAddr>());
-                }
-                // Of several lines the last counts.
-                (Some("search" | "domain"), _) => {
-                    resolvers.search = words.map(str::to_owned).collect();
-                }
-                _ => {}
-            }
-        }
-        resolvers
-    }
-}
-
-/// Where the machine's resolvers are.
-#[derive(Clone, Debug)]
-pub struct Places {
-    /// The bus of systemd-resolved.
-    pub bus: Bus,
-    /// What programs read.
-    pub resolv_conf: PathBuf,
-    /// The directories of programs.
-    pub programs: Vec<PathBuf>,
-}
-
-impl Default for Places {
-    fn default() -> Self {
-        let path = env::var_os("PATH").unwrap_or_default();
-        let administration = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-        Self {
-            bus: Bus::default(),
-            resolv_conf: PathBuf::from("/etc/resolv.conf"),
-            programs: env::split_paths(&path).chain(administration).collect(),
-        }
     }
 }
 
@@ -407,25 +270,6 @@ impl Record {
             _ => false,
         }
     }
-}
-
-impl NamesRequest {
-    /// As resolv.conf(5) has it.
-    fn as_resolv_conf(&self) -> String {
-        let mut text = String::new();
-        if !self.search.is_empty() {
-            text += &format!("search {}\n", self.search.join(" "));
-        }
-        for server in &self.servers {
-            text += &format!("nameserver {server}\n");
-        }
-        text
-    }
-}
-
-fn file_error(path: &Path) -> impl FnOnce(io::Error) -> NamesError {
-    let path = path.to_owned();
-    move |source| NamesError::File { path, source }
 }
 
 #[cfg(test)]

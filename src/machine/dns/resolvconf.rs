@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
-use super::{NamesError, NamesRequest};
+use super::{error::NamesError, request::NamesRequest};
 
 /// It runs scripts that restart servers.
 const RUN_TIME: Duration = Duration::from_secs(10);

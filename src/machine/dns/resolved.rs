@@ -10,7 +10,12 @@ use zbus::{
     zvariant::{DynamicType, OwnedValue},
 };
 
-use super::{NamesError, NamesRequest, Places, Resolvers, Scope, Transport};
+use super::{
+    error::NamesError,
+    places::Places,
+    request::{NamesRequest, Scope, Transport},
+    resolvers::Resolvers,
+};
 use crate::{
     io::namespace_inode,
     machine::{

@@ -8,6 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use tempfile::TempDir;
 
 use super::{resolved::testing::TestResolved, *};
+use crate::machine::bus::Bus;
 use crate::testing::{assert_made_to_last, block_on, in_namespace};
 
 const STUB: &str = "../run/systemd/resolve/stub-resolv.conf";

@@ -14,8 +14,9 @@ use rtnetlink::packet_route::link::{
     LinkAttribute, LinkInfo as LinkKind, LinkMessage,
 };
 
+use super::error::{LinkError, refused};
 use super::netfilter::{ForwardChain, forward_chains};
-use super::{LinkError, LinkInfo, Links, refused};
+use super::{info::LinkInfo, links::Links};
 
 /// Whether netfilter sees what crosses bridges, where the module `br_netfilter` is loaded.
 const BRIDGE_NETFILTER: [&str; 2] = [

@@ -13,7 +13,8 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use serde::{Deserialize, Serialize};
 
-use super::{LinkError, Links, io_error, refused};
+use super::error::{LinkError, io_error, refused};
+use super::links::Links;
 use crate::io::sys;
 
 /// What counts of a VLAN of a port: untagged frames that come in are of it, and its frames leave untagged.

@@ -26,6 +26,7 @@
 //! The provider calls this when settings are applied, on the control thread.
 
 mod changes;
+mod error;
 mod slot;
 mod state;
 mod tables;
@@ -41,46 +42,12 @@ use tracing::{info, warn};
 use self::slot::Slot;
 use self::tables::Tables;
 use super::journal::Journal;
-use super::lock::{LockError, RoutingLock};
+use super::lock::RoutingLock;
 use crate::io::namespace_inode;
 
 pub use self::changes::RoutingChanges;
+pub use self::error::RoutingError;
 pub use self::state::{Family, Route, RoutingState, Rule, Target};
-
-/// Why routing is not as asked for. It is as it was before then.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RoutingError {
-    /// No netlink socket.
-    #[error("cannot talk to the kernel about routes (rtnetlink)")]
-    Connect(#[source] io::Error),
-    /// The kernel refused.
-    #[error("cannot {action}")]
-    Refused {
-        /// What was attempted, with the values.
-        action: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The run directory takes no lock.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// The journal cannot be kept.
-    #[error("cannot keep a journal in {}", path.display())]
-    Journal {
-        /// The journal file.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Every slot is taken.
-    #[error(
-        "no routing table is left for this tunnel: {} run already, or other programs use their \
-         numbers (see `ip rule`)",
-        Slot::COUNT
-    )]
-    NoSlot,
-}
 
 /// What is written down.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]

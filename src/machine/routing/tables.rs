@@ -19,7 +19,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
-use super::RoutingError;
+use super::error::RoutingError;
 use super::slot::Slot;
 use super::state::{Family, Route, RoutingState, Rule, Target};
 use crate::io::mark::Mark;

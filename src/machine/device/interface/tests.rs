@@ -6,6 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::io::sys::tun;
+use crate::machine::lock::LockError;
 use crate::machine::options;
 use crate::testing::{Namespace, block_on, eventually, in_namespace, ip, wait_for_carrier};
 

@@ -20,7 +20,7 @@ use rtnetlink::{Handle, MulticastGroup};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use super::link::{LinkInfo, Links};
+use super::{info::LinkInfo, links::Links};
 use crate::retry::Retry;
 
 /// Changes come in bursts (an interface with addresses and routes); one burst is one set of events.

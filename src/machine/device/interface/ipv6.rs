@@ -7,21 +7,15 @@
 use ipnet::IpNet;
 use tracing::warn;
 
-use super::{Device, DeviceError, IPV6_MIN_MTU};
+use super::Device;
+use crate::machine::device::{error::DeviceError, request::Ipv6Mode};
+
 use crate::machine::journal::{Change, set_option};
 use crate::machine::link::ADDR_GEN_NONE;
 use crate::machine::options;
 
-/// What IPv6 does by itself on the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ipv6Mode {
-    /// Nothing: no address and no frame.
-    Silent,
-    /// A link-local address. Whatever routers on the link advertise is ignored.
-    LinkLocal,
-    /// Addresses, routes and routers from router advertisements, even where this machine is a router.
-    AcceptAdvertisements,
-}
+/// The least MTU of IPv6 (RFC 8200, section 5).
+const IPV6_MIN_MTU: u32 = 1280;
 
 impl Ipv6Mode {
     /// The kernel options of this mode, of either family.

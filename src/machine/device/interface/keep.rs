@@ -14,29 +14,15 @@
 
 use tracing::{info, warn};
 
-use super::{Device, DeviceError, DeviceReport, DeviceRequest, hex};
-use crate::machine::link::{ForwardChain, LinkError, LinkInfo, forward_policies};
+use super::Device;
+use crate::machine::device::{
+    drift::{Drift, Told, hex},
+    error::DeviceError,
+    report::{DeviceInfo, DeviceReport},
+    request::DeviceRequest,
+};
+use crate::machine::link::{LinkError, LinkInfo, forward_policies};
 use crate::{io::tap::Whereabouts, machine::namespace::Namespace};
-
-/// A change that somebody else made, and that was taken back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Drift {
-    /// `bridge`, `MTU` and so on.
-    pub what: String,
-    /// What it was found to be.
-    pub found: String,
-    /// What it is again.
-    pub wanted: String,
-}
-
-/// What was told of the bridge, so that it is told once.
-#[derive(Debug, Default)]
-pub(super) struct Told {
-    wider: Option<(String, u32)>,
-    netfilter: Option<String>,
-    /// What it was told for.
-    forward: Option<Vec<ForwardChain>>,
-}
 
 impl Device {
     /// Makes the device what `request` says, as far as that is ours to keep, and returns what was
@@ -205,7 +191,7 @@ impl Device {
     }
 
     /// What somebody else changed, and is not put back.
-    fn log_what_stays(&self, before: &super::DeviceInfo) {
+    fn log_what_stays(&self, before: &DeviceInfo) {
         let (device, now) = (&self.info.name, &self.info);
         let is_ours = |what: &str| self.steps.iter().any(|step| step.what == what);
         if before.up && !now.up && !self.held_down {

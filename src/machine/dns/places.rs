@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Where the resolvers of a machine are.
+
+use std::{env, path::PathBuf};
+
+use crate::machine::bus::Bus;
+
+/// Where the machine's resolvers are.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The bus of systemd-resolved.
+    pub bus: Bus,
+    /// What programs read.
+    pub resolv_conf: PathBuf,
+    /// The directories of programs.
+    pub programs: Vec<PathBuf>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let administration = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+        Self {
+            bus: Bus::default(),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            programs: env::split_paths(&path).chain(administration).collect(),
+        }
+    }
+}

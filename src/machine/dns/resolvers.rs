@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Who resolves names without the tunnels.
+
+use std::net::IpAddr;
+
+/// Who resolves names on a link, without the tunnels.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolvers {
+    /// The servers; none where nobody knows.
+    pub servers: Vec<IpAddr>,
+    /// Domains that short names are tried in.
+    pub search: Vec<String>,
+}
+
+impl Resolvers {
+    /// Reads resolv.conf(5).
+    pub(super) fn parse(text: &str) -> Self {
+        let mut resolvers = Self::default();
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            match (words.next(), words.clone().next()) {
+                (Some("nameserver"), Some(server)) => {
+                    resolvers.servers.extend(server.parse::<IpAddr>());
+                }
+                // Of several lines the last counts.
+                (Some("search" | "domain"), _) => {
+                    resolvers.search = words.map(str::to_owned).collect();
+                }
+                _ => {}
+            }
+        }
+        resolvers
+    }
+}
