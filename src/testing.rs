@@ -64,6 +64,22 @@ pub(crate) fn ip(arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Waits until the kernel has taken the IPv6 addresses of this namespace into use. It does so in the
+/// background, also with `nodad` and on `lo`, and until then datagrams to one are lost in silence.
+pub(crate) fn wait_for_addresses() {
+    let are_in_use = || {
+        let routes = ip("-6 route show table local");
+        let is_in_use = |line: &str| {
+            let address = line.split_whitespace().nth(3).unwrap_or_default();
+            let address = address.split('/').next().unwrap_or_default();
+            routes.contains(&format!("local {address} "))
+        };
+        let addresses = ip("-6 -oneline address show scope global");
+        addresses.lines().all(is_in_use).then_some(())
+    };
+    eventually(are_in_use).expect("an IPv6 address is not in use");
+}
+
 /// Waits until the kernel has acted on a carrier that was switched on: it does so in the
 /// background, and until then neither the device nor a bridge sends through it.
 pub(crate) fn wait_for_carrier(name: &str) {
@@ -86,7 +102,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 /// Tries again for a while as long as `attempt` says None. Descriptors that a test has closed can
 /// live on for a moment in a child that another test's thread is about to start.
 pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
-    for _ in 0..200 {
+    for _ in 0..3000 {
         let outcome = attempt();
         if outcome.is_some() {
             return outcome;

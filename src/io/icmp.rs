@@ -208,7 +208,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{block_on, in_namespace, ip};
+    use crate::testing::{block_on, in_namespace, ip, wait_for_addresses};
 
     /// What is heard of a datagram from a socket at `from` to `to`.
     fn heard(from: &str, to: &str) -> Undelivered {
@@ -234,6 +234,7 @@ mod tests {
             ip("-6 address add fd00::1/64 dev veth0 nodad");
             ip("link set veth0 up");
             ip("link set veth1 up");
+            wait_for_addresses();
             for (from, to, why) in [
                 ("127.0.0.1:0", "127.0.0.1:9", Why::Port),
                 ("[::1]:0", "[::1]:9", Why::Port),

@@ -776,7 +776,9 @@ mod tests {
 
     use super::*;
     use crate::io::waker;
-    use crate::testing::{Namespace, eventually, in_namespace, ip, wait_for_carrier};
+    use crate::testing::{
+        Namespace, eventually, in_namespace, ip, wait_for_addresses, wait_for_carrier,
+    };
 
     fn open(name: &str, backend: Backend, queues: usize) -> Result<(Tap, Vec<TapQueue>), TapError> {
         Tap::open(
@@ -1345,6 +1347,7 @@ mod tests {
                 wait_for_carrier("tap7");
                 ip("address add 192.0.2.1/24 dev tap7");
                 ip("address add 2001:db8::1/64 dev tap7 nodad");
+                wait_for_addresses();
                 for peer in ["192.0.2.2", "2001:db8::2"] {
                     ip(&format!(
                         "neigh add {peer} lladdr 02:00:00:00:00:02 dev tap7"

@@ -642,7 +642,7 @@ mod tests {
 
     use super::*;
     use crate::io::waker;
-    use crate::testing::{Namespace, in_namespace, ip, wait_for_carrier};
+    use crate::testing::{Namespace, in_namespace, ip, wait_for_addresses, wait_for_carrier};
 
     pub(super) fn at(address: &str) -> SocketAddr {
         address.parse().unwrap()
@@ -1092,6 +1092,7 @@ mod tests {
         in_namespace(|| {
             ip("link set lo up");
             ip("address add fd00::7/128 dev lo");
+            wait_for_addresses();
             for (listen, called) in [
                 ("0.0.0.0:0", "127.0.0.7"),
                 ("[::]:0", "127.0.0.7"),
@@ -1128,6 +1129,8 @@ mod tests {
         let (left, right) = cable();
         left.run(|| ip("address add fd00::1/64 dev veth0 nodad"));
         right.run(|| ip("address add fd00::2/64 dev veth1 nodad"));
+        left.run(wait_for_addresses);
+        right.run(wait_for_addresses);
         for (listen, to, there, gone) in [
             ("0.0.0.0:0", "10.0.0.2", "10.0.0.1", "10.0.0.99"),
             ("[::]:0", "10.0.0.2", "10.0.0.1", "10.0.0.99"),

@@ -103,7 +103,7 @@ impl Way {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{block_on, in_namespace, ip};
+    use crate::testing::{block_on, in_namespace, ip, wait_for_addresses};
 
     async fn to(ways: &Ways, address: &str) -> Option<Way> {
         ways.to(address.parse().unwrap()).await
@@ -119,6 +119,7 @@ mod tests {
                 ip(&format!("address add fd00:{net}::2/64 dev {name} nodad"));
                 ip(&format!("link set {name} up"));
             }
+            wait_for_addresses();
             ip("route add default via 192.0.1.1");
             ip("-6 route add default via fd00:1::1");
             block_on(async {

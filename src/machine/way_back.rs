@@ -144,7 +144,7 @@ impl Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{in_namespace, ip};
+    use crate::testing::{in_namespace, ip, wait_for_addresses};
 
     fn index(name: &str) -> u32 {
         let shown = ip(&format!("-o link show {name}"));
@@ -166,6 +166,7 @@ mod tests {
             ip("address add fd00:9::9/128 dev lo nodad");
             ip("address add 10.0.1.3/24 dev one");
             ip("address add fd00:1::3/64 dev one nodad preferred_lft 0");
+            wait_for_addresses();
             for (gateway, name, metric) in [("10.0.1.1", "one", 1), ("10.0.2.1", "two", 2)] {
                 ip(&format!(
                     "route add default via {gateway} dev {name} metric {metric}"

@@ -139,7 +139,7 @@ mod tests {
     use super::*;
     use crate::io::sys::faults::{Fault, finish, script};
     use crate::io::waker;
-    use crate::testing::{Namespace, in_namespace, ip};
+    use crate::testing::{Namespace, in_namespace, ip, wait_for_addresses};
     use crate::wire::{Counter, DataHeader, Lane, SessionIndex};
 
     fn bind_lanes(listen: &str, lanes: usize) -> Vec<UdpSocket> {
@@ -363,6 +363,8 @@ mod tests {
         let (left, right) = merging_cable();
         left.run(|| ip("address add fd00::1/64 dev veth0 nodad"));
         right.run(|| ip("address add fd00::2/64 dev veth1 nodad"));
+        left.run(wait_for_addresses);
+        right.run(wait_for_addresses);
         right.run(|| waits_to_merge("veth1"));
         for (from, to) in [
             ("[::]:0", "10.0.0.2:0"),

@@ -186,7 +186,7 @@ mod tests {
     use super::super::tests::{at, bind, cable, port};
     use super::*;
     use crate::io::waker;
-    use crate::testing::{in_namespace, ip};
+    use crate::testing::{in_namespace, ip, wait_for_addresses};
 
     /// The sockets of so many lanes, and senders for two destinations by each of them.
     fn open(listen: &str, lanes: usize) -> (Vec<UdpSocket>, Vec<Senders>) {
@@ -265,6 +265,8 @@ mod tests {
         let (left, right) = cable();
         left.run(|| ip("address add fd00::1/64 dev veth0 nodad"));
         right.run(|| ip("address add fd00::2/64 dev veth1 nodad"));
+        left.run(wait_for_addresses);
+        right.run(wait_for_addresses);
         right.run(|| {
             tool("nft", "add table inet t");
             tool(
