@@ -359,36 +359,6 @@ fn a_firewall_that_drops_what_crosses_the_bridge_is_told_of() {
 }
 
 #[test]
-fn vlans_of_a_port_are_set_or_refused_by_name() {
-    let settings = Settings {
-        device: "bridge-vlans = \"10, 20-22\"\nbridge-native = 5",
-        ..Settings::default()
-    };
-    let mut pair = Pair::prepare(Plan {
-        settings,
-        ..Plan::default()
-    });
-    let filter = format!("link set {BRIDGE} type bridge vlan_filtering 1");
-    let argv: Vec<_> = ["ip"].into_iter().chain(filter.split(' ')).collect();
-    if pair.a.ns.output(&argv).status.success() {
-        pair.a.up().wait_for("ready", secs(20));
-        let port = device(&pair.a).bridge_port.expect("it is a port");
-        assert_eq!(port.vlans.as_deref(), Some("5, 10, 20-22"));
-        pair.a.ns.ip(&format!("link set {DEVICE} nomaster"));
-        becomes("it has them again", || {
-            let port = device(&pair.a).bridge_port;
-            port.is_some_and(|port| port.vlans.as_deref() == Some("5, 10, 20-22"))
-        });
-    } else {
-        let status = pair.a.up().wait_exit(secs(20));
-        assert!(!status.success());
-        let log = pair.a.process().log();
-        assert!(log.contains("CONFIG_BRIDGE_VLAN_FILTERING"), "{log}");
-        assert!(pair.a.link(DEVICE).is_none(), "nothing is left");
-    }
-}
-
-#[test]
 fn an_mtu_below_that_of_the_bridge_is_told_of() {
     let mut pair = Pair::prepare(Plan::default());
     let settings = Settings {

@@ -59,6 +59,7 @@ mod names;
 mod neighbours;
 mod offload;
 mod panics;
+mod port_vlans;
 mod segments;
 mod slow_peer;
 mod soak;
