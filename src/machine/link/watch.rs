@@ -199,8 +199,9 @@ impl Burst {
     }
 
     fn add_link(&mut self, message: &LinkMessage, deleted: bool) {
-        // A bridge speaks of its ports in the same words: there, "deleted" means "left the bridge".
-        if message.header.interface_family == AddressFamily::Bridge {
+        // A bridge tells of its ports' VLANs and states in the same words: there, "deleted" means "left the
+        // bridge".
+        if deleted && message.header.interface_family == AddressFamily::Bridge {
             return;
         }
         let LinkInfo {
@@ -278,6 +279,9 @@ mod tests {
         message.header.interface_family = AddressFamily::Bridge;
         burst.add_link(&message, true);
         assert_eq!(burst.take_events().count(), 0);
+        // As when its VLANs change.
+        burst.add_link(&message, false);
+        assert_eq!(burst.take_events().count(), 1);
     }
 
     #[test]
