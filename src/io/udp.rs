@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 pub use self::batch::{Received, RecvBatch};
+pub use self::gate::{Gate, GuestList};
 use self::pauses::{Pauses, Place};
 use self::senders::Patience;
 pub use self::senders::Senders;
@@ -28,6 +29,7 @@ use super::sys::{self, SocketOption};
 use crate::wire::local::Local;
 
 mod batch;
+mod gate;
 mod lanes;
 mod pauses;
 mod senders;

@@ -34,7 +34,7 @@ use crate::{
     control::message::{FdbRequest, Reply},
     io::{
         icmp::{Icmp, Undelivered, Why},
-        udp::{SendError, SendFailure, UdpSocket},
+        udp::{GuestList, SendError, SendFailure, UdpSocket},
     },
     machine::resolver,
     proto::{
@@ -68,6 +68,8 @@ pub(super) struct ControlTask {
     shared: Arc<Shared>,
     drops: Arc<Drops>,
     socket: UdpSocket,
+    /// Whose data gets to the lanes' sockets.
+    guests: Option<GuestList>,
     events: mpsc::Sender<EngineEvent>,
     underlay: Underlay,
     ways_back: WaysBack,
@@ -94,7 +96,7 @@ impl ControlTask {
         node: Node,
         labels: Vec<Label>,
         shared: Arc<Shared>,
-        socket: UdpSocket,
+        (socket, guests): (UdpSocket, Option<GuestList>),
         events: mpsc::Sender<EngineEvent>,
     ) -> Self {
         let meters = labels.iter().map(|_| Meter::new(now())).collect();
@@ -106,6 +108,7 @@ impl ControlTask {
             drops: shared.new_drops(),
             shared,
             socket,
+            guests,
             underlay: Underlay::start(events.clone()),
             events,
             ways_back: WaysBack::new(now()),
@@ -298,7 +301,11 @@ impl ControlTask {
                 route.local = route.endpoint.and_then(|to| self.ways_back.kept(to));
             }
         }
-        self.shared.tables.store(Arc::new(tables));
+        let tables = Arc::new(tables);
+        self.shared.tables.store(tables.clone());
+        if let Some(guests) = &mut self.guests {
+            guests.admit(tables.sessions.keys().map(|index| index.value()));
+        }
     }
 
     fn send_all(&mut self) {
@@ -596,7 +603,10 @@ mod tests {
             Node::new(config, vec![peer(), peer()], now()),
             vec![label("office"), label("lab")],
             Arc::new(shared),
-            UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
+            (
+                UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
+                None,
+            ),
             mpsc::channel(16).0,
         )
     }

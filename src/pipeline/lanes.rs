@@ -55,7 +55,7 @@ impl Share {
 
     /// The place of a lane's thread. As the kernel hands datagrams to sockets: lane 1 to the first, a
     /// lane beyond the last to the first again, and the control lane to the first.
-    fn owner(self, lane: Lane) -> usize {
+    pub(super) fn owner(self, lane: Lane) -> usize {
         usize::from(lane.0).saturating_sub(1) % self.threads
     }
 
@@ -76,16 +76,21 @@ struct Parcel {
     bytes: Vec<u8>,
 }
 
-/// One inbound thread's connection to the others.
-pub(super) struct Handover {
+/// The way to the threads of lanes.
+pub(super) struct Passage {
     share: Share,
     /// Of every thread, in the order of their places.
     inboxes: Arc<[Inlet<Parcel, Waker>]>,
-    inbox: Mailbox<Parcel, Waker>,
     /// Buffers of parcels that were taken in, for the next ones.
-    used: Sender<Vec<u8>>,
     spare: Receiver<Vec<u8>>,
     drops: Arc<Drops>,
+}
+
+/// One inbound thread's connection to the others.
+pub(super) struct Handover {
+    passage: Passage,
+    inbox: Mailbox<Parcel, Waker>,
+    used: Sender<Vec<u8>>,
 }
 
 impl Handover {
@@ -104,18 +109,34 @@ impl Handover {
         }
         let inlets: Arc<[_]> = inlets.into();
         let handovers = inboxes.into_iter().enumerate().map(|(place, inbox)| Self {
-            share: Share { place, threads },
-            inboxes: Arc::clone(&inlets),
+            passage: Passage {
+                share: Share { place, threads },
+                inboxes: Arc::clone(&inlets),
+                spare: spare.clone(),
+                drops: new_drops(),
+            },
             inbox,
             used: used.clone(),
-            spare: spare.clone(),
-            drops: new_drops(),
         });
         Ok(handovers.collect())
     }
 
     pub(super) fn share(&self) -> Share {
-        self.share
+        self.passage.share
+    }
+
+    /// The way to these threads for one that has no lane.
+    pub(super) fn passage(&self, drops: Arc<Drops>) -> Passage {
+        let threads = self.passage.share.threads;
+        Passage {
+            share: Share {
+                place: threads,
+                threads,
+            },
+            inboxes: Arc::clone(&self.passage.inboxes),
+            spare: self.passage.spare.clone(),
+            drops,
+        }
     }
 
     /// Waits for the two descriptors, which are at 0 and 1 of the answer, and for what others have
@@ -154,6 +175,18 @@ impl Handover {
 
     /// Hands on what was received for others. It stays in `batch`, for whoever opens that to skip.
     pub(super) fn pass_on(&self, batch: &mut RecvBatch) {
+        if self.passage.share.threads > 1 {
+            self.passage.pass_on(batch);
+        }
+    }
+}
+
+impl Passage {
+    pub(super) fn share(&self) -> Share {
+        self.share
+    }
+
+    fn pass_on(&self, batch: &mut RecvBatch) {
         for mut received in batch.iter_mut() {
             let (from, stride) = ((received.from, received.to), received.stride);
             let train = &*received.bytes();
@@ -172,7 +205,8 @@ impl Handover {
         }
     }
 
-    fn send(&self, owner: usize, from: Caller, stride: usize, datagrams: &[u8]) {
+    /// Hands datagrams to the thread of this place.
+    pub(super) fn send(&self, owner: usize, from: Caller, stride: usize, datagrams: &[u8]) {
         let inbox = &self.inboxes[owner];
         let count = || datagrams.len().div_ceil(stride) as u64;
         if inbox.is_full() {

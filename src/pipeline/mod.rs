@@ -37,6 +37,7 @@ mod recovery;
 mod reports;
 mod shared;
 mod slow_path;
+mod strangers;
 mod supervision;
 mod threads;
 mod trouble;
@@ -71,7 +72,7 @@ use crate::{
     crypto,
     io::{
         tap::TapQueue,
-        udp::{Capabilities, UdpSocket},
+        udp::{Capabilities, GuestList, UdpSocket},
     },
     proto::{
         guard::Mac1Check,
@@ -159,20 +160,29 @@ impl Engine {
         let local_addr = sockets[0].local_addr()?;
         let udp = sockets[0].capabilities();
         let socket = sockets[0].try_clone()?;
-        let senders = UdpSocket::bind_senders(&sockets, parts.labels.len());
+        let peers = parts.labels.len();
+        // The staged plan has one thread that receives all.
+        let gate = match plan.workers {
+            None => UdpSocket::bind_gate(&sockets, most_sessions(peers)),
+            Some(_) => None,
+        };
+        let senders = UdpSocket::bind_senders(&sockets, peers);
+        let gate = gate.and_then(|gate| gate.close_to_strangers(sockets.len()));
+        let (gate, guests) = gate.map(|gate| (gate.sockets, gate.guests)).unzip();
 
         let threads = Threads {
             plan: &plan,
             shared: &shared,
             events: &events_in,
-            peers: parts.labels.len(),
+            peers,
             senders: senders.into(),
+            gate,
             emissions: Some(emissions),
             is_hub: shared.switch.is_hub(),
             spawned: Vec::new(),
         };
         let threads = threads.spawn_all(&queues, sockets)?;
-        let tasks = parts.spawn_tasks(&queues[0], socket, commands_out, &events_in);
+        let tasks = parts.spawn_tasks(&queues[0], (socket, guests), commands_out, &events_in);
         Ok((
             Self {
                 plan,
@@ -344,7 +354,7 @@ impl Parts {
     fn spawn_tasks(
         self,
         tap: &Arc<TapQueue>,
-        socket: UdpSocket,
+        socket: (UdpSocket, Option<GuestList>),
         commands: mpsc::Receiver<Command>,
         events: &mpsc::Sender<EngineEvent>,
     ) -> JoinSet<()> {
@@ -394,6 +404,12 @@ fn new_switch(config: &SwitchConfig) -> Switch {
             return switch;
         }
     }
+}
+
+/// How many sessions there may be: each peer has one that ends, one in use and one to come, and some of
+/// handshakes that nobody went on with.
+fn most_sessions(peers: usize) -> u32 {
+    u32::try_from(peers * 4).unwrap_or(u32::MAX).max(64)
 }
 
 /// A random key for the switch's table, so that nobody can aim at one of its buckets.

@@ -17,6 +17,7 @@ use super::{
     outbound::Outbound,
     plan::{CorePlan, numbered},
     shared::{Emissions, Shared},
+    strangers::Strangers,
     view::{EngineEvent, Stopped},
     vitals::Pulse,
 };
@@ -39,6 +40,8 @@ pub(super) struct Threads<'a> {
     pub(super) peers: usize,
     /// A socket for each of them, if they have some.
     pub(super) senders: Arc<[UdpSocket]>,
+    /// Those of handshakes and of strangers.
+    pub(super) gate: Option<[UdpSocket; 2]>,
     /// For the first outbound thread.
     pub(super) emissions: Option<Emissions>,
     pub(super) is_hub: bool,
@@ -158,12 +161,17 @@ fn spawn_inline(
     }
 
     let receivers = sockets.len();
-    let mut handovers = if receivers > 1 {
+    let handovers = if receivers > 1 || threads.gate.is_some() {
         Handover::between(receivers, || shared.new_drops())?
     } else {
         Vec::new()
+    };
+    if let (Some(sockets), Some(handover)) = (threads.gate.take(), handovers.first()) {
+        let passage = handover.passage(shared.new_drops());
+        let strangers = Strangers::new(shared.clone(), sockets, passage);
+        threads.spawn("strangers", move |pulse| strangers.run(pulse))?;
     }
-    .into_iter();
+    let mut handovers = handovers.into_iter();
     for (place, (socket, queue)) in sockets.into_iter().zip(queues).enumerate() {
         let handover = handovers.next();
         let share = handover.as_ref().map_or(Share::ALL, Handover::share);

@@ -8,6 +8,7 @@ use std::io::IoSlice;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 
 use crate::cable::{Cable, Stream};
@@ -333,5 +334,56 @@ fn hosts_talk_over_any_numbers_of_lanes() {
             println!("{lanes:?}: TCP {tcp:.2e} bit/s, UDP {udp:.2e} bit/s");
             assert!(tcp > 1e6 && udp > 1e6, "{lanes:?}: TCP {tcp}, UDP {udp}");
         }
+    }
+}
+
+/// Data of no session, for each lane more than a socket has room for.
+fn send_junk(from: &Namespace, to: SocketAddr, lanes: u8) {
+    const EACH: u32 = 10_000;
+    let socket = from.enter(|| UdpSocket::bind("0.0.0.0:0").expect("a port"));
+    let mut junk = vec![0; 1400];
+    for lane in 1..=lanes {
+        for nth in 0..EACH {
+            junk[..4].copy_from_slice(&nth.to_be_bytes());
+            (junk[0], junk[4]) = (0x15, lane);
+            // What the kernel has no room for is lost on the way already.
+            let _ = socket.send_to(&junk, to);
+        }
+    }
+}
+
+#[test]
+fn what_strangers_send_takes_no_room_from_what_peers_send() {
+    for lanes in [1, 2] {
+        let mut pair = start([lanes; 2], "");
+        let stranger = pair.sandbox.namespace("stranger");
+        pair.internet.attach(&stranger, 3, 1500);
+        let to = SocketAddr::new(pair.b.uplink.v4.into(), UDP_PORT);
+        let flows = flows(&pair.at_a, &pair.at_b, 1);
+        // A thread that is late is one that does not run at all, for a while.
+        pair.b.process().signal(Signal::SIGSTOP);
+        let turn = load::some();
+        send_junk(&stranger, to, lanes as u8);
+        drop(turn);
+        let before = pair.a.peer().counters.outbound_frames;
+        const FRAMES: u64 = 20;
+        for number in 0..FRAMES {
+            flows
+                .iter()
+                .for_each(|flow| pair.at_a.send(&flow.frame(number, 200)));
+        }
+        let sent = FRAMES * flows.len() as u64;
+        eventually(secs(20), "A has sent them", || {
+            (pair.a.peer().counters.outbound_frames >= before + sent).then_some(())
+        });
+        pair.b.process().signal(Signal::SIGCONT);
+        for flow in &flows {
+            eventually(secs(20), "every frame arrives, once and in order", || {
+                (flow.tally(&pair.at_b, FRAMES) == Tally::perfect(FRAMES)).then_some(())
+            });
+        }
+        eventually(secs(20), "those of the stranger are counted", || {
+            (pair.b.drops("unknown-session") > 0).then_some(())
+        });
     }
 }

@@ -1,15 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! eBPF: programs by which the kernel spreads frames over the queues of a TAP.
+//! eBPF: programs by which the kernel spreads frames over the queues of a TAP, and datagrams over the
+//! sockets of a port; and sets of numbers that such a program looks at.
 
 use std::ffi::c_char;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::check;
 use super::faults::{self, Call};
 
-/// Loads a program (`bpf(2)`).
+// What `bpf(2)` is asked for.
+const MAP_CREATE: libc::c_long = 0;
+const MAP_UPDATE_ELEM: libc::c_long = 2;
+const MAP_DELETE_ELEM: libc::c_long = 3;
 const PROG_LOAD: libc::c_long = 5;
+/// A map with a hash table.
+const HASH: u32 = 1;
+/// Marks the number in an instruction as a descriptor of a map.
+const IS_MAP: u8 = 1;
 /// A program that reads a frame.
 const SOCKET_FILTER: u32 = 1;
 
@@ -81,4 +89,120 @@ pub(crate) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     let fd = check(fd as libc::c_int)?;
     // SAFETY: `fd` was just opened and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets `program` choose the socket of each datagram, for all sockets that share the port of this
+/// one, in place of the program that did so before: see [`attach_to_port`](super::bpf::attach_to_port).
+pub(in crate::io) fn attach_to_port(
+    socket: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+) -> io::Result<()> {
+    faults::before(Call::AttachFilter, 1)?;
+    let program = program.as_raw_fd();
+    // SAFETY: the option takes an int, which lives until the call returns.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_EBPF,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    };
+    check(status).map(drop)
+}
+
+/// A set of numbers in the kernel.
+#[derive(Debug)]
+pub(in crate::io) struct Set(OwnedFd);
+
+/// As MAP_CREATE reads it.
+#[repr(C)]
+struct CreateRequest {
+    map_type: u32,
+    key_bytes: u32,
+    value_bytes: u32,
+    capacity: u32,
+    flags: u32,
+}
+
+/// As requests for one element read it.
+#[repr(C)]
+struct ElementRequest {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl Set {
+    /// An empty set with room for so many numbers.
+    pub(in crate::io) fn new(capacity: u32) -> io::Result<Self> {
+        faults::before(Call::LoadProgram, 1)?;
+        let request = CreateRequest {
+            map_type: HASH,
+            key_bytes: size_of::<u32>() as u32,
+            value_bytes: size_of::<u32>() as u32,
+            capacity,
+            flags: 0,
+        };
+        // SAFETY: the request and its size agree, and it lives until the call returns.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                MAP_CREATE,
+                &raw const request,
+                size_of::<CreateRequest>(),
+            )
+        };
+        let fd = check(fd as libc::c_int)?;
+        // SAFETY: `fd` was just opened and has no other owner.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Adds a number; one that is there stays.
+    pub(in crate::io) fn insert(&self, number: u32) -> io::Result<()> {
+        self.change(MAP_UPDATE_ELEM, number)
+    }
+
+    /// Removes a number.
+    pub(in crate::io) fn remove(&self, number: u32) -> io::Result<()> {
+        self.change(MAP_DELETE_ELEM, number)
+    }
+
+    fn change(&self, what: libc::c_long, number: u32) -> io::Result<()> {
+        let value = 0_u32;
+        let request = ElementRequest {
+            map: self.0.as_raw_fd().cast_unsigned(),
+            padding: 0,
+            key: (&raw const number) as u64,
+            // The kernel refuses to remove a number together with something.
+            value: match what {
+                MAP_DELETE_ELEM => 0,
+                _ => (&raw const value) as u64,
+            },
+            flags: 0,
+        };
+        // SAFETY: the request and its size agree; it points to a key, and to a value where the kernel reads one,
+        // of the map's sizes. All of them live until the call returns, and the kernel only reads them.
+        let status = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                what,
+                &raw const request,
+                size_of::<ElementRequest>(),
+            )
+        };
+        check(status as libc::c_int).map(drop)
+    }
+
+    /// Puts the set into a register, for a program that lives no longer than the set may.
+    pub(in crate::io) fn load_into(&self, register: u8) -> [Instruction; 2] {
+        let fd = self.0.as_raw_fd().cast_unsigned();
+        [
+            Instruction::new(0x18, register, IS_MAP, 0, fd),
+            Instruction::new(0, 0, 0, 0, 0),
+        ]
+    }
 }

@@ -33,7 +33,7 @@ const TIME_TO_LIVE: u8 = 64;
 const TIMES_TO_LIVE: usize = 16;
 
 /// Where the lane is in a data datagram: the top byte of the counter.
-const LANE_OFFSET: u32 = 4;
+pub(super) const LANE_OFFSET: u32 = 4;
 
 impl UdpSocket {
     /// Opens a socket for each of `lanes` lanes at `listen`, all on the same port, also when `listen`

@@ -114,6 +114,17 @@ impl Opener {
         }
     }
 
+    /// Takes a datagram that is no data: it reaches the control thread, or is dropped and counted.
+    pub(in crate::pipeline) fn take_message(
+        &self,
+        tables: &Tables,
+        from: Caller,
+        datagram: &mut [u8],
+        now: Instant,
+    ) {
+        self.open_one(tables, from, datagram, now);
+    }
+
     pub(super) fn open_one(
         &self,
         tables: &Tables,

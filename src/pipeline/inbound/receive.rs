@@ -37,7 +37,7 @@ pub(in crate::pipeline) enum Inlet {
 pub(in crate::pipeline) struct Inbound {
     shared: Arc<Shared>,
     socket: UdpSocket,
-    /// None if this thread has every lane.
+    /// None if nobody else receives.
     handover: Option<Handover>,
     inlet: Inlet,
 }

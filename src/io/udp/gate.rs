@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What nobody asked for does not get into the way of what belongs to a session: the kernel puts
+//! handshakes, and data with an index that no session has, into sockets of their own.
+//!
+//! A socket keeps what has arrived until its thread takes it, and drops the rest. If all had one
+//! socket for each lane, whoever fills that with datagrams of any kind would have those of the peers
+//! dropped too. So the program that chooses the socket of each datagram also asks whether the index in
+//! its header is one of a session:
+//!
+//! | datagram | socket |
+//! |---|---|
+//! | data with the index of a session | that of its lane |
+//! | handshake messages | the first of [`Gate::sockets`] |
+//! | all else | the second |
+//!
+//! It looks at the first datagram only of those that the network stack has merged, so that both sockets
+//! of the gate may also get what a session waits for, and a lane's what nobody does.
+//!
+//! Without it, as where the kernel refuses the program, all of this goes to the socket of the first lane.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::UdpSocket;
+use crate::io::sys::ebpf::{self, Instruction, Set};
+use crate::wire::{DATA_OVERHEAD, MessageType, VERSION};
+
+/// What a stranger's datagrams may take of the memory.
+const STRANGERS_BYTES: usize = 256 << 10;
+
+/// The sockets beside those of the lanes, and the set of indices that lead to those.
+#[derive(Debug)]
+pub struct Gate {
+    /// For handshake messages, and for what is neither that nor data of a session.
+    pub sockets: [UdpSocket; 2],
+    /// Whose data gets to the lanes' sockets.
+    pub guests: GuestList,
+}
+
+/// The indices of sessions, as the kernel has them.
+#[derive(Debug)]
+pub struct GuestList {
+    set: Set,
+    present: HashSet<u32>,
+}
+
+impl GuestList {
+    /// Makes these the indices of sessions. Data with one that is missing here still arrives, by the
+    /// strangers' socket.
+    pub fn admit(&mut self, indices: impl Iterator<Item = u32>) {
+        let wanted: HashSet<u32> = indices.collect();
+        let set = &self.set;
+        // Those that go make room for those that come.
+        self.present
+            .retain(|&index| wanted.contains(&index) || set.remove(index).is_err());
+        for &index in &wanted {
+            if !self.present.contains(&index) && set.insert(index).is_ok() {
+                self.present.insert(index);
+            }
+        }
+    }
+}
+
+impl UdpSocket {
+    /// Opens the sockets of the gate, beside those of the lanes. Call it once no lane's socket is closed
+    /// any more and before [`bind_senders`](Self::bind_senders): the places in the group are the order of
+    /// binding. They get nothing before [`Gate::close_to_strangers`].
+    ///
+    /// `capacity` is the number of sessions that there may be. None comes back if the kernel refuses.
+    pub fn bind_gate(lanes: &[Self], capacity: u32) -> Option<Gate> {
+        let first = lanes.first()?;
+        let shared_before = first.socket.reuse_port().unwrap_or(true);
+        let gate = told(first.open_gate(capacity));
+        if gate.is_none() && !shared_before {
+            // It can be set to what it was.
+            let _ = first.socket.set_reuse_port(false);
+        }
+        gate
+    }
+
+    fn open_gate(&self, capacity: u32) -> io::Result<Gate> {
+        // First, as this is what may be refused.
+        let set = Set::new(capacity)?;
+        let at = self.local_addr()?;
+        self.socket.set_reuse_port(true)?;
+        let open = || Self::bind_one(at, true).map_err(io::Error::other);
+        let (handshakes, strangers) = (open()?, open()?);
+        strangers.socket.set_recv_buffer_size(STRANGERS_BYTES)?;
+        let as_lanes = |socket: Self| Self {
+            pauses: Arc::clone(&self.pauses),
+            ..socket
+        };
+        Ok(Gate {
+            sockets: [as_lanes(handshakes), as_lanes(strangers)],
+            guests: GuestList {
+                set,
+                present: HashSet::new(),
+            },
+        })
+    }
+}
+
+/// Tells people of an error: the tunnel goes on without the gate.
+fn told<T>(result: io::Result<T>) -> Option<T> {
+    let tell = |error: &io::Error| {
+        info!(
+            %error,
+            "datagrams of strangers share the UDP receive buffers of the peers: the kernel does not take \
+             the set and the program that keep them apart; give this program CAP_BPF"
+        );
+    };
+    result.inspect_err(tell).ok()
+}
+
+impl Gate {
+    /// From now on the sockets of so many lanes get what is theirs alone. Nothing comes back, and all stays as
+    /// it was, if the kernel refuses.
+    pub fn close_to_strangers(self, lanes: usize) -> Option<Self> {
+        let attached = ebpf::load(&program(lanes as u32, &self.guests.set))
+            .and_then(|program| ebpf::attach_to_port(self.sockets[0].as_fd(), program.as_fd()));
+        told(attached).map(|()| self)
+    }
+}
+
+// Registers. Loads put their result into R0 and want the datagram in R6; R7 survives them.
+const R0: u8 = 0;
+const R1: u8 = 1;
+const R2: u8 = 2;
+const R6: u8 = 6;
+const HEAD: u8 = 7;
+const STACK: u8 = 10;
+
+/// Chooses the socket of a datagram.
+fn program(lanes: u32, sessions: &Set) -> Vec<Instruction> {
+    let first_byte = |message_type| u32::from(VERSION << 4 | message_type as u8);
+    let lane = [
+        Instruction::new(0x30, 0, 0, 0, super::lanes::LANE_OFFSET), // load a byte
+        skip_if(R0, 0, 2),
+        Instruction::new(0x04, R0, 0, 0, 1_u32.wrapping_neg()), // 32-bit sum
+        Instruction::new(0x94, R0, 0, 0, lanes),                // 32-bit remainder
+        end(),
+    ];
+    let mut data = vec![
+        Instruction::new(0x54, HEAD, 0, 0, 0x00ff_ffff), // 32-bit and
+        Instruction::new(0x63, STACK, HEAD, -4, 0),      // store a word
+        copy(R2, STACK),
+        Instruction::new(0x07, R2, 0, 0, 4_u32.wrapping_neg()), // sum
+    ];
+    data.extend(sessions.load_into(R1));
+    data.extend([
+        Instruction::new(0x85, 0, 0, 0, 1), // look up what R2 points to
+        skip_if(R0, 0, lane.len()),
+    ]);
+    data.extend(lane);
+
+    const DATA: usize = 12;
+    let strangers = DATA + data.len();
+    let handshakes = strangers + 2;
+    let begin: [Instruction; DATA] = [
+        copy(R6, R1),
+        Instruction::new(0x61, R2, R6, 0, 0), // load the length
+        skip_if_less(R2, DATA_OVERHEAD as u32, strangers - 3),
+        Instruction::new(0x20, 0, 0, 0, 0), // load a word
+        copy(HEAD, R0),
+        Instruction::new(0x77, R0, 0, 0, 24), // shift right
+        skip_if(R0, first_byte(MessageType::Frame), DATA - 7),
+        skip_if(R0, first_byte(MessageType::Chunks), DATA - 8),
+        skip_if(R0, first_byte(MessageType::Initiation), handshakes - 9),
+        skip_if(R0, first_byte(MessageType::Response), handshakes - 10),
+        skip_if(R0, first_byte(MessageType::CookieReply), handshakes - 11),
+        skip(data.len()),
+    ];
+    let mut program = begin.to_vec();
+    program.extend(data);
+    program.extend([set(R0, lanes + 1), end()]);
+    program.extend([set(R0, lanes), end()]);
+    program
+}
+
+const fn copy(to: u8, from: u8) -> Instruction {
+    Instruction::new(0xbf, to, from, 0, 0)
+}
+
+const fn skip_if_less(register: u8, value: u32, count: usize) -> Instruction {
+    Instruction::new(0xa5, register, 0, count as i16, value)
+}
+
+const fn set(register: u8, value: u32) -> Instruction {
+    Instruction::new(0xb7, register, 0, 0, value)
+}
+
+const fn skip(count: usize) -> Instruction {
+    Instruction::new(0x05, 0, 0, count as i16, 0)
+}
+
+const fn skip_if(register: u8, value: u32, count: usize) -> Instruction {
+    Instruction::new(0x15, register, 0, count as i16, value)
+}
+
+const fn end() -> Instruction {
+    Instruction::new(0x95, 0, 0, 0, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::os::fd::BorrowedFd;
+    use std::time::Duration;
+
+    use super::super::RecvBatch;
+    use super::super::tests::{at, bind, port};
+    use super::*;
+    use crate::io::sys;
+    use crate::io::sys::faults::{Call, Fault, finish, script};
+    use crate::io::waker;
+    use crate::testing::{in_namespace, ip};
+
+    const LANES: usize = 3;
+    const HANDSHAKES: usize = LANES;
+    const STRANGERS: usize = LANES + 1;
+
+    /// The lanes' sockets, that of handshakes and that of strangers.
+    fn behind_gate(listen: &str) -> (Vec<UdpSocket>, GuestList) {
+        let mut sockets = UdpSocket::bind_lanes(at(listen), LANES).unwrap();
+        let gate = UdpSocket::bind_gate(&sockets, 64).unwrap();
+        // As in the engine, these come between.
+        let _senders = UdpSocket::bind_senders(&sockets, 2);
+        let gate = gate.close_to_strangers(LANES).unwrap();
+        sockets.extend(gate.sockets);
+        (sockets, gate.guests)
+    }
+
+    fn datagram(first_byte: u8, index: u32, lane: u8, len: usize) -> Vec<u8> {
+        let mut datagram = index.to_be_bytes().to_vec();
+        datagram[0] = first_byte;
+        datagram.push(lane);
+        datagram.resize(len, lane);
+        datagram
+    }
+
+    /// The place of the socket that gets it.
+    fn place_of(sockets: &[UdpSocket], datagram: &[u8]) -> usize {
+        let to = SocketAddr::new(at("127.0.0.1:0").ip(), port(&sockets[0]));
+        let sender = bind("127.0.0.1:0");
+        let address = sender.kernel_address(to);
+        sender.socket.send_to(datagram, &address).unwrap();
+        let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        let ready = waker::wait(&fds, Some(Duration::from_secs(20))).unwrap();
+        let place = (0..fds.len()).find(|&place| ready.is_readable(place));
+        let place = place.expect("it arrives");
+        let mut batch = RecvBatch::new(2);
+        assert_eq!(sockets[place].recv_batch(&mut batch).unwrap(), 1);
+        place
+    }
+
+    #[test]
+    fn only_what_belongs_to_a_session_gets_to_a_lane() {
+        in_namespace(|| {
+            ip("link set lo up");
+            for listen in ["127.0.0.1:0", "[::]:0"] {
+                let (sockets, mut list) = behind_gate(listen);
+                list.admit([7, 0x00ff_ffff].into_iter());
+                for (first_byte, index, lane, len, place) in [
+                    (0x14, 7, 0, 28, 0),
+                    (0x14, 7, 1, 100, 0),
+                    (0x15, 7, 2, 1400, 1),
+                    (0x15, 0x00ff_ffff, 3, 100, 2),
+                    (0x15, 7, 4, 100, 0),
+                    (0x15, 7, 255, 100, 2),
+                    (0x15, 8, 2, 100, STRANGERS),
+                    (0x14, 0, 1, 100, STRANGERS),
+                    (0x14, 7, 1, 27, STRANGERS),
+                    (0x14, 7, 1, 5, STRANGERS),
+                    (0x11, 7, 1, 100, HANDSHAKES),
+                    (0x12, 8, 1, 100, HANDSHAKES),
+                    (0x13, 9, 1, 100, HANDSHAKES),
+                    (0x10, 7, 1, 100, STRANGERS),
+                    (0x16, 7, 1, 100, STRANGERS),
+                    (0x24, 7, 1, 100, STRANGERS),
+                ] {
+                    let found = place_of(&sockets, &datagram(first_byte, index, lane, len));
+                    assert_eq!(
+                        found, place,
+                        "{first_byte:#x} {index} {lane} {len} {listen}"
+                    );
+                }
+                assert_eq!(place_of(&sockets, &[]), STRANGERS);
+            }
+        });
+    }
+
+    #[test]
+    fn the_set_follows_the_sessions() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (sockets, mut list) = behind_gate("127.0.0.1:0");
+            let place = |index| place_of(&sockets, &datagram(0x15, index, 2, 100));
+            assert_eq!(place(7), STRANGERS);
+            list.admit([7].into_iter());
+            assert_eq!([place(7), place(8)], [1, STRANGERS]);
+            list.admit([7, 8].into_iter());
+            assert_eq!([place(7), place(8)], [1, 1]);
+            list.admit([8].into_iter());
+            assert_eq!([place(7), place(8)], [STRANGERS, 1]);
+            // More than there is room for: those that do not fit are strangers, until others go.
+            list.admit(100..200);
+            list.admit(300..310);
+            assert_eq!(
+                [place(8), place(150), place(305)],
+                [STRANGERS, STRANGERS, 1]
+            );
+        });
+    }
+
+    #[test]
+    fn a_flood_of_strangers_leaves_the_room_of_the_lanes() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (sockets, mut list) = behind_gate("127.0.0.1:0");
+            list.admit([7].into_iter());
+            let to = SocketAddr::new(at("127.0.0.1:0").ip(), port(&sockets[0]));
+            let sender = bind("127.0.0.1:0");
+            let address = sender.kernel_address(to);
+            // More than any socket has room for, to each lane.
+            let junk = datagram(0x15, 8, 1, 1400);
+            for nth in 0..30_000_u32 {
+                let mut junk = junk.clone();
+                junk[4] = (nth % 4) as u8;
+                let _ = sender.socket.send_to(&junk, &address);
+            }
+            for lane in 1..=3 {
+                let sent = datagram(0x15, 7, lane, 100);
+                sender.socket.send_to(&sent, &address).unwrap();
+                let mut batch = RecvBatch::new(8);
+                let socket = &sockets[usize::from(lane) - 1];
+                assert_eq!(socket.recv_batch(&mut batch).unwrap(), 1, "lane {lane}");
+                assert_eq!(batch.iter_mut().next().unwrap().bytes(), sent);
+            }
+        });
+    }
+
+    #[test]
+    fn a_kernel_without_sets_has_no_gate() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let sockets = UdpSocket::bind_lanes(at("127.0.0.1:0"), LANES).unwrap();
+            script(&[(Call::LoadProgram, Fault::Errno(sys::EPERM))]);
+            assert!(UdpSocket::bind_gate(&sockets, 64).is_none());
+            finish();
+            let data = datagram(0x15, 8, 2, 100);
+            assert_eq!(place_of(&sockets, &data), 1);
+        });
+    }
+}

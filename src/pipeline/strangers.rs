@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Handshakes, and what nobody asked for: a thread of its own takes them from the sockets where the kernel
+//! puts them (`io::udp::Gate`), so that neither a lane's thread nor its buffer is there for them.
+//!
+//! Handshakes come first, and what is no handshake is dropped and counted. Data of a session gets here
+//! only if the network stack has merged it behind a stranger's; it goes to the thread of its lane.
+
+use std::{io, os::fd::AsFd, sync::Arc};
+
+use super::{
+    clock,
+    inbound::Opener,
+    lanes::Passage,
+    shared::{IDLE, Shared, TablesCache},
+    trouble::Trouble,
+    view::Stopped,
+    vitals::Pulse,
+};
+use crate::{
+    io::{
+        udp::{RecvBatch, UdpSocket},
+        waker,
+    },
+    proto::session::Tables,
+    stats::{DropReason, Drops},
+    wire::{DataHeader, MessageType},
+};
+
+pub(super) struct Strangers {
+    shared: Arc<Shared>,
+    /// Handshakes, and all else.
+    sockets: [UdpSocket; 2],
+    passage: Passage,
+    opener: Opener,
+    tables: TablesCache,
+    drops: Arc<Drops>,
+    batch: RecvBatch,
+}
+
+impl Strangers {
+    pub(super) fn new(shared: Arc<Shared>, sockets: [UdpSocket; 2], passage: Passage) -> Self {
+        Self {
+            opener: Opener::new(shared.clone(), passage.share()),
+            tables: shared.subscribe(),
+            drops: shared.new_drops(),
+            batch: RecvBatch::adaptive(),
+            passage,
+            sockets,
+            shared,
+        }
+    }
+
+    /// Works until the tunnel stops.
+    pub(super) fn run(mut self, pulse: &Pulse) -> Stopped {
+        let mut trouble = Trouble::default();
+        loop {
+            pulse.rest();
+            let [handshakes, others] = &self.sockets;
+            let fds = [self.shared.stop.as_fd(), handshakes.as_fd(), others.as_fd()];
+            let ready = waker::wait(&fds, Some(IDLE));
+            pulse.work();
+            let outcome = match ready {
+                Ok(ready) if ready.is_readable(0) => return Stopped::Asked,
+                Ok(_) => self.receive(),
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(()) => trouble.is_over(),
+                Err(error) => {
+                    if let Err(stopped) = trouble.bear(error, &self.shared) {
+                        return stopped;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A batch of each kind, so that a flood of one leaves room for the other. Also when nothing came, for
+    /// the sake of old tables: see [`IDLE`].
+    fn receive(&mut self) -> io::Result<()> {
+        for socket in &self.sockets {
+            socket.recv_batch(&mut self.batch)?;
+            // Loaded after the datagrams were received: see `Opener::open`.
+            let (tables, now) = (self.tables.load(), clock::now());
+            for mut received in self.batch.iter_mut() {
+                let from = (received.from, received.to);
+                for datagram in received.datagrams() {
+                    match owner_of_data(&tables, &self.passage, datagram) {
+                        Ok(Some(owner)) => {
+                            self.passage.send(owner, from, datagram.len(), datagram);
+                        }
+                        Ok(None) => self.opener.take_message(&tables, from, datagram, now),
+                        Err(reason) => self.drops.count(reason),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The place of the thread that is to have it; none for what is no data.
+fn owner_of_data(
+    tables: &Tables,
+    passage: &Passage,
+    datagram: &[u8],
+) -> Result<Option<usize>, DropReason> {
+    let message_type = MessageType::of(datagram)?;
+    if !matches!(message_type, MessageType::Frame | MessageType::Chunks) {
+        return Ok(None);
+    }
+    let header = DataHeader::parse(datagram)?;
+    match tables.sessions.contains_key(&header.receiver()) {
+        true => Ok(Some(passage.share().owner(header.counter().lane()))),
+        false => Err(DropReason::UnknownSession),
+    }
+}
