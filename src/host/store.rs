@@ -267,6 +267,17 @@ impl StoreError {
     }
 }
 
+/// What is wrong with `text`, and where, for a log in which each line is an entry.
+fn in_one_line(text: &str, error: &toml::de::Error) -> String {
+    let message: Vec<_> = error.message().lines().map(str::trim).collect();
+    let message = message.join("; ");
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
+        None => message,
+    }
+}
+
 fn files(folder: &Path, errors: &mut Vec<StoreError>) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder);
     let entries = entries.and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
@@ -299,7 +310,7 @@ fn read(path: &Path) -> Result<(String, TunnelConfiguration), StoreError> {
     })?;
     let configuration = toml::from_str(&text).map_err(|error| StoreError::Malformed {
         path: path.to_owned(),
-        problem: error.to_string().trim_end().to_owned(),
+        problem: in_one_line(&text, &error),
     })?;
     Ok((name.to_owned(), configuration))
 }
@@ -319,6 +330,19 @@ pub(super) fn is_name(name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::testing::{Log, assert_made_to_last, block_on};
+
+    #[test]
+    fn a_mistake_in_a_file_is_told_in_one_line() {
+        for (text, line, word) in [
+            ("provider = \"echo\"\nvendor = 4\n", 2, "map"),
+            ("provider = \"echo\"\n\nenabled = \n", 3, "value"),
+        ] {
+            let error = toml::from_str::<TunnelConfiguration>(text).unwrap_err();
+            let told = in_one_line(text, &error);
+            assert!(told.starts_with(&format!("line {line}: ")), "{told}");
+            assert!(told.contains(word) && !told.contains('\n'), "{told}");
+        }
+    }
 
     #[test]
     fn configurations_are_kept_as_files() {
