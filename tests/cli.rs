@@ -354,6 +354,7 @@ fn check_warns_of_what_is_seldom_meant() {
     let second = |lines: &str| format!("{PEER_KEY}\n{lines}\n[[peer]]\nname = \"site-c\"\npublic-key = \"{}\"\n{lines}", other.trim());
     let twins = second("endpoint = \"192.0.2.1:1\"");
     let shared = second("preshared-key-file = \"ab.psk\"");
+    let others = twins.replacen("192.0.2.1", "192.0.2.2", 1);
     let in_own_network = CONFIG.replace(DEVICE, "name = \"pc0\"\naddresses = [\"10.99.0.1/24\"]");
     let in_own_network = in_own_network.replace(PEER_KEY, &format!("{PEER_KEY}\nendpoint = \"10.99.0.2:1\""));
     for (text, expected) in [
@@ -367,7 +368,9 @@ fn check_warns_of_what_is_seldom_meant() {
         (in_own_network, "the way to the peer leads into the tunnel"),
         (CONFIG.replace(PEER_KEY, &format!("{PEER_KEY}\nendpoint = \"[fe80::1]:1\"")), "write `[fe80::1%INTERFACE]:1`"),
         (CONFIG.replace(LISTEN, "listen = \"127.0.0.1:1\"").replace(PEER_KEY, &format!("{PEER_KEY}\nendpoint = \"192.0.2.1:1\"")),
-            "warning: [tunnel] listen: `127.0.0.1:1` speaks to this machine only"),
+            "warning: [tunnel] listen: `127.0.0.1:1` speaks to this machine only, and peer `site-b` is elsewhere"),
+        (CONFIG.replace(LISTEN, "listen = \"127.0.0.1:1\"").replace(PEER_KEY, &others),
+            "and peer `site-b` and another one are elsewhere"),
         (CONFIG.replace(PEER_KEY, &twins), "peers `site-b` and `site-c` are both at `192.0.2.1:1`"),
         (CONFIG.replace(PEER_KEY, &shared), "peers `site-b` and `site-c` have the same preshared key"),
         (CONFIG.replace("[device]", "[switch]\nhub = true\n[device]"), "warning: [switch] hub: there is one peer"),

@@ -37,6 +37,7 @@ impl Config {
         for peer in &self.peers {
             about_peer(self, peer, &mut warn);
         }
+        about_listen(self, &mut warn);
         about_pairs(&self.peers, &mut warn);
         if self.switch.hub && self.peers.len() == 1 {
             let text = "there is one peer, so nothing is passed on between peers; leave it out";
@@ -121,16 +122,30 @@ fn about_endpoint(config: &Config, name: &str, endpoint: SocketAddr, warn: &mut 
         );
         warn("[[peer]] endpoint", text);
     }
+}
+
+/// Peers elsewhere cannot be reached from an address of this machine alone.
+fn about_listen(config: &Config, warn: &mut Warn<'_>) {
     let listen = config.tunnel.listen;
-    let is_other_host = !is_loopback(endpoint.ip());
-    if is_loopback(listen.ip()) && is_other_host {
-        let text = format!(
-            "`{listen}` speaks to this machine only, and peer `{name}` is at `{endpoint}`; write \
-             `[::]:{}`",
-            listen.port()
-        );
-        warn("[tunnel] listen", text);
-    }
+    let elsewhere = |peer: &&PeerConfig| match &peer.endpoint {
+        Some(Endpoint::Addr(endpoint)) => !is_loopback(endpoint.ip()),
+        _ => false,
+    };
+    let mut elsewhere = config.peers.iter().filter(elsewhere);
+    let Some(first) = elsewhere.next().filter(|_| is_loopback(listen.ip())) else {
+        return;
+    };
+    let name = &first.name;
+    let who = match elsewhere.count() {
+        0 => format!("peer `{name}` is"),
+        1 => format!("peer `{name}` and another one are"),
+        others => format!("peer `{name}` and {others} others are"),
+    };
+    let text = format!(
+        "`{listen}` speaks to this machine only, and {who} elsewhere; write `[::]:{}`",
+        listen.port()
+    );
+    warn("[tunnel] listen", text);
 }
 
 fn is_loopback(ip: IpAddr) -> bool {
