@@ -60,7 +60,7 @@ impl Limit {
                 "look for a station behind the port that sends to addresses which never answer; if that is right, raise its max-unknown"
             }
             Self::Flood(_) => {
-                "what is too much is loop probes: a loop that others cut or are about to, very many nodes, or somebody who forges them"
+                "look for a loop behind the port, or for a station that forges the frames by which loops are found; very many nodes in one network do it too, and then all is well"
             }
             Self::Addresses => {
                 "somebody floods the switch with addresses; if there are so many stations, raise switch.max-addresses"
