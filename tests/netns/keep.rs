@@ -101,7 +101,9 @@ fn a_bridge_that_is_deleted_is_joined_again_when_it_is_back() {
         waits && device.bridge.is_none() && !device.carrier
     });
     assert!(device(&pair.a).remedies[0].contains("ip link add br-lan"));
-    assert!(pair.a.process().log().contains("waits for its bridge"));
+    let log = pair.a.process().log();
+    assert!(log.contains("waits for its bridge"), "{log}");
+    assert!(!log.contains("a port of another interface"), "{log}");
     pair.a.ns.ip(&format!(
         "link add {BRIDGE} type bridge mcast_snooping 0\nlink set {BRIDGE} up\n\
          link set cable1 master {BRIDGE}"

@@ -205,11 +205,19 @@ impl Device {
             info!(device, "the interface is up again");
         }
         if before.bridge != now.bridge && !is_ours("bridge") {
-            let (from, to) = (&before.bridge, &now.bridge);
-            info!(
-                device,
-                from, to, "the interface is a port of another interface now"
-            );
+            let from = &before.bridge;
+            match &now.bridge {
+                Some(to) => info!(
+                    device,
+                    from, to, "the interface is a port of another interface now"
+                ),
+                // That it waits was told.
+                None if now.waits_for.is_some() => {}
+                None => info!(
+                    device,
+                    from, "the interface is a port of no interface any more"
+                ),
+            }
         }
         if before.mac != now.mac && !is_ours("MAC address") {
             let (from, to) = (hex(before.mac), hex(now.mac));
