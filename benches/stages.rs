@@ -15,7 +15,7 @@ use criterion::{
     BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main,
     measurement::WallTime,
 };
-use patchcord::{
+use patchcord::internals::{
     crypto::aead::Cipher,
     proto::{
         reassembly::{Reassembly, Which},

@@ -134,7 +134,7 @@
 //! ```
 //! use std::path::Path;
 //!
-//! use patchcord::{config::Config, crypto::keys::PrivateKey};
+//! use patchcord::{config::Config, keys::PrivateKey};
 //!
 //! let peer = PrivateKey::generate().public_key();
 //! let text = format!(
@@ -174,13 +174,9 @@
 //! | [`config`] | the configuration file as a valid value |
 //! | [`provider`] | the lifecycle of a tunnel, and the trait for tunnels of your own |
 //! | [`control`] | how `show`, `fdb` and `down` reach a running tunnel |
-//! | [`pipeline`] | the data threads, the control task and the slow path of the switch |
-//! | [`proto`] | the protocol without sockets, threads or clocks |
-//! | [`machine`] | the interface, netlink, routes, name servers, locks: what surrounds the frames |
-//! | [`io`] | frames and datagrams: TAP and UDP; all unsafe code |
-//! | [`queue`] | batches through several threads and back in order |
-//! | [`wire`], [`crypto`], [`stats`] | byte layouts, keys and ciphers, counters |
+//! | [`keys`] | private, public and preshared keys |
 //!
+//! Below them are the data path and the machine, which are no part of the API; ARCHITECTURE.md draws them.
 //! The switch is a crate of its own, [`patchcord_bridge`]. A frame's way through the encrypted
 //! tunnel:
 //!
@@ -197,19 +193,56 @@
 
 pub mod config;
 pub mod control;
-pub mod crypto;
 pub mod host;
-pub mod io;
-pub mod machine;
-pub mod pipeline;
-pub mod proto;
 pub mod provider;
-pub mod queue;
-mod rate;
-pub(crate) mod retry;
-pub mod stats;
-#[cfg(test)]
-pub(crate) mod testing;
-pub(crate) mod tripwire;
 pub mod tunnel;
-pub mod wire;
+
+mod crypto;
+mod io;
+mod machine;
+mod pipeline;
+mod proto;
+mod queue;
+mod rate;
+mod retry;
+mod stats;
+#[cfg(test)]
+mod testing;
+mod tripwire;
+mod wire;
+
+pub use crypto::keys;
+
+/// What the program, the benches, the fuzz targets and the tests of this repository reach into. No part of
+/// the API: anything in it may change with any version.
+#[doc(hidden)]
+pub mod internals {
+    pub mod crypto {
+        pub use crate::crypto::{aead, mac, noise, speed};
+    }
+    #[cfg(fuzzing)]
+    pub mod io {
+        pub use crate::io::memory;
+        pub mod tap {
+            pub use crate::io::tap::VnetHeader;
+        }
+    }
+    pub mod machine {
+        pub use crate::machine::{keep_memory_private, service, signals};
+    }
+    #[cfg(fuzzing)]
+    pub mod pipeline {
+        pub use crate::pipeline::fuzzing;
+    }
+    pub mod proto {
+        pub use crate::proto::{
+            guard, limits, node, peer, reassembly, replay, session, superframe, train, trouble,
+        };
+    }
+    pub mod stats {
+        pub use crate::stats::{DropReason, Drops, Flow, Traffic};
+    }
+    pub mod wire {
+        pub use crate::wire::*;
+    }
+}

@@ -13,8 +13,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;
 
-use patchcord::crypto::aead::Cipher;
-use patchcord::proto::train::{Open, TRAIN_BYTES, Train};
+use patchcord::internals::crypto::aead::Cipher;
+use patchcord::internals::proto::train::{Open, TRAIN_BYTES, Train};
 use patchcord_bridge::{Egress, Now, PortId, Switch, SwitchConfig};
 
 use path::{

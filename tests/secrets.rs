@@ -16,12 +16,16 @@ use std::{
 
 use blake2::{Blake2s256, Digest};
 use patchcord::{
-    crypto::{
-        aead::{Cipher, LaneKey},
-        keys::{PresharedKey, PrivateKey},
-        noise::{Initiator, Responder, SplitKey},
+    internals::{
+        crypto::{
+            aead::{Cipher, LaneKey},
+            noise::{Initiator, Responder, SplitKey},
+        },
+        wire::{
+            Counter, Initiation, InitiationPayload, Lane, Response, ResponsePayload, SessionIndex,
+        },
     },
-    wire::{Counter, Initiation, InitiationPayload, Lane, Response, ResponsePayload, SessionIndex},
+    keys::{PresharedKey, PrivateKey},
 };
 use zerocopy::FromZeros;
 

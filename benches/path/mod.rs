@@ -16,24 +16,24 @@ use std::{
 };
 
 use patchcord::{
-    crypto::{
-        aead::{Cipher, CipherOffer},
-        keys::PrivateKey,
+    internals::{
+        crypto::aead::{Cipher, CipherOffer},
+        proto::{
+            node::{Node, NodeConfig},
+            peer::PeerSettings,
+            reassembly::{Reassembly, Which},
+            replay::ReplayWindow,
+            session::Session,
+            train::{Open, Outgoing, Pushed, Train},
+        },
+        stats::DropReason,
+        wire::{
+            Lane, MessageType,
+            chunk::{Chunk, Chunks},
+            offload::{Checksum, Offload, Segmentation, Transport},
+        },
     },
-    proto::{
-        node::{Node, NodeConfig},
-        peer::PeerSettings,
-        reassembly::{Reassembly, Which},
-        replay::ReplayWindow,
-        session::Session,
-        train::{Open, Outgoing, Pushed, Train},
-    },
-    stats::DropReason,
-    wire::{
-        Lane, MessageType,
-        chunk::{Chunk, Chunks},
-        offload::{Checksum, Offload, Segmentation, Transport},
-    },
+    keys::PrivateKey,
 };
 
 /// The UDP payload of a path of 1500 bytes over IPv4.

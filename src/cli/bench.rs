@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use patchcord::crypto::aead::CipherOffer;
-use patchcord::crypto::speed::{self, Implementation, ROUNDS, Speed, Spread};
-use patchcord::proto::limits::{REJECT_AFTER_DATAGRAMS, REKEY_AFTER_DATAGRAMS, REKEY_AFTER_TIME};
+use patchcord::internals::crypto::aead::CipherOffer;
+use patchcord::internals::crypto::speed::{self, Implementation, ROUNDS, Speed, Spread};
+use patchcord::internals::proto::limits::{
+    REJECT_AFTER_DATAGRAMS, REKEY_AFTER_DATAGRAMS, REKEY_AFTER_TIME,
+};
 use serde::Serialize;
 
 use super::status::{number, table};

@@ -23,7 +23,7 @@ use patchcord::{
         secrets::{MAX_SECRET, SECRETS_DIR, SecretStore},
         store::{ADMIN_DIR, OWN_DIR, Store},
     },
-    machine::{service, signals},
+    internals::machine::{service, signals},
     provider::{ProviderError, Secret, SessionStatus, StopReason, TunnelConfiguration},
     tunnel::TunnelProvider,
 };
@@ -165,7 +165,7 @@ pub(super) fn run(command: HostCommand) -> Result<(), Failure> {
 
 async fn serve(options: &RunOptions) -> Result<(), Failure> {
     let _logs = logs::start();
-    if let Err(error) = patchcord::machine::keep_memory_private() {
+    if let Err(error) = patchcord::internals::machine::keep_memory_private() {
         tracing::warn!(%error, "a core dump would contain private keys");
     }
     let path = &options.socket.path;

@@ -3,7 +3,7 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 
-use patchcord::crypto::keys::{PresharedKey, PrivateKey};
+use patchcord::keys::{PresharedKey, PrivateKey};
 use zeroize::Zeroizing;
 
 use super::{Failure, print};

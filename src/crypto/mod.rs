@@ -12,7 +12,7 @@ pub mod speed;
 ///
 /// # Panics
 /// When the system call fails, which a kernel that has seeded its generator never does.
-pub fn random(out: &mut [u8]) {
+pub(crate) fn random(out: &mut [u8]) {
     getrandom::fill(out).expect("the kernel gives random numbers");
 }
 

@@ -23,7 +23,7 @@ use super::sys::bpf::{self, Instruction};
 
 /// Why a datagram did not arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub(crate) enum Why {
     /// No route.
     Network,
     /// No host with that address.
@@ -36,7 +36,7 @@ pub enum Why {
 
 /// One datagram that did not arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Undelivered {
+pub(crate) struct Undelivered {
     /// Where it was sent to.
     pub to: SocketAddr,
     /// Why it is not there.
@@ -47,7 +47,7 @@ pub struct Undelivered {
 
 /// Hears of the datagrams from one UDP port of this machine.
 #[derive(Debug)]
-pub struct Icmp {
+pub(crate) struct Icmp {
     udp_port: u16,
     ipv4: Option<UdpSocket>,
     ipv6: Option<UdpSocket>,
@@ -59,7 +59,7 @@ const ROOM: usize = 256;
 impl Icmp {
     /// Hears nothing where the kernel refuses, without CAP_NET_RAW for example. Must be called within
     /// a tokio runtime.
-    pub fn open(udp_port: u16) -> Self {
+    pub(crate) fn open(udp_port: u16) -> Self {
         let open = |domain, protocol, filter: &[Instruction]| {
             let socket = socket(domain, protocol, filter);
             socket
@@ -74,7 +74,7 @@ impl Icmp {
     }
 
     /// The next one, for which it may wait for ever. Nothing is lost when the future is dropped.
-    pub async fn next(&self) -> Undelivered {
+    pub(crate) async fn next(&self) -> Undelivered {
         let (mut ipv4, mut ipv6) = ([0; ROOM], [0; ROOM]);
         loop {
             let undelivered = tokio::select! {

@@ -20,13 +20,13 @@
 
 use std::{fs, os::unix::fs::MetadataExt};
 
-pub mod icmp;
-pub mod mark;
+pub(crate) mod icmp;
+pub(crate) mod mark;
 #[cfg(fuzzing)]
 pub mod memory;
-pub mod tap;
-pub mod udp;
-pub mod waker;
+pub(crate) mod tap;
+pub(crate) mod udp;
+pub(crate) mod waker;
 
 pub(crate) mod sys;
 
@@ -40,12 +40,12 @@ mod vnet;
 ///
 /// # Errors
 /// `EACCES` or `EPERM` without that capability.
-pub fn set_thread_niceness(nice: i32) -> std::io::Result<()> {
+pub(crate) fn set_thread_niceness(nice: i32) -> std::io::Result<()> {
     sys::set_thread_niceness(nice)
 }
 
 /// The niceness of the calling thread.
-pub fn thread_niceness() -> i32 {
+pub(crate) fn thread_niceness() -> i32 {
     sys::thread_niceness()
 }
 

@@ -53,7 +53,7 @@ pub enum Backend {
 
 /// What to open.
 #[derive(Clone, Debug)]
-pub struct TapOptions {
+pub(crate) struct TapOptions {
     /// The name of the interface.
     pub name: String,
     /// The way to the kernel.
@@ -151,7 +151,7 @@ pub enum TapError {
 
 /// A TAP, or a NIC in the place of one. A TAP exists at least as long as this value or one of its queues.
 #[derive(Debug)]
-pub struct Tap {
+pub(crate) struct Tap {
     name: String,
     index: u32,
     adopted: bool,
@@ -172,7 +172,10 @@ impl Tap {
     /// # Errors
     /// When the name is not usable, the driver or the permission is missing, or another process or
     /// another kind of interface has the name.
-    pub fn open(options: &TapOptions, queues: usize) -> Result<(Self, Vec<TapQueue>), TapError> {
+    pub(crate) fn open(
+        options: &TapOptions,
+        queues: usize,
+    ) -> Result<(Self, Vec<TapQueue>), TapError> {
         check_name(&options.name)?;
         let name = &options.name;
         let mut fallback = None;
@@ -270,27 +273,27 @@ impl Tap {
     }
 
     /// The name of the interface.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// The index of the interface in its network namespace.
-    pub fn index(&self) -> u32 {
+    pub(crate) fn index(&self) -> u32 {
         self.index
     }
 
     /// Whether the device existed before and will stay.
-    pub fn adopted(&self) -> bool {
+    pub(crate) fn adopted(&self) -> bool {
         self.adopted
     }
 
     /// Whether it is a NIC and not a TAP.
-    pub fn is_nic(&self) -> bool {
+    pub(crate) fn is_nic(&self) -> bool {
         self.control.is_none()
     }
 
     /// `vnet`, `plain` or `packet`.
-    pub fn backend(&self) -> &'static str {
+    pub(crate) fn backend(&self) -> &'static str {
         if self.is_nic() {
             "packet"
         } else if self.has_vnet_header {
@@ -301,12 +304,12 @@ impl Tap {
     }
 
     /// Why [`Backend::Auto`] took the plain back-end, for the log.
-    pub fn fallback(&self) -> Option<&str> {
+    pub(crate) fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
     }
 
     /// Why the device has one queue although it could have more, for the log.
-    pub fn one_queue_because(&self) -> Option<&str> {
+    pub(crate) fn one_queue_because(&self) -> Option<&str> {
         self.one_queue_because.as_deref()
     }
 
@@ -347,7 +350,7 @@ impl Tap {
     ///
     /// # Errors
     /// When the device was deleted.
-    pub fn set_carrier(&self, on: bool) -> io::Result<()> {
+    pub(crate) fn set_carrier(&self, on: bool) -> io::Result<()> {
         match &self.control {
             Some(control) => tun::set_carrier(control, on),
             None => Ok(()),
@@ -360,7 +363,7 @@ impl Tap {
     ///
     /// # Errors
     /// When the device was deleted.
-    pub fn set_offloads(&self, wanted: Offloads) -> io::Result<Offloads> {
+    pub(crate) fn set_offloads(&self, wanted: Offloads) -> io::Result<Offloads> {
         let Some(control) = &self.control else {
             return Ok(match self.has_vnet_header {
                 true => Offloads::ALL,
@@ -399,13 +402,13 @@ pub(crate) enum Whereabouts {
 }
 
 /// Whether an error of a queue says that somebody deleted the device.
-pub fn is_deleted(error: &io::Error) -> bool {
+pub(crate) fn is_deleted(error: &io::Error) -> bool {
     let code = error.raw_os_error();
     matches!(code, Some(sys::EBADFD | sys::ENODEV | sys::ENXIO))
 }
 
 /// Whether an error of a write says that the frame is larger than the NIC takes.
-pub fn is_too_big(error: &io::Error) -> bool {
+pub(crate) fn is_too_big(error: &io::Error) -> bool {
     error.raw_os_error() == Some(sys::EMSGSIZE)
 }
 
@@ -425,7 +428,7 @@ enum End {
 }
 
 /// The most parts of a frame for [`TapQueue::write_parts`].
-pub const MAX_PARTS: usize = 127;
+pub(crate) const MAX_PARTS: usize = 127;
 
 impl TapQueue {
     /// Of a device without a kernel.
@@ -455,7 +458,7 @@ impl TapQueue {
         }
     }
 
-    /// Whether a queue that is in error ([`Ready::is_broken`](super::waker::Ready::is_broken)) is so
+    /// Whether a queue that is in error (`Ready::is_broken`) is so
     /// for good, because the device was deleted. One of a NIC that went down is in error until it is
     /// read, and works again when the NIC is up.
     pub fn is_lost(&self) -> bool {
@@ -520,12 +523,12 @@ impl TapQueue {
     /// # Errors
     /// `EIO` while the device is down, `EINVAL` when header and frame do not fit together, `EBADFD`
     /// when the device was deleted. For a NIC, `ENETDOWN` and `ENXIO` in the same order, `EMSGSIZE`
-    /// when the frame is too large for it ([`is_too_big`]), `EAGAIN` or `ENOBUFS` when it is behind.
+    /// when the frame is too large for it (`is_too_big`), `EAGAIN` or `ENOBUFS` when it is behind.
     pub fn write(&self, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
         self.write_all(vnet, &[IoSlice::new(vnet.as_bytes()), IoSlice::new(frame)])
     }
 
-    /// Writes one frame that lies in up to [`MAX_PARTS`] pieces.
+    /// Writes one frame that lies in up to `MAX_PARTS` pieces.
     ///
     /// # Errors
     /// As [`write`](Self::write), and `InvalidInput` for too many pieces.

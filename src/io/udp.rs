@@ -19,11 +19,13 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-pub use self::batch::{Received, RecvBatch};
-pub use self::gate::{Gate, GuestList};
+#[cfg(test)]
+pub(crate) use self::batch::Received;
+pub(crate) use self::batch::RecvBatch;
+pub(crate) use self::gate::GuestList;
 use self::pauses::{Pauses, Place};
 use self::senders::Patience;
-pub use self::senders::Senders;
+pub(crate) use self::senders::Senders;
 use super::sys::mmsg::Notes;
 use super::sys::{self, SocketOption};
 use crate::wire::local::Local;
@@ -35,10 +37,10 @@ mod pauses;
 mod senders;
 
 /// The most datagrams in one GSO send; newer kernels take 128.
-pub const MAX_SEGMENTS: usize = 64;
+pub(crate) const MAX_SEGMENTS: usize = 64;
 
 /// The most bytes in one GSO send: with its headers it must fit the length field of an IP packet.
-pub const MAX_TRAIN: usize = 65_000;
+pub(crate) const MAX_TRAIN: usize = 65_000;
 
 /// How long one train waits for room in the socket before the rest of it is dropped.
 const PATIENCE: Duration = Duration::from_millis(2);
@@ -52,7 +54,7 @@ const BUFFER_BYTES: usize = 8 << 20;
 /// Why a socket cannot be opened. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum BindError {
+pub(crate) enum BindError {
     /// Another socket has the port.
     #[error(
         "UDP port {} is in use at {}: stop the program that uses it (`ss -lunp` shows it) or \
@@ -85,7 +87,7 @@ pub enum BindError {
 
 /// What a kernel can do for UDP; probed when a socket is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capabilities {
+pub(crate) struct Capabilities {
     /// Cuts a train into datagrams (UDP_SEGMENT).
     pub gso: bool,
     /// Merges received datagrams into trains (UDP_GRO).
@@ -94,7 +96,7 @@ pub struct Capabilities {
 
 /// What became of the datagrams of a train.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SendReport {
+pub(crate) struct SendReport {
     /// Taken by the kernel.
     pub sent: usize,
     /// Dropped here, because the kernel had no room for them.
@@ -106,7 +108,7 @@ pub struct SendReport {
 /// A train of which only the beginning was sent, if anything.
 #[derive(Debug, thiserror::Error)]
 #[error("a train ended after {sent} datagrams")]
-pub struct SendFailure {
+pub(crate) struct SendFailure {
     /// Datagrams of it that the kernel took before.
     pub sent: usize,
     /// Why the rest was not sent.
@@ -117,7 +119,7 @@ pub struct SendFailure {
 /// Why the rest of a train was not sent. None of these harms the socket.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SendError {
+pub(crate) enum SendError {
     /// The datagrams are larger than the MTU of the interface that they would leave by.
     #[error("datagrams of {datagram_bytes} bytes are too big for the interface to {to}")]
     TooBig {
@@ -146,7 +148,7 @@ pub enum SendError {
 
 /// An unconnected, non-blocking UDP socket. All methods take `&self`; threads may share it.
 #[derive(Debug)]
-pub struct UdpSocket {
+pub(crate) struct UdpSocket {
     socket: Socket,
     is_ipv6: bool,
     capabilities: Capabilities,
@@ -162,7 +164,7 @@ impl UdpSocket {
     ///
     /// # Errors
     /// When the port is taken, the address is not ours, or the kernel refuses.
-    pub fn bind(listen: SocketAddr) -> Result<Self, BindError> {
+    pub(crate) fn bind(listen: SocketAddr) -> Result<Self, BindError> {
         match Self::bind_one(listen, false) {
             Err(error) if listen.ip() == Ipv6Addr::UNSPECIFIED && is_without_ipv6(&error) => {
                 let listen = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), listen.port());
@@ -228,7 +230,7 @@ impl UdpSocket {
     ///
     /// # Errors
     /// Never on a socket that is open.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         let address = self.socket.local_addr()?;
         address
             .as_socket()
@@ -239,7 +241,7 @@ impl UdpSocket {
     ///
     /// # Errors
     /// When the process has too many open files.
-    pub fn try_clone(&self) -> io::Result<Self> {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             socket: self.socket.try_clone()?,
             is_ipv6: self.is_ipv6,
@@ -250,7 +252,7 @@ impl UdpSocket {
     }
 
     /// What the kernel does for this socket.
-    pub fn capabilities(&self) -> Capabilities {
+    pub(crate) fn capabilities(&self) -> Capabilities {
         self.capabilities
     }
 
@@ -258,7 +260,7 @@ impl UdpSocket {
     ///
     /// # Errors
     /// Never on a socket that is open.
-    pub fn restrict(&mut self, allowed: Capabilities) -> io::Result<()> {
+    pub(crate) fn restrict(&mut self, allowed: Capabilities) -> io::Result<()> {
         self.capabilities.gso &= allowed.gso;
         if self.capabilities.gro && !allowed.gro {
             sys::set_option(self.socket.as_fd(), SocketOption::UdpGro, 0)?;
@@ -269,7 +271,8 @@ impl UdpSocket {
 
     /// Whether trains to `to` leave in one piece now. Where the interface or the kernel refuses to
     /// cut them, they leave as single datagrams for a minute; then one is tried again.
-    pub fn uses_gso(&self, to: SocketAddr) -> bool {
+    #[cfg(test)]
+    pub(crate) fn uses_gso(&self, to: SocketAddr) -> bool {
         self.may_segment(Place::of(to), now)
     }
 
@@ -277,19 +280,17 @@ impl UdpSocket {
     ///
     /// # Errors
     /// Never on a socket that is open.
-    pub fn buffer_bytes(&self) -> io::Result<(usize, usize)> {
+    #[cfg(test)]
+    pub(crate) fn buffer_bytes(&self) -> io::Result<(usize, usize)> {
         Ok((
             self.socket.recv_buffer_size()?,
             self.socket.send_buffer_size()?,
         ))
     }
 
-    /// Sends `train` as datagrams of `segment_size` bytes, the last of which may be shorter.
-    ///
-    /// # Errors
-    /// When the kernel refuses; what was already sent is on its way, and the rest is not attempted.
-    /// No error is lasting: the next call starts afresh.
-    pub fn send_train(
+    /// [`send_train_from`](Self::send_train_from) where the kernel says.
+    #[cfg(test)]
+    pub(crate) fn send_train(
         &self,
         to: SocketAddr,
         train: &[u8],
@@ -298,11 +299,13 @@ impl UdpSocket {
         self.send_train_from(None, to, train, segment_size)
     }
 
-    /// The same from an address of ours, or from where the kernel says if that is gone.
+    /// Sends `train` as datagrams of `segment_size` bytes, the last of which may be shorter.
+    /// It leaves from `local`, an address of ours, or from where the kernel says if that is none or gone.
     ///
     /// # Errors
-    /// As [`send_train`](Self::send_train).
-    pub fn send_train_from(
+    /// When the kernel refuses; what was already sent is on its way, and the rest is not attempted.
+    /// No error is lasting: the next call starts afresh.
+    pub(crate) fn send_train_from(
         &self,
         local: Option<Local>,
         to: SocketAddr,
@@ -313,7 +316,7 @@ impl UdpSocket {
         self.send_with(&mut Patience::Endless, now, to, notes, train, segment_size)
     }
 
-    /// [`send_train`](Self::send_train) by the time of `clock`, which is read when GSO has failed or
+    /// [`send_train_from`](Self::send_train_from) by the time of `clock`, which is read when GSO has failed or
     /// the socket is full, with what the socket itself does not say.
     fn send_with(
         &self,
@@ -358,7 +361,7 @@ impl UdpSocket {
     ///
     /// # Errors
     /// Only those that make the socket useless; errors about single datagrams are skipped.
-    pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
+    pub(crate) fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
         // Bounded, so that a flood of ICMP errors cannot hold the thread here.
         for _ in 0..16 {
             match batch.receive(self.socket.as_fd()) {
@@ -534,7 +537,7 @@ fn bind_ahead(socket: &Socket, listen: SocketAddr) -> io::Result<()> {
     clippy::disallowed_methods,
     reason = "asks the kernel by a socket that nothing is sent by"
 )]
-pub fn is_here(address: SocketAddr) -> bool {
+pub(crate) fn is_here(address: SocketAddr) -> bool {
     let mut any_port = address;
     any_port.set_port(0);
     std::net::UdpSocket::bind(any_port).is_ok()

@@ -17,7 +17,7 @@ pub(crate) use super::sys::readiness::Readiness;
 
 /// Ends a [`wait`] from any thread. Clones share one state: awake or not.
 #[derive(Clone, Debug)]
-pub struct Waker {
+pub(crate) struct Waker {
     event: Arc<File>,
 }
 
@@ -26,14 +26,14 @@ impl Waker {
     ///
     /// # Errors
     /// When the process has too many open files.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             event: Arc::new(sys::eventfd()?),
         })
     }
 
     /// Makes the descriptor ready until someone calls [`clear`](Self::clear). Never blocks.
-    pub fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // Fails only when the counter is full, and then the descriptor is ready anyway.
         let _ = (&*self.event).write(&1u64.to_ne_bytes());
     }
@@ -41,7 +41,7 @@ impl Waker {
     /// Goes back to sleep. Returns whether anyone had called [`wake`](Self::wake).
     ///
     /// Clear first and look for work second, or a wake between the two is lost.
-    pub fn clear(&self) -> bool {
+    pub(crate) fn clear(&self) -> bool {
         (&*self.event).read(&mut [0; 8]).is_ok()
     }
 }
@@ -63,29 +63,29 @@ impl AsFd for Waker {
 }
 
 /// The most descriptors that one [`wait`] takes.
-pub const MAX_FDS: usize = 16;
+pub(crate) const MAX_FDS: usize = 16;
 
 /// Which descriptors of a [`wait`] are ready, by their position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ready {
+pub(crate) struct Ready {
     readable: u16,
     broken: u16,
 }
 
 impl Ready {
     /// Whether a read of descriptor `position` returns something, be it an error.
-    pub fn is_readable(self, position: usize) -> bool {
+    pub(crate) fn is_readable(self, position: usize) -> bool {
         self.readable >> position & 1 == 1
     }
 
     /// Whether descriptor `position` is in error, was hung up or is not open. A TAP whose device
     /// was deleted shows this.
-    pub fn is_broken(self, position: usize) -> bool {
+    pub(crate) fn is_broken(self, position: usize) -> bool {
         self.broken >> position & 1 == 1
     }
 
     /// Whether nothing happened before the timeout.
-    pub fn is_timeout(self) -> bool {
+    pub(crate) fn is_timeout(self) -> bool {
         self == Self::default()
     }
 }
@@ -96,7 +96,7 @@ impl Ready {
 ///
 /// # Errors
 /// When there are more than [`MAX_FDS`] descriptors.
-pub fn wait(fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<Ready> {
+pub(crate) fn wait(fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<Ready> {
     if fds.len() > MAX_FDS {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,

@@ -13,13 +13,14 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// Where the bus is.
 #[derive(Clone, Debug, Default)]
-pub struct Bus {
+pub(crate) struct Bus {
     address: Option<String>,
 }
 
 impl Bus {
     /// At this address, as the D-Bus specification writes it; the default value is the system bus.
-    pub fn at(address: impl Into<String>) -> Self {
+    #[cfg(test)]
+    pub(crate) fn at(address: impl Into<String>) -> Self {
         Self {
             address: Some(address.into()),
         }

@@ -7,7 +7,7 @@
 //! remove   the same backwards; a device that was adopted is left as it was found
 //! ```
 //!
-//! A NIC ([`Backend::Packet`]) is an adopted device of which nothing changes but that it is up.
+//! A NIC ([`Backend::Packet`](crate::io::tap::Backend::Packet)) is an adopted device of which nothing changes but that it is up.
 //!
 //! A step that fails undoes the ones before it. Ties together `tap`, `link`, `lock` and `journal`;
 //! the provider calls it when settings are applied, on the control thread.
@@ -18,10 +18,10 @@ mod interface;
 mod report;
 mod request;
 
-pub use self::{
+pub(crate) use self::{
     drift::Drift,
-    error::DeviceError,
     interface::Device,
-    report::{DeviceInfo, DeviceReport},
+    report::DeviceReport,
     request::{DeviceRequest, Ipv6Mode},
 };
+pub use self::{error::DeviceError, report::DeviceInfo};

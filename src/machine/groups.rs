@@ -30,7 +30,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When the table of groups cannot be opened.
-pub fn watch(
+pub(crate) fn watch(
     index: impl Fn() -> Option<u32> + Send + Sync + 'static,
 ) -> io::Result<(
     watch::Receiver<BTreeSet<[u8; 6]>>,

@@ -13,14 +13,14 @@ mod port;
 mod vlans;
 mod watch;
 
+pub use self::error::LinkError;
 pub(super) use self::error::io_error;
 pub(super) use self::port::forward_policies;
-pub use self::{
-    error::LinkError,
+pub(crate) use self::{
     info::{ADDR_GEN_NONE, LinkInfo, is_radio},
     links::Links,
     netfilter::ForwardChain,
     port::{KernelCounters, PortReport, ranges},
     vlans::PortVlans,
-    watch::{LinkEvent, LinkWatch},
+    watch::LinkEvent,
 };

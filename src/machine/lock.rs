@@ -64,7 +64,7 @@ fn remedy(error: &io::Error) -> &'static str {
 
 /// The name of a tunnel, for this process alone.
 #[derive(Debug)]
-pub struct RunLock {
+pub(crate) struct RunLock {
     _file: LockFile,
 }
 
@@ -73,7 +73,7 @@ impl RunLock {
     ///
     /// # Errors
     /// When another holder lives, or the directory is not writable.
-    pub fn acquire(dir: &Path, tunnel: &str) -> Result<Self, LockError> {
+    pub(crate) fn acquire(dir: &Path, tunnel: &str) -> Result<Self, LockError> {
         let file = LockFile::acquire(dir.join(format!("{tunnel}.lock")));
         // Once in a while, and a start is one.
         sweep(dir);
@@ -92,7 +92,7 @@ impl RunLock {
 /// The kernel guards only devices with a single queue: any process may join a multi-queue TAP, and
 /// would take away some of its frames.
 #[derive(Debug)]
-pub struct DeviceLock {
+pub(crate) struct DeviceLock {
     _file: LockFile,
 }
 
@@ -101,7 +101,7 @@ impl DeviceLock {
     ///
     /// # Errors
     /// When another holder lives, or the directory is not writable.
-    pub fn acquire(dir: &Path, device: &str) -> Result<Self, LockError> {
+    pub(crate) fn acquire(dir: &Path, device: &str) -> Result<Self, LockError> {
         let at = |source| LockError::Io {
             path: PathBuf::from(NAMESPACE),
             source,

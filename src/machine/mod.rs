@@ -26,24 +26,24 @@
 //! `machine` uses `io` for the TAP and for system calls, and knows no peers, keys or VLANs. Netlink
 //! connections belong to the network namespace of the thread that opens them.
 
-pub mod bus;
-pub mod device;
-pub mod dns;
+pub(crate) mod bus;
+pub(crate) mod device;
+pub(crate) mod dns;
 pub(crate) mod file;
-pub mod groups;
-pub mod link;
-pub mod lock;
-pub mod namespace;
-pub mod path;
-pub mod power;
-pub mod proxy;
+pub(crate) mod groups;
+pub(crate) mod link;
+pub(crate) mod lock;
+pub(crate) mod namespace;
+pub(crate) mod path;
+pub(crate) mod power;
+pub(crate) mod proxy;
 pub(crate) mod resolver;
-pub mod routing;
+pub(crate) mod routing;
 pub mod service;
 pub mod signals;
-pub mod sockets;
-pub mod way;
-pub mod way_back;
+pub(crate) mod sockets;
+pub(crate) mod way;
+pub(crate) mod way_back;
 
 mod changes;
 mod journal;
@@ -53,7 +53,7 @@ mod options;
 use crate::io::sys;
 
 /// The user that this process acts as.
-pub fn effective_user() -> u32 {
+pub(crate) fn effective_user() -> u32 {
     sys::effective_uid()
 }
 

@@ -30,7 +30,7 @@ const NAMES: &str = "/run/netns";
 
 /// A network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Namespace {
+pub(crate) enum Namespace {
     /// One that `ip netns` knows.
     Named(String),
     /// One that this process is in.
@@ -41,7 +41,7 @@ pub enum Namespace {
 
 impl Namespace {
     /// The one that has this number in the namespace of this thread.
-    pub async fn with_id(id: i32) -> Self {
+    pub(crate) async fn with_id(id: i32) -> Self {
         let Ok((connection, mut handle, _)) = rtnetlink::new_connection() else {
             return Self::Unknown;
         };
@@ -64,12 +64,12 @@ impl Namespace {
     }
 
     /// The one of this thread.
-    pub fn own() -> Self {
+    pub(crate) fn own() -> Self {
         namespace_inode().map_or(Self::Unknown, Self::with_inode)
     }
 
     /// The command that moves the interface `name` from here to `target`.
-    pub fn command_to_move(&self, name: &str, target: &Self) -> String {
+    pub(crate) fn command_to_move(&self, name: &str, target: &Self) -> String {
         let ip = match self {
             Self::Named(namespace) => format!("ip -n {namespace}"),
             Self::OfProcess(pid) => format!("nsenter -t {pid} -n ip"),

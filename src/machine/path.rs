@@ -88,7 +88,7 @@ pub struct Path {
 ///
 /// # Errors
 /// When no netlink socket can be had.
-pub fn watch(
+pub(crate) fn watch(
     mark: Mark,
     is_own: impl Fn(u32) -> bool + Send + Sync + 'static,
 ) -> io::Result<(watch::Receiver<Path>, impl Future<Output = ()> + Send)> {

@@ -37,7 +37,7 @@ const DEFAULT_DELAY: Duration = Duration::from_secs(5);
 
 /// What the machine does.
 #[derive(Clone, Debug)]
-pub enum PowerEvent {
+pub(crate) enum PowerEvent {
     /// It is about to sleep. It waits until the guard is dropped, but not beyond its deadline.
     Sleep(SleepGuard),
     /// It woke up, or did not sleep after all.
@@ -46,7 +46,7 @@ pub enum PowerEvent {
 
 /// Keeps the machine from sleeping, until it and its clones are dropped or its time is up.
 #[derive(Clone, Debug)]
-pub struct SleepGuard {
+pub(crate) struct SleepGuard {
     deadline: Instant,
     /// Dropped with the last clone, which the other end notices.
     _held: Arc<oneshot::Sender<()>>,
@@ -54,7 +54,7 @@ pub struct SleepGuard {
 
 impl SleepGuard {
     /// When the machine sleeps whether the guard is held or not.
-    pub fn deadline(&self) -> Instant {
+    pub(crate) fn deadline(&self) -> Instant {
         self.deadline
     }
 }
@@ -62,14 +62,14 @@ impl SleepGuard {
 /// The machine's sleep cannot be followed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action}")]
-pub struct PowerError {
+pub(crate) struct PowerError {
     action: &'static str,
     source: Box<zbus::Error>,
 }
 
 /// A watch over the machine's sleep. It ends when it is dropped.
 #[derive(Debug)]
-pub struct Power {
+pub(crate) struct Power {
     events: mpsc::UnboundedReceiver<PowerEvent>,
 }
 
@@ -79,7 +79,7 @@ impl Power {
     ///
     /// # Errors
     /// When there is no system bus, or no logind on it.
-    pub async fn watch(bus: &Bus, why: &str) -> Result<Self, PowerError> {
+    pub(crate) async fn watch(bus: &Bus, why: &str) -> Result<Self, PowerError> {
         let failed = |action| {
             move |source: zbus::Error| PowerError {
                 action,
@@ -108,7 +108,7 @@ impl Power {
     }
 
     /// The next event; `None` when logind cannot be heard any more. May be dropped and called again.
-    pub async fn next(&mut self) -> Option<PowerEvent> {
+    pub(crate) async fn next(&mut self) -> Option<PowerEvent> {
         self.events.recv().await
     }
 }

@@ -17,7 +17,7 @@ const MODE: u32 = 0o644;
 
 /// What shall be published. Texts must be free of white space and quotes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ProxyRequest {
+pub(crate) struct ProxyRequest {
     /// Where a proxy auto-configuration script is.
     pub auto_config_url: Option<String>,
     /// Host and port for HTTP.
@@ -42,7 +42,7 @@ pub struct ProxyError {
 
 /// What became of the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProxyOutcome {
+pub(crate) enum ProxyOutcome {
     /// There is none.
     None,
     /// It is in this file.
@@ -51,14 +51,14 @@ pub enum ProxyOutcome {
 
 /// The proxy of one tunnel.
 #[derive(Debug)]
-pub struct Proxy {
+pub(crate) struct Proxy {
     tunnel: String,
     path: PathBuf,
 }
 
 impl Proxy {
     /// The proxy of `tunnel`, in the run directory; nothing is written yet.
-    pub fn new(run_dir: &Path, tunnel: &str) -> Self {
+    pub(crate) fn new(run_dir: &Path, tunnel: &str) -> Self {
         Self {
             tunnel: tunnel.to_owned(),
             path: run_dir.join(format!("{tunnel}.proxy.env")),
@@ -70,7 +70,7 @@ impl Proxy {
     ///
     /// # Errors
     /// When the run directory does not permit it.
-    pub fn apply(&self, wanted: Option<&ProxyRequest>) -> Result<ProxyOutcome, ProxyError> {
+    pub(crate) fn apply(&self, wanted: Option<&ProxyRequest>) -> Result<ProxyOutcome, ProxyError> {
         let outcome = match wanted {
             Some(wanted) => self.write(&text(&self.tunnel, wanted)),
             None => file::remove(&self.path),

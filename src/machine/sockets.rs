@@ -59,7 +59,7 @@ impl From<SocketError> for io::Error {
 
 /// The side of the tunnel that a socket takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     /// Through the interface with this index.
     Through(u32),
     /// Outside of every tunnel whose rules leave this mark out.
@@ -71,7 +71,7 @@ impl Side {
     ///
     /// # Errors
     /// When there is no such interface, the mark is not permitted, or `remote` does not answer.
-    pub async fn tcp(self, remote: SocketAddr) -> Result<TcpStream, SocketError> {
+    pub(crate) async fn tcp(self, remote: SocketAddr) -> Result<TcpStream, SocketError> {
         let what = || format!("connect to {remote}");
         let socket = match remote {
             SocketAddr::V4(_) => TcpSocket::new_v4(),
@@ -87,7 +87,7 @@ impl Side {
     ///
     /// # Errors
     /// When there is no such interface, the mark is not permitted, or there is no way to `remote`.
-    pub async fn udp(
+    pub(crate) async fn udp(
         self,
         remote: SocketAddr,
         local: Option<SocketAddr>,
@@ -135,7 +135,7 @@ impl Side {
 ///
 /// # Errors
 /// [`SocketError::NotPermitted`] without CAP_NET_ADMIN.
-pub fn protect(socket: &impl AsFd, mark: Mark) -> Result<(), SocketError> {
+pub(crate) fn protect(socket: &impl AsFd, mark: Mark) -> Result<(), SocketError> {
     let socket = SockRef::from(socket);
     let set = || socket.set_mark(mark.apply_to(socket.mark()?));
     set().map_err(|error| match error.kind() {

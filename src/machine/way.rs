@@ -18,14 +18,14 @@ use crate::io::mark::Mark;
 
 /// One way to an address. Equal ways have the same link, next router and address of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Way {
+pub(crate) struct Way {
     interface: Option<u32>,
     gateway: Option<RouteAddress>,
     source: Option<RouteAddress>,
 }
 
 /// Asks the kernel for ways.
-pub struct Ways {
+pub(crate) struct Ways {
     netlink: Netlink,
     mark: Mark,
 }
@@ -35,13 +35,13 @@ impl Ways {
     ///
     /// # Errors
     /// When no netlink socket can be had.
-    pub fn connect(mark: Mark) -> io::Result<Self> {
+    pub(crate) fn connect(mark: Mark) -> io::Result<Self> {
         let netlink = Netlink::connect()?;
         Ok(Self { netlink, mark })
     }
 
     /// The way to `address`, `None` if there is none.
-    pub async fn to(&self, address: SocketAddr) -> Option<Way> {
+    pub(crate) async fn to(&self, address: SocketAddr) -> Option<Way> {
         let way = self.ask(address).await;
         if way.is_none() && !self.netlink.is_well() {
             return self.ask(address).await;
@@ -57,7 +57,7 @@ impl Ways {
     }
 
     /// The largest packet that the link of `way` takes.
-    pub async fn link_mtu(&self, way: &Way) -> Option<u32> {
+    pub(crate) async fn link_mtu(&self, way: &Way) -> Option<u32> {
         let handle = self.netlink.handle();
         let links = handle.link().get().match_index(way.interface?);
         let link = std::pin::pin!(links.execute()).try_next().await.ok()??;
@@ -82,7 +82,7 @@ impl Ways {
 
 impl Way {
     /// The number of the link.
-    pub fn interface(&self) -> Option<u32> {
+    pub(crate) fn interface(&self) -> Option<u32> {
         self.interface
     }
 

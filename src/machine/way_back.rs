@@ -19,7 +19,7 @@ use crate::io::mark::Mark;
 use crate::wire::local::Local;
 
 /// Asks the kernel of the network namespace in which it was opened.
-pub struct WayBack {
+pub(crate) struct WayBack {
     kernel: Socket,
     mark: Mark,
     questions: u32,
@@ -37,7 +37,7 @@ impl WayBack {
     ///
     /// # Errors
     /// When no netlink socket can be had.
-    pub fn open(mark: Mark) -> io::Result<Self> {
+    pub(crate) fn open(mark: Mark) -> io::Result<Self> {
         let mut kernel = Socket::new(NETLINK_ROUTE)?;
         kernel.bind_auto()?;
         kernel.connect(&NetlinkAddr::new(0, 0))?;
@@ -50,7 +50,7 @@ impl WayBack {
 
     /// What an answer to `remote` must say of where it leaves from, if `remote` has called `called`.
     /// None: nothing, the kernel chooses that anyway.
-    pub fn to(&mut self, remote: SocketAddr, called: Local) -> Option<Local> {
+    pub(crate) fn to(&mut self, remote: SocketAddr, called: Local) -> Option<Local> {
         let remote = remote.ip().to_canonical();
         if remote.is_ipv4() != called.address.is_ipv4() {
             return None;

@@ -29,7 +29,7 @@ mod meter;
 mod notices;
 mod offload;
 mod outbound;
-pub mod plan;
+pub(crate) mod plan;
 mod portion;
 mod precedence;
 mod presence;
@@ -82,10 +82,10 @@ use crate::{
     },
 };
 
-pub use self::view::{EngineEvent, EngineView, PortView, Stopped};
+pub(crate) use self::view::{EngineEvent, EngineView, PortView, Stopped};
 
 /// What an engine works with.
-pub struct EngineConfig {
+pub(crate) struct EngineConfig {
     /// Identity and ciphers; the number of lanes is that of the queues.
     pub node: NodeConfig,
     /// The peers, in the order of their ports.
@@ -104,7 +104,7 @@ pub struct EngineConfig {
 }
 
 /// A peer, with what only people and the resolver need.
-pub struct EnginePeer {
+pub(crate) struct EnginePeer {
     /// What the protocol needs.
     pub settings: PeerSettings,
     /// For logs and `show`.
@@ -125,7 +125,7 @@ impl EnginePeer {
 }
 
 /// A running engine. Dropped without [`Engine::stop`], it stops without saying good-bye to peers.
-pub struct Engine {
+pub(crate) struct Engine {
     plan: CorePlan,
     local_addr: SocketAddr,
     udp: Capabilities,
@@ -146,7 +146,7 @@ impl Engine {
     /// # Errors
     /// When the kernel has no threads or descriptors left, without a queue or a socket, and for a wire
     /// with another number of peers than one.
-    pub fn start(
+    pub(crate) fn start(
         mut config: EngineConfig,
         queues: Vec<Arc<TapQueue>>,
         mut sockets: Vec<UdpSocket>,
@@ -198,28 +198,28 @@ impl Engine {
     }
 
     /// The plan in use.
-    pub fn plan(&self) -> &CorePlan {
+    pub(crate) fn plan(&self) -> &CorePlan {
         &self.plan
     }
 
     /// The UDP address in use.
-    pub fn local_addr(&self) -> SocketAddr {
+    pub(crate) fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
     /// What the kernel does for the UDP sockets.
-    pub fn udp(&self) -> Capabilities {
+    pub(crate) fn udp(&self) -> Capabilities {
         self.udp
     }
 
     /// The state of peers, counters and switch. `None` if the control task has ended or is stuck.
-    pub async fn view(&self) -> Option<EngineView> {
+    pub(crate) async fn view(&self) -> Option<EngineView> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::View(reply), answer).await
     }
 
     /// Looks at the switch's table of addresses, or changes it. `None` as of [`Engine::view`].
-    pub async fn fdb(&self, request: FdbRequest) -> Option<Reply> {
+    pub(crate) async fn fdb(&self, request: FdbRequest) -> Option<Reply> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Fdb(request, reply), answer).await
     }
@@ -235,14 +235,14 @@ impl Engine {
 
     /// Links, addresses or routes of this machine changed: peers to whom the way is another now hear from
     /// us, and datagrams to those by a link of another MTU have another size.
-    pub async fn handle_network_change(&self) {
+    pub(crate) async fn handle_network_change(&self) {
         // A control task that has ended has nobody to tell.
         let _ = self.commands.send(Command::NetworkChanged).await;
     }
 
     /// Says good-bye to the peers and ends all threads and tasks. One that does not end in time is left
     /// behind.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         const PATIENCE: Duration = Duration::from_secs(2);
         let (reply, done) = oneshot::channel();
         let farewell = async {

@@ -24,7 +24,7 @@ const ENDS: usize = 4;
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct PlanRequest {
+pub(crate) struct PlanRequest {
     /// Staged, or inline.
     pub staged: bool,
     /// Lanes of the inline plan; `None`: by the number of cores. The staged plan has one.
@@ -39,7 +39,7 @@ pub struct PlanRequest {
 
 /// The plan of one tunnel.
 #[derive(Clone, Debug)]
-pub struct CorePlan {
+pub(crate) struct CorePlan {
     /// Lanes: TAP queues, each with an outbound thread.
     pub lanes: usize,
     /// UDP sockets, each with an inbound thread: as many as lanes, or one for all.
@@ -56,7 +56,7 @@ pub struct CorePlan {
 
 impl CorePlan {
     /// Makes a plan for the cores of this machine.
-    pub fn choose(request: PlanRequest) -> Self {
+    pub(crate) fn choose(request: PlanRequest) -> Self {
         Self::choose_for(core_affinity::get_core_ids().unwrap_or_default(), request)
     }
 
@@ -91,7 +91,7 @@ impl CorePlan {
     }
 
     /// `inline` or `staged`.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         if self.workers.is_some() {
             "staged"
         } else {
@@ -100,7 +100,7 @@ impl CorePlan {
     }
 
     /// The data threads.
-    pub fn thread_names(&self) -> Vec<String> {
+    pub(crate) fn thread_names(&self) -> Vec<String> {
         let Some(workers) = self.workers else {
             let outbound = (0..self.lanes).map(|lane| numbered("outbound", lane, self.lanes));
             let inbound = (0..self.receivers).map(|lane| numbered("inbound", lane, self.receivers));
@@ -116,7 +116,7 @@ impl CorePlan {
     }
 
     /// The core of a data thread, if threads are pinned. Core 0 comes last: interrupts like it.
-    pub fn core_of(&self, thread: &str) -> Option<CoreId> {
+    pub(crate) fn core_of(&self, thread: &str) -> Option<CoreId> {
         if !self.pinned {
             return None;
         }

@@ -17,7 +17,7 @@ pub(super) const EVENTS: usize = 16;
 
 /// What the engine tells its owner.
 #[derive(Debug)]
-pub enum EngineEvent {
+pub(crate) enum EngineEvent {
     /// The first peer became reachable.
     Reachable,
     /// The last reachable peer was lost.
@@ -33,7 +33,7 @@ pub enum EngineEvent {
 
 /// A snapshot for `show`.
 #[derive(Debug)]
-pub struct EngineView {
+pub(crate) struct EngineView {
     /// The peers, in the order of their ports.
     pub peers: Vec<(String, PeerView, Rates)>,
     /// Frames and bytes read off the TAP, then those written to it.
@@ -54,7 +54,7 @@ pub struct EngineView {
 
 /// A port of the switch.
 #[derive(Debug)]
-pub struct PortView {
+pub(crate) struct PortView {
     /// The loop that it is blocked for.
     pub blocked_by_loop: Option<Blocked>,
     /// A bridge protocol data unit came, where none may.
@@ -67,7 +67,7 @@ pub struct PortView {
 
 /// Why a data thread ended.
 #[derive(Debug)]
-pub enum Stopped {
+pub(crate) enum Stopped {
     /// It was asked to.
     Asked,
     /// The TAP was deleted.

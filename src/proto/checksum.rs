@@ -26,7 +26,7 @@ enum Kind {
 ///
 /// # Errors
 /// [`DropReason::BadOffload`] when it does not lie inside of the frame.
-pub fn finish_any(frame: &mut [u8], checksum: Checksum) -> Result<(), DropReason> {
+pub(crate) fn finish_any(frame: &mut [u8], checksum: Checksum) -> Result<(), DropReason> {
     match kind(frame, checksum) {
         Some(Kind::Internet) => finish_checksum(frame, checksum),
         Some(Kind::Crc32c) => finish_crc32c(frame, checksum),

@@ -9,14 +9,14 @@
 use std::time::{Duration, Instant};
 
 /// A queue may stand this long before the first signal, and signals are this far apart at first.
-pub const INTERVAL: Duration = Duration::from_millis(4);
+pub(crate) const INTERVAL: Duration = Duration::from_millis(4);
 
 /// More signals do not come closer: a flood that heeds none must not make every portion pay.
 const MAX_SIGNALS: u32 = 1 << 12;
 
 /// The state of one queue.
 #[derive(Debug, Default)]
-pub struct Codel {
+pub(crate) struct Codel {
     /// When the queue will have stood for an interval; `None` while it does not stand.
     due: Option<Instant>,
     /// Signals since it began to stand.
@@ -33,12 +33,12 @@ pub struct Codel {
 impl Codel {
     /// The next portion is one of a queue that stands.
     #[cfg(fuzzing)]
-    pub fn insist(&mut self) {
+    pub(crate) fn insist(&mut self) {
         self.insists = true;
     }
 
     /// Notes one portion. True if one sender should be told to slow down, now.
-    pub fn observe(&mut self, now: Instant, is_full: bool) -> bool {
+    pub(crate) fn observe(&mut self, now: Instant, is_full: bool) -> bool {
         #[cfg(fuzzing)]
         if std::mem::take(&mut self.insists) {
             return true;

@@ -45,7 +45,7 @@ const MAX_PIECES: usize = MAX_SEGMENTS;
 
 /// How to cut a frame.
 #[derive(Clone, Copy, Debug)]
-pub struct Cut {
+pub(crate) struct Cut {
     headers: Headers,
     /// Where the payload begins.
     payload: usize,
@@ -60,7 +60,7 @@ pub struct Cut {
 impl Cut {
     /// Finds the headers of a super-frame that a device of this machine handed over. `checksum` is
     /// the place of the inner transport header, if the device told it.
-    pub fn find(
+    pub(crate) fn find(
         whole: &[u8],
         segmentation: Segmentation,
         checksum: Option<Checksum>,
@@ -123,17 +123,17 @@ impl Cut {
     }
 
     /// Bytes of all headers, which each piece begins with.
-    pub fn headers_len(&self) -> usize {
+    pub(crate) fn headers_len(&self) -> usize {
         self.payload
     }
 
     /// Segments that the frame stands for.
-    pub fn segments(&self) -> usize {
+    pub(crate) fn segments(&self) -> usize {
         (self.total - self.payload).div_ceil(self.segmentation.size.into())
     }
 
     /// The first `segments` in pieces.
-    pub fn pieces(&self, segments: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    pub(crate) fn pieces(&self, segments: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let longest = self.longest;
         (0..segments)
             .step_by(longest)
@@ -141,7 +141,7 @@ impl Cut {
     }
 
     /// Where the payload of these segments lies in the frame.
-    pub fn payload(&self, run: &Range<usize>) -> Range<usize> {
+    pub(crate) fn payload(&self, run: &Range<usize>) -> Range<usize> {
         let size = usize::from(self.segmentation.size);
         let at = |segment: usize| (self.payload + segment * size).min(self.total);
         at(run.start)..at(run.end)
@@ -149,7 +149,7 @@ impl Cut {
 
     /// Finishes a piece, which is a copy of the headers with the payload of `run` behind them. What is
     /// open in it then is for a peer's kernel.
-    pub fn finish(&self, piece: &mut [u8], run: &Range<usize>) -> Option<Open> {
+    pub(crate) fn finish(&self, piece: &mut [u8], run: &Range<usize>) -> Option<Open> {
         self.write_headers(piece, piece.len(), run);
         if run.len() > 1 {
             return Some(Open {
@@ -272,7 +272,7 @@ fn finish_at(piece: &mut [u8], start: usize, offset: u16) {
 
 /// Takes the jumbo payload option (RFC 2675) out, with which IPv6 packets of more than 64 KiB come, by
 /// moving what is in front of it. Returns by how many bytes.
-pub fn leave_out_jumbo_option(frame: &mut [u8]) -> usize {
+pub(crate) fn leave_out_jumbo_option(frame: &mut [u8]) -> usize {
     const LEN: usize = 8;
     // Hop-by-hop options with nothing but the length.
     const OPTION: [u8; 3] = [0, 0xc2, 4];

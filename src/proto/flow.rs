@@ -11,7 +11,7 @@ use super::superframe::ethertype;
 /// A number that all frames of a flow have in common: one direction of a TCP connection, for
 /// example, or all ARP between two stations. Different flows may share one, and are then kept in
 /// order as if they were one.
-pub fn flow_of(frame: &[u8]) -> u64 {
+pub(crate) fn flow_of(frame: &[u8]) -> u64 {
     let (ethertype, network) = ethertype(frame).unwrap_or((0, frame.len()));
     let at = |from: usize, len: usize| frame.get(from..from + len).unwrap_or_default();
     let mut hash = Fnv::default();

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The protocol without sockets, threads or clocks (PROTOCOL.md).
-pub mod checksum;
-pub mod codel;
-pub mod cut;
+pub(crate) mod checksum;
+pub(crate) mod codel;
+pub(crate) mod cut;
 mod flaps;
-pub mod flow;
+pub(crate) mod flow;
 pub mod guard;
 mod headers;
 pub mod limits;
 mod liveness;
 mod moves;
 pub mod node;
-pub mod path_mtu;
+pub(crate) mod path_mtu;
 pub mod peer;
 pub mod reassembly;
 pub mod replay;

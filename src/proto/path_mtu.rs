@@ -49,7 +49,7 @@ enum Phase {
 
 /// State of the search towards one peer.
 #[derive(Debug)]
-pub struct PathMtu {
+pub(crate) struct PathMtu {
     current: u16,
     /// Whether `current` was answered for since the search began; until then it is taken on trust.
     is_proved: bool,
@@ -82,7 +82,7 @@ pub struct PathMtu {
 
 impl PathMtu {
     /// Begins with the size that every path is taken to carry.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         let mut path = Self {
             current: PATH_MTU_BASE,
             is_proved: false,
@@ -110,23 +110,23 @@ impl PathMtu {
     }
 
     /// IP packet size known to arrive (or taken to, at the start).
-    pub fn current(&self) -> u16 {
+    pub(crate) fn current(&self) -> u16 {
         self.current
     }
 
     /// Not even the smallest size arrives.
-    pub fn is_too_narrow(&self) -> bool {
+    pub(crate) fn is_too_narrow(&self) -> bool {
         matches!(self.phase, Phase::Settled { .. }) && !self.is_proved
     }
 
     /// Whether a search has just found that; once for each search.
-    pub fn take_too_narrow(&mut self) -> bool {
+    pub(crate) fn take_too_narrow(&mut self) -> bool {
         std::mem::take(&mut self.has_failed)
     }
 
     /// The path is another (a new endpoint, a peer that was down): search, or only prove the size if a
     /// search has just begun. Who moves all the time gets no burst of probes for each move.
-    pub fn restart(&mut self, now: Instant) {
+    pub(crate) fn restart(&mut self, now: Instant) {
         if self
             .restarted_at
             .is_some_and(|at| now < at + RESTART_INTERVAL)
@@ -140,7 +140,7 @@ impl PathMtu {
     }
 
     /// The kernel refused a datagram as too big (EMSGSIZE).
-    pub fn handle_too_big(&mut self, now: Instant) {
+    pub(crate) fn handle_too_big(&mut self, now: Instant) {
         let is_repeated = self
             .too_big_at
             .is_some_and(|at| now < at + TOO_BIG_INTERVAL);
@@ -153,7 +153,7 @@ impl PathMtu {
     }
 
     /// The kernel refused a probe of this size. True if `current` changed.
-    pub fn handle_refused(&mut self, size: u16, now: Instant) -> bool {
+    pub(crate) fn handle_refused(&mut self, size: u16, now: Instant) -> bool {
         let before = self.current;
         match self.phase {
             Phase::Settled { .. } if size == before => self.handle_too_big(now),
@@ -168,7 +168,7 @@ impl PathMtu {
     }
 
     /// Traffic went out: prove the size again if it is time.
-    pub fn handle_traffic(&mut self, now: Instant) {
+    pub(crate) fn handle_traffic(&mut self, now: Instant) {
         if let Phase::Settled { proving: false, .. } = self.phase
             && self.is_proved
             && now >= self.next_confirm
@@ -178,13 +178,13 @@ impl PathMtu {
     }
 
     /// A round trip was measured.
-    pub fn handle_rtt(&mut self, rtt: Duration) {
+    pub(crate) fn handle_rtt(&mut self, rtt: Duration) {
         self.patience = (3 * rtt).clamp(PROBE_TIMEOUT, PROBE_TIMEOUT_MAX);
     }
 
     /// The route to the peer, or the own link there, is another than before: prove the size, and ask
     /// for more.
-    pub fn handle_way_change(&mut self, now: Instant) {
+    pub(crate) fn handle_way_change(&mut self, now: Instant) {
         self.next_confirm = now;
         self.raise.handle_sign(now);
         if let Phase::Settled { proving: false, .. } = self.phase {
@@ -194,7 +194,7 @@ impl PathMtu {
     }
 
     /// An echo reply came. True if `current` changed.
-    pub fn handle_reply(&mut self, token: u64, now: Instant) -> bool {
+    pub(crate) fn handle_reply(&mut self, token: u64, now: Instant) -> bool {
         let Some(at) = self.outstanding.iter().position(|&(sent, _)| sent == token) else {
             return false;
         };
@@ -214,7 +214,7 @@ impl PathMtu {
     }
 
     /// Time passed. True if `current` changed.
-    pub fn handle_timeout(&mut self, now: Instant) -> bool {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> bool {
         if now < self.due {
             return false;
         }
@@ -238,19 +238,19 @@ impl PathMtu {
     }
 
     /// Time passed in which nothing at all arrived: that says nothing about sizes.
-    pub fn handle_silence(&mut self, now: Instant) {
+    pub(crate) fn handle_silence(&mut self, now: Instant) {
         if now >= self.due {
             self.due = now + self.patience;
         }
     }
 
     /// The next size to send an echo request of, as an IP packet.
-    pub fn poll_probe(&mut self) -> Option<u16> {
+    pub(crate) fn poll_probe(&mut self) -> Option<u16> {
         self.wanted.pop()
     }
 
     /// The probe that [`Self::poll_probe`] asked for went out with this token.
-    pub fn handle_sent(&mut self, token: u64, size: u16) {
+    pub(crate) fn handle_sent(&mut self, token: u64, size: u16) {
         if self.outstanding.len() == OUTSTANDING {
             self.outstanding.remove(0);
         }
@@ -258,7 +258,7 @@ impl PathMtu {
     }
 
     /// When [`Self::handle_timeout`] and then [`Self::poll_probe`] want to be called.
-    pub fn poll_timeout(&self) -> Instant {
+    pub(crate) fn poll_timeout(&self) -> Instant {
         match self.wanted.is_empty() {
             true => self.due,
             false => self.wanted_at.min(self.due),

@@ -267,7 +267,7 @@ impl ProviderContext {
 
     /// What the kernel says of the interface now, or what is known of it while its settings are changed;
     /// `None` before the first ones.
-    pub async fn device_report(&self) -> Option<DeviceReport> {
+    pub(crate) async fn device_report(&self) -> Option<DeviceReport> {
         // Settings are applied meanwhile, and a resolver or the like does not answer.
         let Ok(mut network) = timeout(PATIENCE, self.inner.network.lock()).await else {
             return self.device_info().map(DeviceReport::of);

@@ -59,9 +59,18 @@ pub use self::{
     status::{SessionStatus, StopReason},
 };
 pub use crate::{
-    io::mark::Mark,
+    io::{
+        mark::Mark,
+        tap::{Backend, NicError, Offloads, TapError, TapQueue, VnetHeader},
+    },
     machine::{
+        device::{DeviceError, DeviceInfo},
+        dns::NamesError,
+        link::LinkError,
+        lock::LockError,
         path::{Path, PathInterface, PathStatus},
+        proxy::ProxyError,
+        routing::RoutingError,
         sockets::SocketError,
     },
 };

@@ -21,7 +21,9 @@ use super::{
     interface::Interface,
     offers,
     routes::{needs_local_networks, routing_state},
-    settings::{Applied, BridgeVlans, EthernetTunnelSettings, SettingsError},
+    settings::{
+        Applied, BridgeVlans, DnsOutcome, EthernetTunnelSettings, ProxyOutcome, SettingsError,
+    },
 };
 use crate::{
     io::tap::{Offloads, TapQueue},
@@ -329,8 +331,8 @@ async fn surround(
     let proxy = surroundings.proxy.apply(proxy.as_ref())?;
     Ok(Applied {
         interface: Interface::of(info),
-        dns: dns.into(),
-        proxy: proxy.into(),
+        dns: DnsOutcome::of(dns),
+        proxy: ProxyOutcome::of(proxy),
     })
 }
 

@@ -80,8 +80,8 @@ pub(super) fn proxy_request(settings: &EthernetTunnelSettings) -> Option<ProxyRe
     })
 }
 
-impl From<NamesOutcome> for DnsOutcome {
-    fn from(outcome: NamesOutcome) -> Self {
+impl DnsOutcome {
+    pub(super) fn of(outcome: NamesOutcome) -> Self {
         match outcome {
             NamesOutcome::Unchanged => Self::Unchanged,
             NamesOutcome::Resolved => Self::Resolved,
@@ -91,8 +91,8 @@ impl From<NamesOutcome> for DnsOutcome {
     }
 }
 
-impl From<proxy::ProxyOutcome> for ProxyOutcome {
-    fn from(outcome: proxy::ProxyOutcome) -> Self {
+impl ProxyOutcome {
+    pub(super) fn of(outcome: proxy::ProxyOutcome) -> Self {
         match outcome {
             proxy::ProxyOutcome::None => Self::Unchanged,
             proxy::ProxyOutcome::Published(path) => Self::Published(path),

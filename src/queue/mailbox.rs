@@ -7,7 +7,7 @@
 use super::sync::{Receiver, Sender, bounded};
 
 /// Ends a thread's sleep, be it now or later. Clones share one state: awake or not.
-pub trait Wake: Clone {
+pub(crate) trait Wake: Clone {
     /// From now on nobody sleeps by it, until somebody [clears](Self::clear) it.
     fn wake(&self);
 
@@ -17,20 +17,20 @@ pub trait Wake: Clone {
 
 /// The way into a mailbox.
 #[derive(Clone, Debug)]
-pub struct Inlet<T, W> {
+pub(crate) struct Inlet<T, W> {
     items: Sender<T>,
     waker: W,
 }
 
 /// Items for one thread.
 #[derive(Debug)]
-pub struct Mailbox<T, W> {
+pub(crate) struct Mailbox<T, W> {
     items: Receiver<T>,
     waker: W,
 }
 
 /// A mailbox for `room` items, whose owner sleeps by `waker`.
-pub fn mailbox<T, W: Wake>(room: usize, waker: W) -> (Inlet<T, W>, Mailbox<T, W>) {
+pub(crate) fn mailbox<T, W: Wake>(room: usize, waker: W) -> (Inlet<T, W>, Mailbox<T, W>) {
     let (sender, items) = bounded(room);
     let inlet = Inlet {
         items: sender,
@@ -41,7 +41,7 @@ pub fn mailbox<T, W: Wake>(room: usize, waker: W) -> (Inlet<T, W>, Mailbox<T, W>
 
 impl<T, W: Wake> Inlet<T, W> {
     /// Has the owner take this. False, and it is dropped, if there is no room or no owner.
-    pub fn send(&self, item: T) -> bool {
+    pub(crate) fn send(&self, item: T) -> bool {
         let is_sent = self.items.try_send(item).is_ok();
         if is_sent {
             self.waker.wake();
@@ -50,39 +50,39 @@ impl<T, W: Wake> Inlet<T, W> {
     }
 
     /// Whether there is no room at the moment.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.items.is_full()
     }
 
     /// How many items wait.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.items.len()
     }
 }
 
 impl<T, W: Wake> Mailbox<T, W> {
     /// What its owner sleeps by.
-    pub fn waker(&self) -> &W {
+    pub(crate) fn waker(&self) -> &W {
         &self.waker
     }
 
     /// To be called when the owner was woken, and before it [takes](Self::take) anything.
-    pub fn attend(&self) {
+    pub(crate) fn attend(&self) {
         self.waker.clear();
     }
 
     /// The next item.
-    pub fn take(&self) -> Option<T> {
+    pub(crate) fn take(&self) -> Option<T> {
         self.items.try_recv().ok()
     }
 
     /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
     /// To be called when the owner leaves items for the next time: it does not sleep before.
-    pub fn leave_rest(&self) {
+    pub(crate) fn leave_rest(&self) {
         self.waker.wake();
     }
 }

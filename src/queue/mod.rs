@@ -33,17 +33,17 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, SendError};
 
 use self::sync::{Receiver, Sender, bounded};
-pub use self::{
+pub(crate) use self::{
     mailbox::{Inlet, Mailbox, Wake, mailbox},
     pending::Pending,
 };
 
 /// Batches that wait for one worker. A model has no time for more.
-pub const DEPTH: usize = if cfg!(loom) { 1 } else { 4 };
+pub(crate) const DEPTH: usize = if cfg!(loom) { 1 } else { 4 };
 
 /// Hands out batches.
 #[derive(Debug)]
-pub struct Dealer<T> {
+pub(crate) struct Dealer<T> {
     workers: Vec<Sender<T>>,
     turn: usize,
     empties: Receiver<T>,
@@ -51,14 +51,14 @@ pub struct Dealer<T> {
 
 /// Works on batches.
 #[derive(Debug)]
-pub struct Worker<T> {
+pub(crate) struct Worker<T> {
     batches: Receiver<T>,
     done: Sender<T>,
 }
 
 /// What [`Collector::collect`] found.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Collected<T> {
+pub(crate) enum Collected<T> {
     /// The next batch.
     Batch(T),
     /// There was none in time.
@@ -69,7 +69,7 @@ pub enum Collected<T> {
 
 /// Takes finished batches in the order in which they were dealt.
 #[derive(Debug)]
-pub struct Collector<T> {
+pub(crate) struct Collector<T> {
     workers: Vec<Receiver<T>>,
     turn: usize,
     empties: Sender<T>,
@@ -77,7 +77,7 @@ pub struct Collector<T> {
 
 /// A dealer, `workers` workers (at least one) and a collector, with as many batches as can be on
 /// their way at a time.
-pub fn ordered<T: Default>(workers: usize) -> (Dealer<T>, Vec<Worker<T>>, Collector<T>) {
+pub(crate) fn ordered<T: Default>(workers: usize) -> (Dealer<T>, Vec<Worker<T>>, Collector<T>) {
     // Each worker may have its queue full, one batch in hand and its results uncollected.
     let batches = workers * (2 * DEPTH + 1) + 1;
     let (give_back, empties) = bounded(batches);
@@ -109,7 +109,7 @@ pub fn ordered<T: Default>(workers: usize) -> (Dealer<T>, Vec<Worker<T>>, Collec
 
 impl<T> Dealer<T> {
     /// An empty batch; waits for one to come back. `None` when the collector is gone.
-    pub fn empty(&self) -> Option<T> {
+    pub(crate) fn empty(&self) -> Option<T> {
         self.empties.recv().ok()
     }
 
@@ -117,7 +117,7 @@ impl<T> Dealer<T> {
     ///
     /// # Errors
     /// Hands the batch back when that worker is gone.
-    pub fn deal(&mut self, batch: T) -> Result<(), T> {
+    pub(crate) fn deal(&mut self, batch: T) -> Result<(), T> {
         self.workers[self.turn]
             .send(batch)
             .map_err(SendError::into_inner)?;
@@ -128,7 +128,7 @@ impl<T> Dealer<T> {
 
 impl<T> Worker<T> {
     /// Works on every batch until the dealer is gone.
-    pub fn run(self, mut work: impl FnMut(&mut T)) {
+    pub(crate) fn run(self, mut work: impl FnMut(&mut T)) {
         while let Ok(mut batch) = self.batches.recv() {
             work(&mut batch);
             if self.done.send(batch).is_err() {
@@ -140,7 +140,7 @@ impl<T> Worker<T> {
 
 impl<T> Collector<T> {
     /// The next batch in order; waits for it, for `patience` at most (none: for ever).
-    pub fn collect(&mut self, patience: Option<Duration>) -> Collected<T> {
+    pub(crate) fn collect(&mut self, patience: Option<Duration>) -> Collected<T> {
         let worker = &self.workers[self.turn];
         let received = match patience {
             Some(patience) => worker.recv_timeout(patience),
@@ -157,7 +157,7 @@ impl<T> Collector<T> {
     }
 
     /// Returns a batch for the next use.
-    pub fn give_back(&self, batch: T) {
+    pub(crate) fn give_back(&self, batch: T) {
         // There is room for every batch; only a dealer that is gone refuses.
         let _ = self.empties.try_send(batch);
     }

@@ -7,14 +7,14 @@ use super::sync::AtomicU64;
 
 /// A bit for each. What is written before a bit is set is seen by who takes it.
 #[derive(Debug)]
-pub struct Pending {
+pub(crate) struct Pending {
     words: Box<[AtomicU64]>,
     places: usize,
 }
 
 impl Pending {
     /// For `places`, none of which has anything.
-    pub fn new(places: usize) -> Self {
+    pub(crate) fn new(places: usize) -> Self {
         Self {
             words: (0..places.div_ceil(64))
                 .map(|_| AtomicU64::new(0))
@@ -24,7 +24,7 @@ impl Pending {
     }
 
     /// There is something for this place. True if there was nothing, so that the owner must be told.
-    pub fn set(&self, place: usize) -> bool {
+    pub(crate) fn set(&self, place: usize) -> bool {
         let bit = 1 << (place % 64);
         // Release: whoever takes the bit sees what it stands for.
         self.words[place / 64].fetch_or(bit, Ordering::Release) & bit == 0
@@ -32,7 +32,7 @@ impl Pending {
 
     /// Takes the bit of the first place that has one, from `turn` on and then from the start. Only the
     /// owner does.
-    pub fn take(&self, turn: usize) -> Option<usize> {
+    pub(crate) fn take(&self, turn: usize) -> Option<usize> {
         let words = self.words.len();
         let (first, bit) = if turn < self.places {
             (turn / 64, turn % 64)

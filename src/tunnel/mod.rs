@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `patchcord up`: the built-in provider, and the process around it.
 //!
-//! [`TunnelProvider`] turns a [`Config`] into settings and an [`Engine`](crate::pipeline::Engine); it
+//! [`TunnelProvider`] turns a [`Config`] into settings and an `Engine`; it
 //! is a provider like any other. [`run`] hosts it on the control thread, answers the control socket,
 //! and tells systemd.
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What holds of super-frames and of runs of their segments.
 
-use patchcord::{proto::superframe::Layout, wire::offload::Checksum};
+use patchcord::internals::{proto::superframe::Layout, wire::offload::Checksum};
 
 use super::original::pseudo_header;
 

@@ -5,10 +5,7 @@
 //! it belongs.
 
 use arbitrary::Arbitrary;
-use patchcord::{
-    proto::train::Open,
-    wire::offload::{Checksum, Offload, Segmentation, Transport},
-};
+use patchcord::internals::{proto::train::Open, wire::offload::{Checksum, Offload, Segmentation, Transport}};
 
 /// What a frame is made of.
 #[derive(Arbitrary, Clone, Copy, Debug)]

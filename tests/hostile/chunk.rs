@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Chunks with any headers. Those of a datagram are laid end to end.
 
-use patchcord::wire::{
+use patchcord::internals::wire::{
     chunk::{
         CHUNK_HEADER_LEN, CutFrame, FRAGMENT_HEADER_LEN, Fragment, OFFLOAD_HEADER_LEN,
         OPEN_FRAME_HEADER_LEN, emit_fragment_header, emit_frame_header, emit_offload_header,

@@ -2,7 +2,7 @@
 //! A peer that comes and goes, or moves, as fast as it can: the log, the carrier and the other peers
 //! do not follow each of its turns.
 
-use patchcord::wire::chunk::Chunk;
+use patchcord::internals::wire::chunk::Chunk;
 
 use crate::chunk;
 use crate::frames::{BROADCAST, EXPERIMENTAL, frame};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kit itself: as long as a rogue behaves, it is a peer like any other.
 
-use patchcord::wire::Lane;
-use patchcord::wire::chunk::Chunk;
+use patchcord::internals::wire::Lane;
+use patchcord::internals::wire::chunk::Chunk;
 
 use crate::chunk;
 use crate::frames::{BROADCAST, EXPERIMENTAL, frame};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! UDP over IPv6 behind extension headers of any length, as a frame with an open checksum.
 
-use patchcord::wire::offload::{Checksum, Offload, Segmentation, Transport};
+use patchcord::internals::wire::offload::{Checksum, Offload, Segmentation, Transport};
 
 use crate::frames::{self, Mac};
 

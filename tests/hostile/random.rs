@@ -8,10 +8,10 @@
 use std::env;
 use std::thread;
 
-use patchcord::proto::limits::MAX_LANES;
-use patchcord::wire::chunk::{Chunk, CutFrame, Fragment};
-use patchcord::wire::offload::{Checksum, Offload, Segmentation, Transport};
-use patchcord::wire::{Lane, MessageType};
+use patchcord::internals::proto::limits::MAX_LANES;
+use patchcord::internals::wire::chunk::{Chunk, CutFrame, Fragment};
+use patchcord::internals::wire::offload::{Checksum, Offload, Segmentation, Transport};
+use patchcord::internals::wire::{Lane, MessageType};
 
 use crate::chunk;
 use crate::frames::{BROADCAST, Mac};

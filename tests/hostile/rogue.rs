@@ -8,19 +8,19 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use patchcord::crypto::aead::CipherOffer;
-use patchcord::crypto::keys::{PrivateKey, PublicKey};
-use patchcord::proto::limits::MAX_LANES;
-use patchcord::proto::node::{Node, NodeConfig};
-use patchcord::proto::peer::PeerSettings;
-use patchcord::proto::reassembly::Reassembly;
-use patchcord::proto::session::Session;
-use patchcord::proto::superframe;
-use patchcord::wire::{
+use patchcord::internals::crypto::aead::CipherOffer;
+use patchcord::internals::proto::limits::MAX_LANES;
+use patchcord::internals::proto::node::{Node, NodeConfig};
+use patchcord::internals::proto::peer::PeerSettings;
+use patchcord::internals::proto::reassembly::Reassembly;
+use patchcord::internals::proto::session::Session;
+use patchcord::internals::proto::superframe;
+use patchcord::internals::wire::{
     Counter, DATA_HEADER_LEN, DataHeader, Lane, MessageType, SessionIndex, TAG_LEN,
     chunk::{Chunk, Chunks, push_control},
     offload::Checksum,
 };
+use patchcord::keys::{PrivateKey, PublicKey};
 
 use crate::frames::Mac;
 use crate::namespace::Namespace;

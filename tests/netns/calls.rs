@@ -5,10 +5,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use patchcord::crypto::keys::PrivateKey;
-use patchcord::proto::limits::{
+use patchcord::internals::proto::limits::{
     CALL_BURST, CALL_RATE, EARLY_ATTEMPTS, HANDSHAKE_RETRY_MAX, ROUTE_CALL_INTERVAL,
 };
+use patchcord::keys::PrivateKey;
 
 use crate::autoconf::router_advertisement;
 use crate::namespace::Namespace;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A node calls no more often than it should, whatever others do and however many do not answer.
 
-use patchcord::{
+use patchcord::internals::{
     proto::limits::{CALL_BURST, CALL_RATE},
     wire::MessageType,
 };

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use patchcord::{proto::node::Event, stats::DropReason, wire::MessageType};
+use patchcord::internals::{proto::node::Event, stats::DropReason, wire::MessageType};
 
 use crate::net::{A, B, FIRST, Net, Sent, frame, millis, numbers, secs};
 

@@ -3,7 +3,7 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use patchcord::{
+use patchcord::internals::{
     crypto::aead::{Cipher, CipherOffer},
     proto::{
         node::{Event, Refused},

@@ -9,24 +9,24 @@ use std::{
 };
 
 use patchcord::{
-    crypto::{
-        aead::{Cipher, CipherOffer},
-        keys::{PresharedKey, PrivateKey},
+    internals::{
+        crypto::aead::{Cipher, CipherOffer},
+        proto::{
+            guard::Mac1Check,
+            node::{Event, Node, NodeConfig, PeerView},
+            peer::PeerSettings,
+            reassembly::Reassembly,
+            replay::ReplayWindow,
+            session::{Session, Tables},
+            train::{Outgoing, Pushed, Train},
+        },
+        stats::DropReason,
+        wire::{
+            DataHeader, Lane, MessageType, SessionIndex,
+            chunk::{Chunk, Chunks},
+        },
     },
-    proto::{
-        guard::Mac1Check,
-        node::{Event, Node, NodeConfig, PeerView},
-        peer::PeerSettings,
-        reassembly::Reassembly,
-        replay::ReplayWindow,
-        session::{Session, Tables},
-        train::{Outgoing, Pushed, Train},
-    },
-    stats::DropReason,
-    wire::{
-        DataHeader, Lane, MessageType, SessionIndex,
-        chunk::{Chunk, Chunks},
-    },
+    keys::{PresharedKey, PrivateKey},
 };
 use patchcord_bridge::PortId;
 

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use patchcord::{
+use patchcord::internals::{
     crypto::mac,
     proto::{limits::SESSIONS_PER_PEER, node::Event},
     stats::DropReason,
@@ -219,7 +219,7 @@ fn a_forged_cookie_reply_is_not_believed() {
     net.run_for(millis(1));
     let initiation = net.recorded[0].clone();
     let sender = Initiation::parse(&initiation.bytes).unwrap().sender;
-    let reply = patchcord::wire::CookieReply::new(sender, [1; 24], [2; 32]);
+    let reply = patchcord::internals::wire::CookieReply::new(sender, [1; 24], [2; 32]);
     net.inject(Sent {
         from: initiation.to,
         to: initiation.from,

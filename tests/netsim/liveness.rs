@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A peer that goes, comes back, restarts or moves is noticed in time.
 
-use patchcord::{proto::node::Event, stats::DropReason};
+use patchcord::internals::{proto::node::Event, stats::DropReason};
 
 use crate::{
     host::Setup,

@@ -8,10 +8,12 @@ use std::{
 };
 
 use patchcord::{
-    crypto::keys::PrivateKey,
-    proto::node::{Event, PeerView},
-    stats::DropReason,
-    wire::MessageType,
+    internals::{
+        proto::node::{Event, PeerView},
+        stats::DropReason,
+        wire::MessageType,
+    },
+    keys::PrivateKey,
 };
 use patchcord_bridge::PortId;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The path MTU is found, and lost only when it is lost.
 
-use patchcord::proto::{node::Event, trouble::Trouble};
+use patchcord::internals::proto::{node::Event, trouble::Trouble};
 
 use crate::net::{A, B, FIRST, Net, Sent, frame, millis, secs};
 

@@ -3,7 +3,9 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use patchcord::{proto::limits::SESSIONS_PER_PEER, stats::DropReason, wire::MessageType};
+use patchcord::internals::{
+    proto::limits::SESSIONS_PER_PEER, stats::DropReason, wire::MessageType,
+};
 
 use crate::{
     host::Setup,

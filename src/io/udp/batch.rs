@@ -17,7 +17,7 @@ const CACHED_BYTES: usize = FEW << 16;
 
 /// Buffers for [`recv_batch`](super::UdpSocket::recv_batch), allocated once; 64 KiB each, because
 /// one may be a train.
-pub struct RecvBatch {
+pub(crate) struct RecvBatch {
     slots: sys::mmsg::Slots,
     /// Buffers that the next call may fill.
     offered: usize,
@@ -28,10 +28,11 @@ pub struct RecvBatch {
 
 impl RecvBatch {
     /// Free bytes before what was received, for a header in front of it.
-    pub const HEADROOM: usize = sys::mmsg::HEADROOM;
+    pub(crate) const HEADROOM: usize = sys::mmsg::HEADROOM;
 
     /// A batch of `buffers` buffers, from 1 to 64.
-    pub fn new(buffers: usize) -> Self {
+    #[cfg(test)]
+    pub(crate) fn new(buffers: usize) -> Self {
         let buffers = buffers.clamp(1, sys::mmsg::MAX_BATCH);
         Self {
             slots: sys::mmsg::Slots::new(buffers),
@@ -44,7 +45,7 @@ impl RecvBatch {
 
     /// A batch of 8 to 64 buffers, depending on what the last call found: few while trains come,
     /// many while single datagrams come and wait in line.
-    pub fn adaptive() -> Self {
+    pub(crate) fn adaptive() -> Self {
         Self {
             slots: sys::mmsg::Slots::new(sys::mmsg::MAX_BATCH),
             offered: FEW,
@@ -68,29 +69,34 @@ impl RecvBatch {
     }
 
     /// Whether anything came.
-    pub fn has_some(&self) -> bool {
+    pub(crate) fn has_some(&self) -> bool {
         self.filled > 0
     }
 
     /// Whether the socket may have had more.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.is_full
     }
 
     /// Empties the batch, for [`push`](Self::push).
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.filled = 0;
         self.is_full = false;
     }
 
     /// Whether there is a free buffer.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.filled < self.slots.len()
     }
 
     /// Adds datagrams that lie `stride` bytes apart and were received by another socket, if there is
     /// [room](Self::has_room).
-    pub fn push(&mut self, (from, to): (SocketAddr, Option<Local>), stride: usize, train: &[u8]) {
+    pub(crate) fn push(
+        &mut self,
+        (from, to): (SocketAddr, Option<Local>),
+        stride: usize,
+        train: &[u8],
+    ) {
         if self.has_room() {
             self.slots.fill(self.filled, (from, to), stride, train);
             self.filled += 1;
@@ -98,7 +104,7 @@ impl RecvBatch {
     }
 
     /// What the last [`recv_batch`](super::UdpSocket::recv_batch) brought, in the order of arrival.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = Received<'_>> {
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = Received<'_>> {
         self.slots.filled(self.filled).filter_map(|slot| {
             let stride = slot.segment_size.max(1);
             Some(Received {
@@ -126,7 +132,7 @@ fn next_offer(offered: usize, filled: usize, bytes: usize) -> usize {
 
 /// One received train: one or more datagrams of the same sender.
 #[derive(Debug)]
-pub struct Received<'a> {
+pub(crate) struct Received<'a> {
     /// The sender; IPv4 senders have an IPv4 address on every socket.
     pub from: SocketAddr,
     /// Which address of ours it called, and by which interface, if the kernel says.
@@ -138,17 +144,12 @@ pub struct Received<'a> {
 
 impl<'a> Received<'a> {
     /// The datagrams, back to back. Empty for an empty datagram.
-    pub fn bytes(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
         &mut self.buffer[RecvBatch::HEADROOM..]
     }
 
-    /// [`RecvBatch::HEADROOM`] free bytes, then the datagrams.
-    pub fn with_headroom(self) -> &'a mut [u8] {
-        self.buffer
-    }
-
     /// The datagrams one by one.
-    pub fn datagrams(&mut self) -> impl Iterator<Item = &mut [u8]> {
+    pub(crate) fn datagrams(&mut self) -> impl Iterator<Item = &mut [u8]> {
         let stride = self.stride;
         self.bytes().chunks_mut(stride)
     }

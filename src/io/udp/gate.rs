@@ -34,7 +34,7 @@ const STRANGERS_BYTES: usize = 256 << 10;
 
 /// The sockets beside those of the lanes, and the set of indices that lead to those.
 #[derive(Debug)]
-pub struct Gate {
+pub(crate) struct Gate {
     /// For handshake messages, and for what is neither that nor data of a session.
     pub sockets: [UdpSocket; 2],
     /// Whose data gets to the lanes' sockets.
@@ -43,7 +43,7 @@ pub struct Gate {
 
 /// The indices of sessions, as the kernel has them.
 #[derive(Debug)]
-pub struct GuestList {
+pub(crate) struct GuestList {
     set: Set,
     present: HashSet<u32>,
 }
@@ -51,7 +51,7 @@ pub struct GuestList {
 impl GuestList {
     /// Makes these the indices of sessions. Data with one that is missing here still arrives, by the
     /// strangers' socket.
-    pub fn admit(&mut self, indices: impl Iterator<Item = u32>) {
+    pub(crate) fn admit(&mut self, indices: impl Iterator<Item = u32>) {
         let wanted: HashSet<u32> = indices.collect();
         let set = &self.set;
         // Those that go make room for those that come.
@@ -71,7 +71,7 @@ impl UdpSocket {
     /// binding. They get nothing before [`Gate::close_to_strangers`].
     ///
     /// `capacity` is the number of sessions that there may be. None comes back if the kernel refuses.
-    pub fn bind_gate(lanes: &[Self], capacity: u32) -> Option<Gate> {
+    pub(crate) fn bind_gate(lanes: &[Self], capacity: u32) -> Option<Gate> {
         let first = lanes.first()?;
         let shared_before = first.socket.reuse_port().unwrap_or(true);
         let gate = told(first.open_gate(capacity));
@@ -119,7 +119,7 @@ fn told<T>(result: io::Result<T>) -> Option<T> {
 impl Gate {
     /// From now on the sockets of so many lanes get what is theirs alone. Nothing comes back, and all stays as
     /// it was, if the kernel refuses.
-    pub fn close_to_strangers(self, lanes: usize) -> Option<Self> {
+    pub(crate) fn close_to_strangers(self, lanes: usize) -> Option<Self> {
         let attached = ebpf::load(&program(lanes as u32, &self.guests.set))
             .and_then(|program| ebpf::attach_to_port(self.sockets[0].as_fd(), program.as_fd()));
         told(attached).map(|()| self)

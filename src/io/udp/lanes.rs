@@ -51,7 +51,7 @@ impl UdpSocket {
     ///
     /// # Errors
     /// As [`bind`](Self::bind); the port is taken even if its owner would share it.
-    pub fn bind_lanes(listen: SocketAddr, lanes: usize) -> Result<Vec<Self>, BindError> {
+    pub(crate) fn bind_lanes(listen: SocketAddr, lanes: usize) -> Result<Vec<Self>, BindError> {
         // Alone at first: bound like this, the kernel lets nobody else have the port, whoever it is.
         let mut first = Self::bind(listen)?;
         // A lane's number is one byte.

@@ -38,7 +38,7 @@ impl UdpSocket {
     ///
     /// None come back for a single destination, and if the kernel refuses: then all share the
     /// sockets of the lanes.
-    pub fn bind_senders(lanes: &[Self], destinations: usize) -> Vec<Self> {
+    pub(crate) fn bind_senders(lanes: &[Self], destinations: usize) -> Vec<Self> {
         let Some(first) = lanes.first().filter(|_| destinations > 1) else {
             return Vec::new();
         };
@@ -95,7 +95,7 @@ fn buffer_bytes(destinations: usize) -> usize {
 
 /// The sockets by which one thread sends.
 #[derive(Debug)]
-pub struct Senders {
+pub(crate) struct Senders {
     lane: UdpSocket,
     own: Arc<[UdpSocket]>,
     patience: Patience,
@@ -104,7 +104,7 @@ pub struct Senders {
 impl Senders {
     /// `lane` for all, or for each destination the socket of [`UdpSocket::bind_senders`] at its
     /// place.
-    pub fn new(lane: UdpSocket, own: Arc<[UdpSocket]>) -> Self {
+    pub(crate) fn new(lane: UdpSocket, own: Arc<[UdpSocket]>) -> Self {
         let patience = if own.is_empty() {
             Patience::Endless
         } else {
@@ -121,7 +121,7 @@ impl Senders {
     ///
     /// # Errors
     /// As there.
-    pub fn send(
+    pub(crate) fn send(
         &mut self,
         place: usize,
         (local, to): (Option<Local>, SocketAddr),

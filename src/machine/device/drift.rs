@@ -5,7 +5,7 @@ use crate::machine::link::ForwardChain;
 
 /// A change that somebody else made, and that was taken back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Drift {
+pub(crate) struct Drift {
     /// `bridge`, `MTU` and so on.
     pub what: String,
     /// What it was found to be.

@@ -25,7 +25,7 @@ use crate::machine::lock::DeviceLock;
 /// A TAP or a NIC in use, with everything around it. Dropping it without [`remove`](Self::remove) leaves an
 /// adopted device changed, until the next [`create`](Self::create) of the same tunnel.
 #[derive(Debug)]
-pub struct Device {
+pub(crate) struct Device {
     // Fields are dropped in this order: the locks last, when nothing of ours is left to protect.
     tap: Tap,
     info: DeviceInfo,
@@ -55,7 +55,7 @@ impl Device {
     ///
     /// # Errors
     /// When any step fails; the earlier ones are undone.
-    pub async fn create(
+    pub(crate) async fn create(
         request: DeviceRequest,
         run_dir: &Path,
         tunnel: &str,
@@ -124,7 +124,7 @@ impl Device {
     ///
     /// # Errors
     /// When the kernel or the journal cannot be asked.
-    pub async fn undo_leftovers(run_dir: &Path, tunnel: &str) -> Result<(), DeviceError> {
+    pub(crate) async fn undo_leftovers(run_dir: &Path, tunnel: &str) -> Result<(), DeviceError> {
         let journal = Journal::new(run_dir, tunnel);
         if !journal.path().exists() {
             return Ok(());
@@ -133,17 +133,17 @@ impl Device {
     }
 
     /// What the device is.
-    pub fn info(&self) -> &DeviceInfo {
+    pub(crate) fn info(&self) -> &DeviceInfo {
         &self.info
     }
 
     /// The TAP or the NIC, for its offloads.
-    pub fn tap(&self) -> &Tap {
+    pub(crate) fn tap(&self) -> &Tap {
         &self.tap
     }
 
     /// Plugs the cable in or out; it stays out while the device waits for its bridge.
-    pub fn set_carrier(&self, on: bool) {
+    pub(crate) fn set_carrier(&self, on: bool) {
         self.wanted_carrier.store(on, Ordering::Relaxed);
         let on = on && self.info.waits_for.is_none();
         if let Err(error) = self.tap.set_carrier(on) {
@@ -154,7 +154,7 @@ impl Device {
 
     /// Stations that were behind the device may be elsewhere: the bridge that it is in, if any, learns
     /// anew where they are.
-    pub async fn forget_stations(&self) {
+    pub(crate) async fn forget_stations(&self) {
         let index = self.info.index;
         let outcome = match self.links.find_index(index).await {
             Ok(Some(link)) if link.controller.is_some() => self.links.forget_learned(index).await,
@@ -172,7 +172,7 @@ impl Device {
     ///
     /// # Errors
     /// When a step fails; the earlier ones stay made.
-    pub async fn change(&mut self, request: &DeviceRequest) -> Result<(), DeviceError> {
+    pub(crate) async fn change(&mut self, request: &DeviceRequest) -> Result<(), DeviceError> {
         self.find_again().await?;
         self.remove_addresses_except(&request.addresses).await?;
         self.set_up(request).await
@@ -180,7 +180,7 @@ impl Device {
 
     /// Undoes what [`create`](Self::create) did. Others may have deleted the device meanwhile, and
     /// may still hold its queues.
-    pub async fn remove(self) {
+    pub(crate) async fn remove(self) {
         self.set_carrier(false);
         if self.info.adopted {
             self.tap.stop_steering();

@@ -32,7 +32,7 @@ pub struct DeviceInfo {
 
 /// What the kernel says of the device now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceReport {
+pub(crate) struct DeviceReport {
     /// What it is.
     pub info: DeviceInfo,
     /// What its bridge does with it.
@@ -45,7 +45,7 @@ pub struct DeviceReport {
 
 impl DeviceReport {
     /// What is known without asking the kernel.
-    pub fn of(info: DeviceInfo) -> Self {
+    pub(crate) fn of(info: DeviceInfo) -> Self {
         Self {
             info,
             port: None,

@@ -7,7 +7,7 @@ use crate::{io::tap::Backend, machine::link::PortVlans};
 
 /// What the device shall be.
 #[derive(Clone, Debug)]
-pub struct DeviceRequest {
+pub(crate) struct DeviceRequest {
     /// The name of the interface; it is made unless a TAP of this name exists. A NIC exists.
     pub name: String,
     /// The way to the kernel. With [`Backend::Packet`] only `queues` and `up` count besides.
@@ -38,7 +38,7 @@ pub struct DeviceRequest {
 
 /// What IPv6 does by itself on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ipv6Mode {
+pub(crate) enum Ipv6Mode {
     /// Nothing: no address and no frame.
     Silent,
     /// A link-local address. Whatever routers on the link advertise is ignored.

@@ -26,23 +26,23 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
-pub use self::{
-    error::NamesError,
-    places::Places,
-    request::{NamesRequest, Scope, Transport},
-    resolvers::Resolvers,
-};
+pub use self::error::NamesError;
 use self::{
     error::file_error,
     file::Replacement,
     resolvconf::Resolvconf,
     resolved::{Found, Resolved},
 };
+pub(crate) use self::{
+    places::Places,
+    request::{NamesRequest, Scope, Transport},
+    resolvers::Resolvers,
+};
 use super::journal::Journal;
 
 /// Who resolves names now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NamesOutcome {
+pub(crate) enum NamesOutcome {
     /// Whoever did without the tunnel.
     Unchanged,
     /// systemd-resolved, by link.
@@ -56,7 +56,7 @@ pub enum NamesOutcome {
 impl Resolvers {
     /// Those of the link with this index, as systemd-resolved has them; or else those of the
     /// machine, as they were before a tunnel replaced them. Must be called on a tokio runtime.
-    pub async fn of_link(index: u32, places: &Places) -> Self {
+    pub(crate) async fn of_link(index: u32, places: &Places) -> Self {
         if let Found::Here(resolved) = Resolved::find(places).await {
             return resolved.in_use(index).await.unwrap_or_else(|error| {
                 debug!(%error, "systemd-resolved does not say what it uses");
@@ -69,7 +69,7 @@ impl Resolvers {
 
 /// Name resolution of one tunnel.
 #[derive(Debug)]
-pub struct Names {
+pub(crate) struct Names {
     tunnel: String,
     places: Places,
     journal: Journal<Record>,
@@ -100,7 +100,7 @@ enum Resolver {
 
 impl Names {
     /// Those of `tunnel`, whose journal lies in the run directory. Nothing is done yet.
-    pub fn new(run_dir: &Path, tunnel: &str, places: Places) -> Self {
+    pub(crate) fn new(run_dir: &Path, tunnel: &str, places: Places) -> Self {
         Self {
             tunnel: tunnel.to_owned(),
             places,
@@ -115,7 +115,7 @@ impl Names {
     ///
     /// # Errors
     /// When the resolver here cannot do it or refuses; then nothing of the request is in force.
-    pub async fn apply(
+    pub(crate) async fn apply(
         &mut self,
         index: u32,
         name: &str,

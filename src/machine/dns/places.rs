@@ -7,7 +7,7 @@ use crate::machine::bus::Bus;
 
 /// Where the machine's resolvers are.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub(crate) struct Places {
     /// The bus of systemd-resolved.
     pub bus: Bus,
     /// What programs read.

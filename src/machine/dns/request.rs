@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 /// What is asked of the resolver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamesRequest {
+pub(crate) struct NamesRequest {
     /// The servers, the preferred one first.
     pub servers: Vec<IpAddr>,
     /// How they are spoken to.
@@ -19,7 +19,7 @@ pub struct NamesRequest {
 
 /// How servers are spoken to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Transport {
+pub(crate) enum Transport {
     /// RFC 1035, whatever the resolver does with other servers.
     Cleartext,
     /// RFC 7858, never anything else.
@@ -31,7 +31,7 @@ pub enum Transport {
 
 /// Which names go to the servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub(crate) enum Scope {
     /// All.
     All,
     /// Those in these domains and in the search domains.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 /// Who resolves names on a link, without the tunnels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resolvers {
+pub(crate) struct Resolvers {
     /// The servers; none where nobody knows.
     pub servers: Vec<IpAddr>,
     /// Domains that short names are tried in.

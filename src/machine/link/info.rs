@@ -9,7 +9,7 @@ use rtnetlink::packet_route::link::{
 
 /// What the kernel knows about a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinkInfo {
+pub(crate) struct LinkInfo {
     /// The number of the link in its namespace.
     pub index: u32,
     /// Its name.
@@ -36,7 +36,7 @@ pub struct LinkInfo {
 
 impl LinkInfo {
     /// Whether it is a bridge of the kernel.
-    pub fn is_bridge(&self) -> bool {
+    pub(crate) fn is_bridge(&self) -> bool {
         self.kind.as_deref() == Some("bridge")
     }
 
@@ -119,10 +119,10 @@ fn addr_gen_mode(families: &[AfSpecUnspec]) -> Option<u8> {
 }
 
 /// The value of `addr_gen_mode` with which IPv6 makes no address by itself.
-pub const ADDR_GEN_NONE: u8 = 1;
+pub(crate) const ADDR_GEN_NONE: u8 = 1;
 
 /// Whether frames of this interface go by radio (IEEE 802.11).
-pub fn is_radio(name: &str) -> bool {
+pub(crate) fn is_radio(name: &str) -> bool {
     std::path::Path::new("/sys/class/net")
         .join(name)
         .join("phy80211")

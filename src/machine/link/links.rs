@@ -22,7 +22,7 @@ use crate::machine::netlink::Netlink;
 
 /// A connection to the kernel's link and address tables.
 #[derive(Clone, Debug)]
-pub struct Links {
+pub(crate) struct Links {
     pub(super) netlink: Arc<Netlink>,
 }
 
@@ -31,7 +31,7 @@ impl Links {
     ///
     /// # Errors
     /// When no netlink socket can be had.
-    pub fn connect() -> Result<Self, LinkError> {
+    pub(crate) fn connect() -> Result<Self, LinkError> {
         let netlink = Netlink::connect().map_err(LinkError::Connect)?.into();
         Ok(Self { netlink })
     }
@@ -40,7 +40,7 @@ impl Links {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn find(&self, name: &str) -> Result<Option<LinkInfo>, LinkError> {
+    pub(crate) async fn find(&self, name: &str) -> Result<Option<LinkInfo>, LinkError> {
         let request = self
             .netlink
             .handle()
@@ -54,7 +54,7 @@ impl Links {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn find_index(&self, index: u32) -> Result<Option<LinkInfo>, LinkError> {
+    pub(crate) async fn find_index(&self, index: u32) -> Result<Option<LinkInfo>, LinkError> {
         let request = self.netlink.handle().link().get().match_index(index);
         self.one(request, || format!("look up link {index}")).await
     }
@@ -81,7 +81,7 @@ impl Links {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn bridges(&self) -> Result<Vec<String>, LinkError> {
+    pub(crate) async fn bridges(&self) -> Result<Vec<String>, LinkError> {
         let links = self.messages().await?;
         let links = links.iter().map(LinkInfo::parse);
         let bridges = links.filter(LinkInfo::is_bridge).map(|link| link.name);
@@ -108,7 +108,7 @@ impl Links {
     ///
     /// # Errors
     /// When the link is gone or the address is not one for an interface.
-    pub async fn set_mac(&self, index: u32, mac: [u8; 6]) -> Result<(), LinkError> {
+    pub(crate) async fn set_mac(&self, index: u32, mac: [u8; 6]) -> Result<(), LinkError> {
         let message = LinkUnspec::new_with_index(index).address(mac.to_vec());
         self.change(message, || {
             format!("set the MAC address of link {index} to {mac:02x?}")
@@ -120,7 +120,7 @@ impl Links {
     ///
     /// # Errors
     /// When the link is gone or cannot have this MTU.
-    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), LinkError> {
+    pub(crate) async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), LinkError> {
         let message = LinkUnspec::new_with_index(index).mtu(mtu);
         self.change(message, || format!("set the MTU of link {index} to {mtu}"))
             .await
@@ -130,7 +130,7 @@ impl Links {
     ///
     /// # Errors
     /// When the link is gone.
-    pub async fn set_up(&self, index: u32, up: bool) -> Result<(), LinkError> {
+    pub(crate) async fn set_up(&self, index: u32, up: bool) -> Result<(), LinkError> {
         let message = LinkUnspec::new_with_index(index);
         let message = if up { message.up() } else { message.down() };
         let direction = if up { "up" } else { "down" };
@@ -138,11 +138,11 @@ impl Links {
             .await
     }
 
-    /// Sets how IPv6 makes addresses by itself; [`ADDR_GEN_NONE`] for a port that only forwards.
+    /// Sets how IPv6 makes addresses by itself; [`ADDR_GEN_NONE`](super::ADDR_GEN_NONE) for a port that only forwards.
     ///
     /// # Errors
     /// When the link is gone, or has no IPv6.
-    pub async fn set_addr_gen_mode(&self, index: u32, mode: u8) -> Result<(), LinkError> {
+    pub(crate) async fn set_addr_gen_mode(&self, index: u32, mode: u8) -> Result<(), LinkError> {
         let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::from(mode));
         let families = vec![AfSpecUnspec::Inet6(vec![mode])];
         let message = LinkUnspec::new_with_index(index)
@@ -157,7 +157,7 @@ impl Links {
     ///
     /// # Errors
     /// When there is none, or the interface is of another kind; both name the bridges that exist.
-    pub async fn bridge(&self, name: &str) -> Result<LinkInfo, LinkError> {
+    pub(crate) async fn bridge(&self, name: &str) -> Result<LinkInfo, LinkError> {
         let (name, link) = (name.to_owned(), self.find(name).await?);
         match link {
             Some(link) if link.is_bridge() => Ok(link),
@@ -184,7 +184,11 @@ impl Links {
     ///
     /// # Errors
     /// When one of the links is gone, or this one cannot be a port.
-    pub async fn set_controller(&self, index: u32, controller: u32) -> Result<(), LinkError> {
+    pub(crate) async fn set_controller(
+        &self,
+        index: u32,
+        controller: u32,
+    ) -> Result<(), LinkError> {
         let message = LinkUnspec::new_with_index(index).controller(controller);
         self.change(message, || {
             format!("put link {index} into bridge {controller}")
@@ -196,7 +200,7 @@ impl Links {
     ///
     /// # Errors
     /// When the link is gone, or in no bridge.
-    pub async fn forget_learned(&self, index: u32) -> Result<(), LinkError> {
+    pub(crate) async fn forget_learned(&self, index: u32) -> Result<(), LinkError> {
         let message = LinkUnspec::new_with_index(index)
             .set_port_kind(InfoPortKind::Bridge)
             .set_port_data(InfoPortData::BridgePort(vec![InfoBridgePort::Flush]));
@@ -220,7 +224,7 @@ impl Links {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn addresses(&self, index: u32) -> Result<Vec<IpNet>, LinkError> {
+    pub(crate) async fn addresses(&self, index: u32) -> Result<Vec<IpNet>, LinkError> {
         let messages = self.address_messages(index).await?;
         Ok(messages.iter().filter_map(local_address).collect())
     }
@@ -230,7 +234,7 @@ impl Links {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn connected_networks(
+    pub(crate) async fn connected_networks(
         &self,
         except: Option<u32>,
     ) -> Result<BTreeSet<IpNet>, LinkError> {
@@ -274,7 +278,7 @@ impl Links {
     ///
     /// # Errors
     /// When the link is gone, or the kernel refuses the address.
-    pub async fn add_address(&self, index: u32, address: IpNet) -> Result<bool, LinkError> {
+    pub(crate) async fn add_address(&self, index: u32, address: IpNet) -> Result<bool, LinkError> {
         let mut request =
             self.netlink
                 .handle()
@@ -299,7 +303,11 @@ impl Links {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn remove_address(&self, index: u32, address: IpNet) -> Result<bool, LinkError> {
+    pub(crate) async fn remove_address(
+        &self,
+        index: u32,
+        address: IpNet,
+    ) -> Result<bool, LinkError> {
         let messages = self.address_messages(index).await?;
         let ours = messages
             .into_iter()
@@ -322,7 +330,7 @@ impl Links {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn delete(&self, index: u32) -> Result<(), LinkError> {
+    pub(crate) async fn delete(&self, index: u32) -> Result<(), LinkError> {
         match self
             .netlink
             .handle()

@@ -49,7 +49,7 @@ const LEGACY_TABLES: [(&str, &str); 2] = [
 
 /// A chain that frames pass when a bridge forwards them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ForwardChain {
+pub(crate) struct ForwardChain {
     /// `ip`, `ip6`, `inet` or `bridge`.
     pub family: &'static str,
     /// Its table.

@@ -26,7 +26,7 @@ const BRIDGE_NETFILTER: [&str; 2] = [
 
 /// What the kernel counted at a device, seen from this machine: `tx` goes into the tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KernelCounters {
+pub(crate) struct KernelCounters {
     /// Frames from the tunnel that the network stack did not take.
     pub rx_dropped: u64,
     /// Frames for the tunnel that found no room, or no carrier.
@@ -39,7 +39,7 @@ pub struct KernelCounters {
 
 /// A port of a Linux bridge, as the bridge has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PortReport {
+pub(crate) struct PortReport {
     /// The bridge.
     pub bridge: String,
     /// `forwarding`, `learning`, `listening`, `blocking` or `disabled` (IEEE 802.1D).
@@ -66,7 +66,7 @@ pub struct PortReport {
 impl PortReport {
     /// What keeps frames from passing, with what to do. `device` is the port's name, `has_carrier`
     /// whether its cable is in.
-    pub fn remedies(&self, device: &str, mtu: u32, has_carrier: bool) -> Vec<String> {
+    pub(crate) fn remedies(&self, device: &str, mtu: u32, has_carrier: bool) -> Vec<String> {
         let bridge = &self.bridge;
         let mut texts = Vec::new();
         match self.state {
@@ -109,7 +109,7 @@ impl PortReport {
     }
 
     /// What netfilter does, or may do, with frames that cross the bridge.
-    pub fn netfilter_remedy(&self, device: &str) -> Option<String> {
+    pub(crate) fn netfilter_remedy(&self, device: &str) -> Option<String> {
         let bridge = &self.bridge;
         let chains = self.forward.as_deref().unwrap_or_default();
         let mut dropping = chains.iter().filter(|chain| chain.drops == Some(true));
@@ -142,7 +142,7 @@ impl PortReport {
 }
 
 /// `1, 10-20`.
-pub fn ranges(numbers: &BTreeSet<u16>) -> String {
+pub(crate) fn ranges(numbers: &BTreeSet<u16>) -> String {
     let mut runs: Vec<(u16, u16)> = Vec::new();
     for &number in numbers {
         match runs.last_mut() {
@@ -171,7 +171,7 @@ impl Links {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn port_report(&self, index: u32) -> Result<Option<PortReport>, LinkError> {
+    pub(crate) async fn port_report(&self, index: u32) -> Result<Option<PortReport>, LinkError> {
         let links = self.messages().await?;
         let find = |index: u32| links.iter().find(|message| message.header.index == index);
         let Some(port) = find(index) else {
@@ -241,7 +241,7 @@ impl Links {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn counters(&self, index: u32) -> Result<KernelCounters, LinkError> {
+    pub(crate) async fn counters(&self, index: u32) -> Result<KernelCounters, LinkError> {
         let request = self.netlink.handle().link().get().match_index(index);
         let message = std::pin::pin!(request.execute()).try_next().await;
         let message = message.map_err(refused(|| format!("look up link {index}")))?;

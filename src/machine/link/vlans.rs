@@ -22,11 +22,11 @@ const KEPT: Flags = Flags::Pvid.union(Flags::Untagged);
 
 /// The VLANs of a port of a bridge, each with its flags of the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortVlans(BTreeMap<u16, u16>);
+pub(crate) struct PortVlans(BTreeMap<u16, u16>);
 
 impl PortVlans {
     /// Frames of `tagged` have their tag at the port, those of `native` have none.
-    pub fn new(tagged: impl IntoIterator<Item = u16>, native: Option<u16>) -> Self {
+    pub(crate) fn new(tagged: impl IntoIterator<Item = u16>, native: Option<u16>) -> Self {
         let tagged = tagged.into_iter().map(|vid| (vid, 0));
         let native = native.map(|vid| (vid, KEPT.bits()));
         Self(tagged.chain(native).collect())
@@ -56,7 +56,7 @@ impl PortVlans {
     }
 
     /// Their numbers.
-    pub fn vids(&self) -> impl Iterator<Item = u16> {
+    pub(crate) fn vids(&self) -> impl Iterator<Item = u16> {
         self.0.keys().copied()
     }
 
@@ -142,7 +142,7 @@ impl Links {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn port_vlans(&self, index: u32) -> Result<PortVlans, LinkError> {
+    pub(crate) async fn port_vlans(&self, index: u32) -> Result<PortVlans, LinkError> {
         let all = self.all_port_vlans().await?;
         let own = all.into_iter().find(|&(of, _)| of == index);
         Ok(own.map(|(_, vlans)| vlans).unwrap_or_default())
@@ -152,7 +152,7 @@ impl Links {
     ///
     /// # Errors
     /// [`LinkError::NoVlans`] where the kernel's bridges know of no VLANs, and when it refuses.
-    pub async fn set_port_vlans(
+    pub(crate) async fn set_port_vlans(
         &self,
         index: u32,
         now: &PortVlans,

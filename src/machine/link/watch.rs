@@ -32,7 +32,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(60);
 impl Links {
     /// Watches links, addresses and routes in the namespace of this thread, from now on. Must be called
     /// on a tokio runtime.
-    pub fn watch() -> LinkWatch {
+    pub(crate) fn watch() -> LinkWatch {
         let mut watch = LinkWatch {
             service: None,
             burst: Burst::default(),
@@ -49,7 +49,7 @@ impl Links {
 /// A watch over links, addresses and routes. It works while somebody waits for its [`next`](Self::next)
 /// event; what the kernel cannot queue meanwhile is told as [`LinkEvent::AddressesChanged`]. When the
 /// kernel cannot be heard for a while, that is told in the log, and as such an event in the end.
-pub struct LinkWatch {
+pub(crate) struct LinkWatch {
     /// None while the kernel cannot be heard.
     service: Option<Service>,
     burst: Burst,
@@ -73,7 +73,7 @@ type Message = NetlinkMessage<RouteNetlinkMessage>;
 
 impl LinkWatch {
     /// The next change. May be dropped and called again.
-    pub async fn next(&mut self) -> LinkEvent {
+    pub(crate) async fn next(&mut self) -> LinkEvent {
         loop {
             if let Some(event) = self.events.pop_front() {
                 return event;
@@ -151,7 +151,7 @@ async fn until(time: Option<Instant>) {
 
 /// What someone, perhaps this process, changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LinkEvent {
+pub(crate) enum LinkEvent {
     /// Addresses or routes: another path may be better now, or the only one left. Also sent when
     /// there were more changes than the kernel could queue.
     AddressesChanged,

@@ -12,7 +12,7 @@ use super::slot::Slot;
 use crate::machine::changes::Changes;
 
 /// Changes of the routes and rules of one tunnel, whatever slot it has.
-pub struct RoutingChanges {
+pub(crate) struct RoutingChanges {
     changes: Changes,
     /// The number of the slot; 0 while there is none.
     number: Arc<AtomicU8>,
@@ -28,7 +28,7 @@ impl RoutingChanges {
 
     /// Waits for a change, and then until it is over: a burst of them is one, and so is each second
     /// of a flood.
-    pub async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         let Self { changes, number } = self;
         changes
             .next_that(|message| {

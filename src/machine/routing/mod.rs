@@ -45,9 +45,9 @@ use super::journal::Journal;
 use super::lock::RoutingLock;
 use crate::io::namespace_inode;
 
-pub use self::changes::RoutingChanges;
+pub(crate) use self::changes::RoutingChanges;
 pub use self::error::RoutingError;
-pub use self::state::{Family, Route, RoutingState, Rule, Target};
+pub(crate) use self::state::{Family, Route, RoutingState, Rule, Target};
 
 /// What is written down.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,7 +70,7 @@ struct Claim {
 /// The routing of one tunnel. Dropping it without [`clear`](Self::clear) leaves everything in place,
 /// until the next start of the same tunnel.
 #[derive(Debug)]
-pub struct Routing {
+pub(crate) struct Routing {
     run_dir: PathBuf,
     tunnel: String,
     journal: Journal<Record>,
@@ -86,7 +86,7 @@ pub struct Routing {
 
 impl Routing {
     /// The routing of `tunnel`, whose lock the caller holds; nothing is looked at yet.
-    pub fn new(run_dir: &Path, tunnel: &str) -> Self {
+    pub(crate) fn new(run_dir: &Path, tunnel: &str) -> Self {
         Self {
             run_dir: run_dir.to_owned(),
             tunnel: tunnel.to_owned(),
@@ -100,7 +100,7 @@ impl Routing {
     }
 
     /// Changes from now on of the tunnel's routes and rules, in the network namespace of this thread.
-    pub fn changes(&self) -> RoutingChanges {
+    pub(crate) fn changes(&self) -> RoutingChanges {
         RoutingChanges::new(self.number.clone())
     }
 
@@ -109,7 +109,7 @@ impl Routing {
     ///
     /// # Errors
     /// When a step fails; the earlier ones are undone.
-    pub async fn apply(&mut self, wanted: &RoutingState) -> Result<(), RoutingError> {
+    pub(crate) async fn apply(&mut self, wanted: &RoutingState) -> Result<(), RoutingError> {
         self.take_over().await?;
         if wanted.is_empty() && self.claim.is_none() {
             return Ok(());
@@ -135,7 +135,7 @@ impl Routing {
     ///
     /// # Errors
     /// When the kernel refuses something; the rest is back.
-    pub async fn restore(&self, interface_is_up: bool) -> Result<bool, RoutingError> {
+    pub(crate) async fn restore(&self, interface_is_up: bool) -> Result<bool, RoutingError> {
         let Some(Claim { slot, tables, .. }) = &self.claim else {
             return Ok(false);
         };
@@ -165,7 +165,7 @@ impl Routing {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn clear(&mut self) -> Result<(), RoutingError> {
+    pub(crate) async fn clear(&mut self) -> Result<(), RoutingError> {
         // Whatever fails now, nothing shall come back.
         self.in_force = RoutingState::default();
         self.apply(&RoutingState::default()).await?;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// All routes in the tunnel's table, and all rules that lead there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RoutingState {
+pub(crate) struct RoutingState {
     /// The routes of the tunnel's table. A destination occurs once with each metric.
     pub routes: BTreeSet<Route>,
     /// The rules; without any the table is not used.
@@ -20,7 +20,7 @@ pub struct RoutingState {
 
 impl RoutingState {
     /// Nothing to route.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.routes.is_empty() && self.rules.is_empty()
     }
 
@@ -81,7 +81,7 @@ impl RoutingState {
 
 /// IPv4 and IPv6 are routed apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Family {
+pub(crate) enum Family {
     /// IPv4.
     V4,
     /// IPv6.
@@ -90,10 +90,10 @@ pub enum Family {
 
 impl Family {
     /// Both.
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+    pub(crate) const ALL: [Self; 2] = [Self::V4, Self::V6];
 
     /// The family of a network.
-    pub fn of(network: &IpNet) -> Self {
+    pub(crate) fn of(network: &IpNet) -> Self {
         match network {
             IpNet::V4(_) => Self::V4,
             IpNet::V6(_) => Self::V6,
@@ -103,7 +103,7 @@ impl Family {
 
 /// A route of the tunnel's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Route {
+pub(crate) struct Route {
     /// Where to; the kernel takes no host bits.
     pub destination: IpNet,
     /// Of two routes to the same destination the one with the lower metric counts.
@@ -114,9 +114,9 @@ pub struct Route {
 
 impl Route {
     /// The metric of a route that has no competitor.
-    pub const METRIC: u32 = 1024;
+    pub(crate) const METRIC: u32 = 1024;
     /// The metric of a route that every other one goes before.
-    pub const WORST_METRIC: u32 = u32::MAX;
+    pub(crate) const WORST_METRIC: u32 = u32::MAX;
 
     pub(super) fn family(&self) -> Family {
         Family::of(&self.destination)
@@ -140,7 +140,7 @@ impl Route {
 
 /// What happens to what takes a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Target {
+pub(crate) enum Target {
     /// It leaves by an interface.
     Interface {
         /// The index of the interface.
@@ -158,7 +158,7 @@ pub enum Target {
 
 /// A rule, before those of the machine itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Rule {
+pub(crate) enum Rule {
     /// The routes of the machine go first, but for its default routes:
     /// `lookup main suppress_prefixlength 0`.
     MainButDefault(Family),

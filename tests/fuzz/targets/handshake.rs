@@ -13,18 +13,7 @@ use std::{
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use patchcord::{
-    crypto::{
-        aead::CipherOffer,
-        keys::{PrivateKey, PublicKey},
-        mac,
-    },
-    proto::{
-        limits::SESSIONS_PER_PEER,
-        node::{Event, Node, NodeConfig},
-        peer::PeerSettings,
-    },
-};
+use patchcord::{internals::{crypto::{aead::CipherOffer, mac}, proto::{limits::SESSIONS_PER_PEER, node::{Event, Node, NodeConfig}, peer::PeerSettings}}, keys::{PrivateKey, PublicKey}};
 
 const PEER: &str = "192.0.2.1:1";
 const OURS: &str = "192.0.2.2:2";

@@ -10,13 +10,7 @@ mod original;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use patchcord::{
-    proto::superframe::{
-        HEADER_ROOM, Layout, MAX_HEADERS, MAX_SEGMENTS, MAX_SUPERFRAME, check_checksum,
-        finish_checksum,
-    },
-    wire::offload::{Checksum, Offload, Segmentation, Transport},
-};
+use patchcord::internals::{proto::superframe::{HEADER_ROOM, Layout, MAX_HEADERS, MAX_SEGMENTS, MAX_SUPERFRAME, check_checksum, finish_checksum}, wire::offload::{Checksum, Offload, Segmentation, Transport}};
 
 use checks::{has_right_pseudo_header, is_same};
 use original::{Kind, Original, sum};

@@ -15,24 +15,7 @@ use std::{
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use patchcord::{
-    crypto::{
-        aead::{Cipher, CipherOffer},
-        keys::{PrivateKey, PublicKey},
-    },
-    proto::{
-        node::{Node, NodeConfig},
-        peer::PeerSettings,
-        reassembly::{Reassembly, Which},
-        session::Session,
-        train::{Outgoing, Pushed, TRAIN_BYTES, TRAIN_DATAGRAMS, Train},
-    },
-    wire::{
-        Lane, MessageType,
-        chunk::{Chunk, Chunks},
-        offload::Offload,
-    },
-};
+use patchcord::{internals::{crypto::aead::{Cipher, CipherOffer}, proto::{node::{Node, NodeConfig}, peer::PeerSettings, reassembly::{Reassembly, Which}, session::Session, train::{Outgoing, Pushed, TRAIN_BYTES, TRAIN_DATAGRAMS, Train}}, wire::{Lane, MessageType, chunk::{Chunk, Chunks}, offload::Offload}}, keys::{PrivateKey, PublicKey}};
 
 use original::{Kind, Original};
 

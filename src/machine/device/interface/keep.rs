@@ -31,7 +31,10 @@ impl Device {
     /// # Errors
     /// [`LinkError::Missing`] when the device was deleted; or when a step fails, and the earlier ones stay
     /// made.
-    pub async fn keep(&mut self, request: &DeviceRequest) -> Result<Vec<Drift>, DeviceError> {
+    pub(crate) async fn keep(
+        &mut self,
+        request: &DeviceRequest,
+    ) -> Result<Vec<Drift>, DeviceError> {
         match self.keep_once(request).await {
             // It may have been renamed or moved between two of the steps.
             Err(DeviceError::Link(LinkError::Missing { .. })) => self.keep_once(request).await,
@@ -164,7 +167,7 @@ impl Device {
 
     /// Has a NIC's cable follow the carrier, if that was asked for: it is set down while the carrier is
     /// off. One that its owner set down stays so.
-    pub async fn forward_link_loss(&mut self, on: bool) {
+    pub(crate) async fn forward_link_loss(&mut self, on: bool) {
         if !self.forwards_link_loss || !self.tap.is_nic() || self.held_down != on {
             return;
         }
@@ -236,7 +239,7 @@ impl Device {
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub async fn report(&mut self) -> Result<DeviceReport, DeviceError> {
+    pub(crate) async fn report(&mut self) -> Result<DeviceReport, DeviceError> {
         self.find_again().await?;
         if self.info.moved {
             let name = self.info.name.clone();
