@@ -197,7 +197,7 @@ job_models() {
 # AddressSanitizer where unsafe code is called or bytes of others are taken apart, and no namespaces are
 # needed; ThreadSanitizer where threads share something, with as little around it as can be.
 job_sanitizers() {
-  local modules=(wire:: crypto:: proto:: queue:: config:: control::message stats:: io::waker io::udp io::sys io::vnet)
+  local modules=(wire:: crypto:: proto:: queue:: config:: control:: stats:: io::waker io::udp io::sys io::vnet)
   sanitized address --lib --locked -- "${modules[@]}"
   export TSAN_OPTIONS="suppressions=$PWD/tests/threads/tsan.supp"
   sanitized thread --package patchcord-bridge --lib --test fdb_threads --locked -- fdb limit no_lookup an_address_that

@@ -32,7 +32,7 @@
 //! | write a tunnel of your own | [below](#a-tunnel-of-your-own), [`provider`], and the [examples](#examples) |
 //! | run several tunnels in one process | [`host`] |
 //! | know how the code hangs together | ARCHITECTURE.md |
-//! | speak to `patchcord` from another program | PROTOCOL.md for the wire, [`control`] for the socket |
+//! | speak to `patchcord` from another program | PROTOCOL.md for the wire, [`host::protocol`] for the sockets of running tunnels |
 //!
 //! # A tunnel of your own
 //!
@@ -169,11 +169,11 @@
 //!
 //! | Module | Holds |
 //! |---|---|
-//! | [`host`] | many tunnels in one process: configurations, sessions, events |
+//! | [`host`] | tunnels in one process: configurations, sessions, events, clients and their protocol |
 //! | [`tunnel`] | `patchcord up` as a function |
 //! | [`config`] | the configuration file as a valid value |
 //! | [`provider`] | the lifecycle of a tunnel, and the trait for tunnels of your own |
-//! | [`control`] | how `show`, `fdb` and `down` reach a running tunnel |
+//! | [`control`] | what a running tunnel can be asked, and what it answers |
 //! | [`keys`] | private, public and preshared keys |
 //!
 //! Below them are the data path and the machine, which are no part of the API; ARCHITECTURE.md draws them.

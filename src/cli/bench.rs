@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use patchcord::internals::crypto::aead::CipherOffer;
 use patchcord::internals::crypto::speed::{self, Implementation, ROUNDS, Speed, Spread};
 use patchcord::internals::proto::limits::{
@@ -12,10 +13,20 @@ use patchcord::internals::proto::limits::{
 };
 use serde::Serialize;
 
-use super::status::{number, table};
-use super::{BenchCryptoOptions, Failure, print};
+use super::failure::Failure;
+use super::output::{number, print, table};
 
-pub(super) fn crypto(options: &BenchCryptoOptions) -> Result<(), Failure> {
+#[derive(Args)]
+pub(super) struct CryptoOptions {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// How long to measure
+    #[arg(long, value_name = "N", default_value = "2.5", value_parser = seconds)]
+    seconds: Duration,
+}
+
+pub(super) fn crypto(options: &CryptoOptions) -> Result<(), Failure> {
     #[expect(clippy::disallowed_methods, reason = "what is measured is time")]
     let speeds = speed::measure(options.seconds, Instant::now);
     let report = Report::new(&speeds);
@@ -29,7 +40,7 @@ pub(super) fn crypto(options: &BenchCryptoOptions) -> Result<(), Failure> {
 }
 
 /// Reads the argument of `--seconds`.
-pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+fn seconds(text: &str) -> Result<Duration, String> {
     const RANGE: std::ops::RangeInclusive<f64> = 0.1..=600.0;
     match text.parse() {
         Ok(seconds) if RANGE.contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),

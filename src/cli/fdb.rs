@@ -3,19 +3,18 @@
 
 use std::io::{self, BufWriter, Write};
 
+use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 use patchcord::control::message::{
-    Assigner, FdbAdd, FdbDel, FdbFlush, FdbRequest, FdbShow, FdbStatus, Reply, Request, Status,
+    Answer, Assigner, FdbAdd, FdbDel, FdbFlush, FdbRequest, FdbShow, FdbStatus,
 };
 use patchcord_bridge::{MacAddr, ParseMacError};
 use serde::Serialize;
 
-use super::{
-    Failure, RunDir, print,
-    show::all,
-    status,
-    tunnel::{ask, name_of, unexpected},
-};
+use super::failure::Failure;
+use super::output::print;
+use super::status;
+use super::target::{self, Found, PATIENCE, RunDir, Target, TargetOrAll, block_on};
 
 pub(super) const HELP: &str = "\
 PORT is `tap`, or the name of a peer.
@@ -29,7 +28,6 @@ Examples:
 #[derive(Subcommand)]
 pub(super) enum FdbCommand {
     /// List addresses and the ports they are on
-    #[command(after_help = "Without TUNNEL, lists those of all running tunnels.")]
     Show(ShowOptions),
     /// Assign an address to a port, whatever is known of it
     #[command(after_help = ADD_HELP)]
@@ -51,8 +49,8 @@ Examples:
 
 #[derive(Args)]
 pub(super) struct ShowOptions {
-    /// The tunnel, or its configuration file
-    tunnel: Option<String>,
+    #[command(flatten)]
+    target: TargetOrAll,
     /// Only this address
     #[arg(long, value_parser = station)]
     mac: Option<MacAddr>,
@@ -60,9 +58,9 @@ pub(super) struct ShowOptions {
     #[arg(long, value_name = "N", value_parser = vlan())]
     vlan: Option<u16>,
     /// Only this port
-    #[arg(long, requires = "tunnel")]
+    #[arg(long, requires = "target")]
     port: Option<String>,
-    /// Print JSON: an object with TUNNEL, an array without
+    /// Print JSON: an object with NAME|FILE, an array without
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -99,8 +97,8 @@ pub(super) struct DelArguments {
 
 #[derive(Args)]
 pub(super) struct FlushArguments {
-    /// The tunnel, or its configuration file
-    tunnel: String,
+    #[command(flatten)]
+    target: Target,
     /// Only those of this port
     #[arg(long)]
     port: Option<String>,
@@ -113,8 +111,8 @@ pub(super) struct FlushArguments {
 
 #[derive(Args)]
 struct Address {
-    /// The tunnel, or its configuration file
-    tunnel: String,
+    #[command(flatten)]
+    target: Target,
     /// The station's Ethernet address
     #[arg(value_parser = station)]
     mac: MacAddr,
@@ -157,22 +155,19 @@ pub(super) fn run(command: FdbCommand) -> Result<(), Failure> {
 fn show(options: &ShowOptions) -> Result<(), Failure> {
     // A table may have a million entries, and its text is written as it is made.
     let mut out = BufWriter::new(io::stdout().lock());
-    match &options.tunnel {
-        Some(name) => {
-            let fdb = read(name, options)?;
-            if options.json {
-                let tunnel = name_of(name)?;
-                json(&mut out, &Table { tunnel, fdb })?;
-            } else {
-                status::addresses(&mut out, "", &fdb)?;
+    match &options.target.name_or_file {
+        Some(name_or_file) => {
+            let table = block_on(async {
+                let found = target::find(name_or_file, &options.run_dir).await?;
+                read(&found, options).await
+            })?;
+            match options.json {
+                true => json(&mut out, &table)?,
+                false => status::addresses(&mut out, "", &table.fdb)?,
             }
         }
         None => {
-            let mut tables = Vec::new();
-            for Status { tunnel, .. } in all(&options.run_dir.path)? {
-                let fdb = read(&tunnel, options)?;
-                tables.push(Table { tunnel, fdb });
-            }
+            let tables = block_on(read_all(options))?;
             if options.json {
                 json(&mut out, &tables)?;
             } else if tables.is_empty() {
@@ -193,9 +188,21 @@ fn json(mut out: impl Write, value: &impl Serialize) -> Result<(), Failure> {
     Ok(writeln!(out)?)
 }
 
+/// The tables of all tunnels that have one.
+async fn read_all(options: &ShowOptions) -> Result<Vec<Table>, Failure> {
+    let mut tables = Vec::new();
+    for found in target::all(&options.run_dir).await? {
+        match read(&found, options).await {
+            Err(Failure::AtRunTime(error)) if target::is_none_of_ours(&error) => {}
+            table => tables.push(table?),
+        }
+    }
+    Ok(tables)
+}
+
 /// The table of one tunnel, by VLAN and address.
-fn read(tunnel: &str, options: &ShowOptions) -> Result<Vec<FdbStatus>, Failure> {
-    let mut entries = Vec::new();
+async fn read(found: &Found, options: &ShowOptions) -> Result<Table, Failure> {
+    let mut fdb = Vec::new();
     let mut next = Some(0);
     while let Some(from) = next {
         let request = FdbRequest::Show(FdbShow {
@@ -204,17 +211,31 @@ fn read(tunnel: &str, options: &ShowOptions) -> Result<Vec<FdbStatus>, Failure> 
             vid: options.vlan,
             port: options.port.clone(),
         });
-        match ask(tunnel, &options.run_dir.path, Request::Fdb(request))? {
+        match ask(found, request).await? {
             // One that does not get ahead has no end.
-            Reply::Fdb(page) if page.next.is_none_or(|next| next > from) => {
-                entries.extend(page.entries);
+            Answer::Fdb(page) if page.next.is_none_or(|next| next > from) => {
+                fdb.extend(page.entries);
                 next = page.next;
             }
-            reply => return Err(unexpected(tunnel, &reply)),
+            other => return Err(unexpected(found, &other)),
         }
     }
-    entries.sort_unstable_by(|a, b| (a.vid, &a.mac).cmp(&(b.vid, &b.mac)));
-    Ok(entries)
+    fdb.sort_unstable_by(|a, b| (a.vid, &a.mac).cmp(&(b.vid, &b.mac)));
+    let tunnel = found.name.clone();
+    Ok(Table { tunnel, fdb })
+}
+
+async fn ask(found: &Found, request: FdbRequest) -> anyhow::Result<Answer> {
+    let answer = found.client.fdb(&found.name, request);
+    found.asked(PATIENCE, answer).await
+}
+
+fn unexpected(found: &Found, answer: &Answer) -> Failure {
+    anyhow!(
+        "tunnel `{}`: not an answer to the request: {answer:?}",
+        found.name
+    )
+    .into()
 }
 
 fn add(arguments: AddArguments) -> Result<(), Failure> {
@@ -237,17 +258,17 @@ fn add(arguments: AddArguments) -> Result<(), Failure> {
         origin: origin.into(),
         sequence,
     });
-    change(&address.tunnel, &run_dir, request).map(drop)
+    change(&address.target, &run_dir, request).map(drop)
 }
 
 fn del(arguments: &DelArguments) -> Result<(), Failure> {
-    let Address { tunnel, mac, vlan } = &arguments.address;
+    let Address { target, mac, vlan } = &arguments.address;
     let request = FdbRequest::Del(FdbDel {
         vid: *vlan,
         mac: mac.to_string(),
         sequence: arguments.sequence,
     });
-    change(tunnel, &arguments.run_dir, request).map(drop)
+    change(target, &arguments.run_dir, request).map(drop)
 }
 
 fn flush(arguments: FlushArguments) -> Result<(), Failure> {
@@ -255,7 +276,7 @@ fn flush(arguments: FlushArguments) -> Result<(), Failure> {
         port: arguments.port,
         vid: arguments.vlan,
     });
-    let forgotten = change(&arguments.tunnel, &arguments.run_dir, request)?;
+    let forgotten = change(&arguments.target, &arguments.run_dir, request)?;
     let noun = if forgotten == 1 {
         "address"
     } else {
@@ -265,11 +286,14 @@ fn flush(arguments: FlushArguments) -> Result<(), Failure> {
 }
 
 /// How many addresses that concerned.
-fn change(tunnel: &str, run_dir: &RunDir, request: FdbRequest) -> Result<u64, Failure> {
-    match ask(tunnel, &run_dir.path, Request::Fdb(request))? {
-        Reply::Changed { addresses } => Ok(addresses),
-        reply => Err(unexpected(tunnel, &reply)),
-    }
+fn change(target: &Target, run_dir: &RunDir, request: FdbRequest) -> Result<u64, Failure> {
+    block_on(async {
+        let found = target::find(&target.name_or_file, run_dir).await?;
+        match ask(&found, request).await? {
+            Answer::Changed { addresses } => Ok(addresses),
+            other => Err(unexpected(&found, &other)),
+        }
+    })
 }
 
 fn station(text: &str) -> Result<MacAddr, String> {

@@ -3,10 +3,19 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 
+use clap::Args;
 use patchcord::keys::{PresharedKey, PrivateKey};
 use zeroize::Zeroizing;
 
-use super::{Failure, print};
+use super::failure::Failure;
+use super::output::print;
+
+#[derive(Args)]
+pub(super) struct PrintSecret {
+    /// Print to a terminal too
+    #[arg(long)]
+    pub(super) force: bool,
+}
 
 pub(super) fn genkey(force: bool) -> Result<(), Failure> {
     print_secret(force, "genkey > a.key", || {

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `patchcord generate`: manual pages, completions and the reference of keys, from what the program
+//! `patchcord generate`: manual pages, completions, the reference of keys and the schema of the protocol, from what the program
 //! itself knows. For packages and for `docs/`.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::{CommandFactory, Subcommand};
+use clap::{Command, Subcommand};
 use clap_complete::Shell;
 use patchcord::config::{Key, SECTIONS, Schema};
+use patchcord::host::protocol::schema;
 use roff::{Inline, Roff, bold, roman};
 
-use super::{Cli, Failure, print};
+use super::failure::Failure;
+use super::output::print;
 
 #[derive(Subcommand)]
 pub(super) enum Generate {
@@ -27,22 +29,29 @@ pub(super) enum Generate {
     },
     /// Print the reference of configuration keys, in Markdown
     Keys,
+    /// Print the JSON Schema of the protocol that clients speak with running tunnels
+    Schema,
 }
 
-pub(super) fn generate(what: Generate) -> Result<(), Failure> {
+/// `command` is that of the whole program.
+pub(super) fn generate(what: Generate, mut command: Command) -> Result<(), Failure> {
     match what {
-        Generate::Man { dir } => Ok(manual_pages(&dir)?),
+        Generate::Man { dir } => Ok(manual_pages(command, &dir)?),
         Generate::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "patchcord", &mut script);
+            clap_complete::generate(shell, &mut command, "patchcord", &mut script);
             Ok(print(&String::from_utf8(script)?)?)
         }
         Generate::Keys => Ok(print(&key_reference())?),
+        Generate::Schema => {
+            let schema = serde_json::to_string_pretty(&schema())?;
+            Ok(print(&format!("{schema}\n"))?)
+        }
     }
 }
 
-fn manual_pages(dir: &Path) -> io::Result<()> {
-    clap_mangen::generate_to(Cli::command(), dir)?;
+fn manual_pages(command: Command, dir: &Path) -> io::Result<()> {
+    clap_mangen::generate_to(command, dir)?;
     fs::write(dir.join("patchcord.toml.5"), configuration_page().to_roff())
 }
 

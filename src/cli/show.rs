@@ -1,40 +1,93 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `show`: asks running tunnels for their status. How a status looks on a screen is in `status`.
 
-use std::io;
-use std::path::Path;
+use std::io::{self, Write};
 
-use anyhow::{Context, anyhow};
-use patchcord::config::RESERVED_NAME;
-use patchcord::control::client::{self, ClientError};
-use patchcord::control::message::{PeerStatus, Reply, Request, Status};
-use patchcord::control::socket_path;
+use anyhow::anyhow;
+use clap::Args;
+use patchcord::control::message::{PeerStatus, Status};
 
-use super::tunnel::{ask, unexpected};
-use super::{Failure, ShowOptions, hosted, print, status};
+use super::failure::Failure;
+use super::output::print;
+use super::status;
+use super::target::{self, PATIENCE, RunDir, TargetOrAll, block_on};
+
+pub(super) const HELP: &str = "\
+Without NAME|FILE, lists the running tunnels, one line each. With it, everything about one, and its peers
+one line each if there are more than four.
+
+Exit codes: 0 the tunnel answered, whether a peer is up or not; with --check, 0 only if one is. 1 no such
+tunnel runs, it does not answer, or with --check, no peer is up. 2 bad usage.
+
+Examples:
+  patchcord show office                    what is up, and what is wrong
+  patchcord show office --peer site-b      everything about one peer
+  patchcord show office --check || ...     for scripts and monitoring";
+
+#[derive(Args)]
+pub(super) struct ShowOptions {
+    #[command(flatten)]
+    target: TargetOrAll,
+    /// Print JSON: an object with NAME|FILE, an array without
+    #[arg(long)]
+    json: bool,
+    /// Only this peer, with everything about it
+    #[arg(
+        long,
+        value_name = "PEER",
+        requires = "target",
+        conflicts_with = "json"
+    )]
+    peer: Option<String>,
+    /// Everything about every peer, however many there are
+    #[arg(short, long, conflicts_with = "json")]
+    verbose: bool,
+    /// Exit with 1 unless a peer is up: of this tunnel, or of every running one
+    #[arg(long)]
+    check: bool,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
 
 pub(super) fn show(options: &ShowOptions) -> Result<(), Failure> {
-    let shown = match &options.name {
-        Some(name) => {
-            let reply = ask(name, &options.run_dir.path, Request::Show)?;
-            let Reply::Status(status) = reply else {
-                return Err(unexpected(name, &reply));
-            };
-            print(&one(&status, options)?)?;
-            vec![*status]
+    block_on(async {
+        match &options.target.name_or_file {
+            Some(name_or_file) => show_one(name_or_file, options).await,
+            None => show_all(options).await,
         }
-        None => {
-            let running = all(&options.run_dir.path)?;
-            print(&match options.json {
-                true => json(&running)?,
-                false => status::list(&running),
-            })?;
-            running
+    })
+}
+
+async fn show_one(name_or_file: &str, options: &ShowOptions) -> Result<(), Failure> {
+    let found = target::find(name_or_file, &options.run_dir).await?;
+    let status = found
+        .asked(PATIENCE, found.client.show(&found.name))
+        .await?;
+    print(&one(&status, options)?)?;
+    check(&[status], options)
+}
+
+async fn show_all(options: &ShowOptions) -> Result<(), Failure> {
+    let mut shown = Vec::new();
+    let mut is_complete = true;
+    for found in target::all(&options.run_dir).await? {
+        match found.asked(PATIENCE, found.client.show(&found.name)).await {
+            Ok(status) => shown.push(status),
+            Err(error) if target::is_none_of_ours(&error) => {}
+            Err(error) => {
+                // The others are worth showing all the same.
+                let _ = writeln!(io::stderr(), "patchcord: {error:#}");
+                is_complete = false;
+            }
         }
-    };
-    match options.check {
-        true => check(&shown),
-        false => Ok(()),
+    }
+    print(&match options.json {
+        true => json(&shown)?,
+        false => status::list(&shown),
+    })?;
+    match is_complete {
+        true => check(&shown, options),
+        false => Err(anyhow!("not every running tunnel could be shown").into()),
     }
 }
 
@@ -56,8 +109,11 @@ fn one(status: &Status, options: &ShowOptions) -> Result<String, Failure> {
     Ok(status::peer(peer))
 }
 
-/// Every tunnel shall have a peer that is up, and there shall be one.
-fn check(shown: &[Status]) -> Result<(), Failure> {
+/// With `--check`, every tunnel shall have a peer that is up, and there shall be one.
+fn check(shown: &[Status], options: &ShowOptions) -> Result<(), Failure> {
+    if !options.check {
+        return Ok(());
+    }
     if shown.is_empty() {
         return Err(anyhow!("no tunnel is running").into());
     }
@@ -70,46 +126,4 @@ fn check(shown: &[Status]) -> Result<(), Failure> {
 
 fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
-}
-
-/// The status of every running tunnel, by name.
-pub(super) fn all(run_dir: &Path) -> Result<Vec<Status>, Failure> {
-    let mut running = Vec::new();
-    for name in sockets(run_dir)? {
-        match client::request_at(&socket_path(run_dir, &name), Request::Show) {
-            Ok(Reply::Status(status)) => running.push(*status),
-            Ok(reply) => return Err(unexpected(&name, &reply)),
-            // Its tunnel was killed, or ended since the directory was read.
-            Err(ClientError::NotRunning(_)) => {}
-            Err(error) => return Err(anyhow::Error::new(error).context(name).into()),
-        }
-    }
-    running.extend(hosted::all(run_dir));
-    running.sort_by(|one, other| one.tunnel.cmp(&other.tunnel));
-    Ok(running)
-}
-
-/// The names for which there is a socket, in order; some may be of tunnels that were killed.
-fn sockets(run_dir: &Path) -> Result<Vec<String>, Failure> {
-    let entries = match run_dir.read_dir() {
-        Ok(entries) => entries,
-        // No tunnel has run since the machine started.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => Err(error).with_context(|| run_dir.display().to_string())?,
-    };
-    let mut names: Vec<_> = entries
-        .filter_map(|entry| {
-            Some(
-                entry
-                    .ok()?
-                    .file_name()
-                    .to_str()?
-                    .strip_suffix(".sock")?
-                    .to_owned(),
-            )
-        })
-        .collect();
-    names.retain(|name| name != RESERVED_NAME);
-    names.sort();
-    Ok(names)
 }

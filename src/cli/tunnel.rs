@@ -3,26 +3,44 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use patchcord::config::{self, CipherChoice, Config, ConfigErrors, DeviceConfig, Mode, PeerConfig};
-use patchcord::control::client::{self, ClientError};
-use patchcord::control::message::{Reply, Request};
-use patchcord::control::socket_path;
+use clap::Args;
+use patchcord::config::{self, CipherChoice, Config, DeviceConfig, Mode, PeerConfig};
 use patchcord_bridge::Vid;
 
-use super::{Failure, RunDir, hosted, logs, print};
+use super::failure::Failure;
+use super::logs;
+use super::output::{plural, print};
+use super::target::{self, RunDir, Target, block_on};
 
-pub(super) fn up(name_or_file: &str) -> Result<(), Failure> {
-    let config = load(name_or_file)?;
+pub(super) const UP_HELP: &str = "\
+Logs go to stderr; RUST_LOG selects them (default: info). Tells systemd when it is ready.
+
+Examples:
+  patchcord up a                  run /etc/patchcord/a.toml
+  RUST_LOG=debug patchcord up ./a.toml";
+
+/// Taking a tunnel down may include telling its peers and removing links.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Args)]
+pub(super) struct DownOptions {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
+
+pub(super) fn up(target: &Target) -> Result<(), Failure> {
+    let config = load(target)?;
     let _logs = logs::start();
     patchcord::tunnel::run(config)?;
     Ok(())
 }
 
-pub(super) fn check(name_or_file: &str) -> Result<(), Failure> {
-    let config = load(name_or_file)?;
+pub(super) fn check(target: &Target) -> Result<(), Failure> {
+    let config = load(target)?;
     print(&summary(&config))?;
     for warning in config.warnings() {
         // When nobody reads it, the file is valid all the same.
@@ -31,47 +49,16 @@ pub(super) fn check(name_or_file: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn down(name_or_file: &str, run_dir: &RunDir) -> Result<(), Failure> {
-    match ask(name_or_file, &run_dir.path, Request::Down)? {
-        Reply::Stopped => Ok(()),
-        reply => Err(unexpected(name_or_file, &reply)),
-    }
+pub(super) fn down(options: &DownOptions) -> Result<(), Failure> {
+    block_on(async {
+        let found = target::find(&options.target.name_or_file, &options.run_dir).await?;
+        let stop = found.client.stop(&found.name);
+        Ok(found.asked(PATIENCE, stop).await?)
+    })
 }
 
-fn load(name_or_file: &str) -> Result<Config, Failure> {
-    Config::load(&config::file_of(name_or_file)).map_err(Failure::Config)
-}
-
-/// Sends a request to a running tunnel, given by its name or by its file.
-pub(super) fn ask(name_or_file: &str, run_dir: &Path, request: Request) -> Result<Reply, Failure> {
-    let name = name_of(name_or_file)?;
-    let reply = client::request_at(&socket_path(run_dir, &name), request.clone());
-    if let Err(error @ ClientError::NotRunning(_)) = reply {
-        if let Some(answer) = hosted::ask(&name, run_dir, &request) {
-            return Ok(answer.with_context(|| format!("tunnel `{name}` of the host"))?);
-        }
-        let remedy = format!("start it with `patchcord up {name_or_file}`");
-        return Err(anyhow!("tunnel `{name}` is {error}; {remedy}").into());
-    }
-    Ok(reply.with_context(|| format!("tunnel `{name}`"))?)
-}
-
-/// What a tunnel is called, given by its name or by its file.
-pub(super) fn name_of(name_or_file: &str) -> Result<String, Failure> {
-    config::tunnel_name(&config::file_of(name_or_file))
-        .map_err(|error| Failure::Config(ConfigErrors::from(error)))
-}
-
-/// The failure for a reply that is no answer to the request.
-pub(super) fn unexpected(name: &str, reply: &Reply) -> Failure {
-    match reply {
-        Reply::Refused { message } if reply.is_of_other_version() => anyhow!(
-            "tunnel `{name}` is run by another version of patchcord, which does not know this command; start the tunnel again with this one ({message})"
-        )
-        .into(),
-        Reply::Refused { message } => anyhow!("tunnel `{name}`: {message}").into(),
-        _ => anyhow!("tunnel `{name}` answered something else; is it of another version?").into(),
-    }
+fn load(target: &Target) -> Result<Config, Failure> {
+    Config::load(&config::file_of(&target.name_or_file)).map_err(Failure::Config)
 }
 
 fn summary(config: &Config) -> String {
@@ -163,9 +150,4 @@ fn peer_summary(peer: &PeerConfig) -> String {
         Some(endpoint) => format!("{} at {endpoint}{preshared}", peer.name),
         None => format!("{} (waited for){preshared}", peer.name),
     }
-}
-
-/// `1 peer`, `2 peers`.
-pub(super) fn plural(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

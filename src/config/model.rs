@@ -15,7 +15,7 @@ use crate::crypto::keys::{PresharedKey, PrivateKey, PublicKey};
 /// Everything that a tunnel is told at start.
 #[derive(Debug)]
 pub struct Config {
-    /// The stem of the file's name; also names the control socket.
+    /// The stem of the file's name; also names the socket.
     pub name: String,
     /// `[tunnel]`
     pub tunnel: TunnelConfig,

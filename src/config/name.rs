@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::error::ConfigError;
 
-/// What no tunnel is called: the control socket of that name is that of a [`host`](crate::host).
+/// What no tunnel is called: the socket of that name is that of a [`host`](crate::host).
 pub const RESERVED_NAME: &str = "host";
 
 /// The name of the tunnel that `file` configures: its stem.

@@ -26,9 +26,8 @@ use std::{
     time::Duration,
 };
 
-use serde::de::DeserializeOwned;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -43,14 +42,17 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::{
-    Attempt, Event, Lagged,
+    event::{Attempt, Event, Lagged},
     lines::wiped_line,
     protocol::{
-        ClientHello, Generation, HostHello, HostLine, Message, PROTOCOLS, Refusal, Request,
-        Started, TunnelInfo, Verb, from_line, to_line,
+        CLIENT, Heard, Hello, Message, PROTOCOLS, Refusal, Reply, Request, TunnelInfo, Verb,
+        from_line, to_line,
     },
 };
-use crate::provider::{Secret, TunnelConfiguration};
+use crate::{
+    control::message::{Answer, FdbRequest, Query, Status},
+    provider::{Secret, TunnelConfiguration},
+};
 
 /// Where a host listens unless it is told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/patchcord/host.sock";
@@ -59,6 +61,9 @@ pub const DEFAULT_SOCKET: &str = "/run/patchcord/host.sock";
 const EVENTS: usize = 64;
 /// Between attempts to get into the line of those that the host has not accepted yet.
 const IN_LINE: Duration = Duration::from_millis(20);
+/// The longest line of a host: room for the status of a tunnel with very many peers; a bound, should
+/// something else answer.
+const MAX_LINE: u64 = 64 << 20;
 /// For the host's hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -83,7 +88,7 @@ struct Shared {
     gone: bool,
     /// Why the host ended the connection, if it said so.
     refused: Option<Refusal>,
-    replies: BTreeMap<u64, oneshot::Sender<Result<serde_json::Value, Refusal>>>,
+    replies: BTreeMap<u64, oneshot::Sender<Result<Reply, ClientError>>>,
     events: Option<mpsc::Sender<Result<Event, Lagged>>>,
 }
 
@@ -109,13 +114,23 @@ pub enum ClientError {
     },
     /// The host speaks other versions of the protocol.
     #[error(
-        "the host is of version {version} and speaks protocol {protocols:?}; this program speaks {PROTOCOLS:?}: install the same version of both"
+        "what listens there is patchcord {version} and speaks protocol {protocols:?}, and this program {PROTOCOLS:?}: it is of another version; start the tunnel again with this one"
     )]
     Version {
         /// The host's.
         version: String,
         /// What it speaks.
         protocols: Vec<u32>,
+    },
+    /// What listens does not begin as a host does; those of the first versions did not.
+    #[error(
+        "what listens on {} is of another version of patchcord, or another program; start the tunnel again with this version", path.display()
+    )]
+    NoHello {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong with the first line.
+        source: serde_json::Error,
     },
     /// The connection ended. The host may be restarting: connect again.
     #[error("the host ended the connection; connect again")]
@@ -176,26 +191,20 @@ impl Client {
         })?;
         let (reader, mut writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
-        let hello: HostHello = timeout(HELLO_DEADLINE, read_line(&mut reader))
-            .await
-            .map_err(|_| ClientError::Disconnected)??;
-        let protocol = PROTOCOLS
-            .iter()
-            .filter(|protocol| hello.protocols.contains(protocol))
-            .max();
-        let Some(&protocol) = protocol else {
+        // A host that does not want us may have hung up; why, is there to be read.
+        let _ = writer.write_all(&to_line(&Hello::of(CLIENT))).await;
+        let line = timeout(HELLO_DEADLINE, read_line(&mut reader)).await;
+        let line = line.ok().flatten().ok_or(ClientError::Disconnected)?;
+        let hello: Hello = from_line(&line).map_err(|source| ClientError::NoHello {
+            path: path.to_owned(),
+            source,
+        })?;
+        if hello.common().is_none() {
             return Err(ClientError::Version {
                 version: hello.version,
                 protocols: hello.protocols,
             });
-        };
-        let hello = to_line(&ClientHello {
-            hello: "patchcord".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            protocol,
-        });
-        // A host that does not want us may have hung up; why, is there to be read.
-        let _ = writer.write_all(&hello).await;
+        }
         let shared = Arc::new(Mutex::new(Shared::default()));
         let (requests, lines) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
@@ -217,7 +226,10 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as of all requests.
     pub async fn list(&self) -> Result<Vec<TunnelInfo>, ClientError> {
-        self.ask(Verb::List).await
+        match self.request(Verb::List).await? {
+            Reply::Tunnels(tunnels) => Ok(tunnels),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// One tunnel.
@@ -226,7 +238,41 @@ impl Client {
     /// [`ClientError`].
     pub async fn view(&self, tunnel: &str) -> Result<TunnelInfo, ClientError> {
         let tunnel = tunnel.to_owned();
-        self.ask(Verb::View { tunnel }).await
+        match self.request(Verb::View { tunnel }).await? {
+            Reply::Tunnel(tunnel) => Ok(*tunnel),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What a running tunnel answers to a query.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn ask(&self, tunnel: &str, query: Query) -> Result<Answer, ClientError> {
+        let tunnel = tunnel.to_owned();
+        match self.request(Verb::Ask { tunnel, query }).await? {
+            Reply::Answer(answer) => Ok(answer),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The state of a running tunnel (`patchcord show`).
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn show(&self, tunnel: &str) -> Result<Status, ClientError> {
+        match self.ask(tunnel, Query::Show).await? {
+            Answer::Status(status) => Ok(*status),
+            other => Err(unexpected(&Reply::Answer(other))),
+        }
+    }
+
+    /// Looks at the table of addresses of a running tunnel, or changes it (`patchcord fdb`).
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn fdb(&self, tunnel: &str, request: FdbRequest) -> Result<Answer, ClientError> {
+        self.ask(tunnel, Query::Fdb(request)).await
     }
 
     /// Starts a session; its events carry the attempt (`startTunnelWithOptions`).
@@ -239,8 +285,10 @@ impl Client {
         options: Option<BTreeMap<String, String>>,
     ) -> Result<Attempt, ClientError> {
         let tunnel = tunnel.to_owned();
-        let Started { attempt } = self.ask(Verb::Start { tunnel, options }).await?;
-        Ok(attempt)
+        match self.request(Verb::Start { tunnel, options }).await? {
+            Reply::Started { attempt } => Ok(attempt),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Ends the session, and waits until everything of it is gone (`stopTunnel`).
@@ -249,7 +297,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn stop(&self, tunnel: &str) -> Result<(), ClientError> {
         let tunnel = tunnel.to_owned();
-        self.ask(Verb::Stop { tunnel }).await
+        self.carry_out(Verb::Stop { tunnel }).await
     }
 
     /// The provider's answer to a message, if it has one (`sendProviderMessage`).
@@ -262,8 +310,10 @@ impl Client {
         message: &[u8],
     ) -> Result<Option<Vec<u8>>, ClientError> {
         let (tunnel, message) = (tunnel.to_owned(), Message(message.to_vec()));
-        let answer: Option<Message> = self.ask(Verb::Send { tunnel, message }).await?;
-        Ok(answer.map(|message| message.0))
+        match self.request(Verb::Send { tunnel, message }).await? {
+            Reply::Message(answer) => Ok(answer.map(|message| message.0)),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Adds a tunnel or changes it, with `generation` only if nobody else did since; returns the new
@@ -283,8 +333,10 @@ impl Client {
             configuration,
             generation,
         };
-        let Generation { generation } = self.ask(verb).await?;
-        Ok(generation)
+        match self.request(verb).await? {
+            Reply::Configured { generation } => Ok(generation),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Forgets a tunnel (`removeFromPreferences`).
@@ -293,7 +345,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn remove(&self, tunnel: &str) -> Result<(), ClientError> {
         let tunnel = tunnel.to_owned();
-        self.ask(Verb::Remove { tunnel }).await
+        self.carry_out(Verb::Remove { tunnel }).await
     }
 
     /// Leaves a secret with the host, in place of an older one of this name. Nobody gets it back but
@@ -303,7 +355,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn keep_secret(&self, name: &str, secret: Secret) -> Result<(), ClientError> {
         let name = name.to_owned();
-        self.ask(Verb::KeepSecret { name, secret }).await
+        self.carry_out(Verb::KeepSecret { name, secret }).await
     }
 
     /// Has the host forget a secret that was left with it; one that there is not is fine.
@@ -312,7 +364,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn forget_secret(&self, name: &str) -> Result<(), ClientError> {
         let name = name.to_owned();
-        self.ask(Verb::ForgetSecret { name }).await
+        self.carry_out(Verb::ForgetSecret { name }).await
     }
 
     /// What happens from now on, in the order in which it did; an `Err` says how many events were
@@ -323,14 +375,22 @@ impl Client {
     pub async fn events(&self) -> Result<ClientEvents, ClientError> {
         let (sender, receiver) = mpsc::channel(EVENTS);
         self.shared(|shared| shared.events = Some(sender));
-        self.ask::<()>(Verb::Subscribe).await?;
+        self.carry_out(Verb::Subscribe).await?;
         Ok(ClientEvents {
             receiver,
             _connection: self.inner.clone(),
         })
     }
 
-    async fn ask<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, ClientError> {
+    /// For verbs to which there is nothing more to say.
+    async fn carry_out(&self, verb: Verb) -> Result<(), ClientError> {
+        match self.request(verb).await? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn request(&self, verb: Verb) -> Result<Reply, ClientError> {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, reply) = oneshot::channel();
         let is_gone = self.shared(|shared| {
@@ -343,9 +403,7 @@ impl Client {
         let line = wiped_line(&Request { id, verb });
         // The task that writes lives as long as this.
         let _ = self.inner.requests.send(line).await;
-        let answer = reply.await.map_err(|_| self.disconnected())?;
-        let value = answer.map_err(ClientError::Refused)?;
-        serde_json::from_value(value).map_err(|error| ClientError::BadAnswer(error.to_string()))
+        reply.await.map_err(|_| self.disconnected())?
     }
 
     fn disconnected(&self) -> ClientError {
@@ -371,14 +429,15 @@ impl Drop for Inner {
     }
 }
 
-async fn read_line<T: DeserializeOwned>(
-    reader: &mut BufReader<OwnedReadHalf>,
-) -> Result<T, ClientError> {
+fn unexpected(reply: &Reply) -> ClientError {
+    ClientError::BadAnswer(format!("{reply:?}"))
+}
+
+/// The next line; `None` when there is none any more, or it has no end.
+async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> Option<Vec<u8>> {
     let mut line = Vec::new();
-    match reader.read_until(b'\n', &mut line).await {
-        Ok(0) | Err(_) => Err(ClientError::Disconnected),
-        Ok(_) => from_line(&line).map_err(|error| ClientError::BadAnswer(error.to_string())),
-    }
+    let read = reader.take(MAX_LINE).read_until(b'\n', &mut line).await;
+    (read.is_ok() && line.ends_with(b"\n")).then_some(line)
 }
 
 async fn write(mut writer: OwnedWriteHalf, mut lines: mpsc::Receiver<Zeroizing<Vec<u8>>>) {
@@ -396,26 +455,42 @@ async fn read(mut reader: BufReader<OwnedReadHalf>, hangup: Hangup) {
     let with = |action: &mut dyn FnMut(&mut Shared)| {
         action(&mut shared.lock().unwrap_or_else(PoisonError::into_inner));
     };
-    while let Ok(line) = read_line(&mut reader).await {
-        let (id, answer) = match line {
-            HostLine::Done { id, ok } => (id, Ok(ok)),
-            HostLine::Refused {
+    while let Some(line) = read_line(&mut reader).await {
+        let Ok(heard) = serde_json::from_slice::<Heard<'_>>(&line) else {
+            return;
+        };
+        let (id, answer) = match heard {
+            Heard {
                 id: Some(id),
-                error,
-            } => (id, Err(error)),
-            HostLine::Refused { id: None, error } => {
+                error: Some(error),
+                ..
+            } => (id, Err(ClientError::Refused(error))),
+            Heard {
+                id: Some(id),
+                ok: Some(ok),
+                ..
+            } => {
+                let reply = serde_json::from_str(ok.get());
+                let bad = |error: serde_json::Error| ClientError::BadAnswer(error.to_string());
+                (id, reply.map_err(bad))
+            }
+            Heard {
+                id: None,
+                error: Some(error),
+                ..
+            } => {
                 with(&mut |shared| shared.refused = Some(error.clone()));
                 return;
             }
-            HostLine::Event { event } => {
-                tell(shared, &mut lost, event);
+            Heard { event, lagged, .. } => {
+                lost += lagged.unwrap_or_default();
+                // What happened may be something of a later version.
+                let event = event.and_then(|event| serde_json::from_str(event.get()).ok());
+                event
+                    .into_iter()
+                    .for_each(|event| tell(shared, &mut lost, event));
                 continue;
             }
-            HostLine::Lagged { lagged } => {
-                lost += lagged;
-                continue;
-            }
-            HostLine::Unknown(_) => continue,
         };
         let mut waiting = None;
         with(&mut |shared| waiting = shared.replies.remove(&id));

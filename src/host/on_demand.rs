@@ -20,7 +20,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Event, EventKind, Events, Host, TunnelView};
+use super::{
+    event::{Event, EventKind, Events},
+    tunnels::{Host, TunnelView},
+};
 use crate::{
     io::mark::Mark,
     machine::{

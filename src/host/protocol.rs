@@ -1,23 +1,33 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a host and its clients say to each other, over a Unix socket: lines of JSON.
+//! The one protocol of clients: what is said over a tunnel's or a host's Unix socket, as lines of JSON.
 //!
 //! ```text
-//! host    {"hello":"patchcord-host","version":"0.1.0","protocols":[1]}
-//! client  {"hello":"patchcord","version":"0.1.0","protocol":1}
-//! client  {"id":1,"verb":"start","tunnel":"office"}
-//! host    {"id":1,"ok":{"attempt":7}}
-//! client  {"id":2,"verb":"subscribe"}
-//! host    {"id":2,"ok":null}
+//! host    {"hello":"patchcord-host","version":"0.1.0","protocols":[2]}
+//! client  {"hello":"patchcord","version":"0.1.0","protocols":[2]}
+//! client  {"id":1,"verb":{"start":{"tunnel":"office"}}}
+//! host    {"id":1,"ok":{"started":{"attempt":7}}}
+//! client  {"id":2,"verb":{"ask":{"tunnel":"office","query":"show"}}}
+//! host    {"id":2,"ok":{"answer":{"status":{"tunnel":"office"}}}}
+//! client  {"id":3,"verb":"subscribe"}
+//! host    {"id":3,"ok":"done"}
 //! host    {"event":{"tunnel":"office","attempt":7,"event":"status","value":"connected"}}
 //! ```
-//! Several requests may be under way; replies carry the number of theirs. A later version may add
-//! verbs, fields and events: fields that are not known are ignored, but for those of a configuration,
-//! which nobody shall half understand, and an unknown verb is refused with the code `unknown-verb` on
-//! a connection that goes on. Pure data; the sockets are in `daemon` and [`client`](super::client).
+//! Both sides begin with a hello and speak the highest version that both have; neither waits for the
+//! other's. Several requests may be under way; replies carry the number of theirs.
+//!
+//! A verb is a variant of [`Verb`], and what it does an arm of `verbs::perform`. What only a tunnel can
+//! answer is a [`Query`] instead, which `ask` hands on.
+//!
+//! A later version may add verbs, replies, fields and events. In a request, a field that is not known
+//! is refused, as nobody shall half understand one; a verb or a query that is not known gets the code
+//! `unknown-verb`, and the connection goes on. Clients ignore fields and events that they do not know.
+//! `docs/control.schema.json` has all of it. Pure data; the sockets are in `daemon` and
+//! [`client`](super::client).
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{DeserializeOwned, Error as _},
@@ -25,64 +35,86 @@ use serde::{
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
-use super::{Attempt, Event};
-use crate::provider::{NOT_BASE64, Secret, SessionStatus, TunnelConfiguration};
+use super::event::{Attempt, Event};
+pub use crate::control::message::Access;
+use crate::{
+    control::message::{Answer, Query},
+    provider::{NOT_BASE64, Secret, SessionStatus, TunnelConfiguration},
+};
 
-/// The versions of the protocol that this one speaks.
-pub const PROTOCOLS: &[u32] = &[1];
-/// The longest line, in bytes. Bounds what one client can make a host hold.
+/// The versions of the protocol that this program speaks.
+pub const PROTOCOLS: &[u32] = &[2];
+/// The longest line of a client, in bytes. Bounds what one client can make a host hold.
 pub const MAX_LINE: usize = 1 << 20;
+/// What a host calls itself.
+pub(super) const HOST: &str = "patchcord-host";
+/// What this client calls itself.
+pub(super) const CLIENT: &str = "patchcord";
 
-/// The host's first line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostHello {
-    /// The program.
+/// The first line of either side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Hello {
+    /// The program: `patchcord-host` is a host.
     pub hello: String,
     /// Its version, for people.
     pub version: String,
-    /// What it speaks.
+    /// The versions of the protocol that it speaks.
+    #[serde(default)]
     pub protocols: Vec<u32>,
 }
 
-/// The client's first line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClientHello {
-    /// The program.
-    pub hello: String,
-    /// Its version, for people.
-    pub version: String,
-    /// One of those that the host speaks.
-    pub protocol: u32,
+impl Hello {
+    /// That of this version.
+    pub(super) fn of(program: &str) -> Self {
+        Self {
+            hello: program.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocols: PROTOCOLS.to_vec(),
+        }
+    }
+
+    /// The version to speak, if there is one that both have.
+    pub fn common(&self) -> Option<u32> {
+        let known = PROTOCOLS.iter().copied();
+        known.filter(|one| self.protocols.contains(one)).max()
+    }
 }
 
 /// A request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Request {
     /// The client's number for it, which the reply repeats.
     pub id: u64,
     /// What is asked for.
-    #[serde(flatten)]
     pub verb: Verb,
 }
 
-/// What can be asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "verb", rename_all = "kebab-case")]
+/// What can be asked for, and the [`Reply`] to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Verb {
-    /// All tunnels: a list of [`TunnelInfo`].
+    /// All tunnels: [`Reply::Tunnels`].
     List,
-    /// One tunnel: a [`TunnelInfo`].
+    /// One tunnel: [`Reply::Tunnel`].
     View {
         /// Which.
         tunnel: String,
     },
-    /// Starts a session; answered with its [`Started`] at once.
+    /// What only a running tunnel can answer: [`Reply::Answer`].
+    Ask {
+        /// Which.
+        tunnel: String,
+        /// What.
+        query: Query,
+    },
+    /// Starts a session; answered with [`Reply::Started`] at once.
     Start {
         /// Which.
         tunnel: String,
         /// For the provider.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         options: Option<BTreeMap<String, String>>,
     },
     /// Ends the session; answered when everything of it is gone.
@@ -90,7 +122,7 @@ pub enum Verb {
         /// Which.
         tunnel: String,
     },
-    /// A message for the provider; answered with its [`Message`], or null.
+    /// A message for the provider: [`Reply::Message`].
     Send {
         /// Which.
         tunnel: String,
@@ -99,14 +131,14 @@ pub enum Verb {
     },
     /// Events from now on.
     Subscribe,
-    /// Adds a tunnel, or replaces its configuration; answered with the [`Generation`].
+    /// Adds a tunnel, or replaces its configuration: [`Reply::Configured`].
     Configure {
         /// Which.
         tunnel: String,
         /// The complete configuration.
         configuration: TunnelConfiguration,
-        /// The generation that the client knows, if somebody else's change matters.
-        #[serde(default)]
+        /// The generation that the client knows, if another client's change matters.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         generation: Option<u64>,
     },
     /// Forgets a tunnel.
@@ -118,7 +150,9 @@ pub enum Verb {
     KeepSecret {
         /// Its name.
         name: String,
-        /// What it is.
+        /// What it is, base64.
+        #[serde(deserialize_with = "secret_in_json")]
+        #[schemars(with = "String")]
         secret: Secret,
     },
     /// Forgets a secret.
@@ -129,10 +163,11 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// What a client must be allowed to.
+    /// What a client must be allowed to do.
     pub const fn access(&self) -> Access {
         match self {
             Self::List | Self::View { .. } | Self::Subscribe => Access::Observe,
+            Self::Ask { query, .. } => query.access(),
             Self::Start { .. } | Self::Stop { .. } | Self::Send { .. } => Access::Control,
             Self::Configure { .. }
             | Self::Remove { .. }
@@ -142,15 +177,31 @@ impl Verb {
     }
 }
 
-/// What somebody may be allowed to; each one separately.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// To look.
-    Observe,
-    /// To start, stop and talk to tunnels.
-    Control,
-    /// To add, change and remove them, and their secrets.
-    Configure,
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Reply {
+    /// It is done, and there is nothing more to say.
+    Done,
+    /// Tunnels, by name.
+    Tunnels(Vec<TunnelInfo>),
+    /// A tunnel.
+    Tunnel(Box<TunnelInfo>),
+    /// What a tunnel says to a query.
+    Answer(Answer),
+    /// A session was started.
+    Started {
+        /// What its events carry.
+        attempt: Attempt,
+    },
+    /// What a provider says to a message; null if it has no answer.
+    Message(Option<Message>),
+    /// The configuration is in force.
+    Configured {
+        /// Its generation.
+        generation: u64,
+    },
 }
 
 /// Bytes, base64 in JSON.
@@ -171,8 +222,22 @@ impl<'de> Deserialize<'de> for Message {
     }
 }
 
+impl JsonSchema for Message {
+    fn schema_name() -> Cow<'static, str> {
+        "Message".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({
+            "description": "Bytes, base64.",
+            "type": "string",
+            "contentEncoding": "base64"
+        })
+    }
+}
+
 /// What there is to know of a tunnel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct TunnelInfo {
     /// Its name.
@@ -187,22 +252,8 @@ pub struct TunnelInfo {
     pub last_disconnect_error: Option<String>,
 }
 
-/// The answer to [`Verb::Start`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Started {
-    /// What the session's events carry.
-    pub attempt: Attempt,
-}
-
-/// The answer to [`Verb::Configure`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Generation {
-    /// The new one.
-    pub generation: u64,
-}
-
 /// A line of the host after its hello.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum HostLine {
     /// The request was done.
@@ -210,7 +261,7 @@ pub enum HostLine {
         /// Which.
         id: u64,
         /// The answer.
-        ok: serde_json::Value,
+        ok: Reply,
     },
     /// The request was not done.
     Refused {
@@ -229,12 +280,22 @@ pub enum HostLine {
         /// How many.
         lagged: u64,
     },
-    /// Something of a later version.
-    Unknown(serde_json::Value),
+}
+
+/// A line of the host as its client reads it: what is in it is decoded once, by whoever waits for it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Heard<'a> {
+    pub(super) id: Option<u64>,
+    #[serde(borrow)]
+    pub(super) ok: Option<&'a RawValue>,
+    pub(super) error: Option<Refusal>,
+    #[serde(borrow)]
+    pub(super) event: Option<&'a RawValue>,
+    pub(super) lagged: Option<u64>,
 }
 
 /// Why a request was not done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refusal {
     /// For programs.
     pub code: RefusalCode,
@@ -243,7 +304,7 @@ pub struct Refusal {
 }
 
 /// For programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum RefusalCode {
@@ -257,9 +318,15 @@ pub enum RefusalCode {
     NotRunning,
     /// The tunnel's provider does not answer.
     Busy,
-    /// The configuration was changed by somebody else.
+    /// The tunnel's provider has no such query.
+    NoQuery,
+    /// The tunnel has nothing to say in its present state.
+    NotNow,
+    /// The tunnel refuses what the query asks for.
+    Refused,
+    /// The configuration was changed by another client.
     Stale,
-    /// The configuration is unusable.
+    /// The configuration is unusable, or cannot be changed.
     Configuration,
     /// The secret is not kept.
     Secret,
@@ -267,7 +334,7 @@ pub enum RefusalCode {
     NotAuthorised,
     /// The line is no request.
     Malformed,
-    /// The host does not know the verb.
+    /// The host does not know the verb, or the query.
     UnknownVerb,
     /// The host and the client speak no common version.
     UnknownProtocol,
@@ -276,22 +343,11 @@ pub enum RefusalCode {
     Other,
 }
 
-/// As any other request would be read, but without copies of the secret on the way.
-fn keep_secret_from_line(line: &[u8]) -> Result<Request, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct KeepSecret<'a> {
-        id: u64,
-        name: String,
-        #[serde(borrow)]
-        secret: &'a RawValue,
-    }
-    let KeepSecret { id, name, secret } = serde_json::from_slice(line)?;
-    let secret = secret_from_json(secret.get()).ok_or_else(|| {
-        // Does not quote what it was.
-        serde_json::Error::custom(NOT_BASE64)
-    })?;
-    let verb = Verb::KeepSecret { name, secret };
-    Ok(Request { id, verb })
+/// As any other secret would be read, but without copies of it on the way.
+fn secret_in_json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+    let json = <&RawValue>::deserialize(deserializer)?;
+    // The error does not quote what it was.
+    secret_from_json(json.get()).ok_or_else(|| D::Error::custom(NOT_BASE64))
 }
 
 /// Reads a string of JSON with base64 in it. Some write `/`, `+` and `=` as escapes, which the reader of
@@ -329,41 +385,115 @@ pub fn from_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, serde_json::Erro
     serde_json::from_slice(line)
 }
 
-/// Reads a request. One with a verb of a later version still has its number.
+/// Reads a request. One of a later version still has its number.
 ///
 /// # Errors
 /// The refusal to send, and the number of the request if it has one.
 pub fn request_from_line(line: &[u8]) -> Result<Request, (Option<u64>, Refusal)> {
-    #[derive(Deserialize)]
-    struct Numbered {
-        id: u64,
-        verb: String,
-    }
-    let Ok(Numbered { id, verb }) = from_line(line) else {
-        let message = r#"not a request: it is like {"id":1,"verb":"list"}"#.to_owned();
-        let code = RefusalCode::Malformed;
-        return Err((None, Refusal { code, message }));
-    };
-    let request = match verb.as_str() {
-        "keep-secret" => keep_secret_from_line(line),
-        _ => from_line(line),
-    };
-    request.map_err(|error| {
-        let (code, message) = match is_known(&verb) {
-            true => (RefusalCode::Malformed, format!("`{verb}`: {error}")),
-            false => (
-                RefusalCode::UnknownVerb,
-                format!("this host does not know the verb `{verb}`; it is of another version"),
-            ),
+    serde_json::from_slice(line).map_err(|error| {
+        let refusal = |code, message| Refusal { code, message };
+        let Ok(Named { id, verb }) = serde_json::from_slice(line) else {
+            let message = r#"not a request: it is like {"id":1,"verb":"list"}"#.to_owned();
+            return (None, refusal(RefusalCode::Malformed, message));
         };
-        (Some(id), Refusal { code, message })
+        let refusal = match unknown_name(verb) {
+            Some(name) => {
+                let message =
+                    format!("this host does not know the verb `{name}`; it is of another version");
+                refusal(RefusalCode::UnknownVerb, message)
+            }
+            None => {
+                let name = name_of(verb).map(|(name, _)| format!("`{name}`: "));
+                let message = format!("{}{error}", name.unwrap_or_default());
+                refusal(RefusalCode::Malformed, message)
+            }
+        };
+        (Some(id), refusal)
     })
 }
 
-/// Whether this version has the verb: by itself, it lacks fields at most.
-fn is_known(verb: &str) -> bool {
-    let alone = serde_json::from_value::<Verb>(serde_json::json!({ "verb": verb }));
+/// As much of a request as every version has.
+#[derive(Deserialize)]
+struct Named<'a> {
+    id: u64,
+    #[serde(borrow)]
+    verb: &'a RawValue,
+}
+
+/// The name of the verb, or of the query in it, that this version does not know.
+fn unknown_name(verb: &RawValue) -> Option<String> {
+    let (name, fields) = name_of(verb)?;
+    if !is_known::<Verb>(&name) {
+        return Some(name);
+    }
+    #[derive(Deserialize)]
+    struct Ask<'a> {
+        #[serde(borrow)]
+        query: &'a RawValue,
+    }
+    let ask: Ask<'_> = serde_json::from_str(fields?.get()).ok()?;
+    let (query, _) = name_of(ask.query)?;
+    (name == "ask" && !is_known::<Query>(&query)).then_some(query)
+}
+
+/// A variant by itself is its name; with something in it, it is the only key of an object.
+fn name_of(json: &RawValue) -> Option<(String, Option<&RawValue>)> {
+    let alone = serde_json::from_str::<String>(json.get());
+    alone.map(|name| (name, None)).ok().or_else(|| {
+        let object: BTreeMap<String, &RawValue> = serde_json::from_str(json.get()).ok()?;
+        let (name, fields) = object.into_iter().next()?;
+        Some((name, Some(fields)))
+    })
+}
+
+/// Whether this version has a variant of this name: by itself, it lacks fields at most.
+fn is_known<T: DeserializeOwned>(name: &str) -> bool {
+    let alone = serde_json::from_value::<T>(name.into());
     !alone.is_err_and(|error| error.to_string().starts_with("unknown variant"))
+}
+
+/// The JSON Schema of everything that is said over a socket, for programs in other languages.
+pub fn schema() -> serde_json::Value {
+    /// Everything that is said over a socket: a line of JSON each.
+    #[derive(JsonSchema)]
+    #[schemars(title = "patchcord control protocol", deny_unknown_fields)]
+    #[expect(dead_code, reason = "for its schema")]
+    struct Lines {
+        /// The first line of either side.
+        hello: Hello,
+        /// Each further line of a client.
+        request: Request,
+        /// Each further line of a host.
+        line: HostLine,
+    }
+    let mut schema = schemars::schema_for!(Lines).to_value();
+    leave_links_out(&mut schema);
+    schema
+}
+
+/// Descriptions come from the documentation of the types, where names are links.
+fn leave_links_out(schema: &mut serde_json::Value) {
+    match schema {
+        serde_json::Value::Object(fields) => {
+            if let Some(serde_json::Value::String(text)) = fields.get_mut("description") {
+                *text = without_links(text);
+            }
+            fields.values_mut().for_each(leave_links_out);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(leave_links_out),
+        _ => {}
+    }
+}
+
+fn without_links(text: &str) -> String {
+    let mut parts = text.split("[`");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (name, rest) = part.split_once("`]").unwrap_or((part, ""));
+        let target = rest.strip_prefix('(').and_then(|rest| rest.split_once(')'));
+        plain += &format!("`{name}`{}", target.map_or(rest, |(_, rest)| rest));
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -373,71 +503,194 @@ mod tests {
 
     #[test]
     fn lines_are_as_documented() {
-        let line = |text: &str| from_line::<HostLine>(text.as_bytes()).unwrap();
-        let event =
-            r#"{"event":{"tunnel":"office","attempt":7,"event":"status","value":"connected"}}"#;
-        let expected = Event {
+        let event = Event {
             tunnel: "office".to_owned(),
             attempt: Some(Attempt(7)),
             kind: EventKind::Status(SessionStatus::Connected),
         };
-        assert_eq!(
-            line(event),
-            HostLine::Event {
-                event: expected.clone()
-            }
-        );
-        let written = to_line(&HostLine::Event { event: expected });
-        assert_eq!(String::from_utf8(written).unwrap().trim_end(), event);
-        assert!(matches!(
-            line(r#"{"id":1,"ok":{"attempt":7}}"#),
-            HostLine::Done { id: 1, .. }
-        ));
-        assert!(matches!(
-            line(r#"{"lagged":3}"#),
-            HostLine::Lagged { lagged: 3 }
-        ));
-        assert!(matches!(
-            line(r#"{"weather":"fine"}"#),
-            HostLine::Unknown(_)
-        ));
-        let refused = r#"{"id":2,"error":{"code":"made-up-later","message":"no"}}"#;
-        let HostLine::Refused { error, .. } = line(refused) else {
-            panic!()
+        let attempt = Attempt(7);
+        let error = Refusal {
+            code: RefusalCode::Busy,
+            message: "no".to_owned(),
         };
-        assert_eq!(error.code, RefusalCode::Other);
+        for (line, text) in [
+            (
+                HostLine::Event { event },
+                r#"{"event":{"tunnel":"office","attempt":7,"event":"status","value":"connected"}}"#,
+            ),
+            (
+                HostLine::Done {
+                    id: 1,
+                    ok: Reply::Started { attempt },
+                },
+                r#"{"id":1,"ok":{"started":{"attempt":7}}}"#,
+            ),
+            (
+                HostLine::Done {
+                    id: 3,
+                    ok: Reply::Done,
+                },
+                r#"{"id":3,"ok":"done"}"#,
+            ),
+            (
+                HostLine::Refused { id: Some(2), error },
+                r#"{"id":2,"error":{"code":"busy","message":"no"}}"#,
+            ),
+            (HostLine::Lagged { lagged: 3 }, r#"{"lagged":3}"#),
+        ] {
+            let written = to_line(&line);
+            assert_eq!(String::from_utf8(written).unwrap().trim_end(), text);
+            let heard: Heard<'_> = serde_json::from_str(text).unwrap();
+            let ok = heard.ok.map(|ok| serde_json::from_str(ok.get()).unwrap());
+            let event = heard
+                .event
+                .map(|event| serde_json::from_str(event.get()).unwrap());
+            let read = match (ok, heard.error, event, heard.lagged) {
+                (Some(ok), ..) => HostLine::Done {
+                    id: heard.id.unwrap(),
+                    ok,
+                },
+                (_, Some(error), ..) => HostLine::Refused {
+                    id: heard.id,
+                    error,
+                },
+                (_, _, Some(event), _) => HostLine::Event { event },
+                (_, _, _, lagged) => HostLine::Lagged {
+                    lagged: lagged.unwrap(),
+                },
+            };
+            assert_eq!(read, line);
+        }
+        let later = r#"{"code":"made-up-later","message":"no"}"#;
+        let later: Refusal = serde_json::from_str(later).unwrap();
+        assert_eq!(later.code, RefusalCode::Other);
+        assert!(serde_json::from_str::<Heard<'_>>(r#"{"weather":"fine"}"#).is_ok());
+    }
+
+    #[test]
+    fn requests_are_as_documented() {
+        for (verb, access) in [
+            (r#""list""#, Access::Observe),
+            (r#""subscribe""#, Access::Observe),
+            (r#"{"view":{"tunnel":"office"}}"#, Access::Observe),
+            (
+                r#"{"ask":{"tunnel":"office","query":"show"}}"#,
+                Access::Observe,
+            ),
+            (
+                r#"{"ask":{"tunnel":"office","query":{"fdb":{"show":{}}}}}"#,
+                Access::Observe,
+            ),
+            (
+                r#"{"ask":{"tunnel":"office","query":{"fdb":{"flush":{}}}}}"#,
+                Access::Control,
+            ),
+            (r#"{"start":{"tunnel":"office"}}"#, Access::Control),
+            (
+                r#"{"start":{"tunnel":"office","options":{"a":"b"}}}"#,
+                Access::Control,
+            ),
+            (r#"{"stop":{"tunnel":"office"}}"#, Access::Control),
+            (
+                r#"{"send":{"tunnel":"office","message":"cGluZw=="}}"#,
+                Access::Control,
+            ),
+            (r#"{"remove":{"tunnel":"office"}}"#, Access::Configure),
+            (
+                r#"{"keep-secret":{"name":"psk","secret":"aHVudGVyMg=="}}"#,
+                Access::Configure,
+            ),
+            (r#"{"forget-secret":{"name":"psk"}}"#, Access::Configure),
+        ] {
+            let line = format!("{{\"id\":7,\"verb\":{verb}}}\n");
+            let request = request_from_line(line.as_bytes()).unwrap();
+            assert_eq!((request.id, request.verb.access()), (7, access), "{verb}");
+            assert_eq!(String::from_utf8(to_line(&request)).unwrap(), line);
+        }
+    }
+
+    #[test]
+    fn descriptions_have_names_for_links() {
+        for (text, plain) in [
+            ("nothing", "nothing"),
+            ("a [`List`], [`Of`](super::Of) [x]", "a `List`, `Of` [x]"),
+        ] {
+            assert_eq!(without_links(text), plain);
+        }
     }
 
     #[test]
     fn requests_of_other_versions_are_told_apart() {
-        let request = |text: &str| request_from_line(text.as_bytes());
-        let start =
-            request(r#"{"id":1,"verb":"start","tunnel":"office","new-in-2":true}"#).unwrap();
-        assert_eq!(start.verb.access(), Access::Control);
-        let code = |text: &str| {
-            let (id, refusal) = request(text).unwrap_err();
-            (id, refusal.code)
-        };
-        assert_eq!(
-            code(r#"{"id":4,"verb":"teleport"}"#),
-            (Some(4), RefusalCode::UnknownVerb)
-        );
-        assert_eq!(
-            code(r#"{"id":5,"verb":"start"}"#),
-            (Some(5), RefusalCode::Malformed)
-        );
-        // The verb is known, and something in it is not.
-        let action = r#"{"on-demand-rules":[{"action":"teleport"}]}"#;
-        let configure =
-            format!(r#"{{"id":7,"verb":"configure","tunnel":"a","configuration":{action}}}"#);
-        assert_eq!(code(&configure), (Some(7), RefusalCode::Malformed));
-        for garbage in ["", "{", "[]", "{}", r#"{"id":-1,"verb":"list"}"#, "\u{0}"] {
-            assert_eq!(code(garbage), (None, RefusalCode::Malformed), "{garbage}");
+        use RefusalCode::{Malformed, UnknownVerb};
+        for (line, expected, named) in [
+            (
+                r#"{"id":4,"verb":"teleport"}"#,
+                (Some(4), UnknownVerb),
+                "`teleport`",
+            ),
+            (
+                r#"{"id":4,"verb":{"teleport":{"to":"b"}}}"#,
+                (Some(4), UnknownVerb),
+                "`teleport`",
+            ),
+            (
+                r#"{"id":4,"verb":{"ask":{"tunnel":"a","query":"taste"}}}"#,
+                (Some(4), UnknownVerb),
+                "`taste`",
+            ),
+            (
+                r#"{"id":4,"verb":{"ask":{"tunnel":"a","query":{"taste":{"it":1}}}}}"#,
+                (Some(4), UnknownVerb),
+                "`taste`",
+            ),
+            (
+                r#"{"id":5,"verb":{"start":{}}}"#,
+                (Some(5), Malformed),
+                "`tunnel`",
+            ),
+            (r#"{"id":5,"verb":"start"}"#, (Some(5), Malformed), "start"),
+            (
+                r#"{"id":5,"verb":{"view":{"tunnel":"a","depth":3}}}"#,
+                (Some(5), Malformed),
+                "`depth`",
+            ),
+            (
+                r#"{"id":5,"verb":"list","colour":"red"}"#,
+                (Some(5), Malformed),
+                "`colour`",
+            ),
+            // The verb is known, and something in it is not.
+            (
+                r#"{"id":7,"verb":{"configure":{"tunnel":"a","configuration":{"on-demand-rules":[{"action":"teleport"}]}}}}"#,
+                (Some(7), Malformed),
+                "`teleport`",
+            ),
+            (
+                r#"{"id":8,"verb":{"ask":{"tunnel":"a","query":{"fdb":{"explode":{}}}}}}"#,
+                (Some(8), Malformed),
+                "`explode`",
+            ),
+            // Of the first version.
+            (
+                r#"{"id":9,"verb":"view","tunnel":"a"}"#,
+                (Some(9), Malformed),
+                "view",
+            ),
+            (r#"{"verb":"show"}"#, (None, Malformed), "not a request"),
+            ("", (None, Malformed), "not a request"),
+            ("{", (None, Malformed), "not a request"),
+            ("[]", (None, Malformed), "not a request"),
+            ("{}", (None, Malformed), "not a request"),
+            (
+                r#"{"id":-1,"verb":"list"}"#,
+                (None, Malformed),
+                "not a request",
+            ),
+            ("\u{0}", (None, Malformed), "not a request"),
+        ] {
+            let (id, refusal) = request_from_line(line.as_bytes()).unwrap_err();
+            assert_eq!((id, refusal.code), expected, "{line}: {refusal:?}");
+            assert!(refusal.message.contains(named), "{line}: {refusal:?}");
         }
-        let send = request(r#"{"id":6,"verb":"send","tunnel":"a","message":"cGluZw=="}"#).unwrap();
-        let Verb::Send { message, .. } = send.verb else {
-            panic!()
-        };
-        assert_eq!(message.0, b"ping");
     }
 }

@@ -15,7 +15,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::store::is_name;
+use super::name::is_name;
 use crate::{
     machine::file::{self, Lasting},
     provider::{Secret, SecretError},

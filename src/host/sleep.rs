@@ -3,7 +3,7 @@
 
 use tokio::sync::watch;
 
-use super::Host;
+use super::tunnels::Host;
 
 impl Host {
     /// Whether the machine sleeps, or is about to: from when logind announces it until it woke up, or

@@ -18,7 +18,11 @@ use futures_util::{FutureExt, StreamExt};
 use inotify::{EventMask, EventOwned, Inotify, WatchMask, Watches};
 use tracing::{info, warn};
 
-use super::{EventKind, Host};
+use super::{
+    event::EventKind,
+    name::{MAX_NAME, is_name},
+    tunnels::Host,
+};
 use crate::{
     machine::file::{self, Lasting},
     provider::TunnelConfiguration,
@@ -31,8 +35,6 @@ pub const OWN_DIR: &str = "/var/lib/patchcord/tunnels";
 
 /// An editor writes, renames and deletes in one go.
 const SETTLE: Duration = Duration::from_millis(50);
-/// The longest name of a tunnel.
-pub(super) const MAX_NAME: usize = 64;
 
 /// Two folders of configurations.
 #[derive(Clone, Debug)]
@@ -313,17 +315,6 @@ fn read(path: &Path) -> Result<(String, TunnelConfiguration), StoreError> {
         problem: in_one_line(&text, &error),
     })?;
     Ok((name.to_owned(), configuration))
-}
-
-/// Whether a tunnel or a secret may have this name: it is one of a file.
-pub(super) fn is_name(name: &str) -> bool {
-    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    name.len() <= MAX_NAME
-        && name
-            .bytes()
-            .next()
-            .is_some_and(|first| first.is_ascii_alphanumeric())
-        && name.bytes().all(is_good)
 }
 
 #[cfg(test)]

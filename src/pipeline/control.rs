@@ -31,7 +31,7 @@ use super::{
     ways_back::WaysBack,
 };
 use crate::{
-    control::message::{FdbRequest, Reply},
+    control::message::{Answered, FdbRequest},
     io::{
         icmp::{Icmp, Undelivered, Why},
         udp::{GuestList, SendError, SendFailure, UdpSocket},
@@ -54,7 +54,7 @@ const RESOLVE_RETRY: Duration = Duration::from_secs(2);
 /// From the engine's owner.
 pub(super) enum Command {
     View(oneshot::Sender<EngineView>),
-    Fdb(FdbRequest, oneshot::Sender<Reply>),
+    Fdb(FdbRequest, oneshot::Sender<Answered>),
     NetworkChanged,
     Close(oneshot::Sender<()>),
 }

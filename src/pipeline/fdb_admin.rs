@@ -12,8 +12,8 @@ use patchcord_bridge::{
 use tracing::{debug, info};
 
 use crate::control::message::{
-    AddressCounts, Assigner, FdbAdd, FdbCounters, FdbDel, FdbFlush, FdbPage, FdbRequest, FdbShow,
-    FdbStatus, MoveStatus, Reply, SwitchStatus,
+    AddressCounts, Answer, Answered, Assigner, FdbAdd, FdbCounters, FdbDel, FdbFlush, FdbPage,
+    FdbRequest, FdbShow, FdbStatus, MoveStatus, QueryError, SwitchStatus,
 };
 
 /// Addresses in a status, and in a portion: some 150 KiB of JSON, which also fits a line of the host's
@@ -76,17 +76,15 @@ enum Refusal {
 }
 
 impl Addresses<'_> {
-    /// The reply to a request.
-    pub(super) fn answer(&self, request: &FdbRequest) -> Reply {
-        let reply = match request {
-            FdbRequest::Show(show) => self.show(show).map(Reply::Fdb),
+    /// The answer to a request.
+    pub(super) fn answer(&self, request: &FdbRequest) -> Answered {
+        let answer = match request {
+            FdbRequest::Show(show) => self.show(show).map(Answer::Fdb),
             FdbRequest::Add(add) => self.add(add).map(changed),
             FdbRequest::Del(del) => self.del(del).map(changed),
             FdbRequest::Flush(flush) => self.flush(flush).map(changed),
         };
-        reply.unwrap_or_else(|refusal| Reply::Refused {
-            message: refusal.to_string(),
-        })
+        answer.map_err(|refusal| QueryError::Refused(refusal.to_string()))
     }
 
     /// The first addresses of the table, and how many others there are.
@@ -295,8 +293,8 @@ impl Addresses<'_> {
 /// No peer may have this name.
 const TAP: &str = "tap";
 
-fn changed(addresses: usize) -> Reply {
-    Reply::Changed {
+fn changed(addresses: usize) -> Answer {
+    Answer::Changed {
         addresses: addresses as u64,
     }
 }
@@ -570,7 +568,7 @@ mod tests {
             vid: Some(7),
             ..FdbShow::default()
         };
-        let Reply::Fdb(page) = table.answer(&FdbRequest::Show(rare)) else {
+        let Ok(Answer::Fdb(page)) = table.answer(&FdbRequest::Show(rare)) else {
             panic!()
         };
         let expected = FdbPage {
@@ -584,7 +582,7 @@ mod tests {
             ..FdbShow::default()
         };
         let reply = table.answer(&FdbRequest::Show(beyond));
-        assert_eq!(reply, Reply::Fdb(FdbPage::default()));
+        assert_eq!(reply, Ok(Answer::Fdb(FdbPage::default())));
     }
 
     #[test]
@@ -626,8 +624,8 @@ mod tests {
         MacAddr([2, 0, 0, 0, 0, name])
     }
 
-    fn done(addresses: u64) -> Reply {
-        Reply::Changed { addresses }
+    fn done(addresses: u64) -> Answered {
+        Ok(Answer::Changed { addresses })
     }
 
     /// `untagged` or `vlan`, the origin, perhaps a number, and the port: what to do with [`STATION`].
@@ -655,7 +653,7 @@ mod tests {
 
     fn refused(table: &Addresses<'_>, request: &FdbRequest) -> String {
         match table.answer(request) {
-            Reply::Refused { message } => message,
+            Err(QueryError::Refused(message)) => message,
             reply => panic!("{request:?}: {reply:?}"),
         }
     }
@@ -665,7 +663,7 @@ mod tests {
         let mut entries = Vec::new();
         loop {
             match table.answer(&FdbRequest::Show(show.clone())) {
-                Reply::Fdb(page) => {
+                Ok(Answer::Fdb(page)) => {
                     assert!(page.entries.len() < PORTION + 8);
                     entries.extend(page.entries);
                     match page.next {

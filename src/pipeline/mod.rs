@@ -68,7 +68,7 @@ use self::{
     vitals::Vitals,
 };
 use crate::{
-    control::message::{FdbRequest, Reply},
+    control::message::{Answered, FdbRequest},
     crypto,
     io::{
         tap::TapQueue,
@@ -219,7 +219,7 @@ impl Engine {
     }
 
     /// Looks at the switch's table of addresses, or changes it. `None` as of [`Engine::view`].
-    pub(crate) async fn fdb(&self, request: FdbRequest) -> Option<Reply> {
+    pub(crate) async fn fdb(&self, request: FdbRequest) -> Option<Answered> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Fdb(request, reply), answer).await
     }

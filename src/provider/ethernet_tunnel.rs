@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{context::ProviderContext, error::ProviderError, status::StopReason};
+use crate::control::message::{Answered, Query, QueryError};
 
 /// A boxed future, so that one host can run different kinds of providers.
 pub type BoxFut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -36,6 +37,16 @@ pub trait EthernetTunnelProvider: Send + Sync + 'static {
     ) -> BoxFut<'a, Option<Bytes>> {
         let _ = (context, message);
         Box::pin(async { None })
+    }
+
+    /// Answers what `patchcord show` and `patchcord fdb` ask, if this kind of provider can.
+    fn handle_query<'a>(
+        &'a self,
+        context: &'a ProviderContext,
+        query: Query,
+    ) -> BoxFut<'a, Answered> {
+        let _ = (context, query);
+        Box::pin(async { Err(QueryError::Unknown) })
     }
 
     /// The machine is about to sleep.

@@ -22,7 +22,10 @@ use super::{
     status::{SessionStatus, StopReason},
     upkeep,
 };
-use crate::machine::bus::Bus;
+use crate::{
+    control::message::{Answered, Query, QueryError},
+    machine::bus::Bus,
+};
 
 /// How long the host waits for a provider.
 #[derive(Clone, Copy, Debug)]
@@ -262,6 +265,22 @@ impl SessionHandle {
         answer.unwrap_or_else(|failure| {
             error!(%failure, "the provider panicked while handling a message; please report this");
             None
+        })
+    }
+
+    /// The provider's answer to a query.
+    ///
+    /// # Errors
+    /// As the provider says, or that it panicked over the query.
+    pub async fn ask(&self, query: Query) -> Answered {
+        let (provider, context) = (self.provider.clone(), self.context.clone());
+        // Ends with this call.
+        let mut handling = JoinSet::new();
+        handling.spawn(async move { provider.handle_query(&context, query).await });
+        let answer = handling.join_next().await.ok_or(QueryError::NotNow)?;
+        answer.unwrap_or_else(|failure| {
+            error!(%failure, "the provider panicked while handling a query; please report this");
+            Err(QueryError::Refused("the provider panicked".to_owned()))
         })
     }
 

@@ -2,8 +2,8 @@
 //! `patchcord up`: the built-in provider, and the process around it.
 //!
 //! [`TunnelProvider`] turns a [`Config`] into settings and an `Engine`; it
-//! is a provider like any other. [`run`] hosts it on the control thread, answers the control socket,
-//! and tells systemd.
+//! is a provider like any other. [`run`] is a [`Host`] with this one tunnel on the control thread: it
+//! answers clients as any host does, and tells systemd.
 
 mod provider;
 mod status;
@@ -12,14 +12,13 @@ use std::{
     io,
     path::{Path, PathBuf},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
-use bytes::Bytes;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{oneshot, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -28,25 +27,20 @@ use tracing::{info, warn};
 pub use self::provider::TunnelProvider;
 use crate::{
     config::Config,
-    control::{
-        RUN_DIR,
-        message::{Reply, Request},
-        server::Server,
-        socket_path,
-    },
+    control::{RUN_DIR, socket_path},
+    host::{Ending, EventKind, Events, Host, HostError, daemon, socket},
     machine::{
         keep_memory_private,
         lock::{LockError, RunLock},
         service, signals,
     },
     provider::{
-        Deadlines, EthernetTunnelProvider, Session, SessionEnd, SessionError, SessionHandle,
-        StartOptions, StartSource, StopReason,
+        ProviderError, SessionStatus, StartOptions, StartSource, StopReason, TunnelConfiguration,
     },
 };
 
-/// Requests of the control socket that wait for the control thread.
-const REQUESTS: usize = 4;
+/// What the host calls the built-in kind of provider.
+pub const PROVIDER: &str = "patchcord";
 /// For the answers that are due when the tunnel is gone.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -68,9 +62,12 @@ pub enum RunError {
     /// The kernel has no threads or descriptors left.
     #[error("cannot start the control thread")]
     Runtime(#[source] io::Error),
-    /// The session did not start, or failed.
+    /// The session cannot be started.
     #[error(transparent)]
-    Session(#[from] SessionError),
+    Host(#[from] HostError),
+    /// The session did not start, or failed.
+    #[error("{0}")]
+    Session(String),
     /// The control thread panicked, or one of its tasks.
     #[error("the control thread panicked; please report this with the lines above")]
     Panicked,
@@ -104,50 +101,61 @@ pub fn run(config: Config) -> Result<(), RunError> {
 
 async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     let name = config.name.clone();
-    let _lock = RunLock::acquire(run_dir, &name)?;
+    // Held until the socket is gone, too.
+    let lock = Arc::new(RunLock::acquire(run_dir, &name)?);
     let path = socket_path(run_dir, &name);
-    let server = Server::bind(&path).map_err(|source| RunError::ControlSocket { path, source })?;
-    let (requests_in, requests) = mpsc::channel(REQUESTS);
+    let (listener, _file) = socket::bind(&path, daemon::Policy::default().socket_mode())
+        .map_err(|source| RunError::ControlSocket { path, source })?;
+    let provider = TunnelProvider::new(config);
+    let summary = provider.summary();
+    let host = host_of(&name, provider, run_dir)?;
     let mut tasks = JoinSet::new();
-    tasks.spawn(server.serve(requests_in));
-
-    let provider = Arc::new(TunnelProvider::new(config));
-    let status = tasks.spawn(tell_status(provider.summary()));
-    let deadlines = Deadlines::default();
-    let session = Session::new(provider.clone(), name.clone(), run_dir, deadlines);
-    let handle = session.handle();
-    let signals = tasks.spawn(stop_on_signal(handle.clone()));
-    let (ended_in, ended) = oneshot::channel();
-    tasks.spawn(answer(handle.clone(), requests, ended));
+    let (over, is_over) = oneshot::channel::<()>();
+    tasks.spawn(daemon::serve_one(host.clone(), listener, async {
+        let _ = is_over.await;
+    }));
+    let watched = host.clone();
+    let mut reports = vec![
+        tasks.spawn(tell_status(summary)),
+        tasks.spawn(tell_ready(name.clone(), host.events())),
+        tasks.spawn(service::tell_alive(move || watched.is_well())),
+        tasks.spawn(stop_on_signal(host.clone(), name.clone())),
+    ];
     let options = StartOptions {
         options: None,
         source: StartSource::System,
     };
-    let watchdog = tasks.spawn(service::tell_alive(move || provider.is_well()));
-    let ready = || {
-        info!(tunnel = name, "ready");
-        service::tell_ready();
-    };
-    let session = session.run(options, ready);
-    let (end, panicked) = beside(&mut tasks, session, || {
-        handle.stop(StopReason::InternalError);
+    host.start_under(Some(lock.clone()), &name, options)?;
+    let (end, panicked) = beside(&mut tasks, host.ended(&name), || {
+        host.begin_stop(&name, StopReason::InternalError);
     })
     .await;
-    signals.abort();
-    watchdog.abort();
-    status.abort();
+    reports.drain(..).for_each(|report| report.abort());
     service::tell_stopping();
 
     // Whoever asked for the end hears of it now that everything is gone, and then the socket goes.
-    drop(ended_in);
+    drop(over);
     let last_words = async { while tasks.join_next().await.is_some() {} };
     if timeout(LAST_WORDS, last_words).await.is_err() {
-        warn!("somebody who asked by the control socket gets no answer");
+        warn!("a client that asked for the end gets no answer");
     }
     if panicked {
         return Err(RunError::Panicked);
     }
-    finish(end)
+    finish(end?)
+}
+
+/// A host with this one tunnel.
+fn host_of(name: &str, provider: TunnelProvider, run_dir: &Path) -> Result<Host, HostError> {
+    let provider = Mutex::new(Some(provider));
+    let factory = move |_: &str, _: &TunnelConfiguration| {
+        let mut provider = provider.lock().unwrap_or_else(PoisonError::into_inner);
+        let provider = provider.take();
+        provider.ok_or_else(|| ProviderError::new("`patchcord up` starts its tunnel once"))
+    };
+    let host = Host::builder(run_dir).register(PROVIDER, factory).build();
+    host.configure(name, TunnelConfiguration::new(PROVIDER), None)?;
+    Ok(host)
 }
 
 /// What `session` comes to, and whether one of the `tasks` beside it panicked, which stops it.
@@ -169,11 +177,14 @@ async fn beside<T>(
     }
 }
 
-fn finish(end: SessionEnd) -> Result<(), RunError> {
-    match end.error {
-        Some(error) => Err(error.into()),
+fn finish(end: Option<Ending>) -> Result<(), RunError> {
+    let Some(Ending { reason, error }) = end else {
+        return Err(RunError::Panicked);
+    };
+    match error {
+        Some(error) => Err(RunError::Session(error)),
         None => {
-            info!(reason = %end.reason, "stopped");
+            info!(%reason, "stopped");
             Ok(())
         }
     }
@@ -187,66 +198,21 @@ async fn tell_status(mut summary: watch::Receiver<String>) {
     }
 }
 
-/// Answers the control socket until the session has `ended`.
-async fn answer(
-    host: SessionHandle,
-    mut requests: mpsc::Receiver<(Request, oneshot::Sender<Reply>)>,
-    mut ended: oneshot::Receiver<()>,
-) {
-    let mut waiting_for_end = Vec::new();
-    loop {
-        let (request, reply) = tokio::select! {
-            Some(request) = requests.recv() => request,
-            _ = &mut ended => break,
-        };
-        match request {
-            Request::Show => {
-                // Whoever asked may have gone.
-                let _ = reply.send(show(&host).await);
-            }
-            Request::Fdb(_) => {
-                let _ = reply.send(relay(&host, &request).await);
-            }
-            Request::Down => {
-                host.stop(StopReason::UserInitiated);
-                waiting_for_end.push(reply);
-            }
-        }
-    }
-    for reply in waiting_for_end {
-        let _ = reply.send(Reply::Stopped);
-    }
-}
-
-async fn show(host: &SessionHandle) -> Reply {
-    let answer = host.send_message(Bytes::from_static(status::SHOW)).await;
-    let status = answer.and_then(|json| serde_json::from_slice(&json).ok());
-    match status {
-        Some(status) => Reply::Status(Box::new(status)),
-        None => {
-            let state = host.status().name();
-            Reply::Refused {
-                message: format!("nothing to show while {state}; try again"),
-            }
+/// Tells systemd, and the log, when the tunnel is connected for the first time.
+async fn tell_ready(name: String, mut events: Events) {
+    while let Some(event) = events.next().await {
+        let is_connected =
+            event.is_ok_and(|event| event.kind == EventKind::Status(SessionStatus::Connected));
+        if is_connected {
+            info!(tunnel = name, "ready");
+            return service::tell_ready();
         }
     }
 }
 
-/// Has the provider answer a request.
-async fn relay(host: &SessionHandle, request: &Request) -> Reply {
-    let answer = host.send_message(request.to_line()).await;
-    let reply = answer.and_then(|line| Reply::from_line(&line).ok());
-    reply.unwrap_or_else(|| {
-        let state = host.status().name();
-        Reply::Refused {
-            message: format!("there is no table of addresses while {state}; try again"),
-        }
-    })
-}
-
-async fn stop_on_signal(host: SessionHandle) {
+async fn stop_on_signal(host: Host, name: String) {
     if let Err(error) = signals::until_end().await {
         return warn!(%error, "signals cannot be caught; use `patchcord down`");
     }
-    host.stop(StopReason::UserInitiated);
+    host.begin_stop(&name, StopReason::UserInitiated);
 }

@@ -9,7 +9,6 @@ use std::{
     time::Instant,
 };
 
-use bytes::Bytes;
 use patchcord_bridge::{MacAddr, SwitchConfig, Vid};
 use tokio::{
     sync::{mpsc, watch},
@@ -17,13 +16,13 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::status::{self, SHOW, Snapshot};
+use super::status::{self, Snapshot};
 use crate::{
     config::{
         Backend, Carrier, CipherChoice, Config, DeviceConfig, Endpoint, Mode, OffloadChoice,
         PeerConfig, PipelineConfig, PlanChoice, SwitchSettings,
     },
-    control::message::{Reply, Request},
+    control::message::{Answer, Answered, FdbRequest, Query, QueryError},
     crypto::{
         aead::{Cipher, CipherOffer},
         keys::PublicKey,
@@ -41,9 +40,8 @@ use crate::{
     },
     proto::{limits::FRAME_OVERHEAD, node::NodeConfig, peer::PeerSettings},
     provider::{
-        Addressing, AppMessage, BoxFut, BridgeVlans, EthernetTunnelProvider,
-        EthernetTunnelSettings, Ipv6Settings, ProviderContext, ProviderError, StartOptions,
-        StopReason,
+        Addressing, BoxFut, BridgeVlans, EthernetTunnelProvider, EthernetTunnelSettings,
+        Ipv6Settings, ProviderContext, ProviderError, StartOptions, StopReason,
     },
     wire::Lane,
 };
@@ -53,7 +51,6 @@ const IPV6_MIN_MTU: u32 = 1280;
 
 /// A tunnel as a configuration file describes it.
 pub struct TunnelProvider {
-    name: String,
     public_key: PublicKey,
     mode: Mode,
     carrier: Carrier,
@@ -75,7 +72,6 @@ impl TunnelProvider {
     /// A tunnel that is not started.
     pub fn new(config: Config) -> Self {
         Self {
-            name: config.name.clone(),
             public_key: config.tunnel.private_key.public_key(),
             mode: config.device.mode,
             carrier: config.device.carrier,
@@ -104,7 +100,7 @@ impl TunnelProvider {
             .take();
         let config = config.ok_or_else(|| ProviderError::new("a session starts once"))?;
         for warning in config.warnings() {
-            warn!(tunnel = self.name, "{warning}");
+            warn!(tunnel = context.tunnel(), "{warning}");
         }
         // The socket first: a port in use must not disturb an interface.
         let lanes = CorePlan::choose(plan_request(&config.pipeline)).lanes;
@@ -113,7 +109,7 @@ impl TunnelProvider {
         let listen = config.tunnel.listen;
         if !is_here(listen) {
             warn!(
-                tunnel = self.name,
+                tunnel = context.tunnel(),
                 %listen,
                 "the address in `listen` is not on this machine yet: no peer is reached until it is; \
                  `ip address` shows those that are"
@@ -181,12 +177,12 @@ impl TunnelProvider {
         Ok(())
     }
 
-    async fn show(&self, context: &ProviderContext) -> Option<Bytes> {
+    async fn show(&self, context: &ProviderContext) -> Option<Answer> {
         let running = self.running.lock().await;
         let Running { engine, .. } = running.as_ref()?;
         let state = *context.status().borrow();
         let snapshot = Snapshot {
-            tunnel: &self.name,
+            tunnel: context.tunnel(),
             state,
             uptime: clock::now().saturating_duration_since(self.started),
             public_key: self.public_key,
@@ -197,28 +193,12 @@ impl TunnelProvider {
             plan: engine.plan(),
             engine: engine.view().await?,
         };
-        serde_json::to_vec(&status::status(snapshot))
-            .ok()
-            .map(Bytes::from)
+        Some(Answer::Status(Box::new(status::status(snapshot))))
     }
 
-    /// The reply to a line of the control socket, as far as it is the engine's business.
-    async fn answer(&self, line: &[u8]) -> Option<Bytes> {
-        let reply = match Request::from_line(line) {
-            Ok(Request::Fdb(request)) => {
-                let running = self.running.lock().await;
-                running.as_ref()?.engine.fdb(request).await?
-            }
-            // Something that looks like a request shall hear what is wrong with it.
-            Err(error) if line.starts_with(b"{") => Reply::Refused {
-                message: error.to_string(),
-            },
-            _ => return None,
-        };
-        let mut line = reply.to_line();
-        // A message has an end of its own.
-        line.pop();
-        Some(line.into())
+    async fn fdb(&self, request: FdbRequest) -> Option<Answered> {
+        let running = self.running.lock().await;
+        running.as_ref()?.engine.fdb(request).await
     }
 }
 
@@ -247,16 +227,17 @@ impl EthernetTunnelProvider for TunnelProvider {
         })
     }
 
-    fn handle_app_message<'a>(
+    fn handle_query<'a>(
         &'a self,
         context: &'a ProviderContext,
-        message: AppMessage,
-    ) -> BoxFut<'a, Option<Bytes>> {
+        query: Query,
+    ) -> BoxFut<'a, Answered> {
         Box::pin(async move {
-            if message.body == SHOW {
-                return self.show(context).await;
-            }
-            self.answer(&message.body).await
+            let answer = match query {
+                Query::Show => self.show(context).await.map(Ok),
+                Query::Fdb(request) => self.fdb(request).await,
+            };
+            answer.unwrap_or(Err(QueryError::NotNow))
         })
     }
 

@@ -23,9 +23,6 @@ use crate::{
     stats::Traffic,
 };
 
-/// The message by which `show` asks the provider.
-pub(super) const SHOW: &[u8] = b"show";
-
 /// Everything there is to show.
 pub(super) struct Snapshot<'a> {
     pub(super) tunnel: &'a str,

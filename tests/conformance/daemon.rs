@@ -57,7 +57,7 @@ pub(crate) async fn say(path: &Path, lines: &[&str]) -> (Vec<String>, bool) {
     }
 }
 
-pub(crate) const HELLO: &str = r#"{"hello":"test","version":"0","protocol":1}"#;
+pub(crate) const HELLO: &str = r#"{"hello":"test","version":"0","protocols":[2]}"#;
 
 #[test]
 fn check_37_a_provider_that_does_not_answer_gets_so_many_messages_and_no_more() {
@@ -72,7 +72,9 @@ fn check_37_a_provider_that_does_not_answer_gets_so_many_messages_and_no_more() 
         for _ in 0..8 {
             let requests: Vec<_> = (1..=8)
                 .map(|id| {
-                    format!(r#"{{"id":{id},"verb":"send","tunnel":"a","message":"aGFuZw=="}}"#)
+                    format!(
+                        r#"{{"id":{id},"verb":{{"send":{{"tunnel":"a","message":"aGFuZw=="}}}}}}"#
+                    )
                 })
                 .collect();
             let mut lines = vec![HELLO];
@@ -471,26 +473,39 @@ fn check_39_hosts_and_clients_of_other_versions_get_along_or_say_so() {
     in_namespace(|directory| async move {
         let host = host(&directory, &Arc::new(Script::plain()));
         let path = listen(&host, &directory, Policy::default());
-        // A newer client: fields and verbs that this host does not know.
+        // A newer client: what this host does not know.
+        let newer = r#"{"hello":"test","version":"9","protocols":[2,3],"colour":"blue"}"#;
         let (heard, is_over) = say(
             &path,
             &[
-                r#"{"hello":"test","version":"9","protocol":1,"colour":"blue"}"#,
-                r#"{"id":1,"verb":"teleport","to":"b"}"#,
-                r#"{"id":2,"verb":"view","tunnel":"a","depth":3}"#,
+                newer,
+                r#"{"id":1,"verb":{"teleport":{"to":"b"}}}"#,
+                r#"{"id":2,"verb":{"ask":{"tunnel":"a","query":"taste"}}}"#,
+                r#"{"id":3,"verb":{"view":{"tunnel":"a","depth":3}}}"#,
+                r#"{"id":4,"verb":{"view":{"tunnel":"a"}}}"#,
             ],
         )
         .await;
-        assert!(
-            !is_over && heard[1].contains("unknown-verb") && heard[2].contains(r#""tunnel":"a""#),
-            "{heard:?}"
-        );
-        let (heard, is_over) =
-            say(&path, &[r#"{"hello":"test","version":"9","protocol":2}"#]).await;
-        assert!(
-            is_over && heard[1].contains("unknown-protocol"),
-            "{heard:?}"
-        );
+        let answered = |id: usize, text: &str| {
+            let start = format!(r#"{{"id":{id},"#);
+            let answer = heard.iter().find(|line| line.starts_with(&start));
+            assert!(answer.unwrap().contains(text), "{heard:?}");
+        };
+        assert!(!is_over, "{heard:?}");
+        answered(1, "unknown-verb");
+        answered(2, "unknown-verb");
+        answered(3, "unknown field `depth`");
+        answered(4, r#""ok":{"tunnel":{"tunnel":"a""#);
+        for other in [
+            r#"{"hello":"test","version":"9","protocols":[3]}"#,
+            r#"{"hello":"test","version":"0.1.0","protocol":1}"#,
+        ] {
+            let (heard, is_over) = say(&path, &[other]).await;
+            assert!(
+                is_over && heard[1].contains("unknown-protocol"),
+                "{heard:?}"
+            );
+        }
 
         // A newer host, played by the check: it knows more, and speaks the old protocol too.
         let newer = directory.path().join("newer.sock");
@@ -521,15 +536,15 @@ fn check_39_hosts_and_clients_of_other_versions_get_along_or_say_so() {
         let (info, ()) = tokio::join!(
             ask,
             play(
-                r#"{"hello":"patchcord-host","version":"9","protocols":[1,2],"motto":"x"}"#,
-                "{\"mood\":\"fine\"}\n{\"id\":1,\"ok\":{\"tunnel\":\"a\",\"configuration\":{\"provider\":\"x\"},\"generation\":4,\"status\":\"connected\",\"last-disconnect-error\":null,\"mood\":1}}"
+                r#"{"hello":"patchcord-host","version":"9","protocols":[2,3],"motto":"x"}"#,
+                "{\"mood\":\"fine\"}\n{\"id\":1,\"ok\":{\"tunnel\":{\"tunnel\":\"a\",\"configuration\":{\"provider\":\"x\"},\"generation\":4,\"status\":\"connected\",\"last-disconnect-error\":null,\"mood\":1}}}"
             )
         );
         assert_eq!(info.unwrap().generation, 4);
         let (refused, ()) = tokio::join!(
             Client::connect(&newer),
             play(
-                r#"{"hello":"patchcord-host","version":"9","protocols":[2]}"#,
+                r#"{"hello":"patchcord-host","version":"9","protocols":[3]}"#,
                 ""
             )
         );
@@ -578,14 +593,14 @@ fn check_37_a_request_that_is_given_up_does_not_spoil_the_next() {
         let (go, is_told) = tokio::sync::oneshot::channel();
         let hosting = tokio::spawn(async move {
             let (reader, mut writer) = listener.accept().await.unwrap().0.into_split();
-            let hello = b"{\"hello\":\"patchcord-host\",\"version\":\"0\",\"protocols\":[1]}\n";
+            let hello = b"{\"hello\":\"patchcord-host\",\"version\":\"0\",\"protocols\":[2]}\n";
             writer.write_all(hello).await.unwrap();
             is_told.await.unwrap();
             let mut lines = BufReader::new(reader).lines();
             let mut heard = vec![lines.next_line().await.unwrap().unwrap()];
             while let Some(line) = lines.next_line().await.unwrap() {
                 let request = request_from_line(line.as_bytes()).unwrap();
-                let answer = format!("{{\"id\":{},\"ok\":[]}}\n", request.id);
+                let answer = format!("{{\"id\":{},\"ok\":{{\"tunnels\":[]}}}}\n", request.id);
                 // The client may be gone by then.
                 let _ = writer.write_all(answer.as_bytes()).await;
                 heard.push(line);

@@ -119,23 +119,23 @@ fn check_40_a_secret_leaves_no_copy_on_its_way() {
         }
 
         // Other clients write JSON in other ways, stop in the middle, or are told that they are wrong.
-        let request = r#"{"id":1,"verb":"keep-secret","name":"psk","secret":""#;
+        let request = r#"{"id":1,"verb":{"keep-secret":{"name":"psk","secret":""#;
         for (way, [start, end], answered) in [
-            ("as it is", ["", "\"}\n"], r#""ok":null"#),
+            ("as it is", ["", "\"}}}\n"], r#""ok":"done""#),
             (
                 "with escapes",
-                ["LS0t\\/w\\u003d\\u002B", "\"}\n"],
+                ["LS0t\\/w\\u003d\\u002B", "\"}}}\n"],
                 "not base64",
             ),
-            ("with escapes", ["\\u004cS0t", "\"}\n"], r#""ok":null"#),
-            ("in lines", ["LS0t\\n", "\"}\n"], "not base64"),
-            ("for nobody", ["", "\",\"name\":7}\n"], "malformed"),
+            ("with escapes", ["\\u004cS0t", "\"}}}\n"], r#""ok":"done""#),
+            ("in lines", ["LS0t\\n", "\"}}}\n"], "not base64"),
+            ("for nobody", ["", "\",\"name\":7}}}\n"], "malformed"),
             ("no request", ["", "\n"], "malformed"),
             ("half of it", ["", ""], ""),
             (
                 "with others",
-                ["", "\"}\n{\"id\":2,\"verb\":\"list\"}\n"],
-                r#""ok":null"#,
+                ["", "\"}}}\n{\"id\":2,\"verb\":\"list\"}\n"],
+                r#""ok":"done""#,
             ),
         ] {
             let (text, traces) = {
@@ -206,11 +206,11 @@ fn check_40_a_secret_reaches_its_provider_and_nobody_else() {
         let requests = [
             HELLO,
             r#"{"id":1,"verb":"list"}"#,
-            r#"{"id":2,"verb":"view","tunnel":"a"}"#,
-            r#"{"id":3,"verb":"secret","name":"office-psk"}"#,
-            r#"{"id":4,"verb":"keep-secret","name":"office-psk"}"#,
-            r#"{"id":5,"verb":"keep-secret","name":"office-psk","secret":"aHVudGVyMg="}"#,
-            r#"{"id":6,"verb":"keep-secret","name":"../office","secret":"aHVudGVyMg=="}"#,
+            r#"{"id":2,"verb":{"view":{"tunnel":"a"}}}"#,
+            r#"{"id":3,"verb":{"secret":{"name":"office-psk"}}}"#,
+            r#"{"id":4,"verb":{"keep-secret":{"name":"office-psk"}}}"#,
+            r#"{"id":5,"verb":{"keep-secret":{"name":"office-psk","secret":"aHVudGVyMg="}}}"#,
+            r#"{"id":6,"verb":{"keep-secret":{"name":"../office","secret":"aHVudGVyMg=="}}}"#,
         ];
         let (heard, _) = say(&socket, &requests).await;
         assert_eq!(heard.len(), 7, "{heard:?}");

@@ -4,11 +4,12 @@
 //! Addresses and names are text here, so that what is wrong with one is said by the tunnel, in words
 //! for people, and not by the codec.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is to be done, `{"verb":"fdb","action":"show"}`; fields that may be absent have a default.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "action", rename_all = "kebab-case")]
+/// What is to be done with the table of addresses; fields that may be absent have a default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum FdbRequest {
     /// Answer with an [`FdbPage`].
     Show(FdbShow),
@@ -21,7 +22,7 @@ pub enum FdbRequest {
 }
 
 /// Which part of the table to show.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FdbShow {
     /// Where to go on: [`FdbPage::next`], 0 at first.
@@ -39,7 +40,7 @@ pub struct FdbShow {
 }
 
 /// An address, and where it shall live.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FdbAdd {
     /// VLAN, 0 when untagged.
@@ -58,7 +59,7 @@ pub struct FdbAdd {
 }
 
 /// Who assigns an address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Assigner {
     /// The administrator: it neither ages nor moves.
@@ -69,7 +70,7 @@ pub enum Assigner {
 }
 
 /// An address to forget.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FdbDel {
     /// VLAN, 0 when untagged.
@@ -84,7 +85,7 @@ pub struct FdbDel {
 }
 
 /// Which of the learned addresses to forget; all of them by default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FdbFlush {
     /// Only those of this port: `tap`, or the peer's name.
@@ -103,7 +104,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 /// A part of the table.
 ///
 /// An address is always in the same part, so none comes twice. The parts are not of one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FdbPage {
     /// Addresses, in no particular order; there may be none although more parts follow.
     pub entries: Vec<FdbStatus>,
@@ -112,7 +113,7 @@ pub struct FdbPage {
 }
 
 /// An address of the table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FdbStatus {
     /// VLAN, 0 when untagged.
     pub vid: u16,
@@ -123,26 +124,17 @@ pub struct FdbStatus {
     /// Seconds since it was last seen, or assigned.
     pub age_s: u32,
     /// `learned`, `static` or `controller`.
-    #[serde(default = "learned")]
     pub origin: String,
     /// The number under which a controller last advertised it, even if it has moved since.
-    #[serde(default)]
     pub sequence: Option<u32>,
     /// Whether it moved too often, and moves at a lower rate for now.
-    #[serde(default)]
     pub dampened: bool,
     /// Whether its port is down, and it is only kept from ports with `spoof-guard`.
-    #[serde(default)]
     pub bound: bool,
 }
 
-/// The only origin that tunnels of older versions have.
-fn learned() -> String {
-    "learned".to_owned()
-}
-
 /// What the switch has counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SwitchStatus {
     /// How full the table of addresses is.
     pub addresses: AddressCounts,
@@ -153,7 +145,7 @@ pub struct SwitchStatus {
 }
 
 /// How full the table of addresses is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AddressCounts {
     /// Addresses there is room for at most.
     pub places: u64,
@@ -174,7 +166,7 @@ impl AddressCounts {
 }
 
 /// What became of addresses since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FdbCounters {
     /// Addresses learned that were not known.
     pub learned: u64,
@@ -189,7 +181,7 @@ pub struct FdbCounters {
 }
 
 /// An address that was seen on another port than before.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MoveStatus {
     /// VLAN, 0 when untagged.
     pub vid: u16,

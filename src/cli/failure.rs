@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How a command ends that did not do its work.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use patchcord::config::ConfigErrors;
+
+/// Why a command did not do its work, which decides the exit code.
+pub(super) enum Failure {
+    /// 1: it was asked for properly.
+    AtRunTime(anyhow::Error),
+    /// 2: bad usage.
+    Usage(String),
+    /// 2: bad configuration.
+    Config(ConfigErrors),
+}
+
+impl Failure {
+    pub(super) fn report(self) -> ExitCode {
+        let (text, code) = match self {
+            // The reader of our output has seen enough, as in `patchcord show | head`.
+            Self::AtRunTime(error) if is_broken_pipe(&error) => return ExitCode::SUCCESS,
+            Self::AtRunTime(error) => (format!("patchcord: {error:#}"), 1),
+            Self::Usage(message) => (format!("patchcord: {message}"), 2),
+            Self::Config(errors) => (errors.to_string(), 2),
+        };
+        // When even stderr is gone, the exit code is all that is left to say.
+        let _ = writeln!(io::stderr(), "{text}");
+        ExitCode::from(code)
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::AtRunTime(error.into())
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}

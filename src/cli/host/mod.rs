@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `host`: the process of many tunnels, and its client. Tunnels of `patchcord up` are listed, stopped and
+//! talked to in the same way.
+
+mod run;
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    io::{self, Read},
+    path::PathBuf,
+};
+
+use anyhow::{Context, anyhow};
+use clap::{Args, Subcommand};
+use patchcord::{
+    control::socket_path,
+    host::{
+        EventKind,
+        client::{Client, ClientError, DEFAULT_SOCKET},
+        protocol::TunnelInfo,
+        secrets::MAX_SECRET,
+    },
+    provider::{Secret, SessionStatus},
+};
+use zeroize::Zeroizing;
+
+use super::{
+    failure::Failure,
+    output::print,
+    target::{self, RunDir},
+};
+
+pub(super) const HELP: &str = "\
+A file NAME.toml in /etc/patchcord/tunnels.d is a tunnel of the host:
+  provider = \"patchcord\"
+  vendor.config = \"/etc/patchcord/NAME.toml\"
+
+Examples:
+  patchcord host run               run the host, with all tunnels down
+  patchcord host start office      start one, and wait until it is connected
+  patchcord host list";
+
+#[derive(Subcommand)]
+pub(super) enum HostCommand {
+    /// Run the host in the foreground
+    Run(run::RunOptions),
+    /// List tunnels and their states: those of the host, and those that `patchcord up` runs
+    List(ListOptions),
+    /// Start a tunnel and wait until it is connected
+    Start(StartArguments),
+    /// Stop a tunnel; returns when it is gone
+    Stop(Tunnel),
+    /// Send a message to a tunnel's provider and print its answer
+    Send(SendArguments),
+    /// Print what happens, one line of JSON each
+    Events(Socket),
+    /// Leave a secret for tunnels, read from standard input; nothing prints it again
+    KeepSecret(SecretName),
+    /// Forget a secret
+    ForgetSecret(SecretName),
+}
+
+#[derive(Args)]
+pub(super) struct ListOptions {
+    #[command(flatten)]
+    socket: Socket,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub(super) struct StartArguments {
+    #[command(flatten)]
+    tunnel: Tunnel,
+    /// For the provider
+    #[arg(value_name = "KEY=VALUE")]
+    options: Vec<String>,
+}
+
+#[derive(Args)]
+pub(super) struct SendArguments {
+    #[command(flatten)]
+    tunnel: Tunnel,
+    /// The message
+    message: String,
+}
+
+#[derive(Args)]
+pub(super) struct Tunnel {
+    /// The tunnel
+    #[arg(value_name = "NAME")]
+    name: String,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Args)]
+pub(super) struct SecretName {
+    /// The secret
+    #[arg(value_name = "NAME")]
+    name: String,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Args)]
+pub(super) struct Socket {
+    /// The socket of a host, and only its tunnels
+    #[arg(id = "socket", long, value_name = "PATH")]
+    path: Option<PathBuf>,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
+
+pub(super) fn run(command: HostCommand) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(async {
+        match command {
+            HostCommand::Run(options) => run::run(&options).await,
+            HostCommand::List(options) => list(&options).await,
+            HostCommand::Start(arguments) => start(&arguments).await,
+            HostCommand::Stop(Tunnel { name, socket }) => {
+                Ok(connect_for(&name, &socket).await?.stop(&name).await?)
+            }
+            HostCommand::Send(arguments) => send(&arguments).await,
+            HostCommand::Events(socket) => events(&socket).await,
+            HostCommand::KeepSecret(arguments) => keep_secret(&arguments).await,
+            HostCommand::ForgetSecret(SecretName { name, socket }) => {
+                Ok(connect(&socket).await?.forget_secret(&name).await?)
+            }
+        }
+    });
+    // Work that a provider has left to another thread does not hold up the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// The host.
+async fn connect(socket: &Socket) -> Result<Client, ClientError> {
+    match &socket.path {
+        Some(path) => Client::connect(path).await,
+        None => Client::connect(host_socket(socket)).await,
+    }
+}
+
+/// The process that runs the tunnel, or would.
+async fn connect_for(name: &str, socket: &Socket) -> Result<Client, Failure> {
+    let is_any = socket.path.is_none();
+    if is_any && let Ok(name) = target::name_of(name) {
+        match Client::connect(socket_path(&socket.run_dir.path, &name)).await {
+            Err(ClientError::NotRunning { .. }) => {}
+            outcome => return Ok(outcome?),
+        }
+    }
+    Ok(connect(socket).await?)
+}
+
+fn host_socket(socket: &Socket) -> PathBuf {
+    let file = PathBuf::from(DEFAULT_SOCKET);
+    let name = file.file_name().unwrap_or_default();
+    socket.run_dir.path.join(name)
+}
+
+async fn tunnels(socket: &Socket) -> Result<Vec<TunnelInfo>, Failure> {
+    let mut tunnels = Vec::new();
+    if socket.path.is_none() {
+        let processes = target::processes(&socket.run_dir.path).await?;
+        tunnels.extend(processes.into_iter().flat_map(|(_, tunnels)| tunnels));
+    }
+    match connect(socket).await {
+        Ok(host) => tunnels.extend(host.list().await?),
+        // Those are all that there are.
+        Err(ClientError::NotRunning { .. }) if !tunnels.is_empty() => {}
+        Err(error) => return Err(error.into()),
+    }
+    tunnels.sort_by(|one, other| one.tunnel.cmp(&other.tunnel));
+    Ok(tunnels)
+}
+
+async fn list(options: &ListOptions) -> Result<(), Failure> {
+    let tunnels = tunnels(&options.socket).await?;
+    if options.json {
+        let json = serde_json::to_string_pretty(&tunnels)?;
+        return Ok(print(&format!("{json}\n"))?);
+    }
+    let mut text = String::new();
+    for tunnel in tunnels {
+        let state = match tunnel.configuration.enabled {
+            true => tunnel.status.name(),
+            false => "disabled",
+        };
+        let error = tunnel.last_disconnect_error.unwrap_or_default();
+        writeln!(text, "{:<20} {state:<14} {error}", tunnel.tunnel)?;
+    }
+    Ok(print(&text)?)
+}
+
+async fn start(arguments: &StartArguments) -> Result<(), Failure> {
+    let name = &arguments.tunnel.name;
+    let options = arguments.options.iter().map(|option| {
+        let split = option.split_once('=');
+        split
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .ok_or(option)
+    });
+    let options = options.collect::<Result<BTreeMap<_, _>, _>>();
+    let options =
+        options.map_err(|option| Failure::Usage(format!("`{option}` is not KEY=VALUE")))?;
+    let client = connect_for(name, &arguments.tunnel.socket).await?;
+    let mut events = client.events().await?;
+    let attempt = client
+        .start(name, (!options.is_empty()).then_some(options))
+        .await?;
+    while let Some(event) = events.next().await {
+        match event.map(|event| (event.attempt == Some(attempt)).then_some(event.kind)) {
+            Ok(Some(EventKind::Status(SessionStatus::Connected))) => return Ok(()),
+            Ok(Some(EventKind::Ended { reason, error })) => {
+                let why = error.unwrap_or_else(|| reason.to_string());
+                return Err(anyhow!("tunnel `{name}` did not start: {why}").into());
+            }
+            Ok(_) => {}
+            Err(lagged) => return Err(lagged.into()),
+        }
+    }
+    Err(anyhow!("the host is gone").into())
+}
+
+async fn send(arguments: &SendArguments) -> Result<(), Failure> {
+    let Tunnel { name, socket } = &arguments.tunnel;
+    let client = connect_for(name, socket).await?;
+    match client
+        .send_message(name, arguments.message.as_bytes())
+        .await?
+    {
+        Some(answer) => Ok(print(&format!("{}\n", String::from_utf8_lossy(&answer)))?),
+        None => Err(anyhow!("the provider of `{name}` has no answer to that").into()),
+    }
+}
+
+/// All of standard input but a newline at its end, which editors and `echo` add.
+async fn keep_secret(arguments: &SecretName) -> Result<(), Failure> {
+    // Reserved in full: growing would leave copies behind.
+    let mut secret = Zeroizing::new(Vec::with_capacity(MAX_SECRET + 2));
+    let input = io::stdin().lock();
+    input
+        .take(MAX_SECRET as u64 + 2)
+        .read_to_end(&mut secret)
+        .context("cannot read the secret from standard input")?;
+    if secret.last() == Some(&b'\n') {
+        secret.pop();
+    }
+    if secret.is_empty() {
+        return Err(Failure::Usage(
+            "the secret on standard input is empty".to_owned(),
+        ));
+    }
+    let client = connect(&arguments.socket).await?;
+    let kept = client.keep_secret(&arguments.name, Secret::new(secret));
+    Ok(kept.await?)
+}
+
+async fn events(socket: &Socket) -> Result<(), Failure> {
+    let mut events = connect(socket).await?.events().await?;
+    while let Some(event) = events.next().await {
+        let line = match event {
+            Ok(event) => serde_json::to_string(&event)?,
+            Err(lagged) => format!(r#"{{"lagged":{}}}"#, lagged.0),
+        };
+        print(&format!("{line}\n"))?;
+    }
+    Err(anyhow!("the host is gone").into())
+}

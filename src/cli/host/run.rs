@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `host run`: the process of many tunnels.
+
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use patchcord::{
+    config::Config,
+    control::RUN_DIR,
+    host::{
+        Host, TunnelView,
+        client::DEFAULT_SOCKET,
+        daemon::{self, Policy},
+        secrets::{SECRETS_DIR, SecretStore},
+        socket::{self, SocketFile},
+        store::{ADMIN_DIR, OWN_DIR, Store},
+    },
+    internals::machine::{service, signals},
+    provider::{ProviderError, SessionStatus, StopReason, TunnelConfiguration},
+    tunnel::{PROVIDER, TunnelProvider},
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
+
+use crate::cli::{failure::Failure, logs};
+
+/// For the host's own tasks to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Args)]
+pub(crate) struct RunOptions {
+    /// The host's socket
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// The administrator's configurations
+    #[arg(long, value_name = "DIR", default_value = ADMIN_DIR)]
+    tunnels: PathBuf,
+    /// The configurations that clients make
+    #[arg(long, value_name = "DIR", default_value = OWN_DIR)]
+    state: PathBuf,
+    /// The secrets that clients leave
+    #[arg(long, value_name = "DIR", default_value = SECRETS_DIR)]
+    secrets: PathBuf,
+    /// Where run-time state is kept
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR, hide = true)]
+    run_dir: PathBuf,
+}
+
+pub(super) async fn run(options: &RunOptions) -> Result<(), Failure> {
+    let _logs = logs::start();
+    if let Err(error) = patchcord::internals::machine::keep_memory_private() {
+        tracing::warn!(%error, "a core dump would contain private keys");
+    }
+    let path = &options.socket;
+    let policy = Policy::default();
+    let activated = service::activation_listener()?;
+    let (listener, _file) = match activated {
+        Some(listener) => {
+            listener.set_nonblocking(true)?;
+            (UnixListener::from_std(listener)?, None)
+        }
+        None => {
+            let (listener, file) = listen(path, policy.socket_mode()).await?;
+            (listener, Some(file))
+        }
+    };
+    let host = Host::builder(&options.run_dir)
+        .secrets(SecretStore::new(&options.secrets))
+        .register(PROVIDER, tunnel_provider)
+        .build();
+    let store = Store::new(&options.tunnels, &options.state);
+    tracing::info!(socket = %path.display(), tunnels = %options.tunnels.display(), "host is ready");
+    service::tell_ready();
+    let mut tasks = duties(&host, listener, policy, store);
+    let mut reports = JoinSet::new();
+    let watched = host.clone();
+    reports.spawn(tell_status(host.clone()));
+    reports.spawn(service::tell_alive(move || watched.is_well()));
+    let outcome = tokio::select! {
+        Some(ended) = tasks.join_next() => ended.unwrap_or_else(|end| Err(unasked(&end))),
+        Some(Err(end)) = reports.join_next() => Err(unasked(&end)),
+        caught = signals::until_end() => caught.context("signals cannot be caught"),
+    };
+    service::tell_stopping();
+    // First: none of them shall start what is being stopped.
+    if timeout(PATIENCE, tasks.shutdown()).await.is_err() {
+        tracing::error!("a task of the host does not end, and is left behind");
+    }
+    host.stop_all(StopReason::UserInitiated).await;
+    reports.abort_all();
+    Ok(outcome?)
+}
+
+/// Tells systemd how the tunnels are, until it is dropped.
+async fn tell_status(host: Host) {
+    let mut events = host.events();
+    let mut told = String::new();
+    loop {
+        let summary = summary(&host.list());
+        if summary != told {
+            service::tell_status(&summary);
+            told = summary;
+        }
+        // What is lost is in the list as well.
+        if events.next().await.is_none() {
+            return;
+        }
+    }
+}
+
+/// How many tunnels are connected, and what is known of those that are not but should be.
+fn summary(tunnels: &[TunnelView]) -> String {
+    let is_connected = |tunnel: &&TunnelView| tunnel.status == SessionStatus::Connected;
+    let connected = tunnels.iter().filter(is_connected).count();
+    let mut text = match tunnels.len() {
+        0 => "no tunnels".to_owned(),
+        1 => format!("{connected} of 1 tunnel connected"),
+        count => format!("{connected} of {count} tunnels connected"),
+    };
+    for tunnel in tunnels.iter().filter(|tunnel| !is_connected(tunnel)) {
+        let name = &tunnel.tunnel;
+        let error = tunnel.last_disconnect_error.as_deref();
+        let news = match error.filter(|_| !tunnel.is_running()) {
+            None if !tunnel.is_running() => continue,
+            None => tunnel.status.name(),
+            Some(error) => error,
+        };
+        let _ = write!(text, "; {name}: {news}");
+    }
+    text
+}
+
+/// What the host does as long as it runs, each in a task of its own: none is to end.
+fn duties(
+    host: &Host,
+    listener: UnixListener,
+    policy: Policy,
+    store: Store,
+) -> JoinSet<anyhow::Result<()>> {
+    let mut tasks = JoinSet::new();
+    let [of_clients, of_files, of_rules] = [(); 3].map(|()| host.clone());
+    let kept = Some(store.clone());
+    tasks.spawn(async move {
+        daemon::serve(of_clients, listener, policy, kept).await;
+        bail!("clients are not answered any more")
+    });
+    tasks.spawn(async move {
+        let fed = store.feed(&of_files).await;
+        fed.context("configurations cannot be watched")
+    });
+    tasks.spawn(async move {
+        let followed = of_rules.follow_rules().await;
+        followed.context("on-demand rules cannot be followed")
+    });
+    tasks
+}
+
+fn unasked(end: &JoinError) -> anyhow::Error {
+    anyhow!("a task of the host panicked; please report this with the lines above: {end}")
+}
+
+/// The socket for clients to connect to: what each may do is the host's to say.
+async fn listen(path: &Path, mode: u32) -> anyhow::Result<(UnixListener, SocketFile)> {
+    if UnixStream::connect(path).await.is_ok() {
+        bail!("a host listens on {} already", path.display());
+    }
+    socket::bind(path, mode).with_context(|| format!("cannot listen on {}", path.display()))
+}
+
+/// The built-in provider, of a configuration that names its file.
+fn tunnel_provider(
+    name: &str,
+    configuration: &TunnelConfiguration,
+) -> Result<TunnelProvider, ProviderError> {
+    let Some(file) = configuration
+        .vendor
+        .get("config")
+        .and_then(|file| file.as_str())
+    else {
+        let problem = format!(
+            "the configuration of `{name}` lacks vendor.config, the path of the tunnel's file"
+        );
+        return Err(ProviderError::new(problem));
+    };
+    let config =
+        Config::load(Path::new(file)).map_err(|error| ProviderError::new(error.to_string()))?;
+    Ok(TunnelProvider::new(config))
+}

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The state of a tunnel, as `patchcord show --json` prints it.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::fdb::{FdbStatus, SwitchStatus};
+
+/// Everything `show` knows. Ages are in seconds, sizes in bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Status {
+    /// The tunnel's name (the stem of its configuration file).
+    pub tunnel: String,
+    /// The version of the running program.
+    pub version: String,
+    /// `connecting`, `connected`, `reasserting` or `disconnecting`.
+    pub state: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since the tunnel was started.
+    pub uptime_s: f64,
+    /// Our public key, base64.
+    pub public_key: String,
+    /// The UDP address in use.
+    pub listen: String,
+    /// Whether this machine has that address. Until it has, no peer can be reached.
+    pub listen_is_here: bool,
+    /// Whether the kernel, or the network card, cuts trains of datagrams.
+    pub udp_gso: bool,
+    /// Whether the kernel hands over datagrams as trains.
+    pub udp_gro: bool,
+    /// The TAP, or the NIC.
+    pub device: DeviceStatus,
+    /// How the work is spread over threads and cores.
+    pub core_plan: CorePlanStatus,
+    /// One entry per `[[peer]]`, in the order of the file.
+    pub peers: Vec<PeerStatus>,
+    /// Frames and bytes over the TAP.
+    pub counters: Counters,
+    /// Frames and datagrams that did not arrive, by reason; reasons that never happened are absent.
+    pub drops: BTreeMap<String, u64>,
+    /// The ports of the switch: the TAP, then the peers.
+    pub ports: Vec<PortStatus>,
+    /// The multicast groups that somebody wants, where the switch snoops; at most 1000.
+    pub groups: Vec<GroupStatus>,
+    /// What the switch has counted.
+    pub switch: SwitchStatus,
+    /// The addresses that the switch knows, as far as there is room for them here: see
+    /// [`FdbRequest::Show`](super::FdbRequest::Show) for all.
+    pub fdb: Vec<FdbStatus>,
+    /// How many others it knows.
+    pub fdb_omitted: u64,
+}
+
+/// A multicast group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct GroupStatus {
+    /// 0 is no VLAN.
+    pub vid: u16,
+    /// Its address.
+    pub group: String,
+    /// The ports that want it: `tap`, or peers' names.
+    pub ports: Vec<String>,
+}
+
+/// A port of the switch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PortStatus {
+    /// `tap`, or the peer's name.
+    pub port: String,
+    /// Why nothing passes it, if so.
+    pub blocked: Option<BlockStatus>,
+    /// Frames from it that the switch refused, by reason; those that never happened are absent.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// Why a port is blocked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "because", rename_all = "kebab-case")]
+pub enum BlockStatus {
+    /// What leaves by it comes back by another port.
+    Loop {
+        /// That one.
+        other: String,
+        /// The VLAN in which it was seen first; 0 is no VLAN.
+        vlan: u16,
+        /// Seconds since it was blocked.
+        for_s: f64,
+        /// Seconds until it opens, if the loop is gone.
+        opens_in_s: f64,
+        /// Loop probes that came back.
+        probes: u64,
+    },
+    /// A bridge is behind it, where none may be.
+    Bpdu,
+}
+
+/// The overlay device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceStatus {
+    /// Interface name.
+    pub name: String,
+    /// Kernel interface index.
+    pub index: u32,
+    /// Ethernet address.
+    pub mac: String,
+    /// Overlay MTU.
+    pub mtu: u32,
+    /// The bridge, or another interface, it is a port of.
+    pub bridge: Option<String>,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Whether it has carrier, that is, unless configured otherwise, whether any peer is reachable.
+    pub carrier: bool,
+    /// The bridge that is not there, and that it waits for.
+    pub waits_for: Option<String>,
+    /// Whether it is in another network namespace.
+    pub moved: bool,
+    /// What the bridge does with it.
+    pub bridge_port: Option<BridgePortStatus>,
+    /// What the kernel counted at it.
+    pub kernel: KernelCountersStatus,
+    /// What keeps frames from passing it, with what to do; for people.
+    pub remedies: Vec<String>,
+    /// `vnet` (own back-end with the virtio header), `plain` (tun-tap) or `packet` (a NIC).
+    pub backend: String,
+    /// What is between it and the peers: `switch` or `wire`.
+    pub mode: String,
+    /// Whether the device was there before and will stay.
+    pub adopted: bool,
+}
+
+/// A port of a Linux bridge, as the bridge has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BridgePortStatus {
+    /// `forwarding`, `learning`, `listening`, `blocking` or `disabled`.
+    pub state: String,
+    /// Whether the bridge has spanning tree.
+    pub stp: bool,
+    /// The VLANs of the port, `1, 10-20`; none where the bridge does not filter by VLAN.
+    pub vlans: Option<String>,
+    /// Whether it reaches no other isolated port.
+    pub isolated: bool,
+    /// Whether netfilter looks at what crosses the bridge.
+    pub netfilter: bool,
+}
+
+/// What the kernel counted at the device: `rx` comes from the tunnel, `tx` goes into it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KernelCountersStatus {
+    /// Frames that the network stack did not take.
+    pub rx_dropped: u64,
+    /// Frames that found no room, or no carrier.
+    pub tx_dropped: u64,
+    /// Frames that were malformed for the kernel.
+    pub rx_errors: u64,
+    /// Frames that failed.
+    pub tx_errors: u64,
+}
+
+/// The threads of the tunnel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CorePlanStatus {
+    /// `inline` (each direction runs to completion in one thread) or `staged` (workers seal and open).
+    pub plan: String,
+    /// Lanes: TAP queues, each with an outbound thread.
+    pub lanes: usize,
+    /// Cores the process may use.
+    pub cores: usize,
+    /// Every thread, and the core it is pinned to.
+    pub threads: Vec<ThreadStatus>,
+}
+
+/// One thread.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ThreadStatus {
+    /// As `ps -L` shows it.
+    pub name: String,
+    /// The core it is pinned to, if it is.
+    pub core: Option<usize>,
+}
+
+/// One peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PeerStatus {
+    /// Its name in the configuration, or its public key.
+    pub name: String,
+    /// Base64.
+    pub public_key: String,
+    /// Its present UDP address.
+    pub endpoint: Option<String>,
+    /// `up`, `connecting` or `waiting` (no address known).
+    pub state: String,
+    /// The data cipher of the session.
+    pub cipher: Option<String>,
+    /// Seconds since the last completed handshake.
+    pub handshake_age_s: Option<f64>,
+    /// Seconds since the last authentic datagram.
+    pub last_received_s: Option<f64>,
+    /// Round trip of the last keepalive, in microseconds.
+    pub rtt_us: Option<u64>,
+    /// IP packet size that the path to the peer is known to carry; `None` also where none arrives that has
+    /// room for more than small frames.
+    pub path_mtu: Option<u32>,
+    /// Handshakes completed.
+    pub handshakes: u64,
+    /// The last reason for which the peer could not be reached, or only by small frames. It stays when
+    /// that is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<LastErrorStatus>,
+    /// Traffic with this peer.
+    pub counters: Counters,
+    /// Its speed over the last second.
+    pub rates: Rates,
+}
+
+/// Why a peer could not be reached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LastErrorStatus {
+    /// One word, such as `no-answer`, `port-closed` or `refused-network-id`.
+    pub cause: String,
+    /// The same for people, as a clause.
+    pub text: String,
+    /// What to do about it.
+    pub remedy: String,
+    /// Seconds since it began.
+    pub since_s: f64,
+    /// Seconds since it was noticed last.
+    pub last_s: f64,
+}
+
+/// Traffic in both directions, seen from the overlay: outbound goes into the tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Counters {
+    /// Frames into the tunnel.
+    pub outbound_frames: u64,
+    /// Their bytes.
+    pub outbound_bytes: u64,
+    /// Datagrams sent.
+    pub outbound_datagrams: u64,
+    /// Frames out of the tunnel.
+    pub inbound_frames: u64,
+    /// Their bytes.
+    pub inbound_bytes: u64,
+    /// Datagrams accepted.
+    pub inbound_datagrams: u64,
+}
+
+/// Traffic per second, measured over the last full second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Rates {
+    /// Bits of frames into the tunnel.
+    pub outbound_bits_per_s: f64,
+    /// Frames into the tunnel.
+    pub outbound_frames_per_s: f64,
+    /// Bits of frames out of the tunnel.
+    pub inbound_bits_per_s: f64,
+    /// Frames out of the tunnel.
+    pub inbound_frames_per_s: f64,
+}

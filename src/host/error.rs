@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Why a host does not do what it was asked to.
+
+use std::error::Error;
+
+use super::name::MAX_NAME;
+use crate::{
+    control::message::QueryError,
+    machine::lock::LockError,
+    provider::{ProviderError, SessionStatus},
+};
+
+/// Messages and queries that a provider may have in hand. One that never answers must not hold more and
+/// more of them.
+pub(super) const MAX_MESSAGES: usize = 64;
+
+/// Why a host does not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// There is no such tunnel.
+    #[error("there is no tunnel `{0}`; `patchcord host list` shows those that there are")]
+    NoTunnel(String),
+    /// A tunnel cannot have this name: it is one of files.
+    #[error(
+        "`{0}` is no name for a tunnel: use letters, digits, `-`, `_` and `.`, {MAX_NAME} at most, the first a letter or digit"
+    )]
+    Name(String),
+    /// It is configured not to be used.
+    #[error("the tunnel `{0}` is disabled; set `enabled = true` in its configuration")]
+    Disabled(String),
+    /// It has a session already.
+    #[error("the tunnel `{tunnel}` is {} already", status.name())]
+    Running {
+        /// The tunnel.
+        tunnel: String,
+        /// What its session is at.
+        status: SessionStatus,
+    },
+    /// Its provider does not know the query.
+    #[error(
+        "the provider of `{0}` does not answer that: it is of another kind, or of an older version"
+    )]
+    NoQuery(String),
+    /// There is nothing to say while it is in this state.
+    #[error("nothing to show while {}; try again", status.name())]
+    NotNow {
+        /// What its session is at.
+        status: SessionStatus,
+    },
+    /// The tunnel refused; the text says why and what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// It has no session that could answer.
+    #[error("the tunnel `{0}` is not running")]
+    NotRunning(String),
+    /// Its provider has as many messages in hand as it may, and answers none of them.
+    #[error(
+        "the provider of `{0}` has {MAX_MESSAGES} messages in hand that it has not answered; try again \
+         later, or start the tunnel again"
+    )]
+    Busy(String),
+    /// Another process runs it, or the run directory cannot be used.
+    #[error(transparent)]
+    Locked(#[from] LockError),
+    /// No factory of this name was registered.
+    #[error("there is no provider `{provider}`; this host has: {}", known.join(", "))]
+    NoProvider {
+        /// What the configuration names.
+        provider: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// The provider cannot be made of the configuration.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    /// Somebody else changed the configuration since it was read.
+    #[error("the configuration of `{tunnel}` is generation {current} by now; read it again")]
+    Stale {
+        /// The tunnel.
+        tunnel: String,
+        /// Its generation.
+        current: u64,
+    },
+}
+
+impl HostError {
+    pub(super) fn no_answer(tunnel: &str, status: SessionStatus, error: QueryError) -> Self {
+        match error {
+            QueryError::Unknown => Self::NoQuery(tunnel.to_owned()),
+            QueryError::NotNow => Self::NotNow { status },
+            QueryError::Refused(message) => Self::Refused(message),
+        }
+    }
+}
+
+/// The error with what is behind it, for people.
+pub(super) fn explain(error: &dyn Error) -> String {
+    let (mut text, mut last) = (error.to_string(), error.source());
+    while let Some(cause) = last {
+        text = format!("{text}: {cause}");
+        last = cause.source();
+    }
+    text
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which users may do what.
+
+use std::collections::BTreeSet;
+
+use tokio::net::unix::UCred;
+
+use crate::control::message::Access;
+
+/// Who may do what. Root may do everything, and so may the user that the host runs as.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Who may look.
+    pub observe: Who,
+    /// Who may start, stop and talk to tunnels.
+    pub control: Who,
+    /// Who may add, change and remove them.
+    pub configure: Who,
+}
+
+/// Some users and groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Who {
+    /// Numbers of users.
+    pub users: BTreeSet<u32>,
+    /// Numbers of groups; what counts is the group that a client runs as.
+    pub groups: BTreeSet<u32>,
+}
+
+impl Who {
+    fn is_nobody(&self) -> bool {
+        self.users.is_empty() && self.groups.is_empty()
+    }
+}
+
+impl Policy {
+    /// The mode that the host's socket should have: for everybody only if it is for somebody beside
+    /// root and the host's own user.
+    pub fn socket_mode(&self) -> u32 {
+        let whos = [&self.observe, &self.control, &self.configure];
+        match whos.into_iter().all(Who::is_nobody) {
+            true => 0o600,
+            false => 0o666,
+        }
+    }
+
+    /// Whether the client may do anything at all.
+    pub(super) fn knows(&self, client: &UCred) -> bool {
+        let all = [Access::Observe, Access::Control, Access::Configure];
+        all.into_iter().any(|access| self.allows(client, access))
+    }
+
+    pub(super) fn allows(&self, client: &UCred, access: Access) -> bool {
+        let who = match access {
+            Access::Observe => &self.observe,
+            Access::Control => &self.control,
+            Access::Configure => &self.configure,
+        };
+        let (user, group) = (client.uid(), client.gid());
+        let is_ours = user == 0 || user == crate::machine::effective_user();
+        is_ours || who.users.contains(&user) || who.groups.contains(&group)
+    }
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The file of a socket: made with its mode, in place of one that a dead process left, and removed.
+
+use std::{
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use tokio::net::UnixListener;
+use tracing::debug;
+
+/// Removes the socket's file when it is dropped.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+/// Listens at `path`, which gets this mode; makes the directory if there is none. A socket that is
+/// there already is taken for stale and replaced: the caller knows that nobody listens on it. Must be
+/// called on a tokio runtime.
+///
+/// # Errors
+/// What the kernel said; `AlreadyExists` if something other than a socket is in the way.
+pub fn bind(path: &Path, mode: u32) -> io::Result<(UnixListener, SocketFile)> {
+    if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
+        DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+        // Again, because the umask may have taken bits away.
+        fs::set_permissions(dir, Permissions::from_mode(0o755))?;
+    }
+    remove_stale(path)?;
+    let listener = UnixListener::bind(path)?;
+    let file = SocketFile(path.to_owned());
+    // Until this line others might connect; they would fail the check of credentials.
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
+    Ok((listener, file))
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            debug!(%error, path = %self.0.display(), "the socket's file is not removed");
+        }
+    }
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => fs::remove_file(path),
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            format!(
+                "{} is in the way and is not a socket; remove it",
+                path.display()
+            ),
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::block_on;
+
+    #[test]
+    fn replaces_a_stale_socket_but_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        block_on(async {
+            let stale = dir.path().join("run/a.sock");
+            fs::create_dir(dir.path().join("run")).unwrap();
+            drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+            let (_listener, file) = bind(&stale, 0o600).unwrap();
+            let mode = fs::metadata(&stale).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            drop(file);
+            assert!(!stale.exists());
+            let file = dir.path().join("b.sock");
+            fs::write(&file, "precious").unwrap();
+            let refused = bind(&file, 0o600).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(fs::read(&file).unwrap(), b"precious");
+        });
+    }
+}

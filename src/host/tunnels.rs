@@ -1,0 +1,679 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The [`Host`] itself: which tunnels there are, and their sessions.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit, broadcast, watch},
+    task::JoinSet,
+};
+use tracing::warn;
+
+use super::{
+    error::{HostError, MAX_MESSAGES, explain},
+    event::{Attempt, Event, EventKind, Events},
+    name::is_name,
+    secrets::{SECRETS_DIR, SecretStore},
+};
+use crate::{
+    control::message::{Answer, Query},
+    machine::{bus::Bus, lock::RunLock},
+    provider::{
+        AppMessage, Deadlines, EthernetTunnelProvider, Hosting, ProviderContext, ProviderError,
+        Secret, SecretError, Session, SessionEnd, SessionError, SessionHandle, SessionStatus,
+        SleepWatch, StartOptions, StopReason, TunnelConfiguration,
+    },
+};
+
+/// Events that a slow listener may be behind before it loses some.
+const EVENTS: usize = 256;
+
+/// Makes a provider for one session of a tunnel.
+pub type Factory = dyn Fn(&str, &TunnelConfiguration) -> Result<Arc<dyn EthernetTunnelProvider>, ProviderError>
+    + Send
+    + Sync;
+
+/// Runs tunnels. Clones are handles to the same host.
+#[derive(Clone)]
+pub struct Host {
+    pub(super) inner: Arc<Inner>,
+}
+
+/// Says what a [`Host`] can run.
+pub struct HostBuilder {
+    factories: BTreeMap<String, Box<Factory>>,
+    run_dir: PathBuf,
+    deadlines: Deadlines,
+    secrets: SecretStore,
+    pub(super) sleep: SleepWatch,
+}
+
+pub(super) struct Inner {
+    factories: BTreeMap<String, Box<Factory>>,
+    run_dir: PathBuf,
+    deadlines: Deadlines,
+    secrets: SecretStore,
+    pub(super) sleep: SleepWatch,
+    tunnels: Mutex<BTreeMap<String, Tunnel>>,
+    attempts: AtomicU64,
+    events: broadcast::Sender<Event>,
+}
+
+#[derive(Default)]
+struct Tunnel {
+    /// `None` when it was removed and its session is not over yet.
+    configuration: Option<Arc<TunnelConfiguration>>,
+    generation: u64,
+    session: Option<Running>,
+    last_error: Option<String>,
+}
+
+#[derive(Clone)]
+struct Running {
+    attempt: Attempt,
+    handle: SessionHandle,
+    /// For messages that the provider has not answered.
+    messages: Arc<Semaphore>,
+    /// How it ended, when everything of the session is gone.
+    ended: watch::Receiver<Option<Ending>>,
+}
+
+/// How a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ending {
+    /// Why.
+    pub reason: StopReason,
+    /// The error behind it, unless a user asked for the end.
+    pub error: Option<String>,
+}
+
+/// What there is to know of a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TunnelView {
+    /// Its name.
+    pub tunnel: String,
+    /// Its configuration.
+    pub configuration: Arc<TunnelConfiguration>,
+    /// Counts changes of the configuration.
+    pub generation: u64,
+    /// Its status.
+    pub status: SessionStatus,
+    /// Why the last session ended, if that was an error.
+    pub last_disconnect_error: Option<String>,
+}
+
+impl HostBuilder {
+    /// Providers that the configuration calls `kind` are made by `factory`: a fresh one for each
+    /// session, from the tunnel's name and configuration.
+    #[must_use]
+    pub fn register<P: EthernetTunnelProvider>(
+        mut self,
+        kind: impl Into<String>,
+        factory: impl Fn(&str, &TunnelConfiguration) -> Result<P, ProviderError> + Send + Sync + 'static,
+    ) -> Self {
+        let factory = move |tunnel: &str, configuration: &TunnelConfiguration| {
+            let provider: Arc<dyn EthernetTunnelProvider> =
+                Arc::new(factory(tunnel, configuration)?);
+            Ok(provider)
+        };
+        self.factories.insert(kind.into(), Box::new(factory));
+        self
+    }
+
+    /// How long callbacks may take.
+    #[must_use]
+    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.deadlines = deadlines;
+        self
+    }
+
+    /// Where secrets are, unless they are the credentials of this process and files in
+    /// [`SECRETS_DIR`].
+    #[must_use]
+    pub fn secrets(mut self, secrets: SecretStore) -> Self {
+        self.secrets = secrets;
+        self
+    }
+
+    /// A host without tunnels.
+    pub fn build(self) -> Host {
+        let inner = Inner {
+            factories: self.factories,
+            run_dir: self.run_dir,
+            deadlines: self.deadlines,
+            secrets: self.secrets,
+            sleep: self.sleep,
+            tunnels: Mutex::default(),
+            attempts: AtomicU64::new(0),
+            events: broadcast::Sender::new(EVENTS),
+        };
+        Host {
+            inner: Arc::new(inner),
+        }
+    }
+}
+
+impl Host {
+    /// A host whose run-time state lies in `run_dir`.
+    pub fn builder(run_dir: impl AsRef<Path>) -> HostBuilder {
+        HostBuilder {
+            factories: BTreeMap::new(),
+            run_dir: run_dir.as_ref().to_owned(),
+            deadlines: Deadlines::default(),
+            secrets: SecretStore::new(SECRETS_DIR),
+            sleep: SleepWatch::new(Bus::default(), "tunnels get ready"),
+        }
+    }
+
+    /// Adds a tunnel, or replaces its configuration; a running provider sees it at once, and a
+    /// session whose tunnel is disabled now ends with [`StopReason::ConfigurationDisabled`]. With
+    /// `generation` only if nobody else changed it since. Returns the new generation. Equal
+    /// configurations change nothing.
+    ///
+    /// # Errors
+    /// [`HostError::Name`], [`HostError::Stale`].
+    pub fn configure(
+        &self,
+        tunnel: &str,
+        configuration: TunnelConfiguration,
+        generation: Option<u64>,
+    ) -> Result<u64, HostError> {
+        let mut tunnels = self.tunnels();
+        check_generation(&tunnels, tunnel, generation)?;
+        if !is_name(tunnel) {
+            return Err(HostError::Name(tunnel.to_owned()));
+        }
+        let entry = tunnels.entry(tunnel.to_owned()).or_default();
+        if entry.configuration.as_deref() == Some(&configuration) {
+            return Ok(entry.generation);
+        }
+        let configuration = Arc::new(configuration);
+        entry.configuration = Some(configuration.clone());
+        entry.generation += 1;
+        let generation = entry.generation;
+        if let Some(running) = &entry.session {
+            running.handle.configure(configuration.clone());
+            if !configuration.enabled {
+                running.handle.stop(StopReason::ConfigurationDisabled);
+            }
+        }
+        self.tell(tunnel, None, EventKind::Configured { generation });
+        Ok(generation)
+    }
+
+    /// Whether [`configure`](Self::configure) would take a change for this generation.
+    pub(super) fn check_generation(
+        &self,
+        tunnel: &str,
+        known: Option<u64>,
+    ) -> Result<(), HostError> {
+        check_generation(&self.tunnels(), tunnel, known)
+    }
+
+    /// Forgets a tunnel; its session ends with [`StopReason::ConfigurationRemoved`].
+    ///
+    /// # Errors
+    /// [`HostError::NoTunnel`].
+    pub fn remove(&self, tunnel: &str) -> Result<(), HostError> {
+        let mut tunnels = self.tunnels();
+        let entry = known(&mut tunnels, tunnel)?;
+        if entry.configuration.take().is_none() {
+            return Err(HostError::NoTunnel(tunnel.to_owned()));
+        }
+        match &entry.session {
+            Some(running) => running.handle.stop(StopReason::ConfigurationRemoved),
+            None => drop(tunnels.remove(tunnel)),
+        }
+        self.tell(tunnel, None, EventKind::Removed);
+        Ok(())
+    }
+
+    /// Starts a session and returns at once, with the number that its events carry. The function that
+    /// makes its provider may call the host.
+    ///
+    /// # Errors
+    /// When it cannot even be tried.
+    pub fn start(&self, tunnel: &str, options: StartOptions) -> Result<Attempt, HostError> {
+        self.start_under(None, tunnel, options)
+    }
+
+    /// The same for a tunnel whose lock the caller has; it is held until the session is over.
+    pub(crate) fn start_under(
+        &self,
+        lock: Option<Arc<RunLock>>,
+        tunnel: &str,
+        options: StartOptions,
+    ) -> Result<Attempt, HostError> {
+        let mut configuration = self.startable(tunnel)?;
+        let (provider, lock, mut tunnels) = loop {
+            // Without a lock: whoever makes providers may ask the host.
+            let provider = self.make_provider(tunnel, &configuration)?;
+            let lock = match &lock {
+                Some(lock) => lock.clone(),
+                None => self.lock(tunnel)?,
+            };
+            let tunnels = self.tunnels();
+            let now = startable(&tunnels, tunnel)?;
+            if Arc::ptr_eq(&now, &configuration) {
+                break (provider, lock, tunnels);
+            }
+            // Somebody has configured it meanwhile.
+            configuration = now;
+        };
+        let attempt = Attempt(self.inner.attempts.fetch_add(1, Ordering::Relaxed) + 1);
+        let superseded = supersede(&tunnels, tunnel, &configuration);
+
+        let hosting = Hosted {
+            host: self.clone(),
+            tunnel: tunnel.to_owned(),
+            attempt,
+        };
+        let context = ProviderContext::new(
+            tunnel.to_owned(),
+            &self.inner.run_dir,
+            configuration,
+            Box::new(hosting),
+        );
+        let session = Session::hosted(
+            provider,
+            context,
+            self.inner.deadlines,
+            self.inner.sleep.clone(),
+        );
+        let (ending, ended) = watch::channel(None);
+        let running = Running {
+            attempt,
+            handle: session.handle(),
+            messages: Arc::new(Semaphore::new(MAX_MESSAGES)),
+            ended,
+        };
+        let entry = known(&mut tunnels, tunnel)?;
+        entry.session = Some(running);
+        entry.last_error = None;
+        session.begin();
+        let (host, tunnel) = (self.clone(), tunnel.to_owned());
+        tokio::spawn(async move {
+            for other in superseded {
+                other.gone().await;
+            }
+            let end = run_to_end(session, options).await;
+            drop(lock);
+            let end = Ending::of(&end);
+            host.note_end(&tunnel, attempt, &end);
+            ending.send_replace(Some(end));
+        });
+        Ok(attempt)
+    }
+
+    fn lock(&self, tunnel: &str) -> Result<Arc<RunLock>, HostError> {
+        let lock = RunLock::acquire(&self.inner.run_dir, tunnel);
+        // Another client may have started the tunnel meanwhile.
+        let lock = lock.map_err(|error| {
+            let refused = self.startable(tunnel).err();
+            refused.unwrap_or_else(|| error.into())
+        });
+        lock.map(Arc::new)
+    }
+
+    fn startable(&self, tunnel: &str) -> Result<Arc<TunnelConfiguration>, HostError> {
+        startable(&self.tunnels(), tunnel)
+    }
+
+    fn make_provider(
+        &self,
+        tunnel: &str,
+        configuration: &TunnelConfiguration,
+    ) -> Result<Arc<dyn EthernetTunnelProvider>, HostError> {
+        let Some(factory) = self.inner.factories.get(&configuration.provider) else {
+            return Err(HostError::NoProvider {
+                provider: configuration.provider.clone(),
+                known: self.inner.factories.keys().cloned().collect(),
+            });
+        };
+        let make = std::panic::AssertUnwindSafe(|| factory(tunnel, configuration));
+        let provider = std::panic::catch_unwind(make)
+            .unwrap_or_else(|_| Err(ProviderError::new("making the provider panicked")))?;
+        Ok(provider)
+    }
+
+    fn note_end(&self, tunnel: &str, attempt: Attempt, end: &Ending) {
+        let Ending { reason, error } = end.clone();
+        let mut tunnels = self.tunnels();
+        let mut over = None;
+        if let Some(entry) = tunnels.get_mut(tunnel) {
+            over = entry.session.take();
+            entry.last_error.clone_from(&error);
+            if entry.configuration.is_none() {
+                tunnels.remove(tunnel);
+            }
+        }
+        self.tell(tunnel, Some(attempt), EventKind::Ended { reason, error });
+        drop(tunnels);
+        // The provider goes with it, and may call the host as it does.
+        drop(over);
+    }
+
+    /// Ends the session of a tunnel and waits until everything of it is gone. A tunnel without one
+    /// is fine.
+    ///
+    /// # Errors
+    /// [`HostError::NoTunnel`].
+    pub async fn stop(&self, tunnel: &str, reason: StopReason) -> Result<(), HostError> {
+        let running = known(&mut self.tunnels(), tunnel)?.session.clone();
+        if let Some(running) = running {
+            running.handle.stop(reason);
+            running.gone().await;
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of a tunnel's session; `None` if it has none.
+    ///
+    /// # Errors
+    /// [`HostError::NoTunnel`].
+    pub async fn ended(&self, tunnel: &str) -> Result<Option<Ending>, HostError> {
+        let running = known(&mut self.tunnels(), tunnel)?.session.clone();
+        match running {
+            Some(running) => Ok(running.gone().await),
+            None => Ok(None),
+        }
+    }
+
+    /// Begins to end the session of a tunnel; one without is fine.
+    pub(crate) fn begin_stop(&self, tunnel: &str, reason: StopReason) {
+        let tunnels = self.tunnels();
+        let session = tunnels.get(tunnel).and_then(|entry| entry.session.as_ref());
+        if let Some(running) = session {
+            running.handle.stop(reason);
+        }
+    }
+
+    /// Ends all sessions and waits for them.
+    pub async fn stop_all(&self, reason: StopReason) {
+        let running: Vec<_> = {
+            let tunnels = self.tunnels();
+            tunnels
+                .values()
+                .filter_map(|tunnel| tunnel.session.clone())
+                .collect()
+        };
+        for running in &running {
+            running.handle.stop(reason);
+        }
+        for running in running {
+            running.gone().await;
+        }
+    }
+
+    /// The answer of a tunnel's provider; `None` if it has none.
+    ///
+    /// # Errors
+    /// At once: [`HostError::NotRunning`] when it has no session, [`HostError::Busy`] when 64 messages
+    /// wait for their answers.
+    pub async fn send_message(
+        &self,
+        tunnel: &str,
+        message: impl Into<AppMessage>,
+    ) -> Result<Option<Bytes>, HostError> {
+        let running = self.running(tunnel)?;
+        let _in_hand = running.take_in_hand(tunnel)?;
+        Ok(running.handle.send_message(message).await)
+    }
+
+    /// The answer of a tunnel to a query.
+    ///
+    /// # Errors
+    /// As of [`send_message`](Self::send_message), and as the tunnel says.
+    pub async fn ask(&self, tunnel: &str, query: Query) -> Result<Answer, HostError> {
+        let running = self.running(tunnel)?;
+        let _in_hand = running.take_in_hand(tunnel)?;
+        let answer = running.handle.ask(query).await;
+        let status = running.handle.status();
+        answer.map_err(|error| HostError::no_answer(tunnel, status, error))
+    }
+
+    fn running(&self, tunnel: &str) -> Result<Running, HostError> {
+        let running = known(&mut self.tunnels(), tunnel)?.session.clone();
+        running.ok_or_else(|| HostError::NotRunning(tunnel.to_owned()))
+    }
+
+    /// Whether the providers of all tunnels get on with their work
+    /// ([`EthernetTunnelProvider::is_well`]).
+    pub fn is_well(&self) -> bool {
+        let running: Vec<_> = {
+            let tunnels = self.tunnels();
+            let sessions = tunnels
+                .values()
+                .filter_map(|tunnel| tunnel.session.as_ref());
+            sessions.map(|running| running.handle.clone()).collect()
+        };
+        // Without the lock: a provider may ask the host.
+        running.iter().all(SessionHandle::is_well)
+    }
+
+    /// All tunnels, by name.
+    pub fn list(&self) -> Vec<TunnelView> {
+        let tunnels = self.tunnels();
+        tunnels
+            .iter()
+            .filter_map(|(name, tunnel)| tunnel.view(name))
+            .collect()
+    }
+
+    /// One tunnel.
+    ///
+    /// # Errors
+    /// [`HostError::NoTunnel`].
+    pub fn view(&self, tunnel: &str) -> Result<TunnelView, HostError> {
+        let no_tunnel = || HostError::NoTunnel(tunnel.to_owned());
+        self.tunnels()
+            .get(tunnel)
+            .and_then(|entry| entry.view(tunnel))
+            .ok_or_else(no_tunnel)
+    }
+
+    /// The status of a tunnel; [`SessionStatus::Invalid`] for one that there is not.
+    pub fn status(&self, tunnel: &str) -> SessionStatus {
+        self.tunnels()
+            .get(tunnel)
+            .map_or(SessionStatus::Invalid, Tunnel::status)
+    }
+
+    /// The secrets that there are for tunnels.
+    pub fn secrets(&self) -> &SecretStore {
+        &self.inner.secrets
+    }
+
+    pub(super) fn has_interface(&self, index: u32) -> bool {
+        self.tunnels()
+            .values()
+            .filter_map(|tunnel| tunnel.session.as_ref())
+            .any(|running| running.handle.interface_index() == Some(index))
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> Events {
+        Events::new(self.inner.events.subscribe())
+    }
+
+    /// False if nobody listens.
+    pub(super) fn tell(&self, tunnel: &str, attempt: Option<Attempt>, kind: EventKind) -> bool {
+        let tunnel = tunnel.into();
+        let event = Event {
+            tunnel,
+            attempt,
+            kind,
+        };
+        self.inner.events.send(event).is_ok()
+    }
+
+    fn tunnels(&self) -> MutexGuard<'_, BTreeMap<String, Tunnel>> {
+        self.inner
+            .tunnels
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TunnelView {
+    /// Whether it has a session.
+    pub fn is_running(&self) -> bool {
+        !matches!(
+            self.status,
+            SessionStatus::Disconnected | SessionStatus::Invalid
+        )
+    }
+}
+
+/// What a session has of its host.
+struct Hosted {
+    host: Host,
+    tunnel: String,
+    attempt: Attempt,
+}
+
+impl Hosting for Hosted {
+    fn observe(&self, status: SessionStatus) {
+        let kind = EventKind::Status(status);
+        self.host.tell(&self.tunnel, Some(self.attempt), kind);
+    }
+
+    fn display(&self, text: &str) -> bool {
+        let kind = EventKind::Message { text: text.into() };
+        self.host.tell(&self.tunnel, Some(self.attempt), kind)
+    }
+
+    fn secret(&self, name: &str) -> Result<Secret, SecretError> {
+        self.host.inner.secrets.get(name)
+    }
+}
+
+impl Tunnel {
+    fn status(&self) -> SessionStatus {
+        match (&self.session, &self.configuration) {
+            (Some(running), _) => running.handle.status(),
+            (None, Some(_)) => SessionStatus::Disconnected,
+            (None, None) => SessionStatus::Invalid,
+        }
+    }
+
+    fn view(&self, name: &str) -> Option<TunnelView> {
+        Some(TunnelView {
+            tunnel: name.to_owned(),
+            configuration: self.configuration.clone()?,
+            generation: self.generation,
+            status: self.status(),
+            last_disconnect_error: self.last_error.clone(),
+        })
+    }
+}
+
+impl Running {
+    fn take_in_hand(&self, tunnel: &str) -> Result<SemaphorePermit<'_>, HostError> {
+        let in_hand = self.messages.try_acquire();
+        in_hand.map_err(|_| HostError::Busy(tunnel.to_owned()))
+    }
+
+    /// Waits until everything of the session is gone.
+    async fn gone(mut self) -> Option<Ending> {
+        let ended = self.ended.wait_for(Option::is_some).await;
+        ended.ok().and_then(|ending| ending.clone())
+    }
+}
+
+impl Ending {
+    fn of(end: &SessionEnd) -> Self {
+        Self {
+            reason: end.reason,
+            error: end.error.as_ref().map(|error| explain(error)),
+        }
+    }
+}
+
+/// Runs a session, also if that panics.
+async fn run_to_end(session: Session, options: StartOptions) -> SessionEnd {
+    // Ends with this one.
+    let mut inner = JoinSet::new();
+    inner.spawn(session.run(options, || {}));
+    match inner.join_next().await {
+        Some(Ok(end)) => end,
+        _ => SessionEnd {
+            reason: StopReason::InternalError,
+            error: Some(SessionError::Panicked),
+        },
+    }
+}
+
+fn known<'a>(
+    tunnels: &'a mut BTreeMap<String, Tunnel>,
+    name: &str,
+) -> Result<&'a mut Tunnel, HostError> {
+    tunnels
+        .get_mut(name)
+        .ok_or_else(|| HostError::NoTunnel(name.to_owned()))
+}
+
+/// The configuration of a tunnel that may be started.
+fn startable(
+    tunnels: &BTreeMap<String, Tunnel>,
+    name: &str,
+) -> Result<Arc<TunnelConfiguration>, HostError> {
+    let no_tunnel = || HostError::NoTunnel(name.to_owned());
+    let entry = tunnels.get(name).ok_or_else(no_tunnel)?;
+    if let Some(running) = &entry.session {
+        let (tunnel, status) = (name.to_owned(), running.handle.status());
+        return Err(HostError::Running { tunnel, status });
+    }
+    let configuration = entry.configuration.clone().ok_or_else(no_tunnel)?;
+    match configuration.enabled {
+        true => Ok(configuration),
+        false => Err(HostError::Disabled(name.to_owned())),
+    }
+}
+
+fn check_generation(
+    tunnels: &BTreeMap<String, Tunnel>,
+    name: &str,
+    known: Option<u64>,
+) -> Result<(), HostError> {
+    let current = tunnels.get(name).map_or(0, |tunnel| tunnel.generation);
+    if known.is_some_and(|known| known != current) {
+        let tunnel = name.to_owned();
+        return Err(HostError::Stale { tunnel, current });
+    }
+    Ok(())
+}
+
+/// Stops the other tunnels of an exclusive group, and returns their sessions to be waited for.
+fn supersede(
+    tunnels: &BTreeMap<String, Tunnel>,
+    name: &str,
+    configuration: &TunnelConfiguration,
+) -> Vec<Running> {
+    let Some(group) = &configuration.exclusive_group else {
+        return Vec::new();
+    };
+    let others = tunnels.iter().filter(|(other, tunnel)| {
+        let configuration = tunnel.configuration.as_ref();
+        *other != name
+            && configuration.is_some_and(|other| other.exclusive_group.as_ref() == Some(group))
+    });
+    let running: Vec<_> = others
+        .filter_map(|(_, tunnel)| tunnel.session.clone())
+        .collect();
+    for other in &running {
+        warn!(attempt = other.attempt.0, by = name, "superseded");
+        other.handle.stop(StopReason::Superseded);
+    }
+    running
+}
