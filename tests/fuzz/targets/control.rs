@@ -1,39 +1,37 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any line as a request and as a reply of the control socket: what is read can be written and read
-//! again.
+//! Any line as a client's request, as a hello, and as what a tunnel says: what is read can be written and
+//! read again, and a refusal is one line.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use patchcord::control::{
-    MAX_REQUEST_BYTES,
-    message::{Reply, Request},
+use patchcord::{
+    control::message::Answer,
+    host::protocol::{Hello, HostLine, Reply, from_line, request_from_line, to_line},
 };
 
 fuzz_target!(|line: &[u8]| {
-    match Request::from_line(line) {
+    match request_from_line(line) {
         Ok(request) => {
-            assert!(line.len() <= MAX_REQUEST_BYTES);
-            let again = request.to_line();
-            // There are shorter forms of a request than the one that is written.
-            if again.len() <= MAX_REQUEST_BYTES {
-                assert_eq!(Request::from_line(&again).ok(), Some(request));
-            }
+            let _access = request.verb.access();
+            let again = to_line(&request);
+            assert_one_line(&again);
+            assert_eq!(request_from_line(&again).ok(), Some(request));
         }
         // The error may repeat what the line says; the answer is one line all the same.
-        Err(error) => assert_one_line(&refused(error.to_string())),
+        Err((id, error)) => assert_one_line(&to_line(&HostLine::Refused { id, error })),
     }
-    if let Ok(reply) = Reply::from_line(line) {
-        let again = reply.to_line();
+    if let Ok(hello) = from_line::<Hello>(line) {
+        let _common = hello.common();
+        assert_eq!(from_line::<Hello>(&to_line(&hello)).ok(), Some(hello));
+    }
+    if let Ok(answer) = from_line::<Answer>(line) {
+        let again = to_line(&Reply::Answer(answer));
         assert_one_line(&again);
         // Numbers may lose their last bits; the text is then the same from the first time on.
-        let reread = Reply::from_line(&again).expect("what was written can be read");
-        assert_eq!(reread.to_line(), again);
+        let reread: Reply = from_line(&again).expect("what was written can be read");
+        assert_eq!(to_line(&reread), again);
     }
 });
-
-fn refused(message: String) -> Vec<u8> {
-    Reply::Refused { message }.to_line()
-}
 
 fn assert_one_line(line: &[u8]) {
     assert_eq!(
