@@ -69,5 +69,6 @@ mod switch;
 mod transparency;
 mod trouble;
 mod underlay;
+mod verbs;
 mod vlan;
 mod wire;

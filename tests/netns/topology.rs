@@ -556,7 +556,7 @@ pub(crate) fn patchcord(args: &[&str], input: &str) -> String {
     String::from_utf8(output.stdout).expect("keys are text")
 }
 
-fn write_secret(path: &Path, text: &str) {
+pub(crate) fn write_secret(path: &Path, text: &str) {
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = fs::OpenOptions::new();
     let mut file = options
