@@ -7,7 +7,60 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-patchcord_bridge::reasons! {
+/// Makes the enum from reasons of its own and those of another one.
+macro_rules! reasons {
+    (
+        $(#[$about:meta])* $name:ident,
+        $($(#[$doc:meta])* $variant:ident = $text:literal,)*
+        ;
+        $(#[$outer_doc:meta])* $outer:ident($inner:ty),
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$doc])* $variant,)*
+            $(#[$outer_doc])* $outer($inner),
+        }
+
+        /// Where each reason of its own is counted, and the first of the other ones.
+        #[repr(u8)]
+        enum Place { $($variant,)* $outer }
+
+        impl $name {
+            /// How many there are.
+            const COUNT: usize = Place::$outer as usize + <$inner>::ALL.len();
+
+            /// Every reason, in the order of their places.
+            pub fn all() -> impl Iterator<Item = Self> {
+                let own = [$(Self::$variant,)*];
+                own.into_iter().chain(<$inner>::ALL.iter().copied().map(Self::$outer))
+            }
+
+            /// The name in logs and metrics; it never changes.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                    Self::$outer(reason) => reason.name(),
+                }
+            }
+
+            const fn place(self) -> usize {
+                match self {
+                    $(Self::$variant => Place::$variant as usize,)*
+                    Self::$outer(reason) => Place::$outer as usize + reason as usize,
+                }
+            }
+        }
+
+        impl From<$inner> for $name {
+            fn from(reason: $inner) -> Self {
+                Self::$outer(reason)
+            }
+        }
+    };
+}
+
+reasons! {
     /// Why a frame or a datagram was not delivered. The doc of each variant says who is at fault.
     DropReason,
     /// Peer or network: shorter than its header and tag.
@@ -65,8 +118,6 @@ patchcord_bridge::reasons! {
     TapWriteFailed = "tap-write-failed",
     /// Peer: larger than the MTU of the NIC at this end of the wire.
     NicMtu = "nic-mtu",
-    /// Peer or local: shorter than an Ethernet header.
-    Runt = "runt",
     /// Peer or local: longer than the overlay MTU allows.
     Oversize = "oversize",
     /// Peer: a super-frame or an open checksum whose headers are not as it says.
@@ -78,51 +129,18 @@ patchcord_bridge::reasons! {
     /// This program: a data thread panicked over the frame, or refuses those of a peer whose frames it
     /// panicked over again and again.
     InternalError = "internal-error",
-    /// Switch: the destination lives behind the port the frame came from.
-    SamePort = "same-port",
-    /// Switch: the source address is a group address.
-    BadSource = "bad-source",
-    /// Switch: no port is left that may have the frame.
-    NoPort = "no-port",
-    /// Switch: the port is blocked, because of a loop or of a bridge behind it.
-    PortBlocked = "port-blocked",
-    /// Switch, sender or configuration: an untagged frame on a trunk without a native VLAN.
-    UntaggedRefused = "untagged-refused",
-    /// Switch, sender or configuration: a tagged frame on an access port.
-    TaggedRefused = "tagged-refused",
-    /// Switch, sender or configuration: the port does not have the VLAN.
-    VlanRefused = "vlan-refused",
-    /// Switch: a spanning tree's frame on a port that drops them.
-    BpduRefused = "bpdu-refused",
-    /// Switch: a bridge behind a port that should have none; the port is blocked for a while.
-    BpduGuard = "bpdu-guard",
-    /// Switch: a DHCP server where none may be.
-    DhcpServerRefused = "dhcp-server-refused",
-    /// Switch: a router that advertises itself where none may.
-    RouterAdvertisementRefused = "router-advertisement-refused",
-    /// Switch: a fragment that hides from the guards what it carries.
-    UpperLayerHidden = "upper-layer-hidden",
-    /// Switch: the source lives behind another port, and this one guards against that.
-    SourceSpoofed = "source-spoofed",
-    /// Switch: the source is not among those that the port allows.
-    SourceNotAllowed = "source-not-allowed",
-    /// Switch, local limit: more broadcasts than the port may send.
-    BroadcastLimited = "broadcast-limited",
-    /// Switch, local limit: more multicasts than the port may send.
-    MulticastLimited = "multicast-limited",
-    /// Switch, local limit: more frames to unknown stations than the port may send.
-    UnknownLimited = "unknown-limited",
-    /// Switch, local limit: more loop probes than there can be nodes.
-    ProbeLimited = "probe-limited",
+    ;
+    /// The switch does not pass the frame on.
+    Switch(patchcord_bridge::DropReason),
 }
 
 /// One counter per [`DropReason`].
 #[derive(Debug)]
-pub struct Drops([AtomicU64; DropReason::ALL.len()]);
+pub struct Drops([AtomicU64; DropReason::COUNT]);
 
 impl Default for Drops {
     fn default() -> Self {
-        Self([const { AtomicU64::new(0) }; DropReason::ALL.len()])
+        Self([const { AtomicU64::new(0) }; DropReason::COUNT])
     }
 }
 
@@ -134,19 +152,18 @@ impl Drops {
 
     /// Adds `n`.
     pub fn add(&self, reason: DropReason, n: u64) {
-        self.0[reason as usize].fetch_add(n, Ordering::Relaxed);
+        self.0[reason.place()].fetch_add(n, Ordering::Relaxed);
     }
 
     /// How often `reason` was counted.
     pub fn total(&self, reason: DropReason) -> u64 {
-        self.0[reason as usize].load(Ordering::Relaxed)
+        self.0[reason.place()].load(Ordering::Relaxed)
     }
 
     /// The reasons that were counted at least once, in a fixed order.
     pub fn nonzero(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
-        DropReason::ALL
-            .iter()
-            .map(|&reason| (reason, self.total(reason)))
+        DropReason::all()
+            .map(|reason| (reason, self.total(reason)))
             .filter(|&(_, n)| n > 0)
     }
 }
@@ -206,13 +223,15 @@ mod tests {
     #[test]
     fn names_are_unique_and_counts_come_back() {
         let drops = Drops::default();
-        drops.add(DropReason::NoPort, 3);
-        drops.count(DropReason::Truncated);
+        for (reason, n) in DropReason::all().zip(1..) {
+            drops.add(reason, n);
+        }
         let seen: Vec<_> = drops.nonzero().collect();
-        assert_eq!(seen, [(DropReason::Truncated, 1), (DropReason::NoPort, 3)]);
-        let mut names: Vec<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        let expected: Vec<_> = DropReason::all().zip(1..).collect();
+        assert_eq!(seen, expected, "each has a place of its own");
+        let mut names: Vec<_> = DropReason::all().map(DropReason::name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), DropReason::ALL.len());
+        assert_eq!(names.len(), DropReason::COUNT);
     }
 }

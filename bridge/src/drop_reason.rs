@@ -1,7 +1,27 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Why the switch does not pass a frame on.
 
-crate::reasons! {
+/// Makes the enum, with the name under which each reason is counted.
+macro_rules! reasons {
+    ($(#[$about:meta])* $name:ident, $($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum $name { $($(#[$doc])* $variant,)* }
+
+        impl $name {
+            /// Every reason, in the order of their discriminants.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name in logs and metrics; it never changes.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
     /// Why the switch does not pass a frame on. Each doc says who is at fault.
     DropReason,
     /// Sender: the frame ends before its Ethernet header or its outermost tag does.

@@ -100,7 +100,6 @@ mod port;
 mod port_id;
 mod port_set;
 mod port_vlans;
-mod reasons;
 mod sync;
 mod time;
 mod vlan;

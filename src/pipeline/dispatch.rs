@@ -34,6 +34,8 @@ use crate::{
 const INLINE_TRAINS: usize = 32;
 /// … where the others of the pool are at work meanwhile.
 const STAGED_TRAINS: usize = 8;
+/// There is always an empty one while fewer than these fill.
+const NO_TRAIN: DropReason = DropReason::Switch(patchcord_bridge::DropReason::NoPort);
 
 /// Where full trains go.
 pub(super) enum Outlet {
@@ -185,11 +187,11 @@ impl Dispatch {
             if self.filling.len() == self.most_filling {
                 self.depart_all();
             }
-            let mut train = self.outlet.empty().ok_or(DropReason::NoPort)?;
+            let mut train = self.outlet.empty().ok_or(NO_TRAIN)?;
             train.bind(session.clone(), to, datagram_len);
             self.filling.push((port, train));
         }
-        self.train_of(port).ok_or(DropReason::NoPort)
+        self.train_of(port).ok_or(NO_TRAIN)
     }
 
     fn depart_one(&mut self, port: PortId) {

@@ -352,33 +352,6 @@ impl Shared {
     }
 }
 
-impl From<patchcord_bridge::DropReason> for DropReason {
-    fn from(reason: patchcord_bridge::DropReason) -> Self {
-        use patchcord_bridge::DropReason as Switch;
-        match reason {
-            Switch::Runt => Self::Runt,
-            Switch::BadSource => Self::BadSource,
-            Switch::SamePort => Self::SamePort,
-            Switch::NoPort => Self::NoPort,
-            Switch::PortBlocked => Self::PortBlocked,
-            Switch::UntaggedRefused => Self::UntaggedRefused,
-            Switch::TaggedRefused => Self::TaggedRefused,
-            Switch::VlanRefused => Self::VlanRefused,
-            Switch::BpduRefused => Self::BpduRefused,
-            Switch::BpduGuard => Self::BpduGuard,
-            Switch::DhcpServerRefused => Self::DhcpServerRefused,
-            Switch::RouterAdvertisementRefused => Self::RouterAdvertisementRefused,
-            Switch::UpperLayerHidden => Self::UpperLayerHidden,
-            Switch::SourceSpoofed => Self::SourceSpoofed,
-            Switch::SourceNotAllowed => Self::SourceNotAllowed,
-            Switch::BroadcastLimited => Self::BroadcastLimited,
-            Switch::MulticastLimited => Self::MulticastLimited,
-            Switch::UnknownLimited => Self::UnknownLimited,
-            Switch::ProbeLimited => Self::ProbeLimited,
-        }
-    }
-}
-
 #[cfg(test)]
 impl Shared {
     /// For one thread under test, with a device, one peer and nobody who hears anything.

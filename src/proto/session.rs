@@ -268,13 +268,15 @@ impl Tables {
     /// What to send to the peer behind `port` under, where to, and the largest UDP payload.
     ///
     /// # Errors
-    /// [`DropReason::NoPort`], [`DropReason::NoSession`], [`DropReason::SessionExpired`].
+    /// `NoPort` of the switch, [`DropReason::NoSession`], [`DropReason::SessionExpired`].
     pub fn way_to(
         &self,
         port: PortId,
         now: Instant,
     ) -> Result<(&Arc<Session>, SocketAddr, usize), DropReason> {
-        let route = self.route(port).ok_or(DropReason::NoPort)?;
+        let route = self
+            .route(port)
+            .ok_or(patchcord_bridge::DropReason::NoPort)?;
         let session = route.session.as_ref().ok_or(DropReason::NoSession)?;
         session.check_age(now)?;
         let to = route.endpoint.ok_or(DropReason::NoSession)?;
