@@ -146,7 +146,7 @@ impl Pair {
         let [near, far] = ends.get_disjoint_mut([from, to]).expect("two ends");
         let mut deliver = |frame: Delivered<'_>| {
             let now = Now::default();
-            let decision = far.switch.forward(PortId(1), frame.head, 1, now);
+            let decision = far.switch.forward_frame(PortId(1), frame.head, 1, now);
             let egress = decision.map(|decision| decision.egress);
             assert_eq!(egress, Ok(Egress::Port(PortId::TAP)));
             let payload = frame.segments * SEGMENT_LEN;
@@ -163,7 +163,9 @@ impl Pair {
             frame[..6].copy_from_slice(&station(to));
             frame[6..12].copy_from_slice(&station(from));
             // The first one is flooded, as the switch knows nobody yet.
-            let decision = near.switch.forward(PortId::TAP, frame, 1, Now::default());
+            let decision = near
+                .switch
+                .forward_frame(PortId::TAP, frame, 1, Now::default());
             let egress = decision.map(|decision| decision.egress);
             assert!(matches!(
                 egress,

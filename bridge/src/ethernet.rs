@@ -7,6 +7,8 @@
 //!  | dst  | src  | TPID | TCI  | type        | payload   tagged; TPID is 8100 or 88a8
 //! ```
 
+use core::ops::Deref;
+
 use crate::drop_reason::DropReason;
 use crate::ether_type;
 use crate::mac::MacAddr;
@@ -21,23 +23,43 @@ pub const MIN_FRAME_LEN: usize = 60;
 
 /// Tags behind which a guard looks for what a frame carries. Some hosts strip any number of tags with
 /// VID 0, so a deeper stack reaches them and must not reach them unseen.
-const MAX_TAGS: usize = 3;
+const MAX_TAGS: u8 = 3;
 
-/// The headers of a frame: its addresses, its outermost tag, and the way to what is behind all tags.
+/// What the headers of a frame say: its addresses, its outermost tag, and what follows all tags.
 ///
-/// The outermost tag says which VLAN the frame is in; what it says further on is read when it is asked
-/// for.
+/// Read once, it holds for the frame until its tags or addresses change, also when its payload does
+/// or it gets shorter behind its headers. It borrows nothing; [`Fields::of`] makes a view of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Headers<'a> {
-    frame: &'a [u8],
+pub struct Fields {
     /// Destination.
     pub dst: MacAddr,
     /// Source.
     pub src: MacAddr,
-    /// The outermost tag.
+    /// The outermost tag. It says which VLAN the frame is in.
     pub tag: Tag,
     /// Whether another tag follows it.
     pub is_nested: bool,
+    /// How many tags there are, up to [`MAX_TAGS`].
+    tags: u8,
+    /// What follows them: an EtherType, a length, or that of yet another tag. `None` if the frame ends
+    /// there.
+    ether_type: Option<u16>,
+}
+
+/// The headers of a frame, and its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers<'a> {
+    frame: &'a [u8],
+    fields: Fields,
+}
+
+/// Where the network header of a frame is, and of which kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The EtherType, or a length in its place.
+    pub ether_type: u16,
+    /// Bytes in front of the network header.
+    pub at: usize,
 }
 
 /// What follows the tags of a frame.
@@ -51,51 +73,61 @@ pub enum Payload<'a> {
     TooManyTags,
 }
 
-impl<'a> Headers<'a> {
+impl Fields {
     /// Reads the headers at the start of `frame`.
     ///
     /// # Errors
     /// [`DropReason::Runt`] if the frame ends before its header or its outermost tag does.
-    pub fn parse(frame: &'a [u8]) -> Result<Self, DropReason> {
+    pub fn parse(frame: &[u8]) -> Result<Self, DropReason> {
         let (dst, rest) = take(frame)?;
         let (src, rest) = take(rest)?;
         let (ether_type, rest) = take(rest)?;
-        let (tag, is_nested) = match Tpid::from_ether_type(u16::from_be_bytes(ether_type)) {
-            Some(tpid) => parse_tag(tpid, rest)?,
-            None => (Tag::None, false),
-        };
-        Ok(Self {
-            frame,
+        let untagged = Self {
             dst: MacAddr(dst),
             src: MacAddr(src),
-            tag,
+            tag: Tag::None,
+            is_nested: false,
+            tags: 0,
+            ether_type: Some(u16::from_be_bytes(ether_type)),
+        };
+        match Tpid::from_ether_type(u16::from_be_bytes(ether_type)) {
+            None => Ok(untagged),
+            Some(tpid) => untagged.with_tags(tpid, rest),
+        }
+    }
+
+    /// `rest` begins with the control information of the outermost tag.
+    fn with_tags(self, tpid: Tpid, rest: &[u8]) -> Result<Self, DropReason> {
+        let (tci, rest) = take(rest)?;
+        // A tag is whole only with the EtherType that follows it.
+        let (next, _) = take(rest)?;
+        let mut ether_type = Some(u16::from_be_bytes(next));
+        let is_nested = is_tag(ether_type);
+        let (mut tags, mut at) = (1, 0);
+        while tags < MAX_TAGS && is_tag(ether_type) {
+            (tags, at) = (tags + 1, at + TAG_LEN);
+            ether_type = word(rest, at);
+        }
+        Ok(Self {
+            tag: Tag::new(tpid, u16::from_be_bytes(tci)),
             is_nested,
+            tags,
+            ether_type,
+            ..self
         })
+    }
+
+    /// The same with the bytes of the frame that it was read from.
+    pub const fn of(self, frame: &[u8]) -> Headers<'_> {
+        Headers {
+            frame,
+            fields: self,
+        }
     }
 
     /// VLAN of the outermost tag, [`Vid::UNTAGGED`] without one.
     pub const fn vid(&self) -> Vid {
         self.tag.vid()
-    }
-
-    /// What follows the tags; `None` if the frame ends within them.
-    pub fn payload(&self) -> Option<Payload<'a>> {
-        let (ether_type, at) = skip_tags(self.frame, MAX_TAGS)?;
-        let payload = self.frame.get(at..)?;
-        Some(match ether_type {
-            tag if Tpid::from_ether_type(tag).is_some() => {
-                payload.get(2..)?;
-                Payload::TooManyTags
-            }
-            length if length < ether_type::MIN => Payload::Llc(payload),
-            ether_type => Payload::Typed(ether_type, payload),
-        })
-    }
-
-    /// The tags, and the EtherType in front of `payload`, which is that of this frame.
-    pub(crate) fn tags_and_type(&self, payload: &[u8]) -> Option<&'a [u8]> {
-        let end = self.frame.len().checked_sub(payload.len())?;
-        self.frame.get(ADDRESSES_LEN..end)
     }
 
     /// The frame within the switch, where its outermost tag is the one that its port goes by.
@@ -106,35 +138,75 @@ impl<'a> Headers<'a> {
             ..Inside::untagged(vid)
         }
     }
-}
 
-/// Skips up to `max_tags` tags. Returns the EtherType behind them, or the length in its place, and
-/// where its payload begins; the EtherType is that of a tag if the frame has more of them.
-///
-/// `None` if the frame ends within its tags.
-pub fn skip_tags(frame: &[u8], max_tags: usize) -> Option<(u16, usize)> {
-    let mut at = ADDRESSES_LEN;
-    for _ in 0..max_tags {
-        let ether_type = ether_type_at(frame, at)?;
-        if Tpid::from_ether_type(ether_type).is_none() {
-            return Some((ether_type, at + 2));
-        }
-        at += TAG_LEN;
+    /// Where what follows the tags begins.
+    fn payload_at(&self) -> usize {
+        ADDRESSES_LEN + usize::from(self.tags) * TAG_LEN + 2
     }
-    Some((ether_type_at(frame, at)?, at + 2))
 }
 
-fn ether_type_at(frame: &[u8], at: usize) -> Option<u16> {
-    let bytes = frame.get(at..at + 2)?;
+impl<'a> Headers<'a> {
+    /// [`Fields::parse`], with the bytes.
+    ///
+    /// # Errors
+    /// [`DropReason::Runt`] if the frame ends before its header or its outermost tag does.
+    pub fn parse(frame: &'a [u8]) -> Result<Self, DropReason> {
+        Fields::parse(frame).map(|fields| fields.of(frame))
+    }
+
+    /// The bytes.
+    pub const fn frame(&self) -> &'a [u8] {
+        self.frame
+    }
+
+    /// What follows the tags; `None` if the frame ends within them.
+    pub fn payload(&self) -> Option<Payload<'a>> {
+        let ether_type = self.ether_type?;
+        let payload = self.frame.get(self.payload_at()..)?;
+        Some(match ether_type {
+            tag if is_tag(Some(tag)) => {
+                payload.get(2..)?;
+                Payload::TooManyTags
+            }
+            length if length < ether_type::MIN => Payload::Llc(payload),
+            ether_type => Payload::Typed(ether_type, payload),
+        })
+    }
+
+    /// Where the network header is, behind four tags at most: as many as a super-frame may have.
+    /// `None` behind more, or if the frame ends within them.
+    pub fn network(&self) -> Option<Network> {
+        let (ether_type, at) = (self.ether_type?, self.payload_at());
+        if !is_tag(Some(ether_type)) {
+            return Some(Network { ether_type, at });
+        }
+        let ether_type = word(self.frame, at + 2).filter(|&next| !is_tag(Some(next)))?;
+        let at = at + TAG_LEN;
+        Some(Network { ether_type, at })
+    }
+
+    /// The tags, and the EtherType in front of `payload`, which is that of this frame.
+    pub(crate) fn tags_and_type(&self, payload: &[u8]) -> Option<&'a [u8]> {
+        let end = self.frame.len().checked_sub(payload.len())?;
+        self.frame.get(ADDRESSES_LEN..end)
+    }
+}
+
+impl Deref for Headers<'_> {
+    type Target = Fields;
+
+    fn deref(&self) -> &Fields {
+        &self.fields
+    }
+}
+
+fn is_tag(ether_type: Option<u16>) -> bool {
+    ether_type.is_some_and(|ether_type| Tpid::from_ether_type(ether_type).is_some())
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u16> {
+    let bytes = bytes.get(at..at + 2)?;
     Some(u16::from_be_bytes([bytes[0], bytes[1]]))
-}
-
-fn parse_tag(tpid: Tpid, tag: &[u8]) -> Result<(Tag, bool), DropReason> {
-    let (tci, rest) = take(tag)?;
-    // A tag is whole only with the EtherType that follows it.
-    let (next, _) = take(rest)?;
-    let is_nested = Tpid::from_ether_type(u16::from_be_bytes(next)).is_some();
-    Ok((Tag::new(tpid, u16::from_be_bytes(tci)), is_nested))
 }
 
 fn take<const N: usize>(bytes: &[u8]) -> Result<([u8; N], &[u8]), DropReason> {
@@ -238,14 +310,9 @@ mod tests {
             ),
         ] {
             let frame = frame(after_addresses);
-            let headers = Headers {
-                frame: &frame,
-                dst: DST,
-                src: SRC,
-                tag,
-                is_nested,
-            };
-            assert_eq!(Headers::parse(&frame), Ok(headers), "{name}");
+            let headers = Headers::parse(&frame).unwrap();
+            assert_eq!((headers.dst, headers.src), (DST, SRC), "{name}");
+            assert_eq!((headers.tag, headers.is_nested), (tag, is_nested), "{name}");
             assert_eq!(headers.vid(), Vid::new(vid).unwrap(), "{name}");
         }
     }
@@ -289,9 +356,29 @@ mod tests {
             let frame = frame(&[&TAG.repeat(tags), behind].concat());
             let headers = Headers::parse(&frame).unwrap();
             assert_eq!(headers.payload(), payload, "{tags} tags, {behind:x?}");
-            let (ether_type, at) = skip_tags(&frame, 1).unwrap();
-            let is_behind = ether_type == u16::from_be_bytes([frame[at - 2], frame[at - 1]]);
-            assert!(is_behind && at == 14 + 4 * tags.min(1), "{tags} tags");
+        }
+    }
+
+    #[test]
+    fn a_network_header_is_behind_four_tags_at_most() {
+        for (tags, behind, network) in [
+            (0, &[0x86, 0xdd][..], Some((0x86dd, 14))),
+            (0, &[0, 3], Some((3, 14))),
+            (1, &[8, 0, 0x45], Some((0x0800, 18))),
+            (3, &[8, 0], Some((0x0800, 26))),
+            (4, &[8, 0], Some((0x0800, 30))),
+            (5, &[8, 0], None),
+            (4, &[8], None),
+            (4, &[], None),
+            (2, &[8], None),
+        ] {
+            let tags_of = |tpid: [u8; 2]| [tpid[0], tpid[1], 0, 7].repeat(tags);
+            for tpid in [[0x81, 0], [0x88, 0xa8]] {
+                let frame = frame(&[&tags_of(tpid), behind].concat());
+                let headers = Headers::parse(&frame).unwrap();
+                let seen = headers.network().map(|it| (it.ether_type, it.at));
+                assert_eq!(seen, network, "{tags} tags, {behind:x?}");
+            }
         }
     }
 

@@ -57,7 +57,7 @@ impl Switch {
         }
     }
 
-    /// Learns the source of `frame` and decides where it goes.
+    /// Learns the source of a frame and decides where it goes.
     ///
     /// The first bytes of a frame are enough, as far as its headers reach. `segments` says how many
     /// frames a super-frame stands for; it is 1 for every other.
@@ -70,45 +70,66 @@ impl Switch {
     pub fn forward(
         &self,
         ingress: PortId,
-        frame: &[u8],
+        headers: &Headers<'_>,
         segments: u32,
         now: Now,
     ) -> Result<Decision, DropReason> {
         let port = self.port(ingress)?;
-        let decision = self.decide(port, ingress, frame, segments, now);
-        if let Err(reason) = decision {
-            port.count(reason, segments.max(1));
+        let decision = self.decide(port, ingress, headers, segments, now);
+        decision.inspect_err(|&reason| port.count(reason, segments.max(1)))
+    }
+
+    /// The same for a frame whose headers nobody has read yet.
+    ///
+    /// # Errors
+    /// As of [`forward`](Self::forward), and [`DropReason::Runt`].
+    pub fn forward_frame(
+        &self,
+        ingress: PortId,
+        frame: &[u8],
+        segments: u32,
+        now: Now,
+    ) -> Result<Decision, DropReason> {
+        match Headers::parse(frame) {
+            Ok(headers) => self.forward(ingress, &headers, segments, now),
+            Err(_) => Err(self.refuse_runt(ingress, segments)),
         }
-        decision
+    }
+
+    /// Counts a frame that is too short to have headers, and gives the reason to drop it.
+    pub fn refuse_runt(&self, ingress: PortId, segments: u32) -> DropReason {
+        if let Ok(port) = self.port(ingress) {
+            port.count(DropReason::Runt, segments.max(1));
+        }
+        DropReason::Runt
     }
 
     fn decide(
         &self,
         port: &Port,
         ingress: PortId,
-        frame: &[u8],
+        headers: &Headers<'_>,
         segments: u32,
         now: Now,
     ) -> Result<Decision, DropReason> {
-        let headers = Headers::parse(frame)?;
         if !headers.src.is_station() {
             return Err(DropReason::BadSource);
         }
-        if headers.dst == PROBE_DESTINATION && is_probe(&headers) {
-            return self.pass_probe(port, ingress, &headers, now);
+        if headers.dst == PROBE_DESTINATION && is_probe(headers) {
+            return self.pass_probe(port, ingress, headers, now);
         }
         let (inside, kind) = if port.is_plain() {
             self.fdb
                 .learn(headers.vid(), headers.src, ingress, now.seconds);
             (headers.inside(headers.vid()), Kind::Data)
         } else {
-            self.admit(port, ingress, &headers, now)?
+            self.admit(port, ingress, headers, now)?
         };
         let egress = if headers.dst.is_group() {
             port.take_group(headers.dst, segments, now)?;
             self.flood(ingress)
         } else {
-            self.look_up(port, ingress, &headers, inside.vid, segments, now)?
+            self.look_up(port, ingress, headers, inside.vid, segments, now)?
         };
         Ok(Decision {
             egress,

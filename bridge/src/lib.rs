@@ -44,11 +44,11 @@
 //! let hello = [b"\xff\xff\xff\xff\xff\xff\x02\0\0\0\0\x01\x08\x06".as_slice(), &[0; 46]].concat();
 //! let answer = [b"\x02\0\0\0\0\x01\x02\0\0\0\0\x02\x08\x06".as_slice(), &[0; 46]].concat();
 //!
-//! let decision = switch.forward(tap, &hello, 1, now)?;
+//! let decision = switch.forward_frame(tap, &hello, 1, now)?;
 //! assert_eq!(decision.egress, Egress::Flood);
 //! assert_eq!(switch.leave(tap, decision.inside, peer), Ok(TagEdit::Keep));
 //!
-//! let decision = switch.forward(peer, &answer, 1, now)?;
+//! let decision = switch.forward_frame(peer, &answer, 1, now)?;
 //! assert_eq!(decision.egress, Egress::Port(tap));
 //! assert_eq!(switch.fdb().entries(0).count(), 2);
 //! # Ok::<_, patchcord_bridge::DropReason>(())
@@ -68,7 +68,7 @@
 //! let hello = [b"\xff\xff\xff\xff\xff\xff\x02\0\0\0\0\x01\x08\x06".as_slice(), &[0; 46]].concat();
 //!
 //! let edit = switch
-//!     .forward(PortId::TAP, &hello, 1, Now::default())
+//!     .forward_frame(PortId::TAP, &hello, 1, Now::default())
 //!     .and_then(|decision| switch.leave(PortId::TAP, decision.inside, PortId(1)));
 //! assert_eq!(edit, Ok(TagEdit::Push { tpid: Tpid::Customer, tci: 10 }));
 //! # Ok::<_, patchcord_bridge::VlanError>(())

@@ -10,7 +10,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use patchcord_bridge::{PortId, TagEdit};
+use patchcord_bridge::{PortId, TagEdit, ethernet::Network};
 
 use super::{
     clock, offload,
@@ -98,17 +98,19 @@ impl Dispatch {
     }
 
     /// The same as [`Self::push`] for the frame with another tag; it has its own again afterwards. What
-    /// is open in it is finished here if a peer would not believe it.
+    /// is open in it is finished here if a peer would not believe it. `network` is where the frame's
+    /// network header is before the edit.
     pub(super) fn push_edited(
         &mut self,
         tables: &Tables,
         port: PortId,
         edit: TagEdit,
         slot: &mut Slot<'_>,
+        network: Option<Network>,
         open: Option<Open>,
     ) {
         if let Some(open) = open
-            && !offload::may_stay_open(slot.frame(), &open, edit)
+            && !offload::may_stay_open(slot.frame().len(), network, &open, edit)
         {
             return self.push_finished(tables, port, edit, slot.frame(), open);
         }
@@ -129,7 +131,7 @@ impl Dispatch {
     ) {
         let mut scratch = std::mem::take(&mut self.scratch);
         let finished = offload::each_finished(frame, open, &mut scratch, |frame| {
-            self.push_edited(tables, port, edit, frame, None);
+            self.push_edited(tables, port, edit, frame, None, None);
         });
         self.scratch = scratch;
         if let Err(reason) = finished {
@@ -388,7 +390,7 @@ impl Departures {
 #[cfg(test)]
 mod tests {
     use nix::errno::Errno;
-    use patchcord_bridge::Tpid;
+    use patchcord_bridge::{Headers, Tpid};
 
     use super::*;
     use crate::{
@@ -430,7 +432,9 @@ mod tests {
         let mut dispatch = Dispatch::new(drops.clone(), LANE, Outlet::Staged(dealer));
         let mut room = Vec::new();
         let mut slot = Slot::copy(&mut room, &[frame]);
-        dispatch.push_edited(&tables, PortId(1), edit, &mut slot, Some(open));
+        let headers = Headers::parse(frame).ok();
+        let network = headers.and_then(|it| it.network());
+        dispatch.push_edited(&tables, PortId(1), edit, &mut slot, network, Some(open));
         assert_eq!(slot.frame(), frame, "changed for the next port");
         dispatch.depart_all();
         drop(dispatch);

@@ -10,14 +10,18 @@ use std::{
     ops::Range,
 };
 
-use patchcord_bridge::{EDIT_BYTES, TagEdit};
+use patchcord_bridge::{
+    EDIT_BYTES, TagEdit,
+    ethernet::{Fields, Headers, Network},
+};
 
 use super::portion::{MIN_FRAME, Slot};
 use crate::{
     io::tap::{TapQueue, VnetHeader},
     proto::{
-        checksum,
         cut::{self, Cut},
+        ecn,
+        partial_checksum::{check_checksum, finish_any, finish_checksum},
         superframe::{self, HEADER_ROOM, Layout, MAX_HEADERS},
         train::Open,
     },
@@ -36,11 +40,16 @@ pub(super) enum Handed {
     InPieces(Cut),
 }
 
-/// Judges a frame that was read off the TAP or the NIC, or finishes it here.
+/// Judges a frame that was read off the TAP or the NIC, or finishes it here. `fields` is none for one
+/// without headers.
 ///
 /// # Errors
 /// [`DropReason::BadOffload`] when the kernel's header does not describe the frame.
-pub(super) fn handed_over(vnet: &VnetHeader, slot: &mut Slot<'_>) -> Result<Handed, DropReason> {
+pub(super) fn handed_over(
+    vnet: &VnetHeader,
+    fields: Option<Fields>,
+    slot: &mut Slot<'_>,
+) -> Result<Handed, DropReason> {
     let is_open = vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0;
     let checksum = is_open.then_some(Checksum {
         start: vnet.csum_start,
@@ -50,7 +59,9 @@ pub(super) fn handed_over(vnet: &VnetHeader, slot: &mut Slot<'_>) -> Result<Hand
         VnetHeader::GSO_NONE => {
             return match checksum {
                 None => Ok(Handed::Whole(None)),
-                Some(checksum) => open_checksum(checksum, slot.frame_mut()).map(Handed::Whole),
+                Some(checksum) => {
+                    open_checksum(checksum, fields, slot.frame_mut()).map(Handed::Whole)
+                }
             };
         }
         VnetHeader::GSO_TCPV4 | VnetHeader::GSO_TCPV6 => Transport::Tcp,
@@ -63,29 +74,32 @@ pub(super) fn handed_over(vnet: &VnetHeader, slot: &mut Slot<'_>) -> Result<Hand
         cwr: vnet.gso_type & VnetHeader::GSO_ECN != 0,
     };
     let frame = slot.frame();
-    if let Some(checksum) = checksum {
+    if let (Some(checksum), Some(fields)) = (checksum, fields) {
         let offload = Offload {
             checksum,
             segmentation: Some(segmentation),
         };
         // Segments larger than the far end takes are its business.
-        if let Ok(layout) = Layout::parse(frame, frame.len(), &offload, usize::MAX) {
+        let headers = fields.of(frame);
+        if let Ok(layout) = Layout::of(&headers, frame.len(), &offload, usize::MAX) {
             return Ok(Handed::Whole(Some(Open {
                 offload,
                 headers_len: layout.headers_len(),
             })));
         }
     }
-    cut(segmentation, checksum, slot).map(Handed::InPieces)
+    cut(segmentation, checksum, fields, slot).map(Handed::InPieces)
 }
 
 /// How to cut a super-frame that is not as a peer's must be.
 fn cut(
     segmentation: Segmentation,
     checksum: Option<Checksum>,
+    fields: Option<Fields>,
     slot: &mut Slot<'_>,
 ) -> Result<Cut, DropReason> {
-    let by = cut::leave_out_jumbo_option(slot.frame_mut());
+    let network = network_of(fields, slot.frame());
+    let by = cut::leave_out_jumbo_option(slot.frame_mut(), network);
     slot.skip(by);
     let checksum = checksum.map(|checksum| Checksum {
         start: checksum.start.saturating_sub(by as u16),
@@ -94,13 +108,21 @@ fn cut(
     Cut::find(slot.frame(), segmentation, checksum).ok_or(DropReason::BadOffload)
 }
 
-fn open_checksum(checksum: Checksum, frame: &mut [u8]) -> Result<Option<Open>, DropReason> {
+fn network_of(fields: Option<Fields>, frame: &[u8]) -> Option<Network> {
+    fields?.of(frame).network()
+}
+
+fn open_checksum(
+    checksum: Checksum,
+    fields: Option<Fields>,
+    frame: &mut [u8],
+) -> Result<Option<Open>, DropReason> {
     let headers_len = usize::from(checksum.start) + usize::from(checksum.offset) + 2;
-    if headers_len > MAX_HEADERS
-        || superframe::check_checksum(frame, frame.len(), checksum).is_err()
-    {
+    let is_right = |headers: Headers<'_>| check_checksum(&headers, frame.len(), checksum).is_ok();
+    let is_known = fields.is_some_and(|fields| is_right(fields.of(frame)));
+    if headers_len > MAX_HEADERS || !is_known {
         // Deep inside of other headers, for example, and rare.
-        checksum::finish_any(frame, checksum)?;
+        finish_any(frame, checksum)?;
         return Ok(None);
     }
     let offload = Offload {
@@ -143,15 +165,23 @@ pub(super) enum Signal<T> {
 
 /// Tells the sender of a frame that it should slow down: by a mark if it understands that, else by
 /// the loss of one segment. Returns the new length and what is open then.
-pub(super) fn signal(frame: &mut [u8], open: Option<Open>) -> Signal<(usize, Option<Open>)> {
-    if superframe::mark_congestion(frame) {
+pub(super) fn signal(
+    frame: &mut [u8],
+    fields: Option<Fields>,
+    open: Option<Open>,
+) -> Signal<(usize, Option<Open>)> {
+    let network = network_of(fields, frame);
+    if ecn::mark_congestion(frame, network) {
         return Signal::Marked((frame.len(), open));
     }
-    let layout = open
-        .and_then(|open| Layout::parse(frame, frame.len(), &open.offload, usize::MAX).ok())
+    let layout = fields
+        .zip(open)
+        .and_then(|(fields, Open { offload, .. })| {
+            Layout::of(&fields.of(frame), frame.len(), &offload, usize::MAX).ok()
+        })
         .filter(|layout| layout.segments() > 1);
     let Some(layout) = layout else {
-        return lone(frame);
+        return lone(frame, network);
     };
     let run = 0..layout.segments() - 1;
     let mut headers = [0; HEADER_ROOM];
@@ -165,8 +195,8 @@ pub(super) fn signal(frame: &mut [u8], open: Option<Open>) -> Signal<(usize, Opt
     Signal::Shortened((layout.payload(run).end, Some(open)))
 }
 
-fn lone<T>(head: &[u8]) -> Signal<T> {
-    if superframe::is_tcp(head) {
+fn lone<T>(head: &[u8], network: Option<Network>) -> Signal<T> {
+    if ecn::heeds_loss(head, network) {
         Signal::Dropped
     } else {
         Signal::Vain
@@ -176,6 +206,8 @@ fn lone<T>(head: &[u8]) -> Signal<T> {
 /// A frame on its way to the TAP: its front with all headers, the rest, and what is open in it.
 #[derive(Clone, Copy)]
 pub(super) struct Leaving<'a> {
+    /// What its headers say, if there are any.
+    fields: Option<Fields>,
     pub(super) head: &'a [u8],
     pub(super) rest: &'a [u8],
     pub(super) open: Option<(Offload, Option<Layout>)>,
@@ -184,11 +216,30 @@ pub(super) struct Leaving<'a> {
 impl<'a> Leaving<'a> {
     /// With nothing open.
     pub(super) fn finished(frame: &'a [u8]) -> Self {
+        Self::of_parts(frame, &[], None)
+    }
+
+    /// The one place where the headers of a frame from a peer are read.
+    pub(super) fn of_parts(
+        head: &'a [u8],
+        rest: &'a [u8],
+        open: Option<(Offload, Option<Layout>)>,
+    ) -> Self {
         Self {
-            head: frame,
-            rest: &[],
-            open: None,
+            fields: Fields::parse(head).ok(),
+            head,
+            rest,
+            open,
         }
+    }
+
+    /// Its headers; none if it is too short for them.
+    pub(super) fn headers(&self) -> Option<Headers<'a>> {
+        self.fields.map(|fields| fields.of(self.head))
+    }
+
+    pub(super) fn network(&self) -> Option<Network> {
+        self.headers()?.network()
     }
 
     /// As a device of this machine or a peer has handed it over.
@@ -264,11 +315,7 @@ impl<'a> Leaving<'a> {
         let shift = |(offload, layout): (Offload, Option<Layout>)| {
             (offload.shifted(by), layout.map(|layout| layout.shifted(by)))
         };
-        Self {
-            head: &front[..end],
-            rest,
-            open: self.open.map(shift),
-        }
+        Self::of_parts(&front[..end], rest, self.open.map(shift))
     }
 
     /// Tells its sender to slow down, as [`signal`] does.
@@ -283,15 +330,16 @@ impl<'a> Leaving<'a> {
             [] => &self.head[copied..],
             rest => rest,
         };
-        if superframe::mark_congestion(&mut headers[..copied]) {
+        let network = self.network();
+        if ecn::mark_congestion(&mut headers[..copied], network) {
             return Signal::Marked(Self {
                 head: &headers[..copied],
                 rest,
-                open: self.open,
+                ..self
             });
         }
         let Some(layout) = layout.filter(|layout| layout.segments() > 1) else {
-            return lone(self.head);
+            return lone(self.head, network);
         };
         let run = 0..layout.segments() - 1;
         let open = layout.emit_headers(self.head, run.clone(), headers);
@@ -299,6 +347,7 @@ impl<'a> Leaving<'a> {
             head: &headers[..copied],
             rest: &rest[..layout.payload(run).len()],
             open: Some(open),
+            ..self
         })
     }
 
@@ -407,17 +456,22 @@ impl From<BadChecksum> for DropReason {
 }
 
 fn finish(frame: &mut Slot<'_>, checksum: Checksum) -> Result<(), BadChecksum> {
-    superframe::finish_checksum(frame.frame_mut(), checksum).map_err(|_| BadChecksum)
+    finish_checksum(frame.frame_mut(), checksum).map_err(|_| BadChecksum)
 }
 
 /// Whether what is open in `frame` may be told to a peer when the frame leaves with this edit: a peer
 /// takes headers of [`MAX_HEADERS`] at most, so many tags, and no bytes behind the IP packet.
-pub(super) fn may_stay_open(frame: &[u8], open: &Open, edit: TagEdit) -> bool {
+pub(super) fn may_stay_open(
+    frame_len: usize,
+    network: Option<Network>,
+    open: &Open,
+    edit: TagEdit,
+) -> bool {
     let by = edit.delta();
-    let is_padded = by < 0 && frame.len().saturating_add_signed(by) < MIN_FRAME;
+    let is_padded = by < 0 && frame_len.saturating_add_signed(by) < MIN_FRAME;
     !is_padded
         && open.headers_len.saturating_add_signed(by) <= MAX_HEADERS
-        && (by <= 0 || superframe::has_room_for_tag(frame))
+        && (by <= 0 || superframe::has_room_for_tag(network))
 }
 
 /// Shows every frame that this one stands for, with nothing open.
@@ -448,7 +502,7 @@ mod tests {
     fn opened(vnet: &VnetHeader, frame: &mut Vec<u8>) -> Result<Option<Open>, DropReason> {
         let mut room = Vec::new();
         let mut slot = Slot::copy(&mut room, &[frame]);
-        let handed = handed_over(vnet, &mut slot)?;
+        let handed = handed_over(vnet, Fields::parse(frame).ok(), &mut slot)?;
         *frame = slot.frame().to_vec();
         match handed {
             Handed::Whole(open) => Ok(open),

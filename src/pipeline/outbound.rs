@@ -12,13 +12,13 @@
 
 use std::{os::fd::AsFd, sync::Arc};
 
-use patchcord_bridge::{Decision, Egress, Kind, Now, PortId};
+use patchcord_bridge::{Decision, Egress, Kind, Now, PortId, ethernet::Fields};
 
 use super::{
     clock,
     dispatch::{Dispatch, Outlet},
     offload::{self, Handed, Signal},
-    portion::{Portion, Slot},
+    portion::{Arrived, Portion, Slot},
     precedence::Precedence,
     recovery::Recovery,
     shared::{Emissions, GroupsCache, IDLE, Shared, TablesCache},
@@ -28,11 +28,8 @@ use super::{
     vitals::Pulse,
 };
 use crate::{
-    io::{
-        tap::{TapQueue, VnetHeader},
-        waker,
-    },
-    proto::{codel::Codel, cut::Cut, session::Tables, superframe, train::Open},
+    io::{tap::TapQueue, waker},
+    proto::{codel::Codel, cut::Cut, ecn, session::Tables, train::Open},
     stats::{DropReason, Drops},
     tripwire,
     wire::Lane,
@@ -166,9 +163,9 @@ impl Outbound {
                 // What may overtake must not wait for the rest of its train.
                 self.dispatch.depart_all();
             }
-            let (vnet, slot) = portion.slot(*next);
+            let frame = portion.frame(*next);
             let may_signal = *next >= first;
-            if let Err(reason) = self.forward(tables, &vnet, slot, may_signal, now) {
+            if let Err(reason) = self.forward(tables, frame, may_signal, now) {
                 self.drops.count(reason);
             }
             *next += 1;
@@ -179,21 +176,25 @@ impl Outbound {
     fn forward(
         &mut self,
         tables: &Tables,
-        vnet: &VnetHeader,
-        mut slot: Slot<'_>,
+        arrived: Arrived<'_>,
         may_signal: bool,
         now: Now,
     ) -> Result<(), DropReason> {
+        let Arrived {
+            vnet,
+            fields,
+            mut slot,
+        } = arrived;
         tripwire::frame(slot.frame());
-        let mut open = match offload::handed_over(vnet, &mut slot)? {
+        let mut open = match offload::handed_over(&vnet, fields, &mut slot)? {
             Handed::Whole(open) => open,
             Handed::InPieces(cut) => {
-                return self.forward_pieces(tables, &cut, slot, may_signal, now);
+                return self.forward_pieces(tables, &cut, fields, slot, may_signal, now);
             }
         };
         let frame = slot.frame_mut();
         if self.must_signal && may_signal && frame.len() >= offload::SIGNAL_BYTES {
-            let signal = offload::signal(frame, open);
+            let signal = offload::signal(frame, fields, open);
             self.must_signal = matches!(signal, Signal::Vain);
             match signal {
                 Signal::Marked((_, marked)) => open = marked,
@@ -212,8 +213,8 @@ impl Outbound {
             return Ok(());
         }
         let segments = open.map_or(1, |open| open.segments(frame.len()));
-        match self.decide(frame, segments, now)? {
-            Some(decision) => self.send(tables, decision, slot, open),
+        match self.decide(fields, frame, segments, now)? {
+            Some((fields, decision)) => self.send(tables, decision, fields, slot, open),
             None => Ok(()),
         }
     }
@@ -221,15 +222,16 @@ impl Outbound {
     /// Where it goes; `None` if the slow path has taken it.
     fn decide(
         &self,
+        fields: Option<Fields>,
         frame: &[u8],
         segments: u32,
         now: Now,
-    ) -> Result<Option<Decision>, DropReason> {
-        let switch = &self.shared.switch;
-        let decision = switch.forward(PortId::TAP, frame, segments, now)?;
-        let is_taken =
-            decision.kind != Kind::Data && self.shared.show(PortId::TAP, &decision, frame, &[]);
-        Ok((!is_taken).then_some(decision))
+    ) -> Result<Option<(Fields, Decision)>, DropReason> {
+        let (switch, tap) = (&self.shared.switch, PortId::TAP);
+        let fields = fields.ok_or_else(|| switch.refuse_runt(tap, segments))?;
+        let decision = switch.forward(tap, &fields.of(frame), segments, now)?;
+        let is_taken = decision.kind != Kind::Data && self.shared.show(tap, &decision, frame, &[]);
+        Ok((!is_taken).then_some((fields, decision)))
     }
 
     /// The same for a super-frame that cannot cross as it is.
@@ -237,6 +239,7 @@ impl Outbound {
         &mut self,
         tables: &Tables,
         cut: &Cut,
+        fields: Option<Fields>,
         mut slot: Slot<'_>,
         may_signal: bool,
         now: Now,
@@ -244,7 +247,8 @@ impl Outbound {
         let mut segments = cut.segments();
         if self.must_signal && may_signal && segments > 1 {
             self.must_signal = false;
-            if !superframe::mark_congestion(slot.frame_mut()) {
+            let network = fields.and_then(|fields| fields.of(slot.frame()).network());
+            if !ecn::mark_congestion(slot.frame_mut(), network) {
                 self.drops.count(DropReason::QueueStands);
                 segments -= 1;
             }
@@ -252,17 +256,17 @@ impl Outbound {
         let frame = slot.frame();
         let decision = match self.shared.wire {
             true => None,
-            false => match self.decide(frame, segments as u32, now)? {
+            false => match self.decide(fields, frame, segments as u32, now)? {
                 None => return Ok(()),
                 decision => decision,
             },
         };
         let mut scratch = std::mem::take(&mut self.scratch);
         offload::each_piece(cut, frame, segments, &mut scratch, |piece, open| {
-            let Some(decision) = decision else {
+            let Some((fields, decision)) = decision else {
                 return self.dispatch.push(tables, PortId(1), piece.frame(), open);
             };
-            if let Err(reason) = self.send(tables, decision, piece, open) {
+            if let Err(reason) = self.send(tables, decision, fields, piece, open) {
                 self.drops.count(reason);
             }
         });
@@ -274,19 +278,22 @@ impl Outbound {
         &mut self,
         tables: &Tables,
         decision: Decision,
+        fields: Fields,
         mut slot: Slot<'_>,
         open: Option<Open>,
     ) -> Result<(), DropReason> {
+        let headers = fields.of(slot.frame());
+        let network = open.and_then(|_| headers.network());
         let switch = &self.shared.switch;
         let leave = |port| switch.leave(PortId::TAP, decision.inside, port);
         match decision.egress {
             Egress::Port(port) => {
                 let edit = leave(port)?;
                 self.dispatch
-                    .push_edited(tables, port, edit, &mut slot, open);
+                    .push_edited(tables, port, edit, &mut slot, network, open);
             }
             Egress::Flood => {
-                let wanted = self.groups.egress(&decision.inside, slot.frame());
+                let wanted = self.groups.egress(&decision.inside, &headers);
                 for port in (1..=tables.routes.len() as u16).map(PortId) {
                     if wanted.is_some_and(|wanted| !wanted.contains(port)) {
                         continue;
@@ -294,7 +301,7 @@ impl Outbound {
                     // That a port has not the frame's VLAN is no loss.
                     if let Ok(edit) = leave(port) {
                         self.dispatch
-                            .push_edited(tables, port, edit, &mut slot, open);
+                            .push_edited(tables, port, edit, &mut slot, network, open);
                     }
                 }
             }
@@ -340,7 +347,7 @@ impl Outbound {
                 };
                 if let Ok(edit) = edit {
                     self.dispatch
-                        .push_edited(&tables, port, edit, &mut slot, None);
+                        .push_edited(&tables, port, edit, &mut slot, None, None);
                 }
             }
         }

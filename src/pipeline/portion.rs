@@ -7,7 +7,7 @@
 
 use std::{io, ops::Range};
 
-use patchcord_bridge::{EDIT_BYTES, TagEdit};
+use patchcord_bridge::{EDIT_BYTES, TagEdit, ethernet::Fields};
 
 use crate::{
     io::tap::{TapQueue, VnetHeader},
@@ -89,10 +89,30 @@ impl<'a> Slot<'a> {
 #[derive(Default)]
 pub(super) struct Portion {
     bytes: Box<[u8]>,
-    frames: Vec<(VnetHeader, Range<usize>)>,
+    frames: Vec<Entry>,
+    /// What the headers of each say, in the order in which they came.
+    fields: Vec<Option<Fields>>,
     used: usize,
     is_full: bool,
     has_bulk: bool,
+}
+
+/// A frame of a portion.
+#[derive(Clone)]
+struct Entry {
+    vnet: VnetHeader,
+    bytes: Range<usize>,
+    /// Its place among those that came.
+    place: u16,
+}
+
+/// What is known of a frame before anybody has done anything with it.
+pub(super) struct Arrived<'a> {
+    /// What the kernel says of it.
+    pub(super) vnet: VnetHeader,
+    /// What its headers say; none if it is too short for them.
+    pub(super) fields: Option<Fields>,
+    pub(super) slot: Slot<'a>,
 }
 
 impl Portion {
@@ -101,6 +121,7 @@ impl Portion {
         Self {
             bytes: vec![0; FIRST + PORTION_BYTES + longest].into(),
             frames: Vec::with_capacity(PORTION_FRAMES),
+            fields: Vec::with_capacity(PORTION_FRAMES),
             used: 0,
             is_full: false,
             has_bulk: false,
@@ -113,6 +134,7 @@ impl Portion {
     /// As [`TapQueue::try_read`]; what was read before can be used.
     pub(super) fn fill(&mut self, tap: &TapQueue) -> io::Result<()> {
         self.frames.clear();
+        self.fields.clear();
         self.used = FIRST;
         self.is_full = false;
         self.has_bulk = false;
@@ -122,7 +144,14 @@ impl Portion {
             };
             self.has_bulk |= at.len() >= BULK_BYTES;
             let (start, end) = (self.used + at.start, self.used + at.end);
-            self.frames.push((vnet, start..end));
+            self.frames.push(Entry {
+                vnet,
+                bytes: start..end,
+                place: self.fields.len() as u16,
+            });
+            // The one place where the headers of a frame of the overlay are read.
+            self.fields
+                .push(Fields::parse(&self.bytes[start..end]).ok());
             // What follows begins on a cache line of its own, with room in front.
             self.used = (end + HEADROOM).next_multiple_of(FIRST);
         }
@@ -145,7 +174,7 @@ impl Portion {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        let lens = self.frames.iter().map(|(_, range)| range.len() as u64);
+        let lens = self.frames.iter().map(|entry| entry.bytes.len() as u64);
         lens.sum()
     }
 
@@ -157,9 +186,9 @@ impl Portion {
         }
         let mut bulk = [0; BULK_FLOWS];
         let mut bulk_flows = 0;
-        for (_, range) in &self.frames {
-            if range.len() >= BULK_BYTES {
-                let flow = flow_of(&self.bytes[range.clone()]);
+        for entry in &self.frames {
+            if entry.bytes.len() >= BULK_BYTES {
+                let flow = self.flow(entry);
                 if !bulk[..bulk_flows].contains(&flow) {
                     if bulk_flows == BULK_FLOWS {
                         return 0;
@@ -172,14 +201,12 @@ impl Portion {
         if bulk_flows == 0 || bulk_flows == self.frames.len() {
             return 0;
         }
-        let bytes = &self.bytes;
-        let is_bulk = |range: &Range<usize>| {
-            range.len() >= BULK_BYTES
-                || bulk[..bulk_flows].contains(&flow_of(&bytes[range.clone()]))
-        };
+        let bulk = &bulk[..bulk_flows];
         let mut first = 0;
         for at in 0..self.frames.len() {
-            if !is_bulk(&self.frames[at].1) {
+            let entry = &self.frames[at];
+            let is_bulk = entry.bytes.len() >= BULK_BYTES || bulk.contains(&self.flow(entry));
+            if !is_bulk {
                 self.frames[first..=at].rotate_right(1);
                 first += 1;
             }
@@ -187,12 +214,19 @@ impl Portion {
         first
     }
 
-    /// The frame at this place.
-    pub(super) fn slot(&mut self, at: usize) -> (VnetHeader, Slot<'_>) {
-        let (vnet, range) = &self.frames[at];
-        (
-            *vnet,
-            Slot(&mut self.bytes[range.start - HEADROOM..range.end]),
-        )
+    fn flow(&self, entry: &Entry) -> u64 {
+        let frame = &self.bytes[entry.bytes.clone()];
+        let fields = self.fields[usize::from(entry.place)];
+        flow_of(frame, fields.and_then(|it| it.of(frame).network()))
+    }
+
+    /// The frame that leaves at this place.
+    pub(super) fn frame(&mut self, at: usize) -> Arrived<'_> {
+        let Entry { vnet, bytes, place } = self.frames[at].clone();
+        Arrived {
+            vnet,
+            fields: self.fields[usize::from(place)],
+            slot: Slot(&mut self.bytes[bytes.start - HEADROOM..bytes.end]),
+        }
     }
 }

@@ -139,12 +139,11 @@ pub(super) struct GroupsCache(Cache<Arc<ArcSwap<GroupTable>>, Arc<GroupTable>>);
 impl GroupsCache {
     /// The ports that a flooded frame may leave by, `None` for all. Nobody knows what is wanted in a
     /// customer's VLANs, or asks in a provider's.
-    pub(super) fn egress(&mut self, inside: &Inside, frame: &[u8]) -> Option<&PortSet> {
-        let is_group = frame.first().is_some_and(|first| first & 1 == 1);
+    pub(super) fn egress(&mut self, inside: &Inside, headers: &Headers<'_>) -> Option<&PortSet> {
+        let is_group = headers.dst.is_group();
         let table =
             (is_group && !inside.is_nested() && !inside.is_service()).then(|| self.0.load())?;
-        let headers = Headers::parse(frame).ok()?;
-        table.egress(inside.vid, &headers)
+        table.egress(inside.vid, headers)
     }
 }
 
@@ -523,7 +522,7 @@ mod tests {
             let frame = [&[0xff; 6], &[2; 6], tags, &arp, &[0; 40]].concat();
             let decision = shared
                 .switch
-                .forward(PortId::TAP, &frame, 1, Now::default())
+                .forward_frame(PortId::TAP, &frame, 1, Now::default())
                 .unwrap();
             assert_eq!(decision.kind, Kind::Neighbour);
             let is_held = shared.show(PortId::TAP, &decision, &frame, &[]);
@@ -567,7 +566,7 @@ mod tests {
             let query = [&query[..12], tags, &query[16..]].concat();
             let decision = shared
                 .switch
-                .forward(PortId::TAP, &query, 1, Now::default())
+                .forward_frame(PortId::TAP, &query, 1, Now::default())
                 .unwrap();
             shared.show(PortId::TAP, &decision, &query, &[]);
             assert_eq!(sightings.len() - before, usize::from(is_ours), "{tags:x?}");
@@ -578,7 +577,7 @@ mod tests {
             data[behind..behind + 20].copy_from_slice(&[
                 0x45, 0, 0, 24, 0, 0, 0, 0, 8, 17, 0, 0, 10, 0, 0, 1, 239, 1, 2, 3,
             ]);
-            let egress = groups.egress(&decision.inside, &data);
+            let egress = groups.egress(&decision.inside, &Headers::parse(&data).unwrap());
             assert_eq!(egress.is_some(), is_ours, "{tags:x?}");
         }
     }

@@ -21,16 +21,16 @@ use std::ops::Range;
 use patchcord_bridge::{
     checksum::{self, fold, sum},
     ether_type,
+    ethernet::Network,
     ip_protocol::{TCP, UDP},
 };
 
 use super::{
-    checksum::{put, read},
-    headers::{Goal, Headers, Step},
-    superframe::{
-        Layout, MAX_HEADERS, MAX_SEGMENTS, TCP_CHECKSUM, UDP_CHECKSUM, advance_tcp, ethertype,
-        finish_checksum,
-    },
+    encapsulation::{Encapsulation, Goal, Step},
+    field::{put, read},
+    packet::{TCP_CHECKSUM, UDP_CHECKSUM},
+    partial_checksum::finish_checksum,
+    superframe::{Layout, MAX_HEADERS, MAX_SEGMENTS, advance_tcp},
     train::Open,
 };
 use crate::wire::offload::{Checksum, Offload, Segmentation, Transport};
@@ -46,7 +46,7 @@ const MAX_PIECES: usize = MAX_SEGMENTS;
 /// How to cut a frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cut {
-    headers: Headers,
+    headers: Encapsulation,
     /// Where the payload begins.
     payload: usize,
     total: usize,
@@ -70,7 +70,7 @@ impl Cut {
             Transport::Udp => UDP,
         };
         let goal = checksum.map_or(Goal::First(protocol), |open| Goal::At(open.start.into()));
-        let headers = Headers::find(whole, goal)?;
+        let headers = Encapsulation::find(whole, goal)?;
         headers.last_ip()?;
         let transport = whole.get(headers.transport..)?;
         let len = match segmentation.transport {
@@ -272,11 +272,15 @@ fn finish_at(piece: &mut [u8], start: usize, offset: u16) {
 
 /// Takes the jumbo payload option (RFC 2675) out, with which IPv6 packets of more than 64 KiB come, by
 /// moving what is in front of it. Returns by how many bytes.
-pub(crate) fn leave_out_jumbo_option(frame: &mut [u8]) -> usize {
+pub(crate) fn leave_out_jumbo_option(frame: &mut [u8], network: Option<Network>) -> usize {
     const LEN: usize = 8;
     // Hop-by-hop options with nothing but the length.
     const OPTION: [u8; 3] = [0, 0xc2, 4];
-    let Some((ether_type::IPV6, network)) = ethertype(frame) else {
+    let Some(Network {
+        ether_type: ether_type::IPV6,
+        at: network,
+    }) = network
+    else {
         return 0;
     };
     let options = network + 40;
@@ -294,6 +298,7 @@ pub(crate) fn leave_out_jumbo_option(frame: &mut [u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use etherparse::{EtherType, IpNumber, Ipv4Header, Ipv6Header, UdpHeader};
+    use patchcord_bridge::Headers;
     use proptest::prelude::*;
 
     use super::*;
@@ -421,7 +426,7 @@ mod tests {
                 whole[20] = 0;
                 checksum.start += 8;
             }
-            let by = leave_out_jumbo_option(&mut whole);
+            let by = without_jumbo_option(&mut whole);
             assert_eq!(by > 0, with_option);
             checksum.start -= by as u16;
             let whole = &whole[by..];
@@ -432,7 +437,7 @@ mod tests {
         let stream = Stream::tcp_v4(1448, 200_000);
         let mut whole = stream.whole();
         put(&mut whole, 16, 0);
-        assert_eq!(leave_out_jumbo_option(&mut whole), 0);
+        assert_eq!(without_jumbo_option(&mut whole), 0);
         let checksum = stream.offload(0..1).checksum;
         let cut = Cut::find(&whole, segmentation(&stream), Some(checksum)).unwrap();
         assert_runs(&stream, &whole, &cut, longest(&stream));
@@ -662,12 +667,18 @@ mod tests {
                 frame[12] = 8;
                 frame[13] = 0;
             }
-            let by = leave_out_jumbo_option(&mut frame);
+            let by = without_jumbo_option(&mut frame);
             let offset = if is_tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
             let checksum = Checksum { start, offset };
             if let Some(cut) = Cut::find(&frame[by..], segmentation, is_open.then_some(checksum)) {
                 pieces(&frame[by..], &cut);
             }
         }
+    }
+
+    fn without_jumbo_option(frame: &mut [u8]) -> usize {
+        let headers = Headers::parse(frame).ok();
+        let network = headers.and_then(|it| it.network());
+        leave_out_jumbo_option(frame, network)
     }
 }

@@ -3,20 +3,22 @@
 
 use patchcord_bridge::{
     ether_type,
+    ethernet::Network,
     ip_protocol::{TCP, UDP},
 };
-
-use super::superframe::ethertype;
 
 /// A number that all frames of a flow have in common: one direction of a TCP connection, for
 /// example, or all ARP between two stations. Different flows may share one, and are then kept in
 /// order as if they were one.
-pub(crate) fn flow_of(frame: &[u8]) -> u64 {
-    let (ethertype, network) = ethertype(frame).unwrap_or((0, frame.len()));
+pub(crate) fn flow_of(frame: &[u8], network: Option<Network>) -> u64 {
+    let (ether_type, network) = match network {
+        Some(Network { ether_type, at }) => (ether_type, at),
+        None => (0, frame.len()),
+    };
     let at = |from: usize, len: usize| frame.get(from..from + len).unwrap_or_default();
     let mut hash = Fnv::default();
     hash.add(at(0, network));
-    let protocol_and_ports = match ethertype {
+    let protocol_and_ports = match ether_type {
         ether_type::IPV4 => {
             hash.add(at(network + 12, 8));
             let header = frame
@@ -60,7 +62,12 @@ impl Fnv {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use patchcord_bridge::Headers;
+
+    fn flow_of(frame: &[u8]) -> u64 {
+        let headers = Headers::parse(frame).ok();
+        super::flow_of(frame, headers.and_then(|it| it.network()))
+    }
 
     fn frame(ethertype: u16, rest: &[u8]) -> Vec<u8> {
         [&[2; 6][..], &[4; 6], &ethertype.to_be_bytes(), rest].concat()
@@ -80,7 +87,7 @@ mod tests {
     #[test]
     fn there_is_one_notion_of_a_tag() {
         use patchcord_bridge::{
-            Headers, Tag,
+            Tag,
             inspect::{Content, inspect},
         };
         let advertisement = [
@@ -95,7 +102,7 @@ mod tests {
             assert_eq!(headers.tag != Tag::None, is_tag, "a VLAN: {tpid:04x}");
             let seen = inspect(&frame) == Content::RouterAdvertisement;
             assert_eq!(seen, is_tag, "a guard: {tpid:04x}");
-            let behind = ethertype(&frame) == Some((0x86dd, 18));
+            let behind = headers.network().is_some_and(|it| it.at == 18);
             assert_eq!(behind, is_tag, "a super-frame: {tpid:04x}");
         }
     }

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The protocol without sockets, threads or clocks (PROTOCOL.md).
-pub(crate) mod checksum;
 pub(crate) mod codel;
 pub(crate) mod cut;
+pub(crate) mod ecn;
+mod encapsulation;
+mod field;
 mod flaps;
 pub(crate) mod flow;
 pub mod guard;
-mod headers;
 pub mod limits;
 mod liveness;
 mod moves;
 pub mod node;
+mod packet;
+pub mod partial_checksum;
 pub(crate) mod path_mtu;
 pub mod peer;
 pub mod reassembly;

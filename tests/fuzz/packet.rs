@@ -3,7 +3,7 @@
 //! with lengths and bytes that lie, where the fuzzer wants that.
 
 use arbitrary::Arbitrary;
-use patchcord::internals::{proto::superframe::finish_checksum, wire::offload::Checksum};
+use patchcord::internals::{proto::partial_checksum::finish_checksum, wire::offload::Checksum};
 
 use crate::original::{pseudo_header, sum};
 

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant, SystemTime};
 use patchcord::internals::crypto::aead::CipherOffer;
 use patchcord::internals::proto::limits::MAX_LANES;
 use patchcord::internals::proto::node::{Node, NodeConfig};
+use patchcord::internals::proto::partial_checksum::finish_checksum;
 use patchcord::internals::proto::peer::PeerSettings;
 use patchcord::internals::proto::reassembly::Reassembly;
 use patchcord::internals::proto::session::Session;
-use patchcord::internals::proto::superframe;
 use patchcord::internals::wire::{
     Counter, DATA_HEADER_LEN, DataHeader, Lane, MessageType, SessionIndex, TAG_LEN,
     chunk::{Chunk, Chunks, push_control},
@@ -386,7 +386,7 @@ fn finished(frame: &[u8], open: Option<Checksum>) -> Vec<u8> {
     let mut frame = frame.to_vec();
     if let Some(checksum) = open {
         // One that is nowhere in the frame stays open.
-        let _ = superframe::finish_checksum(&mut frame, checksum);
+        let _ = finish_checksum(&mut frame, checksum);
     }
     frame
 }

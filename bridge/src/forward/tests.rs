@@ -184,7 +184,7 @@ fn a_frame_crosses_ports_that_show_its_vlan_in_different_ways() {
         (TAP, untagged, Ok(0), [None; 3]),
     ] {
         let frame = frame([0xff; 6], station(1), after_addresses);
-        let decision = switch.forward(ingress, &frame, 1, Now::default());
+        let decision = switch.forward_frame(ingress, &frame, 1, Now::default());
         let inside = decision.map(|decision| decision.inside);
         let seen = inside.map(|inside| inside.vid.value());
         assert_eq!(seen, vid, "{after_addresses:02x?} from {ingress:?}");
@@ -225,10 +225,12 @@ fn a_blocked_port_takes_and_gives_nothing_but_own_probes() {
 
         let probed = if blocked { Egress::Nowhere } else { Flood };
         assert_eq!(at(&switch, PEER_1, &probe, 0), Ok(probed), "{blocked}");
-        let decision = switch.forward(TAP, &probe, 1, Now::default()).unwrap();
+        let decision = switch
+            .forward_frame(TAP, &probe, 1, Now::default())
+            .unwrap();
         let left = switch.leave(TAP, decision.inside, PEER_1);
         assert_eq!(left, leaves, "{blocked}");
-        let mine = switch.forward(PEER_1, &own_probe, 1, Now::default());
+        let mine = switch.forward_frame(PEER_1, &own_probe, 1, Now::default());
         let kind = mine.map(|decision| decision.kind);
         assert_eq!(kind, Ok(Kind::OwnProbe), "{blocked}");
         let own = switch.originate(Inside::probe(Vid::UNTAGGED), PEER_1);
@@ -304,7 +306,10 @@ fn a_silent_port_opens_by_the_clock() {
         &[0, 38, 0x42, 0x42, 3],
     );
     for again_s in [0, 20] {
-        assert_eq!(switch.forward(TAP, &bpdu, 1, now(again_s)), Err(BpduGuard));
+        assert_eq!(
+            switch.forward_frame(TAP, &bpdu, 1, now(again_s)),
+            Err(BpduGuard)
+        );
     }
     for (after_s, blocked) in [(20, true), (49, true), (50, false)] {
         switch.poll(now(after_s));
@@ -336,7 +341,7 @@ fn a_port_floods_no_more_than_its_limits() {
         let switch = switch([limited.clone(), open.clone(), PortConfig::default()]);
         let frame = frame(dst, station(1), &[8, 0]);
         let send = |port, segments| {
-            let decision = switch.forward(port, &frame, segments, Now::default());
+            let decision = switch.forward_frame(port, &frame, segments, Now::default());
             decision.map(|_| ())
         };
         assert_eq!(send(TAP, 63), Ok(()), "{reason:?}");
@@ -557,7 +562,7 @@ fn own_probes_come_home_and_those_of_others_pass() {
             ..SwitchConfig::with_ports(3)
         };
         let switch = Switch::new(config, [0, 0]);
-        let send = || switch.forward(ingress, &probe(src), 1, Now::default());
+        let send = || switch.forward_frame(ingress, &probe(src), 1, Now::default());
         let decision = send().unwrap();
         assert_eq!(
             (decision.egress, decision.kind),
@@ -569,7 +574,7 @@ fn own_probes_come_home_and_those_of_others_pass() {
         assert_eq!(passed, 200, "as many as all nodes send at once, and some");
         assert_eq!(send(), Err(ProbeLimited));
         let other = if src == own.0 { node(2) } else { own.0 };
-        let passes = switch.forward(ingress, &probe(other), 1, Now::default());
+        let passes = switch.forward_frame(ingress, &probe(other), 1, Now::default());
         assert!(passes.is_ok(), "each has a limit of its own");
     }
     let unknown = at(&populated(false), TAP, &probe(own.0), 0);
@@ -652,7 +657,7 @@ fn what_is_sent_from_a_stations_address_is_no_probe() {
     // Nodes are not known before they send a probe, and are not to be shut out.
     for port in [TAP, PEER_1, PEER_2] {
         let probe = probe(node(1));
-        let decision = switch.forward(port, &probe, 1, Now::default());
+        let decision = switch.forward_frame(port, &probe, 1, Now::default());
         assert_eq!(decision.map(|it| it.kind), Ok(Kind::Probe), "{port:?}");
     }
 }
@@ -699,7 +704,7 @@ fn populate(config: SwitchConfig) -> Switch {
 /// Where a frame goes that comes at `now_s`.
 fn at(switch: &Switch, ingress: PortId, frame: &[u8], now_s: u32) -> Result<Egress, DropReason> {
     let now = Now::from_micros(u64::from(now_s) * 1_000_000);
-    let decision = switch.forward(ingress, frame, 1, now)?;
+    let decision = switch.forward_frame(ingress, frame, 1, now)?;
     Ok(decision.egress)
 }
 

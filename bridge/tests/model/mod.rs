@@ -137,7 +137,7 @@ impl Pair {
     fn seen(&self, ingress: PortId, bytes: &[u8], segments: u32) -> Result<Outcome, DropReason> {
         let decision = self
             .switch
-            .forward(ingress, bytes, segments, self.model.now())?;
+            .forward_frame(ingress, bytes, segments, self.model.now())?;
         let egresses = match decision.egress {
             Egress::Port(port) => vec![port],
             Egress::Flood => self.switch.ports().collect(),

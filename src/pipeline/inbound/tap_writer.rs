@@ -70,7 +70,10 @@ impl Exit<'_> {
             return self.write(TagEdit::Keep, frame);
         }
         let (ingress, switch) = (session.port, &self.shared.switch);
-        let decision = switch.forward(ingress, frame.head, frame.segments(), self.now)?;
+        let headers = frame
+            .headers()
+            .ok_or_else(|| switch.refuse_runt(ingress, frame.segments()))?;
+        let decision = switch.forward(ingress, &headers, frame.segments(), self.now)?;
         let leave = |port| switch.leave(ingress, decision.inside, port);
         if decision.kind != Kind::Data {
             let Leaving { head, rest, .. } = frame;
@@ -78,7 +81,7 @@ impl Exit<'_> {
                 return Ok(());
             }
         }
-        let wanted = self.groups.egress(&decision.inside, frame.head);
+        let wanted = self.groups.egress(&decision.inside, &headers);
         match decision.egress {
             // Somebody elsewhere wants it, or nobody.
             Egress::Port(port) if wanted.is_some_and(|wanted| !wanted.contains(port)) => Ok(()),
@@ -152,7 +155,9 @@ fn pass_on(
         return;
     };
     let mut slot = Slot::copy(scratch, &[frame.head, frame.rest]);
+    let open = frame.as_open();
+    let network = open.and_then(|_| frame.network());
     for (port, edit) in to {
-        dispatch.push_edited(tables, port, edit, &mut slot, frame.as_open());
+        dispatch.push_edited(tables, port, edit, &mut slot, network, open);
     }
 }

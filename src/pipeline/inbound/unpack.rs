@@ -11,7 +11,7 @@ use crate::{
         offload::Leaving,
         shared::Caller,
     },
-    proto::{reassembly::Which, superframe},
+    proto::{partial_checksum::check_checksum, reassembly::Which},
     stats::DropReason,
     wire::{
         Counter, Lane, MessageType, SessionIndex,
@@ -118,15 +118,13 @@ impl Unpacker<'_> {
         checksum: Checksum,
         frame: &[u8],
     ) -> Result<(), DropReason> {
-        superframe::check_checksum(frame, frame.len(), checksum)?;
         let offload = Offload {
             checksum,
             segmentation: None,
         };
-        let leaving = Leaving {
-            open: Some((offload, None)),
-            ..Leaving::finished(frame)
-        };
+        let leaving = Leaving::of_parts(frame, &[], Some((offload, None)));
+        let headers = leaving.headers().ok_or(DropReason::BadOffload)?;
+        check_checksum(&headers, frame.len(), checksum)?;
         self.forward_small(lane, leaving)
     }
 
@@ -152,21 +150,16 @@ impl Unpacker<'_> {
         let Some(whole) = lane.reassembly.take_whole() else {
             return Ok(());
         };
-        let leaving = Leaving {
-            open: whole.offload.map(|offload| (offload, whole.layout)),
-            ..Leaving::finished(whole.frame)
-        };
+        let open = whole.offload.map(|offload| (offload, whole.layout));
+        let leaving = Leaving::of_parts(whole.frame, &[], open);
         self.exit.forward(&lane.session, leaving)
     }
 
     /// What can be saved of super-frames with holes.
     pub(super) fn forward_runs(&mut self, lane: &mut LaneState, which: Which<'_>) {
         while let Some(run) = lane.reassembly.poll_run(which) {
-            let leaving = Leaving {
-                head: run.headers,
-                rest: run.payload,
-                open: Some((run.offload, run.layout)),
-            };
+            let open = Some((run.offload, run.layout));
+            let leaving = Leaving::of_parts(run.headers, run.payload, open);
             if let Err(reason) = self.exit.forward(&lane.session, leaving) {
                 self.exit.drops.count(reason);
             }

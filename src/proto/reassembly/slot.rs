@@ -3,10 +3,13 @@
 
 use std::ops::Range;
 
+use patchcord_bridge::Headers;
+
 use crate::{
     proto::{
         limits::REASSEMBLY_PARTS,
-        superframe::{self, Layout, MAX_SEGMENTS},
+        partial_checksum::check_checksum,
+        superframe::{Layout, MAX_SEGMENTS},
     },
     stats::DropReason,
     wire::{chunk::CutFrame, offload::Offload},
@@ -162,7 +165,8 @@ impl Slot {
         }
         let layout = match offload.segmentation {
             None => {
-                superframe::check_checksum(head, self.total, offload.checksum)?;
+                let headers = Headers::parse(head).map_err(|_| DropReason::BadOffload)?;
+                check_checksum(&headers, self.total, offload.checksum)?;
                 None
             }
             Some(_) => {

@@ -21,7 +21,21 @@ use std::collections::VecDeque;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use patchcord::internals::{io::{memory::Refusals, tap::VnetHeader}, pipeline::fuzzing::{Arriving, Chain, ChainConfig, Damage, Departed, LANES, MAX_PEERS, Plan}, proto::superframe::{MAX_SEGMENTS, finish_checksum}, stats::DropReason, wire::{Counter, Lane, MessageType, chunk::{CHUNK_HEADER_LEN, Chunk, Chunks, CutFrame, FRAGMENT_HEADER_LEN, Fragment, OFFLOAD_HEADER_LEN, OPEN_FRAME_HEADER_LEN, emit_fragment_header, emit_frame_header, emit_offload_header, emit_open_frame_header}, offload::{Checksum, Offload, Segmentation, Transport}}};
+use patchcord::internals::{
+    io::{memory::Refusals, tap::VnetHeader},
+    pipeline::fuzzing::{Arriving, Chain, ChainConfig, Damage, Departed, LANES, MAX_PEERS, Plan},
+    proto::{partial_checksum::finish_checksum, superframe::MAX_SEGMENTS},
+    stats::DropReason,
+    wire::{
+        Counter, Lane, MessageType,
+        chunk::{
+            CHUNK_HEADER_LEN, Chunk, Chunks, CutFrame, FRAGMENT_HEADER_LEN, Fragment,
+            OFFLOAD_HEADER_LEN, OPEN_FRAME_HEADER_LEN, emit_fragment_header, emit_frame_header,
+            emit_offload_header, emit_open_frame_header,
+        },
+        offload::{Checksum, Offload, Segmentation, Transport},
+    },
+};
 use patchcord_bridge::{
     BpduPolicy, FloodLimits, Guard, PortConfig, PortId, PortVlans, SwitchConfig, Tpid, Vid, VidSet,
 };

@@ -10,7 +10,15 @@ mod original;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use patchcord::internals::{proto::superframe::{HEADER_ROOM, Layout, MAX_HEADERS, MAX_SEGMENTS, MAX_SUPERFRAME, check_checksum, finish_checksum}, wire::offload::{Checksum, Offload, Segmentation, Transport}};
+use patchcord::internals::{
+    proto::{
+        partial_checksum::{check_checksum, finish_checksum},
+        superframe::{HEADER_ROOM, Layout, MAX_HEADERS, MAX_SEGMENTS, MAX_SUPERFRAME},
+    },
+    wire::offload::{Checksum, Offload, Segmentation, Transport},
+};
+
+use patchcord_bridge::Headers;
 
 use checks::{has_right_pseudo_header, is_same};
 use original::{Kind, Original, sum};
@@ -90,7 +98,12 @@ fn emit(
         assert_eq!(again.headers_len(), layout.headers_len());
     } else {
         assert_eq!((of_run.segmentation, layout_of_run), (None, None));
-        check_checksum(headers, total, of_run.checksum).expect("it is that of the transport");
+        check_checksum(
+            &Headers::parse(headers).expect("it has headers"),
+            total,
+            of_run.checksum,
+        )
+        .expect("it is that of the transport");
     }
     if !layout.is_ipv6() {
         let network = (0..=4)

@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Checksums of transport headers: the Internet checksum (RFC 1071), and the CRC32c of SCTP (RFC 9260).
+//! Partial checksums (virtio's `NEEDS_CSUM`): fields that hold the sum of the pseudo-header, or nothing,
+//! and are left to whoever sends the frame on. The Internet checksum (RFC 1071), and the CRC32c of SCTP
+//! (RFC 9260).
 
 use crc::{CRC_32_ISCSI, Crc, Table};
-use patchcord_bridge::ip_protocol::{DCCP, ICMP, ICMPV6, IGMP, SCTP, TCP, UDP, UDP_LITE};
+use patchcord_bridge::{
+    Headers,
+    checksum::{self, sum},
+    ip_protocol::{DCCP, ICMP, ICMPV6, IGMP, SCTP, TCP, UDP, UDP_LITE},
+};
 
 use super::{
-    headers::{Goal, Headers},
-    superframe::{TCP_CHECKSUM, UDP_CHECKSUM, finish_checksum},
+    encapsulation::{Encapsulation, Goal},
+    field::put,
+    packet::{self, TCP_CHECKSUM, UDP_CHECKSUM},
 };
 use crate::{stats::DropReason, wire::offload::Checksum};
 
@@ -19,6 +26,48 @@ static CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 enum Kind {
     Internet,
     Crc32c,
+}
+
+/// Checks that an open checksum is that of the TCP or UDP header at the front of a frame of `total`
+/// bytes. Any other would let a peer have bytes changed after a packet filter has seen them.
+///
+/// # Errors
+/// [`DropReason::BadOffload`].
+pub fn check_checksum(
+    headers: &Headers<'_>,
+    total: usize,
+    checksum: Checksum,
+) -> Result<(), DropReason> {
+    let found = packet::transport(headers, total).map(|it| (it.protocol, it.at));
+    let expected = match found {
+        Some((TCP, start)) => (start, TCP_CHECKSUM),
+        Some((UDP, start)) => (start, UDP_CHECKSUM),
+        _ => return Err(DropReason::BadOffload),
+    };
+    let end = expected.0 + usize::from(expected.1) + 2;
+    if (usize::from(checksum.start), checksum.offset) == expected && end <= total {
+        Ok(())
+    } else {
+        Err(DropReason::BadOffload)
+    }
+}
+
+/// Finishes an open checksum in `frame`.
+///
+/// # Errors
+/// [`DropReason::BadOffload`] when it does not lie inside of the frame.
+pub fn finish_checksum(frame: &mut [u8], checksum: Checksum) -> Result<(), DropReason> {
+    let start = usize::from(checksum.start);
+    if start < 14 || start + usize::from(checksum.offset) + 2 > frame.len() {
+        return Err(DropReason::BadOffload);
+    }
+    let finished = match checksum::finish(sum(&frame[start..])) {
+        // 0 would mean "no checksum" in UDP; both are zero in ones' complement.
+        0 => 0xffff,
+        finished => finished,
+    };
+    put(frame, start + usize::from(checksum.offset), finished);
+    Ok(())
 }
 
 /// Finishes a checksum that a device of this machine left open anywhere in `frame`. One of a kind that
@@ -35,7 +84,7 @@ pub(crate) fn finish_any(frame: &mut [u8], checksum: Checksum) -> Result<(), Dro
 }
 
 fn kind(frame: &[u8], Checksum { start, offset }: Checksum) -> Option<Kind> {
-    let headers = Headers::find(frame, Goal::At(start.into()));
+    let headers = Encapsulation::find(frame, Goal::At(start.into()));
     match (headers.map(|headers| headers.protocol), offset) {
         (Some(TCP), TCP_CHECKSUM) | (Some(UDP | UDP_LITE | DCCP), UDP_CHECKSUM) => {
             Some(Kind::Internet)
@@ -59,24 +108,12 @@ fn finish_crc32c(frame: &mut [u8], checksum: Checksum) -> Result<(), DropReason>
     Ok(())
 }
 
-pub(super) fn try_read(bytes: &[u8], at: usize) -> Option<u16> {
-    let field = bytes.get(at..at + 2)?;
-    Some(u16::from_be_bytes([field[0], field[1]]))
-}
-
-pub(super) fn read(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-pub(super) fn put(bytes: &mut [u8], at: usize, value: u16) {
-    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
-}
-
 #[cfg(test)]
 mod tests {
     use etherparse::{IpNumber, PacketBuilder};
 
     use super::*;
+    use crate::proto::testing::Stream;
 
     /// An IPv4 packet of this protocol in an Ethernet frame, behind a VLAN tag or not.
     fn frame(protocol: u8, is_tagged: bool, payload: &[u8]) -> Vec<u8> {
@@ -151,5 +188,68 @@ mod tests {
             assert_eq!(finished, expected, "protocol {protocol}");
             assert_ne!(finished, before, "protocol {protocol}");
         }
+    }
+
+    #[test]
+    fn a_checksum_is_finished_behind_the_ethernet_header_and_inside_only() {
+        for (start, offset, len, is_fine) in [
+            (34, 16, 60, true),
+            (14, 0, 16, true),
+            (13, 0, 60, false),
+            (0, 16, 60, false),
+            (34, 25, 60, false),
+            (34, 24, 60, true),
+            (u16::MAX, u16::MAX, 1500, false),
+            (14, u16::MAX, 1500, false),
+            (14, 0, 0, false),
+        ] {
+            let checksum = Checksum { start, offset };
+            let finished = finish_checksum(&mut vec![1; len], checksum);
+            assert_eq!(finished.is_ok(), is_fine, "{checksum:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_checksum_of_the_transport_header_may_be_open() {
+        for stream in [Stream::tcp_v4(100, 100), Stream::udp_v6(100, 100)] {
+            let frame = stream.whole();
+            let checksum = stream.offload(0..1).checksum;
+            let check = |head: &[u8], total, checksum| match Headers::parse(head) {
+                Ok(headers) => check_checksum(&headers, total, checksum),
+                Err(_) => Err(DropReason::BadOffload),
+            };
+            assert_eq!(check(&frame, frame.len(), checksum), Ok(()));
+            let head = &frame[..usize::from(checksum.start + checksum.offset) + 2];
+            assert_eq!(check(head, frame.len(), checksum), Ok(()));
+
+            // A port, or an address, that a packet filter has judged already.
+            let Checksum { start, offset } = checksum;
+            for (start, offset) in [
+                (start, 2),
+                (start - 2, offset + 2),
+                (20, 10),
+                (u16::MAX, u16::MAX),
+            ] {
+                let wrong = Checksum { start, offset };
+                let refused = Err(DropReason::BadOffload);
+                assert_eq!(check(&frame, frame.len(), wrong), refused, "{wrong:?}");
+            }
+            for len in 0..head.len() {
+                assert!(check(&frame[..len], len, checksum).is_err(), "{len}");
+            }
+            assert!(check(&frame, frame.len() + 1, checksum).is_err());
+        }
+    }
+
+    #[test]
+    fn a_finished_checksum_is_never_zero() {
+        let mut frame = [0; 24];
+        frame[14..16].fill(0xff);
+        let checksum = Checksum {
+            start: 14,
+            offset: 6,
+        };
+        assert_eq!(finish_checksum(&mut frame, checksum), Ok(()));
+        assert_eq!(frame[20..22], [0xff; 2]);
     }
 }

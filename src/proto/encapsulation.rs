@@ -15,7 +15,7 @@ use patchcord_bridge::{
     },
 };
 
-use super::checksum::try_read;
+use super::field::try_read;
 
 /// Headers with fields that depend on the length of the frame, or its bytes.
 const MAX_STEPS: usize = 8;
@@ -55,7 +55,7 @@ pub(super) enum Step {
 
 /// The way to a transport header.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Headers {
+pub(super) struct Encapsulation {
     steps: [Option<Step>; MAX_STEPS],
     count: usize,
     /// Where the transport header begins.
@@ -66,7 +66,7 @@ pub(super) struct Headers {
     pub(super) is_routed: bool,
 }
 
-impl Headers {
+impl Encapsulation {
     pub(super) fn find(frame: &[u8], goal: Goal) -> Option<Self> {
         let mut walk = Walk {
             frame,
@@ -100,7 +100,7 @@ struct Walk<'a> {
     frame: &'a [u8],
     goal: Goal,
     searches: usize,
-    headers: Headers,
+    headers: Encapsulation,
 }
 
 impl Walk<'_> {
@@ -113,7 +113,7 @@ impl Walk<'_> {
     }
 
     fn note(&mut self, step: Step) -> Option<()> {
-        let Headers { steps, count, .. } = &mut self.headers;
+        let Encapsulation { steps, count, .. } = &mut self.headers;
         *steps.get_mut(*count)? = Some(step);
         *count += 1;
         Some(())
