@@ -18,9 +18,10 @@ use criterion::{
 use patchcord::internals::{
     crypto::aead::Cipher,
     proto::{
+        partial_checksum::finish_checksum,
         reassembly::{Reassembly, Which},
         replay::ReplayWindow,
-        superframe::{Layout, finish_checksum},
+        superframe::Layout,
         train::{Open, Train},
     },
     wire::{
@@ -30,7 +31,8 @@ use patchcord::internals::{
     },
 };
 use patchcord_bridge::{
-    MacAddr, Now, PortConfig, PortId, PortVlans, Switch, SwitchConfig, Vid, VidSet,
+    DropReason, Headers, MacAddr, Now, PortConfig, PortId, PortVlans, Switch, SwitchConfig, Vid,
+    VidSet, membership::GroupTable,
 };
 
 use path::{
@@ -58,8 +60,8 @@ criterion_group! {
     config = Criterion::default()
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(2));
-    targets = seal, open, pack, fragment, split, parse, reassemble, superframes, switch, replay,
-        outbound, inbound
+    targets = seal, open, pack, fragment, split, parse, reassemble, superframes, headers, switch,
+        replay, outbound, inbound
 }
 criterion_main!(stages);
 
@@ -249,6 +251,42 @@ fn superframes(criterion: &mut Criterion) {
     });
 }
 
+/// All that is read of the headers of a frame between the TAP and the peers: of a super-frame, which is
+/// checked as well, and of a multicast, whose group is looked up too.
+fn headers(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("headers");
+    group.throughput(Throughput::Elements(1));
+    let (switch, now) = (
+        switch_of(Default::default(), 10, Vid::UNTAGGED),
+        Now::default(),
+    );
+    let (mut frame, Open { offload, .. }) = superframe();
+    frame[..6].copy_from_slice(&mac(1).0);
+    group.bench_function("super-frame", |bencher| {
+        bencher.iter(|| {
+            let frame = black_box(&frame[..]);
+            let headers = Headers::parse(frame)?;
+            let layout = Layout::of(&headers, frame.len(), &offload, usize::MAX);
+            let segments = layout.map_or(1, |layout| layout.segments()) as u32;
+            switch.forward(PortId::TAP, &headers, segments, now)
+        });
+    });
+    let table = GroupTable::default();
+    frame[..6].copy_from_slice(&[1, 0, 0x5e, 1, 2, 3]);
+    frame.truncate(1514);
+    let mut micros = 0;
+    group.bench_function("multicast", |bencher| {
+        bencher.iter(|| {
+            micros += 1_000_000;
+            let (frame, now) = (black_box(&frame[..]), Now::from_micros(micros));
+            let headers = Headers::parse(frame)?;
+            let decision = switch.forward(PortId::TAP, &headers, 1, now)?;
+            black_box(table.egress(decision.inside.vid, &headers));
+            Ok::<_, DropReason>(decision)
+        });
+    });
+}
+
 /// A decision and what becomes of the tag, to a station that is known: between ports without a
 /// policy, and from a trunk to one that translates. Then a broadcast, which takes from its limit.
 fn switch(criterion: &mut Criterion) {
@@ -277,7 +315,7 @@ fn switch(criterion: &mut Criterion) {
                     station = (station + 7919) % stations;
                     frame[..6].copy_from_slice(&mac(station).0);
                     let now = Now::default();
-                    let decision = switch.forward(PortId::TAP, black_box(&frame), 1, now)?;
+                    let decision = switch.forward_frame(PortId::TAP, black_box(&frame), 1, now)?;
                     switch.leave(PortId::TAP, decision.inside, PortId(1))
                 });
             });
@@ -290,7 +328,7 @@ fn switch(criterion: &mut Criterion) {
         bencher.iter(|| {
             micros += 1_000_000;
             let now = Now::from_micros(micros);
-            switch.forward(PortId::TAP, black_box(&frame), 1, now)
+            switch.forward_frame(PortId::TAP, black_box(&frame), 1, now)
         });
     });
 }
