@@ -5,7 +5,10 @@
 //! it belongs.
 
 use arbitrary::Arbitrary;
-use patchcord::internals::{proto::train::Open, wire::offload::{Checksum, Offload, Segmentation, Transport}};
+use patchcord::internals::{
+    proto::train::Open,
+    wire::offload::{Checksum, Offload, Segmentation, Transport},
+};
 
 /// What a frame is made of.
 #[derive(Arbitrary, Clone, Copy, Debug)]

@@ -13,7 +13,17 @@ use std::{
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use patchcord::{internals::{crypto::{aead::CipherOffer, mac}, proto::{limits::SESSIONS_PER_PEER, node::{Event, Node, NodeConfig}, peer::PeerSettings}}, keys::{PrivateKey, PublicKey}};
+use patchcord::{
+    internals::{
+        crypto::{aead::CipherOffer, mac},
+        proto::{
+            limits::SESSIONS_PER_PEER,
+            node::{Event, Node, NodeConfig},
+            peer::PeerSettings,
+        },
+    },
+    keys::{PrivateKey, PublicKey},
+};
 
 const PEER: &str = "192.0.2.1:1";
 const OURS: &str = "192.0.2.2:2";

@@ -16,7 +16,18 @@ use std::ops::Range;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use patchcord::internals::{proto::{limits::REASSEMBLY_LANE_BYTES, reassembly::{Reassembly, Run, Stations, Which, Whole}, superframe::{HEADER_ROOM, Layout, MAX_SUPERFRAME}}, stats::DropReason, wire::{chunk::{CutFrame, Fragment}, offload::{Checksum, Offload, Segmentation, Transport}}};
+use patchcord::internals::{
+    proto::{
+        limits::REASSEMBLY_LANE_BYTES,
+        reassembly::{Reassembly, Run, Stations, Which, Whole},
+        superframe::{HEADER_ROOM, Layout, MAX_SUPERFRAME},
+    },
+    stats::DropReason,
+    wire::{
+        chunk::{CutFrame, Fragment},
+        offload::{Checksum, Offload, Segmentation, Transport},
+    },
+};
 
 use checks::{has_right_pseudo_header, is_same};
 use original::{Kind, Original};

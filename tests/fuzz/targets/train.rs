@@ -15,7 +15,24 @@ use std::{
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use patchcord::{internals::{crypto::aead::{Cipher, CipherOffer}, proto::{node::{Node, NodeConfig}, peer::PeerSettings, reassembly::{Reassembly, Which}, session::Session, train::{Outgoing, Pushed, TRAIN_BYTES, TRAIN_DATAGRAMS, Train}}, wire::{Lane, MessageType, chunk::{Chunk, Chunks}, offload::Offload}}, keys::{PrivateKey, PublicKey}};
+use patchcord::{
+    internals::{
+        crypto::aead::{Cipher, CipherOffer},
+        proto::{
+            node::{Node, NodeConfig},
+            peer::PeerSettings,
+            reassembly::{Reassembly, Which},
+            session::Session,
+            train::{Outgoing, Pushed, TRAIN_BYTES, TRAIN_DATAGRAMS, Train},
+        },
+        wire::{
+            Lane, MessageType,
+            chunk::{Chunk, Chunks},
+            offload::Offload,
+        },
+    },
+    keys::{PrivateKey, PublicKey},
+};
 
 use original::{Kind, Original};
 

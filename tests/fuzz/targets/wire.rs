@@ -3,7 +3,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use patchcord::internals::wire::{CookieReply, DATA_OVERHEAD, DataHeader, Initiation, MessageType, Response, SessionIndex, chunk::{CHUNK_HEADER_LEN, Chunk, Chunks, OFFLOAD_HEADER_LEN, emit_offload_header}, handshake::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN}};
+use patchcord::internals::wire::{
+    CookieReply, DATA_OVERHEAD, DataHeader, Initiation, MessageType, Response, SessionIndex,
+    chunk::{CHUNK_HEADER_LEN, Chunk, Chunks, OFFLOAD_HEADER_LEN, emit_offload_header},
+    handshake::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN},
+};
 use zerocopy::IntoBytes;
 
 fuzz_target!(|bytes: &[u8]| {
