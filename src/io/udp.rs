@@ -313,7 +313,14 @@ impl UdpSocket {
         segment_size: usize,
     ) -> Result<SendReport, SendFailure> {
         let notes = Notes { hops: None, local };
-        self.send_with(&mut Patience::Endless, now, to, notes, train, segment_size)
+        self.send_with(
+            &mut Patience::Endless,
+            now,
+            to,
+            notes,
+            train,
+            (segment_size, true),
+        )
     }
 
     /// [`send_train_from`](Self::send_train_from) by the time of `clock`, which is read when GSO has failed or
@@ -325,7 +332,7 @@ impl UdpSocket {
         to: SocketAddr,
         notes: Notes,
         train: &[u8],
-        segment_size: usize,
+        (segment_size, as_train): (usize, bool),
     ) -> Result<SendReport, SendFailure> {
         let failure = |sent, source| SendFailure {
             sent,
@@ -340,6 +347,7 @@ impl UdpSocket {
             notes,
             place: Place::of(to),
             segment_size,
+            as_train,
             patience,
             waits: 0,
             report: SendReport::default(),
@@ -398,6 +406,8 @@ struct Sending<'a> {
     notes: Notes,
     place: Place,
     segment_size: usize,
+    /// Whether GSO may be used, where it works.
+    as_train: bool,
     patience: &'a mut Patience,
     /// How often it has waited for room in the socket.
     waits: u32,
@@ -408,7 +418,8 @@ impl Sending<'_> {
     /// Sends what fits one GSO send, in one call where possible.
     fn send_part(&mut self, part: &[u8], clock: impl Fn() -> Instant + Copy) -> io::Result<()> {
         let UdpSocket { pauses, .. } = self.socket;
-        if part.len() <= self.segment_size || !self.socket.may_segment(self.place, clock) {
+        let is_single = part.len() <= self.segment_size || !self.as_train;
+        if is_single || !self.socket.may_segment(self.place, clock) {
             return self.send_one_by_one(part, clock);
         }
         // A send that fails has sent nothing of its part.
@@ -809,7 +820,7 @@ mod tests {
                 to,
                 Notes::default(),
                 train,
-                1000,
+                (1000, true),
             )
         }
     }
@@ -1253,6 +1264,7 @@ mod tests {
                 assert!(!is_here(here));
                 let caller = bind("[::]:0");
                 ip(&format!("address add {address} dev lo nodad"));
+                wait_for_addresses();
                 assert!(is_here(here));
                 caller.send_train(here, b"hello", 5).unwrap();
                 let came = sockets

@@ -39,7 +39,7 @@ use crate::{
     machine::resolver,
     proto::{
         limits::FRAME_OVERHEAD,
-        node::{Event, Node, Refused},
+        node::{Event, Node, Refused, Transmit},
         trouble::{NameError, Unreachable},
     },
     stats::{DropReason, Drops},
@@ -260,6 +260,12 @@ impl ControlTask {
         while let Some(event) = self.node.poll_event() {
             match event {
                 Event::TablesChanged => tables_changed = true,
+                Event::TrainsArrive(port) => {
+                    info!(
+                        peer = self.name(port),
+                        "trains of datagrams arrive at the peer again"
+                    );
+                }
                 Event::PeerUp(port) => {
                     self.log_up(port);
                     self.shared.presence.tell_came(port);
@@ -309,23 +315,39 @@ impl ControlTask {
     }
 
     fn send_all(&mut self) {
-        while let Some(transmit) = self.node.poll_transmit() {
-            let datagram = &transmit.datagram;
-            // A probe that is too big is an answer in itself; what is lost is sent again in time.
-            let local = self.ways_back.to(transmit.to);
-            let sent = self
-                .socket
-                .send_train_from(local, transmit.to, datagram, datagram.len());
-            let Err(SendFailure { error, .. }) = sent else {
-                continue;
-            };
-            if let SendError::TooBig { .. } = error {
-                self.node.handle_refused(now(), &transmit);
-            } else {
-                debug!(to = %transmit.to, %error, "control datagram not sent");
-                if let Some(why) = reports::unreachable(&error) {
-                    self.node.handle_unreachable(now(), transmit.to, why, None);
+        while let Some(mut transmit) = self.node.poll_transmit() {
+            let len = transmit.datagram.len();
+            let joins_next = transmit.joins_next;
+            if let Some(next) = joins_next.then(|| self.node.poll_transmit()).flatten() {
+                if (next.to, next.datagram.len()) == (transmit.to, len) {
+                    transmit.datagram.extend(next.datagram);
+                } else {
+                    self.send(&next, next.datagram.len());
                 }
+            }
+            self.send(&transmit, len);
+        }
+    }
+
+    /// Sends a datagram, or a train of datagrams of this length.
+    fn send(&mut self, transmit: &Transmit, len: usize) {
+        // A probe that is too big is an answer in itself; what is lost is sent again in time.
+        let local = self.ways_back.to(transmit.to);
+        let sent = self
+            .socket
+            .send_train_from(local, transmit.to, &transmit.datagram, len);
+        let Err(SendFailure { error, .. }) = sent else {
+            return;
+        };
+        if let SendError::TooBig { .. } = error {
+            // What a train has says nothing of the size that was asked for.
+            if transmit.datagram.len() == len {
+                self.node.handle_refused(now(), transmit);
+            }
+        } else {
+            debug!(to = %transmit.to, %error, "control datagram not sent");
+            if let Some(why) = reports::unreachable(&error) {
+                self.node.handle_unreachable(now(), transmit.to, why, None);
             }
         }
     }

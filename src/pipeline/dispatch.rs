@@ -347,10 +347,10 @@ impl Departures {
             return;
         };
         let place = usize::from(session.port.0).wrapping_sub(1);
-        let local = self.local_to(session.port, to);
+        let (local, as_train) = self.way_to(session.port, to);
         let mut sent = 0;
         for (run, size) in train.runs() {
-            match self.senders.send(place, (local, to), run, size) {
+            match self.senders.send(place, (local, to), run, (size, as_train)) {
                 Ok(report) => {
                     sent += report.sent as u64;
                     if report.from_elsewhere {
@@ -368,11 +368,14 @@ impl Departures {
         session.traffic.outbound.add_datagrams(sent);
     }
 
-    /// Where a datagram leaves from, if the kernel is to be told.
-    fn local_to(&mut self, port: PortId, to: SocketAddr) -> Option<Local> {
+    /// Where a datagram leaves from, if the kernel is to be told, and whether it may be part of a train.
+    fn way_to(&mut self, port: PortId, to: SocketAddr) -> (Option<Local>, bool) {
         let tables = self.tables.load();
-        let route = tables.route(port)?;
-        route.local.filter(|_| route.endpoint == Some(to))
+        let route = tables.route(port);
+        match route.filter(|route| route.endpoint == Some(to)) {
+            Some(route) => (route.local, route.takes_trains),
+            None => (None, true),
+        }
     }
 
     /// Counts what did not leave of so many datagrams.
@@ -423,6 +426,7 @@ mod tests {
                 session: Some(looped_session()),
                 endpoint: Some(DESTINATION),
                 local: None,
+                takes_trains: true,
                 datagram_len,
             }],
             ..Tables::default()

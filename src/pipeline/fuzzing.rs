@@ -383,6 +383,7 @@ fn tables(sessions: &Sessions, paths: &[Option<usize>]) -> Tables {
         session: path.map(|_| session.clone()),
         endpoint: Some(endpoint()),
         local: None,
+        takes_trains: true,
         datagram_len: path.unwrap_or_default(),
     };
     let sessions = sessions.iter().take(paths.len());

@@ -125,6 +125,7 @@ impl Reports {
         let subject = match trouble {
             Trouble::SharedKey(_) => "peer is not alone",
             Trouble::NarrowPath => "peer is nearly cut off",
+            Trouble::LostTrains => "peer gets single datagrams only",
             _ => "peer cannot be reached",
         };
         warn!(

@@ -24,6 +24,7 @@ mod tai64n;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod train;
+pub(crate) mod trains;
 pub mod trouble;
 #[cfg(test)]
 mod vectors;

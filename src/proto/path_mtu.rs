@@ -177,6 +177,11 @@ impl PathMtu {
         }
     }
 
+    /// How long to wait for the answer to a probe.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// A round trip was measured.
     pub(crate) fn handle_rtt(&mut self, rtt: Duration) {
         self.patience = (3 * rtt).clamp(PROBE_TIMEOUT, PROBE_TIMEOUT_MAX);

@@ -30,6 +30,7 @@ use super::{
     path_mtu::PathMtu,
     session::{Agreement, Route, Session},
     tai64n::Tai64N,
+    trains::Trains,
     trouble::LastTrouble,
 };
 use crate::{
@@ -109,6 +110,7 @@ pub(crate) struct Peer {
     pub(crate) previous: Option<Arc<Session>>,
     pub(crate) next: Option<Arc<Session>>,
     pub(crate) path: PathMtu,
+    pub(crate) trains: Trains,
     pub(crate) liveness: Liveness,
     /// Heard of lately, with a session to send under.
     pub(crate) is_up: bool,
@@ -154,6 +156,7 @@ impl Peer {
             previous: None,
             next: None,
             path: PathMtu::new(now),
+            trains: Trains::new(now),
             liveness: Liveness::new(now),
             is_up: false,
             flaps: Flaps::default(),
@@ -177,6 +180,7 @@ impl Peer {
             session: self.current.clone(),
             endpoint: self.endpoint,
             local: None,
+            takes_trains: !self.trains.are_lost(),
             datagram_len: usize::from(self.path.current()) - self.ip_overhead(),
         }
     }
@@ -314,6 +318,7 @@ impl Peer {
         }
         self.endpoint = Some(from);
         self.path.restart(now);
+        self.trains.restart(now);
         true
     }
 
@@ -323,6 +328,10 @@ impl Peer {
         // A session that waits for its confirmation is looked at as often as one that is used.
         let waiting = self.next.as_ref().map(|_| self.liveness.next_sample());
         let path = self.current.as_ref().map(|_| self.path.poll_timeout());
+        let trains = self
+            .current
+            .as_ref()
+            .and_then(|_| self.trains.poll_timeout());
         let can_call = self.calling.due.is_none() && self.endpoint.is_some();
         let rekey = if can_call {
             self.rekey_at(rekey_interval)
@@ -331,7 +340,7 @@ impl Peer {
         };
         // Then it may be told that it is up.
         let held = self.flaps.held_until().filter(|_| self.is_up);
-        [with_session, waiting, path, rekey, held]
+        [with_session, waiting, path, trains, rekey, held]
             .into_iter()
             .flatten()
             .min()

@@ -204,6 +204,8 @@ pub struct Route {
     pub endpoint: Option<SocketAddr>,
     /// Where datagrams to it leave from, if the kernel is to be told.
     pub local: Option<Local>,
+    /// Whether datagrams that the kernel is given as one train arrive there.
+    pub takes_trains: bool,
     /// The largest UDP payload that the path carries.
     pub datagram_len: usize,
 }

@@ -27,6 +27,8 @@ pub enum Trouble {
     SharedKey([SocketAddr; 2]),
     /// The peer is heard, and no packet arrives there that has room for frames.
     NarrowPath,
+    /// The peer is heard, and datagrams that the kernel is given as one train do not arrive.
+    LostTrains,
 }
 
 impl Trouble {
@@ -59,6 +61,7 @@ impl Trouble {
             Self::Unconfirmed => "answers-unused",
             Self::SharedKey(_) => "shared-key",
             Self::NarrowPath => "narrow-path",
+            Self::LostTrains => "lost-trains",
         }
     }
 
@@ -105,6 +108,11 @@ impl Trouble {
                 "look for a link on the way whose MTU is below 576 (`ip link`, `tracepath -n ADDRESS`), \
                  or for a firewall that drops large UDP datagrams"
             }
+            Self::LostTrains => {
+                "nothing needs to be done, it only costs processor time; to have trains again, look at the \
+                 driver of the network card (`ethtool -K NIC tx-udp-segmentation off`), or set `udp-gso = \
+                 \"off\"` in [pipeline] to do without them from the start"
+            }
             Self::SharedKey(_) => {
                 "two machines have its private key, perhaps as copies of one image: make a key for \
                  each (`patchcord genkey`) and a [[peer]] for each"
@@ -139,6 +147,9 @@ impl fmt::Display for Trouble {
             Self::Unconfirmed => "it calls again and again, and uses none of our answers",
             Self::NarrowPath => {
                 "the path to it carries no packets of 576 bytes, so only small frames cross"
+            }
+            Self::LostTrains => {
+                "trains of datagrams (UDP GSO) do not arrive there and single ones do, so each leaves by itself now"
             }
             Self::SharedKey([one, other]) => {
                 return write!(f, "it is heard from {one} and {other} in turn");

@@ -190,6 +190,38 @@ fn a_tunnel_may_do_without_the_offloads_of_udp() {
     assert_nothing_refused(&[&pair.a, &pair.b]);
 }
 
+/// A card, or its driver, that loses what the kernel gives it as one piece: here the router does, to which
+/// the trains come whole.
+const NO_TRAINS: &str = "table ip trains { chain forward { type filter hook forward priority 0; \
+                         meta length > 1600 udp dport 51830 drop; }; }";
+
+#[test]
+fn where_trains_do_not_arrive_datagrams_leave_one_by_one() {
+    let mut pair = Pair::prepare(Plan::default());
+    pair.internet.ns.nft(NO_TRAINS);
+    pair.up();
+    pair.connect(secs(20));
+    let flows = [(pair.there(), &pair.at_a), (pair.back(), &pair.at_b)];
+    let streams = flows.map(|(flow, from)| from.stream(flow, millis(20), |_| 200));
+    for site in [&pair.a, &pair.b] {
+        eventually(secs(40), "it is noticed", || {
+            let peer = site.try_status()?.peers.into_iter().next()?;
+            (peer.last_error?.cause == "lost-trains").then_some(())
+        });
+    }
+    let log = pair.a.process().log();
+    assert!(log.contains("udp-gso = \"off\""), "{log}");
+    let (a, b) = (pair.a.host(1), pair.b.host(1));
+    assert_exact(&a, &b, 32);
+    pair.internet.ns.nft("delete table ip trains");
+    let again = "trains of datagrams arrive at the peer again";
+    pair.a.process().wait_for(again, secs(150));
+    for stream in streams {
+        stream.stop();
+    }
+    assert_exact(&a, &b, 32);
+}
+
 #[test]
 fn super_frames_cross_whole() {
     let pair = Pair::start(Plan::default());

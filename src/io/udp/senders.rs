@@ -117,7 +117,8 @@ impl Senders {
         }
     }
 
-    /// Sends a train to the destination of this place: see [`UdpSocket::send_train_from`].
+    /// Sends a train of datagrams of this size to the destination of this place: see
+    /// [`UdpSocket::send_train_from`]. Unless `as_train`, the kernel is given them one by one.
     ///
     /// # Errors
     /// As there.
@@ -126,7 +127,7 @@ impl Senders {
         place: usize,
         (local, to): (Option<Local>, SocketAddr),
         train: &[u8],
-        segment_size: usize,
+        (segment_size, as_train): (usize, bool),
     ) -> Result<SendReport, SendFailure> {
         let (socket, hops) = match self.own.get(place) {
             Some(own) => (own, self.lane.hops),
@@ -138,7 +139,7 @@ impl Senders {
             to,
             Notes { hops, local },
             train,
-            segment_size,
+            (segment_size, as_train),
         )
     }
 }
@@ -233,7 +234,9 @@ mod tests {
                     let own_port = port(&sockets[0]);
                     for place in 0..3 {
                         for sender in &mut senders {
-                            sender.send(place, (None, there), b"there", 5).unwrap();
+                            sender
+                                .send(place, (None, there), b"there", (5, true))
+                                .unwrap();
                         }
                     }
                     let expected = vec![(own_port, b"there".to_vec()); 3 * lanes];
@@ -290,7 +293,7 @@ mod tests {
                 for sender in &mut senders {
                     // Alone, and cut by the kernel.
                     for train in [vec![7; 100], vec![7; 300]] {
-                        sender.send(1, (None, at(to)), &train, 100).unwrap();
+                        sender.send(1, (None, at(to)), &train, (100, true)).unwrap();
                     }
                 }
                 let came = receive(&receiver, 12).len();
@@ -314,7 +317,7 @@ mod tests {
             let (slow, fast) = (at("10.0.0.2:9"), receiver.local_addr().unwrap());
             let mut fill = || {
                 senders[0]
-                    .send(0, (None, slow), &[1; 60_000], 1000)
+                    .send(0, (None, slow), &[1; 60_000], (1000, true))
                     .unwrap()
             };
             while fill().dropped == 0 {}
@@ -322,12 +325,14 @@ mod tests {
                 // A few of them wait, the others cost next to nothing.
                 assert_eq!(
                     senders[0]
-                        .send(0, (None, slow), &[1; 60_000], 1000)
+                        .send(0, (None, slow), &[1; 60_000], (1000, true))
                         .unwrap()
                         .sent,
                     0
                 );
-                let sent = senders[0].send(1, (None, fast), &[2; 5000], 1000).unwrap();
+                let sent = senders[0]
+                    .send(1, (None, fast), &[2; 5000], (1000, true))
+                    .unwrap();
                 assert_eq!((sent.sent, sent.dropped), (5, 0));
             }
             assert_eq!(receive(&receiver, 500).len(), 500);

@@ -75,6 +75,7 @@ impl Node {
             return;
         };
         peer.path.handle_way_change(now);
+        peer.trains.restart(now);
         if !peer.is_up {
             peer.call_by_new_route(now);
         }
@@ -85,6 +86,7 @@ impl Node {
     pub fn handle_link_mtu_change(&mut self, now: Instant, port: PortId) {
         if let Some(peer) = self.peer(port) {
             peer.path.handle_way_change(now);
+            peer.trains.restart(now);
         }
     }
 

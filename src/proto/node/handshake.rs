@@ -82,6 +82,7 @@ impl Node {
         self.transmits.push_back(Transmit {
             to,
             datagram: message.as_bytes().to_vec(),
+            joins_next: false,
         });
     }
 
@@ -188,6 +189,7 @@ impl Node {
         self.transmits.push_back(Transmit {
             to: from,
             datagram: message.as_bytes().to_vec(),
+            joins_next: false,
         });
         Ok(())
     }
@@ -238,6 +240,7 @@ impl Node {
         self.transmits.push_back(Transmit {
             to: from,
             datagram: message.as_bytes().to_vec(),
+            joins_next: false,
         });
     }
 
@@ -370,6 +373,7 @@ impl Node {
                 self.transmits.push_back(Transmit {
                     to: from,
                     datagram: reply.as_bytes().to_vec(),
+                    joins_next: false,
                 });
                 Err(DropReason::CookieRequired)
             }

@@ -76,6 +76,9 @@ pub struct Transmit {
     pub to: SocketAddr,
     /// What.
     pub datagram: Vec<u8>,
+    /// Whether the kernel is to be given it in one train with the next one, which is for the same peer and
+    /// as long.
+    pub joins_next: bool,
 }
 
 /// Something that the host must do or may tell.
@@ -85,6 +88,8 @@ pub enum Event {
     TablesChanged,
     /// The peer can be reached.
     PeerUp(PortId),
+    /// Trains of datagrams arrive at the peer again.
+    TrainsArrive(PortId),
     /// The peer cannot be reached any more.
     PeerDown(PortId),
     /// The peer comes and goes: it counts as down until it stays.
@@ -436,6 +441,7 @@ impl Node {
             self.sample(now, at);
             self.tell_state(now, at);
             self.probe_path(now, at);
+            self.look_at_trains(now, at);
         }
         self.call_due(now, wall);
     }
@@ -482,6 +488,7 @@ impl Node {
         if !peer.is_up {
             peer.is_up = true;
             peer.path.restart(now);
+            peer.trains.restart(now);
         }
         self.events.push_back(Event::TablesChanged);
         self.tell_state(now, at);

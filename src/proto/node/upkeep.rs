@@ -64,7 +64,10 @@ impl Node {
             let rtt = now.saturating_duration_since(sent);
             peer.rtt = Some(rtt);
             peer.path.handle_rtt(rtt);
-        } else if peer.path.handle_reply(token, now) {
+            return;
+        }
+        peer.trains.handle_reply(token);
+        if peer.path.handle_reply(token, now) {
             self.events.push_back(Event::TablesChanged);
         }
     }
@@ -91,7 +94,11 @@ impl Node {
         };
         session.seal(MessageType::Chunks, counter, &mut datagram);
         session.traffic.outbound.add_datagrams(1);
-        self.transmits.push_back(Transmit { to, datagram });
+        self.transmits.push_back(Transmit {
+            to,
+            datagram,
+            joins_next: false,
+        });
     }
 
     pub(super) fn sample(&mut self, now: Instant, at: usize) {
@@ -116,6 +123,7 @@ impl Node {
         let heard_again = !peer.is_up && peer.liveness.last_heard() == Some(now);
         if findings.sent {
             peer.path.handle_traffic(now);
+            peer.trains.handle_traffic();
         }
         if findings.rekey {
             peer.call(now);
@@ -149,6 +157,39 @@ impl Node {
             let len = usize::from(size) - self.peers[at].ip_overhead();
             debug_assert!(len > DATA_OVERHEAD + ECHO_LEN);
             self.send_control(at, &[Chunk::EchoRequest { token }], len);
+        }
+    }
+}
+
+impl Node {
+    /// Whether the datagrams of a train arrive at the peer.
+    pub(super) fn look_at_trains(&mut self, now: Instant, at: usize) {
+        let peer = &mut self.peers[at];
+        let port = peer.port;
+        if peer.trains.handle_timeout(now) {
+            self.events.push_back(Event::TablesChanged);
+            match self.peers[at].trains.are_lost() {
+                true => self.note_trouble(now, port, Trouble::LostTrains),
+                false => self.events.push_back(Event::TrainsArrive(port)),
+            }
+        }
+        let peer = &mut self.peers[at];
+        if peer.current.is_none() || !peer.trains.is_due(now) {
+            return;
+        }
+        if peer.liveness.is_suspect(now) || peer.path.is_too_narrow() {
+            return peer.trains.postpone(now);
+        }
+        let tokens = [(); 3].map(|()| random_token());
+        let len = usize::from(peer.path.current()) - peer.ip_overhead();
+        let patience = peer.path.patience();
+        peer.trains.handle_sent(tokens, patience, now);
+        for (token, joins_next) in tokens.into_iter().zip([true, false, false]) {
+            let before = self.transmits.len();
+            self.send_control(at, &[Chunk::EchoRequest { token }], len);
+            if let Some(sent) = self.transmits.get_mut(before) {
+                sent.joins_next = joins_next;
+            }
         }
     }
 }
