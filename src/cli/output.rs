@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-/// Writes to stdout, without the panic of `println!` when nobody reads.
+/// Writes to stdout, without the panic of `println!` when the reader is gone.
 pub(super) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;

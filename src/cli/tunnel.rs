@@ -43,7 +43,7 @@ pub(super) fn check(target: &Target) -> Result<(), Failure> {
     let config = load(target)?;
     print(&summary(&config))?;
     for warning in config.warnings() {
-        // When nobody reads it, the file is valid all the same.
+        // The file is valid even if the warning cannot be written.
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     Ok(())

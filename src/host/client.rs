@@ -96,7 +96,7 @@ struct Shared {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No process listens on the socket.
     #[error("no host listens on {}; start it with `patchcord host run`", path.display())]
     NotRunning {
         /// The socket.
@@ -179,7 +179,7 @@ impl Client {
     /// Connects to the host that listens at `path`.
     ///
     /// # Errors
-    /// Nobody listens, this user may not, or the host is of another version.
+    /// No process listens, this user may not connect, or the host is of another version.
     pub async fn connect(path: impl AsRef<Path>) -> Result<Self, ClientError> {
         let path = path.as_ref();
         let stream = call(path).await.map_err(|source| {
@@ -316,7 +316,7 @@ impl Client {
         }
     }
 
-    /// Adds a tunnel or changes it, with `generation` only if nobody else did since; returns the new
+    /// Adds a tunnel or changes it, with `generation` only if no other client did since; returns the new
     /// generation (`saveToPreferences`).
     ///
     /// # Errors
@@ -348,7 +348,7 @@ impl Client {
         self.carry_out(Verb::Remove { tunnel }).await
     }
 
-    /// Leaves a secret with the host, in place of an older one of this name. Nobody gets it back but
+    /// Leaves a secret with the host, in place of an older one of this name. No client gets it back, only
     /// the providers of tunnels whose configurations name it.
     ///
     /// # Errors
@@ -495,13 +495,13 @@ async fn read(mut reader: BufReader<OwnedReadHalf>, hangup: Hangup) {
         let mut waiting = None;
         with(&mut |shared| waiting = shared.replies.remove(&id));
         if let Some(waiting) = waiting {
-            // Whoever asked may have lost interest.
+            // The request may have been given up.
             let _ = waiting.send(answer);
         }
     }
 }
 
-/// When it is dropped, nobody reads what the host says any more.
+/// Dropped when nothing more is read from the host.
 struct Hangup(Arc<Mutex<Shared>>);
 
 impl Drop for Hangup {

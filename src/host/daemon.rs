@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A host's socket: who may call, and what is answered.
+//! A host's socket: its connections, and the requests of each.
 //!
-//! Trusts nobody before the kernel has said who it is. Each connection is a task of its own with
-//! bounded memory: garbage or too long a line ends that connection only, and who does not read its
-//! events loses them and is told how many.
+//! The kernel says which user a client is, and the policy what that user may do. Each connection is a
+//! task of its own with bounded memory: garbage or too long a line ends that connection only, and a
+//! client that does not read its events loses them and is told how many.
 
 use std::{future::pending, io, pin::pin, sync::Arc, time::Duration};
 
@@ -217,7 +217,7 @@ impl Conversation {
             let step = tokio::select! {
                 Some(answer) = requests.join_next() => match answer {
                     Ok(answer) => Step::Write(answer),
-                    // Whoever waits for it hears that the host is gone, and may ask again.
+                    // The client sees the connection end, and may ask again.
                     Err(_) => return Err(io::Error::other("a request panicked")),
                 },
                 line = next_line(&self.place, &mut self.lines), if !closes && requests.len() < MAX_REQUESTS => {

@@ -74,7 +74,7 @@ pub enum HostError {
     /// The provider cannot be made of the configuration.
     #[error(transparent)]
     Provider(#[from] ProviderError),
-    /// Somebody else changed the configuration since it was read.
+    /// Another client changed the configuration since it was read.
     #[error("the configuration of `{tunnel}` is generation {current} by now; read it again")]
     Stale {
         /// The tunnel.
@@ -94,7 +94,7 @@ impl HostError {
     }
 }
 
-/// The error with what is behind it, for people.
+/// The error with its causes, as text for users.
 pub(super) fn explain(error: &dyn Error) -> String {
     let (mut text, mut last) = (error.to_string(), error.source());
     while let Some(cause) = last {

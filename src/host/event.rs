@@ -38,10 +38,10 @@ pub enum EventKind {
     Ended {
         /// Why.
         reason: StopReason,
-        /// The error behind it, unless somebody just asked.
+        /// The error behind it, unless a user asked for the end.
         error: Option<String>,
     },
-    /// The provider has something to say to people.
+    /// The provider has a message for the user.
     Message {
         /// That.
         text: String,

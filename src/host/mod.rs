@@ -3,8 +3,8 @@
 //!
 //! A [`Host`] knows kinds of providers, each a function that makes one, and the configurations of
 //! tunnels. Each start makes a fresh provider and runs it as a [`Session`](crate::provider::Session) of its own: a panic, a
-//! failure or a hang in one leaves the others alone. What happens is told as [`Event`]s, in one order
-//! for everybody.
+//! failure or a hang in one leaves the others alone. What happens is told as [`Event`]s, in the same
+//! order for every listener.
 //!
 //! ```text
 //!              register            configure, remove, start, stop, send_message

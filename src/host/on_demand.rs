@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! path, names ──> first rule that matches ──> connect     start, and again after a failure, later and
-//! configuration       of each tunnel                      later; not what somebody stopped
+//! configuration       of each tunnel                      later; not what a user stopped
 //!                                             disconnect  stop, once
 //!                                             ignore      nothing
 //! ```
@@ -116,7 +116,7 @@ struct Demand {
     configuration: Arc<TunnelConfiguration>,
     here: Here,
     action: OnDemandAction,
-    /// Somebody stopped it; it stays so until somebody starts it, or something else is decided.
+    /// A user stopped it; it stays stopped until a user starts it, or the rules decide otherwise.
     is_muted: bool,
     retry_at: Instant,
     /// After the next failure.
@@ -229,7 +229,7 @@ impl Rules {
         let demand = self.demands.get_mut(&event.tunnel);
         match (&event.kind, demand) {
             (EventKind::Configured { .. } | EventKind::Removed, _) => true,
-            // What is muted the rules do not start: somebody wants it again.
+            // The rules do not start a muted tunnel, so a user did: the rules apply again.
             (EventKind::Status(SessionStatus::Connecting), Some(demand)) => {
                 demand.is_muted = false;
                 false
@@ -263,7 +263,7 @@ impl Demand {
             self.retry_after = FIRST_RETRY;
         }
         match reason {
-            // Somebody decided otherwise.
+            // A user decided otherwise.
             StopReason::UserInitiated | StopReason::Superseded => self.is_muted = true,
             // This is about the machine, and over when it wakes.
             StopReason::Sleep | StopReason::UnrecoverableNetworkChange => {}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How many connections each user of a host's socket may have, and how often it may connect and ask.
 //!
-//! Root, and the user that the host runs as, have places of their own, which nobody else can take, and no
+//! Root, and the user that the host runs as, have places of their own, which no other user can take, and no
 //! rate; of the others no one can take the places or the time of all.
 
 use std::{

@@ -28,17 +28,17 @@ pub struct Who {
 }
 
 impl Who {
-    fn is_nobody(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.users.is_empty() && self.groups.is_empty()
     }
 }
 
 impl Policy {
-    /// The mode that the host's socket should have: for everybody only if it is for somebody beside
+    /// The mode that the host's socket should have: open to all only if the policy names users beside
     /// root and the host's own user.
     pub fn socket_mode(&self) -> u32 {
         let whos = [&self.observe, &self.control, &self.configure];
-        match whos.into_iter().all(Who::is_nobody) {
+        match whos.into_iter().all(Who::is_empty) {
             true => 0o600,
             false => 0o666,
         }

@@ -19,7 +19,7 @@
 //! answer is a [`Query`] instead, which `ask` hands on.
 //!
 //! A later version may add verbs, replies, fields and events. In a request, a field that is not known
-//! is refused, as nobody shall half understand one; a verb or a query that is not known gets the code
+//! is refused, so that none is half understood; a verb or a query that is not known gets the code
 //! `unknown-verb`, and the connection goes on. Clients ignore fields and events that they do not know.
 //! `docs/control.schema.json` has all of it. Pure data; the sockets are in `daemon` and
 //! [`client`](super::client).
@@ -56,7 +56,7 @@ pub(super) const CLIENT: &str = "patchcord";
 pub struct Hello {
     /// The program: `patchcord-host` is a host.
     pub hello: String,
-    /// Its version, for people.
+    /// Its version, for messages.
     pub version: String,
     /// The versions of the protocol that it speaks.
     #[serde(default)]
@@ -282,7 +282,7 @@ pub enum HostLine {
     },
 }
 
-/// A line of the host as its client reads it: what is in it is decoded once, by whoever waits for it.
+/// A line of the host as its client reads it: what is in it is decoded once, by the task that waits for it.
 #[derive(Debug, Deserialize)]
 pub(super) struct Heard<'a> {
     pub(super) id: Option<u64>,
@@ -299,7 +299,7 @@ pub(super) struct Heard<'a> {
 pub struct Refusal {
     /// For programs.
     pub code: RefusalCode,
-    /// For people, with the remedy.
+    /// For users, with the remedy.
     pub message: String,
 }
 
@@ -351,7 +351,7 @@ fn secret_in_json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, 
 }
 
 /// Reads a string of JSON with base64 in it. Some write `/`, `+` and `=` as escapes, which the reader of
-/// JSON would undo in memory that nobody wipes.
+/// JSON would undo in memory that is not wiped.
 fn secret_from_json(json: &str) -> Option<Secret> {
     let mut rest = json.strip_prefix('"')?.strip_suffix('"')?.as_bytes();
     let mut text = Zeroizing::new(Vec::with_capacity(rest.len()));

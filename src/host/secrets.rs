@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The secrets of a host: credentials of its unit, and files that only it can read.
 //!
-//! Clients may leave a secret here, replace and delete it, but nobody gets one back but the provider
-//! of a tunnel whose configuration names it. A credential (systemd.exec(5), `LoadCredential=`) goes
+//! Clients may leave a secret here, replace and delete it. Only the provider of a tunnel whose
+//! configuration names a secret gets it back. A credential (systemd.exec(5), `LoadCredential=`) goes
 //! before a file of the same name.
 
 use std::{

@@ -16,7 +16,7 @@ use tracing::debug;
 pub struct SocketFile(PathBuf);
 
 /// Listens at `path`, which gets this mode; makes the directory if there is none. A socket that is
-/// there already is taken for stale and replaced: the caller knows that nobody listens on it. Must be
+/// there already is taken for stale and replaced: the caller knows that no process listens on it. Must be
 /// called on a tokio runtime.
 ///
 /// # Errors

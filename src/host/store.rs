@@ -4,7 +4,7 @@
 //! A file `NAME.toml` in one of two folders is the [`TunnelConfiguration`] of the tunnel NAME: the
 //! administrator's, which is only read, and the host's own, which clients write to by
 //! [`Store::save`]. The administrator's counts where both have one. Files that appear, change or go
-//! are seen at once, whoever does it.
+//! are seen at once, whichever program changes them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -177,7 +177,7 @@ impl Store {
         Ok(())
     }
 
-    /// Whether this is a new file that somebody is about to write. A link is whole at once.
+    /// Whether this is a new file that a program is about to write. A link is whole at once.
     fn is_unfinished(&self, event: &EventOwned) -> bool {
         let name = event.name.as_deref().unwrap_or_default();
         let is_link = |folder: &PathBuf| {
@@ -191,7 +191,7 @@ impl Store {
     fn hand_over(&self, host: &Host, before: Fed) -> Fed {
         let (mut now, errors) = self.load();
         let problems = tell_problems(host, &errors, &before.problems);
-        // Of a folder that cannot be read nobody knows which files are gone.
+        // Which files of an unreadable folder are gone is unknown.
         let may_be_there = |name: &str| {
             let file = format!("{name}.toml");
             errors.iter().any(|error| match error {

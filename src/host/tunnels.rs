@@ -53,7 +53,7 @@ pub struct HostBuilder {
     run_dir: PathBuf,
     deadlines: Deadlines,
     secrets: SecretStore,
-    pub(super) sleep: SleepWatch,
+    pub(crate) sleep: SleepWatch,
 }
 
 pub(super) struct Inner {
@@ -177,7 +177,7 @@ impl Host {
 
     /// Adds a tunnel, or replaces its configuration; a running provider sees it at once, and a
     /// session whose tunnel is disabled now ends with [`StopReason::ConfigurationDisabled`]. With
-    /// `generation` only if nobody else changed it since. Returns the new generation. Equal
+    /// `generation` only if no other client changed it since. Returns the new generation. Equal
     /// configurations change nothing.
     ///
     /// # Errors
@@ -256,7 +256,7 @@ impl Host {
     ) -> Result<Attempt, HostError> {
         let mut configuration = self.startable(tunnel)?;
         let (provider, lock, mut tunnels) = loop {
-            // Without a lock: whoever makes providers may ask the host.
+            // Without a lock: a function that makes providers may call the host.
             let provider = self.make_provider(tunnel, &configuration)?;
             let lock = match &lock {
                 Some(lock) => lock.clone(),
@@ -267,7 +267,7 @@ impl Host {
             if Arc::ptr_eq(&now, &configuration) {
                 break (provider, lock, tunnels);
             }
-            // Somebody has configured it meanwhile.
+            // A client has configured it meanwhile.
             configuration = now;
         };
         let attempt = Attempt(self.inner.attempts.fetch_add(1, Ordering::Relaxed) + 1);
@@ -506,7 +506,7 @@ impl Host {
         Events::new(self.inner.events.subscribe())
     }
 
-    /// False if nobody listens.
+    /// False if there is no listener.
     pub(super) fn tell(&self, tunnel: &str, attempt: Option<Attempt>, kind: EventKind) -> bool {
         let tunnel = tunnel.into();
         let event = Event {

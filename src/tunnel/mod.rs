@@ -30,12 +30,14 @@ use crate::{
     control::{RUN_DIR, socket_path},
     host::{Ending, EventKind, Events, Host, HostError, daemon, socket},
     machine::{
+        bus::Bus,
         keep_memory_private,
         lock::{LockError, RunLock},
         service, signals,
     },
     provider::{
-        ProviderError, SessionStatus, StartOptions, StartSource, StopReason, TunnelConfiguration,
+        ProviderError, SessionStatus, SleepWatch, StartOptions, StartSource, StopReason,
+        TunnelConfiguration,
     },
 };
 
@@ -133,7 +135,7 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     reports.drain(..).for_each(|report| report.abort());
     service::tell_stopping();
 
-    // Whoever asked for the end hears of it now that everything is gone, and then the socket goes.
+    // Everything is gone: answer the clients that asked for the end, then remove the socket.
     drop(over);
     let last_words = async { while tasks.join_next().await.is_some() {} };
     if timeout(LAST_WORDS, last_words).await.is_err() {
@@ -153,7 +155,9 @@ fn host_of(name: &str, provider: TunnelProvider, run_dir: &Path) -> Result<Host,
         let provider = provider.take();
         provider.ok_or_else(|| ProviderError::new("`patchcord up` starts its tunnel once"))
     };
-    let host = Host::builder(run_dir).register(PROVIDER, factory).build();
+    let mut builder = Host::builder(run_dir).register(PROVIDER, factory);
+    builder.sleep = SleepWatch::new(Bus::default(), format!("tunnel {name} gets ready"));
+    let host = builder.build();
     host.configure(name, TunnelConfiguration::new(PROVIDER), None)?;
     Ok(host)
 }

@@ -43,7 +43,7 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// The ports of the switch: the TAP, then the peers.
     pub ports: Vec<PortStatus>,
-    /// The multicast groups that somebody wants, where the switch snoops; at most 1000.
+    /// The multicast groups that a host asked for, where the switch snoops; at most 1000.
     pub groups: Vec<GroupStatus>,
     /// What the switch has counted.
     pub switch: SwitchStatus,
@@ -122,7 +122,7 @@ pub struct DeviceStatus {
     pub bridge_port: Option<BridgePortStatus>,
     /// What the kernel counted at it.
     pub kernel: KernelCountersStatus,
-    /// What keeps frames from passing it, with what to do; for people.
+    /// What keeps frames from passing it, with the remedy, as text.
     pub remedies: Vec<String>,
     /// `vnet` (own back-end with the virtio header), `plain` (tun-tap) or `packet` (a NIC).
     pub backend: String,
@@ -221,7 +221,7 @@ pub struct PeerStatus {
 pub struct LastErrorStatus {
     /// One word, such as `no-answer`, `port-closed` or `refused-network-id`.
     pub cause: String,
-    /// The same for people, as a clause.
+    /// The same in words, as a clause.
     pub text: String,
     /// What to do about it.
     pub remedy: String,
