@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{sys, tap::VnetHeader};
+use super::{sys, vnet::VnetHeader};
 
 /// A frame and what the kernel says of it.
 pub type Described = (VnetHeader, Vec<u8>);

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which TAP or NIC is asked for.
+
+/// Which way to the kernel a TAP uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// [`Vnet`](Self::Vnet), or [`Plain`](Self::Plain) where the kernel cannot.
+    #[default]
+    Auto,
+    /// Multi-queue, with a [`VnetHeader`] on every frame.
+    Vnet,
+    /// One queue of bare frames, through the `tun-tap` crate.
+    Plain,
+    /// No TAP: the frames that a network card, or another Ethernet interface that exists, has on its
+    /// wire. Its carrier, MTU and addresses are not ours to set, and the kernel decides which frames
+    /// it leaves unfinished ([`VnetHeader::is_finished`]).
+    Packet,
+}
+
+/// What to open.
+#[derive(Clone, Debug)]
+pub(crate) struct TapOptions {
+    /// The name of the interface.
+    pub name: String,
+    /// The way to the kernel.
+    pub backend: Backend,
+}
