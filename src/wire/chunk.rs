@@ -11,8 +11,8 @@ use zerocopy::{
 };
 
 use super::{
+    message::size_must_be,
     offload::{Checksum, Offload, Segmentation, Transport},
-    size_must_be,
 };
 use crate::stats::DropReason;
 

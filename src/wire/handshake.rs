@@ -6,7 +6,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::U16};
 
-use super::{MessageType, SessionIndex, size_must_be};
+use super::message::{MessageType, SessionIndex, size_must_be};
 use crate::stats::DropReason;
 
 /// Bytes of mac1, mac2 and of a cookie.

@@ -37,7 +37,7 @@ pub(super) enum End {
     Tap(File),
     Nic(PacketSocket),
     #[cfg(fuzzing)]
-    Memory(super::memory::Device),
+    Memory(crate::io::memory::Device),
 }
 
 /// The most parts of a frame for [`TapQueue::write_parts`].
@@ -46,7 +46,7 @@ pub(crate) const MAX_PARTS: usize = 127;
 impl TapQueue {
     /// Of a device without a kernel.
     #[cfg(fuzzing)]
-    pub fn in_memory(device: super::memory::Device, has_vnet_header: bool) -> Self {
+    pub fn in_memory(device: crate::io::memory::Device, has_vnet_header: bool) -> Self {
         Self {
             has_vnet_header,
             end: End::Memory(device),
