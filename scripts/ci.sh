@@ -20,13 +20,18 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+declare -A ASIDE # jobs that are built beside others, and the processes that do it
+
 main() {
   case "${1:-}" in
     quick) run fmt layers vectors docs clippy unit ;;
     all)
-      run fmt layers vectors docs clippy test doc deny models
-      beside sanitizers fuzz
-      run netns
+      run fmt layers vectors docs
+      build_aside sanitizers
+      build_aside fuzz
+      run clippy test doc deny models netns
+      await_builds
+      run sanitizers fuzz
       ;;
     fmt | clippy | test | doc | layers | vectors | docs | deny | models | sanitizers | fuzz | netns) run "$1" ;;
     *)
@@ -44,22 +49,37 @@ run() {
   done
 }
 
-# Two jobs whose builds have folders of their own, and keep one core busy for most of the time.
-beside() {
-  local jobs=() job failed=0
-  trap 'kill 0' INT # what runs in the background does not hear of Ctrl-C
-  for job in "$@"; do
-    run "$job" >"target/ci-$job.log" 2>&1 &
-    jobs+=($!)
+# Builds what a job needs while others run that mostly wait: it has what they leave of the processors
+# (SCHED_IDLE, sched(7)), so that no test notices. These builds have folders of their own.
+build_aside() {
+  mkdir -p target
+  trap stop_builds EXIT
+  set -m # a process group of its own, to be stopped as a whole
+  (
+    chrt --idle --pid 0 "$BASHPID"
+    BUILD_ONLY=1 "job_$1"
+  ) >"target/ci-$1.log" 2>&1 &
+  set +m
+  ASIDE[$1]=$!
+}
+
+# After a failure or Ctrl-C, of which they do not hear.
+stop_builds() {
+  local build
+  for build in "${ASIDE[@]}"; do
+    kill -- "-$build" 2>/dev/null || true
   done
-  for job in "${jobs[@]}"; do
-    wait "$job" || failed=1
+}
+
+await_builds() {
+  local job
+  for job in "${!ASIDE[@]}"; do
+    if ! wait "${ASIDE[$job]}"; then
+      cat "target/ci-$job.log"
+      exit 1
+    fi
+    unset "ASIDE[$job]"
   done
-  for job in "$@"; do
-    cat "target/ci-$job.log"
-  done
-  trap - INT
-  return "$failed"
 }
 
 job_fmt() {
@@ -211,11 +231,11 @@ sanitized() {
   shift
   [[ $kind == address ]] || flags+=" -Cunsafe-allow-abi-mismatch=sanitizer"
   RUSTC_BOOTSTRAP=1 CARGO_PROFILE_DEV_DEBUG=0 RUSTFLAGS=$flags \
-    cargo test --target "$(host)" --target-dir "target/sanitizers/$kind" "$@"
+    cargo test ${BUILD_ONLY:+--no-run} --target "$(host)" --target-dir "target/sanitizers/$kind" "$@"
 }
 
 job_fuzz() {
-  scripts/fuzz
+  scripts/fuzz ${BUILD_ONLY:+--build}
 }
 
 job_netns() {
