@@ -13,8 +13,8 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 use patchcord_bridge::{PortId, TagEdit, ethernet::Network};
 
 use super::{
+    burst::Slot,
     clock, offload,
-    portion::Slot,
     recovery::Recovery,
     shared::{Shared, TablesCache},
     vitals::Pulse,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The table of addresses as people and controllers see it: in portions, in numbers, and with the
+//! The table of addresses as people and controllers see it: in pages, in numbers, and with the
 //! changes that they ask for.
 //!
 //! Called by the control task, which is the only one that assigns addresses; the data threads use the
-//! table meanwhile. Nothing here takes long: a large table is read in portions.
+//! table meanwhile. Nothing here takes long: a large table is read in pages.
 
 use patchcord_bridge::{
     Fdb, MacAddr, ParseMacError, PortId, Vid,
@@ -16,10 +16,10 @@ use crate::control::message::{
     FdbRequest, FdbShow, FdbStatus, MoveStatus, QueryError, SwitchStatus,
 };
 
-/// Addresses in a status, and in a portion: some 150 KiB of JSON, which also fits a line of the host's
+/// Addresses in a status, and in a page: some 150 KiB of JSON, which also fits a line of the host's
 /// socket.
-const PORTION: usize = 1000;
-/// Rows that are searched for a portion.
+const PAGE: usize = 1000;
+/// Rows that are searched for a page.
 const BUCKETS_AT_ONCE: usize = 8192;
 
 /// The table, and what its ports are called.
@@ -89,10 +89,10 @@ impl Addresses<'_> {
 
     /// The first addresses of the table, and how many others there are.
     pub(super) fn first(&self) -> (Vec<FdbStatus>, u64) {
-        let entries = self.fdb.entries(self.now_s).take(PORTION);
+        let entries = self.fdb.entries(self.now_s).take(PAGE);
         let first: Vec<_> = entries.map(|entry| self.status(entry)).collect();
         let omitted = match first.len() {
-            PORTION => self.counts().total().saturating_sub(PORTION as u64),
+            PAGE => self.counts().total().saturating_sub(PAGE as u64),
             _ => 0,
         };
         (first, omitted)
@@ -136,7 +136,7 @@ impl Addresses<'_> {
         let end = self.fdb.buckets().min(begin + BUCKETS_AT_ONCE);
         let mut entries = Vec::new();
         let mut bucket = begin;
-        while bucket < end && entries.len() < PORTION {
+        while bucket < end && entries.len() < PAGE {
             let found = self.fdb.entries_in(bucket..bucket + 1, self.now_s);
             entries.extend(found.filter(is_meant).map(|entry| self.status(entry)));
             bucket += 1;
@@ -552,7 +552,7 @@ mod tests {
             fdb.learn(Vid::UNTAGGED, MacAddr([2, 0, 0, b, c, d]), PortId(1), NOW_S);
         }
         let (first, omitted) = table.first();
-        assert_eq!((first.len(), omitted), (PORTION, 9000));
+        assert_eq!((first.len(), omitted), (PAGE, 9000));
         let bytes = serde_json::to_vec(&first).unwrap().len();
         assert!(bytes < 200_000, "{bytes}");
 
@@ -664,7 +664,7 @@ mod tests {
         loop {
             match table.answer(&FdbRequest::Show(show.clone())) {
                 Ok(Answer::Fdb(page)) => {
-                    assert!(page.entries.len() < PORTION + 8);
+                    assert!(page.entries.len() < PAGE + 8);
                     entries.extend(page.entries);
                     match page.next {
                         Some(next) => show.from = next,

@@ -281,13 +281,13 @@ impl Chain {
         self.run_slow_path();
     }
 
-    /// One portion of frames off the device, what does not fit waits for the next call.
+    /// One burst of frames off the device, what does not fit waits for the next call.
     pub fn read(&mut self, frames: impl IntoIterator<Item = Described>) {
         for frame in frames {
             self.device.put(frame);
         }
         // The device has no way to end.
-        let _ = self.outbound.forward_portion(&mut self.recovery);
+        let _ = self.outbound.forward_burst(&mut self.recovery);
         self.run_slow_path();
     }
 

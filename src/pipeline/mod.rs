@@ -15,6 +15,7 @@
 //! threads as immutable snapshots, and what they notice reaches the control task through a bounded
 //! channel.
 
+mod burst;
 pub(crate) mod clock;
 mod control;
 mod dispatch;
@@ -30,7 +31,6 @@ mod notices;
 mod offload;
 mod outbound;
 pub(crate) mod plan;
-mod portion;
 mod precedence;
 mod presence;
 mod recovery;

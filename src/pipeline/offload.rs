@@ -15,7 +15,7 @@ use patchcord_bridge::{
     ethernet::{Fields, Headers, Network},
 };
 
-use super::portion::{MIN_FRAME, Slot};
+use super::burst::{MIN_FRAME, Slot};
 use crate::{
     io::tap::{TapQueue, VnetHeader},
     proto::{

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Overlay to underlay: from frames read off the TAP to datagrams on the wire.
 //!
-//! 1. take a portion    `Portion::fill`, small flows first   in order, flow by flow
+//! 1. take a burst    `Burst::fill`, small flows first   in order, flow by flow
 //! 2. choose the ports  `Switch::forward`                    in order
 //! 3. edit the tag      `Switch::leave`, for each port       in order
 //! 4. number, pack, seal, send: see `Dispatch`
@@ -15,10 +15,10 @@ use std::{os::fd::AsFd, sync::Arc};
 use patchcord_bridge::{Decision, Egress, Kind, Now, PortId, ethernet::Fields};
 
 use super::{
+    burst::{Arrived, Burst, Slot},
     clock,
     dispatch::{Dispatch, Outlet},
     offload::{self, Handed, Signal},
-    portion::{Arrived, Portion, Slot},
     precedence::Precedence,
     recovery::Recovery,
     shared::{Emissions, GroupsCache, IDLE, Shared, TablesCache},
@@ -43,7 +43,7 @@ pub(super) struct Outbound {
     drops: Arc<Drops>,
     tap: Arc<TapQueue>,
     dispatch: Dispatch,
-    portion: Portion,
+    burst: Burst,
     codel: Codel,
     /// The next sender of much is told to slow down.
     must_signal: bool,
@@ -67,7 +67,7 @@ impl Outbound {
             dispatch: Dispatch::new(drops.clone(), lane, outlet),
             drops,
             shared,
-            portion: Portion::new(tap.longest_frame()),
+            burst: Burst::new(tap.longest_frame()),
             tap,
             codel: Codel::default(),
             must_signal: false,
@@ -101,7 +101,7 @@ impl Outbound {
                     continue;
                 }
             }
-            let outcome = match self.forward_portion(&mut recovery) {
+            let outcome = match self.forward_burst(&mut recovery) {
                 Ok(has_bulk) => {
                     trouble.is_over();
                     precedence.observe(has_bulk);
@@ -116,35 +116,35 @@ impl Outbound {
         }
     }
 
-    /// Forwards what the TAP has now, up to a portion. True if there is bulk in it.
-    pub(super) fn forward_portion(&mut self, recovery: &mut Recovery) -> Result<bool, Stopped> {
-        let mut portion = std::mem::take(&mut self.portion);
-        let outcome = portion.fill(&self.tap).map_err(Stopped::of_tap);
+    /// Forwards what the TAP has now, up to a burst. True if there is bulk in it.
+    pub(super) fn forward_burst(&mut self, recovery: &mut Recovery) -> Result<bool, Stopped> {
+        let mut burst = std::mem::take(&mut self.burst);
+        let outcome = burst.fill(&self.tap).map_err(Stopped::of_tap);
         // Loaded after the frames were read: a session that is new by then may have them.
         let tables = self.tables.load();
         let (began, now) = (clock::now(), self.shared.clock.now());
         self.dispatch.begin(began);
-        self.must_signal = match portion.is_full() {
+        self.must_signal = match burst.is_full() {
             true => self.codel.observe(began, true) || self.must_signal,
             false => self.codel.observe(began, false),
         };
-        let (frames, bytes) = (portion.frames(), portion.bytes());
+        let (frames, bytes) = (burst.frames(), burst.bytes());
         self.shared.tap.outbound.add_frames(frames, bytes);
-        let first = recovery.catch(|| portion.put_small_flows_first());
+        let first = recovery.catch(|| burst.put_small_flows_first());
         if first.is_none() {
             recovery.blame(Some(PortId::TAP));
         }
         let mut next = 0;
         while recovery
-            .catch(|| self.forward_rest(&tables, &mut portion, first.unwrap_or(0), &mut next, now))
+            .catch(|| self.forward_rest(&tables, &mut burst, first.unwrap_or(0), &mut next, now))
             .is_none()
         {
             self.dispatch.recover();
             recovery.blame(Some(PortId::TAP));
             next += 1;
         }
-        let has_bulk = portion.has_bulk();
-        self.portion = portion;
+        let has_bulk = burst.has_bulk();
+        self.burst = burst;
         outcome.map(|()| has_bulk)
     }
 
@@ -153,17 +153,17 @@ impl Outbound {
     fn forward_rest(
         &mut self,
         tables: &Tables,
-        portion: &mut Portion,
+        burst: &mut Burst,
         first: usize,
         next: &mut usize,
         now: Now,
     ) {
-        while *next < portion.frames() as usize {
+        while *next < burst.frames() as usize {
             if *next == first {
                 // What may overtake must not wait for the rest of its train.
                 self.dispatch.depart_all();
             }
-            let frame = portion.frame(*next);
+            let frame = burst.frame(*next);
             let may_signal = *next >= first;
             if let Err(reason) = self.forward(tables, frame, may_signal, now) {
                 self.drops.count(reason);

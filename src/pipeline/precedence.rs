@@ -2,12 +2,12 @@
 //! When a data thread goes before the programs whose frames it carries.
 //!
 //! With bulk it should: a frame that waits for a core is a frame in a queue. In a flood of small
-//! frames it should not: it would be woken for each of them, where waiting makes portions.
+//! frames it should not: it would be woken for each of them, where waiting makes bursts.
 
 use crate::io::{set_thread_niceness, thread_niceness};
 
 /// Portions without bulk in a row after which there is none any more.
-const LIGHT_PORTIONS: u32 = 64;
+const LIGHT_BURSTS: u32 = 64;
 
 /// The precedence of one thread.
 pub(super) struct Precedence {
@@ -28,14 +28,14 @@ impl Precedence {
         }
     }
 
-    /// Notes one portion. A system call only when things change.
+    /// Notes one burst. A system call only when things change.
     pub(super) fn observe(&mut self, has_bulk: bool) {
         if has_bulk {
             self.light = 0;
         } else {
             self.light = self.light.saturating_add(1);
         }
-        let wanted = has_bulk || self.is_high && self.light < LIGHT_PORTIONS;
+        let wanted = has_bulk || self.is_high && self.light < LIGHT_BURSTS;
         if wanted != self.is_high {
             self.is_high = wanted;
             let nice = if wanted { self.high } else { self.usual };

@@ -2,8 +2,8 @@
 //! When to tell senders that a queue of ours stands: CoDel's control law (RFC 8289, section 4).
 //!
 //! CoDel measures how long packets waited. Neither a TAP nor a socket says that, but both say when
-//! they are empty, and a thread that takes everything out, a bounded portion at a time, sees that a
-//! queue stands when portions keep being full. The target is thus a portion, which is much less than
+//! they are empty, and a thread that takes everything out, a bounded burst at a time, sees that a
+//! queue stands when bursts keep being full. The target is thus a burst, which is much less than
 //! a millisecond's worth; the interval is as in RFC 8289 the time in which senders can react.
 
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// A queue may stand this long before the first signal, and signals are this far apart at first.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(4);
 
-/// More signals do not come closer: a flood that heeds none must not make every portion pay.
+/// More signals do not come closer: a flood that heeds none must not make every burst pay.
 const MAX_SIGNALS: u32 = 1 << 12;
 
 /// The state of one queue.
@@ -31,13 +31,13 @@ pub(crate) struct Codel {
 }
 
 impl Codel {
-    /// The next portion is one of a queue that stands.
+    /// The next burst is one of a queue that stands.
     #[cfg(fuzzing)]
     pub(crate) fn insist(&mut self) {
         self.insists = true;
     }
 
-    /// Notes one portion. True if one sender should be told to slow down, now.
+    /// Notes one burst. True if one sender should be told to slow down, now.
     pub(crate) fn observe(&mut self, now: Instant, is_full: bool) -> bool {
         #[cfg(fuzzing)]
         if std::mem::take(&mut self.insists) {
@@ -80,7 +80,7 @@ impl Codel {
 mod tests {
     use super::*;
 
-    /// Milliseconds at which signals come while every portion, each 0.1 ms, is full.
+    /// Milliseconds at which signals come while every burst, each 0.1 ms, is full.
     fn signals(codel: &mut Codel, start: Instant, tenths: u32) -> Vec<u32> {
         (0..tenths)
             .filter(|&at| codel.observe(start + Duration::from_micros(100) * at, true))

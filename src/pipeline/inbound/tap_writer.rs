@@ -9,9 +9,9 @@ use patchcord_bridge::{Egress, Kind, Now, PortId, TagEdit};
 use crate::{
     io::tap::{self, TapQueue},
     pipeline::{
+        burst::Slot,
         dispatch::Dispatch,
         offload::{Leaving, SIGNAL_BYTES, Signal},
-        portion::Slot,
         shared::{GroupsCache, Shared},
     },
     proto::{

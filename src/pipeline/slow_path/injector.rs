@@ -8,7 +8,7 @@ use patchcord_bridge::{Inside, PortId};
 use super::event::{Emission, To};
 use crate::{
     io::tap::{TapQueue, VnetHeader},
-    pipeline::{portion::Slot, shared::Shared},
+    pipeline::{burst::Slot, shared::Shared},
     stats::{DropReason, Drops},
 };
 

@@ -2,23 +2,23 @@
 //! What the table of addresses says as a whole: the VLANs in use, and how many addresses each port has
 //! in which of them.
 //!
-//! A large table is read in portions, one each second, so that nothing which the control thread has
+//! A large table is read in batches, one each second, so that nothing which the control thread has
 //! to do waits for long. Called by the slow path.
 
 use std::{collections::BTreeSet, iter::zip};
 
 use patchcord_bridge::{Fdb, PortId, Vid, VidSet};
 
-/// Rows of a portion: 65,536 addresses, a fifth of a millisecond if a quarter of them is known, and all
+/// Rows of a batch: 65,536 addresses, a fifth of a millisecond if a quarter of them is known, and all
 /// of the table if there are up to seven peers, by default.
 const BUCKETS_AT_ONCE: usize = 8192;
 
 /// What was read.
 pub(super) struct Survey {
     next_bucket: usize,
-    /// By the portions so far.
+    /// By the batches so far.
     current: Seen,
-    /// By the portions of the last whole table.
+    /// By the batches of the last whole table.
     last: Seen,
 }
 
@@ -47,11 +47,11 @@ impl Survey {
         }
     }
 
-    /// Reads the next portion.
+    /// Reads the next batch.
     pub(super) fn look(&mut self, fdb: &Fdb, now_s: u32) {
-        let portion = self.next_bucket..self.next_bucket + BUCKETS_AT_ONCE;
-        self.next_bucket = portion.end;
-        for entry in fdb.entries_in(portion, now_s) {
+        let batch = self.next_bucket..self.next_bucket + BUCKETS_AT_ONCE;
+        self.next_bucket = batch.end;
+        for entry in fdb.entries_in(batch, now_s) {
             let port = usize::from(entry.port.0);
             let seen = &mut self.current;
             if let (Some(vlans), Some(count)) =
@@ -102,12 +102,12 @@ mod tests {
 
     use super::*;
 
-    const PORTIONS: usize = 4;
+    const BATCHES: usize = 4;
 
-    /// A table of so many portions with addresses of ports 1 and 2 in the VLANs 0 to 99.
+    /// A table of so many batches with addresses of ports 1 and 2 in the VLANs 0 to 99.
     fn table() -> Fdb {
         let config = SwitchConfig {
-            fdb_capacity: PORTIONS * BUCKETS_AT_ONCE * 8,
+            fdb_capacity: BATCHES * BUCKETS_AT_ONCE * 8,
             max_per_port: usize::MAX,
             ..SwitchConfig::default()
         };
@@ -126,8 +126,8 @@ mod tests {
         let fdb = table();
         let mut survey = Survey::new(3);
         assert_eq!(survey.vlans().iter().collect::<Vec<_>>(), [Vid::UNTAGGED]);
-        for at in 1..=PORTIONS {
-            assert_eq!(survey.addresses(), [0; 3], "before portion {at}");
+        for at in 1..=BATCHES {
+            assert_eq!(survey.addresses(), [0; 3], "before batch {at}");
             survey.look(&fdb, 1);
         }
         assert_eq!(survey.addresses(), [0, 20_000, 10_000]);
@@ -137,7 +137,7 @@ mod tests {
         let (new, gone) = (Vid::new(200).unwrap(), Vid::new(7).unwrap());
         fdb.learn(new, MacAddr([2, 0, 0, 0, 0, 1]), PortId(0), 1);
         fdb.forget_vlan(gone);
-        for _ in 0..PORTIONS {
+        for _ in 0..BATCHES {
             assert!(survey.vlans().contains(gone), "until all was read");
             survey.look(&fdb, 1);
         }
@@ -150,21 +150,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_use_is_known_with_its_portion() {
+    fn what_is_in_use_is_known_with_its_batch() {
         let fdb = Fdb::new(
             &SwitchConfig {
-                fdb_capacity: PORTIONS * BUCKETS_AT_ONCE * 8,
+                fdb_capacity: BATCHES * BUCKETS_AT_ONCE * 8,
                 ..SwitchConfig::default()
             },
             [1, 2],
         );
         let (vid, mac) = (Vid::new(9).unwrap(), MacAddr([2, 0, 0, 0, 0, 1]));
         fdb.learn(vid, mac, PortId(1), 0);
-        let portion = fdb.bucket_of(vid, mac) / BUCKETS_AT_ONCE;
+        let batch = fdb.bucket_of(vid, mac) / BUCKETS_AT_ONCE;
         let mut survey = Survey::new(2);
-        for at in 0..2 * PORTIONS {
+        for at in 0..2 * BATCHES {
             survey.look(&fdb, 1);
-            assert_eq!(survey.vlans().contains(vid), at >= portion, "portion {at}");
+            assert_eq!(survey.vlans().contains(vid), at >= batch, "batch {at}");
         }
     }
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Frames that one look at the TAP found.
 //!
-//! The queue of a TAP cannot be measured, only emptied. So a thread takes a portion out before it
-//! works on it: a full portion means that a queue stands ([`crate::proto::codel`]), and within a
-//! portion frames of small flows may go first.
+//! The queue of a TAP cannot be measured, only emptied. So a thread takes a burst out before it
+//! works on it: a full burst means that a queue stands ([`crate::proto::codel`]), and within a
+//! burst frames of small flows may go first.
 
 use std::{io, ops::Range};
 
@@ -14,10 +14,10 @@ use crate::{
     proto::flow::flow_of,
 };
 
-/// Bytes of a full portion: a quarter of a millisecond at 8 Gbit/s, and half of a core's cache.
-const PORTION_BYTES: usize = 256 << 10;
-/// Frames of a full portion.
-const PORTION_FRAMES: usize = 128;
+/// Bytes of a full burst: a quarter of a millisecond at 8 Gbit/s, and half of a core's cache.
+const BURST_BYTES: usize = 256 << 10;
+/// Frames of a full burst.
+const BURST_FRAMES: usize = 128;
 /// Bytes of the shortest Ethernet frame without its check sequence (IEEE 802.3). One that loses its tag
 /// is filled up with zeros again, since no card that sends it on knows how long it was.
 pub(super) const MIN_FRAME: usize = 60;
@@ -25,9 +25,9 @@ pub(super) const MIN_FRAME: usize = 60;
 const HEADROOM: usize = 4;
 /// Where the first frame begins: on a cache line, with room in front.
 const FIRST: usize = 64;
-/// A flow with a frame of this size in the portion is a bulk transfer; others may overtake it.
+/// A flow with a frame of this size in the burst is a bulk transfer; others may overtake it.
 const BULK_BYTES: usize = 2048;
-/// Bulk flows of a portion that are told apart; where there are more, nobody overtakes.
+/// Bulk flows of a burst that are told apart; where there are more, nobody overtakes.
 const BULK_FLOWS: usize = 8;
 
 /// A frame and the room in front of it.
@@ -85,9 +85,9 @@ impl<'a> Slot<'a> {
     }
 }
 
-/// A portion of frames, and their order of leaving. The default has no room.
+/// A burst of frames, and their order of leaving. The default has no room.
 #[derive(Default)]
-pub(super) struct Portion {
+pub(super) struct Burst {
     bytes: Box<[u8]>,
     frames: Vec<Entry>,
     /// What the headers of each say, in the order in which they came.
@@ -97,7 +97,7 @@ pub(super) struct Portion {
     has_bulk: bool,
 }
 
-/// A frame of a portion.
+/// A frame of a burst.
 #[derive(Clone)]
 struct Entry {
     vnet: VnetHeader,
@@ -115,13 +115,13 @@ pub(super) struct Arrived<'a> {
     pub(super) slot: Slot<'a>,
 }
 
-impl Portion {
+impl Burst {
     /// With room for frames of up to `longest` bytes.
     pub(super) fn new(longest: usize) -> Self {
         Self {
-            bytes: vec![0; FIRST + PORTION_BYTES + longest].into(),
-            frames: Vec::with_capacity(PORTION_FRAMES),
-            fields: Vec::with_capacity(PORTION_FRAMES),
+            bytes: vec![0; FIRST + BURST_BYTES + longest].into(),
+            frames: Vec::with_capacity(BURST_FRAMES),
+            fields: Vec::with_capacity(BURST_FRAMES),
             used: 0,
             is_full: false,
             has_bulk: false,
@@ -138,7 +138,7 @@ impl Portion {
         self.used = FIRST;
         self.is_full = false;
         self.has_bulk = false;
-        while self.used < FIRST + PORTION_BYTES && self.frames.len() < PORTION_FRAMES {
+        while self.used < FIRST + BURST_BYTES && self.frames.len() < BURST_FRAMES {
             let Some((vnet, at)) = tap.try_read(&mut self.bytes[self.used..])? else {
                 return Ok(());
             };
