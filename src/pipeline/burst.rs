@@ -7,8 +7,9 @@
 
 use std::{io, ops::Range};
 
-use patchcord_bridge::{EDIT_BYTES, TagEdit, ethernet::Fields};
+use patchcord_bridge::ethernet::Fields;
 
+use super::frame_buf::{FrameBuf, HEADROOM};
 use crate::{
     io::tap::{TapQueue, VnetHeader},
     proto::flow::flow_of,
@@ -18,72 +19,12 @@ use crate::{
 const BURST_BYTES: usize = 256 << 10;
 /// Frames of a full burst.
 const BURST_FRAMES: usize = 128;
-/// Bytes of the shortest Ethernet frame without its check sequence (IEEE 802.3). One that loses its tag
-/// is filled up with zeros again, since no card that sends it on knows how long it was.
-pub(super) const MIN_FRAME: usize = 60;
-/// Room in front of a frame, for a tag.
-const HEADROOM: usize = 4;
 /// Where the first frame begins: on a cache line, with room in front.
 const FIRST: usize = 64;
 /// A flow with a frame of this size in the burst is a bulk transfer; others may overtake it.
 const BULK_BYTES: usize = 2048;
 /// Bulk flows of a burst that are told apart; where there are more, nobody overtakes.
 const BULK_FLOWS: usize = 8;
-
-/// A frame and the room in front of it.
-pub(super) struct Slot<'a>(&'a mut [u8]);
-
-impl<'a> Slot<'a> {
-    /// Of a copy in `room`, in the place of what that holds.
-    pub(super) fn copy(room: &'a mut Vec<u8>, parts: &[&[u8]]) -> Self {
-        room.clear();
-        room.extend_from_slice(&[0; HEADROOM]);
-        for part in parts {
-            room.extend_from_slice(part);
-        }
-        Self(room)
-    }
-
-    pub(super) fn frame(&self) -> &[u8] {
-        &self.0[HEADROOM..]
-    }
-
-    pub(super) fn frame_mut(&mut self) -> &mut [u8] {
-        &mut self.0[HEADROOM..]
-    }
-
-    /// Leaves so many bytes of the frame.
-    pub(super) fn truncate(&mut self, len: usize) {
-        let room = std::mem::take(&mut self.0);
-        self.0 = &mut room[..HEADROOM + len];
-    }
-
-    /// Leaves so many bytes at the front of the frame out.
-    pub(super) fn skip(&mut self, len: usize) {
-        let room = std::mem::take(&mut self.0);
-        self.0 = &mut room[len..];
-    }
-
-    /// Shows the frame with another tag, and takes the change back.
-    pub(super) fn with_edit<T>(&mut self, edit: TagEdit, show: impl FnOnce(&[u8]) -> T) -> T {
-        let mut front = [0; EDIT_BYTES];
-        let (len, replaced) = edit.apply(self.frame(), &mut front);
-        let end = HEADROOM + replaced;
-        if replaced > len && self.0.len() - end + len < MIN_FRAME {
-            let mut padded = [0; MIN_FRAME];
-            let rest = &self.0[end..];
-            padded[..len].copy_from_slice(&front[..len]);
-            padded[len..len + rest.len()].copy_from_slice(rest);
-            return show(&padded);
-        }
-        let mut before = [0; HEADROOM + EDIT_BYTES];
-        before[..end].copy_from_slice(&self.0[..end]);
-        self.0[end - len..end].copy_from_slice(&front[..len]);
-        let shown = show(&self.0[end - len..]);
-        self.0[..end].copy_from_slice(&before[..end]);
-        shown
-    }
-}
 
 /// A burst of frames, and their order of leaving. The default has no room.
 #[derive(Default)]
@@ -112,7 +53,7 @@ pub(super) struct Arrived<'a> {
     pub(super) vnet: VnetHeader,
     /// What its headers say; none if it is too short for them.
     pub(super) fields: Option<Fields>,
-    pub(super) slot: Slot<'a>,
+    pub(super) buf: FrameBuf<'a>,
 }
 
 impl Burst {
@@ -226,7 +167,7 @@ impl Burst {
         Arrived {
             vnet,
             fields: self.fields[usize::from(place)],
-            slot: Slot(&mut self.bytes[bytes.start - HEADROOM..bytes.end]),
+            buf: FrameBuf::of(&mut self.bytes[bytes.start - HEADROOM..bytes.end]),
         }
     }
 }

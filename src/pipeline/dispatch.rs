@@ -13,8 +13,9 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 use patchcord_bridge::{PortId, TagEdit, ethernet::Network};
 
 use super::{
-    burst::Slot,
-    clock, offload,
+    clock,
+    frame_buf::FrameBuf,
+    offload,
     recovery::Recovery,
     shared::{Shared, TablesCache},
     vitals::Pulse,
@@ -105,20 +106,20 @@ impl Dispatch {
         tables: &Tables,
         port: PortId,
         edit: TagEdit,
-        slot: &mut Slot<'_>,
+        buf: &mut FrameBuf<'_>,
         network: Option<Network>,
         open: Option<Open>,
     ) {
         if let Some(open) = open
-            && !offload::may_stay_open(slot.frame().len(), network, &open, edit)
+            && !offload::may_stay_open(buf.frame().len(), network, &open, edit)
         {
-            return self.push_finished(tables, port, edit, slot.frame(), open);
+            return self.push_finished(tables, port, edit, buf.frame(), open);
         }
         if edit == TagEdit::Keep {
-            return self.push(tables, port, slot.frame(), open);
+            return self.push(tables, port, buf.frame(), open);
         }
         let open = open.map(|open| open.shifted(edit.delta()));
-        slot.with_edit(edit, |frame| self.push(tables, port, frame, open));
+        buf.with_edit(edit, |frame| self.push(tables, port, frame, open));
     }
 
     fn push_finished(
@@ -435,11 +436,11 @@ mod tests {
         let drops = Arc::<Drops>::default();
         let mut dispatch = Dispatch::new(drops.clone(), LANE, Outlet::Staged(dealer));
         let mut room = Vec::new();
-        let mut slot = Slot::copy(&mut room, &[frame]);
+        let mut buf = FrameBuf::copy(&mut room, &[frame]);
         let headers = Headers::parse(frame).ok();
         let network = headers.and_then(|it| it.network());
-        dispatch.push_edited(&tables, PortId(1), edit, &mut slot, network, Some(open));
-        assert_eq!(slot.frame(), frame, "changed for the next port");
+        dispatch.push_edited(&tables, PortId(1), edit, &mut buf, network, Some(open));
+        assert_eq!(buf.frame(), frame, "changed for the next port");
         dispatch.depart_all();
         drop(dispatch);
         for worker in workers {

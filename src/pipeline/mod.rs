@@ -20,6 +20,7 @@ pub(crate) mod clock;
 mod control;
 mod dispatch;
 mod fdb_admin;
+mod frame_buf;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod inbound;

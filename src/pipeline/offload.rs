@@ -15,7 +15,7 @@ use patchcord_bridge::{
     ethernet::{Fields, Headers, Network},
 };
 
-use super::burst::{MIN_FRAME, Slot};
+use super::frame_buf::{FrameBuf, MIN_FRAME};
 use crate::{
     io::tap::{TapQueue, VnetHeader},
     proto::{
@@ -48,7 +48,7 @@ pub(super) enum Handed {
 pub(super) fn handed_over(
     vnet: &VnetHeader,
     fields: Option<Fields>,
-    slot: &mut Slot<'_>,
+    buf: &mut FrameBuf<'_>,
 ) -> Result<Handed, DropReason> {
     let is_open = vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0;
     let checksum = is_open.then_some(Checksum {
@@ -60,7 +60,7 @@ pub(super) fn handed_over(
             return match checksum {
                 None => Ok(Handed::Whole(None)),
                 Some(checksum) => {
-                    open_checksum(checksum, fields, slot.frame_mut()).map(Handed::Whole)
+                    open_checksum(checksum, fields, buf.frame_mut()).map(Handed::Whole)
                 }
             };
         }
@@ -73,7 +73,7 @@ pub(super) fn handed_over(
         size: vnet.gso_size,
         cwr: vnet.gso_type & VnetHeader::GSO_ECN != 0,
     };
-    let frame = slot.frame();
+    let frame = buf.frame();
     if let (Some(checksum), Some(fields)) = (checksum, fields) {
         let offload = Offload {
             checksum,
@@ -88,7 +88,7 @@ pub(super) fn handed_over(
             })));
         }
     }
-    cut(segmentation, checksum, fields, slot).map(Handed::InPieces)
+    cut(segmentation, checksum, fields, buf).map(Handed::InPieces)
 }
 
 /// How to cut a super-frame that is not as a peer's must be.
@@ -96,16 +96,16 @@ fn cut(
     segmentation: Segmentation,
     checksum: Option<Checksum>,
     fields: Option<Fields>,
-    slot: &mut Slot<'_>,
+    buf: &mut FrameBuf<'_>,
 ) -> Result<Cut, DropReason> {
-    let network = network_of(fields, slot.frame());
-    let by = cut::leave_out_jumbo_option(slot.frame_mut(), network);
-    slot.skip(by);
+    let network = network_of(fields, buf.frame());
+    let by = cut::leave_out_jumbo_option(buf.frame_mut(), network);
+    buf.skip(by);
     let checksum = checksum.map(|checksum| Checksum {
         start: checksum.start.saturating_sub(by as u16),
         ..checksum
     });
-    Cut::find(slot.frame(), segmentation, checksum).ok_or(DropReason::BadOffload)
+    Cut::find(buf.frame(), segmentation, checksum).ok_or(DropReason::BadOffload)
 }
 
 fn network_of(fields: Option<Fields>, frame: &[u8]) -> Option<Network> {
@@ -141,11 +141,11 @@ pub(super) fn each_piece(
     whole: &[u8],
     segments: usize,
     scratch: &mut Vec<u8>,
-    mut show: impl FnMut(Slot<'_>, Option<Open>),
+    mut show: impl FnMut(FrameBuf<'_>, Option<Open>),
 ) {
     let headers = &whole[..cut.headers_len()];
     for run in cut.pieces(segments) {
-        let mut piece = Slot::copy(scratch, &[headers, &whole[cut.payload(&run)]]);
+        let mut piece = FrameBuf::copy(scratch, &[headers, &whole[cut.payload(&run)]]);
         let open = cut.finish(piece.frame_mut(), &run);
         show(piece, open);
     }
@@ -417,13 +417,13 @@ impl<'a> Leaving<'a> {
     fn try_each_finished<E: From<BadChecksum>>(
         &self,
         scratch: &mut Vec<u8>,
-        mut show: impl FnMut(&mut Slot<'_>) -> Result<(), E>,
+        mut show: impl FnMut(&mut FrameBuf<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let Some((offload, layout)) = self.open else {
-            return show(&mut Slot::copy(scratch, &[self.head, self.rest]));
+            return show(&mut FrameBuf::copy(scratch, &[self.head, self.rest]));
         };
         let Some(layout) = layout else {
-            let mut whole = Slot::copy(scratch, &[self.head, self.rest]);
+            let mut whole = FrameBuf::copy(scratch, &[self.head, self.rest]);
             finish(&mut whole, offload.checksum)?;
             return show(&mut whole);
         };
@@ -432,7 +432,7 @@ impl<'a> Leaving<'a> {
             let run = segment..segment + 1;
             let (open, _) = layout.emit_headers(self.head, run.clone(), &mut headers);
             let headers = &headers[..layout.headers_len()];
-            let mut frame = Slot::copy(scratch, &[headers, self.part(layout.payload(run))]);
+            let mut frame = FrameBuf::copy(scratch, &[headers, self.part(layout.payload(run))]);
             finish(&mut frame, open.checksum)?;
             show(&mut frame)?;
         }
@@ -455,7 +455,7 @@ impl From<BadChecksum> for DropReason {
     }
 }
 
-fn finish(frame: &mut Slot<'_>, checksum: Checksum) -> Result<(), BadChecksum> {
+fn finish(frame: &mut FrameBuf<'_>, checksum: Checksum) -> Result<(), BadChecksum> {
     finish_checksum(frame.frame_mut(), checksum).map_err(|_| BadChecksum)
 }
 
@@ -482,7 +482,7 @@ pub(super) fn each_finished(
     frame: &[u8],
     open: Open,
     scratch: &mut Vec<u8>,
-    mut show: impl FnMut(&mut Slot<'_>),
+    mut show: impl FnMut(&mut FrameBuf<'_>),
 ) -> Result<(), DropReason> {
     Leaving::of(frame, open)?.try_each_finished(scratch, |frame| {
         show(frame);
@@ -501,9 +501,9 @@ mod tests {
     /// What is open in a frame that crosses as it is, and nothing if it was finished here.
     fn opened(vnet: &VnetHeader, frame: &mut Vec<u8>) -> Result<Option<Open>, DropReason> {
         let mut room = Vec::new();
-        let mut slot = Slot::copy(&mut room, &[frame]);
-        let handed = handed_over(vnet, Fields::parse(frame).ok(), &mut slot)?;
-        *frame = slot.frame().to_vec();
+        let mut buf = FrameBuf::copy(&mut room, &[frame]);
+        let handed = handed_over(vnet, Fields::parse(frame).ok(), &mut buf)?;
+        *frame = buf.frame().to_vec();
         match handed {
             Handed::Whole(open) => Ok(open),
             Handed::InPieces(_) => panic!("in pieces"),
@@ -695,9 +695,9 @@ mod tests {
             assert_eq!(popped.len(), expected);
 
             let mut room = Vec::new();
-            let mut slot = Slot::copy(&mut room, &[&frame]);
-            slot.with_edit(TagEdit::Pop, |shown| assert_eq!(shown, popped));
-            assert_eq!(slot.frame(), frame);
+            let mut buf = FrameBuf::copy(&mut room, &[&frame]);
+            buf.with_edit(TagEdit::Pop, |shown| assert_eq!(shown, popped));
+            assert_eq!(buf.frame(), frame);
 
             let (head, rest) = frame.split_at(17);
             for leaving in [

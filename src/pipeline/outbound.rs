@@ -15,9 +15,10 @@ use std::{os::fd::AsFd, sync::Arc};
 use patchcord_bridge::{Decision, Egress, Kind, Now, PortId, ethernet::Fields};
 
 use super::{
-    burst::{Arrived, Burst, Slot},
+    burst::{Arrived, Burst},
     clock,
     dispatch::{Dispatch, Outlet},
+    frame_buf::FrameBuf,
     offload::{self, Handed, Signal},
     precedence::Precedence,
     recovery::Recovery,
@@ -183,16 +184,16 @@ impl Outbound {
         let Arrived {
             vnet,
             fields,
-            mut slot,
+            mut buf,
         } = arrived;
-        tripwire::frame(slot.frame());
-        let mut open = match offload::handed_over(&vnet, fields, &mut slot)? {
+        tripwire::frame(buf.frame());
+        let mut open = match offload::handed_over(&vnet, fields, &mut buf)? {
             Handed::Whole(open) => open,
             Handed::InPieces(cut) => {
-                return self.forward_pieces(tables, &cut, fields, slot, may_signal, now);
+                return self.forward_pieces(tables, &cut, fields, buf, may_signal, now);
             }
         };
-        let frame = slot.frame_mut();
+        let frame = buf.frame_mut();
         if self.must_signal && may_signal && frame.len() >= offload::SIGNAL_BYTES {
             let signal = offload::signal(frame, fields, open);
             self.must_signal = matches!(signal, Signal::Vain);
@@ -200,21 +201,21 @@ impl Outbound {
                 Signal::Marked((_, marked)) => open = marked,
                 Signal::Shortened((len, shortened)) => {
                     self.drops.count(DropReason::QueueStands);
-                    slot.truncate(len);
+                    buf.truncate(len);
                     open = shortened;
                 }
                 Signal::Dropped => return Err(DropReason::QueueStands),
                 Signal::Vain => {}
             }
         }
-        let frame = slot.frame();
+        let frame = buf.frame();
         if self.shared.wire {
             self.dispatch.push(tables, PortId(1), frame, open);
             return Ok(());
         }
         let segments = open.map_or(1, |open| open.segments(frame.len()));
         match self.decide(fields, frame, segments, now)? {
-            Some((fields, decision)) => self.send(tables, decision, fields, slot, open),
+            Some((fields, decision)) => self.send(tables, decision, fields, buf, open),
             None => Ok(()),
         }
     }
@@ -240,20 +241,20 @@ impl Outbound {
         tables: &Tables,
         cut: &Cut,
         fields: Option<Fields>,
-        mut slot: Slot<'_>,
+        mut buf: FrameBuf<'_>,
         may_signal: bool,
         now: Now,
     ) -> Result<(), DropReason> {
         let mut segments = cut.segments();
         if self.must_signal && may_signal && segments > 1 {
             self.must_signal = false;
-            let network = fields.and_then(|fields| fields.of(slot.frame()).network());
-            if !ecn::mark_congestion(slot.frame_mut(), network) {
+            let network = fields.and_then(|fields| fields.of(buf.frame()).network());
+            if !ecn::mark_congestion(buf.frame_mut(), network) {
                 self.drops.count(DropReason::QueueStands);
                 segments -= 1;
             }
         }
-        let frame = slot.frame();
+        let frame = buf.frame();
         let decision = match self.shared.wire {
             true => None,
             false => match self.decide(fields, frame, segments as u32, now)? {
@@ -279,10 +280,10 @@ impl Outbound {
         tables: &Tables,
         decision: Decision,
         fields: Fields,
-        mut slot: Slot<'_>,
+        mut buf: FrameBuf<'_>,
         open: Option<Open>,
     ) -> Result<(), DropReason> {
-        let headers = fields.of(slot.frame());
+        let headers = fields.of(buf.frame());
         let network = open.and_then(|_| headers.network());
         let switch = &self.shared.switch;
         let leave = |port| switch.leave(PortId::TAP, decision.inside, port);
@@ -290,7 +291,7 @@ impl Outbound {
             Egress::Port(port) => {
                 let edit = leave(port)?;
                 self.dispatch
-                    .push_edited(tables, port, edit, &mut slot, network, open);
+                    .push_edited(tables, port, edit, &mut buf, network, open);
             }
             Egress::Flood => {
                 let wanted = self.groups.egress(&decision.inside, &headers);
@@ -301,7 +302,7 @@ impl Outbound {
                     // That a port has not the frame's VLAN is no loss.
                     if let Ok(edit) = leave(port) {
                         self.dispatch
-                            .push_edited(tables, port, edit, &mut slot, network, open);
+                            .push_edited(tables, port, edit, &mut buf, network, open);
                     }
                 }
             }
@@ -334,7 +335,7 @@ impl Outbound {
         let tables = self.tables.load();
         let switch = &self.shared.switch;
         while let Some(Emission { to, inside, frame }) = emissions.take() {
-            let mut slot = Slot::copy(&mut self.scratch, &[&frame]);
+            let mut buf = FrameBuf::copy(&mut self.scratch, &[&frame]);
             let peers = match to {
                 To::Peer(port) => port.0..=port.0,
                 To::Peers(_) => 1..=tables.routes.len() as u16,
@@ -347,7 +348,7 @@ impl Outbound {
                 };
                 if let Ok(edit) = edit {
                     self.dispatch
-                        .push_edited(&tables, port, edit, &mut slot, None, None);
+                        .push_edited(&tables, port, edit, &mut buf, None, None);
                 }
             }
         }

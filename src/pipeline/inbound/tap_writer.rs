@@ -9,8 +9,8 @@ use patchcord_bridge::{Egress, Kind, Now, PortId, TagEdit};
 use crate::{
     io::tap::{self, TapQueue},
     pipeline::{
-        burst::Slot,
         dispatch::Dispatch,
+        frame_buf::FrameBuf,
         offload::{Leaving, SIGNAL_BYTES, Signal},
         shared::{GroupsCache, Shared},
     },
@@ -154,10 +154,10 @@ fn pass_on(
     let Some(dispatch) = dispatch else {
         return;
     };
-    let mut slot = Slot::copy(scratch, &[frame.head, frame.rest]);
+    let mut buf = FrameBuf::copy(scratch, &[frame.head, frame.rest]);
     let open = frame.as_open();
     let network = open.and_then(|_| frame.network());
     for (port, edit) in to {
-        dispatch.push_edited(tables, port, edit, &mut slot, network, open);
+        dispatch.push_edited(tables, port, edit, &mut buf, network, open);
     }
 }

@@ -8,7 +8,7 @@ use patchcord_bridge::{Inside, PortId};
 use super::event::{Emission, To};
 use crate::{
     io::tap::{TapQueue, VnetHeader},
-    pipeline::{burst::Slot, shared::Shared},
+    pipeline::{frame_buf::FrameBuf, shared::Shared},
     stats::{DropReason, Drops},
 };
 
@@ -42,8 +42,8 @@ impl Injector {
                 frame: frame.into(),
             });
         }
-        let mut slot = Slot::copy(&mut self.scratch, &[frame]);
-        let written = slot.with_edit(edit, |frame| self.tap.write(&VnetHeader::NONE, frame));
+        let mut buf = FrameBuf::copy(&mut self.scratch, &[frame]);
+        let written = buf.with_edit(edit, |frame| self.tap.write(&VnetHeader::NONE, frame));
         if written.is_err() {
             self.drops.count(DropReason::TapWriteFailed);
         }
