@@ -3,7 +3,7 @@
 //!
 //! 1. number and pack   `Train::push`          in order
 //! 2. seal              `Train::seal`          any order (a worker, when staged)
-//! 3. send              `Departures::send`     in order again
+//! 3. send              `UdpTx::send`     in order again
 //!
 //! Each thread that sends frames has one of its own, on a lane of its own: the outbound threads, and
 //! in a hub the inbound ones for what they pass on. Functions appear in this order.
@@ -39,12 +39,9 @@ const STAGED_TRAINS: usize = 8;
 const NO_TRAIN: DropReason = DropReason::Switch(patchcord_bridge::DropReason::NoPort);
 
 /// Where full trains go.
-pub(super) enum Outlet {
+pub(super) enum TrainSink {
     /// Sealed and sent on the spot.
-    Inline {
-        departures: Departures,
-        empties: Vec<Train>,
-    },
+    Inline { udp_tx: UdpTx, empties: Vec<Train> },
     /// To the workers.
     Staged(Dealer<Train>),
     /// Sealed on the spot, and kept for whoever looks.
@@ -56,11 +53,11 @@ pub(super) enum Outlet {
 #[cfg(fuzzing)]
 pub(super) type Kept = Arc<std::sync::Mutex<Vec<(PortId, Vec<u8>)>>>;
 
-/// The first step; with an inline outlet, all three.
+/// The first step; with an inline sink, all three.
 pub(super) struct Dispatch {
     drops: Arc<Drops>,
     lane: Lane,
-    outlet: Outlet,
+    sink: TrainSink,
     /// Trains that are filling, with their ports.
     filling: Vec<(PortId, Train)>,
     most_filling: usize,
@@ -73,17 +70,17 @@ pub(super) struct Dispatch {
 }
 
 impl Dispatch {
-    pub(super) fn new(drops: Arc<Drops>, lane: Lane, outlet: Outlet) -> Self {
-        let most_filling = match &outlet {
-            Outlet::Inline { empties, .. } => empties.len(),
+    pub(super) fn new(drops: Arc<Drops>, lane: Lane, sink: TrainSink) -> Self {
+        let most_filling = match &sink {
+            TrainSink::Inline { empties, .. } => empties.len(),
             #[cfg(fuzzing)]
-            Outlet::Kept { empties, .. } => empties.len(),
-            Outlet::Staged(_) => STAGED_TRAINS,
+            TrainSink::Kept { empties, .. } => empties.len(),
+            TrainSink::Staged(_) => STAGED_TRAINS,
         };
         Self {
             drops,
             lane,
-            outlet,
+            sink,
             filling: Vec::with_capacity(most_filling),
             most_filling,
             next_frame_id: 0,
@@ -190,7 +187,7 @@ impl Dispatch {
             if self.filling.len() == self.most_filling {
                 self.depart_all();
             }
-            let mut train = self.outlet.empty().ok_or(NO_TRAIN)?;
+            let mut train = self.sink.empty().ok_or(NO_TRAIN)?;
             train.bind(session.clone(), to, datagram_len);
             self.filling.push((port, train));
         }
@@ -217,22 +214,19 @@ impl Dispatch {
             self.drops.count(reason);
         }
         let (_, mut train) = self.filling.swap_remove(place);
-        match &mut self.outlet {
-            Outlet::Inline {
-                departures,
-                empties,
-            } => {
+        match &mut self.sink {
+            TrainSink::Inline { udp_tx, empties } => {
                 train.seal();
-                departures.send(&train);
+                udp_tx.send(&train);
                 train.clear();
                 empties.push(train);
             }
-            Outlet::Staged(dealer) => {
+            TrainSink::Staged(dealer) => {
                 // Fails only when the workers are gone, and then the tunnel is being stopped.
                 let _ = dealer.deal(train);
             }
             #[cfg(fuzzing)]
-            Outlet::Kept { kept, empties } => {
+            TrainSink::Kept { kept, empties } => {
                 train.seal();
                 if let (Some(session), Ok(mut kept)) = (train.session(), kept.lock()) {
                     let datagrams = train.runs().flat_map(|(run, size)| run.chunks(size));
@@ -252,19 +246,19 @@ impl Dispatch {
             return;
         }
         let filling = self.filling.drain(..);
-        match &mut self.outlet {
-            Outlet::Inline { empties, .. } => {
+        match &mut self.sink {
+            TrainSink::Inline { empties, .. } => {
                 drop(filling);
                 // The one in hand was lost.
                 empties.resize_with(self.most_filling, Train::default);
             }
             #[cfg(fuzzing)]
-            Outlet::Kept { empties, .. } => {
+            TrainSink::Kept { empties, .. } => {
                 drop(filling);
                 empties.resize_with(self.most_filling, Train::default);
             }
             // These go round, and no train is in hand for long enough to be lost.
-            Outlet::Staged(dealer) => {
+            TrainSink::Staged(dealer) => {
                 for (_, mut train) in filling {
                     train.clear();
                     let _ = dealer.deal(train);
@@ -274,11 +268,11 @@ impl Dispatch {
     }
 }
 
-impl Outlet {
+impl TrainSink {
     /// With trains for as many `peers` as have frames at the same time.
-    pub(super) fn inline(departures: Departures, peers: usize) -> Self {
+    pub(super) fn inline(udp_tx: UdpTx, peers: usize) -> Self {
         Self::Inline {
-            departures,
+            udp_tx,
             empties: std::iter::repeat_with(Train::default)
                 .take(peers.clamp(1, INLINE_TRAINS))
                 .collect(),
@@ -310,14 +304,14 @@ pub(super) fn seal(shared: Arc<Shared>, worker: Worker<Train>, pulse: &Pulse) {
 }
 
 /// The last step.
-pub(super) struct Departures {
+pub(super) struct UdpTx {
     shared: Arc<Shared>,
     drops: Arc<Drops>,
     tables: TablesCache,
     senders: Senders,
 }
 
-impl Departures {
+impl UdpTx {
     /// The place of a destination in `senders` is that of its peer.
     pub(super) fn new(shared: Arc<Shared>, senders: Senders) -> Self {
         Self {
@@ -434,7 +428,7 @@ mod tests {
         };
         let (dealer, workers, mut collector) = ordered(1);
         let drops = Arc::<Drops>::default();
-        let mut dispatch = Dispatch::new(drops.clone(), LANE, Outlet::Staged(dealer));
+        let mut dispatch = Dispatch::new(drops.clone(), LANE, TrainSink::Staged(dealer));
         let mut room = Vec::new();
         let mut buf = FrameBuf::copy(&mut room, &[frame]);
         let headers = Headers::parse(frame).ok();
@@ -509,9 +503,9 @@ mod tests {
             train.close(LANE).unwrap();
             train.seal();
             let senders = Senders::new(socket, Arc::new([]));
-            let mut departures = Departures::new(shared.clone(), senders);
+            let mut udp_tx = UdpTx::new(shared.clone(), senders);
             refuse_to_send_after(2, Errno::EHOSTUNREACH as i32);
-            departures.send(&train);
+            udp_tx.send(&train);
             assert_all_refused();
             assert_eq!(session.traffic.outbound.datagrams(), 2);
             assert_eq!(shared.total_drops(), [(DropReason::SendFailed, 3)]);

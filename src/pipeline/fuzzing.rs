@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{
     clock,
-    dispatch::{Kept, Outlet},
+    dispatch::{Kept, TrainSink},
     inbound::{Arrivals, Delivery, Opener},
     lanes::{Handover, Share},
     outbound::Outbound,
@@ -188,7 +188,7 @@ impl Chain {
         let device = Device::new(config.refusals)?;
         let tap = Arc::new(TapQueue::in_memory(device.clone(), config.takes_offloads));
         let kept = Kept::default();
-        let outlet = || Outlet::Kept {
+        let sink = || TrainSink::Kept {
             kept: kept.clone(),
             empties: config.paths.iter().map(|_| Train::default()).collect(),
         };
@@ -201,7 +201,7 @@ impl Chain {
                 delivery: Delivery::new(
                     shared.clone(),
                     tap.clone(),
-                    is_hub.then(|| (lane, outlet())),
+                    is_hub.then(|| (lane, sink())),
                 ),
             }
         };
@@ -215,7 +215,7 @@ impl Chain {
         Ok(Self {
             inbound: handovers.into_iter().zip(ONWARD).map(inbound).collect(),
             is_staged: config.plan == Plan::Staged,
-            outbound: Outbound::new(shared.clone(), tap, Some(emissions), OUTBOUND, outlet()),
+            outbound: Outbound::new(shared.clone(), tap, Some(emissions), OUTBOUND, sink()),
             recovery: Recovery::new(shared.clone()),
             shared,
             device,

@@ -205,7 +205,7 @@ fn lone<T>(head: &[u8], network: Option<Network>) -> Signal<T> {
 
 /// A frame on its way to the TAP: its front with all headers, the rest, and what is open in it.
 #[derive(Clone, Copy)]
-pub(super) struct Leaving<'a> {
+pub(super) struct EgressFrame<'a> {
     /// What its headers say, if there are any.
     fields: Option<Fields>,
     pub(super) head: &'a [u8],
@@ -213,7 +213,7 @@ pub(super) struct Leaving<'a> {
     pub(super) open: Option<(Offload, Option<Layout>)>,
 }
 
-impl<'a> Leaving<'a> {
+impl<'a> EgressFrame<'a> {
     /// With nothing open.
     pub(super) fn finished(frame: &'a [u8]) -> Self {
         Self::of_parts(frame, &[], None)
@@ -484,7 +484,7 @@ pub(super) fn each_finished(
     scratch: &mut Vec<u8>,
     mut show: impl FnMut(&mut FrameBuf<'_>),
 ) -> Result<(), DropReason> {
-    Leaving::of(frame, open)?.try_each_finished(scratch, |frame| {
+    EgressFrame::of(frame, open)?.try_each_finished(scratch, |frame| {
         show(frame);
         Ok(())
     })
@@ -548,9 +548,9 @@ mod tests {
             let head = &frame[..open.headers_len];
             Layout::parse(head, frame.len(), &open.offload, 1522).unwrap()
         });
-        let leaving = Leaving {
+        let leaving = EgressFrame {
             open: Some((open.offload, layout)),
-            ..Leaving::finished(frame)
+            ..EgressFrame::finished(frame)
         };
         leaving.vnet()
     }
@@ -596,7 +596,7 @@ mod tests {
             vnet.flags = flags;
             assert!(opened(&vnet, &mut frame).unwrap().is_none());
         }
-        assert_eq!(Leaving::finished(&frame).vnet(), VnetHeader::NONE);
+        assert_eq!(EgressFrame::finished(&frame).vnet(), VnetHeader::NONE);
     }
 
     #[test]
@@ -650,8 +650,8 @@ mod tests {
         let (before, after) = (stream(vec![]), stream(vec![(0x8100, 7)]));
         assert_eq!(before.headers_len(), 254);
         let (whole, headers_len) = (before.whole(), before.headers_len());
-        let one_piece = Leaving::of(&whole, before.open()).unwrap();
-        let in_two = Leaving {
+        let one_piece = EgressFrame::of(&whole, before.open()).unwrap();
+        let in_two = EgressFrame {
             head: &whole[..headers_len],
             rest: &whole[headers_len..],
             ..one_piece
@@ -701,10 +701,10 @@ mod tests {
 
             let (head, rest) = frame.split_at(17);
             for leaving in [
-                Leaving::finished(&frame),
-                Leaving {
+                EgressFrame::finished(&frame),
+                EgressFrame {
                     rest,
-                    ..Leaving::finished(head)
+                    ..EgressFrame::finished(head)
                 },
             ] {
                 let mut headers = [7; HEADER_ROOM];

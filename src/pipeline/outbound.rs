@@ -17,7 +17,7 @@ use patchcord_bridge::{Decision, Egress, Kind, Now, PortId, ethernet::Fields};
 use super::{
     burst::{Arrived, Burst},
     clock,
-    dispatch::{Dispatch, Outlet},
+    dispatch::{Dispatch, TrainSink},
     frame_buf::FrameBuf,
     offload::{self, Handed, Signal},
     precedence::Precedence,
@@ -59,13 +59,13 @@ impl Outbound {
         tap: Arc<TapQueue>,
         emissions: Option<Emissions>,
         lane: Lane,
-        outlet: Outlet,
+        sink: TrainSink,
     ) -> Self {
         let drops = shared.new_drops();
         Self {
             tables: shared.subscribe(),
             groups: shared.subscribe_groups(),
-            dispatch: Dispatch::new(drops.clone(), lane, outlet),
+            dispatch: Dispatch::new(drops.clone(), lane, sink),
             drops,
             shared,
             burst: Burst::new(tap.longest_frame()),

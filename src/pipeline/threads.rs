@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    dispatch::{self, Departures, Outlet},
+    dispatch::{self, TrainSink, UdpTx},
     inbound::{Arrivals, Delivery, Inbound, Inlet, Opener},
     lanes::{Handover, Share},
     outbound::Outbound,
@@ -66,18 +66,18 @@ impl Threads<'_> {
     }
 
     /// The way from an inbound thread to other peers, in a hub, on the lane of this place.
-    fn onward(&self, place: usize, socket: &UdpSocket) -> io::Result<Option<(Lane, Outlet)>> {
+    fn onward(&self, place: usize, socket: &UdpSocket) -> io::Result<Option<(Lane, TrainSink)>> {
         if !self.is_hub {
             return Ok(None);
         }
-        let outlet = Outlet::inline(self.departures(socket)?, self.peers);
-        Ok(Some((lane(place), outlet)))
+        let sink = TrainSink::inline(self.udp_tx(socket)?, self.peers);
+        Ok(Some((lane(place), sink)))
     }
 
     /// The way out for a thread whose lane has `socket`.
-    fn departures(&self, socket: &UdpSocket) -> io::Result<Departures> {
+    fn udp_tx(&self, socket: &UdpSocket) -> io::Result<UdpTx> {
         let senders = Senders::new(socket.try_clone()?, self.senders.clone());
-        Ok(Departures::new(self.shared.clone(), senders))
+        Ok(UdpTx::new(self.shared.clone(), senders))
     }
 
     /// A thread that ends when its queue does, which is when the one before it has.
@@ -146,14 +146,14 @@ fn spawn_inline(
 ) -> io::Result<()> {
     let shared = threads.shared;
     for (place, queue) in queues.iter().enumerate() {
-        let departures = threads.departures(&sockets[place % sockets.len()])?;
-        let outlet = Outlet::inline(departures, threads.peers);
+        let udp_tx = threads.udp_tx(&sockets[place % sockets.len()])?;
+        let sink = TrainSink::inline(udp_tx, threads.peers);
         let outbound = Outbound::new(
             shared.clone(),
             queue.clone(),
             threads.emissions.take(),
             lane(place),
-            outlet,
+            sink,
         );
         let name = numbered("outbound", place, queues.len());
         let nice = threads.plan.nice;
@@ -197,13 +197,13 @@ fn spawn_staged(
 ) -> io::Result<()> {
     let shared = threads.shared;
     let (dealer, sealers, sealed) = queue::ordered::<Train>(workers);
-    let outlet = Outlet::Staged(dealer);
+    let sink = TrainSink::Staged(dealer);
     let outbound = Outbound::new(
         shared.clone(),
         queue.clone(),
         threads.emissions.take(),
         Lane::FIRST_DATA,
-        outlet,
+        sink,
     );
     let nice = threads.plan.nice;
     threads.spawn("tap-rx", move |pulse| outbound.run(nice, pulse))?;
@@ -212,8 +212,8 @@ fn spawn_staged(
         let seal = move |pulse: &Pulse| dispatch::seal(shared, worker, pulse);
         threads.spawn_worker(&format!("seal-{number}"), seal)?;
     }
-    let departures = threads.departures(socket)?;
-    threads.spawn_worker("udp-tx", |pulse| departures.run(sealed, pulse))?;
+    let udp_tx = threads.udp_tx(socket)?;
+    threads.spawn_worker("udp-tx", |pulse| udp_tx.run(sealed, pulse))?;
 
     let (dealer, openers, opened) = queue::ordered::<Arrivals>(workers);
     let receiver = socket.try_clone()?;

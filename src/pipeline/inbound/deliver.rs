@@ -19,7 +19,7 @@ use crate::{
     io::{tap::TapQueue, udp::RecvBatch},
     pipeline::{
         clock,
-        dispatch::{Dispatch, Outlet},
+        dispatch::{Dispatch, TrainSink},
         lane_states::{LaneState, Lanes},
         recovery::{Offender, Recovery},
         shared::{Caller, GroupsCache, IDLE, Shared, TablesCache},
@@ -79,14 +79,14 @@ enum Patience {
 }
 
 impl Delivery {
-    /// In a hub, `outlet` leads to other peers, on a lane of its own.
+    /// In a hub, `sink` leads to other peers, on a lane of its own.
     pub(in crate::pipeline) fn new(
         shared: Arc<Shared>,
         tap: Arc<TapQueue>,
-        outlet: Option<(Lane, Outlet)>,
+        sink: Option<(Lane, TrainSink)>,
     ) -> Self {
         let drops = shared.new_drops();
-        let dispatch = outlet.map(|(lane, outlet)| Dispatch::new(drops.clone(), lane, outlet));
+        let dispatch = sink.map(|(lane, sink)| Dispatch::new(drops.clone(), lane, sink));
         Self {
             tables: shared.subscribe(),
             groups: shared.subscribe_groups(),

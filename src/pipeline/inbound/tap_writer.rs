@@ -11,7 +11,7 @@ use crate::{
     pipeline::{
         dispatch::Dispatch,
         frame_buf::FrameBuf,
-        offload::{Leaving, SIGNAL_BYTES, Signal},
+        offload::{EgressFrame, SIGNAL_BYTES, Signal},
         shared::{GroupsCache, Shared},
     },
     proto::{
@@ -40,7 +40,7 @@ impl Exit<'_> {
     pub(super) fn forward(
         &mut self,
         session: &Session,
-        frame: Leaving<'_>,
+        frame: EgressFrame<'_>,
     ) -> Result<(), DropReason> {
         if frame.len() > self.shared.max_frame as usize && !frame.is_super() {
             return Err(DropReason::Oversize);
@@ -62,7 +62,7 @@ impl Exit<'_> {
         self.hand_over(session, frame)
     }
 
-    fn hand_over(&mut self, session: &Session, frame: Leaving<'_>) -> Result<(), DropReason> {
+    fn hand_over(&mut self, session: &Session, frame: EgressFrame<'_>) -> Result<(), DropReason> {
         tripwire::frame(frame.head);
         *self.has_bulk |= frame.is_super();
         session.traffic.inbound.add_frames(1, frame.len() as u64);
@@ -76,7 +76,7 @@ impl Exit<'_> {
         let decision = switch.forward(ingress, &headers, frame.segments(), self.now)?;
         let leave = |port| switch.leave(ingress, decision.inside, port);
         if decision.kind != Kind::Data {
-            let Leaving { head, rest, .. } = frame;
+            let EgressFrame { head, rest, .. } = frame;
             if self.shared.show(ingress, &decision, head, rest) {
                 return Ok(());
             }
@@ -124,7 +124,7 @@ impl Exit<'_> {
         }
     }
 
-    fn write(&mut self, edit: TagEdit, frame: Leaving<'_>) -> Result<(), DropReason> {
+    fn write(&mut self, edit: TagEdit, frame: EgressFrame<'_>) -> Result<(), DropReason> {
         let mut headers = [0; HEADER_ROOM];
         let frame = frame.edited(edit, &mut headers);
         let written = frame.write(self.tap, self.scratch);
@@ -149,7 +149,7 @@ fn pass_on(
     tables: &Tables,
     scratch: &mut Vec<u8>,
     to: impl Iterator<Item = (PortId, TagEdit)>,
-    frame: Leaving<'_>,
+    frame: EgressFrame<'_>,
 ) {
     let Some(dispatch) = dispatch else {
         return;

@@ -8,7 +8,7 @@ use crate::{
     pipeline::{
         lane_states::LaneState,
         notices::{CONTROL_BYTES, Control},
-        offload::Leaving,
+        offload::EgressFrame,
         shared::Caller,
     },
     proto::{partial_checksum::check_checksum, reassembly::Which},
@@ -80,7 +80,7 @@ impl Unpacker<'_> {
             notices.set_roamed(port, receiver, from, self.exit.now);
         }
         if message_type == MessageType::Frame {
-            return self.forward_small(lane, Leaving::finished(plaintext));
+            return self.forward_small(lane, EgressFrame::finished(plaintext));
         }
         self.unpack(lane, counter.sequence(), plaintext);
         Ok(())
@@ -89,7 +89,7 @@ impl Unpacker<'_> {
     fn unpack(&mut self, lane: &mut LaneState, sequence: u64, plaintext: &[u8]) {
         for chunk in Chunks::new(plaintext) {
             let forwarded = match chunk {
-                Ok(Chunk::Frame(frame)) => self.forward_small(lane, Leaving::finished(frame)),
+                Ok(Chunk::Frame(frame)) => self.forward_small(lane, EgressFrame::finished(frame)),
                 Ok(Chunk::OpenFrame(checksum, frame)) => self.forward_open(lane, checksum, frame),
                 Ok(Chunk::Fragment(fragment, piece)) => lane
                     .reassembly
@@ -122,17 +122,17 @@ impl Unpacker<'_> {
             checksum,
             segmentation: None,
         };
-        let leaving = Leaving::of_parts(frame, &[], Some((offload, None)));
-        let headers = leaving.headers().ok_or(DropReason::BadOffload)?;
+        let frame = EgressFrame::of_parts(frame, &[], Some((offload, None)));
+        let headers = frame.headers().ok_or(DropReason::BadOffload)?;
         check_checksum(&headers, frame.len(), checksum)?;
-        self.forward_small(lane, leaving)
+        self.forward_small(lane, frame)
     }
 
     /// A frame that was not cut. Segments that came before it leave before it.
     fn forward_small(
         &mut self,
         lane: &mut LaneState,
-        frame: Leaving<'_>,
+        frame: EgressFrame<'_>,
     ) -> Result<(), DropReason> {
         if let Some(stations) = frame.head.first_chunk() {
             self.forward_runs(lane, Which::Between(stations));
@@ -151,16 +151,16 @@ impl Unpacker<'_> {
             return Ok(());
         };
         let open = whole.offload.map(|offload| (offload, whole.layout));
-        let leaving = Leaving::of_parts(whole.frame, &[], open);
-        self.exit.forward(&lane.session, leaving)
+        let frame = EgressFrame::of_parts(whole.frame, &[], open);
+        self.exit.forward(&lane.session, frame)
     }
 
     /// What can be saved of super-frames with holes.
     pub(super) fn forward_runs(&mut self, lane: &mut LaneState, which: Which<'_>) {
         while let Some(run) = lane.reassembly.poll_run(which) {
             let open = Some((run.offload, run.layout));
-            let leaving = Leaving::of_parts(run.headers, run.payload, open);
-            if let Err(reason) = self.exit.forward(&lane.session, leaving) {
+            let frame = EgressFrame::of_parts(run.headers, run.payload, open);
+            if let Err(reason) = self.exit.forward(&lane.session, frame) {
                 self.exit.drops.count(reason);
             }
         }
