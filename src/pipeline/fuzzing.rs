@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The stages of the data path, between a device without a kernel and sealed datagrams, for fuzz
-//! targets: [`Opener`], [`Handover`], [`Delivery`] and [`Outbound`] as the threads run them, in one
+//! targets: [`Decryptor`], [`Handover`], [`Delivery`] and [`Outbound`] as the threads run them, in one
 //! thread. In no other build.
 #![cfg(fuzzing)]
 
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::{
     clock,
     dispatch::{Kept, TrainSink},
-    inbound::{Arrivals, Delivery, Opener},
+    inbound::{Decryptor, Delivery, RxBatch},
     lanes::{Handover, Share},
     outbound::Outbound,
     recovery::Recovery,
@@ -144,8 +144,8 @@ pub struct Departed {
 /// What a thread that receives owns.
 struct InboundThread {
     handover: Option<Handover>,
-    arrivals: Arrivals,
-    opener: Opener,
+    rx_batch: RxBatch,
+    decryptor: Decryptor,
     delivery: Delivery,
 }
 
@@ -196,8 +196,8 @@ impl Chain {
             let share = handover.as_ref().map_or(Share::ALL, Handover::share);
             InboundThread {
                 handover,
-                arrivals: Arrivals::default(),
-                opener: Opener::new(shared.clone(), share),
+                rx_batch: RxBatch::default(),
+                decryptor: Decryptor::new(shared.clone(), share),
                 delivery: Delivery::new(
                     shared.clone(),
                     tap.clone(),
@@ -233,7 +233,7 @@ impl Chain {
         let trains = trains(sealed);
         let mut trains = trains.iter().peekable();
         while trains.peek().is_some() {
-            let batch = &mut self.inbound[0].arrivals.batch;
+            let batch = &mut self.inbound[0].rx_batch.batch;
             batch.clear();
             while batch.has_room()
                 && let Some((stride, train)) = trains.next()
@@ -249,26 +249,26 @@ impl Chain {
     fn take_batch(&mut self) {
         for place in 0..self.inbound.len() {
             let thread = &mut self.inbound[place];
-            let (arrivals, opener) = (&mut thread.arrivals, &mut thread.opener);
+            let (rx_batch, decryptor) = (&mut thread.rx_batch, &mut thread.decryptor);
             let is_full = match (&thread.handover, place) {
                 (None, _) => Some(false),
                 (Some(handover), 0) => {
-                    handover.pass_on(&mut arrivals.batch);
+                    handover.pass_on(&mut rx_batch.batch);
                     Some(false)
                 }
                 (Some(handover), _) => {
-                    if !handover.take_in(&mut arrivals.batch) {
+                    if !handover.take_in(&mut rx_batch.batch) {
                         continue;
                     }
                     None
                 }
             };
             if self.is_staged {
-                opener.open(arrivals, &mut self.recovery);
-                thread.delivery.deliver(arrivals, &mut self.recovery);
+                decryptor.open(rx_batch, &mut self.recovery);
+                thread.delivery.deliver(rx_batch, &mut self.recovery);
             } else {
                 let delivery = &mut thread.delivery;
-                delivery.open_and_deliver(opener, arrivals, is_full, &mut self.recovery);
+                delivery.open_and_deliver(decryptor, rx_batch, is_full, &mut self.recovery);
             }
         }
     }

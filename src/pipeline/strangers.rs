@@ -9,7 +9,7 @@ use std::{io, os::fd::AsFd, sync::Arc};
 
 use super::{
     clock,
-    inbound::Opener,
+    inbound::Decryptor,
     lanes::Passage,
     shared::{IDLE, Shared, TablesCache},
     trouble::Trouble,
@@ -31,7 +31,7 @@ pub(super) struct Strangers {
     /// Handshakes, and all else.
     sockets: [UdpSocket; 2],
     passage: Passage,
-    opener: Opener,
+    decryptor: Decryptor,
     tables: TablesCache,
     drops: Arc<Drops>,
     batch: RecvBatch,
@@ -40,7 +40,7 @@ pub(super) struct Strangers {
 impl Strangers {
     pub(super) fn new(shared: Arc<Shared>, sockets: [UdpSocket; 2], passage: Passage) -> Self {
         Self {
-            opener: Opener::new(shared.clone(), passage.share()),
+            decryptor: Decryptor::new(shared.clone(), passage.share()),
             tables: shared.subscribe(),
             drops: shared.new_drops(),
             batch: RecvBatch::adaptive(),
@@ -80,7 +80,7 @@ impl Strangers {
     fn receive(&mut self) -> io::Result<()> {
         for socket in &self.sockets {
             socket.recv_batch(&mut self.batch)?;
-            // Loaded after the datagrams were received: see `Opener::open`.
+            // Loaded after the datagrams were received: see `Decryptor::open`.
             let (tables, now) = (self.tables.load(), clock::now());
             for mut received in self.batch.iter_mut() {
                 let from = (received.from, received.to);
@@ -89,7 +89,7 @@ impl Strangers {
                         Ok(Some(owner)) => {
                             self.passage.send(owner, from, datagram.len(), datagram);
                         }
-                        Ok(None) => self.opener.take_message(&tables, from, datagram, now),
+                        Ok(None) => self.decryptor.take_message(&tables, from, datagram, now),
                         Err(reason) => self.drops.count(reason),
                     }
                 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::{
     dispatch::{self, TrainSink, UdpTx},
-    inbound::{Arrivals, Delivery, Inbound, Inlet, Opener},
+    inbound::{Decryptor, Delivery, Inbound, RxBatch, RxSink},
     lanes::{Handover, Share},
     outbound::Outbound,
     plan::{CorePlan, numbered},
@@ -176,12 +176,12 @@ fn spawn_inline(
         let handover = handovers.next();
         let share = handover.as_ref().map_or(Share::ALL, Handover::share);
         let onward = threads.onward(queues.len() + place, &socket)?;
-        let inlet = Inlet::Inline {
-            arrivals: Box::default(),
-            opener: Opener::new(shared.clone(), share),
+        let sink = RxSink::Inline {
+            rx_batch: Box::default(),
+            decryptor: Decryptor::new(shared.clone(), share),
             delivery: Box::new(Delivery::new(shared.clone(), queue.clone(), onward)),
         };
-        let inbound = Inbound::new(shared.clone(), socket, handover, inlet);
+        let inbound = Inbound::new(shared.clone(), socket, handover, sink);
         let name = numbered("inbound", place, receivers);
         let nice = threads.plan.nice;
         threads.spawn(&name, move |pulse| inbound.run(nice, pulse))?;
@@ -215,13 +215,13 @@ fn spawn_staged(
     let udp_tx = threads.udp_tx(socket)?;
     threads.spawn_worker("udp-tx", |pulse| udp_tx.run(sealed, pulse))?;
 
-    let (dealer, openers, opened) = queue::ordered::<Arrivals>(workers);
+    let (dealer, decryptors, opened) = queue::ordered::<RxBatch>(workers);
     let receiver = socket.try_clone()?;
-    let inbound = Inbound::new(shared.clone(), receiver, None, Inlet::Staged(dealer));
+    let inbound = Inbound::new(shared.clone(), receiver, None, RxSink::Staged(dealer));
     threads.spawn_first("udp-rx", move |pulse| inbound.run(nice, pulse))?;
-    for (number, worker) in (1..).zip(openers) {
-        let opener = Opener::new(shared.clone(), Share::ALL);
-        let open = move |pulse: &Pulse| opener.run(worker, pulse);
+    for (number, worker) in (1..).zip(decryptors) {
+        let decryptor = Decryptor::new(shared.clone(), Share::ALL);
+        let open = move |pulse: &Pulse| decryptor.run(worker, pulse);
         threads.spawn_worker(&format!("open-{number}"), open)?;
     }
     let onward = threads.onward(1, socket)?;

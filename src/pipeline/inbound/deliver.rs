@@ -11,8 +11,8 @@ use std::{
 use patchcord_bridge::{Now, PortId};
 
 use super::{
-    open::{Arrivals, Opened, Opener, sender},
-    tap_writer::Exit,
+    decrypt::{Decryptor, Opened, RxBatch, sender},
+    tap_writer::TapWriter,
     unpack::{Arrival, Unpacker},
 };
 use crate::{
@@ -106,7 +106,7 @@ impl Delivery {
     }
 
     /// Delivers what the workers have opened until the first step has ended.
-    pub(in crate::pipeline) fn run(mut self, mut opened: Collector<Arrivals>, pulse: &Pulse) {
+    pub(in crate::pipeline) fn run(mut self, mut opened: Collector<RxBatch>, pulse: &Pulse) {
         let mut recovery = Recovery::new(self.shared.clone());
         let mut patience = Some(IDLE);
         loop {
@@ -114,9 +114,9 @@ impl Delivery {
             let collected = opened.collect(patience);
             pulse.work();
             let is_waiting = match collected {
-                Collected::Batch(mut arrivals) => {
-                    let is_waiting = self.deliver(&mut arrivals, &mut recovery);
-                    opened.give_back(arrivals);
+                Collected::Batch(mut rx_batch) => {
+                    let is_waiting = self.deliver(&mut rx_batch, &mut recovery);
+                    opened.give_back(rx_batch);
                     is_waiting
                 }
                 Collected::Timeout => self.forward_incomplete(&mut recovery),
@@ -129,11 +129,11 @@ impl Delivery {
     /// True if frames wait for missing pieces.
     pub(in crate::pipeline) fn deliver(
         &mut self,
-        arrivals: &mut Arrivals,
+        rx_batch: &mut RxBatch,
         recovery: &mut Recovery,
     ) -> bool {
         let tables = self.tables.load();
-        let Arrivals { batch, opened } = arrivals;
+        let RxBatch { batch, opened } = rx_batch;
         self.begin(&tables, Some(batch.is_full()));
         let open = |place: usize, _, _: &mut [u8]| opened.get(place).map_or(Opened::Gone, |it| *it);
         self.deliver_all(&tables, batch, open, recovery);
@@ -144,16 +144,17 @@ impl Delivery {
     /// the first one does not wait for the last.
     pub(in crate::pipeline) fn open_and_deliver(
         &mut self,
-        opener: &mut Opener,
-        arrivals: &mut Arrivals,
+        decryptor: &mut Decryptor,
+        rx_batch: &mut RxBatch,
         is_full: Option<bool>,
         recovery: &mut Recovery,
     ) -> bool {
         let tables = self.tables.load();
         self.begin(&tables, is_full);
         let arrived = self.now;
-        let open = |_, from, datagram: &mut [u8]| opener.open_one(&tables, from, datagram, arrived);
-        self.deliver_all(&tables, &mut arrivals.batch, open, recovery);
+        let open =
+            |_, from, datagram: &mut [u8]| decryptor.open_one(&tables, from, datagram, arrived);
+        self.deliver_all(&tables, &mut rx_batch.batch, open, recovery);
         self.end(&tables, recovery)
     }
 
@@ -323,7 +324,7 @@ impl Delivery {
                 .get(&receiver)
                 .ok_or(DropReason::UnknownSession)?;
             let budget = reassembly_bytes(tables.routes.len(), session.agreement.remote_lanes);
-            let reassembly = Reassembly::with_budget(unpacker.exit.shared.max_frame, budget);
+            let reassembly = Reassembly::with_budget(unpacker.writer.shared.max_frame, budget);
             let mut lane = LaneState::new(session.clone(), reassembly, arrived);
             lane.refused_until = offenders.get(&session.port).and_then(|it| it.refused_until);
             Ok(lane)
@@ -370,10 +371,10 @@ impl Delivery {
             let lost = lane.reassembly.take_lost_segments();
             if evicted + lost > 0 {
                 unpacker
-                    .exit
+                    .writer
                     .drops
                     .add(DropReason::ReassemblyEvicted, evicted);
-                unpacker.exit.drops.add(DropReason::SegmentLost, lost);
+                unpacker.writer.drops.add(DropReason::SegmentLost, lost);
             }
             lane.reassembly.is_waiting()
         })
@@ -385,7 +386,7 @@ impl Delivery {
         tables: &'a Tables,
         now: Now,
     ) -> (Unpacker<'a>, &'a mut Lanes, &'a Offenders) {
-        let exit = Exit {
+        let writer = TapWriter {
             shared: &self.shared,
             tables,
             groups: &mut self.groups,
@@ -397,6 +398,6 @@ impl Delivery {
             has_bulk: &mut self.has_bulk,
             now,
         };
-        (Unpacker { exit }, &mut self.lanes, &self.offenders)
+        (Unpacker { writer }, &mut self.lanes, &self.offenders)
     }
 }

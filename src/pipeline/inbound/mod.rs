@@ -3,25 +3,25 @@
 //!
 //! 1. receive a batch   `UdpSocket::recv_batch` (GRO)        in order
 //!    hand other lanes' datagrams to their threads          `Handover::pass_on`
-//! 2. parse and open    `Arrivals::open`                     any order (a worker, when staged)
+//! 2. parse and open    `Decryptor::open`                   any order (a worker, when staged)
 //! 3. accept once       `ReplayWindow::accept`               in order again
 //! 4. unpack            `Chunks`, `Reassembly::add`          in order
 //! 5. choose the port   `Switch::forward`                    in order
 //! 6. write             `TapQueue::write`                    in order
 //!    or, in a hub, send to another peer: see `Dispatch`
 //!
-//! The files are in this order: [`receive`], [`open`], [`deliver`] with [`unpack`], [`tap_writer`].
+//! The files are in this order: [`receive`], [`decrypt`], [`deliver`] with [`unpack`], [`tap_writer`].
 //! Handshake messages leave at step 2 for the control thread, if their mac1 is good; control messages
 //! leave at step 4.
 
+mod decrypt;
 mod deliver;
-mod open;
 mod receive;
 mod tap_writer;
 mod unpack;
 
 pub(super) use self::{
+    decrypt::{Decryptor, RxBatch},
     deliver::Delivery,
-    open::{Arrivals, Opener},
-    receive::{Inbound, Inlet},
+    receive::{Inbound, RxSink},
 };

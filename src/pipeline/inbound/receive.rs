@@ -4,8 +4,8 @@
 use std::{os::fd::AsFd, sync::Arc};
 
 use super::{
+    decrypt::{Decryptor, RxBatch},
     deliver::{Delivery, patience_for},
-    open::{Arrivals, Opener},
 };
 use crate::{
     io::{udp::UdpSocket, waker},
@@ -22,24 +22,24 @@ use crate::{
 };
 
 /// Where received batches go.
-pub(in crate::pipeline) enum Inlet {
+pub(in crate::pipeline) enum RxSink {
     /// Opened and delivered on the spot.
     Inline {
-        arrivals: Box<Arrivals>,
-        opener: Opener,
+        rx_batch: Box<RxBatch>,
+        decryptor: Decryptor,
         delivery: Box<Delivery>,
     },
     /// To the workers.
-    Staged(Dealer<Arrivals>),
+    Staged(Dealer<RxBatch>),
 }
 
-/// The first step; with an inline inlet, all six.
+/// The first step; with an inline sink, all six.
 pub(in crate::pipeline) struct Inbound {
     shared: Arc<Shared>,
     socket: UdpSocket,
     /// None if nobody else receives.
     handover: Option<Handover>,
-    inlet: Inlet,
+    sink: RxSink,
 }
 
 impl Inbound {
@@ -47,13 +47,13 @@ impl Inbound {
         shared: Arc<Shared>,
         socket: UdpSocket,
         handover: Option<Handover>,
-        inlet: Inlet,
+        sink: RxSink,
     ) -> Self {
         Self {
             shared,
             socket,
             handover,
-            inlet,
+            sink,
         }
     }
 
@@ -93,10 +93,10 @@ impl Inbound {
 
     /// Nothing came for a while.
     fn give_up_waiting(&mut self, recovery: &mut Recovery) -> bool {
-        match &mut self.inlet {
-            Inlet::Inline { delivery, .. } => delivery.forward_incomplete(recovery),
+        match &mut self.sink {
+            RxSink::Inline { delivery, .. } => delivery.forward_incomplete(recovery),
             // Whoever collects does this.
-            Inlet::Staged(_) => false,
+            RxSink::Staged(_) => false,
         }
     }
 
@@ -106,35 +106,35 @@ impl Inbound {
         precedence: &mut Precedence,
         recovery: &mut Recovery,
     ) -> std::io::Result<bool> {
-        match &mut self.inlet {
-            Inlet::Inline {
-                arrivals,
-                opener,
+        match &mut self.sink {
+            RxSink::Inline {
+                rx_batch,
+                decryptor,
                 delivery,
             } => {
                 if let Some(handover) = &self.handover
-                    && handover.take_in(&mut arrivals.batch)
+                    && handover.take_in(&mut rx_batch.batch)
                 {
-                    delivery.open_and_deliver(opener, arrivals, None, recovery);
+                    delivery.open_and_deliver(decryptor, rx_batch, None, recovery);
                 }
-                self.socket.recv_batch(&mut arrivals.batch)?;
+                self.socket.recv_batch(&mut rx_batch.batch)?;
                 if let Some(handover) = &self.handover {
-                    handover.pass_on(&mut arrivals.batch);
+                    handover.pass_on(&mut rx_batch.batch);
                 }
-                let is_full = Some(arrivals.batch.is_full());
-                let is_waiting = delivery.open_and_deliver(opener, arrivals, is_full, recovery);
-                if arrivals.batch.has_some() {
+                let is_full = Some(rx_batch.batch.is_full());
+                let is_waiting = delivery.open_and_deliver(decryptor, rx_batch, is_full, recovery);
+                if rx_batch.batch.has_some() {
                     precedence.observe(std::mem::take(&mut delivery.has_bulk));
                 }
                 Ok(is_waiting)
             }
-            Inlet::Staged(dealer) => {
-                let Some(mut arrivals) = dealer.empty() else {
+            RxSink::Staged(dealer) => {
+                let Some(mut rx_batch) = dealer.empty() else {
                     return Ok(false);
                 };
-                let received = self.socket.recv_batch(&mut arrivals.batch);
+                let received = self.socket.recv_batch(&mut rx_batch.batch);
                 // Also one in which nothing came, as batches go round. Fails only when the workers are gone, and then the tunnel is being stopped.
-                let _ = dealer.deal(arrivals);
+                let _ = dealer.deal(rx_batch);
                 received.map(|_| false)
             }
         }
@@ -163,16 +163,16 @@ mod tests {
         let (_, mut queues) = Tap::open(&options, 1).unwrap();
         let socket = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let to = socket.local_addr().unwrap();
-        let inlet = Inlet::Inline {
-            arrivals: Box::default(),
-            opener: Opener::new(shared.clone(), Share::ALL),
+        let sink = RxSink::Inline {
+            rx_batch: Box::default(),
+            decryptor: Decryptor::new(shared.clone(), Share::ALL),
             delivery: Box::new(Delivery::new(
                 shared.clone(),
                 Arc::new(queues.remove(0)),
                 None,
             )),
         };
-        let inbound = Inbound::new(shared.clone(), socket, None, inlet);
+        let inbound = Inbound::new(shared.clone(), socket, None, sink);
         let caller = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         caller.send_train(to, &[0xff; 40], 40).unwrap();
         let received = || {

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// What a frame needs to leave the tunnel.
-pub(super) struct Exit<'a> {
+pub(super) struct TapWriter<'a> {
     pub(super) shared: &'a Shared,
     pub(super) tables: &'a Tables,
     pub(super) groups: &'a mut GroupsCache,
@@ -36,7 +36,7 @@ pub(super) struct Exit<'a> {
     pub(super) now: Now,
 }
 
-impl Exit<'_> {
+impl TapWriter<'_> {
     pub(super) fn forward(
         &mut self,
         session: &Session,

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::tap_writer::Exit;
+use super::tap_writer::TapWriter;
 use crate::{
     pipeline::{
         lane_states::LaneState,
@@ -31,7 +31,7 @@ pub(super) struct Arrival {
 
 /// Takes plaintext apart, and hands each frame that is whole to the way out.
 pub(super) struct Unpacker<'a> {
-    pub(super) exit: Exit<'a>,
+    pub(super) writer: TapWriter<'a>,
 }
 
 impl Unpacker<'_> {
@@ -57,7 +57,7 @@ impl Unpacker<'_> {
             if message_type != MessageType::Chunks {
                 return Err(DropReason::Malformed);
             }
-            lane.control_rate.take(self.exit.now.seconds)?;
+            lane.control_rate.take(self.writer.now.seconds)?;
             let mut bytes = [0; CONTROL_BYTES];
             let len = plaintext.len().min(CONTROL_BYTES);
             bytes[..len].copy_from_slice(&plaintext[..len]);
@@ -68,16 +68,16 @@ impl Unpacker<'_> {
                 newest,
                 bytes,
             };
-            self.exit.shared.notify_control(port, control);
+            self.writer.shared.notify_control(port, control);
             return Ok(());
         }
         if lane.refused_until.is_some_and(|until| arrived < until) {
             return Err(DropReason::InternalError);
         }
-        let route = self.exit.tables.route(port);
+        let route = self.writer.tables.route(port);
         if newest && route.is_some_and(|route| route.endpoint != Some(from)) {
-            let notices = &self.exit.shared.notices;
-            notices.set_roamed(port, receiver, from, self.exit.now);
+            let notices = &self.writer.shared.notices;
+            notices.set_roamed(port, receiver, from, self.writer.now);
         }
         if message_type == MessageType::Frame {
             return self.forward_small(lane, EgressFrame::finished(plaintext));
@@ -107,7 +107,7 @@ impl Unpacker<'_> {
             };
             // One bad frame does not cost its neighbours in the datagram.
             if let Err(reason) = forwarded {
-                self.exit.drops.count(reason);
+                self.writer.drops.count(reason);
             }
         }
     }
@@ -137,7 +137,7 @@ impl Unpacker<'_> {
         if let Some(stations) = frame.head.first_chunk() {
             self.forward_runs(lane, Which::Between(stations));
         }
-        self.exit.forward(&lane.session, frame)
+        self.writer.forward(&lane.session, frame)
     }
 
     fn forward_if_whole(&mut self, lane: &mut LaneState, is_whole: bool) -> Result<(), DropReason> {
@@ -152,7 +152,7 @@ impl Unpacker<'_> {
         };
         let open = whole.offload.map(|offload| (offload, whole.layout));
         let frame = EgressFrame::of_parts(whole.frame, &[], open);
-        self.exit.forward(&lane.session, frame)
+        self.writer.forward(&lane.session, frame)
     }
 
     /// What can be saved of super-frames with holes.
@@ -160,8 +160,8 @@ impl Unpacker<'_> {
         while let Some(run) = lane.reassembly.poll_run(which) {
             let open = Some((run.offload, run.layout));
             let frame = EgressFrame::of_parts(run.headers, run.payload, open);
-            if let Err(reason) = self.exit.forward(&lane.session, frame) {
-                self.exit.drops.count(reason);
+            if let Err(reason) = self.writer.forward(&lane.session, frame) {
+                self.writer.drops.count(reason);
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What one call received, and what opening it found.
-pub(in crate::pipeline) struct Arrivals {
+pub(in crate::pipeline) struct RxBatch {
     pub(in crate::pipeline) batch: RecvBatch,
     /// One entry for each datagram of the batch, in its order.
     pub(super) opened: Vec<Opened>,
@@ -40,7 +40,7 @@ pub(super) enum Opened {
     Gone,
 }
 
-impl Default for Arrivals {
+impl Default for RxBatch {
     fn default() -> Self {
         Self {
             batch: RecvBatch::adaptive(),
@@ -50,14 +50,14 @@ impl Default for Arrivals {
 }
 
 /// Step 2.
-pub(in crate::pipeline) struct Opener {
+pub(in crate::pipeline) struct Decryptor {
     shared: Arc<Shared>,
     share: Share,
     tables: TablesCache,
     drops: Arc<Drops>,
 }
 
-impl Opener {
+impl Decryptor {
     pub(in crate::pipeline) fn new(shared: Arc<Shared>, share: Share) -> Self {
         Self {
             tables: shared.subscribe(),
@@ -68,23 +68,23 @@ impl Opener {
     }
 
     /// The work of one worker.
-    pub(in crate::pipeline) fn run(mut self, worker: Worker<Arrivals>, pulse: &Pulse) {
+    pub(in crate::pipeline) fn run(mut self, worker: Worker<RxBatch>, pulse: &Pulse) {
         let mut recovery = Recovery::new(self.shared.clone());
         pulse.rest();
-        worker.run(|arrivals| {
+        worker.run(|rx_batch| {
             pulse.work();
-            self.open(arrivals, &mut recovery);
+            self.open(rx_batch, &mut recovery);
             pulse.rest();
         });
     }
 
-    pub(in crate::pipeline) fn open(&mut self, arrivals: &mut Arrivals, recovery: &mut Recovery) {
+    pub(in crate::pipeline) fn open(&mut self, rx_batch: &mut RxBatch, recovery: &mut Recovery) {
         // Loaded after the datagrams were received: a session is published before the message that
         // makes the peer use it is sent.
         let tables = self.tables.load();
         let now = clock::now();
-        arrivals.opened.clear();
-        let Arrivals { batch, opened } = arrivals;
+        rx_batch.opened.clear();
+        let RxBatch { batch, opened } = rx_batch;
         while recovery
             .catch(|| self.open_rest(&tables, batch, opened, now))
             .is_none()
