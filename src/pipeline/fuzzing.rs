@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The stages of the data path, between a device without a kernel and sealed datagrams, for fuzz
-//! targets: [`Decryptor`], [`Handover`], [`Delivery`] and [`Outbound`] as the threads run them, in one
+//! targets: [`Decryptor`], [`ShardQueues`], [`Delivery`] and [`Outbound`] as the threads run them, in one
 //! thread. In no other build.
 #![cfg(fuzzing)]
 
@@ -18,7 +18,7 @@ use super::{
     clock,
     dispatch::{Kept, TrainSink},
     inbound::{Decryptor, Delivery, RxBatch},
-    lanes::{Handover, Share},
+    lanes::{Shard, ShardQueues},
     outbound::Outbound,
     recovery::Recovery,
     shared::{Handshake, Shared, ToControl},
@@ -143,7 +143,7 @@ pub struct Departed {
 
 /// What a thread that receives owns.
 struct InboundThread {
-    handover: Option<Handover>,
+    shard_queues: Option<ShardQueues>,
     rx_batch: RxBatch,
     decryptor: Decryptor,
     delivery: Delivery,
@@ -192,12 +192,12 @@ impl Chain {
             kept: kept.clone(),
             empties: config.paths.iter().map(|_| Train::default()).collect(),
         };
-        let inbound = |(handover, lane): (Option<Handover>, Lane)| {
-            let share = handover.as_ref().map_or(Share::ALL, Handover::share);
+        let inbound = |(shard_queues, lane): (Option<ShardQueues>, Lane)| {
+            let shard = shard_queues.as_ref().map_or(Shard::ALL, ShardQueues::shard);
             InboundThread {
-                handover,
+                shard_queues,
                 rx_batch: RxBatch::default(),
-                decryptor: Decryptor::new(shared.clone(), share),
+                decryptor: Decryptor::new(shared.clone(), shard),
                 delivery: Delivery::new(
                     shared.clone(),
                     tap.clone(),
@@ -205,15 +205,15 @@ impl Chain {
                 ),
             }
         };
-        let handovers = match config.plan {
+        let all_queues = match config.plan {
             Plan::Inline | Plan::Staged => vec![None],
             Plan::TwoLanes => {
-                let between = Handover::between(2, || shared.new_drops())?;
+                let between = ShardQueues::between(2, || shared.new_drops())?;
                 between.into_iter().map(Some).collect()
             }
         };
         Ok(Self {
-            inbound: handovers.into_iter().zip(ONWARD).map(inbound).collect(),
+            inbound: all_queues.into_iter().zip(ONWARD).map(inbound).collect(),
             is_staged: config.plan == Plan::Staged,
             outbound: Outbound::new(shared.clone(), tap, Some(emissions), OUTBOUND, sink()),
             recovery: Recovery::new(shared.clone()),
@@ -250,14 +250,14 @@ impl Chain {
         for place in 0..self.inbound.len() {
             let thread = &mut self.inbound[place];
             let (rx_batch, decryptor) = (&mut thread.rx_batch, &mut thread.decryptor);
-            let is_full = match (&thread.handover, place) {
+            let is_full = match (&thread.shard_queues, place) {
                 (None, _) => Some(false),
-                (Some(handover), 0) => {
-                    handover.pass_on(&mut rx_batch.batch);
+                (Some(shard_queues), 0) => {
+                    shard_queues.pass_on(&mut rx_batch.batch);
                     Some(false)
                 }
-                (Some(handover), _) => {
-                    if !handover.take_in(&mut rx_batch.batch) {
+                (Some(shard_queues), _) => {
+                    if !shard_queues.take_in(&mut rx_batch.batch) {
                         continue;
                     }
                     None

@@ -31,17 +31,17 @@ use crate::{
     wire::{DataHeader, Lane, MessageType},
 };
 
-/// Parcels that wait for one thread; each is as long as a train at most.
+/// Items that wait for one thread; each is as long as a train at most.
 const DEPTH: usize = 32;
 
 /// The lanes of one inbound thread.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Share {
+pub(super) struct Shard {
     place: usize,
     threads: usize,
 }
 
-impl Share {
+impl Shard {
     /// The only thread has every lane.
     pub(super) const ALL: Self = Self {
         place: 0,
@@ -70,7 +70,7 @@ impl Share {
 }
 
 /// Datagrams of one sender, back to back, that belong to one thread.
-struct Parcel {
+struct WorkItem {
     from: Caller,
     stride: usize,
     bytes: Vec<u8>,
@@ -78,22 +78,22 @@ struct Parcel {
 
 /// The way to the threads of lanes.
 pub(super) struct Passage {
-    share: Share,
+    shard: Shard,
     /// Of every thread, in the order of their places.
-    inboxes: Arc<[Inlet<Parcel, Waker>]>,
-    /// Buffers of parcels that were taken in, for the next ones.
+    inboxes: Arc<[Inlet<WorkItem, Waker>]>,
+    /// Buffers of items that were taken in, for the next ones.
     spare: Receiver<Vec<u8>>,
     drops: Arc<Drops>,
 }
 
 /// One inbound thread's connection to the others.
-pub(super) struct Handover {
+pub(super) struct ShardQueues {
     passage: Passage,
-    inbox: Mailbox<Parcel, Waker>,
+    inbox: Mailbox<WorkItem, Waker>,
     used: Sender<Vec<u8>>,
 }
 
-impl Handover {
+impl ShardQueues {
     /// One for each of `threads`.
     pub(super) fn between(
         threads: usize,
@@ -108,9 +108,9 @@ impl Handover {
             inboxes.push(inbox);
         }
         let inlets: Arc<[_]> = inlets.into();
-        let handovers = inboxes.into_iter().enumerate().map(|(place, inbox)| Self {
+        let all_queues = inboxes.into_iter().enumerate().map(|(place, inbox)| Self {
             passage: Passage {
-                share: Share { place, threads },
+                shard: Shard { place, threads },
                 inboxes: Arc::clone(&inlets),
                 spare: spare.clone(),
                 drops: new_drops(),
@@ -118,18 +118,18 @@ impl Handover {
             inbox,
             used: used.clone(),
         });
-        Ok(handovers.collect())
+        Ok(all_queues.collect())
     }
 
-    pub(super) fn share(&self) -> Share {
-        self.passage.share
+    pub(super) fn shard(&self) -> Shard {
+        self.passage.shard
     }
 
     /// The way to these threads for one that has no lane.
     pub(super) fn passage(&self, drops: Arc<Drops>) -> Passage {
-        let threads = self.passage.share.threads;
+        let threads = self.passage.shard.threads;
         Passage {
-            share: Share {
+            shard: Shard {
                 place: threads,
                 threads,
             },
@@ -161,12 +161,12 @@ impl Handover {
         }
         batch.clear();
         while batch.has_room() {
-            let Some(parcel) = self.inbox.take() else {
+            let Some(item) = self.inbox.take() else {
                 return true;
             };
-            batch.push(parcel.from, parcel.stride, &parcel.bytes);
+            batch.push(item.from, item.stride, &item.bytes);
             // There is room for every buffer.
-            let _ = self.used.try_send(parcel.bytes);
+            let _ = self.used.try_send(item.bytes);
         }
         // What is left comes after a look at the socket.
         self.inbox.leave_rest();
@@ -175,15 +175,15 @@ impl Handover {
 
     /// Hands on what was received for others. It stays in `batch`, for whoever opens that to skip.
     pub(super) fn pass_on(&self, batch: &mut RecvBatch) {
-        if self.passage.share.threads > 1 {
+        if self.passage.shard.threads > 1 {
             self.passage.pass_on(batch);
         }
     }
 }
 
 impl Passage {
-    pub(super) fn share(&self) -> Share {
-        self.share
+    pub(super) fn shard(&self) -> Shard {
+        self.shard
     }
 
     fn pass_on(&self, batch: &mut RecvBatch) {
@@ -192,12 +192,12 @@ impl Passage {
             let train = &*received.bytes();
             let mut begin = 0;
             while begin < train.len() {
-                let owner = self.share.owner_of(&train[begin..]);
+                let owner = self.shard.owner_of(&train[begin..]);
                 let mut end = begin;
-                while end < train.len() && self.share.owner_of(&train[end..]) == owner {
+                while end < train.len() && self.shard.owner_of(&train[end..]) == owner {
                     end = (end + stride).min(train.len());
                 }
-                if owner != self.share.place {
+                if owner != self.shard.place {
                     self.send(owner, from, stride, &train[begin..end]);
                 }
                 begin = end;
@@ -215,12 +215,12 @@ impl Passage {
         let mut bytes = self.spare.try_recv().unwrap_or_default();
         bytes.clear();
         bytes.extend_from_slice(datagrams);
-        let parcel = Parcel {
+        let item = WorkItem {
             from,
             stride,
             bytes,
         };
-        if !inbox.send(parcel) {
+        if !inbox.send(item) {
             self.drops.add(DropReason::LaneQueueFull, count());
         }
     }
@@ -270,11 +270,11 @@ mod tests {
     fn every_lane_has_one_owner() {
         for threads in 1..=8 {
             for lane in 0..=16 {
-                let shares = (0..threads).map(|place| Share { place, threads });
-                let owners: Vec<_> = shares.filter(|share| share.has(Lane(lane))).collect();
+                let shares = (0..threads).map(|place| Shard { place, threads });
+                let owners: Vec<_> = shares.filter(|shard| shard.has(Lane(lane))).collect();
                 let place = usize::from(lane.max(1) - 1) % threads;
                 assert!(
-                    matches!(owners[..], [Share { place: owner, .. }] if owner == place),
+                    matches!(owners[..], [Shard { place: owner, .. }] if owner == place),
                     "lane {lane} of {threads} threads: {owners:?}"
                 );
             }
@@ -284,20 +284,20 @@ mod tests {
     #[test]
     fn datagrams_reach_the_thread_of_their_lane_in_order() {
         let drops = Arc::<Drops>::default();
-        let handovers = Handover::between(3, || drops.clone()).unwrap();
+        let all_queues = ShardQueues::between(3, || drops.clone()).unwrap();
         // Lane 4 is the first thread's again, and lane 0 is too.
         let mut mixed = batch(&train(&[2, 3, 3, 1, 6, 2, 0, 4, 5]));
         for _ in 0..2 {
-            handovers[0].pass_on(&mut mixed);
+            all_queues[0].pass_on(&mut mixed);
         }
         let mut taken = RecvBatch::new(2);
         assert!(
-            !handovers[0].take_in(&mut taken),
+            !all_queues[0].take_in(&mut taken),
             "its own stay where they are"
         );
         let mut all = |place: usize| {
             let mut all = Vec::new();
-            while handovers[place].take_in(&mut taken) {
+            while all_queues[place].take_in(&mut taken) {
                 all.extend(lanes(&mut taken));
             }
             all
@@ -309,37 +309,37 @@ mod tests {
 
     #[test]
     fn what_is_not_data_and_what_is_cut_off_stays() {
-        let handovers = Handover::between(2, Arc::default).unwrap();
+        let all_queues = ShardQueues::between(2, Arc::default).unwrap();
         let mut other = train(&[2]);
         other[0] = 0x11;
-        handovers[0].pass_on(&mut batch(&other));
-        handovers[0].pass_on(&mut batch(&train(&[2])[..11]));
-        handovers[0].pass_on(&mut batch(&[]));
-        assert!(!handovers[1].take_in(&mut RecvBatch::new(1)));
+        all_queues[0].pass_on(&mut batch(&other));
+        all_queues[0].pass_on(&mut batch(&train(&[2])[..11]));
+        all_queues[0].pass_on(&mut batch(&[]));
+        assert!(!all_queues[1].take_in(&mut RecvBatch::new(1)));
     }
 
     #[test]
     fn a_full_inbox_drops_and_counts_and_wakes_until_it_is_empty() {
         let drops = Arc::<Drops>::default();
-        let handovers = Handover::between(2, || drops.clone()).unwrap();
+        let all_queues = ShardQueues::between(2, || drops.clone()).unwrap();
         let [waiting, asked] = [(); 2].map(|()| Waker::new().unwrap());
         let is_woken = || {
             let (socket, stop) = (waiting.as_fd(), asked.as_fd());
-            let ready = handovers[1].wait(socket, stop, Some(Duration::ZERO));
+            let ready = all_queues[1].wait(socket, stop, Some(Duration::ZERO));
             ready.unwrap().is_readable(2)
         };
         assert!(!is_woken());
         for _ in 0..DEPTH + 3 {
-            handovers[0].pass_on(&mut batch(&train(&[2, 2])));
+            all_queues[0].pass_on(&mut batch(&train(&[2, 2])));
         }
         assert_eq!(drops.total(DropReason::LaneQueueFull), 6);
         let mut taken = RecvBatch::new(DEPTH / 2);
         for _ in 0..2 {
             assert!(is_woken());
-            assert!(handovers[1].take_in(&mut taken));
+            assert!(all_queues[1].take_in(&mut taken));
             assert_eq!(lanes(&mut taken).len(), DEPTH);
         }
         assert!(is_woken(), "once more, for nothing");
-        assert!(!handovers[1].take_in(&mut taken) && !is_woken());
+        assert!(!all_queues[1].take_in(&mut taken) && !is_woken());
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct Strangers {
 impl Strangers {
     pub(super) fn new(shared: Arc<Shared>, sockets: [UdpSocket; 2], passage: Passage) -> Self {
         Self {
-            decryptor: Decryptor::new(shared.clone(), passage.share()),
+            decryptor: Decryptor::new(shared.clone(), passage.shard()),
             tables: shared.subscribe(),
             drops: shared.new_drops(),
             batch: RecvBatch::adaptive(),
@@ -111,7 +111,7 @@ fn owner_of_data(
     }
     let header = DataHeader::parse(datagram)?;
     match tables.sessions.contains_key(&header.receiver()) {
-        true => Ok(Some(passage.share().owner(header.counter().lane()))),
+        true => Ok(Some(passage.shard().owner(header.counter().lane()))),
         false => Err(DropReason::UnknownSession),
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::{
     dispatch::{self, TrainSink, UdpTx},
     inbound::{Decryptor, Delivery, Inbound, RxBatch, RxSink},
-    lanes::{Handover, Share},
+    lanes::{Shard, ShardQueues},
     outbound::Outbound,
     plan::{CorePlan, numbered},
     shared::{Emissions, Shared},
@@ -161,27 +161,27 @@ fn spawn_inline(
     }
 
     let receivers = sockets.len();
-    let handovers = if receivers > 1 || threads.gate.is_some() {
-        Handover::between(receivers, || shared.new_drops())?
+    let all_queues = if receivers > 1 || threads.gate.is_some() {
+        ShardQueues::between(receivers, || shared.new_drops())?
     } else {
         Vec::new()
     };
-    if let (Some(sockets), Some(handover)) = (threads.gate.take(), handovers.first()) {
-        let passage = handover.passage(shared.new_drops());
+    if let (Some(sockets), Some(shard_queues)) = (threads.gate.take(), all_queues.first()) {
+        let passage = shard_queues.passage(shared.new_drops());
         let strangers = Strangers::new(shared.clone(), sockets, passage);
         threads.spawn("strangers", move |pulse| strangers.run(pulse))?;
     }
-    let mut handovers = handovers.into_iter();
+    let mut all_queues = all_queues.into_iter();
     for (place, (socket, queue)) in sockets.into_iter().zip(queues).enumerate() {
-        let handover = handovers.next();
-        let share = handover.as_ref().map_or(Share::ALL, Handover::share);
+        let shard_queues = all_queues.next();
+        let shard = shard_queues.as_ref().map_or(Shard::ALL, ShardQueues::shard);
         let onward = threads.onward(queues.len() + place, &socket)?;
         let sink = RxSink::Inline {
             rx_batch: Box::default(),
-            decryptor: Decryptor::new(shared.clone(), share),
+            decryptor: Decryptor::new(shared.clone(), shard),
             delivery: Box::new(Delivery::new(shared.clone(), queue.clone(), onward)),
         };
-        let inbound = Inbound::new(shared.clone(), socket, handover, sink);
+        let inbound = Inbound::new(shared.clone(), socket, shard_queues, sink);
         let name = numbered("inbound", place, receivers);
         let nice = threads.plan.nice;
         threads.spawn(&name, move |pulse| inbound.run(nice, pulse))?;
@@ -220,7 +220,7 @@ fn spawn_staged(
     let inbound = Inbound::new(shared.clone(), receiver, None, RxSink::Staged(dealer));
     threads.spawn_first("udp-rx", move |pulse| inbound.run(nice, pulse))?;
     for (number, worker) in (1..).zip(decryptors) {
-        let decryptor = Decryptor::new(shared.clone(), Share::ALL);
+        let decryptor = Decryptor::new(shared.clone(), Shard::ALL);
         let open = move |pulse: &Pulse| decryptor.run(worker, pulse);
         threads.spawn_worker(&format!("open-{number}"), open)?;
     }

@@ -9,7 +9,7 @@ use crate::{
     io::udp::RecvBatch,
     pipeline::{
         clock,
-        lanes::Share,
+        lanes::Shard,
         recovery::Recovery,
         shared::{Caller, Shared, TablesCache},
         vitals::Pulse,
@@ -52,18 +52,18 @@ impl Default for RxBatch {
 /// Step 2.
 pub(in crate::pipeline) struct Decryptor {
     shared: Arc<Shared>,
-    share: Share,
+    shard: Shard,
     tables: TablesCache,
     drops: Arc<Drops>,
 }
 
 impl Decryptor {
-    pub(in crate::pipeline) fn new(shared: Arc<Shared>, share: Share) -> Self {
+    pub(in crate::pipeline) fn new(shared: Arc<Shared>, shard: Shard) -> Self {
         Self {
             tables: shared.subscribe(),
             drops: shared.new_drops(),
             shared,
-            share,
+            shard,
         }
     }
 
@@ -152,7 +152,7 @@ impl Decryptor {
             return Ok(Opened::Gone);
         }
         let header = DataHeader::parse(datagram)?;
-        if !self.share.has(header.counter().lane()) {
+        if !self.shard.has(header.counter().lane()) {
             return Ok(Opened::Gone);
         }
         let receiver = header.receiver();

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     io::{udp::UdpSocket, waker},
     pipeline::{
-        lanes::Handover,
+        lanes::ShardQueues,
         precedence::Precedence,
         recovery::Recovery,
         shared::{IDLE, Shared},
@@ -38,7 +38,7 @@ pub(in crate::pipeline) struct Inbound {
     shared: Arc<Shared>,
     socket: UdpSocket,
     /// None if nobody else receives.
-    handover: Option<Handover>,
+    shard_queues: Option<ShardQueues>,
     sink: RxSink,
 }
 
@@ -46,13 +46,13 @@ impl Inbound {
     pub(in crate::pipeline) fn new(
         shared: Arc<Shared>,
         socket: UdpSocket,
-        handover: Option<Handover>,
+        shard_queues: Option<ShardQueues>,
         sink: RxSink,
     ) -> Self {
         Self {
             shared,
             socket,
-            handover,
+            shard_queues,
             sink,
         }
     }
@@ -66,9 +66,9 @@ impl Inbound {
         loop {
             pulse.rest();
             let (socket, stop) = (self.socket.as_fd(), self.shared.stop.as_fd());
-            let ready = match &self.handover {
+            let ready = match &self.shard_queues {
                 None => waker::wait(&[socket, stop], patience),
-                Some(handover) => handover.wait(socket, stop, patience),
+                Some(shard_queues) => shard_queues.wait(socket, stop, patience),
             };
             pulse.work();
             let outcome = match ready {
@@ -112,14 +112,14 @@ impl Inbound {
                 decryptor,
                 delivery,
             } => {
-                if let Some(handover) = &self.handover
-                    && handover.take_in(&mut rx_batch.batch)
+                if let Some(shard_queues) = &self.shard_queues
+                    && shard_queues.take_in(&mut rx_batch.batch)
                 {
                     delivery.open_and_deliver(decryptor, rx_batch, None, recovery);
                 }
                 self.socket.recv_batch(&mut rx_batch.batch)?;
-                if let Some(handover) = &self.handover {
-                    handover.pass_on(&mut rx_batch.batch);
+                if let Some(shard_queues) = &self.shard_queues {
+                    shard_queues.pass_on(&mut rx_batch.batch);
                 }
                 let is_full = Some(rx_batch.batch.is_full());
                 let is_waiting = delivery.open_and_deliver(decryptor, rx_batch, is_full, recovery);
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
     use crate::{
         io::tap::{Backend, Tap, TapOptions},
-        pipeline::{clock, lanes::Share},
+        pipeline::{clock, lanes::Shard},
         testing::{assert_all_refused, in_namespace, ip, refuse_to_receive},
     };
 
@@ -165,7 +165,7 @@ mod tests {
         let to = socket.local_addr().unwrap();
         let sink = RxSink::Inline {
             rx_batch: Box::default(),
-            decryptor: Decryptor::new(shared.clone(), Share::ALL),
+            decryptor: Decryptor::new(shared.clone(), Shard::ALL),
             delivery: Box::new(Delivery::new(
                 shared.clone(),
                 Arc::new(queues.remove(0)),
