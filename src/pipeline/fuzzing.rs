@@ -22,7 +22,7 @@ use super::{
     outbound::Outbound,
     recovery::Recovery,
     shared::{Handshake, Shared, ToControl},
-    slow_path::event::{Emission, SIGHTINGS, Sighting, To},
+    slow_path::event::{InjectedFrame, SIGHTINGS, Sighting, To},
 };
 use crate::{
     crypto::{
@@ -179,7 +179,7 @@ impl Chain {
         let switch = Switch::new(config.switch, [1, 2]);
         let is_hub = switch.is_hub();
         let max_frame = config.max_frame;
-        let (shared, emissions) = Shared::new(switch, config.wire, mac1(), max_frame, to_control)?;
+        let (shared, injected) = Shared::new(switch, config.wire, mac1(), max_frame, to_control)?;
         let shared = Arc::new(shared);
         let sessions = sessions();
         shared
@@ -215,7 +215,7 @@ impl Chain {
         Ok(Self {
             inbound: all_queues.into_iter().zip(ONWARD).map(inbound).collect(),
             is_staged: config.plan == Plan::Staged,
-            outbound: Outbound::new(shared.clone(), tap, Some(emissions), OUTBOUND, sink()),
+            outbound: Outbound::new(shared.clone(), tap, Some(injected), OUTBOUND, sink()),
             recovery: Recovery::new(shared.clone()),
             shared,
             device,
@@ -340,10 +340,10 @@ impl Chain {
             } = sighting;
             if kind == Kind::Neighbour {
                 let to = To::Peers(Some(ingress));
-                self.shared.emit(Emission { to, inside, frame });
+                self.shared.inject(InjectedFrame { to, inside, frame });
             }
         }
-        self.outbound.send_emissions(&mut self.recovery);
+        self.outbound.send_injected(&mut self.recovery);
     }
 }
 

@@ -58,7 +58,7 @@ use tokio::{
 use self::{
     control::{Command, ControlTask},
     plan::{CorePlan, PlanRequest},
-    shared::{Emissions, HANDSHAKES, Handshake, Shared, ToControl},
+    shared::{HANDSHAKES, Handshake, InjectedFrames, Shared, ToControl},
     slow_path::{
         Duties, Probes, SlowPath,
         event::{SIGHTINGS, Sighting},
@@ -156,7 +156,7 @@ impl Engine {
         let plan = choose_plan(&mut config, queues.len(), &mut sockets);
         let (events_in, events) = mpsc::channel(EVENTS);
         let (commands, commands_out) = mpsc::channel(8);
-        let (parts, emissions) = Parts::new(config)?;
+        let (parts, injected) = Parts::new(config)?;
         let shared = parts.shared.clone();
         let local_addr = sockets[0].local_addr()?;
         let udp = sockets[0].capabilities();
@@ -178,7 +178,7 @@ impl Engine {
             peers,
             senders: senders.into(),
             gate,
-            emissions: Some(emissions),
+            injected: Some(injected),
             is_hub: shared.switch.is_hub(),
             spawned: Vec::new(),
         };
@@ -316,7 +316,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(mut config: EngineConfig) -> io::Result<(Self, Emissions)> {
+    fn new(mut config: EngineConfig) -> io::Result<(Self, InjectedFrames)> {
         let (handshakes_in, handshakes) = mpsc::channel(HANDSHAKES);
         let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
         let to_control = ToControl {
@@ -337,7 +337,7 @@ impl Parts {
         let mut duties = Duties::of(&config.switch, config.querier, !config.wire);
         duties.loops = probes;
         let switch = new_switch(&config.switch);
-        let (shared, emissions) = Shared::new(switch, config.wire, mac1, max_frame, to_control)?;
+        let (shared, injected) = Shared::new(switch, config.wire, mac1, max_frame, to_control)?;
         shared.name_peers(labels.iter().map(|(name, _)| name.clone()).collect());
         let parts = Self {
             node,
@@ -348,7 +348,7 @@ impl Parts {
             handshakes,
             sightings,
         };
-        Ok((parts, emissions))
+        Ok((parts, injected))
     }
 
     /// Starts the control task, the slow path, and what watches over all threads and tasks.

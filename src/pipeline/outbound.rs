@@ -22,8 +22,8 @@ use super::{
     offload::{self, Handed, Signal},
     precedence::Precedence,
     recovery::Recovery,
-    shared::{Emissions, GroupsCache, IDLE, Shared, TablesCache},
-    slow_path::event::{Emission, To},
+    shared::{GroupsCache, IDLE, InjectedFrames, Shared, TablesCache},
+    slow_path::event::{InjectedFrame, To},
     trouble::Trouble,
     view::Stopped,
     vitals::Pulse,
@@ -49,7 +49,7 @@ pub(super) struct Outbound {
     /// The next sender of much is told to slow down.
     must_signal: bool,
     /// Frames that this node made itself; the first lane sends them.
-    emissions: Option<Emissions>,
+    injected: Option<InjectedFrames>,
     scratch: Vec<u8>,
 }
 
@@ -57,7 +57,7 @@ impl Outbound {
     pub(super) fn new(
         shared: Arc<Shared>,
         tap: Arc<TapQueue>,
-        emissions: Option<Emissions>,
+        injected: Option<InjectedFrames>,
         lane: Lane,
         sink: TrainSink,
     ) -> Self {
@@ -72,7 +72,7 @@ impl Outbound {
             tap,
             codel: Codel::default(),
             must_signal: false,
-            emissions,
+            injected,
             scratch: Vec::new(),
         }
     }
@@ -85,15 +85,15 @@ impl Outbound {
         loop {
             pulse.rest();
             let (tap, stop) = (self.tap.as_fd(), self.shared.stop.as_fd());
-            let ready = match &self.emissions {
+            let ready = match &self.injected {
                 None => waker::wait(&[tap, stop], Some(IDLE)),
-                Some(emissions) => waker::wait(&[tap, stop, emissions.waker().as_fd()], Some(IDLE)),
+                Some(injected) => waker::wait(&[tap, stop, injected.waker().as_fd()], Some(IDLE)),
             };
             pulse.work();
             match ready {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
                 Ok(ready) if ready.is_broken(0) && self.tap.is_lost() => return Stopped::TapLost,
-                Ok(ready) if ready.is_readable(2) => self.send_emissions(&mut recovery),
+                Ok(ready) if ready.is_readable(2) => self.send_injected(&mut recovery),
                 Ok(_) => {}
                 Err(error) => {
                     if let Err(stopped) = trouble.bear(error, &self.shared) {
@@ -317,24 +317,24 @@ impl Outbound {
         self.codel.insist();
     }
 
-    pub(super) fn send_emissions(&mut self, recovery: &mut Recovery) {
-        if let Some(emissions) = &self.emissions {
-            emissions.attend();
+    pub(super) fn send_injected(&mut self, recovery: &mut Recovery) {
+        if let Some(injected) = &self.injected {
+            injected.attend();
         }
-        while recovery.catch(|| self.send_waiting_emissions()).is_none() {
+        while recovery.catch(|| self.send_waiting_injected()).is_none() {
             self.dispatch.recover();
             recovery.blame(None);
         }
     }
 
-    fn send_waiting_emissions(&mut self) {
-        let Some(emissions) = &self.emissions else {
+    fn send_waiting_injected(&mut self) {
+        let Some(injected) = &self.injected else {
             return;
         };
         self.dispatch.begin(clock::now());
         let tables = self.tables.load();
         let switch = &self.shared.switch;
-        while let Some(Emission { to, inside, frame }) = emissions.take() {
+        while let Some(InjectedFrame { to, inside, frame }) = injected.take() {
             let mut buf = FrameBuf::copy(&mut self.scratch, &[&frame]);
             let peers = match to {
                 To::Peer(port) => port.0..=port.0,

@@ -24,7 +24,7 @@ use super::{
     clock::SwitchClock,
     notices::{Control, Notices},
     presence::Presence,
-    slow_path::event::{EMISSIONS_PER_PORT, Emission, QUESTIONS, SIGHTINGS, Sighting},
+    slow_path::event::{INJECTED_PER_PORT, InjectedFrame, QUESTIONS, SIGHTINGS, Sighting},
     vitals::Vitals,
 };
 use crate::{
@@ -120,7 +120,7 @@ pub(super) struct Shared {
     to_control: ToControl,
     /// For the slow path.
     pub(super) presence: Presence,
-    emissions: Inlet<Emission, Waker>,
+    injected: Inlet<InjectedFrame, Waker>,
     groups: Arc<ArcSwap<GroupTable>>,
     slow_view: Mutex<SlowView>,
 }
@@ -154,7 +154,7 @@ pub(super) struct ToControl {
 }
 
 /// Frames of our own, on their way to the thread that sends them.
-pub(super) type Emissions = Mailbox<Emission, Waker>;
+pub(super) type InjectedFrames = Mailbox<InjectedFrame, Waker>;
 
 impl Shared {
     pub(super) fn new(
@@ -163,10 +163,10 @@ impl Shared {
         mac1: Mac1Check,
         max_frame: u32,
         to_control: ToControl,
-    ) -> io::Result<(Self, Emissions)> {
+    ) -> io::Result<(Self, InjectedFrames)> {
         let ports = switch.ports().count();
-        let (room, peers) = (2 * QUESTIONS + EMISSIONS_PER_PORT * ports, ports - 1);
-        let (emissions_in, emissions) = mailbox(room, Waker::new()?);
+        let (room, peers) = (2 * QUESTIONS + INJECTED_PER_PORT * ports, ports - 1);
+        let (injected_in, injected) = mailbox(room, Waker::new()?);
         let shared = Self {
             tables: Arc::default(),
             switch,
@@ -186,11 +186,11 @@ impl Shared {
             bad_mac: Mutex::default(),
             has_bad_mac: AtomicBool::new(false),
             to_control,
-            emissions: emissions_in,
+            injected: injected_in,
             groups: Arc::default(),
             slow_view: Mutex::default(),
         };
-        Ok((shared, emissions))
+        Ok((shared, injected))
     }
 
     /// Tells what people call the peers, in the order of their ports.
@@ -238,7 +238,7 @@ impl Shared {
         };
         let is_group = front.first().is_some_and(|first| first & 1 == 1);
         // What is held must find its way on.
-        let is_way_free = decision.kind != Kind::Neighbour || self.emissions.waiting() < QUESTIONS;
+        let is_way_free = decision.kind != Kind::Neighbour || self.injected.waiting() < QUESTIONS;
         let place = sightings.try_reserve().ok();
         let place = place.filter(|_| is_way_free && sightings.capacity() >= kept_free);
         let Some(place) = place else {
@@ -264,8 +264,8 @@ impl Shared {
     }
 
     /// Has a frame of our own sent to a peer, or several.
-    pub(super) fn emit(&self, emission: Emission) {
-        if !self.emissions.send(emission) {
+    pub(super) fn inject(&self, frame: InjectedFrame) {
+        if !self.injected.send(frame) {
             self.unheard.count(DropReason::SlowPathFull);
         }
     }
@@ -382,7 +382,7 @@ mod tests {
     struct Bench {
         shared: Shared,
         sightings: mpsc::Receiver<Sighting>,
-        _emissions: Emissions,
+        _injected: InjectedFrames,
     }
 
     fn bench() -> Bench {
@@ -402,11 +402,11 @@ mod tests {
         };
         let switch = Switch::new(switch, [0; 2]);
         let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
-        let (shared, emissions) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
+        let (shared, injected) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
         Bench {
             shared,
             sightings,
-            _emissions: emissions,
+            _injected: injected,
         }
     }
 
@@ -488,22 +488,22 @@ mod tests {
             flood(shared);
         }
         for port in 1..=PEERS as u16 {
-            for _ in 0..EMISSIONS_PER_PORT {
+            for _ in 0..INJECTED_PER_PORT {
                 let to = To::Peer(PortId(port));
-                shared.emit(emission(to));
+                shared.inject(frame(to));
             }
         }
         assert_eq!(unheard(shared), refused, "nothing is lost");
     }
 
     fn flood(shared: &Shared) {
-        shared.emit(emission(To::Peers(Some(PortId::TAP))));
+        shared.inject(frame(To::Peers(Some(PortId::TAP))));
     }
 
-    fn emission(to: To) -> Emission {
+    fn frame(to: To) -> InjectedFrame {
         let inside = decision(Kind::Data).inside;
         let frame = QUESTION.into();
-        Emission { to, inside, frame }
+        InjectedFrame { to, inside, frame }
     }
 
     #[test]

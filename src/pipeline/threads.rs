@@ -16,7 +16,7 @@ use super::{
     lanes::{Shard, ShardQueues},
     outbound::Outbound,
     plan::{CorePlan, numbered},
-    shared::{Emissions, Shared},
+    shared::{InjectedFrames, Shared},
     strangers::Strangers,
     view::{EngineEvent, Stopped},
     vitals::Pulse,
@@ -43,7 +43,7 @@ pub(super) struct Threads<'a> {
     /// Those of handshakes and of strangers.
     pub(super) gate: Option<[UdpSocket; 2]>,
     /// For the first outbound thread.
-    pub(super) emissions: Option<Emissions>,
+    pub(super) injected: Option<InjectedFrames>,
     pub(super) is_hub: bool,
     pub(super) spawned: Vec<JoinHandle<()>>,
 }
@@ -151,7 +151,7 @@ fn spawn_inline(
         let outbound = Outbound::new(
             shared.clone(),
             queue.clone(),
-            threads.emissions.take(),
+            threads.injected.take(),
             lane(place),
             sink,
         );
@@ -201,7 +201,7 @@ fn spawn_staged(
     let outbound = Outbound::new(
         shared.clone(),
         queue.clone(),
-        threads.emissions.take(),
+        threads.injected.take(),
         Lane::FIRST_DATA,
         sink,
     );

@@ -8,7 +8,7 @@ pub(in crate::pipeline) const SIGHTINGS: usize = 256;
 /// Of these, questions for addresses: each may become a frame to be sent to peers.
 pub(in crate::pipeline) const QUESTIONS: usize = 128;
 /// Frames that wait to be sent to peers, beside what questions become: a round of loop probes.
-pub(in crate::pipeline) const EMISSIONS_PER_PORT: usize = 64;
+pub(in crate::pipeline) const INJECTED_PER_PORT: usize = 64;
 
 /// A frame that came by a port, for the slow path to look at.
 pub(in crate::pipeline) struct Sighting {
@@ -19,13 +19,13 @@ pub(in crate::pipeline) struct Sighting {
 }
 
 /// A frame of our own for peers.
-pub(in crate::pipeline) struct Emission {
+pub(in crate::pipeline) struct InjectedFrame {
     pub(in crate::pipeline) to: To,
     pub(in crate::pipeline) inside: Inside,
     pub(in crate::pipeline) frame: Box<[u8]>,
 }
 
-/// Whom an emission is for.
+/// Whom a frame is for.
 #[derive(Clone, Copy)]
 pub(in crate::pipeline) enum To {
     Peer(PortId),

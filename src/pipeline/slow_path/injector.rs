@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use patchcord_bridge::{Inside, PortId};
 
-use super::event::{Emission, To};
+use super::event::{InjectedFrame, To};
 use crate::{
     io::tap::{TapQueue, VnetHeader},
     pipeline::{frame_buf::FrameBuf, shared::Shared},
@@ -36,7 +36,7 @@ impl Injector {
             return;
         };
         if port != PortId::TAP {
-            return self.shared.emit(Emission {
+            return self.shared.inject(InjectedFrame {
                 to: To::Peer(port),
                 inside,
                 frame: frame.into(),
@@ -56,7 +56,7 @@ impl Injector {
         }
         let switch = &self.shared.switch;
         if switch.is_hub() || ingress.is_none_or(|ingress| ingress == PortId::TAP) {
-            self.shared.emit(Emission {
+            self.shared.inject(InjectedFrame {
                 to: To::Peers(ingress),
                 inside,
                 frame: frame.into(),

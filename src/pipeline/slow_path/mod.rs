@@ -4,7 +4,7 @@
 //! ```text
 //!  data threads ── sightings ──> SlowPath ── blocks ports ──> Switch
 //!       ^                           │
-//!       └──── first outbound <── emissions (to peers)      TAP <── emissions (to the TAP)
+//!       └──── first outbound <── injected (to peers)      TAP <── injected (to the TAP)
 //! ```
 //! Data threads show it a few frames and go on; it makes frames of its own, such as loop probes. Both
 //! ways are bounded: what does not fit is lost, as anywhere on Ethernet. Runs as a task beside the

@@ -11,7 +11,7 @@ use crate::{
     crypto::keys::PrivateKey,
     io::tap::{Backend, Tap, TapOptions},
     pipeline::{
-        shared::{Emissions, ToControl},
+        shared::{InjectedFrames, ToControl},
         view::{EVENTS, Stopped},
     },
     proto::guard::Mac1Check,
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// With a TAP of its own and peers, and what it has sent to be sent.
-fn slow_path(config: SwitchConfig, duties: Duties) -> (SlowPath, Emissions) {
+fn slow_path(config: SwitchConfig, duties: Duties) -> (SlowPath, InjectedFrames) {
     let options = TapOptions {
         name: "pc-slow".to_owned(),
         backend: Backend::Vnet,
@@ -33,11 +33,11 @@ fn slow_path(config: SwitchConfig, duties: Duties) -> (SlowPath, Emissions) {
     let peers = peers.collect();
     let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
     let switch = Switch::new(config, [0; 2]);
-    let (shared, emissions) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
+    let (shared, injected) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
     let queue = Arc::new(queues.remove(0));
     let events = mpsc::channel(1).0;
     let slow_path = SlowPath::new(Arc::new(shared), queue, peers, duties, events);
-    (slow_path, emissions)
+    (slow_path, injected)
 }
 
 fn ports(guards: &[bool]) -> SwitchConfig {
@@ -67,14 +67,14 @@ fn hosts_are_asked_again_when_a_peer_came_unheard() {
     in_namespace(|| {
         let config = ports(&[false; 2]);
         let duties = Duties::of(&config, true, true);
-        let (mut slow_path, emissions) = slow_path(config, duties);
+        let (mut slow_path, injected) = slow_path(config, duties);
         let mut asks = |comes: bool| {
             if comes {
                 // Nobody takes it.
                 slow_path.shared.presence.tell_came(PortId(1));
             }
             slow_path.look_around();
-            std::iter::from_fn(|| emissions.take()).count()
+            std::iter::from_fn(|| injected.take()).count()
         };
         let asked = [false, false, true, false].map(&mut asks);
         assert_eq!(asked, [2, 0, 2, 0], "in both families, once");
@@ -87,7 +87,7 @@ fn a_peer_that_goes_is_forgotten_however_far_behind_the_slow_path_is() {
         let config = ports(&[false; 3]);
         let duties = Duties::of(&config, true, true);
         // Nothing fits in its queue.
-        let (mut slow_path, _emissions) = slow_path(config, duties);
+        let (mut slow_path, _injected) = slow_path(config, duties);
         let presence = |slow_path: &mut SlowPath| {
             slow_path.look_around();
             slow_path.groups.as_ref().unwrap().present()
@@ -133,11 +133,11 @@ fn what_a_report_changes_takes_effect_with_it() {
     in_namespace(|| {
         let config = ports(&[false; 3]);
         let duties = Duties::of(&config, true, true);
-        let (mut slow_path, emissions) = slow_path(config, duties);
+        let (mut slow_path, injected) = slow_path(config, duties);
         // The first queries.
         slow_path.look_around();
         slow_path.act();
-        assert_eq!(std::iter::from_fn(|| emissions.take()).count(), 2);
+        assert_eq!(std::iter::from_fn(|| injected.take()).count(), 2);
         const MEMBER: PortId = PortId(2);
         // Whether it changes anything, which the data threads are then shown.
         let see = |slow_path: &mut SlowPath, frame: Vec<u8>| {
@@ -165,7 +165,7 @@ fn what_a_report_changes_takes_effect_with_it() {
         // Hosts are asked at once whether somebody else wants it.
         let leave = igmp(0x17, GROUP);
         see(&mut slow_path, leave);
-        assert_eq!(std::iter::from_fn(|| emissions.take()).count(), 1);
+        assert_eq!(std::iter::from_fn(|| injected.take()).count(), 1);
         slow_path.shared.presence.tell_gone(MEMBER);
         slow_path.follow_presence();
         slow_path.groups.as_mut().unwrap().set_due();
@@ -183,7 +183,7 @@ fn a_guarded_port_has_only_its_own_stations_learned_anew() {
             let config = ports(&[false, false, guarded]);
             let mut duties = Duties::of(&config, false, true);
             duties.loops = Some(Probes::random());
-            let (mut slow_path, _emissions) = slow_path(config, duties);
+            let (mut slow_path, _injected) = slow_path(config, duties);
             let shared = slow_path.shared.clone();
             let fdb = shared.switch.fdb();
             fdb.learn(Vid::UNTAGGED, theirs, owner, 0);
