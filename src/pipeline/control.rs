@@ -268,13 +268,13 @@ impl ControlTask {
                 }
                 Event::PeerUp(port) => {
                     self.log_up(port);
-                    self.shared.presence.tell_came(port);
+                    self.shared.presence.peer_up(port);
                 }
                 Event::PeerDown(port) => {
                     info!(peer = self.name(port), "peer is down");
                     self.forget_way_back(port);
                     self.shared.switch.relearn_behind(port);
-                    self.shared.presence.tell_gone(port);
+                    self.shared.presence.peer_down(port);
                 }
                 Event::PeerFlaps(port) => {
                     let name = name(&self.labels, port);
@@ -618,7 +618,7 @@ mod tests {
         let switch = Switch::new(SwitchConfig::with_ports(3), [0; 2]);
         let to_control = ToControl {
             handshakes: mpsc::channel(1).0,
-            sightings: mpsc::channel(1).0,
+            punted: mpsc::channel(1).0,
         };
         let (shared, _) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
         ControlTask::new(

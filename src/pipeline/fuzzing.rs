@@ -22,7 +22,7 @@ use super::{
     outbound::Outbound,
     recovery::Recovery,
     shared::{Handshake, Shared, ToControl},
-    slow_path::event::{InjectedFrame, SIGHTINGS, Sighting, To},
+    slow_path::event::{InjectedFrame, PUNTED_FRAMES, PuntedFrame, To},
 };
 use crate::{
     crypto::{
@@ -161,7 +161,7 @@ pub struct Chain {
     sessions: Sessions,
     kept: Kept,
     _handshakes: mpsc::Receiver<Handshake>,
-    sightings: mpsc::Receiver<Sighting>,
+    punted: mpsc::Receiver<PuntedFrame>,
 }
 
 impl Chain {
@@ -171,10 +171,10 @@ impl Chain {
     /// When there are no descriptors left.
     pub fn new(config: ChainConfig) -> io::Result<Self> {
         let (handshakes_in, handshakes) = mpsc::channel(1);
-        let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
+        let (punted_in, punted) = mpsc::channel(PUNTED_FRAMES);
         let to_control = ToControl {
             handshakes: handshakes_in,
-            sightings: sightings_in,
+            punted: punted_in,
         };
         let switch = Switch::new(config.switch, [1, 2]);
         let is_hub = switch.is_hub();
@@ -222,7 +222,7 @@ impl Chain {
             sessions,
             kept,
             _handshakes: handshakes,
-            sightings,
+            punted,
         })
     }
 
@@ -331,13 +331,13 @@ impl Chain {
 
     /// As much of the slow path as moves frames: it knows no answer and passes questions on.
     fn run_slow_path(&mut self) {
-        while let Ok(sighting) = self.sightings.try_recv() {
-            let Sighting {
+        while let Ok(punted) = self.punted.try_recv() {
+            let PuntedFrame {
                 kind,
                 ingress,
                 inside,
                 frame,
-            } = sighting;
+            } = punted;
             if kind == Kind::Neighbour {
                 let to = To::Peers(Some(ingress));
                 self.shared.inject(InjectedFrame { to, inside, frame });

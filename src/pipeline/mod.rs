@@ -61,7 +61,7 @@ use self::{
     shared::{HANDSHAKES, Handshake, InjectedFrames, Shared, ToControl},
     slow_path::{
         Duties, Probes, SlowPath,
-        event::{SIGHTINGS, Sighting},
+        event::{PUNTED_FRAMES, PuntedFrame},
     },
     supervision::{join_all, supervise, watch_over},
     threads::Threads,
@@ -312,16 +312,16 @@ struct Parts {
     duties: Duties,
     shared: Arc<Shared>,
     handshakes: mpsc::Receiver<Handshake>,
-    sightings: mpsc::Receiver<Sighting>,
+    punted: mpsc::Receiver<PuntedFrame>,
 }
 
 impl Parts {
     fn new(mut config: EngineConfig) -> io::Result<(Self, InjectedFrames)> {
         let (handshakes_in, handshakes) = mpsc::channel(HANDSHAKES);
-        let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
+        let (punted_in, punted) = mpsc::channel(PUNTED_FRAMES);
         let to_control = ToControl {
             handshakes: handshakes_in,
-            sightings: sightings_in,
+            punted: punted_in,
         };
         let max_frame = config.node.max_frame.into();
         let ranked = config.peers.iter().map(EnginePeer::ranked).collect();
@@ -346,7 +346,7 @@ impl Parts {
             duties,
             shared: Arc::new(shared),
             handshakes,
-            sightings,
+            punted,
         };
         Ok((parts, injected))
     }
@@ -367,7 +367,7 @@ impl Parts {
             self.duties,
             events.clone(),
         );
-        let slow_path = slow_path.run(self.sightings);
+        let slow_path = slow_path.run(self.punted);
         let control = ControlTask::new(
             self.node,
             self.labels,

@@ -231,7 +231,7 @@ impl Outbound {
         let (switch, tap) = (&self.shared.switch, PortId::TAP);
         let fields = fields.ok_or_else(|| switch.refuse_runt(tap, segments))?;
         let decision = switch.forward(tap, &fields.of(frame), segments, now)?;
-        let is_taken = decision.kind != Kind::Data && self.shared.show(tap, &decision, frame, &[]);
+        let is_taken = decision.kind != Kind::Data && self.shared.punt(tap, &decision, frame, &[]);
         Ok((!is_taken).then_some((fields, decision)))
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which peers came and went, on the way from the control task to the slow path. There is at most one
-//! change for each peer, so that none is lost, however far behind the slow path is.
+//! Which peers went up and down, on the way from the control task to the slow path. There is at most
+//! one change for each peer, so that none is lost, however far behind the slow path is.
 
 use std::{
     collections::BTreeMap,
@@ -10,15 +10,17 @@ use std::{
 use patchcord_bridge::PortId;
 use tokio::sync::Notify;
 
+use super::slow_path::event::SlowPathEvent;
+
 /// What became of a peer since the slow path last asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    /// There is somebody behind this port.
-    Came,
-    /// There is nobody behind it any more.
-    Gone,
-    /// There was nobody behind it for a while.
-    Back,
+enum Change {
+    /// The peer is up.
+    Up,
+    /// The peer is down.
+    Down,
+    /// The peer was down, and is up again.
+    Restarted,
 }
 
 /// No data thread takes this lock.
@@ -30,19 +32,19 @@ pub(super) struct Presence {
 
 impl Presence {
     /// A peer is up.
-    pub(super) fn tell_came(&self, port: PortId) {
+    pub(super) fn peer_up(&self, port: PortId) {
         let mut changes = self.lock();
         let change = match changes.get(&port) {
-            Some(Change::Gone | Change::Back) => Change::Back,
-            Some(Change::Came) | None => Change::Came,
+            Some(Change::Down | Change::Restarted) => Change::Restarted,
+            Some(Change::Up) | None => Change::Up,
         };
         changes.insert(port, change);
         self.told.notify_one();
     }
 
     /// A peer is down.
-    pub(super) fn tell_gone(&self, port: PortId) {
-        self.lock().insert(port, Change::Gone);
+    pub(super) fn peer_down(&self, port: PortId) {
+        self.lock().insert(port, Change::Down);
         self.told.notify_one();
     }
 
@@ -52,8 +54,14 @@ impl Presence {
     }
 
     /// What has changed since this was last asked.
-    pub(super) fn take(&self) -> BTreeMap<PortId, Change> {
-        std::mem::take(&mut self.lock())
+    pub(super) fn take(&self) -> Vec<SlowPathEvent> {
+        let changes = std::mem::take(&mut *self.lock());
+        let events = changes.into_iter().flat_map(|(port, change)| {
+            let down = (change != Change::Up).then_some(SlowPathEvent::PeerDown(port));
+            let up = (change != Change::Down).then_some(SlowPathEvent::PeerUp(port));
+            down.into_iter().chain(up)
+        });
+        events.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PortId, Change>> {
@@ -65,26 +73,31 @@ impl Presence {
 mod tests {
     use super::*;
 
+    /// Peers, and whether they are up.
+    fn taken(presence: &Presence) -> Vec<(PortId, bool)> {
+        let seen = |event| match event {
+            SlowPathEvent::PeerUp(port) => (port, true),
+            SlowPathEvent::PeerDown(port) => (port, false),
+            SlowPathEvent::Punted(_) => unreachable!("frames go another way"),
+        };
+        presence.take().into_iter().map(seen).collect()
+    }
+
     #[test]
     fn the_latest_of_each_peer_is_told_and_that_it_was_gone() {
         let presence = Presence::default();
         let [steady, flaps, goes] = [1, 2, 3].map(PortId);
         for _ in 0..10_000 {
-            presence.tell_came(steady);
-            presence.tell_gone(flaps);
-            presence.tell_came(flaps);
-            presence.tell_came(goes);
-            presence.tell_gone(goes);
+            presence.peer_up(steady);
+            presence.peer_down(flaps);
+            presence.peer_up(flaps);
+            presence.peer_up(goes);
+            presence.peer_down(goes);
         }
-        let changes = presence.take();
-        let expected = [
-            (steady, Change::Came),
-            (flaps, Change::Back),
-            (goes, Change::Gone),
-        ];
-        assert_eq!(changes, expected.into());
-        assert!(presence.take().is_empty(), "told once");
-        presence.tell_came(flaps);
-        assert_eq!(presence.take(), [(flaps, Change::Came)].into());
+        let expected = [(steady, true), (flaps, false), (flaps, true), (goes, false)];
+        assert_eq!(taken(&presence), expected);
+        assert_eq!(taken(&presence), [], "told once");
+        presence.peer_up(flaps);
+        assert_eq!(taken(&presence), [(flaps, true)]);
     }
 }

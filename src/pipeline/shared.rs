@@ -24,7 +24,7 @@ use super::{
     clock::SwitchClock,
     notices::{Control, Notices},
     presence::Presence,
-    slow_path::event::{INJECTED_PER_PORT, InjectedFrame, QUESTIONS, SIGHTINGS, Sighting},
+    slow_path::event::{INJECTED_PER_PORT, InjectedFrame, PUNTED_FRAMES, PuntedFrame, QUESTIONS},
     vitals::Vitals,
 };
 use crate::{
@@ -150,7 +150,7 @@ impl GroupsCache {
 /// The ways from the data threads to the control thread.
 pub(super) struct ToControl {
     pub(super) handshakes: mpsc::Sender<Handshake>,
-    pub(super) sightings: mpsc::Sender<Sighting>,
+    pub(super) punted: mpsc::Sender<PuntedFrame>,
 }
 
 /// Frames of our own, on their way to the thread that sends them.
@@ -210,7 +210,7 @@ impl Shared {
 
     /// Shows a frame, in two parts, to the slow path. True if that takes care of it from now on; it
     /// does without if it is behind.
-    pub(super) fn show(
+    pub(super) fn punt(
         &self,
         ingress: PortId,
         decision: &Decision,
@@ -228,19 +228,19 @@ impl Shared {
         if is_foreign {
             return false;
         }
-        let sightings = &self.to_control.sightings;
+        let punted = &self.to_control.punted;
         // No station must keep out, with what it says, the probes that show a loop.
         let kept_free = match decision.kind {
             Kind::OwnProbe => 0,
-            Kind::Probe => SIGHTINGS / 8,
-            Kind::Membership => SIGHTINGS / 4,
-            Kind::Neighbour | Kind::Binding | Kind::Data => SIGHTINGS - QUESTIONS,
+            Kind::Probe => PUNTED_FRAMES / 8,
+            Kind::Membership => PUNTED_FRAMES / 4,
+            Kind::Neighbour | Kind::Binding | Kind::Data => PUNTED_FRAMES - QUESTIONS,
         };
         let is_group = front.first().is_some_and(|first| first & 1 == 1);
         // What is held must find its way on.
         let is_way_free = decision.kind != Kind::Neighbour || self.injected.waiting() < QUESTIONS;
-        let place = sightings.try_reserve().ok();
-        let place = place.filter(|_| is_way_free && sightings.capacity() >= kept_free);
+        let place = punted.try_reserve().ok();
+        let place = place.filter(|_| is_way_free && punted.capacity() >= kept_free);
         let Some(place) = place else {
             self.unheard.count(DropReason::SlowPathFull);
             if matches!(decision.kind, Kind::Neighbour | Kind::Binding) {
@@ -248,7 +248,7 @@ impl Shared {
             }
             return false;
         };
-        place.send(Sighting {
+        place.send(PuntedFrame {
             kind: decision.kind,
             ingress,
             inside: decision.inside,
@@ -359,7 +359,7 @@ impl Shared {
 
         let to_control = ToControl {
             handshakes: mpsc::channel(1).0,
-            sightings: mpsc::channel(1).0,
+            punted: mpsc::channel(1).0,
         };
         let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
         let config = patchcord_bridge::SwitchConfig::with_ports(2);
@@ -381,7 +381,7 @@ mod tests {
 
     struct Bench {
         shared: Shared,
-        sightings: mpsc::Receiver<Sighting>,
+        punted: mpsc::Receiver<PuntedFrame>,
         _injected: InjectedFrames,
     }
 
@@ -395,17 +395,17 @@ mod tests {
             ports: vec![port; 1 + PEERS],
             ..SwitchConfig::default()
         };
-        let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
+        let (punted_in, punted) = mpsc::channel(PUNTED_FRAMES);
         let to_control = ToControl {
             handshakes: mpsc::channel(1).0,
-            sightings: sightings_in,
+            punted: punted_in,
         };
         let switch = Switch::new(switch, [0; 2]);
         let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
         let (shared, injected) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
         Bench {
             shared,
-            sightings,
+            punted,
             _injected: injected,
         }
     }
@@ -424,22 +424,20 @@ mod tests {
 
     #[test]
     fn what_stations_say_does_not_keep_probes_out() {
-        let Bench {
-            shared, sightings, ..
-        } = bench();
+        let Bench { shared, punted, .. } = bench();
         for (kind, others) in [
             (Kind::Binding, 0),
             (Kind::Neighbour, QUESTIONS),
             (Kind::Membership, QUESTIONS),
-            (Kind::Probe, SIGHTINGS * 3 / 4),
-            (Kind::OwnProbe, SIGHTINGS * 7 / 8),
+            (Kind::Probe, PUNTED_FRAMES * 3 / 4),
+            (Kind::OwnProbe, PUNTED_FRAMES * 7 / 8),
         ] {
-            assert_eq!(sightings.len(), others, "{kind:?}");
-            for _ in 0..2 * SIGHTINGS {
-                shared.show(PortId::TAP, &decision(kind), QUESTION, &[]);
+            assert_eq!(punted.len(), others, "{kind:?}");
+            for _ in 0..2 * PUNTED_FRAMES {
+                shared.punt(PortId::TAP, &decision(kind), QUESTION, &[]);
             }
         }
-        assert_eq!(sightings.len(), SIGHTINGS);
+        assert_eq!(punted.len(), PUNTED_FRAMES);
     }
 
     #[test]
@@ -451,15 +449,15 @@ mod tests {
             (Kind::Membership, false),
             (Kind::Probe, false),
         ] {
-            while bench.sightings.try_recv().is_ok() {}
+            while bench.punted.try_recv().is_ok() {}
             bench
                 .shared
-                .show(PortId::TAP, &decision(kind), QUESTION, &[]);
+                .punt(PortId::TAP, &decision(kind), QUESTION, &[]);
             assert!(!bench.shared.take_missed_binding(), "{kind:?}");
-            for _ in 0..SIGHTINGS {
+            for _ in 0..PUNTED_FRAMES {
                 let is_held = bench
                     .shared
-                    .show(PortId::TAP, &decision(kind), QUESTION, &[]);
+                    .punt(PortId::TAP, &decision(kind), QUESTION, &[]);
                 assert!(!is_held || kind == Kind::Neighbour, "{kind:?}");
             }
             assert_eq!(bench.shared.take_missed_binding(), is_missed, "{kind:?}");
@@ -474,17 +472,17 @@ mod tests {
         let mut held = 0;
         for _ in 0..1000 {
             let question = decision(Kind::Neighbour);
-            held += usize::from(shared.show(PortId::TAP, &question, QUESTION, &[]));
+            held += usize::from(shared.punt(PortId::TAP, &question, QUESTION, &[]));
             // The control thread is quick, and the thread that sends is not.
             if held % 100 == 0 {
-                while bench.sightings.try_recv().is_ok() {
+                while bench.punted.try_recv().is_ok() {
                     flood(shared);
                 }
             }
         }
         let refused = unheard(shared);
         assert_eq!(held as u64 + refused, 1000, "the others go on at once");
-        while bench.sightings.try_recv().is_ok() {
+        while bench.punted.try_recv().is_ok() {
             flood(shared);
         }
         for port in 1..=PEERS as u16 {
@@ -508,9 +506,7 @@ mod tests {
 
     #[test]
     fn what_is_said_in_a_vlan_of_a_customers_is_none_of_ours() {
-        let Bench {
-            shared, sightings, ..
-        } = bench();
+        let Bench { shared, punted, .. } = bench();
         let arp = [0x08, 6, 0, 1, 8, 0, 6, 4, 0, 1];
         for (tags, is_shown) in [
             (&[][..], true),
@@ -518,16 +514,16 @@ mod tests {
             (&[0x88, 0xa8, 0, 9, 0x81, 0, 0, 7], false),
             (&[0x81, 0, 0, 0, 0x81, 0, 0, 7], false),
         ] {
-            let before = sightings.len();
+            let before = punted.len();
             let frame = [&[0xff; 6], &[2; 6], tags, &arp, &[0; 40]].concat();
             let decision = shared
                 .switch
                 .forward_frame(PortId::TAP, &frame, 1, Now::default())
                 .unwrap();
             assert_eq!(decision.kind, Kind::Neighbour);
-            let is_held = shared.show(PortId::TAP, &decision, &frame, &[]);
+            let is_held = shared.punt(PortId::TAP, &decision, &frame, &[]);
             assert_eq!(is_held, is_shown, "{tags:x?}");
-            assert_eq!(sightings.len() - before, usize::from(is_shown));
+            assert_eq!(punted.len() - before, usize::from(is_shown));
         }
         assert_eq!(unheard(&shared), 0);
     }
@@ -538,9 +534,7 @@ mod tests {
             membership::{Querier, Snooping, SnoopingConfig},
         };
 
-        let Bench {
-            shared, sightings, ..
-        } = bench();
+        let Bench { shared, punted, .. } = bench();
         let querier = Querier {
             mac: MacAddr([2; 6]),
             ipv4: [0; 4].into(),
@@ -562,14 +556,14 @@ mod tests {
             (&[0x88, 0xa8, 0, 7], false),
             (&[0x81, 0, 0, 7, 0x81, 0, 0, 9], false),
         ] {
-            let before = sightings.len();
+            let before = punted.len();
             let query = [&query[..12], tags, &query[16..]].concat();
             let decision = shared
                 .switch
                 .forward_frame(PortId::TAP, &query, 1, Now::default())
                 .unwrap();
-            shared.show(PortId::TAP, &decision, &query, &[]);
-            assert_eq!(sightings.len() - before, usize::from(is_ours), "{tags:x?}");
+            shared.punt(PortId::TAP, &decision, &query, &[]);
+            assert_eq!(punted.len() - before, usize::from(is_ours), "{tags:x?}");
 
             let mut data = query;
             data[3..6].copy_from_slice(&[1, 2, 3]);

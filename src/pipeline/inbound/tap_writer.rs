@@ -77,7 +77,7 @@ impl TapWriter<'_> {
         let leave = |port| switch.leave(ingress, decision.inside, port);
         if decision.kind != Kind::Data {
             let EgressFrame { head, rest, .. } = frame;
-            if self.shared.show(ingress, &decision, head, rest) {
+            if self.shared.punt(ingress, &decision, head, rest) {
                 return Ok(());
             }
         }

@@ -149,7 +149,7 @@ impl Loops {
                     "a port was blocked or opened behind this one: its stations are learned anew"
                 );
                 self.shared.switch.relearn_behind(port);
-                tell_moved(&self.events);
+                notify_moved(&self.events);
             }
             Verdict::Behind { port, vid } => warn!(
                 port = self.names.name(port),
@@ -162,7 +162,7 @@ impl Loops {
     /// Stations may be elsewhere, for this switch and for the bridge that the TAP is in.
     fn learn_anew(&self) {
         self.shared.switch.relearn();
-        tell_moved(&self.events);
+        notify_moved(&self.events);
     }
 
     /// Stations that moved of late between this port and the one that it has a loop with, for people.
@@ -192,7 +192,7 @@ impl Loops {
 
 /// Leaves half of the room to others, as the end of a thread is told only once. One of these that
 /// still waits says what another one would.
-pub(super) fn tell_moved(events: &mpsc::Sender<EngineEvent>) {
+pub(super) fn notify_moved(events: &mpsc::Sender<EngineEvent>) {
     let has_room = events.capacity() > EVENTS / 2;
     if !has_room || events.try_send(EngineEvent::StationsMoved).is_err() {
         debug!("nobody takes the engine's events");

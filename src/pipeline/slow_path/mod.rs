@@ -2,7 +2,7 @@
 //! The slow path of the switch: what takes more than a look at one frame.
 //!
 //! ```text
-//!  data threads ── sightings ──> SlowPath ── blocks ports ──> Switch
+//!  data threads ── punted ──> SlowPath ── blocks ports ──> Switch
 //!       ^                           │
 //!       └──── first outbound <── injected (to peers)      TAP <── injected (to the TAP)
 //! ```
@@ -32,12 +32,17 @@ use tokio::{
 };
 
 use self::{
-    event::Sighting, groups::Groups, injector::Injector, limit_log::LimitLog, loops::Loops,
-    neighbours::NeighbourProxy, port_names::PortNames, survey::Survey,
+    event::{PuntedFrame, SlowPathEvent},
+    groups::Groups,
+    injector::Injector,
+    limit_log::LimitLog,
+    loops::Loops,
+    neighbours::NeighbourProxy,
+    port_names::PortNames,
+    survey::Survey,
 };
 use super::{
     clock,
-    presence::Change,
     shared::{Shared, SlowView},
     view::EngineEvent,
 };
@@ -97,16 +102,16 @@ impl SlowPath {
     }
 
     /// Works until it is dropped.
-    pub(super) async fn run(mut self, mut sightings: mpsc::Receiver<Sighting>) {
+    pub(super) async fn run(mut self, mut punted: mpsc::Receiver<PuntedFrame>) {
         let mut round = interval(ROUND);
         round.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let pulse = self.shared.vitals.pulse("slow path");
         loop {
             pulse.work();
             tokio::select! {
-                Some(sighting) = sightings.recv() => self.see(&sighting),
-                () = self.shared.presence.changed() => self.follow_presence(),
-                _ = round.tick() => self.look_around(),
+                Some(frame) = punted.recv() => self.handle_event(SlowPathEvent::Punted(frame)),
+                () = self.shared.presence.changed() => self.handle_presence(),
+                _ = round.tick() => self.tick(),
                 () = sleep_until(self.next_due().into()) => {}
             }
             self.act();
@@ -122,21 +127,31 @@ impl SlowPath {
         clock::now() + Duration::from_micros(in_us)
     }
 
-    fn see(&mut self, sighting: &Sighting) {
-        let Sighting {
+    fn handle_event(&mut self, event: SlowPathEvent) {
+        match event {
+            SlowPathEvent::Punted(frame) => {
+                // The session of a peer comes up before the peer's first frame.
+                self.handle_presence();
+                self.handle_punted(&frame);
+            }
+            SlowPathEvent::PeerUp(port) => self.peer_up(port),
+            SlowPathEvent::PeerDown(port) => self.peer_down(port),
+        }
+    }
+
+    fn handle_punted(&mut self, punted: &PuntedFrame) {
+        let PuntedFrame {
             kind,
             ingress,
             inside,
             ref frame,
-        } = *sighting;
-        // A peer comes before its frames.
-        self.follow_presence();
+        } = *punted;
         match kind {
             Kind::OwnProbe => {
                 if let Some(loops) = &mut self.loops
                     && loops.returned(ingress, frame)
                 {
-                    self.tell();
+                    self.publish_status();
                 }
             }
             Kind::Probe => {
@@ -160,24 +175,19 @@ impl SlowPath {
         }
     }
 
-    fn follow_presence(&mut self) {
-        for (port, change) in self.shared.presence.take() {
-            if matches!(change, Change::Gone | Change::Back) {
-                self.forget(port);
-            }
-            if matches!(change, Change::Came | Change::Back) {
-                self.welcome(port);
-            }
+    fn handle_presence(&mut self) {
+        for event in self.shared.presence.take() {
+            self.handle_event(event);
         }
     }
 
-    fn welcome(&mut self, port: PortId) {
+    fn peer_up(&mut self, port: PortId) {
         if let Some(groups) = &mut self.groups {
             groups.peer_up(port, &mut self.injector);
         }
     }
 
-    fn forget(&mut self, port: PortId) {
+    fn peer_down(&mut self, port: PortId) {
         if let Some(groups) = &mut self.groups {
             groups.peer_down(port);
         }
@@ -185,9 +195,9 @@ impl SlowPath {
     }
 
     /// Once in a while: what has changed without a frame that says so.
-    fn look_around(&mut self) {
+    fn tick(&mut self) {
         tripwire::task("slow path");
-        self.follow_presence();
+        self.handle_presence();
         let now = self.shared.clock.now();
         let switch = &self.shared.switch;
         switch.poll(now);
@@ -195,7 +205,7 @@ impl SlowPath {
         if let Some(groups) = &mut self.groups {
             groups.tick(|| self.survey.stations(), &mut self.injector);
         }
-        self.tell();
+        self.publish_status();
         let switch = &self.shared.switch;
         self.limits
             .look(switch, &self.survey, &self.names, now.seconds);
@@ -211,12 +221,12 @@ impl SlowPath {
         if let Some(loops) = &mut self.loops
             && loops.act(&mut self.injector)
         {
-            self.tell();
+            self.publish_status();
         }
     }
 
-    /// What people may want to know.
-    fn tell(&self) {
+    /// Publishes what `show` prints of the slow path.
+    fn publish_status(&self) {
         let loops = self.loops.iter().flat_map(Loops::report);
         let groups = self.groups.iter().flat_map(Groups::entries);
         self.shared.set_slow_view(SlowView {

@@ -6,7 +6,7 @@ use patchcord_bridge::{
     loops::{self, LoopGuard, NodeId},
 };
 
-use super::{loops::tell_moved, *};
+use super::{loops::notify_moved, *};
 use crate::{
     crypto::keys::PrivateKey,
     io::tap::{Backend, Tap, TapOptions},
@@ -27,7 +27,7 @@ fn slow_path(config: SwitchConfig, duties: Duties) -> (SlowPath, InjectedFrames)
     let (_, mut queues) = Tap::open(&options, 1).unwrap();
     let to_control = ToControl {
         handshakes: mpsc::channel(1).0,
-        sightings: mpsc::channel(1).0,
+        punted: mpsc::channel(1).0,
     };
     let peers = config.ports[1..].iter().map(|_| ("peer".to_owned(), 1));
     let peers = peers.collect();
@@ -55,7 +55,7 @@ fn ports(guards: &[bool]) -> SwitchConfig {
 fn a_loop_does_not_keep_news_from_the_owner() {
     let (events, mut told) = mpsc::channel(EVENTS);
     for _ in 0..10 * EVENTS {
-        tell_moved(&events);
+        notify_moved(&events);
     }
     let broken = EngineEvent::Broken(Stopped::TapLost);
     events.try_send(broken).expect("there is room");
@@ -71,9 +71,9 @@ fn hosts_are_asked_again_when_a_peer_came_unheard() {
         let mut asks = |comes: bool| {
             if comes {
                 // Nobody takes it.
-                slow_path.shared.presence.tell_came(PortId(1));
+                slow_path.shared.presence.peer_up(PortId(1));
             }
-            slow_path.look_around();
+            slow_path.tick();
             std::iter::from_fn(|| injected.take()).count()
         };
         let asked = [false, false, true, false].map(&mut asks);
@@ -89,15 +89,15 @@ fn a_peer_that_goes_is_forgotten_however_far_behind_the_slow_path_is() {
         // Nothing fits in its queue.
         let (mut slow_path, _injected) = slow_path(config, duties);
         let presence = |slow_path: &mut SlowPath| {
-            slow_path.look_around();
+            slow_path.tick();
             slow_path.groups.as_ref().unwrap().present()
         };
         let [stays, goes] = [1, 2].map(PortId);
         for port in [stays, goes] {
-            slow_path.shared.presence.tell_came(port);
+            slow_path.shared.presence.peer_up(port);
         }
         assert_eq!(presence(&mut slow_path), [stays, goes].into());
-        slow_path.shared.presence.tell_gone(goes);
+        slow_path.shared.presence.peer_down(goes);
         assert_eq!(presence(&mut slow_path), [stays].into());
     });
 }
@@ -135,18 +135,18 @@ fn what_a_report_changes_takes_effect_with_it() {
         let duties = Duties::of(&config, true, true);
         let (mut slow_path, injected) = slow_path(config, duties);
         // The first queries.
-        slow_path.look_around();
+        slow_path.tick();
         slow_path.act();
         assert_eq!(std::iter::from_fn(|| injected.take()).count(), 2);
         const MEMBER: PortId = PortId(2);
         // Whether it changes anything, which the data threads are then shown.
         let see = |slow_path: &mut SlowPath, frame: Vec<u8>| {
-            slow_path.see(&Sighting {
+            slow_path.handle_event(SlowPathEvent::Punted(PuntedFrame {
                 kind: Kind::Membership,
                 ingress: MEMBER,
                 inside: Inside::untagged(Vid::UNTAGGED),
                 frame: frame.into(),
-            });
+            }));
             let was_changed = is_changed(slow_path);
             // As the task does, which waits for a frame or until something is due.
             for _ in 0..1000 {
@@ -166,8 +166,8 @@ fn what_a_report_changes_takes_effect_with_it() {
         let leave = igmp(0x17, GROUP);
         see(&mut slow_path, leave);
         assert_eq!(std::iter::from_fn(|| injected.take()).count(), 1);
-        slow_path.shared.presence.tell_gone(MEMBER);
-        slow_path.follow_presence();
+        slow_path.shared.presence.peer_down(MEMBER);
+        slow_path.handle_presence();
         slow_path.groups.as_mut().unwrap().set_due();
         slow_path.act();
         assert!(!is_changed(&slow_path), "it is shown that the peer is gone");
@@ -194,12 +194,12 @@ fn a_guarded_port_has_only_its_own_stations_learned_anew() {
             for number in 1..=2 {
                 // The sequence number and how much was changed.
                 (frame[31], frame[33]) = (number, number);
-                slow_path.see(&Sighting {
+                slow_path.handle_event(SlowPathEvent::Punted(PuntedFrame {
                     kind: Kind::Probe,
                     ingress: eve,
                     inside: Inside::untagged(Vid::UNTAGGED),
                     frame: frame.as_slice().into(),
-                });
+                }));
             }
             slow_path.act();
             assert_eq!(fdb.lookup(Vid::UNTAGGED, theirs, 0), home, "{guarded}");
