@@ -60,7 +60,7 @@ use self::{
     plan::{CorePlan, PlanRequest},
     shared::{HANDSHAKES, Handshake, InjectedFrames, Shared, ToControl},
     slow_path::{
-        Duties, Probes, SlowPath,
+        Probes, SlowPath, SlowPathConfig,
         event::{PUNTED_FRAMES, PuntedFrame},
     },
     supervision::{join_all, supervise, watch_over},
@@ -309,7 +309,7 @@ struct Parts {
     labels: Vec<(String, Option<String>)>,
     /// Names and ranks.
     ranked: Vec<(String, u64)>,
-    duties: Duties,
+    slow_path: SlowPathConfig,
     shared: Arc<Shared>,
     handshakes: mpsc::Receiver<Handshake>,
     punted: mpsc::Receiver<PuntedFrame>,
@@ -334,8 +334,8 @@ impl Parts {
         let mac1 = Mac1Check::new(&node.public_key());
         let probes = (config.loop_guard && !config.wire).then(Probes::random);
         config.switch.own_probe_mac = probes.as_ref().map(|probes| probes.source);
-        let mut duties = Duties::of(&config.switch, config.querier, !config.wire);
-        duties.loops = probes;
+        let mut slow_path = SlowPathConfig::of(&config.switch, config.querier, !config.wire);
+        slow_path.loops = probes;
         let switch = new_switch(&config.switch);
         let (shared, injected) = Shared::new(switch, config.wire, mac1, max_frame, to_control)?;
         shared.name_peers(labels.iter().map(|(name, _)| name.clone()).collect());
@@ -343,7 +343,7 @@ impl Parts {
             node,
             labels,
             ranked,
-            duties,
+            slow_path,
             shared: Arc::new(shared),
             handshakes,
             punted,
@@ -364,7 +364,7 @@ impl Parts {
             shared.clone(),
             tap.clone(),
             self.ranked,
-            self.duties,
+            self.slow_path,
             events.clone(),
         );
         let slow_path = slow_path.run(self.punted);

@@ -34,7 +34,7 @@ impl Probes {
 
 /// What there is to do.
 #[derive(Default)]
-pub(in crate::pipeline) struct Duties {
+pub(in crate::pipeline) struct SlowPathConfig {
     /// Look for loops.
     pub(in crate::pipeline) loops: Option<Probes>,
     /// Learn who wants which multicast.
@@ -47,7 +47,7 @@ pub(in crate::pipeline) struct Duties {
     pub(super) confined: Vec<PortId>,
 }
 
-impl Duties {
+impl SlowPathConfig {
     /// What the ports of a switch ask for, loops aside.
     pub(in crate::pipeline) fn of(
         switch: &SwitchConfig,

@@ -48,7 +48,7 @@ use super::{
 };
 use crate::{io::tap::TapQueue, tripwire};
 
-pub(super) use self::config::{Duties, Probes};
+pub(super) use self::config::{Probes, SlowPathConfig};
 
 /// Groups that people are told of.
 const GROUPS_SHOWN: usize = 1000;
@@ -72,18 +72,18 @@ impl SlowPath {
         shared: Arc<Shared>,
         tap: Arc<TapQueue>,
         peers: Vec<(String, u64)>,
-        duties: Duties,
+        config: SlowPathConfig,
         events: mpsc::Sender<EngineEvent>,
     ) -> Self {
         let (names, ranks): (Vec<_>, _) = [("TAP".to_owned(), 0)].into_iter().chain(peers).unzip();
         let names = PortNames::new(names);
-        let Duties {
+        let SlowPathConfig {
             loops,
             snooping,
             neighbours,
             customers,
             confined,
-        } = duties;
+        } = config;
         let guard = |probes| {
             let (shared, names) = (shared.clone(), names.clone());
             Loops::new(shared, &probes, &confined, names, ranks, events)

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// With a TAP of its own and peers, and what it has sent to be sent.
-fn slow_path(config: SwitchConfig, duties: Duties) -> (SlowPath, InjectedFrames) {
+fn slow_path(config: SwitchConfig, setup: SlowPathConfig) -> (SlowPath, InjectedFrames) {
     let options = TapOptions {
         name: "pc-slow".to_owned(),
         backend: Backend::Vnet,
@@ -36,7 +36,7 @@ fn slow_path(config: SwitchConfig, duties: Duties) -> (SlowPath, InjectedFrames)
     let (shared, injected) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
     let queue = Arc::new(queues.remove(0));
     let events = mpsc::channel(1).0;
-    let slow_path = SlowPath::new(Arc::new(shared), queue, peers, duties, events);
+    let slow_path = SlowPath::new(Arc::new(shared), queue, peers, setup, events);
     (slow_path, injected)
 }
 
@@ -66,8 +66,8 @@ fn a_loop_does_not_keep_news_from_the_owner() {
 fn hosts_are_asked_again_when_a_peer_came_unheard() {
     in_namespace(|| {
         let config = ports(&[false; 2]);
-        let duties = Duties::of(&config, true, true);
-        let (mut slow_path, injected) = slow_path(config, duties);
+        let setup = SlowPathConfig::of(&config, true, true);
+        let (mut slow_path, injected) = slow_path(config, setup);
         let mut asks = |comes: bool| {
             if comes {
                 // Nobody takes it.
@@ -85,9 +85,9 @@ fn hosts_are_asked_again_when_a_peer_came_unheard() {
 fn a_peer_that_goes_is_forgotten_however_far_behind_the_slow_path_is() {
     in_namespace(|| {
         let config = ports(&[false; 3]);
-        let duties = Duties::of(&config, true, true);
+        let setup = SlowPathConfig::of(&config, true, true);
         // Nothing fits in its queue.
-        let (mut slow_path, _injected) = slow_path(config, duties);
+        let (mut slow_path, _injected) = slow_path(config, setup);
         let presence = |slow_path: &mut SlowPath| {
             slow_path.tick();
             slow_path.groups.as_ref().unwrap().present()
@@ -132,8 +132,8 @@ fn what_a_report_changes_takes_effect_with_it() {
     const GROUP: [u8; 4] = [239, 1, 1, 1];
     in_namespace(|| {
         let config = ports(&[false; 3]);
-        let duties = Duties::of(&config, true, true);
-        let (mut slow_path, injected) = slow_path(config, duties);
+        let setup = SlowPathConfig::of(&config, true, true);
+        let (mut slow_path, injected) = slow_path(config, setup);
         // The first queries.
         slow_path.tick();
         slow_path.act();
@@ -181,9 +181,9 @@ fn a_guarded_port_has_only_its_own_stations_learned_anew() {
     for (guarded, home) in [(true, Some(owner)), (false, None)] {
         in_namespace(|| {
             let config = ports(&[false, false, guarded]);
-            let mut duties = Duties::of(&config, false, true);
-            duties.loops = Some(Probes::random());
-            let (mut slow_path, _injected) = slow_path(config, duties);
+            let mut setup = SlowPathConfig::of(&config, false, true);
+            setup.loops = Some(Probes::random());
+            let (mut slow_path, _injected) = slow_path(config, setup);
             let shared = slow_path.shared.clone();
             let fdb = shared.switch.fdb();
             fdb.learn(Vid::UNTAGGED, theirs, owner, 0);
