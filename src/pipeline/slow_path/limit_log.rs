@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use patchcord_bridge::{DropReason, Fdb, PortId, Switch, fdb::Move};
 use tracing::warn;
 
-use super::{port_names::PortNames, survey::Survey};
+use super::{fdb_scan::FdbScan, port_names::PortNames};
 
 /// A limit of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,7 +97,7 @@ impl LimitLog {
     const INTERVAL_S: u32 = 60;
 
     /// Tells which limits were exceeded, at most once a minute for each.
-    pub(super) fn look(&mut self, switch: &Switch, survey: &Survey, names: &PortNames, now_s: u32) {
+    pub(super) fn look(&mut self, switch: &Switch, scan: &FdbScan, names: &PortNames, now_s: u32) {
         let mut seen = Vec::new();
         for port in switch.ports() {
             let limits = switch.refusals(port);
@@ -114,7 +114,7 @@ impl LimitLog {
             };
             if limit == Limit::Addresses {
                 // The count is that of all ports. Whoever has most addresses has reached the limit.
-                let ports = (0..).map(PortId).zip(survey.addresses());
+                let ports = (0..).map(PortId).zip(scan.addresses());
                 excess.port = ports.max_by_key(|&(_, count)| count).map(|(port, _)| port);
             }
             log_excess(excess, switch, names, now_s);

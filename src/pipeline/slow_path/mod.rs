@@ -12,13 +12,13 @@
 
 mod config;
 pub(super) mod event;
+mod fdb_scan;
 mod groups;
 mod injector;
 mod limit_log;
 mod loops;
 mod neighbours;
 mod port_names;
-mod survey;
 
 use std::{
     sync::Arc,
@@ -33,13 +33,13 @@ use tokio::{
 
 use self::{
     event::{PuntedFrame, SlowPathEvent},
+    fdb_scan::FdbScan,
     groups::Groups,
     injector::Injector,
     limit_log::LimitLog,
     loops::Loops,
     neighbours::NeighbourProxy,
     port_names::PortNames,
-    survey::Survey,
 };
 use super::{
     clock,
@@ -59,7 +59,7 @@ pub(super) struct SlowPath {
     shared: Arc<Shared>,
     injector: Injector,
     names: PortNames,
-    survey: Survey,
+    scan: FdbScan,
     loops: Option<Loops>,
     groups: Option<Groups>,
     neighbours: NeighbourProxy,
@@ -91,7 +91,7 @@ impl SlowPath {
         let groups = |config| Groups::new(shared.clone(), config, customers);
         Self {
             injector: Injector::new(shared.clone(), tap),
-            survey: Survey::new(names.count()),
+            scan: FdbScan::new(names.count()),
             loops: loops.map(guard),
             groups: snooping.map(groups),
             neighbours: NeighbourProxy::new(shared.clone(), neighbours),
@@ -201,16 +201,16 @@ impl SlowPath {
         let now = self.shared.clock.now();
         let switch = &self.shared.switch;
         switch.poll(now);
-        self.survey.look(switch.fdb(), now.seconds);
+        self.scan.advance(switch.fdb(), now.seconds);
         if let Some(groups) = &mut self.groups {
-            groups.tick(|| self.survey.stations(), &mut self.injector);
+            groups.tick(|| self.scan.stations(), &mut self.injector);
         }
         self.publish_status();
         let switch = &self.shared.switch;
         self.limits
-            .look(switch, &self.survey, &self.names, now.seconds);
+            .look(switch, &self.scan, &self.names, now.seconds);
         if let Some(loops) = &mut self.loops {
-            loops.tick(self.survey.vlans());
+            loops.tick(self.scan.vlans());
         }
     }
 

@@ -14,7 +14,7 @@ use patchcord_bridge::{Fdb, PortId, Vid, VidSet};
 const BUCKETS_AT_ONCE: usize = 8192;
 
 /// What was read.
-pub(super) struct Survey {
+pub(super) struct FdbScan {
     next_bucket: usize,
     /// By the batches so far.
     current: Seen,
@@ -37,7 +37,7 @@ impl Seen {
     }
 }
 
-impl Survey {
+impl FdbScan {
     /// Nothing was read yet of the addresses of so many ports.
     pub(super) fn new(ports: usize) -> Self {
         Self {
@@ -48,7 +48,7 @@ impl Survey {
     }
 
     /// Reads the next batch.
-    pub(super) fn look(&mut self, fdb: &Fdb, now_s: u32) {
+    pub(super) fn advance(&mut self, fdb: &Fdb, now_s: u32) {
         let batch = self.next_bucket..self.next_bucket + BUCKETS_AT_ONCE;
         self.next_bucket = batch.end;
         for entry in fdb.entries_in(batch, now_s) {
@@ -124,27 +124,27 @@ mod tests {
     #[test]
     fn a_table_is_read_to_its_end_and_then_again() {
         let fdb = table();
-        let mut survey = Survey::new(3);
-        assert_eq!(survey.vlans().iter().collect::<Vec<_>>(), [Vid::UNTAGGED]);
+        let mut scan = FdbScan::new(3);
+        assert_eq!(scan.vlans().iter().collect::<Vec<_>>(), [Vid::UNTAGGED]);
         for at in 1..=BATCHES {
-            assert_eq!(survey.addresses(), [0; 3], "before batch {at}");
-            survey.look(&fdb, 1);
+            assert_eq!(scan.addresses(), [0; 3], "before batch {at}");
+            scan.advance(&fdb, 1);
         }
-        assert_eq!(survey.addresses(), [0, 20_000, 10_000]);
-        assert_eq!(survey.vlans().iter().count(), 100);
+        assert_eq!(scan.addresses(), [0, 20_000, 10_000]);
+        assert_eq!(scan.vlans().iter().count(), 100);
 
         // One appears and another one goes.
         let (new, gone) = (Vid::new(200).unwrap(), Vid::new(7).unwrap());
         fdb.learn(new, MacAddr([2, 0, 0, 0, 0, 1]), PortId(0), 1);
         fdb.forget_vlan(gone);
         for _ in 0..BATCHES {
-            assert!(survey.vlans().contains(gone), "until all was read");
-            survey.look(&fdb, 1);
+            assert!(scan.vlans().contains(gone), "until all was read");
+            scan.advance(&fdb, 1);
         }
-        assert_eq!(survey.addresses()[0], 1);
-        let vlans = survey.vlans();
+        assert_eq!(scan.addresses()[0], 1);
+        let vlans = scan.vlans();
         assert!(vlans.contains(new) && !vlans.contains(gone));
-        let stations = survey.stations();
+        let stations = scan.stations();
         assert!(stations.contains(&(new, PortId(0))));
         assert!(!stations.contains(&(new, PortId(1))));
     }
@@ -161,10 +161,10 @@ mod tests {
         let (vid, mac) = (Vid::new(9).unwrap(), MacAddr([2, 0, 0, 0, 0, 1]));
         fdb.learn(vid, mac, PortId(1), 0);
         let batch = fdb.bucket_of(vid, mac) / BUCKETS_AT_ONCE;
-        let mut survey = Survey::new(2);
+        let mut scan = FdbScan::new(2);
         for at in 0..2 * BATCHES {
-            survey.look(&fdb, 1);
-            assert_eq!(survey.vlans().contains(vid), at >= batch, "batch {at}");
+            scan.advance(&fdb, 1);
+            assert_eq!(scan.vlans().contains(vid), at >= batch, "batch {at}");
         }
     }
 }
