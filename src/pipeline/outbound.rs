@@ -20,10 +20,10 @@ use super::{
     dispatch::{Dispatch, TrainSink},
     frame_buf::FrameBuf,
     offload::{self, Handed, Signal},
-    precedence::Precedence,
     recovery::Recovery,
     shared::{GroupsCache, IDLE, InjectedFrames, Shared, TablesCache},
     slow_path::event::{InjectedFrame, To},
+    thread_priority::ThreadPriority,
     trouble::Trouble,
     view::Stopped,
     vitals::Pulse,
@@ -79,7 +79,7 @@ impl Outbound {
 
     /// Works until the tunnel stops or the TAP is gone.
     pub(super) fn run(mut self, nice: i32, pulse: &Pulse) -> Stopped {
-        let mut precedence = Precedence::of_this_thread(nice);
+        let mut priority = ThreadPriority::of_this_thread(nice);
         let mut recovery = Recovery::new(self.shared.clone());
         let mut trouble = Trouble::default();
         loop {
@@ -105,7 +105,7 @@ impl Outbound {
             let outcome = match self.forward_burst(&mut recovery) {
                 Ok(has_bulk) => {
                     trouble.is_over();
-                    precedence.observe(has_bulk);
+                    priority.observe(has_bulk);
                     continue;
                 }
                 Err(Stopped::Failed(error)) => trouble.bear(error, &self.shared),

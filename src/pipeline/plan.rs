@@ -17,7 +17,7 @@ const SEVERAL_LANES_FROM_CORES: usize = 4;
 /// Workers per direction that a plan chooses by itself.
 const MAX_CHOSEN_WORKERS: usize = 8;
 /// What waits for the tunnel waits longer the longer the tunnel waits for a core. The kernel's own
-/// tunnels have precedence too: they work in interrupts.
+/// tunnels have priority too: they work in interrupts.
 const CHOSEN_NICENESS: i32 = -20;
 /// Threads of the staged plan beside the workers: two ends for each direction.
 const ENDS: usize = 4;

@@ -101,7 +101,7 @@ impl Threads<'_> {
         let nice = self.plan.nice;
         self.spawn(name, move |pulse| {
             if let Err(error) = set_thread_niceness(nice) {
-                tracing::debug!(%error, nice, "a data thread keeps its precedence");
+                tracing::debug!(%error, nice, "a data thread keeps its priority");
             }
             work(pulse)
         })

@@ -11,9 +11,9 @@ use crate::{
     io::{udp::UdpSocket, waker},
     pipeline::{
         lanes::ShardQueues,
-        precedence::Precedence,
         recovery::Recovery,
         shared::{IDLE, Shared},
+        thread_priority::ThreadPriority,
         trouble::Trouble,
         view::Stopped,
         vitals::Pulse,
@@ -60,7 +60,7 @@ impl Inbound {
     /// Works until the tunnel stops.
     pub(in crate::pipeline) fn run(mut self, nice: i32, pulse: &Pulse) -> Stopped {
         let mut patience = Some(IDLE);
-        let mut precedence = Precedence::of_this_thread(nice);
+        let mut priority = ThreadPriority::of_this_thread(nice);
         let mut recovery = Recovery::new(self.shared.clone());
         let mut trouble = Trouble::default();
         loop {
@@ -74,7 +74,7 @@ impl Inbound {
             let outcome = match ready {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
                 Ok(ready) if ready.is_timeout() => Ok(self.give_up_waiting(&mut recovery)),
-                Ok(_) => self.receive_batch(&mut precedence, &mut recovery),
+                Ok(_) => self.receive_batch(&mut priority, &mut recovery),
                 Err(error) => Err(error),
             };
             match outcome {
@@ -103,7 +103,7 @@ impl Inbound {
     /// True if frames wait for missing pieces.
     fn receive_batch(
         &mut self,
-        precedence: &mut Precedence,
+        priority: &mut ThreadPriority,
         recovery: &mut Recovery,
     ) -> std::io::Result<bool> {
         match &mut self.sink {
@@ -124,7 +124,7 @@ impl Inbound {
                 let is_full = Some(rx_batch.batch.is_full());
                 let is_waiting = delivery.open_and_deliver(decryptor, rx_batch, is_full, recovery);
                 if rx_batch.batch.has_some() {
-                    precedence.observe(std::mem::take(&mut delivery.has_bulk));
+                    priority.observe(std::mem::take(&mut delivery.has_bulk));
                 }
                 Ok(is_waiting)
             }

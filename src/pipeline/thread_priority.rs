@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! When a data thread goes before the programs whose frames it carries.
+//! Raises a data thread's priority above local applications while it carries bulk traffic.
 //!
-//! With bulk it should: a frame that waits for a core is a frame in a queue. In a flood of small
-//! frames it should not: it would be woken for each of them, where waiting makes bursts.
+//! With bulk, a frame that waits for a core is a frame in a queue. In a flood of small frames the
+//! usual priority is better: the scheduler would wake the thread for each frame, and waiting makes
+//! bursts.
 
 use crate::io::{set_thread_niceness, thread_niceness};
 
 /// Portions without bulk in a row after which there is none any more.
 const LIGHT_BURSTS: u32 = 64;
 
-/// The precedence of one thread.
-pub(super) struct Precedence {
+/// The priority of one thread.
+pub(super) struct ThreadPriority {
     high: i32,
     usual: i32,
     is_high: bool,
     light: u32,
 }
 
-impl Precedence {
+impl ThreadPriority {
     /// Of the calling thread: `high` is its niceness while there is bulk.
     pub(super) fn of_this_thread(high: i32) -> Self {
         Self {
