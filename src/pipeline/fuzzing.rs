@@ -61,7 +61,7 @@ pub struct ChainConfig {
     pub wire: bool,
     /// The largest frame that goes to the device.
     pub max_frame: u32,
-    /// Whether the device takes open checksums and super-frames.
+    /// Whether the device takes partial checksums and super-frames.
     pub takes_offloads: bool,
     /// What it does not take.
     pub refusals: Refusals,

@@ -60,7 +60,7 @@ pub(super) fn handed_over(
             return match checksum {
                 None => Ok(Handed::Whole(None)),
                 Some(checksum) => {
-                    open_checksum(checksum, fields, buf.frame_mut()).map(Handed::Whole)
+                    partial_checksum(checksum, fields, buf.frame_mut()).map(Handed::Whole)
                 }
             };
         }
@@ -112,7 +112,7 @@ fn network_of(fields: Option<Fields>, frame: &[u8]) -> Option<Network> {
     fields?.of(frame).network()
 }
 
-fn open_checksum(
+fn partial_checksum(
     checksum: Checksum,
     fields: Option<Fields>,
     frame: &mut [u8],
@@ -440,7 +440,7 @@ impl<'a> EgressFrame<'a> {
     }
 }
 
-/// An open checksum that does not lie inside of its frame.
+/// A partial checksum that does not lie inside of its frame.
 struct BadChecksum;
 
 impl From<BadChecksum> for io::Error {

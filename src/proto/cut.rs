@@ -11,7 +11,7 @@
 //! | the same with wrong or no lengths (a guest's) | the same | its lengths are put right |
 //! | the same of more than 64 KiB (BIG TCP) | the same | cut into super-frames |
 //! | `DODGY`, `TCP_FIXEDID` | nothing | as above, with identifications that count up |
-//! | `FRAGLIST` | no open checksum | its checksum is opened |
+//! | `FRAGLIST` | no partial checksum | its checksum is opened |
 //! | `UDP_TUNNEL`, `UDP_TUNNEL_CSUM`, `GRE`, `GRE_CSUM`, `IPXIP4`, `IPXIP6`, MPLS, `PARTIAL` | type and checksum of the inner transport | cut into finished frames |
 //! | `SCTP`, `FCOE`, `UDP`, LRO | the kernel itself refuses to hand it over | `bad-offload` |
 //! | `ESP`, `TUNNEL_REMCSUM` | stay in the machine: a driver's | |
@@ -393,7 +393,7 @@ mod tests {
                             false => read(&of_one_segment, at),
                         };
                         if Some(at) == length_of_udp {
-                            // As the kernel takes it: a part of the open checksum.
+                            // As the kernel takes it: a part of the partial checksum.
                             let field_of_sum = usize::from(checksum.start + checksum.offset);
                             let sum = u64::from(read(&whole, field_of_sum));
                             let changed = sum + u64::from(!read(&whole, at)) + u64::from(field);

@@ -28,7 +28,7 @@ enum Kind {
     Crc32c,
 }
 
-/// Checks that an open checksum is that of the TCP or UDP header at the front of a frame of `total`
+/// Checks that a partial checksum is that of the TCP or UDP header at the front of a frame of `total`
 /// bytes. Any other would let a peer have bytes changed after a packet filter has seen them.
 ///
 /// # Errors
@@ -52,7 +52,7 @@ pub fn check_checksum(
     }
 }
 
-/// Finishes an open checksum in `frame`.
+/// Finishes a partial checksum in `frame`.
 ///
 /// # Errors
 /// [`DropReason::BadOffload`] when it does not lie inside of the frame.

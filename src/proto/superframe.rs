@@ -230,7 +230,7 @@ impl Layout {
         advance_tcp(&mut out[self.transport..], advanced, is_last);
     }
 
-    /// An open checksum holds the pseudo-header's sum, of which the length is a part.
+    /// A partial checksum holds the pseudo-header's sum, of which the length is a part.
     fn emit_checksum(&self, out: &mut [u8], transport_len: usize) {
         let Checksum { start, offset } = self.checksum();
         let at = usize::from(start + offset);
@@ -250,7 +250,7 @@ impl Layout {
     }
 }
 
-/// Whether a receiver that is told of open checksums and segments understands the frame with one
+/// Whether a receiver that is told of partial checksums and segments understands the frame with one
 /// more tag, too.
 pub fn has_room_for_tag(network: Option<Network>) -> bool {
     network.is_some_and(|network| network.at < 14 + TAG_BYTES * MAX_TAGS)

@@ -20,7 +20,7 @@ use crate::stats::DropReason;
 pub const CHUNK_HEADER_LEN: usize = size_must_be::<ChunkHeader>(3);
 /// Bytes before the piece of a frame in a fragment chunk.
 pub const FRAGMENT_HEADER_LEN: usize = CHUNK_HEADER_LEN + size_must_be::<FragmentHeader>(10);
-/// Bytes before the frame in a chunk of a frame with an open checksum.
+/// Bytes before the frame in a chunk of a frame with a partial checksum.
 pub const OPEN_FRAME_HEADER_LEN: usize = CHUNK_HEADER_LEN + size_must_be::<OpenFrameHeader>(4);
 /// Bytes before the copied headers in an offload chunk.
 pub const OFFLOAD_HEADER_LEN: usize = CHUNK_HEADER_LEN + size_must_be::<OffloadHeader>(14);

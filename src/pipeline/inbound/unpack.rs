@@ -90,7 +90,9 @@ impl Unpacker<'_> {
         for chunk in Chunks::new(plaintext) {
             let forwarded = match chunk {
                 Ok(Chunk::Frame(frame)) => self.forward_small(lane, EgressFrame::finished(frame)),
-                Ok(Chunk::OpenFrame(checksum, frame)) => self.forward_open(lane, checksum, frame),
+                Ok(Chunk::OpenFrame(checksum, frame)) => {
+                    self.forward_partial(lane, checksum, frame)
+                }
                 Ok(Chunk::Fragment(fragment, piece)) => lane
                     .reassembly
                     .add(sequence, fragment, piece)
@@ -112,7 +114,7 @@ impl Unpacker<'_> {
         }
     }
 
-    fn forward_open(
+    fn forward_partial(
         &mut self,
         lane: &mut LaneState,
         checksum: Checksum,
