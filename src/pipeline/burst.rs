@@ -23,7 +23,7 @@ const BURST_FRAMES: usize = 128;
 const FIRST: usize = 64;
 /// A flow with a frame of this size in the burst is a bulk transfer; others may overtake it.
 const BULK_BYTES: usize = 2048;
-/// Bulk flows of a burst that are told apart; where there are more, nobody overtakes.
+/// Bulk flows of a burst that are told apart; where there are more, no frame overtakes.
 const BULK_FLOWS: usize = 8;
 
 /// A burst of frames, and their order of leaving. The default has no room.

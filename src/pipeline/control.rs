@@ -46,7 +46,7 @@ use crate::{
     tripwire,
 };
 
-/// How long a name may take to be looked up before people hear of it, and how soon one that failed is
+/// How long a name may take to be looked up before the log says so, and how soon one that failed is
 /// tried again.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(5);
 const RESOLVE_RETRY: Duration = Duration::from_secs(2);
@@ -59,7 +59,7 @@ pub(super) enum Command {
     Close(oneshot::Sender<()>),
 }
 
-/// A peer's name for people, and the host to look up.
+/// A peer's name in `show` and logs, and the host to look up.
 type Label = (String, Option<String>);
 
 pub(super) struct ControlTask {
@@ -226,7 +226,7 @@ impl ControlTask {
 
     fn handle_command(&mut self, command: Command) {
         match command {
-            // Whoever asked may have gone; that is their business.
+            // Fails if the client has disconnected, which is no fault.
             Command::View(reply) => {
                 let _ = reply.send(self.view());
             }
@@ -364,7 +364,9 @@ impl ControlTask {
         };
         match self.events.try_send(event) {
             Ok(()) => self.was_reachable = is_reachable,
-            Err(_) => debug!("nobody takes the engine's events"),
+            Err(_) => debug!(
+                "the event queue of the engine is full; the change of reachability is reported with the next tick"
+            ),
         }
     }
 
@@ -403,7 +405,7 @@ impl ControlTask {
     ) {
         match &found {
             Ok((port, _)) => drop(self.looking_up.remove(port)),
-            // Nobody knows whose it was.
+            // A task that panicked does not say which peer it was for.
             Err(_) => self.looking_up.clear(),
         }
         match found {
@@ -419,7 +421,7 @@ impl ControlTask {
         }
     }
 
-    // What people see.
+    // What `show` and the log say.
 
     fn name(&self, port: PortId) -> &str {
         name(&self.labels, port)
@@ -430,7 +432,7 @@ impl ControlTask {
         tripwire::task("control");
         let now = now();
         self.shared.notices.tell_late_moves();
-        // The data threads count these; nobody else would say what they mean.
+        // The data threads only count these; the log has to say what they mean.
         if let Some(from) = self.shared.take_bad_mac() {
             self.log_refusal(&Refused {
                 reason: DropReason::BadMac,

@@ -3,7 +3,7 @@
 //!
 //! 1. number and pack   `Train::push`          in order
 //! 2. seal              `Train::seal`          any order (a worker, when staged)
-//! 3. send              `UdpTx::send`     in order again
+//! 3. send              `UdpTx::send`          in order again
 //!
 //! Each thread that sends frames has one of its own, on a lane of its own: the outbound threads, and
 //! in a hub the inbound ones for what they pass on. Functions appear in this order.
@@ -44,7 +44,7 @@ pub(super) enum TrainSink {
     Inline { udp_tx: UdpTx, empties: Vec<Train> },
     /// To the workers.
     Staged(Dealer<Train>),
-    /// Sealed on the spot, and kept for whoever looks.
+    /// Sealed on the spot, and kept for the test.
     #[cfg(fuzzing)]
     Kept { kept: Kept, empties: Vec<Train> },
 }

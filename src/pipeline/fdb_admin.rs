@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The table of addresses as people and controllers see it: in pages, in numbers, and with the
-//! changes that they ask for.
+//! The FDB for the command line and for controllers: read in pages, summed up in numbers, and changed
+//! on request.
 //!
 //! Called by the control task, which is the only one that assigns addresses; the data threads use the
 //! table meanwhile. Nothing here takes long: a large table is read in pages.

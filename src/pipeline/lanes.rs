@@ -4,10 +4,10 @@
 //! A lane's replay window and unfinished frames belong to one thread, whose socket gets the lane's
 //! datagrams. Not all of them: the network stack may merge datagrams of several lanes into one train,
 //! and then looks at the first of them only. The thread that receives such a train copies what
-//! belongs to others into their inboxes, still sealed. The price for those who own all that they
-//! receive is a look at each datagram's lane, and one at an empty inbox for each batch.
+//! belongs to others into their inboxes, still sealed. The price for a thread that owns all that it
+//! receives is a look at each datagram's lane, and one at an empty inbox for each batch.
 //!
-//! Nobody waits for another thread: a full inbox drops. Datagrams keep the order in which they pass
+//! No thread waits for another one: a full inbox drops. Datagrams keep the order in which they pass
 //! through an inbox, but not against those that come by the owner's own socket meanwhile. Senders of
 //! this program see to it that trains are not mixed; see `io::udp`.
 
@@ -173,7 +173,7 @@ impl ShardQueues {
         true
     }
 
-    /// Hands on what was received for others. It stays in `batch`, for whoever opens that to skip.
+    /// Hands on what was received for others. It stays in `batch`, and the decryptor skips it.
     pub(super) fn pass_on(&self, batch: &mut RecvBatch) {
         if self.passage.shard.threads > 1 {
             self.passage.pass_on(batch);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How often a line may be logged that others can cause: once in an interval for each topic, and for a
-//! bounded number of topics, since whoever forges addresses makes as many as he likes.
+//! bounded number of topics, since a host that forges addresses can use any number of them.
 
 use std::{
     collections::HashMap,

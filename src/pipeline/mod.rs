@@ -95,7 +95,7 @@ pub(crate) struct EngineConfig {
     pub switch: SwitchConfig,
     /// Whether loops are looked for with probes, and cut.
     pub loop_guard: bool,
-    /// Whether this node asks the stations for the multicast groups that they want.
+    /// Whether this node is an IGMP and MLD querier.
     pub querier: bool,
     /// Whether there is no switch but a wire: two ports, and what comes in by one leaves by the other,
     /// whatever it is. For a single peer.
@@ -104,7 +104,7 @@ pub(crate) struct EngineConfig {
     pub plan: PlanRequest,
 }
 
-/// A peer, with what only people and the resolver need.
+/// A peer, with what only logs and the resolver need.
 pub(crate) struct EnginePeer {
     /// What the protocol needs.
     pub settings: PeerSettings,
@@ -237,7 +237,7 @@ impl Engine {
     /// Links, addresses or routes of this machine changed: peers to whom the way is another now hear from
     /// us, and datagrams to those by a link of another MTU have another size.
     pub(crate) async fn handle_network_change(&self) {
-        // A control task that has ended has nobody to tell.
+        // Fails if the control task has ended, which its supervisor reports.
         let _ = self.commands.send(Command::NetworkChanged).await;
     }
 
@@ -413,7 +413,7 @@ fn most_sessions(peers: usize) -> u32 {
     u32::try_from(peers * 4).unwrap_or(u32::MAX).max(64)
 }
 
-/// A random key for the switch's table, so that nobody can aim at one of its buckets.
+/// A random key for the switch's table, so that no station can aim at one of its buckets.
 fn hash_key() -> [u64; 2] {
     std::array::from_fn(|_| {
         let mut word = [0; 8];

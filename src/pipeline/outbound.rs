@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Overlay to underlay: from frames read off the TAP to datagrams on the wire.
 //!
-//! 1. take a burst    `Burst::fill`, small flows first   in order, flow by flow
+//! 1. take a burst      `Burst::fill`, small flows first     in order, flow by flow
 //! 2. choose the ports  `Switch::forward`                    in order
 //! 3. edit the tag      `Switch::leave`, for each port       in order
 //! 4. number, pack, seal, send: see `Dispatch`
@@ -46,9 +46,9 @@ pub(super) struct Outbound {
     dispatch: Dispatch,
     burst: Burst,
     codel: Codel,
-    /// The next sender of much is told to slow down.
+    /// CoDel asked for a mark: set CE on, or drop from, the next bulk flow.
     must_signal: bool,
-    /// Frames that this node made itself; the first lane sends them.
+    /// Frames that this node has made; the first lane sends them.
     injected: Option<InjectedFrames>,
     scratch: Vec<u8>,
 }
@@ -161,7 +161,7 @@ impl Outbound {
     ) {
         while *next < burst.frames() as usize {
             if *next == first {
-                // What may overtake must not wait for the rest of its train.
+                // Small flows do not wait until bulk has filled their trains.
                 self.dispatch.depart_all();
             }
             let frame = burst.frame(*next);
@@ -299,7 +299,7 @@ impl Outbound {
                     if wanted.is_some_and(|wanted| !wanted.contains(port)) {
                         continue;
                     }
-                    // That a port has not the frame's VLAN is no loss.
+                    // A port outside the frame's VLAN is skipped, not counted as a drop.
                     if let Ok(edit) = leave(port) {
                         self.dispatch
                             .push_edited(tables, port, edit, &mut buf, network, open);
@@ -311,7 +311,7 @@ impl Outbound {
         Ok(())
     }
 
-    /// Has the next sender of much told to slow down.
+    /// Marks the next bulk flow, as if CoDel had asked for it.
     #[cfg(fuzzing)]
     pub(super) fn insist_on_signal(&mut self) {
         self.codel.insist();
@@ -341,7 +341,7 @@ impl Outbound {
                 To::Peers(_) => 1..=tables.routes.len() as u16,
             };
             for port in peers.map(PortId) {
-                // A port that was blocked meanwhile gives no more.
+                // The port may have been blocked since the frame was made.
                 let edit = match to {
                     To::Peers(Some(ingress)) => switch.leave(ingress, inside, port),
                     _ => switch.originate(inside, port),

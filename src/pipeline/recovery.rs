@@ -44,8 +44,8 @@ impl Recovery {
         }
     }
 
-    /// Does `work`. `None` if that panicked, which is counted; whoever called makes new then what it
-    /// worked with.
+    /// Does `work`. `None` if that panicked, which is counted; the caller then makes its state
+    /// anew.
     ///
     /// # Panics
     /// When that happened too often.

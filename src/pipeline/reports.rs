@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the control task logs of peers and of callers that are none: each line says of whom, why and
-//! what to do, at a rate that nobody else decides.
+//! what to do, at a rate that no peer or attacker decides.
 
 use std::{
     io,
@@ -187,7 +187,7 @@ fn remedy(reason: DropReason) -> Option<&'static str> {
     })
 }
 
-/// Somebody's IPv6 network has more addresses than a log has lines.
+/// One IPv6 network has more addresses than a log has lines.
 fn network_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 64 << 64).into()),

@@ -86,14 +86,14 @@ impl TablesCache {
 }
 
 /// A data thread that has nothing to do looks at the tables this often, so that the keys of a session
-/// that has ended are not kept by who would have used them.
+/// that has ended do not stay in its cache.
 pub(super) const IDLE: Duration = Duration::from_secs(30);
 
 /// Shared by all threads of a tunnel.
 pub(super) struct Shared {
     pub(super) tables: Arc<ArcSwap<Tables>>,
     pub(super) switch: Switch,
-    /// What comes from the TAP goes to the only peer, and the other way round; nobody asks the switch.
+    /// What comes from the TAP goes to the only peer, and the other way round, past the switch.
     pub(super) wire: bool,
     pub(super) clock: SwitchClock,
     pub(super) mac1: Mac1Check,
@@ -108,9 +108,9 @@ pub(super) struct Shared {
     /// Whether all threads and tasks get on.
     pub(super) vitals: Arc<Vitals>,
     drops: Mutex<Vec<Arc<Drops>>>,
-    /// Counted by whoever could not reach the control thread.
+    /// Counted where the queue to the control thread or the slow path was full.
     unheard: Drops,
-    /// Among that was a word of who has which address.
+    /// One of the lost frames bound an address to a station.
     missed_binding: AtomicBool,
     /// What the peers' datagrams tell the control thread.
     pub(super) notices: Notices,
@@ -125,7 +125,7 @@ pub(super) struct Shared {
     slow_view: Mutex<SlowView>,
 }
 
-/// What the slow path tells people.
+/// The state of the slow path, for `show`.
 #[derive(Clone, Default)]
 pub(super) struct SlowView {
     /// The ports that are blocked for loops.
@@ -133,12 +133,12 @@ pub(super) struct SlowView {
     pub(super) groups: Vec<GroupEntry>,
 }
 
-/// A thread's view of who wants which multicast.
+/// A thread's view of the group table.
 pub(super) struct GroupsCache(Cache<Arc<ArcSwap<GroupTable>>, Arc<GroupTable>>);
 
 impl GroupsCache {
-    /// The ports that a flooded frame may leave by, `None` for all. Nobody knows what is wanted in a
-    /// customer's VLANs, or asks in a provider's.
+    /// The ports that a flooded frame may leave by, `None` for all. This node neither snoops in
+    /// a customer's VLANs nor queries in a provider's.
     pub(super) fn egress(&mut self, inside: &Inside, headers: &Headers<'_>) -> Option<&PortSet> {
         let is_group = headers.dst.is_group();
         let table =
@@ -193,13 +193,13 @@ impl Shared {
         Ok((shared, injected))
     }
 
-    /// Tells what people call the peers, in the order of their ports.
+    /// Sets the names of the peers, in the order of their ports.
     pub(super) fn name_peers(&self, names: Vec<String>) {
         // Those of the first call stay.
         let _ = self.names.set(names);
     }
 
-    /// What people call a port.
+    /// The name of a port in logs.
     pub(super) fn port_name(&self, port: PortId) -> &str {
         let place = usize::from(port.0).checked_sub(1);
         place.map_or("the device", |place| {
@@ -258,7 +258,7 @@ impl Shared {
         decision.kind == Kind::Neighbour && is_group
     }
 
-    /// Whether the slow path has missed, since this was last asked, who has an address.
+    /// Whether the slow path has missed a binding of an address since this was last asked.
     pub(super) fn take_missed_binding(&self) -> bool {
         self.missed_binding.swap(false, Ordering::Relaxed)
     }
@@ -353,7 +353,7 @@ impl Shared {
 
 #[cfg(test)]
 impl Shared {
-    /// For one thread under test, with a device, one peer and nobody who hears anything.
+    /// For one thread under test, with a device, one peer and no receiver of events.
     pub(super) fn alone() -> Arc<Self> {
         use crate::crypto::keys::PrivateKey;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Every thread and task of an engine has somebody who notices its end, and waits for it for so long
-//! and no longer.
+//! Every thread and task of an engine has an owner that notices its end, and that waits for it for a
+//! bounded time at stop.
 
 use std::{io, sync::Arc, thread::JoinHandle, time::Duration};
 

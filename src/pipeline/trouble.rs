@@ -32,7 +32,7 @@ impl Trouble {
         self.0.is_over();
     }
 
-    /// Waits before the next attempt, and less if the tunnel stops meanwhile. Tells people, once in a
+    /// Waits before the next attempt, and less if the tunnel stops meanwhile. Logs the error once in a
     /// while.
     ///
     /// # Errors

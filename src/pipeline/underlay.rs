@@ -2,7 +2,7 @@
 //! Which peers a change of this machine's links, addresses and routes concerns: those to whose endpoint
 //! datagrams now take another way, or by a link that takes another size.
 //!
-//! Whoever can make an address or a route of this machine change (a router in its LAN, a routing
+//! A device that can make an address or a route of this machine change (a router in its LAN, a routing
 //! daemon, stations behind the tunnel) causes one look in a second, and nothing else.
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
@@ -232,7 +232,7 @@ mod tests {
                 ip("address add 192.0.3.1/24 dev west");
                 assert_eq!(look(1).await, [], "routes of others");
                 ip("route replace default via 192.0.2.1");
-                assert_eq!(look(1).await, [], "nobody said that something changed");
+                assert_eq!(look(1).await, [], "no change was announced");
                 assert_eq!(look(2).await, [(far, Change::Way)]);
                 assert_eq!(look(3).await, [], "told once");
                 ip("link set west mtu 1400");

@@ -42,7 +42,7 @@ pub(crate) struct EngineView {
     pub drops: Vec<(DropReason, u64)>,
     /// The ports of the switch, the TAP first, then the peers.
     pub ports: Vec<PortView>,
-    /// The multicast groups that somebody wants, of which there may be more.
+    /// The multicast groups with members; there may be more.
     pub groups: Vec<GroupEntry>,
     /// What the switch has counted.
     pub switch: SwitchStatus,

@@ -56,7 +56,7 @@ impl WaysBack {
         }
     }
 
-    /// A handshake message came. Only the answer to it leaves by the way back: who sent it is not known
+    /// A handshake message came. Only the answer to it leaves by the way back: its sender is not known
     /// yet.
     pub(super) fn begin_answer(&mut self, now: Instant, from: SocketAddr, called: Option<Local>) {
         let told = called.and_then(|called| self.told(now, from, called));

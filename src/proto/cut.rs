@@ -451,7 +451,7 @@ mod tests {
             let headers = stream.frame(0..1, true);
             whole[..stream.headers_len()].copy_from_slice(&headers[..stream.headers_len()]);
             if stream.transport == Transport::Tcp {
-                // The last segment's flags are known to nobody.
+                // The flags of the last segment are lost.
                 let flags = stream.transport_at() + 13;
                 whole[flags] = stream.whole()[flags];
             }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Explicit congestion notification (RFC 3168): the mark, and who heeds a loss instead.
+//! Explicit congestion notification (RFC 3168): the mark, and which senders heed a loss instead.
 
 use patchcord_bridge::{checksum, ether_type, ethernet::Network, ip_protocol::TCP};
 

@@ -9,7 +9,7 @@ pub const FRAME_OVERHEAD: u32 = 14 + 3 * 4;
 
 /// A session older than this starts a new handshake (the configured `rekey-interval` may be less).
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
-/// The side with the larger public key leaves the rekey to the other for this long, whoever began
+/// The side with the larger public key leaves the rekey to the other for this long, whichever began
 /// the session: two sides that called each other at the same time must not go on doing so.
 pub const SECOND_REKEY_DELAY: Duration = Duration::from_secs(15);
 /// A session older than this is not used any more, in either direction.
@@ -83,7 +83,7 @@ pub const REPLAY_WINDOW: u64 = 8192;
 
 /// IP packet size that every path is taken to carry until probes say more (RFC 8899: BASE_PLPMTU).
 pub const PATH_MTU_BASE: u16 = 1280;
-/// What every IPv4 path carries (RFC 791); one that does not is told to people.
+/// What every IPv4 path carries (RFC 791); a path that does not is reported.
 pub const PATH_MTU_FLOOR: u16 = 576;
 /// The largest IP packet that is probed for.
 pub const PATH_MTU_MAX: u16 = 9216;

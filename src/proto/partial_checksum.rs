@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Partial checksums (virtio's `NEEDS_CSUM`): fields that hold the sum of the pseudo-header, or nothing,
-//! and are left to whoever sends the frame on. The Internet checksum (RFC 1071), and the CRC32c of SCTP
-//! (RFC 9260).
+//! and are left to the next sender. The Internet checksum (RFC 1071), and the CRC32c of SCTP (RFC 9260).
 
 use crc::{CRC_32_ISCSI, Crc, Table};
 use patchcord_bridge::{

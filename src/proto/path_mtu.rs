@@ -125,7 +125,7 @@ impl PathMtu {
     }
 
     /// The path is another (a new endpoint, a peer that was down): search, or only prove the size if a
-    /// search has just begun. Who moves all the time gets no burst of probes for each move.
+    /// search has just begun. A peer that moves all the time causes no burst of probes for each move.
     pub(crate) fn restart(&mut self, now: Instant) {
         if self
             .restarted_at

@@ -266,7 +266,7 @@ impl Peer {
             .collect()
     }
 
-    /// Asks for a handshake at `due`, unless one is under way or nobody knows where to send it.
+    /// Asks for a handshake at `due`, unless one is under way or the peer has no known endpoint.
     pub(crate) fn call(&mut self, due: Instant) {
         if self.calling.due.is_none() && self.endpoint.is_some() {
             self.calling.due = Some(due);

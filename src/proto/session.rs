@@ -210,7 +210,7 @@ pub struct Route {
     pub datagram_len: usize,
 }
 
-/// Hashes keys that begin with a [`SessionIndex`]. Indices are drawn at random by us, so nobody can
+/// Hashes keys that begin with a [`SessionIndex`]. This node draws indices at random, so no peer can
 /// aim at a bucket, and one multiplication is enough for the data threads, which hash per datagram.
 pub type IndexHash = BuildHasherDefault<IndexHasher>;
 
@@ -251,7 +251,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// The session that `receiver` stands for. Whoever keeps the tables may be late; a session is not
+    /// The session that `receiver` stands for. The tables may be out of date; a session is not
     /// used for longer than it may be even so.
     ///
     /// # Errors

@@ -47,7 +47,7 @@ const RST: u8 = 0x04;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 
-/// Where a super-frame's headers are. Whoever holds one has had them checked.
+/// Where a super-frame's headers are. A `Layout` exists only for headers that were checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     network: usize,

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What several threads have for one that sleeps by something else than a channel, as by `ppoll`.
 //!
-//! Who sends does so before it wakes; who is woken clears that before it takes, and wakes itself when it
+//! A sender sends before it wakes; a receiver clears the wake-up before it takes, and wakes itself when it
 //! leaves something. So nothing is left behind while it sleeps, and it sleeps when there is nothing.
 
 use super::sync::{Receiver, Sender, bounded};
 
 /// Ends a thread's sleep, be it now or later. Clones share one state: awake or not.
 pub(crate) trait Wake: Clone {
-    /// From now on nobody sleeps by it, until somebody [clears](Self::clear) it.
+    /// From now on no thread sleeps by it, until one [clears](Self::clear) it.
     fn wake(&self);
 
     /// Whether it was awake; it is not any more.

@@ -14,7 +14,7 @@ use loom::{
 use super::*;
 
 /// The descriptors of a thread, each ready or not, as `eventfd` and `ppoll` have it: ready from a write
-/// to the next read, whoever waits.
+/// to the next read, whichever thread waits.
 #[derive(Clone)]
 struct Descriptor {
     all: Arc<(Mutex<u8>, Condvar)>,
@@ -141,7 +141,7 @@ pub fn two_that_hand_over_to_each_other_both_get_all() {
     });
 }
 
-/// The word to stop, which nobody takes back, reaches every thread, whatever else it waits for.
+/// The word to stop, which is final, reaches every thread, whatever else it waits for.
 pub fn a_stop_ends_every_thread() {
     model(|| {
         let stop = Descriptor::new();
@@ -186,7 +186,7 @@ pub fn batches_come_back_in_order_and_all_ends_with_the_dealer() {
     });
 }
 
-/// Who is told that a place has something sees what it is, and of the last word none is left.
+/// A thread that is told that a place has something sees what it is, and of the last word none is left.
 pub fn what_a_bit_stands_for_is_seen_with_it() {
     model(|| {
         let pending = Arc::new(Pending::new(2));

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::sync::AtomicU64;
 
-/// A bit for each. What is written before a bit is set is seen by who takes it.
+/// A bit for each. The thread that takes a bit sees what was written before the bit was set.
 #[derive(Debug)]
 pub(crate) struct Pending {
     words: Box<[AtomicU64]>,
@@ -26,7 +26,7 @@ impl Pending {
     /// There is something for this place. True if there was nothing, so that the owner must be told.
     pub(crate) fn set(&self, place: usize) -> bool {
         let bit = 1 << (place % 64);
-        // Release: whoever takes the bit sees what it stands for.
+        // Release: the thread that takes the bit sees what it stands for.
         self.words[place / 64].fetch_or(bit, Ordering::Release) & bit == 0
     }
 

@@ -15,7 +15,7 @@ pub(super) use loom::sync::atomic::AtomicU64;
 #[cfg(loom)]
 pub(super) use self::model::{Receiver, Sender, bounded};
 
-/// What crossbeam promises of a bounded channel, as far as it is used here. Nobody waits for a time in
+/// What crossbeam promises of a bounded channel, as far as it is used here. No thread waits for a time in
 /// a model: it is over at once.
 #[cfg(loom)]
 mod model {

@@ -2,7 +2,7 @@
 //! What the kernel left undone in a frame, and what travels with it so that the other end's kernel
 //! can finish it (PROTOCOL.md, "Offloads"). Values only; `proto::superframe` judges them.
 
-/// A checksum that holds the sum of the pseudo-header only: who sends the frame on sums up
+/// A checksum that holds the sum of the pseudo-header only: the next sender sums up
 /// everything from `start` to the end and writes the result at `start + offset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checksum {

@@ -186,7 +186,7 @@ impl Decryptor {
     }
 }
 
-/// The port of whoever sent the datagram at this place, as far as its head tells.
+/// The port of the peer that sent the datagram at this place, by its receiver index.
 pub(super) fn sender(tables: &Tables, batch: &mut RecvBatch, place: usize) -> Option<PortId> {
     let mut passed = 0;
     for mut received in batch.iter_mut() {

@@ -57,7 +57,7 @@ pub(in crate::pipeline) struct Delivery {
     pub(super) has_bulk: bool,
     /// When the present batch came.
     now: Instant,
-    /// The next sender of much is told to slow down.
+    /// CoDel asked for a mark: set CE on, or drop from, the next bulk flow.
     must_signal: bool,
     /// Peers whose frames have made this thread panic.
     offenders: Offenders,
@@ -336,7 +336,7 @@ impl Delivery {
         accepted
     }
 
-    /// Has the next sender of much told to slow down.
+    /// Marks the next bulk flow, as if CoDel had asked for it.
     #[cfg(fuzzing)]
     pub(in crate::pipeline) fn insist_on_signal(&mut self) {
         self.codel.insist();

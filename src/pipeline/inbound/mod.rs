@@ -3,7 +3,7 @@
 //!
 //! 1. receive a batch   `UdpSocket::recv_batch` (GRO)        in order
 //!    hand other lanes' datagrams to their threads          `ShardQueues::pass_on`
-//! 2. parse and open    `Decryptor::open`                   any order (a worker, when staged)
+//! 2. parse and open    `Decryptor::open`                    any order (a worker, when staged)
 //! 3. accept once       `ReplayWindow::accept`               in order again
 //! 4. unpack            `Chunks`, `Reassembly::add`          in order
 //! 5. choose the port   `Switch::forward`                    in order

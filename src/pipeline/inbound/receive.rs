@@ -95,7 +95,7 @@ impl Inbound {
     fn give_up_waiting(&mut self, recovery: &mut Recovery) -> bool {
         match &mut self.sink {
             RxSink::Inline { delivery, .. } => delivery.forward_incomplete(recovery),
-            // Whoever collects does this.
+            // The thread that collects the batches does this.
             RxSink::Staged(_) => false,
         }
     }
@@ -204,7 +204,7 @@ mod tests {
     fn what_may_pass_does_not_end_a_thread() {
         in_namespace(|| {
             ip("link set lo up");
-            // Some that nobody has thought of among them.
+            // Some of them have no handling of their own.
             let codes = [Errno::ENOMEM, Errno::ENFILE, Errno::EIO, Errno::EREMOTEIO];
             let codes = codes.map(|code| code as i32);
             let (stopped, received) = receive_after(&codes, &Shared::alone());

@@ -83,11 +83,11 @@ impl TapWriter<'_> {
         }
         let wanted = self.groups.egress(&decision.inside, &headers);
         match decision.egress {
-            // Somebody elsewhere wants it, or nobody.
+            // No host behind this port wants the group.
             Egress::Port(port) if wanted.is_some_and(|wanted| !wanted.contains(port)) => Ok(()),
             Egress::Port(PortId::TAP) => match leave(PortId::TAP) {
                 Ok(edit) => self.write(edit, frame),
-                // Nobody misses it.
+                // A probe is lost without harm.
                 Err(_) if decision.kind == Kind::Probe => Ok(()),
                 Err(reason) => Err(reason.into()),
             },
@@ -103,7 +103,7 @@ impl TapWriter<'_> {
                 Ok(())
             }
             Egress::Flood => {
-                // That a port has not the frame's VLAN is no loss.
+                // A port outside the frame's VLAN is skipped, not counted as a drop.
                 let leave = |port: PortId| {
                     let is_wanted = wanted.is_none_or(|wanted| wanted.contains(port));
                     is_wanted.then(|| leave(port).ok()).flatten()

@@ -37,11 +37,11 @@ impl Probes {
 pub(in crate::pipeline) struct SlowPathConfig {
     /// Look for loops.
     pub(in crate::pipeline) loops: Option<Probes>,
-    /// Learn who wants which multicast.
+    /// Learn which ports want which multicast groups.
     pub(super) snooping: Option<SnoopingConfig>,
-    /// Answer for others.
+    /// Answer ARP and neighbour discovery for known stations.
     pub(super) neighbours: Option<NeighboursConfig>,
-    /// VLANs in which nobody is asked for groups.
+    /// VLANs without queries of this node.
     pub(super) customers: BTreeSet<Vid>,
     /// Ports that refuse addresses of others.
     pub(super) confined: Vec<PortId>,
@@ -60,14 +60,14 @@ impl SlowPathConfig {
         let ports = || (0..).map(PortId).zip(&switch.ports);
         let is_snooping = is_querier || ports().any(|(_, port)| port.multicast_snooping);
         let suppresses = ports().any(|(_, port)| port.neighbour_suppression);
-        // Who is behind a tunnel is not asked.
+        // Hosts behind a tunnel get no queries from this node.
         let is_deaf =
             |port: &PortConfig| !port.multicast_snooping || port.vlans.as_tunnel().is_some();
         let deaf = ports().filter(|(_, port)| is_deaf(port));
         let snooping = SnoopingConfig {
             ports: switch.ports.len() as u16,
             mesh: !switch.hub,
-            // Nobody hears what is wanted there, so all of it is.
+            // No report arrives from there, so the port gets all groups.
             router_ports: deaf.map(|(port, _)| port).collect(),
             querier: is_querier.then(querier),
             ..SnoopingConfig::default()
@@ -93,7 +93,7 @@ impl SlowPathConfig {
 }
 
 /// Asks from no IPv4 address, so that any other querier is preferred (RFC 4541 section 2.1.1), and
-/// from the link-local IPv6 address of a station that nobody else is (RFC 4291 appendix A).
+/// from the link-local IPv6 address of a station with an address of its own (RFC 4291 appendix A).
 fn querier() -> Querier {
     let MacAddr([a, b, c, d, e, f]) = random_mac();
     let interface = [a ^ 0x02, b, c, 0xff, 0xfe, d, e, f];

@@ -17,7 +17,7 @@ pub(super) struct Groups {
     snooping: Snooping,
     /// Ports to peers that are up.
     present: BTreeSet<PortId>,
-    /// VLANs of tunnels: those behind them are customers, who ask for themselves.
+    /// VLANs of tunnels: the customers behind them have queriers of their own.
     customers: BTreeSet<Vid>,
     /// From when on a table may be made again.
     due_us: u64,

@@ -63,7 +63,7 @@ impl Limit {
                 "look for a loop behind the port, or for a station that forges the frames by which loops are found; very many nodes in one network do it too, and then all is well"
             }
             Self::Addresses => {
-                "somebody floods the switch with addresses; if there are so many stations, raise switch.max-addresses"
+                "look for a host that forges source addresses; if there are so many stations, raise switch.max-addresses"
             }
             Self::Moves => {
                 "look for a loop, for two stations with one address, or for a station with two ways that it cannot decide between; if all is as it should be, shorten switch.dampening"
@@ -113,7 +113,7 @@ impl LimitLog {
                 continue;
             };
             if limit == Limit::Addresses {
-                // The count is that of all ports. Whoever has most addresses has reached the limit.
+                // The count is that of all ports. The port with most addresses has reached the limit.
                 let ports = (0..).map(PortId).zip(scan.addresses());
                 excess.port = ports.max_by_key(|&(_, count)| count).map(|(port, _)| port);
             }
@@ -159,7 +159,7 @@ fn log_excess(excess: Excess, switch: &Switch, names: &PortNames, now_s: u32) {
             limit = name,
             frames,
             remedy,
-            "a port floods more than it may; what is too much is dropped"
+            "a port floods more than its limit; the excess is dropped"
         ),
         Limit::Addresses | Limit::Capacity => warn!(
             port,

@@ -126,7 +126,7 @@ impl Loops {
                     other = self.names.name(other),
                     vlan = vid.value(),
                     stations = (!stations.is_empty()).then_some(stations),
-                    "a loop: what leaves by one of two ports comes back by the other; the port is blocked until it is gone. Look for a second link between these sites"
+                    "a loop: frames that leave by one of two ports come back by the other; the port is blocked until the loop is gone. Look for a second link between these sites"
                 );
                 set_blocked(port, true);
                 self.learn_anew();
@@ -134,7 +134,7 @@ impl Loops {
             Verdict::Open { port } => {
                 info!(
                     port = self.names.name(port),
-                    "the loop is gone, and the port open again"
+                    "the loop is gone; the port forwards again"
                 );
                 set_blocked(port, false);
                 self.learn_anew();
@@ -165,7 +165,7 @@ impl Loops {
         notify_moved(&self.events);
     }
 
-    /// Stations that moved of late between this port and the one that it has a loop with, for people.
+    /// Stations that moved of late between this port and the one that it has a loop with, for the log.
     fn movers(&self, port: PortId) -> String {
         const LATE_S: u32 = 10;
         let mut report = self.guard.report();
@@ -195,6 +195,6 @@ impl Loops {
 pub(super) fn notify_moved(events: &mpsc::Sender<EngineEvent>) {
     let has_room = events.capacity() > EVENTS / 2;
     if !has_room || events.try_send(EngineEvent::StationsMoved).is_err() {
-        debug!("nobody takes the engine's events");
+        debug!("the event queue of the engine is full: StationsMoved is not delivered");
     }
 }

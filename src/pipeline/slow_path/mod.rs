@@ -50,7 +50,7 @@ use crate::{io::tap::TapQueue, tripwire};
 
 pub(super) use self::config::{Probes, SlowPathConfig};
 
-/// Groups that people are told of.
+/// Groups that `show` lists.
 const GROUPS_SHOWN: usize = 1000;
 /// How often the VLANs in use are looked up, and blocks are checked.
 const ROUND: Duration = Duration::from_secs(1);

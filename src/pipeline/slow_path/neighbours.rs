@@ -32,7 +32,7 @@ impl NeighbourProxy {
             return false;
         };
         if self.shared.take_missed_binding() {
-            // Nobody knows which of the bindings that was about.
+            // Which of the bindings was missed is unknown, so all of them are suspect.
             neighbours.clear();
         }
         let Ok(headers) = Headers::parse(frame) else {

@@ -70,7 +70,7 @@ fn hosts_are_asked_again_when_a_peer_came_unheard() {
         let (mut slow_path, injected) = slow_path(config, setup);
         let mut asks = |comes: bool| {
             if comes {
-                // Nobody takes it.
+                // The queue is full.
                 slow_path.shared.presence.peer_up(PortId(1));
             }
             slow_path.tick();
@@ -162,7 +162,7 @@ fn what_a_report_changes_takes_effect_with_it() {
         let join = igmp(0x16, GROUP);
         assert!(see(&mut slow_path, join.clone()));
         assert!(!see(&mut slow_path, join));
-        // Hosts are asked at once whether somebody else wants it.
+        // Hosts are asked at once whether another host wants it.
         let leave = igmp(0x17, GROUP);
         see(&mut slow_path, leave);
         assert_eq!(std::iter::from_fn(|| injected.take()).count(), 1);

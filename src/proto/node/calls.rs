@@ -4,7 +4,7 @@
 //! Each peer has its own distances between calls (`Peer::handle_attempt`), which nothing that others
 //! do makes shorter. All peers share one rate: a node with many dead peers, or with hostile ones,
 //! must have time for the living. A session that is to be replaced goes first, and among the others
-//! who has waited longest.
+//! the one that has waited longest.
 
 use std::time::{Duration, Instant, SystemTime};
 

@@ -208,7 +208,7 @@ impl Node {
             return;
         };
         let peer = &mut self.peers[usize::from(port.0) - 1];
-        // What lets a caller in is not limited but by the guard: whoever repeats recorded initiations
+        // What lets a caller in is limited by the guard only: an attacker that repeats recorded initiations
         // must not use up what the caller needs.
         if refusal != Refusal::Timestamp {
             let last = peer.last_refusal;
@@ -244,7 +244,7 @@ impl Node {
         });
     }
 
-    /// Tells people of a refusal. Returns `reason`.
+    /// Has a refusal logged. Returns `reason`.
     fn note_refused(
         &mut self,
         reason: DropReason,
@@ -271,7 +271,7 @@ impl Node {
         let Some(&Owner::Attempt(port)) = self.indices.get(&message.receiver) else {
             return Err(DropReason::UnknownSession);
         };
-        // No cookie is asked for: only who saw our initiation knows the index.
+        // No cookie is asked for: only a host that saw our initiation knows the index.
         self.guard.check_mac1(datagram)?;
         let peer = &mut self.peers[usize::from(port.0) - 1];
         let attempt = peer.attempt.as_mut().ok_or(DropReason::UnknownSession)?;

@@ -106,7 +106,7 @@ pub enum Event {
     /// There is something to tell of the peer's [`PeerView::last_trouble`]: it is news, or the peer
     /// has been called in vain for some seconds.
     Trouble(PortId),
-    /// Somebody's handshake was refused.
+    /// A handshake was refused.
     Refused(Refused),
     /// The peer does not answer: look its name up again.
     Resolve(PortId),
@@ -311,7 +311,7 @@ impl Node {
 
     /// A data thread got an authentic datagram of session `receiver` from another address.
     ///
-    /// One of a session that was replaced says nothing of where the peer is now: whoever held it
+    /// One of a session that was replaced says nothing of where the peer is now: a host that held it
     /// back could send it from anywhere.
     pub fn handle_roamed(&mut self, now: Instant, receiver: SessionIndex, from: SocketAddr) {
         let Some(Owner::Session(session)) = self.indices.get(&receiver) else {
@@ -395,7 +395,7 @@ impl Node {
     }
 
     /// The kernel or a router says that datagrams do not arrive at `to`. Anybody can forge what a
-    /// router says, so it is told to people and changes nothing.
+    /// router says, so it goes to the log and changes nothing.
     pub fn handle_unreachable(
         &mut self,
         now: Instant,

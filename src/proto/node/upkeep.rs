@@ -48,7 +48,7 @@ impl Node {
         let ended = self.peers[at].end_sessions(|session| session.established <= established);
         self.uninstall(ended);
         if self.peers[at].current.is_none() {
-            // Not at once: who closes what it has just opened must not make us compute without end.
+            // Not at once: a peer that closes each session it opens must not keep this node computing.
             let delay = match self.peers[at].flaps.look(now) {
                 true => HANDSHAKE_RETRY_MAX,
                 false => HANDSHAKE_RETRY,
