@@ -208,6 +208,10 @@ mod tests {
         for frame_id in 2..20 {
             add(&mut lanes, keys[1], piece(frame_id, 0));
         }
+        // A datagram without pieces leaves nothing behind.
+        let none = || Err(DropReason::UnknownSession);
+        let (lane, unfinished) = lanes.find_or_begin(keys[3], none).unwrap();
+        unfinished.note(keys[3], lane);
         // The first was unfinished for a while.
         assert_eq!(looked_at(&mut lanes, true), 3);
         assert_eq!(looked_at(&mut lanes, false), 3);
