@@ -210,12 +210,13 @@ impl Device {
         if before.bridge != now.bridge && !is_ours("bridge") {
             let from = &before.bridge;
             match &now.bridge {
+                // That it waited and waits no more, or begins to, was told.
+                Some(_) if before.waits_for == now.bridge => {}
+                None if now.waits_for.is_some() => {}
                 Some(to) => info!(
                     device,
                     from, to, "the interface is a port of another interface now"
                 ),
-                // That it waits was told.
-                None if now.waits_for.is_some() => {}
                 None => info!(
                     device,
                     from, "the interface is a port of no interface any more"
