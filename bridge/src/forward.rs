@@ -98,10 +98,13 @@ impl Switch {
 
     /// Counts a frame that is too short to have headers, and gives the reason to drop it.
     pub fn refuse_runt(&self, ingress: PortId, segments: u32) -> DropReason {
-        if let Ok(port) = self.port(ingress) {
-            port.count(DropReason::Runt, segments.max(1));
+        match self.port(ingress) {
+            Ok(port) => {
+                port.count(DropReason::Runt, segments.max(1));
+                DropReason::Runt
+            }
+            Err(no_port) => no_port,
         }
-        DropReason::Runt
     }
 
     fn decide(
