@@ -115,21 +115,21 @@ impl Switch {
         segments: u32,
         now: Now,
     ) -> Result<Decision, DropReason> {
-        if !headers.src.is_station() {
+        if !headers.src().is_station() {
             return Err(DropReason::BadSource);
         }
-        if headers.dst == PROBE_DESTINATION && is_probe(headers) {
+        if headers.dst() == PROBE_DESTINATION && is_probe(headers) {
             return self.pass_probe(port, ingress, headers, now);
         }
         let (inside, kind) = if port.is_plain() {
             self.fdb
-                .learn(headers.vid(), headers.src, ingress, now.seconds);
+                .learn(headers.vid(), headers.src(), ingress, now.seconds);
             (headers.inside(headers.vid()), Kind::Data)
         } else {
             self.admit(port, ingress, headers, now)?
         };
-        let egress = if headers.dst.is_group() {
-            port.take_group(headers.dst, segments, now)?;
+        let egress = if headers.dst().is_group() {
+            port.take_group(headers.dst(), segments, now)?;
             self.flood(ingress)
         } else {
             self.look_up(port, ingress, headers, inside.vid, segments, now)?
@@ -154,12 +154,12 @@ impl Switch {
         if port.guards_sources() {
             let learning = self
                 .fdb
-                .learn_in_place(vid, headers.src, ingress, now.seconds);
+                .learn_in_place(vid, headers.src(), ingress, now.seconds);
             if let Learning::Elsewhere { .. } = learning {
                 return Err(DropReason::SourceSpoofed);
             }
         } else {
-            self.fdb.learn(vid, headers.src, ingress, now.seconds);
+            self.fdb.learn(vid, headers.src(), ingress, now.seconds);
         }
         Ok(admitted)
     }
@@ -178,7 +178,7 @@ impl Switch {
         headers: &Headers<'_>,
         now: Now,
     ) -> Result<Decision, DropReason> {
-        let is_own = self.own_probe_mac == Some(headers.src);
+        let is_own = self.own_probe_mac == Some(headers.src());
         port.take_probe(is_own, now)?;
         let decision = |egress, inside, kind| Decision {
             egress,
@@ -206,7 +206,7 @@ impl Switch {
         segments: u32,
         now: Now,
     ) -> Result<Egress, DropReason> {
-        match self.fdb.lookup(vid, headers.dst, now.seconds) {
+        match self.fdb.lookup(vid, headers.dst(), now.seconds) {
             None => {
                 port.take_unknown(segments, now)?;
                 Ok(self.flood(ingress))
@@ -361,7 +361,7 @@ fn assign_stations(fdb: &Fdb, ports: &[PortConfig]) -> usize {
 /// A frame with the destination and EtherType of a probe, but from an address that a station may have,
 /// is no probe: the switch learns its source and guards against it like any other frame.
 fn is_probe(headers: &Headers<'_>) -> bool {
-    headers.src.0.starts_with(&PROBE_SOURCES) && Content::of(headers) == Content::Probe
+    headers.src().0.starts_with(&PROBE_SOURCES) && Content::of(headers) == Content::Probe
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ pub fn inspect(frame: &[u8]) -> Content {
 impl Content {
     /// Says what the frame with these headers carries.
     pub fn of(headers: &Headers<'_>) -> Self {
-        let dst = headers.dst.0;
+        let dst = headers.dst().0;
         match headers.payload() {
             Some(Payload::Typed(ether_type, payload)) => of_ether_type(dst, ether_type, payload),
             Some(Payload::Llc(payload)) => of_llc(dst, payload),

@@ -105,7 +105,7 @@ impl Port {
         let inside = self.classify(headers)?;
         let kind = self.check_content(content)?;
         match &self.config.allowed_sources {
-            Some(allowed) if !allowed.contains(headers.src) => Err(DropReason::SourceNotAllowed),
+            Some(allowed) if !allowed.contains(headers.src()) => Err(DropReason::SourceNotAllowed),
             _ => Ok((inside, kind)),
         }
     }

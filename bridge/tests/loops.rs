@@ -838,7 +838,7 @@ impl Net {
         let node = &mut self.nodes[number];
         let is_blocked = node.blocked.contains(&port);
         if let Traffic::Probe(frame) = &traffic {
-            if header(frame).src == node.source {
+            if header(frame).src() == node.source {
                 node.guard.returned(port, frame, now_us);
                 return;
             }

@@ -140,7 +140,7 @@ impl GroupsCache {
     /// The ports that a flooded frame may leave by, `None` for all. This node neither snoops in
     /// a customer's VLANs nor queries in a provider's.
     pub(super) fn egress(&mut self, inside: &Inside, headers: &Headers<'_>) -> Option<&PortSet> {
-        let is_group = headers.dst.is_group();
+        let is_group = headers.dst().is_group();
         let table =
             (is_group && !inside.is_nested() && !inside.is_service()).then(|| self.0.load())?;
         table.egress(inside.vid, headers)

@@ -69,7 +69,7 @@ impl Message {
     pub(super) fn body(frame: &[u8]) -> Option<&[u8]> {
         let headers = Headers::parse(frame).ok()?;
         match headers.payload()? {
-            Payload::Typed(PROBE_ETHER_TYPE, body) if headers.dst.0 == PROBE_GROUP => Some(body),
+            Payload::Typed(PROBE_ETHER_TYPE, body) if headers.dst().0 == PROBE_GROUP => Some(body),
             _ => None,
         }
     }

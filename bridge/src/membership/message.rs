@@ -78,7 +78,7 @@ impl<'a> Message<'a> {
         };
         // A query to one station, or to another group, would end the membership of those who do not
         // hear it.
-        let is_heard = headers.dst == expected || headers.dst.is_broadcast();
+        let is_heard = headers.dst() == expected || headers.dst().is_broadcast();
         (is_heard || !matches!(message, Self::Query(_))).then_some(message)
     }
 

@@ -59,7 +59,7 @@ impl GroupTable {
     /// (RFC 4541 section 2.1.1). Link-local groups go everywhere, by their addresses (section 2.1.2),
     /// as do queries and what is not IP.
     pub fn egress(&self, vid: Vid, headers: &Headers<'_>) -> Option<&PortSet> {
-        let mac = headers.dst;
+        let mac = headers.dst();
         let family = Family::of_mac(mac)?;
         let flood_ports = self.flood_ports(vid, family)?;
         let is_link_local = match headers.payload()? {

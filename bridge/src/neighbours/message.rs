@@ -57,7 +57,7 @@ pub(super) struct Question {
 impl Message {
     /// Reads what is behind the tags of a frame; `None` if nothing there is of use.
     pub(super) fn parse(headers: &Headers<'_>) -> Option<Self> {
-        let (dst, src) = (headers.dst, headers.src);
+        let (dst, src) = (headers.dst(), headers.src());
         if !src.is_station() {
             return None;
         }
