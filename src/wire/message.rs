@@ -31,7 +31,7 @@ pub enum MessageType {
     CookieReply = 3,
     /// Sealed data: the plaintext is exactly one Ethernet frame.
     Frame = 4,
-    /// Sealed data: the plaintext is a sequence of [`chunk`]s.
+    /// Sealed data: the plaintext is a sequence of [`chunk`](super::chunk)s.
     Chunks = 5,
 }
 

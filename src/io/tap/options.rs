@@ -7,13 +7,13 @@ pub enum Backend {
     /// [`Vnet`](Self::Vnet), or [`Plain`](Self::Plain) where the kernel cannot.
     #[default]
     Auto,
-    /// Multi-queue, with a [`VnetHeader`] on every frame.
+    /// Multi-queue, with a [`VnetHeader`](super::VnetHeader) on every frame.
     Vnet,
     /// One queue of bare frames, through the `tun-tap` crate.
     Plain,
     /// No TAP: the frames that a network card, or another Ethernet interface that exists, has on its
     /// wire. Its carrier, MTU and addresses are not ours to set, and the kernel decides which frames
-    /// it leaves unfinished ([`VnetHeader::is_finished`]).
+    /// it leaves unfinished ([`VnetHeader::is_finished`](super::VnetHeader::is_finished)).
     Packet,
 }
 

@@ -85,7 +85,7 @@ impl TapQueue {
 
     /// From now on the datagrams of the tunnel itself are not read, so that it does not carry what it
     /// carries. Of a TAP that is what this machine sends from UDP port `port` by a socket with
-    /// [`Mark::BYPASS`](super::mark::Mark::BYPASS), for all queues; of a NIC what comes to this
+    /// [`Mark::BYPASS`](crate::io::mark::Mark::BYPASS), for all queues; of a NIC what comes to this
     /// machine and that port, for this queue.
     ///
     /// # Errors
