@@ -94,9 +94,9 @@ async fn create(
     run_dir: &Path,
     tunnel: &str,
 ) -> Result<(Device, Vec<TapQueue>), DeviceError> {
-    for _ in 0..200 {
+    for _ in 0..3000 {
         match Device::create(request.clone(), run_dir, tunnel).await {
-            Err(DeviceError::Tap(TapError::Busy { .. })) => {}
+            Err(DeviceError::Tap(TapError::Busy { .. } | TapError::PacketInformation { .. })) => {}
             result => return result,
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -692,7 +692,7 @@ fn a_tap_whose_holder_has_packet_information_is_refused_by_name() {
     test(|dir| async move {
         ip("tuntap add tap7 mode tap multi_queue pi");
         let holder = tun::hold("tap7", false).unwrap();
-        let error = create(request("tap7"), dir.path(), "office").await;
+        let error = Device::create(request("tap7"), dir.path(), "office").await;
         let error = error.unwrap_err().to_string();
         let expected = "`tap7` with packet information in front of its frames";
         assert!(error.contains(expected), "{error}");
