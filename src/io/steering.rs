@@ -15,7 +15,10 @@
 
 use patchcord_bridge::{ether_type, ip_protocol};
 
-use super::sys::ebpf::Instruction;
+use super::sys::ebpf::{
+    Instruction, add, add_register, and, copy, end, load_word_at, set, shift_left, shift_right,
+    skip, skip_if, skip_unless,
+};
 
 // Registers. Loads put their result into R0 and want the frame in R6; R7 to R9 survive them.
 const R0: u8 = 0;
@@ -122,53 +125,4 @@ const fn load_half(offset: u32) -> Instruction {
 
 const fn load_word(offset: u32) -> Instruction {
     Instruction::new(0x40, 0, AT, 0, offset)
-}
-
-/// Loads from the frame, `offset` bytes behind its beginning.
-const fn load_word_at(offset: u32) -> Instruction {
-    Instruction::new(0x20, 0, 0, 0, offset)
-}
-
-const fn set(register: u8, value: u32) -> Instruction {
-    Instruction::new(0xb7, register, 0, 0, value)
-}
-
-const fn copy(to: u8, from: u8) -> Instruction {
-    Instruction::new(0xbf, to, from, 0, 0)
-}
-
-const fn add(register: u8, value: u32) -> Instruction {
-    Instruction::new(0x07, register, 0, 0, value)
-}
-
-const fn add_register(register: u8, other: u8) -> Instruction {
-    Instruction::new(0x0f, register, other, 0, 0)
-}
-
-const fn and(register: u8, value: u32) -> Instruction {
-    Instruction::new(0x57, register, 0, 0, value)
-}
-
-const fn shift_left(register: u8, bits: u32) -> Instruction {
-    Instruction::new(0x67, register, 0, 0, bits)
-}
-
-const fn shift_right(register: u8, bits: u32) -> Instruction {
-    Instruction::new(0x77, register, 0, 0, bits)
-}
-
-const fn skip(count: usize) -> Instruction {
-    Instruction::new(0x05, 0, 0, count as i16, 0)
-}
-
-const fn skip_if(register: u8, value: u32, count: usize) -> Instruction {
-    Instruction::new(0x15, register, 0, count as i16, value)
-}
-
-const fn skip_unless(register: u8, value: u32, count: usize) -> Instruction {
-    Instruction::new(0x55, register, 0, count as i16, value)
-}
-
-const fn end() -> Instruction {
-    Instruction::new(0x95, 0, 0, 0, 0)
 }

@@ -36,7 +36,8 @@ pub enum MessageType {
 }
 
 impl MessageType {
-    pub(super) const fn first_byte(self) -> u8 {
+    /// How a datagram of this type begins.
+    pub(crate) const fn first_byte(self) -> u8 {
         VERSION << 4 | self as u8
     }
 

@@ -49,6 +49,61 @@ impl Instruction {
     }
 }
 
+// What both programs are made of. The numbers are those of 64-bit arithmetic and of jumps in linux/bpf.h.
+
+pub(in crate::io) const fn set(register: u8, value: u32) -> Instruction {
+    Instruction::new(0xb7, register, 0, 0, value)
+}
+
+pub(in crate::io) const fn copy(to: u8, from: u8) -> Instruction {
+    Instruction::new(0xbf, to, from, 0, 0)
+}
+
+pub(in crate::io) const fn add(register: u8, value: u32) -> Instruction {
+    Instruction::new(0x07, register, 0, 0, value)
+}
+
+pub(in crate::io) const fn add_register(register: u8, other: u8) -> Instruction {
+    Instruction::new(0x0f, register, other, 0, 0)
+}
+
+pub(in crate::io) const fn and(register: u8, value: u32) -> Instruction {
+    Instruction::new(0x57, register, 0, 0, value)
+}
+
+pub(in crate::io) const fn shift_left(register: u8, bits: u32) -> Instruction {
+    Instruction::new(0x67, register, 0, 0, bits)
+}
+
+pub(in crate::io) const fn shift_right(register: u8, bits: u32) -> Instruction {
+    Instruction::new(0x77, register, 0, 0, bits)
+}
+
+pub(in crate::io) const fn skip(count: usize) -> Instruction {
+    Instruction::new(0x05, 0, 0, count as i16, 0)
+}
+
+pub(in crate::io) const fn skip_if(register: u8, value: u32, count: usize) -> Instruction {
+    Instruction::new(0x15, register, 0, count as i16, value)
+}
+
+pub(in crate::io) const fn skip_unless(register: u8, value: u32, count: usize) -> Instruction {
+    Instruction::new(0x55, register, 0, count as i16, value)
+}
+
+pub(in crate::io) const fn end() -> Instruction {
+    Instruction::new(0x95, 0, 0, 0, 0)
+}
+
+/// Loads from the frame, `offset` bytes behind its beginning.
+pub(in crate::io) const fn load_word_at(offset: u32) -> Instruction {
+    Instruction::new(0x20, 0, 0, 0, offset)
+}
+
+pub(in crate::io) const fn skip_if_less(register: u8, value: u32, count: usize) -> Instruction {
+    Instruction::new(0xa5, register, 0, count as i16, value)
+}
+
 /// The front of `union bpf_attr` as PROG_LOAD reads it; the kernel takes the rest for zeroes.
 #[repr(C)]
 struct LoadRequest {

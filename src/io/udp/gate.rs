@@ -26,8 +26,11 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::UdpSocket;
-use crate::io::sys::ebpf::{self, Instruction, Set};
-use crate::wire::{DATA_OVERHEAD, MessageType, VERSION};
+use crate::io::sys::ebpf::{
+    self, Instruction, Set, add, copy, end, load_word_at, set, shift_right, skip, skip_if,
+    skip_if_less,
+};
+use crate::wire::{DATA_OVERHEAD, MessageType};
 
 /// What a stranger's datagrams may take of the memory.
 const STRANGERS_BYTES: usize = 256 << 10;
@@ -136,7 +139,7 @@ const STACK: u8 = 10;
 
 /// Chooses the socket of a datagram.
 fn program(lanes: u32, sessions: &Set) -> Vec<Instruction> {
-    let first_byte = |message_type| u32::from(VERSION << 4 | message_type as u8);
+    let first_byte = |message_type: MessageType| u32::from(message_type.first_byte());
     let lane = [
         Instruction::new(0x30, 0, 0, 0, super::lanes::LANE_OFFSET), // load a byte
         skip_if(R0, 0, 2),
@@ -148,7 +151,7 @@ fn program(lanes: u32, sessions: &Set) -> Vec<Instruction> {
         Instruction::new(0x54, HEAD, 0, 0, 0x00ff_ffff), // 32-bit and
         Instruction::new(0x63, STACK, HEAD, -4, 0),      // store a word
         copy(R2, STACK),
-        Instruction::new(0x07, R2, 0, 0, 4_u32.wrapping_neg()), // sum
+        add(R2, 4_u32.wrapping_neg()),
     ];
     data.extend(sessions.load_into(R1));
     data.extend([
@@ -164,9 +167,9 @@ fn program(lanes: u32, sessions: &Set) -> Vec<Instruction> {
         copy(R6, R1),
         Instruction::new(0x61, R2, R6, 0, 0), // load the length
         skip_if_less(R2, DATA_OVERHEAD as u32, strangers - 3),
-        Instruction::new(0x20, 0, 0, 0, 0), // load a word
+        load_word_at(0),
         copy(HEAD, R0),
-        Instruction::new(0x77, R0, 0, 0, 24), // shift right
+        shift_right(R0, 24),
         skip_if(R0, first_byte(MessageType::Frame), DATA - 7),
         skip_if(R0, first_byte(MessageType::Chunks), DATA - 8),
         skip_if(R0, first_byte(MessageType::Initiation), handshakes - 9),
@@ -179,30 +182,6 @@ fn program(lanes: u32, sessions: &Set) -> Vec<Instruction> {
     program.extend([set(R0, lanes + 1), end()]);
     program.extend([set(R0, lanes), end()]);
     program
-}
-
-const fn copy(to: u8, from: u8) -> Instruction {
-    Instruction::new(0xbf, to, from, 0, 0)
-}
-
-const fn skip_if_less(register: u8, value: u32, count: usize) -> Instruction {
-    Instruction::new(0xa5, register, 0, count as i16, value)
-}
-
-const fn set(register: u8, value: u32) -> Instruction {
-    Instruction::new(0xb7, register, 0, 0, value)
-}
-
-const fn skip(count: usize) -> Instruction {
-    Instruction::new(0x05, 0, 0, count as i16, 0)
-}
-
-const fn skip_if(register: u8, value: u32, count: usize) -> Instruction {
-    Instruction::new(0x15, register, 0, count as i16, value)
-}
-
-const fn end() -> Instruction {
-    Instruction::new(0x95, 0, 0, 0, 0)
 }
 
 #[cfg(test)]

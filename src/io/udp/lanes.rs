@@ -25,7 +25,7 @@ use tracing::warn;
 use super::{BindError, UdpSocket, has_code};
 use crate::io::sys;
 use crate::io::sys::bpf::{self, Instruction};
-use crate::wire::{MessageType, VERSION};
+use crate::wire::MessageType;
 
 /// The time to live that the first lane has, as everything that Linux sends; further ones have less.
 const TIME_TO_LIVE: u8 = 64;
@@ -110,7 +110,7 @@ fn time_to_live(lanes_before: usize) -> u8 {
 
 /// Chooses the socket of a datagram. A read beyond the end of it ends the program with 0.
 pub(super) fn program(lanes: u32) -> [Instruction; 9] {
-    let first_byte = |message_type| u32::from(VERSION << 4 | message_type as u8);
+    let first_byte = |message_type: MessageType| u32::from(message_type.first_byte());
     [
         bpf::load_byte(0),
         bpf::skip_if(first_byte(MessageType::Frame), 1, 0),
