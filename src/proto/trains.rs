@@ -8,8 +8,8 @@
 //! So echo requests are sent both ways, all of the size that the path carries: two in one train, and a
 //! third one by itself. A *round* in which the third is answered and neither of the others is speaks
 //! against trains. [`ROUNDS`] of them in a row are the end of trains to that peer. One train that is answered is
-//! their beginning again: they are looked at from time to time either way. By a path that loses every
-//! third datagram, for any reason, a look is wrong once in about 4000.
+//! their beginning again: they are looked at from time to time either way. Where a third of the requests
+//! stays unanswered, whatever carried them, a look is wrong once in about 2500: (1/3 · 1/3 · 2/3)³.
 //!
 //! Pure: time is an argument. `proto::node` sends and hands on the answers.
 
