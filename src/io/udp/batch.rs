@@ -165,7 +165,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::bind;
+    use super::super::testing::bind;
     use super::*;
     use crate::testing::{in_namespace, ip};
 

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use tracing::info;
 
-use super::UdpSocket;
+use super::socket::UdpSocket;
 use crate::io::sys::ebpf::{
     self, Instruction, Set, add, copy, end, load_word_at, set, shift_right, skip, skip_if,
     skip_if_less,
@@ -191,7 +191,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::RecvBatch;
-    use super::super::tests::{at, bind, port};
+    use super::super::testing::{at, bind, port};
     use super::*;
     use crate::io::sys;
     use crate::io::sys::faults::{Call, Fault, finish, script};

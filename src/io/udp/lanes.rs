@@ -22,7 +22,8 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::{BindError, UdpSocket, has_code};
+use super::error::{BindError, has_code};
+use super::socket::UdpSocket;
 use crate::io::sys;
 use crate::io::sys::bpf::{self, Instruction};
 use crate::wire::MessageType;
@@ -134,8 +135,9 @@ mod tests {
     use socket2::{Domain, Socket, Type};
     use zerocopy::IntoBytes;
 
-    use super::super::tests::{at, bind, cable, port};
-    use super::super::{RecvBatch, SendReport};
+    use super::super::RecvBatch;
+    use super::super::testing::{at, bind, cable, port};
+    use super::super::transmit::SendReport;
     use super::*;
     use crate::io::sys::faults::{Fault, finish, script};
     use crate::io::waker;

@@ -15,11 +15,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::{BUFFER_BYTES, PATIENCE, SendFailure, SendReport, UdpSocket, WAITS, lanes};
+use super::error::SendFailure;
+use super::lanes;
+use super::patience::Patience;
+use super::socket::{self, BUFFER_BYTES, UdpSocket};
+use super::transmit::SendReport;
 use crate::io::sys::bpf;
 use crate::io::sys::mmsg::Notes;
 use crate::wire::local::Local;
@@ -28,9 +31,6 @@ use crate::wire::local::Local;
 const ALL_BYTES: usize = 64 << 20;
 /// A few trains; enough for 8 ms at 500 Mbit/s.
 const LEAST_BYTES: usize = 512 << 10;
-
-/// Who sends to several destinations waits for room so small a part of the time.
-const WAITING_SHARE: u32 = 10;
 
 impl UdpSocket {
     /// Opens a socket for each of so many destinations, beside those of the lanes. Call it once no
@@ -108,7 +108,7 @@ impl Senders {
         let patience = if own.is_empty() {
             Patience::Endless
         } else {
-            Patience::limited(super::now())
+            Patience::limited(socket::now())
         };
         Self {
             lane,
@@ -135,7 +135,7 @@ impl Senders {
         };
         socket.send_with(
             &mut self.patience,
-            super::now,
+            socket::now,
             to,
             Notes { hops, local },
             train,
@@ -144,47 +144,13 @@ impl Senders {
     }
 }
 
-/// How long a thread may wait for room in its sockets, beside the limit that each train has.
-#[derive(Debug)]
-pub(super) enum Patience {
-    Endless,
-    Limited { left: Duration, as_of: Instant },
-}
-
-impl Patience {
-    fn limited(now: Instant) -> Self {
-        Self::Limited {
-            left: PATIENCE,
-            as_of: now,
-        }
-    }
-
-    /// How long to wait now.
-    pub(super) fn next_wait(&mut self, now: Instant) -> Option<Duration> {
-        const PIECE: Duration = Duration::from_nanos(PATIENCE.as_nanos() as u64 / WAITS as u64);
-        let Self::Limited { left, as_of } = self else {
-            return Some(PIECE);
-        };
-        let gained = now.saturating_duration_since(*as_of) / WAITING_SHARE;
-        (*left, *as_of) = ((*left + gained).min(PATIENCE), now);
-        (*left >= PIECE).then_some(PIECE)
-    }
-
-    /// A wait is over.
-    pub(super) fn spend(&mut self, now: Instant) {
-        if let Self::Limited { left, as_of } = self {
-            *left = left.saturating_sub(now.saturating_duration_since(*as_of));
-            *as_of = now;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+    use std::time::Duration;
 
     use super::super::RecvBatch;
-    use super::super::tests::{at, bind, cable, port};
+    use super::super::testing::{at, bind, cable, port};
     use super::*;
     use crate::io::waker;
     use crate::testing::{in_namespace, ip, wait_for_addresses};
@@ -337,27 +303,6 @@ mod tests {
             }
             assert_eq!(receive(&receiver, 500).len(), 500);
         });
-    }
-
-    #[test]
-    fn who_sends_to_several_waits_a_tenth_of_the_time() {
-        let begin = super::super::now();
-        let mut patience = Patience::limited(begin);
-        let (mut now, mut waited) = (begin, Duration::ZERO);
-        while now < begin + Duration::from_secs(10) {
-            match patience.next_wait(now) {
-                Some(wait) => {
-                    now += wait;
-                    waited += wait;
-                    patience.spend(now);
-                }
-                None => now += Duration::from_micros(100),
-            }
-        }
-        let most = Duration::from_millis(1010);
-        assert!(waited <= most && waited > most / 2, "{waited:?}");
-        let mut endless = Patience::Endless;
-        assert!((0..1000).all(|_| endless.next_wait(now).is_some()));
     }
 
     #[test]
