@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Why a NIC cannot be attached.
+
+use std::io;
+
+/// Why a NIC cannot be attached. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NicError {
+    /// No such interface.
+    #[error("there is no interface `{name}`: `ip link` lists them; choose another device.nic")]
+    Missing {
+        /// The interface.
+        name: String,
+    },
+    /// There is such an interface, of another kind.
+    #[error("`{name}` is not an Ethernet interface: choose another device.nic")]
+    NotEthernet {
+        /// The interface.
+        name: String,
+    },
+    /// A bridge or a bond has it.
+    #[error(
+        "`{name}` is a port of `{controller}`, which takes its frames as well: take it out with \
+         `ip link set {name} nomaster`, or choose another device.nic"
+    )]
+    IsPort {
+        /// The interface.
+        name: String,
+        /// The bridge or bond.
+        controller: String,
+    },
+    /// Not allowed.
+    #[error(
+        "reading the frames of `{name}` needs CAP_NET_RAW, and CAP_NET_ADMIN to bring it up: run as \
+         root or with these capabilities"
+    )]
+    NotPermitted {
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("cannot {action} the interface `{name}`")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
