@@ -7,6 +7,8 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
+use patchcord_bridge::ether_type;
+use patchcord_bridge::ethernet::{ADDRESSES_LEN, TAG_LEN};
 use zerocopy::IntoBytes;
 
 use crate::io::own_traffic;
@@ -21,11 +23,8 @@ const PATIENCE: Duration = Duration::from_millis(2);
 /// Bytes of the longest super-frame of Linux (GSO_MAX_SIZE), which a NIC has if its `gro_max_size` says
 /// so, and a veth if that of its peer's `gso_max_size` does.
 pub(in crate::io) const LONGEST_PACKET: usize = 8 * 65_535;
-/// Source and destination, which are in front of a VLAN tag.
-const STATIONS: usize = 12;
-/// Bytes of a VLAN tag.
-const TAG: usize = 4;
-const ETHERNET_HEADER: usize = 14;
+/// Bytes of the header of a frame without a tag.
+const ETHERNET_HEADER: usize = ADDRESSES_LEN + 2;
 
 /// The frames of one NIC, or those of some flows.
 #[derive(Debug)]
@@ -52,8 +51,8 @@ impl PacketSocket {
             &mut []
         };
         let header_len = in_front.len();
-        // Room for the tag comes first, so that only the stations must move to let it in.
-        let Some(room) = buf.get_mut(TAG..) else {
+        // Room for the tag comes first, so that only the addresses must move to let it in.
+        let Some(room) = buf.get_mut(TAG_LEN..) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let received = match packet::receive(self.file.as_fd(), in_front, room) {
@@ -62,17 +61,17 @@ impl PacketSocket {
         };
         let len = received.len.saturating_sub(header_len);
         let is_described = self.has_vnet_header || !received.is_open;
-        if received.is_cut || len < STATIONS || !is_described {
+        if received.is_cut || len < ADDRESSES_LEN || !is_described {
             return Ok(Some((VnetHeader::BROKEN, 0..0)));
         }
         let Some((tpid, tci)) = received.tag else {
-            return Ok(Some((header, TAG..TAG + len)));
+            return Ok(Some((header, TAG_LEN..TAG_LEN + len)));
         };
-        buf.copy_within(TAG..TAG + STATIONS, 0);
-        buf[STATIONS..STATIONS + 2].copy_from_slice(&tpid.to_be_bytes());
-        buf[STATIONS + 2..STATIONS + TAG].copy_from_slice(&tci.to_be_bytes());
-        header.insert(TAG as u16);
-        Ok(Some((header, 0..TAG + len)))
+        buf.copy_within(TAG_LEN..TAG_LEN + ADDRESSES_LEN, 0);
+        buf[ADDRESSES_LEN..ADDRESSES_LEN + 2].copy_from_slice(&tpid.to_be_bytes());
+        buf[ADDRESSES_LEN + 2..ADDRESSES_LEN + TAG_LEN].copy_from_slice(&tci.to_be_bytes());
+        header.insert(TAG_LEN as u16);
+        Ok(Some((header, 0..TAG_LEN + len)))
     }
 
     /// From now on UDP datagrams to this port of this machine are not read.
@@ -125,15 +124,15 @@ impl PacketSocket {
     /// The kernel compares finished frames with the MTU, and believes that segments fit.
     fn check_segments(&self, vnet: &VnetHeader, parts: &[IoSlice<'_>]) -> io::Result<()> {
         let head = parts.get(1).map_or(&[][..], |part| part);
-        let tags = head.get(STATIONS..).map_or(0, |rest| {
-            rest.chunks_exact(TAG)
+        let tags = head.get(ADDRESSES_LEN..).map_or(0, |rest| {
+            rest.chunks_exact(TAG_LEN)
                 .take_while(|tag| is_vlan(tag))
                 .count()
         });
         let total: usize = parts.iter().skip(1).map(|part| part.len()).sum();
         let segment = total.min(usize::from(vnet.hdr_len) + usize::from(vnet.gso_size));
         let mtu = packet::mtu(self.file.as_fd(), self.index)? as usize;
-        if segment > mtu + ETHERNET_HEADER + tags * TAG {
+        if segment > mtu + ETHERNET_HEADER + tags * TAG_LEN {
             return Err(io::Error::from_raw_os_error(sys::EMSGSIZE));
         }
         Ok(())
@@ -141,7 +140,9 @@ impl PacketSocket {
 }
 
 fn is_vlan(tag: &[u8]) -> bool {
-    matches!(tag, [0x81, 0x00, ..] | [0x88, 0xa8, ..] | [0x91, 0x00, ..])
+    use ether_type::{CUSTOMER_TAG, OLD_STACKED_TAG, SERVICE_TAG};
+    let tpid = tag.first_chunk().map(|tpid| u16::from_be_bytes(*tpid));
+    matches!(tpid, Some(CUSTOMER_TAG | SERVICE_TAG | OLD_STACKED_TAG))
 }
 
 impl AsFd for PacketSocket {

@@ -10,8 +10,6 @@ use crate::io::vnet::VnetHeader;
 use crate::io::waker;
 use crate::testing::{ip, wait_for_carrier};
 
-pub(super) const DOT1Q: u16 = 0x8100;
-pub(super) const DOT1AD: u16 = 0x88a8;
 pub(super) const EXPERIMENTAL: u16 = 0x88b5;
 /// The source of every frame here, which tells them from the kernel's own.
 pub(super) const OURS: [u8; 6] = [2, 0, 0, 0, 0, 1];

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+use ether_type::{CUSTOMER_TAG, OLD_STACKED_TAG, SERVICE_TAG};
 use etherparse::{PacketBuilder, PacketBuilderStep, UdpHeader};
 use sys::faults::{Call, Fault, finish, script};
 
 use super::super::testing::{
-    DOT1AD, DOT1Q, EXPERIMENTAL, OURS, SOMEBODY, assert_crosses, frame, open, plugged, read_ours,
+    EXPERIMENTAL, OURS, SOMEBODY, assert_crosses, frame, open, plugged, read_ours,
 };
 use super::*;
 use crate::io::tap;
@@ -20,56 +21,68 @@ fn frames_of_every_kind_come_in_and_go_out_as_they_are() {
         ("the shortest", SOMEBODY, &[], EXPERIMENTAL, 14),
         ("full size", SOMEBODY, &[], EXPERIMENTAL, 1514),
         ("broadcast", [0xff; 6], &[], EXPERIMENTAL, 100),
-        ("802.1Q", SOMEBODY, &[(DOT1Q, 42)], EXPERIMENTAL, 60),
+        ("802.1Q", SOMEBODY, &[(CUSTOMER_TAG, 42)], EXPERIMENTAL, 60),
         (
             "802.1Q, full size",
             SOMEBODY,
-            &[(DOT1Q, 42)],
+            &[(CUSTOMER_TAG, 42)],
             EXPERIMENTAL,
             1518,
         ),
         (
             "with PCP and DEI",
             SOMEBODY,
-            &[(DOT1Q, 0xf000 | 4094)],
+            &[(CUSTOMER_TAG, 0xf000 | 4094)],
             EXPERIMENTAL,
             100,
         ),
-        ("VID 0", SOMEBODY, &[(DOT1Q, 0xa000)], EXPERIMENTAL, 100),
-        ("VID 0, PCP 0", SOMEBODY, &[(DOT1Q, 0)], EXPERIMENTAL, 100),
-        ("802.1ad", SOMEBODY, &[(DOT1AD, 7)], EXPERIMENTAL, 100),
+        (
+            "VID 0",
+            SOMEBODY,
+            &[(CUSTOMER_TAG, 0xa000)],
+            EXPERIMENTAL,
+            100,
+        ),
+        (
+            "VID 0, PCP 0",
+            SOMEBODY,
+            &[(CUSTOMER_TAG, 0)],
+            EXPERIMENTAL,
+            100,
+        ),
+        ("802.1ad", SOMEBODY, &[(SERVICE_TAG, 7)], EXPERIMENTAL, 100),
         (
             "802.1ad, VID 0",
             SOMEBODY,
-            &[(DOT1AD, 0)],
+            &[(SERVICE_TAG, 0)],
             EXPERIMENTAL,
             100,
         ),
         (
             "QinQ",
             SOMEBODY,
-            &[(DOT1AD, 7), (DOT1Q, 42)],
+            &[(SERVICE_TAG, 7), (CUSTOMER_TAG, 42)],
             EXPERIMENTAL,
             100,
         ),
         (
             "802.1Q twice",
             SOMEBODY,
-            &[(DOT1Q, 7), (DOT1Q, 42)],
+            &[(CUSTOMER_TAG, 7), (CUSTOMER_TAG, 42)],
             EXPERIMENTAL,
             100,
         ),
         (
             "three tags",
             SOMEBODY,
-            &[(DOT1Q, 0), (DOT1Q, 7), (DOT1Q, 42)],
+            &[(CUSTOMER_TAG, 0), (CUSTOMER_TAG, 7), (CUSTOMER_TAG, 42)],
             EXPERIMENTAL,
             100,
         ),
         (
             "old QinQ",
             SOMEBODY,
-            &[(0x9100, 7), (DOT1Q, 42)],
+            &[(OLD_STACKED_TAG, 7), (CUSTOMER_TAG, 42)],
             EXPERIMENTAL,
             100,
         ),
@@ -85,7 +98,13 @@ fn frames_of_every_kind_come_in_and_go_out_as_they_are() {
         ("802.1X", group(0x03), &[], 0x888e, 64),
         ("LLDP", group(0x0e), &[], 0x88cc, 200),
         ("CDP", [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcc], &[], 300, 314),
-        ("LLDP behind a tag", group(0x0e), &[(DOT1Q, 5)], 0x88cc, 200),
+        (
+            "LLDP behind a tag",
+            group(0x0e),
+            &[(CUSTOMER_TAG, 5)],
+            0x88cc,
+            200,
+        ),
     ];
     for has_vnet_header in [true, false] {
         in_namespace(|| {
@@ -112,7 +131,7 @@ fn frames_of_every_kind_come_in_and_go_out_as_they_are() {
 fn jumbo_frames_cross_and_those_beyond_the_mtu_are_named() {
     in_namespace(|| {
         let [(_near, near), (_far, far)] = plugged(9000);
-        for (len, tags) in [(9014, &[][..]), (9018, &[(DOT1Q, 42)])] {
+        for (len, tags) in [(9014, &[][..]), (9018, &[(CUSTOMER_TAG, 42)])] {
             let jumbo = frame(SOMEBODY, tags, EXPERIMENTAL, len);
             assert_crosses(&far, &near, &jumbo, "a jumbo frame");
             assert_crosses(&near, &far, &jumbo, "a jumbo frame");
@@ -123,7 +142,12 @@ fn jumbo_frames_cross_and_those_beyond_the_mtu_are_named() {
         // The kernel makes room for a single 802.1Q tag; others count.
         for (mtu, fits) in [(1500, false), (1508, true)] {
             ip(&format!("link set near mtu {mtu}"));
-            let full = frame(SOMEBODY, &[(DOT1AD, 7), (DOT1Q, 42)], EXPERIMENTAL, 1522);
+            let full = frame(
+                SOMEBODY,
+                &[(SERVICE_TAG, 7), (CUSTOMER_TAG, 42)],
+                EXPERIMENTAL,
+                1522,
+            );
             let outcome = near.write(&VnetHeader::NONE, &full);
             assert_eq!(outcome.is_ok(), fits, "{outcome:?}");
         }
@@ -171,9 +195,9 @@ fn super_frames_and_open_checksums_keep_their_description() {
         let [(_near, near), (_far, far)] = plugged(1500);
         for tags in [
             &[][..],
-            &[(DOT1Q, 42)],
-            &[(DOT1Q, 0xa000)],
-            &[(DOT1AD, 7), (DOT1Q, 42)],
+            &[(CUSTOMER_TAG, 42)],
+            &[(CUSTOMER_TAG, 0xa000)],
+            &[(SERVICE_TAG, 7), (CUSTOMER_TAG, 42)],
         ] {
             for (is_ipv6, is_tcp) in [(false, true), (true, true), (false, false), (true, false)] {
                 let (header, frame) = super_frame(is_ipv6, is_tcp, tags);
@@ -206,7 +230,7 @@ fn super_frames_and_open_checksums_keep_their_description() {
 fn segments_larger_than_the_mtu_are_named() {
     in_namespace(|| {
         let [(_near, near), (_far, far)] = plugged(1500);
-        for tags in [&[][..], &[(DOT1AD, 7), (DOT1Q, 42)]] {
+        for tags in [&[][..], &[(SERVICE_TAG, 7), (CUSTOMER_TAG, 42)]] {
             let (header, frame) = super_frame(false, true, tags);
             for (gso_size, fits) in [(1460, true), (1461, false)] {
                 let header = VnetHeader { gso_size, ..header };
