@@ -1,62 +1,33 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! That something changed in the kernel's network tables, not what: for those who look themselves.
-//!
-//! Unlike `watch`, it says nothing of what a message says. So none is missed that this program cannot
-//! parse, and an overrun of the kernel's queue is a change like any other.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
-use rtnetlink::{
-    MulticastGroup,
-    sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
-};
+use rtnetlink::MulticastGroup;
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::warn;
 
-use crate::{io::sys, retry::Retry};
+use super::monitor::{Event, Monitor};
 
 /// A change is told when it has been quiet for so long.
 const QUIET: Duration = Duration::from_millis(100);
 /// Or, if it never is, so long after the first.
 const AT_LATEST: Duration = Duration::from_secs(1);
-/// Enough for what tells one change from another; of a longer message there is the start.
-const MESSAGE: usize = 512;
 
-/// After the kernel could not be heard.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LAST_PAUSE: Duration = Duration::from_secs(60);
-
-/// Changes of some kinds in one network namespace. When the kernel cannot be heard for a while, that is
-/// told, and is a change in the end.
+/// Changes of some kinds in one network namespace, lost ones among them.
 pub(super) struct Changes {
-    /// For people.
-    what: &'static str,
-    groups: Vec<MulticastGroup>,
-    optional: Vec<MulticastGroup>,
-    /// None while the kernel cannot be heard.
-    socket: Option<TokioSocket>,
-    retry: Retry,
-    again_at: Instant,
+    monitor: Monitor,
 }
 
 impl Changes {
-    /// Changes from now on in the namespace of this thread. Groups in `optional` are left out where
-    /// the kernel does not have them. Must be called on a tokio runtime.
+    /// Changes from now on in the namespace of this thread: see [`Monitor::of`].
     pub(super) fn of(
         what: &'static str,
         groups: &[MulticastGroup],
         optional: &[MulticastGroup],
     ) -> Self {
-        let mut changes = Self {
-            what,
-            groups: groups.to_vec(),
-            optional: optional.to_vec(),
-            socket: None,
-            retry: Retry::new(FIRST_PAUSE, LAST_PAUSE),
-            again_at: Instant::now(),
-        };
-        changes.listen();
-        changes
+        Self {
+            monitor: Monitor::of(what, groups, optional),
+        }
     }
 
     /// Waits for a change, and then until it is over: a burst of them is one, and so is each second
@@ -65,83 +36,27 @@ impl Changes {
         self.next_that(|_| true).await;
     }
 
-    /// The same, but of the messages (or their starts) only those count that `matter`, and lost ones.
-    pub(super) async fn next_that(&mut self, matter: impl Fn(&[u8]) -> bool) {
-        self.message(&matter).await;
+    /// The same, but only the events that `matter` count, and lost ones.
+    pub(super) async fn next_that(&mut self, matter: impl Fn(&Event) -> bool) {
+        self.event(&matter).await;
         let end = sleep_until(Instant::now() + AT_LATEST);
         let mut end = std::pin::pin!(end);
         loop {
             tokio::select! {
-                () = self.message(&matter) => {}
+                () = self.event(&matter) => {}
                 () = sleep(QUIET) => return,
                 () = &mut end => return,
             }
         }
     }
 
-    async fn message(&mut self, matter: impl Fn(&[u8]) -> bool) {
+    async fn event(&mut self, matter: impl Fn(&Event) -> bool) {
         loop {
-            let Some(socket) = &mut self.socket else {
-                sleep_until(self.again_at).await;
-                if self.listen() {
-                    // Nobody knows what changed meanwhile.
-                    return;
-                }
-                continue;
-            };
-            let mut room = [0; MESSAGE];
-            let mut rest = room.as_mut_slice();
-            let outcome = socket.recv(&mut rest).await;
-            let length = MESSAGE - rest.len();
-            match outcome {
-                Ok(()) => {
-                    self.retry.is_over();
-                    if matter(&room[..length]) {
-                        return;
-                    }
-                }
-                Err(error) if error.raw_os_error() == Some(sys::ENOBUFS) => return,
-                Err(error) => self.lose(&error),
+            let event = self.monitor.next().await;
+            if matches!(event, Event::Lost) || matter(&event) {
+                return;
             }
         }
-    }
-
-    /// False if that fails.
-    fn listen(&mut self) -> bool {
-        match self.open() {
-            Ok(socket) => self.socket = Some(socket),
-            Err(error) => self.lose(&error),
-        }
-        self.socket.is_some()
-    }
-
-    fn open(&self) -> io::Result<TokioSocket> {
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        let inner = socket.socket_mut();
-        inner.bind(&SocketAddr::new(0, 0))?;
-        for group in &self.groups {
-            inner.add_membership(*group as u32)?;
-        }
-        for group in &self.optional {
-            let _ = inner.add_membership(*group as u32);
-        }
-        Ok(socket)
-    }
-
-    fn lose(&mut self, error: &io::Error) {
-        self.socket = None;
-        let now = Instant::now();
-        self.again_at = now + self.retry.next_pause();
-        if self.retry.may_log(now.into()) {
-            let what = self.what;
-            warn!(%error, "the kernel does not tell of {what} at the moment, so that they are noticed late; the socket is opened again");
-        }
-    }
-
-    /// As after an error of the socket.
-    #[cfg(test)]
-    pub(super) fn break_off(&mut self) {
-        self.lose(&io::ErrorKind::ConnectionAborted.into());
     }
 }
 
@@ -153,13 +68,14 @@ mod tests {
     use crate::testing::{block_on, in_namespace, ip};
 
     #[test]
-    fn who_could_not_hear_for_a_while_hears_of_a_change_and_then_of_all() {
+    fn a_loss_is_a_change_also_where_nothing_else_matters() {
         in_namespace(|| {
             block_on(async {
                 let mut changes = Changes::of("links", &[MulticastGroup::Link], &[]);
-                changes.break_off();
+                changes.monitor.break_off();
                 let limit = Duration::from_secs(20);
-                timeout(limit, changes.next()).await.expect("the loss");
+                let lost = changes.next_that(|_| false);
+                timeout(limit, lost).await.expect("the loss");
                 ip("link set lo up");
                 timeout(limit, changes.next()).await.expect("a change");
             });

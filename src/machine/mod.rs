@@ -18,6 +18,7 @@
 //! sockets    sockets through the tunnel, and outside of it by their mark
 //! namespace  the name that `ip netns` knows for a network namespace
 //! netlink    a connection to the kernel that lasts
+//! monitor    what the kernel tells of changes, and that some were lost
 //! power      sleep and wake-up of the machine; `bus`, where `dns` and `power` ask
 //! service    what the service manager hands over, and is told
 //! signals    which signals end the program
@@ -47,6 +48,7 @@ pub(crate) mod way_back;
 
 mod changes;
 mod journal;
+mod monitor;
 mod netlink;
 mod options;
 

@@ -6,70 +6,46 @@
 //! Changes nothing itself. The control thread listens.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt::Display;
-use std::io;
 use std::mem::take;
-use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::{Handle, MulticastGroup};
 use tokio::time::{Instant, sleep_until};
-use tracing::warn;
 
 use super::{info::LinkInfo, links::Links};
-use crate::retry::Retry;
+use crate::machine::monitor::{Event, Monitor};
 
 /// Changes come in bursts (an interface with addresses and routes); one burst is one set of events.
 const SETTLE: Duration = Duration::from_millis(30);
-/// After the kernel could not be heard.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LAST_PAUSE: Duration = Duration::from_secs(60);
 
 impl Links {
     /// Watches links, addresses and routes in the namespace of this thread, from now on. Must be called
     /// on a tokio runtime.
     pub(crate) fn watch() -> LinkWatch {
-        let mut watch = LinkWatch {
-            service: None,
+        // A kernel without IPv6 lacks its groups.
+        let (groups, optional) = ([Link, Ipv4Ifaddr, Ipv4Route], [Ipv6Ifaddr, Ipv6Route]);
+        LinkWatch {
+            monitor: Monitor::of("links and addresses", &groups, &optional),
             burst: Burst::default(),
             settles_at: None,
             events: VecDeque::new(),
-            retry: Retry::new(FIRST_PAUSE, LAST_PAUSE),
-            again_at: Instant::now(),
-        };
-        watch.listen();
-        watch
+        }
     }
 }
 
 /// A watch over links, addresses and routes. It works while somebody waits for its [`next`](Self::next)
-/// event; what the kernel cannot queue meanwhile is told as [`LinkEvent::AddressesChanged`]. When the
-/// kernel cannot be heard for a while, that is told in the log, and as such an event in the end.
+/// event; changes that were lost, as those beyond what the kernel can queue, are told as
+/// [`LinkEvent::AddressesChanged`].
 pub(crate) struct LinkWatch {
-    /// None while the kernel cannot be heard.
-    service: Option<Service>,
+    monitor: Monitor,
     burst: Burst,
     /// When the burst counts as over, if there is one.
     settles_at: Option<Instant>,
     /// Of the last burst.
     events: VecDeque<LinkEvent>,
-    retry: Retry,
-    again_at: Instant,
 }
-
-/// One connection.
-struct Service {
-    connection: Pin<Box<dyn Future<Output = ()> + Send>>,
-    messages: Pin<Box<dyn Stream<Item = Message> + Send>>,
-    /// The connection ends with it.
-    _handle: Handle,
-}
-
-type Message = NetlinkMessage<RouteNetlinkMessage>;
 
 impl LinkWatch {
     /// The next change. May be dropped and called again.
@@ -78,19 +54,9 @@ impl LinkWatch {
             if let Some(event) = self.events.pop_front() {
                 return event;
             }
-            let Some(service) = &mut self.service else {
-                sleep_until(self.again_at).await;
-                if self.listen() {
-                    // Nobody knows what changed meanwhile.
-                    return LinkEvent::AddressesChanged;
-                }
-                continue;
-            };
             tokio::select! {
-                () = &mut service.connection => self.lose("the netlink connection ended"),
-                Some(message) = service.messages.next() => {
-                    self.retry.is_over();
-                    self.burst.add(message);
+                event = self.monitor.next() => {
+                    self.burst.add(&event);
                     self.settles_at.get_or_insert_with(|| Instant::now() + SETTLE);
                 }
                 () = until(self.settles_at) => {
@@ -99,45 +65,6 @@ impl LinkWatch {
                 }
             }
         }
-    }
-
-    /// False if that fails.
-    fn listen(&mut self) -> bool {
-        match Service::start() {
-            Ok(service) => self.service = Some(service),
-            Err(error) => self.lose(&error),
-        }
-        self.service.is_some()
-    }
-
-    fn lose(&mut self, problem: &(impl Display + ?Sized)) {
-        self.service = None;
-        let now = Instant::now();
-        self.again_at = now + self.retry.next_pause();
-        if self.retry.may_log(now.into()) {
-            warn!(%problem, "the kernel does not tell of links and addresses at the moment, so that changes are noticed late; the connection is made again");
-        }
-    }
-
-    /// As after an error of the socket.
-    #[cfg(test)]
-    fn break_off(&mut self) {
-        if let Some(service) = &mut self.service {
-            service.connection = Box::pin(std::future::ready(()));
-        }
-    }
-}
-
-impl Service {
-    fn start() -> io::Result<Self> {
-        use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
-        let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
-        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
-        Ok(Self {
-            connection: Box::pin(connection),
-            messages: Box::pin(messages.map(|(message, _)| message)),
-            _handle: handle,
-        })
     }
 }
 
@@ -153,7 +80,7 @@ async fn until(time: Option<Instant>) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LinkEvent {
     /// Addresses or routes: another path may be better now, or the only one left. Also sent when
-    /// there were more changes than the kernel could queue.
+    /// changes were lost.
     AddressesChanged,
     /// A link appeared, changed or disappeared.
     LinkChanged {
@@ -185,16 +112,11 @@ struct Burst {
 }
 
 impl Burst {
-    fn add(&mut self, message: Message) {
-        use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewRoute};
-        match message.payload {
-            NetlinkPayload::InnerMessage(NewLink(link)) => self.add_link(&link, false),
-            NetlinkPayload::InnerMessage(DelLink(link)) => self.add_link(&link, true),
-            NetlinkPayload::InnerMessage(
-                NewAddress(_) | DelAddress(_) | NewRoute(_) | DelRoute(_),
-            )
-            | NetlinkPayload::Overrun(_) => self.addresses = true,
-            _ => {}
+    fn add(&mut self, event: &Event) {
+        match event {
+            Event::Link { link, is_deleted } => self.add_link(link, *is_deleted),
+            Event::Address | Event::Route(_) | Event::Lost => self.addresses = true,
+            Event::Rule(_) | Event::Other => {}
         }
     }
 
@@ -379,7 +301,7 @@ mod tests {
                 let mut events = Links::watch();
                 ip("link add br0 type bridge");
                 assert!(!settle(&mut events).await.is_empty());
-                events.break_off();
+                events.monitor.break_off();
                 let told = next(&mut events).await;
                 assert_eq!(told, Some(LinkEvent::AddressesChanged), "look again");
                 ip("link delete br0");

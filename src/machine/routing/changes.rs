@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rtnetlink::MulticastGroup::{Ipv4Route, Ipv4Rule, Ipv6Route, Ipv6Rule};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::RouteNetlinkMessage;
 
 use super::slot::Slot;
 use crate::machine::changes::Changes;
+use crate::machine::monitor::Event;
 
 /// Changes of the routes and rules of one tunnel, whatever slot it has.
 pub(crate) struct RoutingChanges {
@@ -31,23 +30,20 @@ impl RoutingChanges {
     pub(crate) async fn next(&mut self) {
         let Self { changes, number } = self;
         changes
-            .next_that(|message| {
+            .next_that(|event| {
                 Slot::try_from(number.load(Ordering::Relaxed))
-                    .is_ok_and(|slot| concerns(slot, message))
+                    .is_ok_and(|slot| concerns(slot, event))
             })
             .await;
     }
 }
 
-/// Whether the message is about the slot's table or priorities. One that cannot be read may be.
-fn concerns(slot: Slot, message: &[u8]) -> bool {
-    use RouteNetlinkMessage::{DelRoute, DelRule, NewRoute, NewRule};
-    match NetlinkMessage::deserialize(message).map(|message| message.payload) {
-        Ok(NetlinkPayload::InnerMessage(NewRoute(route) | DelRoute(route))) => {
-            slot.has_route(&route)
-        }
-        Ok(NetlinkPayload::InnerMessage(NewRule(rule) | DelRule(rule))) => slot.is_used_by(&rule),
-        Ok(_) => false,
-        Err(_) => true,
+/// Whether the event is about the slot's table or priorities.
+fn concerns(slot: Slot, event: &Event) -> bool {
+    match event {
+        Event::Route(route) => slot.has_route(route),
+        Event::Rule(rule) => slot.is_used_by(rule),
+        Event::Lost => true,
+        Event::Link { .. } | Event::Address | Event::Other => false,
     }
 }

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
 use ipnet::IpNet;
 use rtnetlink::MulticastGroup;
 use tempfile::TempDir;
@@ -16,6 +15,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::io::mark::Mark;
 use crate::machine::link::Links;
+use crate::machine::monitor::Monitor;
 use crate::testing::{Namespace, block_on, in_namespace, ip};
 
 /// Runs `test` in a namespace of its own, with a run directory and the index of an interface that
@@ -211,21 +211,15 @@ fn a_state_becomes_any_other_one() {
 }
 
 /// What the kernel tells of changes to routes and rules, from now on.
-fn watch() -> impl Stream + Unpin {
+fn watch() -> Monitor {
     use MulticastGroup::{Ipv4Route, Ipv4Rule, Ipv6Route, Ipv6Rule};
     let groups = [Ipv4Route, Ipv4Rule, Ipv6Route, Ipv6Rule];
-    let (connection, handle, reports) = rtnetlink::new_multicast_connection(&groups).unwrap();
-    tokio::spawn(async move {
-        connection.await;
-        // The connection ends with it.
-        drop(handle);
-    });
-    reports
+    Monitor::of("routes and rules", &groups, &[])
 }
 
-async fn is_quiet(reports: &mut (impl Stream + Unpin)) -> bool {
-    let report = tokio::time::timeout(Duration::from_millis(200), reports.next());
-    report.await.is_err()
+async fn is_quiet(monitor: &mut Monitor) -> bool {
+    let event = tokio::time::timeout(Duration::from_millis(200), monitor.next());
+    event.await.is_err()
 }
 
 #[test]
@@ -233,11 +227,11 @@ fn an_equal_state_writes_nothing() {
     test(|dir, index| async move {
         let mut routing = Routing::new(dir.path(), "office");
         routing.apply(&everything(index)).await.unwrap();
-        let mut reports = watch();
+        let mut monitor = watch();
         routing.apply(&everything(index)).await.unwrap();
-        assert!(is_quiet(&mut reports).await);
+        assert!(is_quiet(&mut monitor).await);
         routing.apply(&simple(index)).await.unwrap();
-        assert!(!is_quiet(&mut reports).await, "the test sees changes");
+        assert!(!is_quiet(&mut monitor).await, "the test sees changes");
     });
 }
 
@@ -247,10 +241,10 @@ fn a_start_after_a_kill_leaves_no_gap() {
         let mut routing = Routing::new(dir.path(), "office");
         routing.apply(&everything(index)).await.unwrap();
         kill(routing);
-        let mut reports = watch();
+        let mut monitor = watch();
         let mut routing = Routing::new(dir.path(), "office");
         routing.apply(&everything(index)).await.unwrap();
-        assert!(is_quiet(&mut reports).await);
+        assert!(is_quiet(&mut monitor).await);
         assert_eq!(listed(&routing).await, everything(index));
         kill(routing);
         let mut routing = Routing::new(dir.path(), "office");
