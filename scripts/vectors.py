@@ -267,7 +267,7 @@ def handshake(keys, psk, first_payload, second_payload):
 # --- messages ---------------------------------------------------------------------------------------
 
 VERSION, INITIATION, RESPONSE, COOKIE_REPLY, FRAME, CHUNKS = 1, 1, 2, 3, 4, 5
-FRAME_CHUNK, FRAGMENT_CHUNK, OPEN_FRAME_CHUNK, OFFLOAD_CHUNK, ECHO_REQUEST, ECHO_REPLY, CLOSE = 1, 2, 3, 4, 16, 17, 18
+FRAME_CHUNK, FRAGMENT_CHUNK, PARTIAL_CHECKSUM_CHUNK, OFFLOAD_CHUNK, ECHO_REQUEST, ECHO_REPLY, CLOSE = 1, 2, 3, 4, 16, 17, 18
 CIPHERS = {1: aes256_gcm, 2: chacha20_poly1305}
 
 
@@ -321,8 +321,8 @@ def fragment(frame_id, total, offset, piece):
     return chunk(FRAGMENT_CHUNK, struct.pack(">I", frame_id) + u24(total) + u24(offset) + piece)
 
 
-def open_frame(offload, frame):
-    return chunk(OPEN_FRAME_CHUNK, struct.pack(">HH", offload["checksum_start"], offload["checksum_offset"]) + frame)
+def partial_checksum_frame(offload, frame):
+    return chunk(PARTIAL_CHECKSUM_CHUNK, struct.pack(">HH", offload["checksum_start"], offload["checksum_offset"]) + frame)
 
 
 def offload_chunk(frame_id, total, offload, headers):
@@ -331,7 +331,7 @@ def offload_chunk(frame_id, total, offload, headers):
         ">BHHH", segmentation, offload["segment_size"], offload["checksum_start"], offload["checksum_offset"]) + headers)
 
 
-OVERHEAD, OPEN_FRAME_HEADER, OFFLOAD_HEADER, FRAGMENT_HEADER, MIN_PIECE = 28, 7, 17, 13, 32
+OVERHEAD, PARTIAL_CHECKSUM_HEADER, OFFLOAD_HEADER, FRAGMENT_HEADER, MIN_PIECE = 28, 7, 17, 13, 32
 
 
 def pack(frames, datagram_len):
@@ -370,8 +370,8 @@ def pack(frames, datagram_len):
         if offload is None and len(frame) <= room_of_one:
             whole(chunk(FRAME_CHUNK, frame))
             continue
-        if offload and not offload["segment_size"] and len(frame) + OPEN_FRAME_HEADER <= room_of_one:
-            whole(open_frame(offload, frame))
+        if offload and not offload["segment_size"] and len(frame) + PARTIAL_CHECKSUM_HEADER <= room_of_one:
+            whole(partial_checksum_frame(offload, frame))
             continue
         offset = 0
         if offload:
@@ -405,7 +405,7 @@ def ones_sum(data):
 
 
 class Stream:
-    """A TCP or UDP stream, of which any run of segments can be had as one frame whose checksum is open."""
+    """A TCP or UDP stream, of which any run of segments can be had as one frame with a partial checksum."""
 
     def __init__(self, transport, ipv6, tag, size, length, fin=False, cwr=False):
         self.transport, self.ipv6, self.tag, self.size, self.fin, self.cwr = transport, ipv6, tag, size, fin, cwr
@@ -532,7 +532,7 @@ def sealed_datagrams(split_key, cipher):
         ("a high lane and sequence", FRAME, 16, 2**28 + 2**24 - 1, small),
         ("two frames", CHUNKS, 1, 1, chunk(FRAME_CHUNK, small) + chunk(FRAME_CHUNK, other)),
         ("a fragment", CHUNKS, 1, 2, fragment(0xDEADBEEF, 0x012345, 0x010203, pattern(40))),
-        ("an open frame", CHUNKS, 1, 4, open_frame({"checksum_start": 14, "checksum_offset": 6}, small)),
+        ("a frame with a partial checksum", CHUNKS, 1, 4, partial_checksum_frame({"checksum_start": 14, "checksum_offset": 6}, small)),
         ("what is open in a frame", CHUNKS, 1, 5, offload_chunk(
             0xDEADBEEF, 0x012345, {"transport": TCP, "cwr": True, "segment_size": 1448, "checksum_start": 34,
                                    "checksum_offset": 16}, pattern(40))),

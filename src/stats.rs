@@ -120,7 +120,7 @@ reasons! {
     NicMtu = "nic-mtu",
     /// Peer or local: longer than the overlay MTU allows.
     Oversize = "oversize",
-    /// Peer: a super-frame or an open checksum whose headers are not as it says.
+    /// Peer: a super-frame or a partial checksum whose headers are not as it says.
     BadOffload = "bad-offload",
     /// Network: fragments of the frame were lost and its place was needed.
     ReassemblyEvicted = "reassembly-evicted",

@@ -215,7 +215,7 @@ impl Receiver {
         }
         for chunk in Chunks::new(plaintext) {
             match chunk.unwrap() {
-                Chunk::Frame(frame) | Chunk::OpenFrame(_, frame) => {
+                Chunk::Frame(frame) | Chunk::PartialChecksum(_, frame) => {
                     self.deliver_small(frame, deliver);
                 }
                 chunk => {

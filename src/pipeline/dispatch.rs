@@ -455,7 +455,7 @@ mod tests {
         for chunk in datagrams.iter().flat_map(Opened::chunks) {
             match chunk {
                 Chunk::Frame(frame) => frames.push((frame.to_vec(), false)),
-                Chunk::OpenFrame(_, frame) => frames.push((frame.to_vec(), true)),
+                Chunk::PartialChecksum(_, frame) => frames.push((frame.to_vec(), true)),
                 Chunk::Fragment(at, piece) => drop(reassembly.add(0, at, piece).unwrap()),
                 Chunk::Offload(frame, offload, head) => {
                     reassembly.describe(0, frame, offload, head).unwrap();
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_checksum_that_no_peer_would_believe_is_finished() {
+    fn a_partial_checksum_that_no_peer_would_believe_is_finished() {
         // The longest that stays open, one that a tag makes too long, and two that always are.
         for (headers, edit, is_open) in [
             (246, PUSH, true),

@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_checksum_travels_and_a_finished_frame_does_not_say_more() {
+    fn a_partial_checksum_travels_and_a_finished_frame_does_not_say_more() {
         let (mut vnet, mut frame) = super_frame(false, Transport::Udp);
         vnet.gso_type = VnetHeader::GSO_NONE;
         vnet.gso_size = 0;

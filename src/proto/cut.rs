@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_super_frame_without_an_open_checksum_gets_one() {
+    fn a_super_frame_without_a_partial_checksum_gets_one() {
         // Joined by `rx-gro-list`: the headers are those of the first segment.
         for stream in streams(1200, 30_000) {
             let mut whole = stream.whole();

@@ -15,8 +15,8 @@ use crate::{
         Counter, DATA_HEADER_LEN, DATA_OVERHEAD, Lane, MessageType, TAG_LEN,
         chunk::{
             CHUNK_HEADER_LEN, CutFrame, FRAGMENT_HEADER_LEN, Fragment, OFFLOAD_HEADER_LEN,
-            OPEN_FRAME_HEADER_LEN, emit_fragment_header, emit_frame_header, emit_offload_header,
-            emit_open_frame_header,
+            PARTIAL_CHECKSUM_HEADER_LEN, emit_fragment_header, emit_frame_header,
+            emit_offload_header, emit_partial_checksum_header,
         },
         offload::{Checksum, Offload},
     },
@@ -194,7 +194,7 @@ impl Train {
         match outgoing.open {
             Some(open) if open.headers_len > len.min(MAX_HEADERS) => Err(DropReason::BadOffload),
             None if len <= capacity => self.push_whole(lane, outgoing.frame),
-            Some(open) if !outgoing.is_super() && len + OPEN_FRAME_HEADER_LEN <= capacity => {
+            Some(open) if !outgoing.is_super() && len + PARTIAL_CHECKSUM_HEADER_LEN <= capacity => {
                 self.push_open(lane, outgoing.frame, open.offload.checksum)
             }
             _ => self.push_cut(lane, outgoing),
@@ -222,14 +222,14 @@ impl Train {
         frame: &[u8],
         checksum: Checksum,
     ) -> Result<Pushed, DropReason> {
-        if frame.len() + OPEN_FRAME_HEADER_LEN > self.room() {
+        if frame.len() + PARTIAL_CHECKSUM_HEADER_LEN > self.room() {
             self.close(lane)?;
             if !self.begin(MessageType::Chunks) {
                 return Ok(Pushed::Full);
             }
         }
         self.turn_into_chunks();
-        self.append(|header| emit_open_frame_header(header, checksum, frame.len() as u16));
+        self.append(|header| emit_partial_checksum_header(header, checksum, frame.len() as u16));
         self.append_bytes(frame);
         Ok(Pushed::Done)
     }

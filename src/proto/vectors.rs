@@ -564,7 +564,10 @@ fn chunks() {
     };
     for (name, expected) in [
         ("a fragment", &[Chunk::Fragment(fragment, &piece)][..]),
-        ("an open frame", &[Chunk::OpenFrame(checksum, frame)]),
+        (
+            "a frame with a partial checksum",
+            &[Chunk::PartialChecksum(checksum, frame)],
+        ),
         (
             "what is open in a frame",
             &[Chunk::Offload(cut_frame, offload, &piece)],
@@ -662,7 +665,7 @@ fn receive<'a>(session: &Session, datagrams: impl Iterator<Item = &'a Hex>) -> V
         let sequence = counter.sequence();
         for chunk in Chunks::new(plaintext) {
             match chunk.unwrap() {
-                Chunk::OpenFrame(checksum, frame) => {
+                Chunk::PartialChecksum(checksum, frame) => {
                     let offload = Offload {
                         checksum,
                         segmentation: None,

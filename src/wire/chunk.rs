@@ -21,7 +21,8 @@ pub const CHUNK_HEADER_LEN: usize = size_must_be::<ChunkHeader>(3);
 /// Bytes before the piece of a frame in a fragment chunk.
 pub const FRAGMENT_HEADER_LEN: usize = CHUNK_HEADER_LEN + size_must_be::<FragmentHeader>(10);
 /// Bytes before the frame in a chunk of a frame with a partial checksum.
-pub const OPEN_FRAME_HEADER_LEN: usize = CHUNK_HEADER_LEN + size_must_be::<OpenFrameHeader>(4);
+pub const PARTIAL_CHECKSUM_HEADER_LEN: usize =
+    CHUNK_HEADER_LEN + size_must_be::<PartialChecksumHeader>(4);
 /// Bytes before the copied headers in an offload chunk.
 pub const OFFLOAD_HEADER_LEN: usize = CHUNK_HEADER_LEN + size_must_be::<OffloadHeader>(14);
 /// Bytes of an echo request or reply chunk.
@@ -30,7 +31,7 @@ pub const ECHO_LEN: usize = CHUNK_HEADER_LEN + size_must_be::<U64>(8);
 const PADDING: u8 = 0;
 const FRAME: u8 = 1;
 const FRAGMENT: u8 = 2;
-const OPEN_FRAME: u8 = 3;
+const PARTIAL_CHECKSUM: u8 = 3;
 const OFFLOAD: u8 = 4;
 const ECHO_REQUEST: u8 = 16;
 const ECHO_REPLY: u8 = 17;
@@ -53,7 +54,7 @@ struct FragmentHeader {
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct OpenFrameHeader {
+struct PartialChecksumHeader {
     checksum_start: U16,
     checksum_offset: U16,
 }
@@ -100,8 +101,8 @@ pub enum Chunk<'a> {
     Frame(&'a [u8]),
     /// A piece of a frame that did not fit.
     Fragment(Fragment, &'a [u8]),
-    /// A whole Ethernet frame whose checksum is open.
-    OpenFrame(Checksum, &'a [u8]),
+    /// A whole Ethernet frame with a partial checksum.
+    PartialChecksum(Checksum, &'a [u8]),
     /// What is open in a frame that comes in fragments, and a copy of its first bytes, which are in
     /// none of them.
     Offload(CutFrame, Offload, &'a [u8]),
@@ -158,18 +159,22 @@ pub fn emit_fragment_header(out: &mut [u8; FRAGMENT_HEADER_LEN], fragment: Fragm
     body.copy_from_slice(header.as_bytes());
 }
 
-/// Writes the header of an open-frame chunk; the frame of `len` bytes follows.
-pub fn emit_open_frame_header(out: &mut [u8; OPEN_FRAME_HEADER_LEN], checksum: Checksum, len: u16) {
-    let body_len = len + (OPEN_FRAME_HEADER_LEN - CHUNK_HEADER_LEN) as u16;
+/// Writes the header of a partial-checksum chunk; the frame of `len` bytes follows.
+pub fn emit_partial_checksum_header(
+    out: &mut [u8; PARTIAL_CHECKSUM_HEADER_LEN],
+    checksum: Checksum,
+    len: u16,
+) {
+    let body_len = len + (PARTIAL_CHECKSUM_HEADER_LEN - CHUNK_HEADER_LEN) as u16;
     let (chunk, body) = out.split_at_mut(CHUNK_HEADER_LEN);
     chunk.copy_from_slice(
         ChunkHeader {
-            kind: OPEN_FRAME,
+            kind: PARTIAL_CHECKSUM,
             len: U16::new(body_len),
         }
         .as_bytes(),
     );
-    let header = OpenFrameHeader {
+    let header = PartialChecksumHeader {
         checksum_start: U16::new(checksum.start),
         checksum_offset: U16::new(checksum.offset),
     };
@@ -256,7 +261,8 @@ pub fn push_control(out: &mut Vec<u8>, chunk: Chunk<'_>) {
         Chunk::EchoRequest { token } => push(ECHO_REQUEST, U64::new(token).as_bytes()),
         Chunk::EchoReply { token } => push(ECHO_REPLY, U64::new(token).as_bytes()),
         Chunk::Close => push(CLOSE, &[]),
-        Chunk::Frame(_) | Chunk::Fragment(..) | Chunk::OpenFrame(..) | Chunk::Offload(..) => {}
+        Chunk::Frame(_) | Chunk::Fragment(..) | Chunk::PartialChecksum(..) | Chunk::Offload(..) => {
+        }
     }
 }
 
@@ -324,14 +330,14 @@ fn parse(kind: u8, body: &[u8]) -> Result<Option<Chunk<'_>>, DropReason> {
             };
             Chunk::Fragment(fragment, piece)
         }
-        OPEN_FRAME => {
+        PARTIAL_CHECKSUM => {
             let (header, frame) =
-                OpenFrameHeader::ref_from_prefix(body).map_err(|_| DropReason::Malformed)?;
+                PartialChecksumHeader::ref_from_prefix(body).map_err(|_| DropReason::Malformed)?;
             let checksum = Checksum {
                 start: header.checksum_start.get(),
                 offset: header.checksum_offset.get(),
             };
-            Chunk::OpenFrame(checksum, frame)
+            Chunk::PartialChecksum(checksum, frame)
         }
         OFFLOAD => parse_offload(body)?,
         ECHO_REQUEST => Chunk::EchoRequest { token: token()? },
@@ -360,8 +366,8 @@ mod tests {
     }
 
     fn open_frame_chunk(checksum: Checksum, frame: &[u8]) -> Vec<u8> {
-        let mut header = [0; OPEN_FRAME_HEADER_LEN];
-        emit_open_frame_header(&mut header, checksum, frame.len() as u16);
+        let mut header = [0; PARTIAL_CHECKSUM_HEADER_LEN];
+        emit_partial_checksum_header(&mut header, checksum, frame.len() as u16);
         [&header[..], frame].concat()
     }
 
@@ -415,7 +421,7 @@ mod tests {
             &[FRAME, 0],
             &[FRAME, 0, 2, 1],
             &[FRAGMENT, 0, 3, 1, 2, 3],
-            &[OPEN_FRAME, 0, 3, 0, 34, 0],
+            &[PARTIAL_CHECKSUM, 0, 3, 0, 34, 0],
             &[OFFLOAD, 0, 13, 0, 0, 0, 1, 0, 0, 60, 0, 0, 0, 0, 34, 0],
             // A transport that there is not.
             &[OFFLOAD, 0, 14, 0, 0, 0, 1, 0, 0, 60, 3, 0, 9, 0, 34, 0, 16],
@@ -434,7 +440,7 @@ mod tests {
                     Ok(
                         Chunk::Frame(body)
                         | Chunk::Fragment(_, body)
-                        | Chunk::OpenFrame(_, body)
+                        | Chunk::PartialChecksum(_, body)
                         | Chunk::Offload(.., body),
                     ) => body.len(),
                     _ => 0,
@@ -463,7 +469,7 @@ mod tests {
             let parsed: Vec<_> = Chunks::new(&plaintext).collect();
             let expected = [
                 Ok(Chunk::Offload(frame, offload, &bytes[..])),
-                Ok(Chunk::OpenFrame(checksum, &bytes)),
+                Ok(Chunk::PartialChecksum(checksum, &bytes)),
             ];
             prop_assert_eq!(parsed, expected);
         }

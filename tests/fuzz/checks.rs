@@ -5,7 +5,7 @@ use patchcord::internals::{proto::superframe::Layout, wire::offload::Checksum};
 
 use super::original::pseudo_header;
 
-/// Whether the open checksum of a frame of ours would be right when finished: it is the sum of a
+/// Whether the partial checksum of a frame of ours would be right when finished: it is the sum of a
 /// pseudo-header that fits the rest.
 pub fn has_right_pseudo_header(frame: &[u8], checksum: Checksum) -> bool {
     let start = usize::from(checksum.start);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Frames for the targets: finished ones, some with an open checksum, and super-frames of every kind.
+//! Frames for the targets: finished ones, some with a partial checksum, and super-frames of every kind.
 //!
 //! Every byte of a payload follows from the frame's number and its place, so that a piece tells where
 //! it belongs.
@@ -14,7 +14,7 @@ use patchcord::internals::{
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub enum Kind {
     Finished,
-    OpenChecksum,
+    PartialChecksum,
     Super {
         transport: Protocol,
         is_ipv6: bool,
@@ -49,12 +49,12 @@ impl Original {
                 frame: filled(number, Vec::new(), len.max(1)),
                 open: None,
             },
-            Kind::OpenChecksum => Self::with_open_checksum(number, len),
+            Kind::PartialChecksum => Self::with_partial_checksum(number, len),
             Kind::Super { .. } => Self::of_segments(number, kind, len, segment_max),
         }
     }
 
-    fn with_open_checksum(number: u8, len: usize) -> Self {
+    fn with_partial_checksum(number: u8, len: usize) -> Self {
         let checksum = Checksum {
             start: 34,
             offset: 16,
@@ -202,7 +202,7 @@ fn put(frame: &mut [u8], at: usize, value: usize) {
     frame[at..at + 2].copy_from_slice(&(value as u16).to_be_bytes());
 }
 
-/// What an open checksum holds.
+/// What a partial checksum holds.
 pub fn pseudo_header(addresses: &[u8], protocol: u8, len: usize) -> u16 {
     let mut bytes = addresses.to_vec();
     bytes.extend((len as u32).to_be_bytes());

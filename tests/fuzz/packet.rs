@@ -108,7 +108,7 @@ impl Length {
 /// A frame, and what its maker knows of it.
 #[derive(Clone, Debug)]
 pub struct Built {
-    /// Its open checksum holds the sum of the pseudo-header.
+    /// Its partial checksum holds the sum of the pseudo-header.
     pub frame: Vec<u8>,
     /// Where that is.
     pub checksum: Checksum,

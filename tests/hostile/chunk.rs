@@ -4,8 +4,8 @@
 use patchcord::internals::wire::{
     chunk::{
         CHUNK_HEADER_LEN, CutFrame, FRAGMENT_HEADER_LEN, Fragment, OFFLOAD_HEADER_LEN,
-        OPEN_FRAME_HEADER_LEN, emit_fragment_header, emit_frame_header, emit_offload_header,
-        emit_open_frame_header,
+        PARTIAL_CHECKSUM_HEADER_LEN, emit_fragment_header, emit_frame_header, emit_offload_header,
+        emit_partial_checksum_header,
     },
     offload::{Checksum, Offload},
 };
@@ -17,10 +17,10 @@ pub(crate) fn frame(frame: &[u8]) -> Vec<u8> {
     [&header[..], frame].concat()
 }
 
-/// A whole frame, and where its checksum is open.
-pub(crate) fn open_frame(checksum: Checksum, frame: &[u8]) -> Vec<u8> {
-    let mut header = [0; OPEN_FRAME_HEADER_LEN];
-    emit_open_frame_header(&mut header, checksum, frame.len() as u16);
+/// A whole frame with a partial checksum, and where that is.
+pub(crate) fn partial_checksum_frame(checksum: Checksum, frame: &[u8]) -> Vec<u8> {
+    let mut header = [0; PARTIAL_CHECKSUM_HEADER_LEN];
+    emit_partial_checksum_header(&mut header, checksum, frame.len() as u16);
     [&header[..], frame].concat()
 }
 

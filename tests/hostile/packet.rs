@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! UDP over IPv6 behind extension headers of any length, as a frame with an open checksum.
+//! UDP over IPv6 behind extension headers of any length, as a frame with a partial checksum.
 
 use patchcord::internals::wire::offload::{Checksum, Offload, Segmentation, Transport};
 
@@ -40,13 +40,13 @@ impl Packet<'_> {
     }
 
     /// The frame as it travels: its checksum is that of the pseudo-header.
-    pub(crate) fn open(&self) -> Vec<u8> {
+    pub(crate) fn with_partial_checksum(&self) -> Vec<u8> {
         self.with_payload(&self.payload())
     }
 
     /// The same with its checksum in place, as whoever gets it should see it.
     pub(crate) fn finished(&self) -> Vec<u8> {
-        self.finish(self.open())
+        self.finish(self.with_partial_checksum())
     }
 
     /// The frames that it stands for with so many bytes in each, as whoever gets them should see them.

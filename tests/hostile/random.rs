@@ -161,7 +161,7 @@ impl Attack<'_> {
             0 => vec![dice.bytes(1400)],
             1 => vec![chunk::frame(&dice.bytes(1600))],
             2 => vec![self.stray_piece(dice)],
-            3..6 => vec![self.open_frames(dice)],
+            3..6 => vec![self.partial_checksum_frames(dice)],
             _ => self.cut_frame(dice),
         }
     }
@@ -178,17 +178,19 @@ impl Attack<'_> {
         }
     }
 
-    fn open_frames(&self, dice: &mut Dice) -> Vec<u8> {
+    fn partial_checksum_frames(&self, dice: &mut Dice) -> Vec<u8> {
         let count = 1 + dice.below(3);
-        (0..count).flat_map(|_| self.open_frame(dice)).collect()
+        (0..count)
+            .flat_map(|_| self.partial_checksum_frame(dice))
+            .collect()
     }
 
-    fn open_frame(&self, dice: &mut Dice) -> Vec<u8> {
+    fn partial_checksum_frame(&self, dice: &mut Dice) -> Vec<u8> {
         let vlans = dice.vlans();
         let packet = self.packet(dice, &vlans, 1400);
-        let mut frame = packet.open();
+        let mut frame = packet.with_partial_checksum();
         dice.spoil(&mut frame);
-        chunk::open_frame(dice.checksum(packet.checksum()), &frame)
+        chunk::partial_checksum_frame(dice.checksum(packet.checksum()), &frame)
     }
 
     fn stray_piece(&self, dice: &mut Dice) -> Vec<u8> {
@@ -204,7 +206,7 @@ impl Attack<'_> {
     fn cut_frame(&self, dice: &mut Dice) -> Vec<Vec<u8>> {
         let vlans = dice.vlans();
         let packet = self.packet(dice, &vlans, 64_000);
-        let mut frame = packet.open();
+        let mut frame = packet.with_partial_checksum();
         dice.spoil(&mut frame);
         let honest = packet.open_segments(1 + dice.below(1460) as u16);
         let open = dice.offload(honest);

@@ -360,7 +360,7 @@ impl State {
                     self.inbox.push(frame.to_vec());
                     continue;
                 }
-                Chunk::OpenFrame(checksum, frame) => {
+                Chunk::PartialChecksum(checksum, frame) => {
                     self.inbox.push(finished(frame, Some(checksum)));
                     continue;
                 }

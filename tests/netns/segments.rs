@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Super-frames and open checksums of every kind that a kernel may hand over: of tunnels, longer than
+//! Super-frames and partial checksums of every kind that a kernel may hand over: of tunnels, longer than
 //! 64 KiB, with lengths that a guest left to its card, and of transports that are neither TCP nor UDP.
 
 use std::fs::File;
@@ -167,7 +167,7 @@ impl Source {
         Self(file)
     }
 
-    /// A frame whose checksum is open, and a super-frame if it has a type and a segment size.
+    /// A frame with a partial checksum, and a super-frame if it has a type and a segment size.
     fn send(&self, gso_type: u8, checksum: (usize, u16), gso_size: u16, frame: &[u8]) {
         let mut bytes = vec![1, gso_type];
         for field in [0, gso_size, checksum.0 as u16, checksum.1] {
@@ -227,7 +227,7 @@ fn assert_arrive(cable: &Cable, expected: &[Vec<u8>], what: &str) {
 }
 
 #[test]
-fn an_open_checksum_of_another_transport_crosses_a_wire() {
+fn a_partial_checksum_of_another_transport_crosses_a_wire() {
     let wire = from_a_source();
     let (source, cable) = ends(&wire);
     let packet = |protocol: u8, payload: &[u8]| {

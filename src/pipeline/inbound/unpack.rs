@@ -90,7 +90,7 @@ impl Unpacker<'_> {
         for chunk in Chunks::new(plaintext) {
             let forwarded = match chunk {
                 Ok(Chunk::Frame(frame)) => self.forward_small(lane, EgressFrame::finished(frame)),
-                Ok(Chunk::OpenFrame(checksum, frame)) => {
+                Ok(Chunk::PartialChecksum(checksum, frame)) => {
                     self.forward_partial(lane, checksum, frame)
                 }
                 Ok(Chunk::Fragment(fragment, piece)) => lane

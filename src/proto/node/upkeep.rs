@@ -38,7 +38,10 @@ impl Node {
             Chunk::EchoReply { token } => self.handle_echo_reply(now, at, token),
             Chunk::Close => self.handle_close(now, at, established),
             // Frames travel on data lanes; here they would bypass the switch.
-            Chunk::Frame(_) | Chunk::OpenFrame(..) | Chunk::Fragment(..) | Chunk::Offload(..) => {}
+            Chunk::Frame(_)
+            | Chunk::PartialChecksum(..)
+            | Chunk::Fragment(..)
+            | Chunk::Offload(..) => {}
         }
     }
 

@@ -30,8 +30,8 @@ use patchcord::internals::{
         Counter, Lane, MessageType,
         chunk::{
             CHUNK_HEADER_LEN, Chunk, Chunks, CutFrame, FRAGMENT_HEADER_LEN, Fragment,
-            OFFLOAD_HEADER_LEN, OPEN_FRAME_HEADER_LEN, emit_fragment_header, emit_frame_header,
-            emit_offload_header, emit_open_frame_header,
+            OFFLOAD_HEADER_LEN, PARTIAL_CHECKSUM_HEADER_LEN, emit_fragment_header, emit_frame_header,
+            emit_offload_header, emit_partial_checksum_header,
         },
         offload::{Checksum, Offload, Segmentation, Transport},
     },
@@ -327,7 +327,7 @@ fn word(frame: &[u8], at: usize) -> usize {
     u16::from_be_bytes([frame[at], frame[at + 1]]).into()
 }
 
-/// With its open checksum in place, whoever finishes it; one that is nowhere stays open.
+/// With its partial checksum in place, whoever finishes it; one that is nowhere stays open.
 fn finished(vnet: &VnetHeader, frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     if vnet.gso_type == VnetHeader::GSO_NONE && vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0 {
@@ -576,7 +576,7 @@ enum Content {
 #[derive(Arbitrary, Debug)]
 enum Piece {
     Frame(Packet),
-    Open(Packet, Claim),
+    PartialChecksum(Packet, Claim),
     Fragment {
         id: u8,
         total: u16,
@@ -725,12 +725,12 @@ impl Piece {
                 emit_frame_header(&mut header, frame.len() as u16);
                 [&header[..], frame].concat()
             }
-            Self::Open(packet, claim) => {
+            Self::PartialChecksum(packet, claim) => {
                 let built = packet.build();
                 let frame = &built.frame[..built.frame.len().min(CHUNK)];
                 *is_honest &= built.is_honest && claim.is_right() && frame.len() < CHUNK;
-                let mut header = [0; OPEN_FRAME_HEADER_LEN];
-                emit_open_frame_header(&mut header, claim.checksum(&built), frame.len() as u16);
+                let mut header = [0; PARTIAL_CHECKSUM_HEADER_LEN];
+                emit_partial_checksum_header(&mut header, claim.checksum(&built), frame.len() as u16);
                 [&header[..], frame].concat()
             }
             Self::Fragment {
@@ -796,7 +796,7 @@ struct Sent {
 enum Description {
     Finished,
     Verified,
-    Open {
+    Partial {
         start: i8,
         offset: i8,
     },
@@ -814,7 +814,7 @@ impl Description {
     fn is_right(&self) -> bool {
         match self {
             Self::Finished | Self::Verified => true,
-            Self::Open { start, offset } => (*start, *offset) == (0, 0),
+            Self::Partial { start, offset } => (*start, *offset) == (0, 0),
             Self::Super { udp, ecn, .. } => !udp && !ecn,
             Self::Broken | Self::Any(..) => false,
         }
@@ -828,7 +828,7 @@ impl Sent {
             // What is longer is cut off where it is read.
             _ if built.frame.len() > u16::MAX.into() => false,
             Description::Finished | Description::Verified => true,
-            Description::Open { start, offset } => (start, offset) == (0, 0) && built.is_honest,
+            Description::Partial { start, offset } => (start, offset) == (0, 0) && built.is_honest,
             _ => false,
         }
     }
@@ -857,7 +857,7 @@ impl Sent {
                 flags: VnetHeader::DATA_VALID,
                 ..VnetHeader::NONE
             },
-            Description::Open { start, offset } => VnetHeader {
+            Description::Partial { start, offset } => VnetHeader {
                 csum_start: open.csum_start.wrapping_add_signed(start.into()),
                 csum_offset: open.csum_offset.wrapping_add_signed(offset.into()),
                 ..open

@@ -129,7 +129,7 @@ impl Wire {
                     self.frames.push((frame.to_vec(), None));
                     continue;
                 }
-                Chunk::OpenFrame(checksum, frame) => {
+                Chunk::PartialChecksum(checksum, frame) => {
                     let segmentation = None;
                     let offload = Offload {
                         checksum,

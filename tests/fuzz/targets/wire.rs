@@ -55,7 +55,7 @@ fn walk(plaintext: &[u8]) {
         let Ok(
             Chunk::Frame(body)
             | Chunk::Fragment(_, body)
-            | Chunk::OpenFrame(_, body)
+            | Chunk::PartialChecksum(_, body)
             | Chunk::Offload(_, _, body),
         ) = chunk
         else {
