@@ -22,7 +22,7 @@ use patchcord::internals::{
         reassembly::{Reassembly, Which},
         replay::ReplayWindow,
         superframe::Layout,
-        train::{Open, Train},
+        train::{PendingOffload, Train},
     },
     wire::{
         Counter, DATA_OVERHEAD, DataHeader, Lane, MessageType,
@@ -129,8 +129,8 @@ fn lay_out(
     group.throughput(Throughput::Bytes(bytes(frames) as u64));
     group.bench_function(title(frames), |bencher| {
         bencher.iter(|| {
-            for (frame, open) in frames {
-                sender.push(black_box(frame), *open, &mut depart);
+            for (frame, pending) in frames {
+                sender.push(black_box(frame), *pending, &mut depart);
             }
             sender.flush(&mut depart);
         });
@@ -234,7 +234,7 @@ fn end_of_stream(reassembly: &mut Reassembly) {
 
 fn superframes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("superframe");
-    let (frame, Open { offload, .. }) = superframe();
+    let (frame, PendingOffload { offload, .. }) = superframe();
     let head = &frame[..HEADERS_LEN];
     group.throughput(Throughput::Elements(1));
     group.bench_function("parse the headers", |bencher| {
@@ -260,7 +260,7 @@ fn headers(criterion: &mut Criterion) {
         switch_of(Default::default(), 10, Vid::UNTAGGED),
         Now::default(),
     );
-    let (mut frame, Open { offload, .. }) = superframe();
+    let (mut frame, PendingOffload { offload, .. }) = superframe();
     frame[..6].copy_from_slice(&mac(1).0);
     group.bench_function("super-frame", |bencher| {
         bencher.iter(|| {
@@ -403,7 +403,7 @@ fn inbound(criterion: &mut Criterion) {
 }
 
 /// A frame, and what is open in it.
-type Frame = (Vec<u8>, Option<Open>);
+type Frame = (Vec<u8>, Option<PendingOffload>);
 
 /// Finished frames of these lengths.
 fn plain(lens: &[usize]) -> Vec<Frame> {
@@ -411,8 +411,8 @@ fn plain(lens: &[usize]) -> Vec<Frame> {
 }
 
 fn super_frames(count: usize) -> Vec<Frame> {
-    let (frame, open) = superframe();
-    vec![(frame, Some(open)); count]
+    let (frame, pending) = superframe();
+    vec![(frame, Some(pending)); count]
 }
 
 fn mixes() -> Vec<Vec<Frame>> {
@@ -426,8 +426,8 @@ fn bytes(frames: &[Frame]) -> usize {
 
 /// `40 frames of 60 bytes`.
 fn title(frames: &[Frame]) -> String {
-    let (frame, open) = &frames[0];
-    let kind = if open.is_some() {
+    let (frame, pending) = &frames[0];
+    let kind = if pending.is_some() {
         "super-frame"
     } else {
         "frame"
@@ -445,8 +445,8 @@ fn sealed(sender: &mut Sender, frames: &[Frame]) -> Vec<Vec<u8>> {
         train.seal();
         sealed.extend(datagrams(train).map(<[u8]>::to_vec));
     };
-    for (frame, open) in frames {
-        sender.push(frame, *open, &mut depart);
+    for (frame, pending) in frames {
+        sender.push(frame, *pending, &mut depart);
     }
     sender.flush(&mut depart);
     sealed

@@ -14,7 +14,7 @@ use std::cell::Cell;
 use std::hint::black_box;
 
 use patchcord::internals::crypto::aead::Cipher;
-use patchcord::internals::proto::train::{Open, TRAIN_BYTES, Train};
+use patchcord::internals::proto::train::{PendingOffload, TRAIN_BYTES, Train};
 use patchcord_bridge::{Egress, Now, PortId, Switch, SwitchConfig};
 
 use path::{
@@ -67,8 +67,8 @@ fn count_turns(mut pair: Pair) -> usize {
 }
 
 fn open_superframe() -> Frame {
-    let (frame, open) = superframe();
-    (frame, Some(open))
+    let (frame, pending) = superframe();
+    (frame, Some(pending))
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn an_allocation_is_counted() {
 }
 
 /// A frame, and what is open in it.
-type Frame = (Vec<u8>, Option<Open>);
+type Frame = (Vec<u8>, Option<PendingOffload>);
 
 /// Two ends, each with its switch, and the wire between them.
 struct Pair {
@@ -159,7 +159,7 @@ impl Pair {
             wire.arrive(|datagram| far.receiver.receive(datagram, &mut deliver));
             far.receiver.end_batch(false, &mut deliver);
         };
-        for (frame, open) in frames {
+        for (frame, pending) in frames {
             frame[..6].copy_from_slice(&station(to));
             frame[6..12].copy_from_slice(&station(from));
             // The first one is flooded, as the switch knows nobody yet.
@@ -171,7 +171,7 @@ impl Pair {
                 egress,
                 Ok(Egress::Port(PortId(1)) | Egress::Flood)
             ));
-            near.sender.push(frame, *open, &mut depart);
+            near.sender.push(frame, *pending, &mut depart);
         }
         near.sender.flush(&mut depart);
         far.receiver.end_batch(true, &mut deliver);

@@ -24,7 +24,7 @@ use patchcord::{
             reassembly::{Reassembly, Which},
             replay::ReplayWindow,
             session::Session,
-            train::{Open, Outgoing, Pushed, Train},
+            train::{Outgoing, PendingOffload, Pushed, Train},
         },
         stats::DropReason,
         wire::{
@@ -50,7 +50,7 @@ pub(crate) const SEGMENTS: usize = 45;
 pub(crate) const SUPERFRAME_LEN: usize = HEADERS_LEN + SEGMENTS * SEGMENT_LEN;
 
 /// A super-frame of [`SEGMENTS`] TCP segments from 192.0.2.1 to 192.0.2.2, with what is open in it.
-pub(crate) fn superframe() -> (Vec<u8>, Open) {
+pub(crate) fn superframe() -> (Vec<u8>, PendingOffload) {
     const NETWORK: usize = 14;
     const TRANSPORT: usize = NETWORK + 20;
     let mut frame = vec![0x5a; SUPERFRAME_LEN];
@@ -86,11 +86,11 @@ pub(crate) fn superframe() -> (Vec<u8>, Open) {
             cwr: false,
         }),
     };
-    let open = Open {
+    let pending = PendingOffload {
         offload,
         headers_len: HEADERS_LEN,
     };
-    (frame, open)
+    (frame, pending)
 }
 
 fn sum(bytes: &[u8]) -> u32 {
@@ -162,12 +162,12 @@ impl Sender {
     pub(crate) fn push(
         &mut self,
         frame: &[u8],
-        open: Option<Open>,
+        pending: Option<PendingOffload>,
         depart: &mut impl FnMut(&mut Train),
     ) {
         let frame_id = self.next_frame_id;
         self.next_frame_id = frame_id.wrapping_add(1);
-        let mut outgoing = Outgoing::new(frame, frame_id, open);
+        let mut outgoing = Outgoing::new(frame, frame_id, pending);
         loop {
             if self.train.is_empty() {
                 let to = "192.0.2.2:1".parse().unwrap();

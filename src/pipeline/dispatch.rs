@@ -24,7 +24,7 @@ use crate::{
     io::udp::{SendError, SendFailure, Senders},
     proto::{
         session::Tables,
-        train::{Open, Outgoing, Pushed, Train},
+        train::{Outgoing, PendingOffload, Pushed, Train},
     },
     queue::{Collected, Collector, Dealer, Worker},
     stats::{DropReason, Drops},
@@ -105,18 +105,18 @@ impl Dispatch {
         edit: TagEdit,
         buf: &mut FrameBuf<'_>,
         network: Option<Network>,
-        open: Option<Open>,
+        pending: Option<PendingOffload>,
     ) {
-        if let Some(open) = open
-            && !offload::may_stay_open(buf.frame().len(), network, &open, edit)
+        if let Some(pending) = pending
+            && !offload::may_stay_pending(buf.frame().len(), network, &pending, edit)
         {
-            return self.push_finished(tables, port, edit, buf.frame(), open);
+            return self.push_finished(tables, port, edit, buf.frame(), pending);
         }
         if edit == TagEdit::Keep {
-            return self.push(tables, port, buf.frame(), open);
+            return self.push(tables, port, buf.frame(), pending);
         }
-        let open = open.map(|open| open.shifted(edit.delta()));
-        buf.with_edit(edit, |frame| self.push(tables, port, frame, open));
+        let pending = pending.map(|pending| pending.shifted(edit.delta()));
+        buf.with_edit(edit, |frame| self.push(tables, port, frame, pending));
     }
 
     fn push_finished(
@@ -125,10 +125,10 @@ impl Dispatch {
         port: PortId,
         edit: TagEdit,
         frame: &[u8],
-        open: Open,
+        pending: PendingOffload,
     ) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let finished = offload::each_finished(frame, open, &mut scratch, |frame| {
+        let finished = offload::each_finished(frame, pending, &mut scratch, |frame| {
             self.push_edited(tables, port, edit, frame, None, None);
         });
         self.scratch = scratch;
@@ -138,10 +138,16 @@ impl Dispatch {
     }
 
     /// Lays the frame out in the train of `port`, and in further ones as they fill.
-    pub(super) fn push(&mut self, tables: &Tables, port: PortId, frame: &[u8], open: Option<Open>) {
+    pub(super) fn push(
+        &mut self,
+        tables: &Tables,
+        port: PortId,
+        frame: &[u8],
+        pending: Option<PendingOffload>,
+    ) {
         let frame_id = self.next_frame_id;
         self.next_frame_id = frame_id.wrapping_add(1);
-        let mut outgoing = Outgoing::new(frame, frame_id, open);
+        let mut outgoing = Outgoing::new(frame, frame_id, pending);
         self.is_busy = true;
         let pushed = self.lay_out(tables, port, &mut outgoing);
         self.is_busy = false;
@@ -412,7 +418,7 @@ mod tests {
     /// something is open in them.
     fn arrived(
         frame: &[u8],
-        open: Open,
+        pending: PendingOffload,
         edit: TagEdit,
         datagram_len: usize,
     ) -> Vec<(Vec<u8>, bool)> {
@@ -433,7 +439,7 @@ mod tests {
         let mut buf = FrameBuf::copy(&mut room, &[frame]);
         let headers = Headers::parse(frame).ok();
         let network = headers.and_then(|it| it.network());
-        dispatch.push_edited(&tables, PortId(1), edit, &mut buf, network, Some(open));
+        dispatch.push_edited(&tables, PortId(1), edit, &mut buf, network, Some(pending));
         assert_eq!(buf.frame(), frame, "changed for the next port");
         dispatch.depart_all();
         drop(dispatch);
@@ -515,7 +521,7 @@ mod tests {
     #[test]
     fn a_partial_checksum_that_no_peer_would_believe_is_finished() {
         // The longest that stays open, one that a tag makes too long, and two that always are.
-        for (headers, edit, is_open) in [
+        for (headers, edit, is_partial) in [
             (246, PUSH, true),
             (254, TagEdit::Keep, true),
             (254, PUSH, false),
@@ -525,7 +531,7 @@ mod tests {
         ] {
             let frame = stream(headers, Transport::Udp, 1400, 400);
             let whole = frame.frame(0..1, false);
-            let open = Open {
+            let pending = PendingOffload {
                 offload: frame.offload(0..1),
                 headers_len: frame.transport_at() + 8,
             };
@@ -534,8 +540,8 @@ mod tests {
                 _ => frame,
             };
             for datagram_len in [548, 1472, 8972] {
-                let frames = arrived(&whole, open, edit, datagram_len);
-                let expected = (leaves.frame(0..1, !is_open), is_open);
+                let frames = arrived(&whole, pending, edit, datagram_len);
+                let expected = (leaves.frame(0..1, !is_partial), is_partial);
                 assert!(frames == [expected], "{headers}, {edit:?}, {datagram_len}");
             }
         }
@@ -544,20 +550,20 @@ mod tests {
     #[test]
     fn a_frame_that_is_padded_has_a_finished_checksum() {
         // Of the shortest that a kernel sends: 54 bytes and a tag.
-        for (payload, is_open) in [(1, false), (6, true), (100, true)] {
+        for (payload, is_partial) in [(1, false), (6, true), (100, true)] {
             let stream = Stream {
                 tcp_options: 0,
                 ..Stream::tcp_v4(1000, payload)
             };
             let frame = tagged(&stream);
-            let open = Open {
+            let pending = PendingOffload {
                 offload: frame.offload(0..1),
                 headers_len: 18 + 20 + 18,
             };
-            let frames = arrived(&frame.frame(0..1, false), open, TagEdit::Pop, 1472);
-            let mut expected = stream.frame(0..1, !is_open);
+            let frames = arrived(&frame.frame(0..1, false), pending, TagEdit::Pop, 1472);
+            let mut expected = stream.frame(0..1, !is_partial);
             expected.resize(expected.len().max(60), 0);
-            assert_eq!(frames, [(expected, is_open)]);
+            assert_eq!(frames, [(expected, is_partial)]);
         }
     }
 
@@ -578,7 +584,7 @@ mod tests {
             (with_tags(3), PUSH, false),
             (with_tags(4), PUSH, true),
         ] {
-            let (whole, open) = (stream.whole(), stream.open());
+            let (whole, pending) = (stream.whole(), stream.pending());
             let leaves = match edit {
                 PUSH => tagged(&stream),
                 _ => stream,
@@ -590,7 +596,7 @@ mod tests {
                 false => vec![(leaves.whole(), true)],
             };
             for datagram_len in [548, 1472, 8972] {
-                let frames = arrived(&whole, open, edit, datagram_len);
+                let frames = arrived(&whole, pending, edit, datagram_len);
                 assert!(frames == expected, "{leaves:?}, {edit:?}, {datagram_len}");
             }
         }

@@ -23,7 +23,7 @@ use crate::{
         ecn,
         partial_checksum::{check_checksum, finish_any, finish_checksum},
         superframe::{self, HEADER_ROOM, Layout, MAX_HEADERS},
-        train::Open,
+        train::PendingOffload,
     },
     stats::DropReason,
     wire::offload::{Checksum, Offload, Segmentation, Transport},
@@ -35,7 +35,7 @@ pub(super) const SIGNAL_BYTES: usize = 512;
 /// A frame that a device of this machine handed over.
 pub(super) enum Handed {
     /// It crosses as it is; so much is open in it.
-    Whole(Option<Open>),
+    Whole(Option<PendingOffload>),
     /// No peer would believe it as it is: [`each_piece`] crosses.
     InPieces(Cut),
 }
@@ -50,8 +50,8 @@ pub(super) fn handed_over(
     fields: Option<Fields>,
     buf: &mut FrameBuf<'_>,
 ) -> Result<Handed, DropReason> {
-    let is_open = vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0;
-    let checksum = is_open.then_some(Checksum {
+    let is_partial = vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0;
+    let checksum = is_partial.then_some(Checksum {
         start: vnet.csum_start,
         offset: vnet.csum_offset,
     });
@@ -82,7 +82,7 @@ pub(super) fn handed_over(
         // Segments larger than the far end takes are its business.
         let headers = fields.of(frame);
         if let Ok(layout) = Layout::of(&headers, frame.len(), &offload, usize::MAX) {
-            return Ok(Handed::Whole(Some(Open {
+            return Ok(Handed::Whole(Some(PendingOffload {
                 offload,
                 headers_len: layout.headers_len(),
             })));
@@ -116,7 +116,7 @@ fn partial_checksum(
     checksum: Checksum,
     fields: Option<Fields>,
     frame: &mut [u8],
-) -> Result<Option<Open>, DropReason> {
+) -> Result<Option<PendingOffload>, DropReason> {
     let headers_len = usize::from(checksum.start) + usize::from(checksum.offset) + 2;
     let is_right = |headers: Headers<'_>| check_checksum(&headers, frame.len(), checksum).is_ok();
     let is_known = fields.is_some_and(|fields| is_right(fields.of(frame)));
@@ -129,7 +129,7 @@ fn partial_checksum(
         checksum,
         segmentation: None,
     };
-    Ok(Some(Open {
+    Ok(Some(PendingOffload {
         offload,
         headers_len,
     }))
@@ -141,13 +141,13 @@ pub(super) fn each_piece(
     whole: &[u8],
     segments: usize,
     scratch: &mut Vec<u8>,
-    mut show: impl FnMut(FrameBuf<'_>, Option<Open>),
+    mut show: impl FnMut(FrameBuf<'_>, Option<PendingOffload>),
 ) {
     let headers = &whole[..cut.headers_len()];
     for run in cut.pieces(segments) {
         let mut piece = FrameBuf::copy(scratch, &[headers, &whole[cut.payload(&run)]]);
-        let open = cut.finish(piece.frame_mut(), &run);
-        show(piece, open);
+        let pending = cut.finish(piece.frame_mut(), &run);
+        show(piece, pending);
     }
 }
 
@@ -168,15 +168,15 @@ pub(super) enum Signal<T> {
 pub(super) fn signal(
     frame: &mut [u8],
     fields: Option<Fields>,
-    open: Option<Open>,
-) -> Signal<(usize, Option<Open>)> {
+    pending: Option<PendingOffload>,
+) -> Signal<(usize, Option<PendingOffload>)> {
     let network = network_of(fields, frame);
     if ecn::mark_congestion(frame, network) {
-        return Signal::Marked((frame.len(), open));
+        return Signal::Marked((frame.len(), pending));
     }
     let layout = fields
-        .zip(open)
-        .and_then(|(fields, Open { offload, .. })| {
+        .zip(pending)
+        .and_then(|(fields, PendingOffload { offload, .. })| {
             Layout::of(&fields.of(frame), frame.len(), &offload, usize::MAX).ok()
         })
         .filter(|layout| layout.segments() > 1);
@@ -188,11 +188,11 @@ pub(super) fn signal(
     let (offload, _) = layout.emit_headers(frame, run.clone(), &mut headers);
     let headers_len = layout.headers_len();
     frame[..headers_len].copy_from_slice(&headers[..headers_len]);
-    let open = Open {
+    let pending = PendingOffload {
         offload,
         headers_len,
     };
-    Signal::Shortened((layout.payload(run).end, Some(open)))
+    Signal::Shortened((layout.payload(run).end, Some(pending)))
 }
 
 fn lone<T>(head: &[u8], network: Option<Network>) -> Signal<T> {
@@ -210,7 +210,7 @@ pub(super) struct EgressFrame<'a> {
     fields: Option<Fields>,
     pub(super) head: &'a [u8],
     pub(super) rest: &'a [u8],
-    pub(super) open: Option<(Offload, Option<Layout>)>,
+    pub(super) pending: Option<(Offload, Option<Layout>)>,
 }
 
 impl<'a> EgressFrame<'a> {
@@ -223,13 +223,13 @@ impl<'a> EgressFrame<'a> {
     pub(super) fn of_parts(
         head: &'a [u8],
         rest: &'a [u8],
-        open: Option<(Offload, Option<Layout>)>,
+        pending: Option<(Offload, Option<Layout>)>,
     ) -> Self {
         Self {
             fields: Fields::parse(head).ok(),
             head,
             rest,
-            open,
+            pending,
         }
     }
 
@@ -246,14 +246,14 @@ impl<'a> EgressFrame<'a> {
     ///
     /// # Errors
     /// [`DropReason::BadOffload`] when `open` does not describe the frame.
-    fn of(frame: &'a [u8], open: Open) -> Result<Self, DropReason> {
-        let Open { offload, .. } = open;
+    fn of(frame: &'a [u8], pending: PendingOffload) -> Result<Self, DropReason> {
+        let PendingOffload { offload, .. } = pending;
         let layout = match offload.segmentation {
             None => None,
             Some(_) => Some(Layout::parse(frame, frame.len(), &offload, usize::MAX)?),
         };
         Ok(Self {
-            open: Some((offload, layout)),
+            pending: Some((offload, layout)),
             ..Self::finished(frame)
         })
     }
@@ -263,24 +263,24 @@ impl<'a> EgressFrame<'a> {
     }
 
     pub(super) fn is_super(&self) -> bool {
-        matches!(self.open, Some((_, Some(_))))
+        matches!(self.pending, Some((_, Some(_))))
     }
 
     /// How many frames it stands for.
     pub(super) fn segments(&self) -> u32 {
-        let layout = self.open.and_then(|(_, layout)| layout);
+        let layout = self.pending.and_then(|(_, layout)| layout);
         layout.map_or(1, |layout| layout.segments() as u32)
     }
 
     /// What is open in it, for a frame that goes on to another peer.
-    pub(super) fn as_open(&self) -> Option<Open> {
-        let (offload, layout) = self.open?;
+    pub(super) fn as_pending(&self) -> Option<PendingOffload> {
+        let (offload, layout) = self.pending?;
         let checksum = offload.checksum;
         let headers_len = match layout {
             Some(layout) => layout.headers_len(),
             None => usize::from(checksum.start) + usize::from(checksum.offset) + 2,
         };
-        Some(Open {
+        Some(PendingOffload {
             offload,
             headers_len,
         })
@@ -293,7 +293,7 @@ impl<'a> EgressFrame<'a> {
         if len == 0 {
             return self;
         }
-        let layout = self.open.and_then(|(_, layout)| layout);
+        let layout = self.pending.and_then(|(_, layout)| layout);
         let copied = match (self.rest, layout) {
             ([], Some(layout)) => layout.headers_len(),
             ([], None) => self.head.len().min(MAX_HEADERS),
@@ -315,12 +315,12 @@ impl<'a> EgressFrame<'a> {
         let shift = |(offload, layout): (Offload, Option<Layout>)| {
             (offload.shifted(by), layout.map(|layout| layout.shifted(by)))
         };
-        Self::of_parts(&front[..end], rest, self.open.map(shift))
+        Self::of_parts(&front[..end], rest, self.pending.map(shift))
     }
 
     /// Tells its sender to slow down, as [`signal`] does.
     pub(super) fn signalled(self, headers: &'a mut [u8; HEADER_ROOM]) -> Signal<Self> {
-        let layout = self.open.and_then(|(_, layout)| layout);
+        let layout = self.pending.and_then(|(_, layout)| layout);
         let copied = match layout {
             Some(layout) => layout.headers_len(),
             None => self.head.len().min(MAX_HEADERS),
@@ -342,20 +342,20 @@ impl<'a> EgressFrame<'a> {
             return lone(self.head, network);
         };
         let run = 0..layout.segments() - 1;
-        let open = layout.emit_headers(self.head, run.clone(), headers);
+        let pending = layout.emit_headers(self.head, run.clone(), headers);
         Signal::Shortened(Self {
             head: &headers[..copied],
             rest: &rest[..layout.payload(run).len()],
-            open: Some(open),
+            pending: Some(pending),
             ..self
         })
     }
 
     /// Writes it, finished first if the back-end cannot leave that to the kernel.
     pub(super) fn write(&self, tap: &TapQueue, scratch: &mut Vec<u8>) -> io::Result<()> {
-        match self.open {
+        match self.pending {
             Some(_) if !tap.takes_offloads() => self.write_finished(tap, scratch),
-            Some((_, Some(_))) => self.write_open(tap).or_else(|error| {
+            Some((_, Some(_))) => self.write_pending(tap).or_else(|error| {
                 // Kernels before 6.2 know no UDP super-frames, and later ones some limits of theirs.
                 if error.kind() == io::ErrorKind::InvalidInput {
                     self.write_finished(tap, scratch)
@@ -363,11 +363,11 @@ impl<'a> EgressFrame<'a> {
                     Err(error)
                 }
             }),
-            _ => self.write_open(tap),
+            _ => self.write_pending(tap),
         }
     }
 
-    fn write_open(&self, tap: &TapQueue) -> io::Result<()> {
+    fn write_pending(&self, tap: &TapQueue) -> io::Result<()> {
         if self.rest.is_empty() {
             return tap.write(&self.vnet(), self.head);
         }
@@ -376,7 +376,7 @@ impl<'a> EgressFrame<'a> {
     }
 
     fn vnet(&self) -> VnetHeader {
-        let Some((offload, layout)) = self.open else {
+        let Some((offload, layout)) = self.pending else {
             return VnetHeader::NONE;
         };
         let mut vnet = VnetHeader {
@@ -419,7 +419,7 @@ impl<'a> EgressFrame<'a> {
         scratch: &mut Vec<u8>,
         mut show: impl FnMut(&mut FrameBuf<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let Some((offload, layout)) = self.open else {
+        let Some((offload, layout)) = self.pending else {
             return show(&mut FrameBuf::copy(scratch, &[self.head, self.rest]));
         };
         let Some(layout) = layout else {
@@ -430,10 +430,10 @@ impl<'a> EgressFrame<'a> {
         for segment in 0..layout.segments() {
             let mut headers = [0; HEADER_ROOM];
             let run = segment..segment + 1;
-            let (open, _) = layout.emit_headers(self.head, run.clone(), &mut headers);
+            let (pending, _) = layout.emit_headers(self.head, run.clone(), &mut headers);
             let headers = &headers[..layout.headers_len()];
             let mut frame = FrameBuf::copy(scratch, &[headers, self.part(layout.payload(run))]);
-            finish(&mut frame, open.checksum)?;
+            finish(&mut frame, pending.checksum)?;
             show(&mut frame)?;
         }
         Ok(())
@@ -461,16 +461,16 @@ fn finish(frame: &mut FrameBuf<'_>, checksum: Checksum) -> Result<(), BadChecksu
 
 /// Whether what is open in `frame` may be told to a peer when the frame leaves with this edit: a peer
 /// takes headers of [`MAX_HEADERS`] at most, so many tags, and no bytes behind the IP packet.
-pub(super) fn may_stay_open(
+pub(super) fn may_stay_pending(
     frame_len: usize,
     network: Option<Network>,
-    open: &Open,
+    pending: &PendingOffload,
     edit: TagEdit,
 ) -> bool {
     let by = edit.delta();
     let is_padded = by < 0 && frame_len.saturating_add_signed(by) < MIN_FRAME;
     !is_padded
-        && open.headers_len.saturating_add_signed(by) <= MAX_HEADERS
+        && pending.headers_len.saturating_add_signed(by) <= MAX_HEADERS
         && (by <= 0 || superframe::has_room_for_tag(network))
 }
 
@@ -480,11 +480,11 @@ pub(super) fn may_stay_open(
 /// [`DropReason::BadOffload`] when `open` does not describe the frame.
 pub(super) fn each_finished(
     frame: &[u8],
-    open: Open,
+    pending: PendingOffload,
     scratch: &mut Vec<u8>,
     mut show: impl FnMut(&mut FrameBuf<'_>),
 ) -> Result<(), DropReason> {
-    EgressFrame::of(frame, open)?.try_each_finished(scratch, |frame| {
+    EgressFrame::of(frame, pending)?.try_each_finished(scratch, |frame| {
         show(frame);
         Ok(())
     })
@@ -499,13 +499,16 @@ mod tests {
     use crate::proto::testing::{Network, Stream};
 
     /// What is open in a frame that crosses as it is, and nothing if it was finished here.
-    fn opened(vnet: &VnetHeader, frame: &mut Vec<u8>) -> Result<Option<Open>, DropReason> {
+    fn pending_of(
+        vnet: &VnetHeader,
+        frame: &mut Vec<u8>,
+    ) -> Result<Option<PendingOffload>, DropReason> {
         let mut room = Vec::new();
         let mut buf = FrameBuf::copy(&mut room, &[frame]);
         let handed = handed_over(vnet, Fields::parse(frame).ok(), &mut buf)?;
         *frame = buf.frame().to_vec();
         match handed {
-            Handed::Whole(open) => Ok(open),
+            Handed::Whole(pending) => Ok(pending),
             Handed::InPieces(_) => panic!("in pieces"),
         }
     }
@@ -543,13 +546,13 @@ mod tests {
     }
 
     /// What the far end tells its kernel, if it judges as it would.
-    fn arrived(open: Open, frame: &[u8]) -> VnetHeader {
-        let layout = open.offload.segmentation.map(|_| {
-            let head = &frame[..open.headers_len];
-            Layout::parse(head, frame.len(), &open.offload, 1522).unwrap()
+    fn arrived(pending: PendingOffload, frame: &[u8]) -> VnetHeader {
+        let layout = pending.offload.segmentation.map(|_| {
+            let head = &frame[..pending.headers_len];
+            Layout::parse(head, frame.len(), &pending.offload, 1522).unwrap()
         });
         let leaving = EgressFrame {
-            open: Some((open.offload, layout)),
+            pending: Some((pending.offload, layout)),
             ..EgressFrame::finished(frame)
         };
         leaving.vnet()
@@ -560,13 +563,13 @@ mod tests {
         for is_ipv6 in [false, true] {
             for transport in [Transport::Tcp, Transport::Udp] {
                 let (vnet, mut frame) = super_frame(is_ipv6, transport);
-                let open = opened(&vnet, &mut frame).unwrap().unwrap();
-                assert_eq!(arrived(open, &frame), vnet, "{transport:?}");
+                let pending = pending_of(&vnet, &mut frame).unwrap().unwrap();
+                assert_eq!(arrived(pending, &frame), vnet, "{transport:?}");
             }
             let (mut vnet, mut frame) = super_frame(is_ipv6, Transport::Tcp);
             vnet.gso_type |= VnetHeader::GSO_ECN;
-            let open = opened(&vnet, &mut frame).unwrap().unwrap();
-            assert_eq!(arrived(open, &frame), vnet);
+            let pending = pending_of(&vnet, &mut frame).unwrap().unwrap();
+            assert_eq!(arrived(pending, &frame), vnet);
         }
     }
 
@@ -578,8 +581,8 @@ mod tests {
                 hdr_len,
                 ..expected
             };
-            let open = opened(&vnet, &mut frame).unwrap().unwrap();
-            assert_eq!(arrived(open, &frame), expected);
+            let pending = pending_of(&vnet, &mut frame).unwrap().unwrap();
+            assert_eq!(arrived(pending, &frame), expected);
         }
     }
 
@@ -588,13 +591,13 @@ mod tests {
         let (mut vnet, mut frame) = super_frame(false, Transport::Udp);
         vnet.gso_type = VnetHeader::GSO_NONE;
         vnet.gso_size = 0;
-        let open = opened(&vnet, &mut frame).unwrap().unwrap();
-        assert_eq!(open.headers_len, 42);
+        let pending = pending_of(&vnet, &mut frame).unwrap().unwrap();
+        assert_eq!(pending.headers_len, 42);
         let expected = VnetHeader { hdr_len: 0, ..vnet };
-        assert_eq!(arrived(open, &frame), expected);
+        assert_eq!(arrived(pending, &frame), expected);
         for flags in [0, VnetHeader::DATA_VALID] {
             vnet.flags = flags;
-            assert!(opened(&vnet, &mut frame).unwrap().is_none());
+            assert!(pending_of(&vnet, &mut frame).unwrap().is_none());
         }
         assert_eq!(EgressFrame::finished(&frame).vnet(), VnetHeader::NONE);
     }
@@ -608,7 +611,7 @@ mod tests {
             csum_offset: 6,
             ..VnetHeader::NONE
         };
-        assert!(opened(&vnet, &mut frame).unwrap().is_none());
+        assert!(pending_of(&vnet, &mut frame).unwrap().is_none());
         assert_ne!(frame[306..308], [7; 2]);
     }
 
@@ -630,7 +633,7 @@ mod tests {
         for (number, change) in changes.into_iter().enumerate() {
             let (mut vnet, mut frame) = super_frame(false, Transport::Tcp);
             change(&mut vnet);
-            let refused = opened(&vnet, &mut frame).map(|_| ());
+            let refused = pending_of(&vnet, &mut frame).map(|_| ());
             assert_eq!(refused, Err(DropReason::BadOffload), "change {number}");
         }
     }
@@ -650,7 +653,7 @@ mod tests {
         let (before, after) = (stream(vec![]), stream(vec![(0x8100, 7)]));
         assert_eq!(before.headers_len(), 254);
         let (whole, headers_len) = (before.whole(), before.headers_len());
-        let one_piece = EgressFrame::of(&whole, before.open()).unwrap();
+        let one_piece = EgressFrame::of(&whole, before.pending()).unwrap();
         let in_two = EgressFrame {
             head: &whole[..headers_len],
             rest: &whole[headers_len..],

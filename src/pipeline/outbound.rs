@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     io::{tap::TapQueue, waker},
-    proto::{codel::Codel, cut::Cut, ecn, session::Tables, train::Open},
+    proto::{codel::Codel, cut::Cut, ecn, session::Tables, train::PendingOffload},
     stats::{DropReason, Drops},
     tripwire,
     wire::Lane,
@@ -187,22 +187,22 @@ impl Outbound {
             mut buf,
         } = arrived;
         tripwire::frame(buf.frame());
-        let mut open = match offload::handed_over(&vnet, fields, &mut buf)? {
-            Handed::Whole(open) => open,
+        let mut pending = match offload::handed_over(&vnet, fields, &mut buf)? {
+            Handed::Whole(pending) => pending,
             Handed::InPieces(cut) => {
                 return self.forward_pieces(tables, &cut, fields, buf, may_signal, now);
             }
         };
         let frame = buf.frame_mut();
         if self.must_signal && may_signal && frame.len() >= offload::SIGNAL_BYTES {
-            let signal = offload::signal(frame, fields, open);
+            let signal = offload::signal(frame, fields, pending);
             self.must_signal = matches!(signal, Signal::Vain);
             match signal {
-                Signal::Marked((_, marked)) => open = marked,
+                Signal::Marked((_, marked)) => pending = marked,
                 Signal::Shortened((len, shortened)) => {
                     self.drops.count(DropReason::QueueStands);
                     buf.truncate(len);
-                    open = shortened;
+                    pending = shortened;
                 }
                 Signal::Dropped => return Err(DropReason::QueueStands),
                 Signal::Vain => {}
@@ -210,12 +210,12 @@ impl Outbound {
         }
         let frame = buf.frame();
         if self.shared.wire {
-            self.dispatch.push(tables, PortId(1), frame, open);
+            self.dispatch.push(tables, PortId(1), frame, pending);
             return Ok(());
         }
-        let segments = open.map_or(1, |open| open.segments(frame.len()));
+        let segments = pending.map_or(1, |pending| pending.segments(frame.len()));
         match self.decide(fields, frame, segments, now)? {
-            Some((fields, decision)) => self.send(tables, decision, fields, buf, open),
+            Some((fields, decision)) => self.send(tables, decision, fields, buf, pending),
             None => Ok(()),
         }
     }
@@ -263,11 +263,13 @@ impl Outbound {
             },
         };
         let mut scratch = std::mem::take(&mut self.scratch);
-        offload::each_piece(cut, frame, segments, &mut scratch, |piece, open| {
+        offload::each_piece(cut, frame, segments, &mut scratch, |piece, pending| {
             let Some((fields, decision)) = decision else {
-                return self.dispatch.push(tables, PortId(1), piece.frame(), open);
+                return self
+                    .dispatch
+                    .push(tables, PortId(1), piece.frame(), pending);
             };
-            if let Err(reason) = self.send(tables, decision, fields, piece, open) {
+            if let Err(reason) = self.send(tables, decision, fields, piece, pending) {
                 self.drops.count(reason);
             }
         });
@@ -281,17 +283,17 @@ impl Outbound {
         decision: Decision,
         fields: Fields,
         mut buf: FrameBuf<'_>,
-        open: Option<Open>,
+        pending: Option<PendingOffload>,
     ) -> Result<(), DropReason> {
         let headers = fields.of(buf.frame());
-        let network = open.and_then(|_| headers.network());
+        let network = pending.and_then(|_| headers.network());
         let switch = &self.shared.switch;
         let leave = |port| switch.leave(PortId::TAP, decision.inside, port);
         match decision.egress {
             Egress::Port(port) => {
                 let edit = leave(port)?;
                 self.dispatch
-                    .push_edited(tables, port, edit, &mut buf, network, open);
+                    .push_edited(tables, port, edit, &mut buf, network, pending);
             }
             Egress::Flood => {
                 let wanted = self.groups.egress(&decision.inside, &headers);
@@ -302,7 +304,7 @@ impl Outbound {
                     // A port outside the frame's VLAN is skipped, not counted as a drop.
                     if let Ok(edit) = leave(port) {
                         self.dispatch
-                            .push_edited(tables, port, edit, &mut buf, network, open);
+                            .push_edited(tables, port, edit, &mut buf, network, pending);
                     }
                 }
             }

@@ -31,7 +31,7 @@ use super::{
     packet::{TCP_CHECKSUM, UDP_CHECKSUM},
     partial_checksum::finish_checksum,
     superframe::{Layout, MAX_HEADERS, MAX_SEGMENTS, advance_tcp},
-    train::Open,
+    train::PendingOffload,
 };
 use crate::wire::offload::{Checksum, Offload, Segmentation, Transport};
 
@@ -52,7 +52,7 @@ pub(crate) struct Cut {
     total: usize,
     segmentation: Segmentation,
     /// Whether the checksum holds the sum of the pseudo-header.
-    is_open: bool,
+    is_partial: bool,
     /// Segments of a piece that peers believe.
     longest: usize,
 }
@@ -69,7 +69,9 @@ impl Cut {
             Transport::Tcp => TCP,
             Transport::Udp => UDP,
         };
-        let goal = checksum.map_or(Goal::First(protocol), |open| Goal::At(open.start.into()));
+        let goal = checksum.map_or(Goal::First(protocol), |pending| {
+            Goal::At(pending.start.into())
+        });
         let headers = Encapsulation::find(whole, goal)?;
         headers.last_ip()?;
         let transport = whole.get(headers.transport..)?;
@@ -82,11 +84,11 @@ impl Cut {
             payload: headers.transport + len,
             total: whole.len(),
             segmentation,
-            is_open: checksum.is_some(),
+            is_partial: checksum.is_some(),
             longest: 1,
         };
         let fits = headers.protocol == protocol
-            && checksum.is_none_or(|open| open.offset == cut.checksum().offset)
+            && checksum.is_none_or(|pending| pending.offset == cut.checksum().offset)
             && len >= if protocol == TCP { 20 } else { 8 }
             && cut.payload < cut.total
             && segmentation.size > 0
@@ -149,10 +151,10 @@ impl Cut {
 
     /// Finishes a piece, which is a copy of the headers with the payload of `run` behind them. What is
     /// open in it then is for a peer's kernel.
-    pub(crate) fn finish(&self, piece: &mut [u8], run: &Range<usize>) -> Option<Open> {
+    pub(crate) fn finish(&self, piece: &mut [u8], run: &Range<usize>) -> Option<PendingOffload> {
         self.write_headers(piece, piece.len(), run);
         if run.len() > 1 {
-            return Some(Open {
+            return Some(PendingOffload {
                 offload: self.offload(run),
                 headers_len: self.payload,
             });
@@ -200,7 +202,7 @@ impl Cut {
     fn pseudo_header(&self, head: &[u8], len: usize) -> u16 {
         let transport = self.headers.transport;
         let len = (len - transport) as u64;
-        if self.is_open && self.headers.is_routed {
+        if self.is_partial && self.headers.is_routed {
             // Of an address that is not looked for here; all that changes is the length.
             let whole_len = match self.segmentation.transport {
                 Transport::Tcp => fold((self.total - transport) as u64),
@@ -313,12 +315,12 @@ mod tests {
     }
 
     /// What a frame is cut into, and what is open in each piece.
-    fn pieces(whole: &[u8], cut: &Cut) -> Vec<(Range<usize>, Vec<u8>, Option<Open>)> {
+    fn pieces(whole: &[u8], cut: &Cut) -> Vec<(Range<usize>, Vec<u8>, Option<PendingOffload>)> {
         let piece = |run: Range<usize>| {
             let headers = &whole[..cut.headers_len()];
             let mut piece = [headers, &whole[cut.payload(&run)]].concat();
-            let open = cut.finish(&mut piece, &run);
-            (run, piece, open)
+            let pending = cut.finish(&mut piece, &run);
+            (run, piece, pending)
         };
         cut.pieces(cut.segments()).map(piece).collect()
     }
@@ -327,13 +329,13 @@ mod tests {
     fn assert_runs(stream: &Stream, whole: &[u8], cut: &Cut, longest: usize) {
         let pieces = pieces(whole, cut);
         assert_eq!(pieces.len(), stream.segments().div_ceil(longest));
-        for (run, piece, open) in pieces {
+        for (run, piece, pending) in pieces {
             let expected = stream.frame(run.clone(), run.len() == 1);
             assert!(piece == expected, "{stream:?}, {run:?}");
-            let offload = open.map(|open| open.offload);
+            let offload = pending.map(|pending| pending.offload);
             let of_run = (run.len() > 1).then(|| stream.offload(run.clone()));
             assert_eq!(offload, of_run, "{stream:?}, {run:?}");
-            assert!(open.is_none_or(|open| open.headers_len == stream.headers_len()));
+            assert!(pending.is_none_or(|pending| pending.headers_len == stream.headers_len()));
         }
     }
 
@@ -638,8 +640,8 @@ mod tests {
         let cut = Cut::find(&whole, segmentation(inner), Some(checksum)).expect(&what);
         let pieces = pieces(&whole, &cut);
         assert_eq!(pieces.len(), inner.segments(), "{what}");
-        for (run, piece, open) in pieces {
-            assert!(open.is_none(), "{what}");
+        for (run, piece, pending) in pieces {
+            assert!(pending.is_none(), "{what}");
             let number = run.start as u16;
             let expected = around(tunnel, is_ipv6, has_sum, &inner.frame(run, true), number);
             assert!(piece == expected, "{what}: {number}");
@@ -653,7 +655,7 @@ mod tests {
                 Just(0x45_u8), Just(0x60), Just(8), Just(0), Just(17), Just(6), Just(47), any::<u8>(),
             ], 0..400),
             start in 0..400_u16,
-            is_open: bool,
+            is_partial: bool,
             is_tcp: bool,
             size: u16,
         ) {
@@ -670,7 +672,7 @@ mod tests {
             let by = without_jumbo_option(&mut frame);
             let offset = if is_tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
             let checksum = Checksum { start, offset };
-            if let Some(cut) = Cut::find(&frame[by..], segmentation, is_open.then_some(checksum)) {
+            if let Some(cut) = Cut::find(&frame[by..], segmentation, is_partial.then_some(checksum)) {
                 pieces(&frame[by..], &cut);
             }
         }

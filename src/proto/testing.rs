@@ -21,7 +21,7 @@ use proptest::prelude::*;
 use super::{
     session::{Agreement, Role, Session},
     superframe::{Layout, MAX_SEGMENTS},
-    train::{Open, Outgoing, Pushed, Train},
+    train::{Outgoing, PendingOffload, Pushed, Train},
 };
 use crate::{
     crypto::{
@@ -64,7 +64,7 @@ pub(crate) fn looped_session() -> Arc<Session> {
 
 /// Packs the frames; returns every sealed datagram in order, and the number of trains.
 pub(crate) fn pack<'a>(
-    frames: impl Iterator<Item = (&'a [u8], Option<Open>)>,
+    frames: impl Iterator<Item = (&'a [u8], Option<PendingOffload>)>,
     datagram_len: usize,
 ) -> (Vec<Vec<u8>>, usize) {
     let session = looped_session();
@@ -79,8 +79,8 @@ pub(crate) fn pack<'a>(
         train.clear();
         trains += 1;
     };
-    for (frame_id, (frame, open)) in (0..).zip(frames) {
-        let mut outgoing = Outgoing::new(frame, frame_id, open);
+    for (frame_id, (frame, pending)) in (0..).zip(frames) {
+        let mut outgoing = Outgoing::new(frame, frame_id, pending);
         loop {
             if train.is_empty() {
                 train.bind(session.clone(), DESTINATION, datagram_len);
@@ -230,8 +230,8 @@ impl Stream {
         Layout::parse(&whole, whole.len(), &offload, usize::MAX).unwrap()
     }
 
-    pub(crate) fn open(&self) -> Open {
-        Open {
+    pub(crate) fn pending(&self) -> PendingOffload {
+        PendingOffload {
             offload: self.offload(0..self.segments()),
             headers_len: self.headers_len(),
         }

@@ -39,7 +39,7 @@ struct Datagram {
 
 /// The datagram at the end of the train that may still take frames.
 #[derive(Clone, Copy, Debug)]
-struct OpenDatagram {
+struct FillingDatagram {
     message_type: MessageType,
     begin: usize,
     /// Where the plaintext ends so far.
@@ -51,7 +51,7 @@ struct OpenDatagram {
 pub struct Train {
     bytes: Box<[u8]>,
     datagrams: Vec<Datagram>,
-    open: Option<OpenDatagram>,
+    filling: Option<FillingDatagram>,
     bound: Option<Bound>,
 }
 
@@ -77,20 +77,20 @@ pub enum Pushed {
 pub struct Outgoing<'a> {
     frame: &'a [u8],
     frame_id: u32,
-    open: Option<Open>,
+    pending: Option<PendingOffload>,
     next: Next,
 }
 
 /// What is open in a frame, and how many bytes at its front are headers.
 #[derive(Clone, Copy, Debug)]
-pub struct Open {
+pub struct PendingOffload {
     /// What the far end's kernel has to finish.
     pub offload: Offload,
     /// Bytes that travel in the offload chunk if the frame is cut.
     pub headers_len: usize,
 }
 
-impl Open {
+impl PendingOffload {
     /// How many frames a frame of `len` bytes stands for.
     pub fn segments(&self, len: usize) -> u32 {
         let payload = len.saturating_sub(self.headers_len);
@@ -120,8 +120,8 @@ enum Next {
 
 impl<'a> Outgoing<'a> {
     /// `frame_id` is used if the frame has to be cut.
-    pub fn new(frame: &'a [u8], frame_id: u32, open: Option<Open>) -> Self {
-        let next = if open.is_some() {
+    pub fn new(frame: &'a [u8], frame_id: u32, pending: Option<PendingOffload>) -> Self {
+        let next = if pending.is_some() {
             Next::Offload
         } else {
             Next::Piece(0)
@@ -129,14 +129,14 @@ impl<'a> Outgoing<'a> {
         Self {
             frame,
             frame_id,
-            open,
+            pending,
             next,
         }
     }
 
     fn is_super(&self) -> bool {
-        self.open
-            .is_some_and(|open| open.offload.segmentation.is_some())
+        self.pending
+            .is_some_and(|pending| pending.offload.segmentation.is_some())
     }
 
     fn cut_frame(&self) -> CutFrame {
@@ -152,7 +152,7 @@ impl Default for Train {
         Self {
             bytes: vec![0; TRAIN_BYTES].into(),
             datagrams: Vec::with_capacity(TRAIN_DATAGRAMS),
-            open: None,
+            filling: None,
             bound: None,
         }
     }
@@ -171,13 +171,13 @@ impl Train {
 
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
-        self.datagrams.is_empty() && self.open.is_none()
+        self.datagrams.is_empty() && self.filling.is_none()
     }
 
     /// Empties it for the next use.
     pub fn clear(&mut self) {
         self.datagrams.clear();
-        self.open = None;
+        self.filling = None;
         self.bound = None;
     }
 
@@ -191,18 +191,22 @@ impl Train {
         let bound = self.bound.as_ref().ok_or(DropReason::NoSession)?;
         let capacity = bound.datagram_len - DATA_OVERHEAD;
         let len = outgoing.frame.len();
-        match outgoing.open {
-            Some(open) if open.headers_len > len.min(MAX_HEADERS) => Err(DropReason::BadOffload),
+        match outgoing.pending {
+            Some(pending) if pending.headers_len > len.min(MAX_HEADERS) => {
+                Err(DropReason::BadOffload)
+            }
             None if len <= capacity => self.push_whole(lane, outgoing.frame),
-            Some(open) if !outgoing.is_super() && len + PARTIAL_CHECKSUM_HEADER_LEN <= capacity => {
-                self.push_open(lane, outgoing.frame, open.offload.checksum)
+            Some(pending)
+                if !outgoing.is_super() && len + PARTIAL_CHECKSUM_HEADER_LEN <= capacity =>
+            {
+                self.push_partial_checksum(lane, outgoing.frame, pending.offload.checksum)
             }
             _ => self.push_cut(lane, outgoing),
         }
     }
 
     fn push_whole(&mut self, lane: Lane, frame: &[u8]) -> Result<Pushed, DropReason> {
-        if self.open.is_some() && frame.len() + CHUNK_HEADER_LEN <= self.room() {
+        if self.filling.is_some() && frame.len() + CHUNK_HEADER_LEN <= self.room() {
             self.turn_into_chunks();
             self.append(|header| emit_frame_header(header, frame.len() as u16));
             self.append_bytes(frame);
@@ -216,7 +220,7 @@ impl Train {
         Ok(Pushed::Done)
     }
 
-    fn push_open(
+    fn push_partial_checksum(
         &mut self,
         lane: Lane,
         frame: &[u8],
@@ -238,9 +242,9 @@ impl Train {
         let len = outgoing.frame.len();
         let is_long = len > 2 * self.bound.as_ref().map_or(0, |bound| bound.datagram_len);
         loop {
-            let needed = match (outgoing.next, outgoing.open) {
+            let needed = match (outgoing.next, outgoing.pending) {
                 (Next::Piece(offset), _) => FRAGMENT_HEADER_LEN + MIN_PIECE.min(len - offset),
-                (_, Some(open)) => OFFLOAD_HEADER_LEN + open.headers_len,
+                (_, Some(pending)) => OFFLOAD_HEADER_LEN + pending.headers_len,
                 (_, None) => return Ok(Pushed::Done),
             };
             if self.room() < needed {
@@ -270,10 +274,14 @@ impl Train {
     }
 
     fn append_offload(&mut self, outgoing: &Outgoing<'_>) -> usize {
-        let Some(open) = outgoing.open else { return 0 };
-        let headers = &outgoing.frame[..open.headers_len];
+        let Some(pending) = outgoing.pending else {
+            return 0;
+        };
+        let headers = &outgoing.frame[..pending.headers_len];
         let len = headers.len() as u16;
-        self.append(|header| emit_offload_header(header, outgoing.cut_frame(), open.offload, len));
+        self.append(|header| {
+            emit_offload_header(header, outgoing.cut_frame(), pending.offload, len)
+        });
         self.append_bytes(headers);
         headers.len()
     }
@@ -298,14 +306,14 @@ impl Train {
     /// # Errors
     /// [`DropReason::CountersExhausted`]; the datagram is lost.
     pub fn close(&mut self, lane: Lane) -> Result<(), DropReason> {
-        let Some(open) = self.open.take() else {
+        let Some(filling) = self.filling.take() else {
             return Ok(());
         };
         let session = &self.bound.as_ref().ok_or(DropReason::NoSession)?.session;
         let counter = session.next_counter(lane)?;
-        let end = open.end + TAG_LEN;
+        let end = filling.end + TAG_LEN;
         self.datagrams.push(Datagram {
-            message_type: open.message_type,
+            message_type: filling.message_type,
             counter,
             end,
         });
@@ -379,7 +387,7 @@ impl Train {
         let has_place =
             begin + datagram_len <= self.bytes.len() && self.datagrams.len() < TRAIN_DATAGRAMS;
         if has_place {
-            self.open = Some(OpenDatagram {
+            self.filling = Some(FillingDatagram {
                 message_type,
                 begin,
                 end: begin + DATA_HEADER_LEN,
@@ -390,60 +398,66 @@ impl Train {
 
     /// Plaintext bytes that the open datagram can still take, were it one of chunks.
     fn room(&self) -> usize {
-        let (Some(open), Some(bound)) = (&self.open, &self.bound) else {
+        let (Some(filling), Some(bound)) = (&self.filling, &self.bound) else {
             return 0;
         };
-        let upgrade = match open.message_type {
+        let upgrade = match filling.message_type {
             MessageType::Frame => CHUNK_HEADER_LEN,
             _ => 0,
         };
-        (open.begin + bound.datagram_len).saturating_sub(open.end + upgrade + TAG_LEN)
+        (filling.begin + bound.datagram_len).saturating_sub(filling.end + upgrade + TAG_LEN)
     }
 
     /// Gives the frame of an open datagram a chunk header, so that more can follow.
     fn turn_into_chunks(&mut self) {
-        let Some(open) = &mut self.open else { return };
-        if open.message_type != MessageType::Frame {
+        let Some(filling) = &mut self.filling else {
+            return;
+        };
+        if filling.message_type != MessageType::Frame {
             return;
         }
-        let plaintext = open.begin + DATA_HEADER_LEN;
-        let frame_len = open.end - plaintext;
+        let plaintext = filling.begin + DATA_HEADER_LEN;
+        let frame_len = filling.end - plaintext;
         self.bytes
-            .copy_within(plaintext..open.end, plaintext + CHUNK_HEADER_LEN);
+            .copy_within(plaintext..filling.end, plaintext + CHUNK_HEADER_LEN);
         let header = self.bytes[plaintext..]
             .first_chunk_mut()
             .expect("room was checked");
         emit_frame_header(header, frame_len as u16);
-        open.end += CHUNK_HEADER_LEN;
-        open.message_type = MessageType::Chunks;
+        filling.end += CHUNK_HEADER_LEN;
+        filling.message_type = MessageType::Chunks;
     }
 
     /// Fills the open datagram up: one short datagram would end a run of equal ones.
     fn pad(&mut self) {
-        let (Some(open), Some(bound)) = (&mut self.open, &self.bound) else {
+        let (Some(filling), Some(bound)) = (&mut self.filling, &self.bound) else {
             return;
         };
-        if open.message_type == MessageType::Chunks {
-            let end = open.begin + bound.datagram_len - TAG_LEN;
-            self.bytes[open.end..end].fill(0);
-            open.end = end;
+        if filling.message_type == MessageType::Chunks {
+            let end = filling.begin + bound.datagram_len - TAG_LEN;
+            self.bytes[filling.end..end].fill(0);
+            filling.end = end;
         }
     }
 
     fn append<const N: usize>(&mut self, write: impl FnOnce(&mut [u8; N])) {
-        let Some(open) = &mut self.open else { return };
+        let Some(filling) = &mut self.filling else {
+            return;
+        };
         write(
-            self.bytes[open.end..]
+            self.bytes[filling.end..]
                 .first_chunk_mut()
                 .expect("room was checked"),
         );
-        open.end += N;
+        filling.end += N;
     }
 
     fn append_bytes(&mut self, bytes: &[u8]) {
-        let Some(open) = &mut self.open else { return };
-        self.bytes[open.end..open.end + bytes.len()].copy_from_slice(bytes);
-        open.end += bytes.len();
+        let Some(filling) = &mut self.filling else {
+            return;
+        };
+        self.bytes[filling.end..filling.end + bytes.len()].copy_from_slice(bytes);
+        filling.end += bytes.len();
     }
 }
 
@@ -485,7 +499,7 @@ mod tests {
             .collect()
     }
 
-    fn finished(frames: &[Vec<u8>]) -> impl Iterator<Item = (&[u8], Option<Open>)> {
+    fn finished(frames: &[Vec<u8>]) -> impl Iterator<Item = (&[u8], Option<PendingOffload>)> {
         frames.iter().map(|frame| (&frame[..], None))
     }
 
@@ -523,7 +537,7 @@ mod tests {
     fn a_super_frame_costs_what_protocol_md_says() {
         let stream = Stream::tcp_v4(1448, 44 * 1448);
         let whole = stream.whole();
-        let super_frame = [(&whole[..], Some(stream.open()))];
+        let super_frame = [(&whole[..], Some(stream.pending()))];
         let one_by_one = frames_of(&[1514; 120]);
         let per_segment = |(datagrams, _): (Vec<Vec<u8>>, _), segments| {
             let bytes: usize = datagrams.iter().map(|datagram| datagram.len() + 28).sum();
@@ -565,11 +579,11 @@ mod tests {
         ] {
             let mut train = Train::default();
             train.bind(looped_session(), DESTINATION, datagram_len);
-            let open = Open {
+            let pending = PendingOffload {
                 offload: stream.offload(0..1),
                 headers_len,
             };
-            let mut outgoing = Outgoing::new(&frame[..len], 0, Some(open));
+            let mut outgoing = Outgoing::new(&frame[..len], 0, Some(pending));
             let pushed = train.push(LANE, &mut outgoing);
             assert_eq!(pushed, expected, "{len}, {headers_len}, {datagram_len}");
         }

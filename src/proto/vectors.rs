@@ -19,7 +19,7 @@ use super::{
     reassembly::{Reassembly, Which},
     session::{Agreement, Role, Session},
     tai64n::tai64n,
-    train::{Open, Outgoing, Pushed, Train},
+    train::{Outgoing, PendingOffload, Pushed, Train},
 };
 use crate::{
     crypto::{
@@ -627,11 +627,11 @@ fn offloads() {
         let mut train = Train::default();
         let to = "192.0.2.1:1".parse().unwrap();
         train.bind(session.clone(), to, vector.datagram_len);
-        let open = Open {
+        let pending = PendingOffload {
             offload: vector.offload.offload(),
             headers_len: vector.offload.headers_len,
         };
-        let mut outgoing = Outgoing::new(&vector.frame.0, 0, Some(open));
+        let mut outgoing = Outgoing::new(&vector.frame.0, 0, Some(pending));
         let pushed = train.push(Lane::FIRST_DATA, &mut outgoing);
         assert_eq!(pushed, Ok(Pushed::Done), "{name}");
         train.close(Lane::FIRST_DATA).unwrap();
@@ -648,7 +648,7 @@ fn offloads() {
             let frames = receive(&session, arrived.map(|(_, datagram)| datagram));
             let expected = fate.frames.into_iter();
             let expected: Vec<_> = expected
-                .map(|open| (open.frame, open.offload.offload()))
+                .map(|pending| (pending.frame, pending.offload.offload()))
                 .collect();
             assert_eq!(frames, expected, "{name} without {:?}", fate.lost);
         }

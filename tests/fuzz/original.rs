@@ -6,7 +6,7 @@
 
 use arbitrary::Arbitrary;
 use patchcord::internals::{
-    proto::train::Open,
+    proto::train::PendingOffload,
     wire::offload::{Checksum, Offload, Segmentation, Transport},
 };
 
@@ -34,7 +34,7 @@ pub enum Protocol {
 /// A frame as its sender has it.
 pub struct Original {
     pub frame: Vec<u8>,
-    pub open: Option<Open>,
+    pub pending: Option<PendingOffload>,
 }
 
 /// A segment is at least so long: that many bytes of a payload are in one place only.
@@ -47,7 +47,7 @@ impl Original {
         match kind {
             Kind::Finished => Self {
                 frame: filled(number, Vec::new(), len.max(1)),
-                open: None,
+                pending: None,
             },
             Kind::PartialChecksum => Self::with_partial_checksum(number, len),
             Kind::Super { .. } => Self::of_segments(number, kind, len, segment_max),
@@ -74,7 +74,7 @@ impl Original {
         frame[23] = 6;
         Self {
             frame,
-            open: Some(Open {
+            pending: Some(PendingOffload {
                 offload,
                 headers_len,
             }),
@@ -170,7 +170,7 @@ impl Original {
         };
         Self {
             frame,
-            open: Some(Open {
+            pending: Some(PendingOffload {
                 offload,
                 headers_len,
             }),

@@ -155,9 +155,9 @@ fn pass_on(
         return;
     };
     let mut buf = FrameBuf::copy(scratch, &[frame.head, frame.rest]);
-    let open = frame.as_open();
-    let network = open.and_then(|_| frame.network());
+    let pending = frame.as_pending();
+    let network = pending.and_then(|_| frame.network());
     for (port, edit) in to {
-        dispatch.push_edited(tables, port, edit, &mut buf, network, open);
+        dispatch.push_edited(tables, port, edit, &mut buf, network, pending);
     }
 }

@@ -152,16 +152,16 @@ impl Unpacker<'_> {
         let Some(whole) = lane.reassembly.take_whole() else {
             return Ok(());
         };
-        let open = whole.offload.map(|offload| (offload, whole.layout));
-        let frame = EgressFrame::of_parts(whole.frame, &[], open);
+        let pending = whole.offload.map(|offload| (offload, whole.layout));
+        let frame = EgressFrame::of_parts(whole.frame, &[], pending);
         self.writer.forward(&lane.session, frame)
     }
 
     /// What can be saved of super-frames with holes.
     pub(super) fn forward_runs(&mut self, lane: &mut LaneState, which: Which<'_>) {
         while let Some(run) = lane.reassembly.poll_run(which) {
-            let open = Some((run.offload, run.layout));
-            let frame = EgressFrame::of_parts(run.headers, run.payload, open);
+            let pending = Some((run.offload, run.layout));
+            let frame = EgressFrame::of_parts(run.headers, run.payload, pending);
             if let Err(reason) = self.writer.forward(&lane.session, frame) {
                 self.writer.drops.count(reason);
             }

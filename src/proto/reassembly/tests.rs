@@ -8,7 +8,7 @@ use crate::{
     proto::{
         superframe::MAX_SEGMENTS,
         testing::{Opened, Stream, pack},
-        train::Open,
+        train::PendingOffload,
     },
     wire::chunk::Chunk,
 };
@@ -270,7 +270,7 @@ impl<'a> Receiver<'a> {
                 let number = self.number_of(&frame);
                 let stream = &self.streams[number];
                 assert_eq!(frame, stream.whole());
-                assert_eq!(offload, Some(stream.open().offload));
+                assert_eq!(offload, Some(stream.pending().offload));
                 assert_eq!(layout, Some(stream.layout()));
                 self.out.push(Out::Segments(number, 0..stream.segments()));
             }
@@ -391,11 +391,11 @@ fn sent(streams: &[Stream], datagram_len: usize) -> Vec<Opened> {
         .flat_map(|(number, stream)| {
             let mut small = stream.whole()[..60].to_vec();
             small[14] = number;
-            [(stream.whole(), Some(stream.open())), (small, None)]
+            [(stream.whole(), Some(stream.pending())), (small, None)]
         })
         .collect();
     let (datagrams, _) = pack(
-        frames.iter().map(|(frame, open)| (&frame[..], *open)),
+        frames.iter().map(|(frame, pending)| (&frame[..], *pending)),
         datagram_len,
     );
     Opened::all(&datagrams)
@@ -514,7 +514,7 @@ proptest! {
             (0..8_u8, 0..40_u32, 0..4000_u32, 1..600_usize, 0..3_u32), 1..400),
     ) {
         let stream = stream(0, 100, 3000);
-        let (whole, open) = (stream.whole(), stream.open());
+        let (whole, pending) = (stream.whole(), stream.pending());
         let mut reassembly = Reassembly::new(1522);
         for (sequence, (action, frame_id, offset, len, other)) in (0..).zip(steps) {
             let total = whole.len() as u32 + other / 2 * MAX_SUPERFRAME as u32;
@@ -525,8 +525,8 @@ proptest! {
                 1 => drop(reassembly.poll_run(Which::LeftBehind(sequence))),
                 2 => reassembly.forget(sequence + REPLAY_WINDOW * u64::from(other / 2)),
                 3 | 4 => {
-                    let head = &whole[..open.headers_len - other as usize / 2];
-                    let _ = reassembly.describe(sequence, frame, open.offload, head);
+                    let head = &whole[..pending.headers_len - other as usize / 2];
+                    let _ = reassembly.describe(sequence, frame, pending.offload, head);
                 }
                 _ => {
                     let _ = reassembly.add(sequence, at(frame_id, total, offset), piece);
@@ -601,13 +601,13 @@ fn a_super_frame_waits_for_what_is_late_and_no_longer() {
 #[test]
 fn metadata_that_is_wrong_costs_its_own_frame() {
     let stream = stream(0, 1448, 60_000);
-    let (whole, open) = (stream.whole(), stream.open());
-    let head = &whole[..open.headers_len];
+    let (whole, pending) = (stream.whole(), stream.pending());
+    let head = &whole[..pending.headers_len];
     let frame = CutFrame {
         frame_id: 1,
         total: whole.len() as u32,
     };
-    let mut other = open.offload;
+    let mut other = pending.offload;
     other.checksum.start += 1;
     let plain = Offload {
         segmentation: None,
@@ -626,14 +626,14 @@ fn metadata_that_is_wrong_costs_its_own_frame() {
     };
     for (frame, offload, head, reason) in [
         (frame, other, head, DropReason::BadOffload),
-        (frame, open.offload, &head[1..], DropReason::BadOffload),
+        (frame, pending.offload, &head[1..], DropReason::BadOffload),
         (
             frame,
-            open.offload,
+            pending.offload,
             &whole[..head.len() + 1],
             DropReason::BadOffload,
         ),
-        (shorter, open.offload, head, DropReason::BadOffload),
+        (shorter, pending.offload, head, DropReason::BadOffload),
         (frame, outside, head, DropReason::BadOffload),
         (frame, plain, &[], DropReason::BadOffload),
     ] {
@@ -642,12 +642,15 @@ fn metadata_that_is_wrong_costs_its_own_frame() {
         assert_eq!(reassembly.live.len(), 0);
     }
     let mut reassembly = Reassembly::new(1522);
-    assert_eq!(reassembly.describe(0, frame, open.offload, head), Ok(false));
+    assert_eq!(
+        reassembly.describe(0, frame, pending.offload, head),
+        Ok(false)
+    );
     let over = at(1, frame.total, 10);
     assert_eq!(reassembly.add(0, over, b"x"), Err(DropReason::Malformed));
     assert_eq!(reassembly.live.len(), 0, "headers are not written twice");
     let mut reassembly = Reassembly::new(1400);
-    let described = reassembly.describe(0, frame, open.offload, head);
+    let described = reassembly.describe(0, frame, pending.offload, head);
     assert_eq!(described, Err(DropReason::Oversize), "of its segments");
 }
 
@@ -655,11 +658,11 @@ fn metadata_that_is_wrong_costs_its_own_frame() {
 fn an_open_frame_in_pieces_comes_with_what_is_open() {
     let stream = stream(0, 1448, 1448);
     let (whole, offload) = (stream.whole(), stream.offload(0..1));
-    let open = Open {
+    let pending = PendingOffload {
         offload,
         headers_len: 52,
     };
-    let (datagrams, _) = pack([(&whole[..], Some(open))].into_iter(), 1472);
+    let (datagrams, _) = pack([(&whole[..], Some(pending))].into_iter(), 1472);
     let mut reassembly = Reassembly::new(1522);
     let mut frames = Vec::new();
     for datagram in Opened::all(&datagrams) {

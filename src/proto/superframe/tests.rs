@@ -60,7 +60,7 @@ proptest! {
         for (at, value) in changes {
             whole[at.index(stream.headers_len())] = value;
         }
-        let mut offload = stream.open().offload;
+        let mut offload = stream.pending().offload;
         for (field, value) in offload_changes {
             let segmentation = offload.segmentation.get_or_insert(Segmentation {
                 transport: stream.transport,
@@ -117,7 +117,7 @@ impl Claim {
         let whole = stream.whole();
         Self {
             head: whole[..stream.headers_len()].to_vec(),
-            offload: stream.open().offload,
+            offload: stream.pending().offload,
             total: whole.len(),
             max_frame: 1600,
         }

@@ -145,7 +145,7 @@ impl Frame {
         };
         let original = Original::new(id as u8, spec.kind, len, max_frame);
         let total = original.frame.len();
-        let begin = original.open.map_or(0, |open| open.headers_len);
+        let begin = original.pending.map_or(0, |pending| pending.headers_len);
         let piece_len = usize::from(spec.piece_len).max(total / MAX_PIECES + 1);
         let pieces = (begin..total)
             .step_by(piece_len)
@@ -180,14 +180,14 @@ impl Frame {
     }
 
     fn layout(&self) -> Option<Layout> {
-        let open = self.original.open?;
-        open.offload.segmentation?;
+        let pending = self.original.pending?;
+        pending.offload.segmentation?;
         let (frame, len) = (self.bytes(), self.bytes().len());
-        Some(Layout::parse(frame, len, &open.offload, usize::MAX).expect("it is valid"))
+        Some(Layout::parse(frame, len, &pending.offload, usize::MAX).expect("it is valid"))
     }
 
     fn is_known(&self) -> bool {
-        self.original.open.is_none() || self.descriptions > 0
+        self.original.pending.is_none() || self.descriptions > 0
     }
 
     /// Everything is there, and nothing was handed out yet.
@@ -221,7 +221,7 @@ impl Frame {
     fn check_whole(&mut self, whole: Whole<'_>) {
         assert!(whole.frame == self.bytes(), "the frame is another one");
         assert!(!self.sent.contains(&false));
-        assert_eq!(whole.offload, self.original.open.map(|open| open.offload));
+        assert_eq!(whole.offload, self.original.pending.map(|pending| pending.offload));
         assert_eq!(whole.layout, self.layout());
         self.hand_out(0..self.handed_out.len());
     }
@@ -259,7 +259,7 @@ impl Frame {
 }
 
 fn segment_len(original: &Original) -> Option<usize> {
-    let segmentation = original.open?.offload.segmentation?;
+    let segmentation = original.pending?.offload.segmentation?;
     Some(segmentation.size.into())
 }
 
@@ -342,7 +342,7 @@ impl Bench {
                 let cut_frame = lied(total, &frames[at]);
                 let offload = lied_offload(&frames[at], *checksum, *segmentation);
                 let mut head = frames[at].bytes().to_vec();
-                let headers_len = frames[at].original.open.map_or(0, |open| open.headers_len);
+                let headers_len = frames[at].original.pending.map_or(0, |pending| pending.headers_len);
                 head.truncate(match head_len {
                     0 => headers_len,
                     len => usize::from(*len),
@@ -364,22 +364,22 @@ impl Bench {
 
     fn describe(&mut self, at: usize, frames: &mut [Frame]) {
         let frame = &mut frames[at];
-        let Some(open) = frame.original.open else {
+        let Some(pending) = frame.original.pending else {
             return;
         };
         frame.descriptions += 1;
-        let honest = if open.offload.segmentation.is_some() {
+        let honest = if pending.offload.segmentation.is_some() {
             2
         } else {
             1
         };
         frame.has_lies |= frame.descriptions > honest;
-        frame.sent[..open.headers_len].fill(true);
-        let head = &frame.original.frame[..open.headers_len];
+        frame.sent[..pending.headers_len].fill(true);
+        let head = &frame.original.frame[..pending.headers_len];
         let cut_frame = frame.cut_frame();
         let added = self
             .reassembly
-            .describe(self.sequence, cut_frame, open.offload, head);
+            .describe(self.sequence, cut_frame, pending.offload, head);
         self.after_chunk(at, added, frames);
     }
 
@@ -516,7 +516,7 @@ fn lied_offload(
     checksum: Option<(u16, u16)>,
     segmentation: Option<(bool, u16, bool)>,
 ) -> Offload {
-    let honest = frame.original.open.map(|open| open.offload);
+    let honest = frame.original.pending.map(|pending| pending.offload);
     let none = Checksum {
         start: 0,
         offset: 0,

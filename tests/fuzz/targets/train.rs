@@ -57,8 +57,8 @@ fuzz_target!(|input: Input| {
         datagram_len,
     };
     let mut train = Train::default();
-    for (frame_id, Original { frame, open }) in (0..).zip(&frames) {
-        let mut outgoing = Outgoing::new(frame, frame_id, *open);
+    for (frame_id, Original { frame, pending }) in (0..).zip(&frames) {
+        let mut outgoing = Outgoing::new(frame, frame_id, *pending);
         loop {
             if train.is_empty() {
                 let to = ADDRESS.parse().expect("an address");
@@ -78,7 +78,7 @@ fuzz_target!(|input: Input| {
     assert_eq!(wire.frames.len(), frames.len());
     for (arrived, sent) in wire.frames.iter().zip(&frames) {
         assert!(arrived.0 == sent.frame);
-        assert_eq!(arrived.1, sent.open.map(|open| open.offload));
+        assert_eq!(arrived.1, sent.pending.map(|pending| pending.offload));
     }
     assert!(wire.reassembly.poll_run(Which::All).is_none());
 });
