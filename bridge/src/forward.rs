@@ -187,7 +187,7 @@ impl Switch {
         };
         Ok(match port.classify(headers) {
             Ok(inside) if is_own => decision(Egress::Nowhere, inside, Kind::OwnProbe),
-            Ok(inside) if port.check_open(now.seconds).is_ok() => {
+            Ok(inside) if port.check_unblocked(now.seconds).is_ok() => {
                 decision(self.flood(ingress), inside, Kind::Probe)
             }
             _ => {
@@ -306,7 +306,7 @@ impl Switch {
     /// opens its port itself; for the sake of those that leave, call this once a second.
     pub fn poll(&self, now: Now) {
         for port in &self.ports {
-            port.open_if_due(now.seconds);
+            port.unblock_if_due(now.seconds);
         }
     }
 

@@ -101,7 +101,7 @@ impl Port {
         };
         // Before anything else: a bridge that goes on keeps the port blocked.
         self.check_bpdu(content, now.seconds)?;
-        self.check_open(now.seconds)?;
+        self.check_unblocked(now.seconds)?;
         let inside = self.classify(headers)?;
         let kind = self.check_content(content)?;
         match &self.config.allowed_sources {
@@ -173,7 +173,7 @@ impl Port {
     ///
     /// If another comes at this very moment its block may be lost. Bridges send one every two
     /// seconds: the next will do.
-    pub(crate) fn open_if_due(&self, now_s: u32) {
+    pub(crate) fn unblock_if_due(&self, now_s: u32) {
         if self.special.load(Relaxed) & Self::BLOCKED_BY_BPDU == 0 {
             return;
         }
@@ -200,8 +200,8 @@ impl Port {
         }
     }
 
-    pub(crate) fn check_open(&self, now_s: u32) -> Result<(), DropReason> {
-        self.open_if_due(now_s);
+    pub(crate) fn check_unblocked(&self, now_s: u32) -> Result<(), DropReason> {
+        self.unblock_if_due(now_s);
         match self.is_blocked() {
             true => Err(DropReason::PortBlocked),
             false => Ok(()),

@@ -806,7 +806,7 @@ impl Net {
         while let Some(verdict) = node.guard.poll(now_us) {
             match verdict {
                 Verdict::Block { port, .. } => assert!(node.blocked.insert(port)),
-                Verdict::Open { port } => assert!(node.blocked.remove(&port)),
+                Verdict::Unblock { port } => assert!(node.blocked.remove(&port)),
                 Verdict::Relearn => {
                     self.relearned[number].push(now_us);
                     continue;

@@ -306,12 +306,12 @@ impl PathMtu {
 
     fn ask_again(&mut self, rounds_left: u8, now: Instant) {
         self.phase = Phase::Search { rounds_left };
-        self.wanted = self.open_questions().collect();
+        self.wanted = self.unanswered().collect();
         (self.wanted_at, self.due) = (now, now + self.patience);
     }
 
     /// The sizes of this step of which nothing is known.
-    fn open_questions(&self) -> impl Iterator<Item = u16> {
+    fn unanswered(&self) -> impl Iterator<Item = u16> {
         let (least, ceiling) = (self.current + u16::from(self.is_proved), self.ceiling);
         let sizes = self.asked.iter().copied();
         sizes.filter(move |size| (least..ceiling).contains(size))
@@ -339,7 +339,7 @@ impl PathMtu {
     }
 
     fn end_step_early(&mut self, now: Instant) {
-        if self.open_questions().next().is_none() {
+        if self.unanswered().next().is_none() {
             self.end_step(now);
         }
     }
@@ -352,7 +352,7 @@ impl PathMtu {
                 false => self.settle(now),
             };
         }
-        let lost = self.open_questions().next();
+        let lost = self.unanswered().next();
         self.ceiling = lost.unwrap_or(self.ceiling);
         match steps::between(self.current, self.ceiling) {
             sizes if sizes.is_empty() => self.settle(now),

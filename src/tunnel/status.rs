@@ -111,7 +111,7 @@ fn port_status(peers: &[(String, PeerView, Rates)], port: u16, view: &PortView) 
         other: port_name(peers, blocked.cause.other.0),
         vlan: blocked.cause.vid.value(),
         for_s: since_s(blocked.since_us, view.now_us),
-        opens_in_s: since_s(view.now_us, blocked.opens_us),
+        opens_in_s: since_s(view.now_us, blocked.unblocks_us),
         probes: blocked.count,
     });
     let by_bpdu = view.blocked_by_bpdu.then_some(BlockStatus::Bpdu);

@@ -192,7 +192,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
                 cause: block.cause,
                 since_us: block.since_us,
                 seen_us: block.seen_us,
-                opens_us: block.opens_us(),
+                unblocks_us: block.unblocks_us(),
                 count: block.count,
             })
         })

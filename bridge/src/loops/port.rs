@@ -70,7 +70,7 @@ impl Block {
         }
     }
 
-    pub(super) fn opens_us(&self) -> u64 {
+    pub(super) fn unblocks_us(&self) -> u64 {
         self.seen_us + self.hold_us
     }
 
@@ -141,7 +141,7 @@ impl Port {
     }
 
     pub(super) fn expire(&mut self, now_us: u64) {
-        let is_past = |block: &Block| now_us >= block.opens_us();
+        let is_past = |block: &Block| now_us >= block.unblocks_us();
         if let Some(block) = self.block.take_if(|block| is_past(block)) {
             self.last_hold = Some((block.hold_us, now_us));
         }
@@ -155,7 +155,7 @@ impl Port {
         self.is_blocked = block.is_some();
         Some(match block {
             Some(Block { cause, .. }) => Verdict::Block { port, cause },
-            None => Verdict::Open { port },
+            None => Verdict::Unblock { port },
         })
     }
 }

@@ -80,10 +80,10 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
     pub fn next_due_us(&self) -> u64 {
         // A contest is decided when its probes return, and given up when they are sent in vain.
         let blocks = self.ports.values().filter_map(|at| at.block);
-        let opens_us = blocks.map(|block| block.opens_us());
+        let unblocks_us = blocks.map(|block| block.unblocks_us());
         let rounds_us = self.next_round_us.min(self.next_contest_round_us);
         let doubts_us = (!self.doubts.is_empty()).then_some(self.next_doubts_us);
-        let all_us = opens_us.chain(self.relearning.due_us()).chain(doubts_us);
+        let all_us = unblocks_us.chain(self.relearning.due_us()).chain(doubts_us);
         all_us.fold(rounds_us, u64::min)
     }
 

@@ -32,14 +32,14 @@ pub enum Verdict {
         /// What for.
         cause: Cause,
     },
-    /// Open the port again.
-    Open {
+    /// Unblock the port.
+    Unblock {
         /// The port.
         port: PortId,
     },
     /// Another node has blocked or opened a port, so that stations may be behind other ports than they
     /// were: forget what was learned. The same holds after [`Block`](Self::Block) and
-    /// [`Open`](Self::Open). It is said again a second later, when no frame is under way any more
+    /// [`Unblock`](Self::Unblock). It is said again a second later, when no frame is under way any more
     /// that came by the old ways.
     Relearn,
     /// The same, as is said behind a port that is [confined](super::LoopGuard::confine): forget what was learned
@@ -78,7 +78,7 @@ pub struct Blocked {
     /// When the cause was last seen.
     pub seen_us: u64,
     /// When it opens, if the cause is not seen again.
-    pub opens_us: u64,
+    pub unblocks_us: u64,
     /// How many probes have returned.
     pub count: u64,
 }

@@ -325,7 +325,7 @@ impl Model {
         let (now_s, suppresses) = (self.now_s(), self.suppresses);
         let port = &mut self.ports[usize::from(ingress.0)];
         port.check_bpdu(content, now_s)?;
-        port.open_if_due(now_s);
+        port.unblock_if_due(now_s);
         if port.blocked || port.bpdu_until_s.is_some() {
             return Err(DropReason::PortBlocked);
         }
@@ -353,7 +353,7 @@ impl Model {
             false => &mut port.probes,
         };
         limit.take(1, now_us, DropReason::ProbeLimited)?;
-        port.open_if_due(now_s);
+        port.unblock_if_due(now_s);
         let is_open = !port.blocked && port.bpdu_until_s.is_none();
         let entered = self.ports[usize::from(ingress.0)].spec.vlans.enter(frame);
         match entered {
@@ -497,7 +497,7 @@ impl Model {
     fn poll(&mut self) {
         let now_s = self.now_s();
         for port in &mut self.ports {
-            port.open_if_due(now_s);
+            port.unblock_if_due(now_s);
         }
     }
 
@@ -537,7 +537,7 @@ impl Port {
         }
     }
 
-    fn open_if_due(&mut self, now_s: u64) {
+    fn unblock_if_due(&mut self, now_s: u64) {
         self.bpdu_until_s = self.bpdu_until_s.filter(|&until_s| now_s < until_s);
     }
 

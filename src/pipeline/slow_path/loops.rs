@@ -131,7 +131,7 @@ impl Loops {
                 set_blocked(port, true);
                 self.learn_anew();
             }
-            Verdict::Open { port } => {
+            Verdict::Unblock { port } => {
                 info!(
                     port = self.names.name(port),
                     "the loop is gone; the port forwards again"
