@@ -113,7 +113,7 @@ reasons! {
     /// Network: the datagram was larger than the path now takes (EMSGSIZE).
     DatagramTooBig = "datagram-too-big",
     /// Local: the machine is behind, and the sender was told so by this loss (CoDel).
-    QueueStands = "queue-stands",
+    StandingQueue = "standing-queue",
     /// Local kernel: the write to the TAP or the NIC failed; it is down, or the NIC is behind.
     TapWriteFailed = "tap-write-failed",
     /// Peer: larger than the MTU of the NIC at this end of the wire.

@@ -292,7 +292,7 @@ impl Chain {
     }
 
     /// Queues stand: the next sender of much is told so, in both directions.
-    pub fn let_queues_stand(&mut self) {
+    pub fn keep_queues_standing(&mut self) {
         for thread in &mut self.inbound {
             thread.delivery.insist_on_signal();
         }

@@ -200,11 +200,11 @@ impl Outbound {
             match signal {
                 Signal::Marked((_, marked)) => pending = marked,
                 Signal::Shortened((len, shortened)) => {
-                    self.drops.count(DropReason::QueueStands);
+                    self.drops.count(DropReason::StandingQueue);
                     buf.truncate(len);
                     pending = shortened;
                 }
-                Signal::Dropped => return Err(DropReason::QueueStands),
+                Signal::Dropped => return Err(DropReason::StandingQueue),
                 Signal::Vain => {}
             }
         }
@@ -250,7 +250,7 @@ impl Outbound {
             self.must_signal = false;
             let network = fields.and_then(|fields| fields.of(buf.frame()).network());
             if !ecn::mark_congestion(buf.frame_mut(), network) {
-                self.drops.count(DropReason::QueueStands);
+                self.drops.count(DropReason::StandingQueue);
                 segments -= 1;
             }
         }

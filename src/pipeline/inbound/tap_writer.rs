@@ -52,10 +52,10 @@ impl TapWriter<'_> {
             return match signal {
                 Signal::Marked(marked) => self.hand_over(session, marked),
                 Signal::Shortened(shortened) => {
-                    self.drops.count(DropReason::QueueStands);
+                    self.drops.count(DropReason::StandingQueue);
                     self.hand_over(session, shortened)
                 }
-                Signal::Dropped => Err(DropReason::QueueStands),
+                Signal::Dropped => Err(DropReason::StandingQueue),
                 Signal::Vain => self.hand_over(session, frame),
             };
         }

@@ -137,7 +137,7 @@ impl Run {
             Step::Wait => self.node.give_up_waiting(),
             Step::Stand => {
                 self.is_calm = false;
-                self.node.let_queues_stand();
+                self.node.keep_queues_standing();
             }
         }
         self.check_written();
