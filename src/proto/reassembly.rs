@@ -12,12 +12,12 @@
 //! is about to overtake it, when much has arrived since, or when nothing arrives any more. Pieces
 //! that come even later are handed out in the same way.
 
-mod places;
-mod slot;
+mod buffer;
+mod pool;
 
 use std::ops::Range;
 
-use self::{places::Places, slot::Slot};
+use self::{buffer::Buffer, pool::BufferPool};
 use super::{
     limits::{REASSEMBLY_LANE_BYTES, REORDERING, REPLAY_WINDOW},
     superframe::{HEADER_ROOM, Layout, MAX_SUPERFRAME},
@@ -88,7 +88,7 @@ struct Live {
 #[derive(Debug)]
 pub struct Reassembly {
     max_frame: u32,
-    places: Places,
+    pool: BufferPool,
     /// In the order in which they were begun.
     live: Vec<Live>,
     /// Super-frames among them.
@@ -114,7 +114,7 @@ impl Reassembly {
     pub fn with_budget(max_frame: u32, budget: usize) -> Self {
         Self {
             max_frame,
-            places: Places::new(budget, MAX_SUPERFRAME.max(max_frame as usize)),
+            pool: BufferPool::new(budget, MAX_SUPERFRAME.max(max_frame as usize)),
             live: Vec::new(),
             supers: 0,
             whole: None,
@@ -145,7 +145,7 @@ impl Reassembly {
             offset,
         } = fragment;
         let frame = CutFrame { frame_id, total };
-        self.file(sequence, frame, |slot, _| slot.write(offset, piece))
+        self.file(sequence, frame, |buffer, _| buffer.write(offset, piece))
     }
 
     /// Adds an offload chunk: what is open in a frame, and its first bytes.
@@ -163,8 +163,8 @@ impl Reassembly {
         if self.finished.contains(&Some(frame)) && !self.live.iter().any(is_live) {
             return Ok(false);
         }
-        self.file(sequence, frame, |slot, max_frame| {
-            slot.describe(offload, head, max_frame)
+        self.file(sequence, frame, |buffer, max_frame| {
+            buffer.describe(offload, head, max_frame)
         })
     }
 
@@ -172,7 +172,7 @@ impl Reassembly {
         &mut self,
         sequence: u64,
         frame: CutFrame,
-        add: impl FnOnce(&mut Slot, u32) -> Result<(), DropReason>,
+        add: impl FnOnce(&mut Buffer, u32) -> Result<(), DropReason>,
     ) -> Result<bool, DropReason> {
         if frame.total as usize > MAX_SUPERFRAME.max(self.max_frame as usize) {
             return Err(DropReason::Oversize);
@@ -181,9 +181,9 @@ impl Reassembly {
         let live = &mut self.live[nth];
         live.newest = live.newest.max(sequence);
         let (at, max_frame) = (live.at, self.max_frame);
-        let slot = &mut self.places[at];
-        let added = if slot.total == frame.total as usize {
-            add(slot, max_frame)
+        let buffer = &mut self.pool[at];
+        let added = if buffer.total == frame.total as usize {
+            add(buffer, max_frame)
         } else {
             Err(DropReason::Malformed)
         };
@@ -191,13 +191,13 @@ impl Reassembly {
             self.free(nth);
             return Err(reason);
         }
-        if slot.layout.is_some() && !std::mem::replace(&mut live.is_super, true) {
+        if buffer.layout.is_some() && !std::mem::replace(&mut live.is_super, true) {
             self.supers += 1;
         }
-        if slot.is_broken || !slot.is_complete() {
+        if buffer.is_broken || !buffer.is_complete() {
             return Ok(false);
         }
-        if slot.layout.is_none() && slot.total > max_frame as usize {
+        if buffer.layout.is_none() && buffer.total > max_frame as usize {
             self.free(nth);
             return Err(DropReason::Oversize);
         }
@@ -207,7 +207,7 @@ impl Reassembly {
 
     /// The stations of the frame that is whole.
     pub fn whole_stations(&self) -> Option<Stations> {
-        self.places[self.whole?].bytes.first_chunk().copied()
+        self.pool[self.whole?].bytes.first_chunk().copied()
     }
 
     /// The frame that is whole; once.
@@ -215,18 +215,18 @@ impl Reassembly {
         let at = self.whole.take()?;
         let nth = self.nth_at(at)?;
         self.finish(nth);
-        let slot = &self.places[at];
+        let buffer = &self.pool[at];
         Some(Whole {
-            frame: &slot.bytes[..slot.total],
-            offload: slot.offload,
-            layout: slot.layout,
+            frame: &buffer.bytes[..buffer.total],
+            offload: buffer.offload,
+            layout: buffer.layout,
         })
     }
 
     /// Whether a super-frame waits for its missing pieces: [`Self::poll_run`] should be asked for
     /// all when nothing comes for a while.
     pub fn is_waiting(&self) -> bool {
-        let waits = |live: &Live| live.is_super && self.places[live.at].has_news;
+        let waits = |live: &Live| live.is_super && self.pool[live.at].has_news;
         self.supers > 0 && self.live.iter().any(waits)
     }
 
@@ -242,17 +242,17 @@ impl Reassembly {
         }
         let (nth, layout, run) = self.next_run(which)?;
         let at = self.live[nth].at;
-        let slot = &mut self.places[at];
-        slot.is_broken = true;
-        slot.handed_out += run.len();
-        slot.ready.remove(run.clone());
-        let (offload, of_run) = layout.emit_headers(&slot.bytes, run.clone(), &mut self.headers);
-        if slot.handed_out == layout.segments() {
+        let buffer = &mut self.pool[at];
+        buffer.is_broken = true;
+        buffer.handed_out += run.len();
+        buffer.ready.remove(run.clone());
+        let (offload, of_run) = layout.emit_headers(&buffer.bytes, run.clone(), &mut self.headers);
+        if buffer.handed_out == layout.segments() {
             self.finish(nth);
         }
         Some(Run {
             headers: &self.headers[..layout.headers_len()],
-            payload: &self.places[at].bytes[layout.payload(run)],
+            payload: &self.pool[at].bytes[layout.payload(run)],
             offload,
             layout: of_run,
         })
@@ -265,14 +265,14 @@ impl Reassembly {
             None => self.live.len(),
         };
         for (nth, live) in self.live[..end].iter().enumerate() {
-            if !live.is_super || !is_asked_for(live, &self.places[live.at], which) {
+            if !live.is_super || !is_asked_for(live, &self.pool[live.at], which) {
                 continue;
             }
-            let slot = &mut self.places[live.at];
-            if let Some((layout, run)) = slot.next_run() {
+            let buffer = &mut self.pool[live.at];
+            if let Some((layout, run)) = buffer.next_run() {
                 return Some((nth, layout, run));
             }
-            slot.has_news = false;
+            buffer.has_news = false;
         }
         None
     }
@@ -303,9 +303,9 @@ impl Reassembly {
     /// Frees the place of a frame that was handed out to the end.
     fn finish(&mut self, nth: usize) {
         let Live { frame_id, at, .. } = self.live[nth];
-        let slot = &self.places[at];
-        if slot.layout.is_some() {
-            let total = slot.total as u32;
+        let buffer = &self.pool[at];
+        if buffer.layout.is_some() {
+            let total = buffer.total as u32;
             self.finished[self.next_finished] = Some(CutFrame { frame_id, total });
             self.next_finished = (self.next_finished + 1) % FINISHED;
         }
@@ -315,7 +315,7 @@ impl Reassembly {
     fn free(&mut self, nth: usize) {
         let live = self.live.remove(nth);
         self.supers -= usize::from(live.is_super);
-        self.places.give_back(live.at);
+        self.pool.give_back(live.at);
     }
 
     /// Which of the unfinished frames it is; a new one takes the place of the oldest if there is no
@@ -327,7 +327,7 @@ impl Reassembly {
             return Ok(nth);
         }
         let at = loop {
-            if let Some(at) = self.places.take(frame.total as usize) {
+            if let Some(at) = self.pool.take(frame.total as usize) {
                 break at;
             }
             if self.live.is_empty() {
@@ -335,7 +335,7 @@ impl Reassembly {
             }
             self.give_up(0);
         };
-        self.places[at].begin(frame);
+        self.pool[at].begin(frame);
         self.live.push(Live {
             frame_id: frame.frame_id,
             is_super: false,
@@ -346,10 +346,10 @@ impl Reassembly {
     }
 
     fn give_up(&mut self, nth: usize) {
-        let slot = &self.places[self.live[nth].at];
-        match slot.layout {
-            Some(layout) if slot.is_broken => {
-                self.lost_segments += (layout.segments() - slot.handed_out) as u64;
+        let buffer = &self.pool[self.live[nth].at];
+        match buffer.layout {
+            Some(layout) if buffer.is_broken => {
+                self.lost_segments += (layout.segments() - buffer.handed_out) as u64;
             }
             _ => self.evicted += 1,
         }
@@ -358,11 +358,11 @@ impl Reassembly {
 }
 
 /// Whether what is whole of a super-frame may leave.
-fn is_asked_for(live: &Live, slot: &Slot, which: Which<'_>) -> bool {
-    slot.has_news
+fn is_asked_for(live: &Live, buffer: &Buffer, which: Which<'_>) -> bool {
+    buffer.has_news
         && match which {
-            Which::Between(stations) => slot.bytes.starts_with(stations),
-            Which::LeftBehind(sequence) => slot.is_broken || live.newest + REORDERING < sequence,
+            Which::Between(stations) => buffer.bytes.starts_with(stations),
+            Which::LeftBehind(sequence) => buffer.is_broken || live.newest + REORDERING < sequence,
             Which::All => true,
         }
 }

@@ -110,7 +110,7 @@ fn a_frame_in_crumbs_is_given_up() {
     let mut crumbs = (0..total).step_by(2);
     let refused = crumbs.find_map(|offset| reassembly.add_piece(at(1, total, offset), b"x").err());
     assert_eq!(refused, Some(DropReason::Malformed));
-    reassembly.places.held();
+    reassembly.pool.held();
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn as_many_full_frames_are_unfinished_as_come_within_a_tenth_of_a_second() {
         whole += usize::from(reassembly.add_piece(fragment, piece).unwrap().is_some());
     }
     assert_eq!((whole, reassembly.take_evicted()), (10_000, 0));
-    let held = reassembly.places.held();
+    let held = reassembly.pool.held();
     assert!(held < 2 << 20, "{held}");
 }
 
@@ -184,7 +184,7 @@ fn what_a_liar_leaves_unfinished_is_bounded_in_bytes() {
         for frame_id in 0..5000 {
             assert_eq!(reassembly.add_piece(at(frame_id, total, 0), b"a"), Ok(None));
         }
-        assert!(reassembly.places.held() <= REASSEMBLY_LANE_BYTES);
+        assert!(reassembly.pool.held() <= REASSEMBLY_LANE_BYTES);
         let live = reassembly.live.len();
         assert!(live >= least, "{live} frames of {total} bytes");
         assert_eq!(reassembly.take_evicted(), 5000 - live as u64);
@@ -533,7 +533,7 @@ proptest! {
                 }
             }
             reassembly.take_whole();
-            reassembly.places.held();
+            reassembly.pool.held();
             let supers = reassembly.live.iter().filter(|live| live.is_super).count();
             prop_assert_eq!(reassembly.supers, supers);
         }

@@ -17,7 +17,7 @@ use crate::{
 
 /// A frame in the making.
 #[derive(Debug, Default)]
-pub(super) struct Slot {
+pub(super) struct Buffer {
     /// Length of the whole frame.
     pub(super) total: usize,
     /// At least `total` of them.
@@ -76,7 +76,7 @@ impl Segments {
     }
 }
 
-impl Slot {
+impl Buffer {
     pub(super) fn is_complete(&self) -> bool {
         matches!(&self.present[..], [only] if only.start == 0 && only.end as usize == self.total)
     }
@@ -211,7 +211,7 @@ impl Slot {
 }
 
 #[cfg(test)]
-impl Slot {
+impl Buffer {
     /// Bytes of the account of parts.
     pub(super) fn parts_bytes(&self) -> usize {
         self.present.capacity() * size_of::<Range<u32>>()

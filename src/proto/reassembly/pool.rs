@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The places of unfinished frames: as many as a budget of bytes holds.
+//! The pool of unfinished frames: as many as a budget of bytes holds.
 //!
 //! Buffers come in a few sizes, so that a small frame does not cost what the largest one would, and
 //! go round: a place that was given back is taken again, the latest first, as it is still in the
@@ -7,7 +7,7 @@
 
 use std::ops::{Index, IndexMut, Range};
 
-use super::slot::Slot;
+use super::buffer::Buffer;
 use crate::proto::limits::REASSEMBLY_PARTS;
 
 /// Sizes of buffers but for the largest, which holds any frame.
@@ -16,31 +16,31 @@ const SIZES: [usize; 5] = [2 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10];
 /// Bytes of the account of a frame's parts.
 const PARTS_BYTES: usize = REASSEMBLY_PARTS * size_of::<Range<u32>>();
 // PROTOCOL.md says that a frame takes so much beside its buffer.
-const _: () = assert!(size_of::<Slot>() + PARTS_BYTES <= 1536);
+const _: () = assert!(size_of::<Buffer>() + PARTS_BYTES <= 1536);
 
-/// Places with and without a frame.
+/// BufferPool with and without a frame.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct BufferPool {
     budget: usize,
-    /// Bytes of all slots, buffers and accounts of parts.
+    /// Bytes of all buffers, buffers and accounts of parts.
     held: usize,
     largest: usize,
-    slots: Vec<Slot>,
+    buffers: Vec<Buffer>,
     /// Those without a frame, by the size of their buffer.
     free: [Vec<usize>; SIZES.len() + 1],
     /// Those without a buffer.
     bare: Vec<usize>,
 }
 
-impl Places {
+impl BufferPool {
     /// Takes at most `budget` bytes, but has room for two frames of the `largest` size.
     pub(super) fn new(budget: usize, largest: usize) -> Self {
-        let least = 2 * (size_of::<Slot>() + PARTS_BYTES + largest);
+        let least = 2 * (size_of::<Buffer>() + PARTS_BYTES + largest);
         Self {
             budget: budget.max(least),
             held: 0,
             largest,
-            slots: Vec::new(),
+            buffers: Vec::new(),
             free: Default::default(),
             bare: Vec::new(),
         }
@@ -58,28 +58,28 @@ impl Places {
 
     /// The frame is gone; its bytes stay until the place is taken.
     pub(super) fn give_back(&mut self, at: usize) {
-        self.free[size_for(self.slots[at].bytes.len())].push(at);
+        self.free[size_for(self.buffers[at].bytes.len())].push(at);
     }
 
     /// A new buffer, if the budget allows for it.
     fn make(&mut self, size: usize) -> Option<usize> {
         let len = SIZES.get(size).copied().unwrap_or(self.largest);
         let cost = PARTS_BYTES + len;
-        let slot_cost = if self.bare.is_empty() {
-            size_of::<Slot>()
+        let buffer_cost = if self.bare.is_empty() {
+            size_of::<Buffer>()
         } else {
             0
         };
-        if self.held + slot_cost + cost > self.budget {
+        if self.held + buffer_cost + cost > self.budget {
             return None;
         }
-        self.held += slot_cost + cost;
+        self.held += buffer_cost + cost;
         let at = self.bare.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            self.slots.len() - 1
+            self.buffers.push(Buffer::default());
+            self.buffers.len() - 1
         });
-        self.slots[at].bytes = vec![0; len];
-        self.slots[at].present = Vec::with_capacity(REASSEMBLY_PARTS);
+        self.buffers[at].bytes = vec![0; len];
+        self.buffers[at].present = Vec::with_capacity(REASSEMBLY_PARTS);
         Some(at)
     }
 
@@ -87,8 +87,8 @@ impl Places {
     fn remake(&mut self, size: usize) -> Option<usize> {
         for smaller in (0..size).rev() {
             while let Some(at) = self.free[smaller].pop() {
-                self.held -= PARTS_BYTES + self.slots[at].bytes.len();
-                self.slots[at] = Slot::default();
+                self.held -= PARTS_BYTES + self.buffers[at].bytes.len();
+                self.buffers[at] = Buffer::default();
                 self.bare.push(at);
                 let made = self.make(size);
                 if made.is_some() {
@@ -102,24 +102,25 @@ impl Places {
     /// Bytes that are held.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
-        let bytes = |slot: &Slot| size_of::<Slot>() + slot.bytes.capacity() + slot.parts_bytes();
-        assert_eq!(self.held, self.slots.iter().map(bytes).sum::<usize>());
+        let bytes =
+            |buffer: &Buffer| size_of::<Buffer>() + buffer.bytes.capacity() + buffer.parts_bytes();
+        assert_eq!(self.held, self.buffers.iter().map(bytes).sum::<usize>());
         assert!(self.held <= self.budget);
         self.held
     }
 }
 
-impl Index<usize> for Places {
-    type Output = Slot;
+impl Index<usize> for BufferPool {
+    type Output = Buffer;
 
-    fn index(&self, at: usize) -> &Slot {
-        &self.slots[at]
+    fn index(&self, at: usize) -> &Buffer {
+        &self.buffers[at]
     }
 }
 
-impl IndexMut<usize> for Places {
-    fn index_mut(&mut self, at: usize) -> &mut Slot {
-        &mut self.slots[at]
+impl IndexMut<usize> for BufferPool {
+    fn index_mut(&mut self, at: usize) -> &mut Buffer {
+        &mut self.buffers[at]
     }
 }
 
@@ -135,30 +136,30 @@ mod tests {
     const LARGEST: usize = 65_565;
 
     #[test]
-    fn a_place_that_is_given_back_is_taken_again() {
-        let mut places = Places::new(1 << 20, LARGEST);
-        let small = places.take(60).unwrap();
-        let large = places.take(LARGEST).unwrap();
-        let held = places.held();
+    fn a_buffer_that_is_given_back_is_taken_again() {
+        let mut pool = BufferPool::new(1 << 20, LARGEST);
+        let small = pool.take(60).unwrap();
+        let large = pool.take(LARGEST).unwrap();
+        let held = pool.held();
         for _ in 0..100 {
-            places.give_back(small);
-            places.give_back(large);
-            assert_eq!(places.take(LARGEST), Some(large));
-            assert_eq!(places.take(2048), Some(small));
+            pool.give_back(small);
+            pool.give_back(large);
+            assert_eq!(pool.take(LARGEST), Some(large));
+            assert_eq!(pool.take(2048), Some(small));
         }
-        assert_eq!(places.held(), held);
+        assert_eq!(pool.held(), held);
         assert!(held < 75_000, "a small frame costs little: {held}");
     }
 
     #[test]
-    fn what_all_places_take_is_bounded_and_goes_where_it_is_needed() {
-        let mut places = Places::new(1 << 20, LARGEST);
+    fn what_the_pool_takes_is_bounded_and_goes_where_it_is_needed() {
+        let mut pool = BufferPool::new(1 << 20, LARGEST);
         let mut take_all = |len: usize| {
-            let taken: Vec<_> = std::iter::from_fn(|| places.take(len)).collect();
-            places.held();
+            let taken: Vec<_> = std::iter::from_fn(|| pool.take(len)).collect();
+            pool.held();
             for &at in &taken {
-                assert!(places[at].bytes.len() >= len);
-                places.give_back(at);
+                assert!(pool[at].bytes.len() >= len);
+                pool.give_back(at);
             }
             taken.len()
         };
@@ -170,8 +171,8 @@ mod tests {
 
     #[test]
     fn the_smallest_budget_holds_two_frames() {
-        let mut places = Places::new(0, LARGEST);
-        assert!(places.take(LARGEST).is_some() && places.take(LARGEST).is_some());
-        assert_eq!(places.take(1), None);
+        let mut pool = BufferPool::new(0, LARGEST);
+        assert!(pool.take(LARGEST).is_some() && pool.take(LARGEST).is_some());
+        assert_eq!(pool.take(1), None);
     }
 }
