@@ -77,7 +77,7 @@ struct WorkItem {
 }
 
 /// The way to the threads of lanes.
-pub(super) struct Passage {
+pub(super) struct ShardSender {
     shard: Shard,
     /// Of every thread, in the order of their places.
     inboxes: Arc<[Inlet<WorkItem, Waker>]>,
@@ -88,7 +88,7 @@ pub(super) struct Passage {
 
 /// One inbound thread's connection to the others.
 pub(super) struct ShardQueues {
-    passage: Passage,
+    sender: ShardSender,
     inbox: Mailbox<WorkItem, Waker>,
     used: Sender<Vec<u8>>,
 }
@@ -109,7 +109,7 @@ impl ShardQueues {
         }
         let inlets: Arc<[_]> = inlets.into();
         let all_queues = inboxes.into_iter().enumerate().map(|(place, inbox)| Self {
-            passage: Passage {
+            sender: ShardSender {
                 shard: Shard { place, threads },
                 inboxes: Arc::clone(&inlets),
                 spare: spare.clone(),
@@ -122,19 +122,19 @@ impl ShardQueues {
     }
 
     pub(super) fn shard(&self) -> Shard {
-        self.passage.shard
+        self.sender.shard
     }
 
     /// The way to these threads for one that has no lane.
-    pub(super) fn passage(&self, drops: Arc<Drops>) -> Passage {
-        let threads = self.passage.shard.threads;
-        Passage {
+    pub(super) fn sender(&self, drops: Arc<Drops>) -> ShardSender {
+        let threads = self.sender.shard.threads;
+        ShardSender {
             shard: Shard {
                 place: threads,
                 threads,
             },
-            inboxes: Arc::clone(&self.passage.inboxes),
-            spare: self.passage.spare.clone(),
+            inboxes: Arc::clone(&self.sender.inboxes),
+            spare: self.sender.spare.clone(),
             drops,
         }
     }
@@ -175,18 +175,18 @@ impl ShardQueues {
 
     /// Hands on what was received for others. It stays in `batch`, and the decryptor skips it.
     pub(super) fn pass_on(&self, batch: &mut RecvBatch) {
-        if self.passage.shard.threads > 1 {
-            self.passage.pass_on(batch);
+        if self.sender.shard.threads > 1 {
+            self.sender.send_others(batch);
         }
     }
 }
 
-impl Passage {
+impl ShardSender {
     pub(super) fn shard(&self) -> Shard {
         self.shard
     }
 
-    fn pass_on(&self, batch: &mut RecvBatch) {
+    fn send_others(&self, batch: &mut RecvBatch) {
         for mut received in batch.iter_mut() {
             let (from, stride) = ((received.from, received.to), received.stride);
             let train = &*received.bytes();

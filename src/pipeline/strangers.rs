@@ -10,7 +10,7 @@ use std::{io, os::fd::AsFd, sync::Arc};
 use super::{
     clock,
     inbound::Decryptor,
-    lanes::Passage,
+    lanes::ShardSender,
     shared::{IDLE, Shared, TablesCache},
     trouble::Trouble,
     view::Stopped,
@@ -30,7 +30,7 @@ pub(super) struct Strangers {
     shared: Arc<Shared>,
     /// Handshakes, and all else.
     sockets: [UdpSocket; 2],
-    passage: Passage,
+    sender: ShardSender,
     decryptor: Decryptor,
     tables: TablesCache,
     drops: Arc<Drops>,
@@ -38,13 +38,13 @@ pub(super) struct Strangers {
 }
 
 impl Strangers {
-    pub(super) fn new(shared: Arc<Shared>, sockets: [UdpSocket; 2], passage: Passage) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, sockets: [UdpSocket; 2], sender: ShardSender) -> Self {
         Self {
-            decryptor: Decryptor::new(shared.clone(), passage.shard()),
+            decryptor: Decryptor::new(shared.clone(), sender.shard()),
             tables: shared.subscribe(),
             drops: shared.new_drops(),
             batch: RecvBatch::adaptive(),
-            passage,
+            sender,
             sockets,
             shared,
         }
@@ -85,9 +85,9 @@ impl Strangers {
             for mut received in self.batch.iter_mut() {
                 let from = (received.from, received.to);
                 for datagram in received.datagrams() {
-                    match owner_of_data(&tables, &self.passage, datagram) {
+                    match owner_of_data(&tables, &self.sender, datagram) {
                         Ok(Some(owner)) => {
-                            self.passage.send(owner, from, datagram.len(), datagram);
+                            self.sender.send(owner, from, datagram.len(), datagram);
                         }
                         Ok(None) => self.decryptor.take_message(&tables, from, datagram, now),
                         Err(reason) => self.drops.count(reason),
@@ -102,7 +102,7 @@ impl Strangers {
 /// The place of the thread that is to have it; none for what is no data.
 fn owner_of_data(
     tables: &Tables,
-    passage: &Passage,
+    sender: &ShardSender,
     datagram: &[u8],
 ) -> Result<Option<usize>, DropReason> {
     let message_type = MessageType::of(datagram)?;
@@ -111,7 +111,7 @@ fn owner_of_data(
     }
     let header = DataHeader::parse(datagram)?;
     match tables.sessions.contains_key(&header.receiver()) {
-        true => Ok(Some(passage.shard().owner(header.counter().lane()))),
+        true => Ok(Some(sender.shard().owner(header.counter().lane()))),
         false => Err(DropReason::UnknownSession),
     }
 }

@@ -167,8 +167,8 @@ fn spawn_inline(
         Vec::new()
     };
     if let (Some(sockets), Some(shard_queues)) = (threads.gate.take(), all_queues.first()) {
-        let passage = shard_queues.passage(shared.new_drops());
-        let strangers = Strangers::new(shared.clone(), sockets, passage);
+        let sender = shard_queues.sender(shared.new_drops());
+        let strangers = Strangers::new(shared.clone(), sockets, sender);
         threads.spawn("strangers", move |pulse| strangers.run(pulse))?;
     }
     let mut all_queues = all_queues.into_iter();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The pool of unfinished frames: as many as a budget of bytes holds.
+//! The buffers of unfinished frames: as many as a budget of bytes holds.
 //!
 //! Buffers come in a few sizes, so that a small frame does not cost what the largest one would, and
 //! go round: a place that was given back is taken again, the latest first, as it is still in the
@@ -18,7 +18,7 @@ const PARTS_BYTES: usize = REASSEMBLY_PARTS * size_of::<Range<u32>>();
 // PROTOCOL.md says that a frame takes so much beside its buffer.
 const _: () = assert!(size_of::<Buffer>() + PARTS_BYTES <= 1536);
 
-/// BufferPool with and without a frame.
+/// Buffers with and without a frame.
 #[derive(Debug)]
 pub(super) struct BufferPool {
     budget: usize,
