@@ -34,7 +34,7 @@ use crate::{
     control::message::{Answered, FdbRequest},
     io::{
         icmp::{Icmp, Undelivered, Why},
-        udp::{GuestList, SendError, SendFailure, UdpSocket},
+        udp::{SendError, SendFailure, SessionFilter, UdpSocket},
     },
     machine::resolver,
     proto::{
@@ -69,7 +69,7 @@ pub(super) struct ControlTask {
     drops: Arc<Drops>,
     socket: UdpSocket,
     /// Whose data gets to the lanes' sockets.
-    guests: Option<GuestList>,
+    filter: Option<SessionFilter>,
     events: mpsc::Sender<EngineEvent>,
     underlay: Underlay,
     ways_back: WaysBack,
@@ -96,7 +96,7 @@ impl ControlTask {
         node: Node,
         labels: Vec<Label>,
         shared: Arc<Shared>,
-        (socket, guests): (UdpSocket, Option<GuestList>),
+        (socket, filter): (UdpSocket, Option<SessionFilter>),
         events: mpsc::Sender<EngineEvent>,
     ) -> Self {
         let meters = labels.iter().map(|_| Meter::new(now())).collect();
@@ -108,7 +108,7 @@ impl ControlTask {
             drops: shared.new_drops(),
             shared,
             socket,
-            guests,
+            filter,
             underlay: Underlay::start(events.clone()),
             events,
             ways_back: WaysBack::new(now()),
@@ -309,8 +309,8 @@ impl ControlTask {
         }
         let tables = Arc::new(tables);
         self.shared.tables.store(tables.clone());
-        if let Some(guests) = &mut self.guests {
-            guests.admit(tables.sessions.keys().map(|index| index.value()));
+        if let Some(filter) = &mut self.filter {
+            filter.admit(tables.sessions.keys().map(|index| index.value()));
         }
     }
 

@@ -37,11 +37,11 @@ mod recovery;
 mod reports;
 mod shared;
 mod slow_path;
-mod strangers;
 mod supervision;
 mod thread_priority;
 mod threads;
 mod trouble;
+mod unauthenticated;
 mod underlay;
 mod view;
 pub(crate) mod vitals;
@@ -73,7 +73,7 @@ use crate::{
     crypto,
     io::{
         tap::TapQueue,
-        udp::{Capabilities, GuestList, UdpSocket},
+        udp::{Capabilities, SessionFilter, UdpSocket},
     },
     proto::{
         guard::Mac1Check,
@@ -168,8 +168,8 @@ impl Engine {
             Some(_) => None,
         };
         let senders = UdpSocket::bind_senders(&sockets, peers);
-        let gate = gate.and_then(|gate| gate.close_to_strangers(sockets.len()));
-        let (gate, guests) = gate.map(|gate| (gate.sockets, gate.guests)).unzip();
+        let gate = gate.and_then(|gate| gate.restrict_to_sessions(sockets.len()));
+        let (gate, filter) = gate.map(|gate| (gate.sockets, gate.filter)).unzip();
 
         let threads = Threads {
             plan: &plan,
@@ -183,7 +183,7 @@ impl Engine {
             spawned: Vec::new(),
         };
         let threads = threads.spawn_all(&queues, sockets)?;
-        let tasks = parts.spawn_tasks(&queues[0], (socket, guests), commands_out, &events_in);
+        let tasks = parts.spawn_tasks(&queues[0], (socket, filter), commands_out, &events_in);
         Ok((
             Self {
                 plan,
@@ -355,7 +355,7 @@ impl Parts {
     fn spawn_tasks(
         self,
         tap: &Arc<TapQueue>,
-        socket: (UdpSocket, Option<GuestList>),
+        socket: (UdpSocket, Option<SessionFilter>),
         commands: mpsc::Receiver<Command>,
         events: &mpsc::Sender<EngineEvent>,
     ) -> JoinSet<()> {

@@ -17,7 +17,7 @@ use super::{
     outbound::Outbound,
     plan::{CorePlan, numbered},
     shared::{InjectedFrames, Shared},
-    strangers::Strangers,
+    unauthenticated::Unauthenticated,
     view::{EngineEvent, Stopped},
     vitals::Pulse,
 };
@@ -40,7 +40,7 @@ pub(super) struct Threads<'a> {
     pub(super) peers: usize,
     /// A socket for each of them, if they have some.
     pub(super) senders: Arc<[UdpSocket]>,
-    /// Those of handshakes and of strangers.
+    /// Those of handshakes and of unauthenticated.
     pub(super) gate: Option<[UdpSocket; 2]>,
     /// For the first outbound thread.
     pub(super) injected: Option<InjectedFrames>,
@@ -168,8 +168,8 @@ fn spawn_inline(
     };
     if let (Some(sockets), Some(shard_queues)) = (threads.gate.take(), all_queues.first()) {
         let sender = shard_queues.sender(shared.new_drops());
-        let strangers = Strangers::new(shared.clone(), sockets, sender);
-        threads.spawn("strangers", move |pulse| strangers.run(pulse))?;
+        let unauthenticated = Unauthenticated::new(shared.clone(), sockets, sender);
+        threads.spawn("unauth-rx", move |pulse| unauthenticated.run(pulse))?;
     }
     let mut all_queues = all_queues.into_iter();
     for (place, (socket, queue)) in sockets.into_iter().zip(queues).enumerate() {

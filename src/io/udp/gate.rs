@@ -32,8 +32,8 @@ use crate::io::sys::ebpf::{
 };
 use crate::wire::{DATA_OVERHEAD, MessageType};
 
-/// What a stranger's datagrams may take of the memory.
-const STRANGERS_BYTES: usize = 256 << 10;
+/// The socket memory that unauthenticated datagrams may take.
+const UNAUTHENTICATED_BYTES: usize = 256 << 10;
 
 /// The sockets beside those of the lanes, and the set of indices that lead to those.
 #[derive(Debug)]
@@ -41,19 +41,19 @@ pub(crate) struct Gate {
     /// For handshake messages, and for what is neither that nor data of a session.
     pub sockets: [UdpSocket; 2],
     /// Whose data gets to the lanes' sockets.
-    pub guests: GuestList,
+    pub filter: SessionFilter,
 }
 
 /// The indices of sessions, as the kernel has them.
 #[derive(Debug)]
-pub(crate) struct GuestList {
+pub(crate) struct SessionFilter {
     set: Set,
     present: HashSet<u32>,
 }
 
-impl GuestList {
+impl SessionFilter {
     /// Makes these the indices of sessions. Data with one that is missing here still arrives, by the
-    /// strangers' socket.
+    /// socket for unauthenticated datagrams.
     pub(crate) fn admit(&mut self, indices: impl Iterator<Item = u32>) {
         let wanted: HashSet<u32> = indices.collect();
         let set = &self.set;
@@ -71,13 +71,13 @@ impl GuestList {
 impl UdpSocket {
     /// Opens the sockets of the gate, beside those of the lanes. Call it once no lane's socket is closed
     /// any more and before [`bind_senders`](Self::bind_senders): the places in the group are the order of
-    /// binding. They get nothing before [`Gate::close_to_strangers`].
+    /// binding. They get nothing before [`Gate::restrict_to_sessions`].
     ///
     /// `capacity` is the number of sessions that there may be. None comes back if the kernel refuses.
     pub(crate) fn bind_gate(lanes: &[Self], capacity: u32) -> Option<Gate> {
         let first = lanes.first()?;
         let shared_before = first.socket.reuse_port().unwrap_or(true);
-        let gate = told(first.open_gate(capacity));
+        let gate = log_refusal(first.open_gate(capacity));
         if gate.is_none() && !shared_before {
             // It can be set to what it was.
             let _ = first.socket.set_reuse_port(false);
@@ -91,15 +91,17 @@ impl UdpSocket {
         let at = self.local_addr()?;
         self.socket.set_reuse_port(true)?;
         let open = || Self::bind_one(at, true).map_err(io::Error::other);
-        let (handshakes, strangers) = (open()?, open()?);
-        strangers.socket.set_recv_buffer_size(STRANGERS_BYTES)?;
+        let (handshakes, unauthenticated) = (open()?, open()?);
+        unauthenticated
+            .socket
+            .set_recv_buffer_size(UNAUTHENTICATED_BYTES)?;
         let as_lanes = |socket: Self| Self {
             pauses: Arc::clone(&self.pauses),
             ..socket
         };
         Ok(Gate {
-            sockets: [as_lanes(handshakes), as_lanes(strangers)],
-            guests: GuestList {
+            sockets: [as_lanes(handshakes), as_lanes(unauthenticated)],
+            filter: SessionFilter {
                 set,
                 present: HashSet::new(),
             },
@@ -108,24 +110,24 @@ impl UdpSocket {
 }
 
 /// Tells people of an error: the tunnel goes on without the gate.
-fn told<T>(result: io::Result<T>) -> Option<T> {
-    let tell = |error: &io::Error| {
+fn log_refusal<T>(result: io::Result<T>) -> Option<T> {
+    let log = |error: &io::Error| {
         info!(
             %error,
-            "datagrams of strangers share the UDP receive buffers of the peers: the kernel does not take \
-             the set and the program that keep them apart; give this program CAP_BPF"
+            "unauthenticated datagrams share the UDP receive buffers of the peers: the kernel rejected the \
+             eBPF map or program that keeps them apart; grant CAP_BPF"
         );
     };
-    result.inspect_err(tell).ok()
+    result.inspect_err(log).ok()
 }
 
 impl Gate {
     /// From now on the sockets of so many lanes get what is theirs alone. Nothing comes back, and all stays as
     /// it was, if the kernel refuses.
-    pub(crate) fn close_to_strangers(self, lanes: usize) -> Option<Self> {
-        let attached = ebpf::load(&program(lanes as u32, &self.guests.set))
+    pub(crate) fn restrict_to_sessions(self, lanes: usize) -> Option<Self> {
+        let attached = ebpf::load(&program(lanes as u32, &self.filter.set))
             .and_then(|program| ebpf::attach_to_port(self.sockets[0].as_fd(), program.as_fd()));
-        told(attached).map(|()| self)
+        log_refusal(attached).map(|()| self)
     }
 }
 
@@ -161,12 +163,12 @@ fn program(lanes: u32, sessions: &Set) -> Vec<Instruction> {
     data.extend(lane);
 
     const DATA: usize = 12;
-    let strangers = DATA + data.len();
-    let handshakes = strangers + 2;
+    let unauthenticated = DATA + data.len();
+    let handshakes = unauthenticated + 2;
     let begin: [Instruction; DATA] = [
         copy(R6, R1),
         Instruction::new(0x61, R2, R6, 0, 0), // load the length
-        skip_if_less(R2, DATA_OVERHEAD as u32, strangers - 3),
+        skip_if_less(R2, DATA_OVERHEAD as u32, unauthenticated - 3),
         load_word_at(0),
         copy(HEAD, R0),
         shift_right(R0, 24),
@@ -200,17 +202,17 @@ mod tests {
 
     const LANES: usize = 3;
     const HANDSHAKES: usize = LANES;
-    const STRANGERS: usize = LANES + 1;
+    const UNAUTHENTICATED: usize = LANES + 1;
 
-    /// The lanes' sockets, that of handshakes and that of strangers.
-    fn behind_gate(listen: &str) -> (Vec<UdpSocket>, GuestList) {
+    /// The lanes' sockets, that of handshakes and that of unauthenticated datagrams.
+    fn behind_gate(listen: &str) -> (Vec<UdpSocket>, SessionFilter) {
         let mut sockets = UdpSocket::bind_lanes(at(listen), LANES).unwrap();
         let gate = UdpSocket::bind_gate(&sockets, 64).unwrap();
         // As in the engine, these come between.
         let _senders = UdpSocket::bind_senders(&sockets, 2);
-        let gate = gate.close_to_strangers(LANES).unwrap();
+        let gate = gate.restrict_to_sessions(LANES).unwrap();
         sockets.extend(gate.sockets);
-        (sockets, gate.guests)
+        (sockets, gate.filter)
     }
 
     fn datagram(first_byte: u8, index: u32, lane: u8, len: usize) -> Vec<u8> {
@@ -250,16 +252,16 @@ mod tests {
                     (0x15, 0x00ff_ffff, 3, 100, 2),
                     (0x15, 7, 4, 100, 0),
                     (0x15, 7, 255, 100, 2),
-                    (0x15, 8, 2, 100, STRANGERS),
-                    (0x14, 0, 1, 100, STRANGERS),
-                    (0x14, 7, 1, 27, STRANGERS),
-                    (0x14, 7, 1, 5, STRANGERS),
+                    (0x15, 8, 2, 100, UNAUTHENTICATED),
+                    (0x14, 0, 1, 100, UNAUTHENTICATED),
+                    (0x14, 7, 1, 27, UNAUTHENTICATED),
+                    (0x14, 7, 1, 5, UNAUTHENTICATED),
                     (0x11, 7, 1, 100, HANDSHAKES),
                     (0x12, 8, 1, 100, HANDSHAKES),
                     (0x13, 9, 1, 100, HANDSHAKES),
-                    (0x10, 7, 1, 100, STRANGERS),
-                    (0x16, 7, 1, 100, STRANGERS),
-                    (0x24, 7, 1, 100, STRANGERS),
+                    (0x10, 7, 1, 100, UNAUTHENTICATED),
+                    (0x16, 7, 1, 100, UNAUTHENTICATED),
+                    (0x24, 7, 1, 100, UNAUTHENTICATED),
                 ] {
                     let found = place_of(&sockets, &datagram(first_byte, index, lane, len));
                     assert_eq!(
@@ -267,7 +269,7 @@ mod tests {
                         "{first_byte:#x} {index} {lane} {len} {listen}"
                     );
                 }
-                assert_eq!(place_of(&sockets, &[]), STRANGERS);
+                assert_eq!(place_of(&sockets, &[]), UNAUTHENTICATED);
             }
         });
     }
@@ -278,25 +280,25 @@ mod tests {
             ip("link set lo up");
             let (sockets, mut list) = behind_gate("127.0.0.1:0");
             let place = |index| place_of(&sockets, &datagram(0x15, index, 2, 100));
-            assert_eq!(place(7), STRANGERS);
+            assert_eq!(place(7), UNAUTHENTICATED);
             list.admit([7].into_iter());
-            assert_eq!([place(7), place(8)], [1, STRANGERS]);
+            assert_eq!([place(7), place(8)], [1, UNAUTHENTICATED]);
             list.admit([7, 8].into_iter());
             assert_eq!([place(7), place(8)], [1, 1]);
             list.admit([8].into_iter());
-            assert_eq!([place(7), place(8)], [STRANGERS, 1]);
-            // More than there is room for: those that do not fit are strangers, until others go.
+            assert_eq!([place(7), place(8)], [UNAUTHENTICATED, 1]);
+            // More than there is room for: those that do not fit count as unauthenticated until others are removed.
             list.admit(100..200);
             list.admit(300..310);
             assert_eq!(
                 [place(8), place(150), place(305)],
-                [STRANGERS, STRANGERS, 1]
+                [UNAUTHENTICATED, UNAUTHENTICATED, 1]
             );
         });
     }
 
     #[test]
-    fn a_flood_of_strangers_leaves_the_room_of_the_lanes() {
+    fn a_flood_of_unauthenticated_datagrams_leaves_the_room_of_the_lanes() {
         in_namespace(|| {
             ip("link set lo up");
             let (sockets, mut list) = behind_gate("127.0.0.1:0");

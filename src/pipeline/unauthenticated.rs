@@ -26,7 +26,7 @@ use crate::{
     wire::{DataHeader, MessageType},
 };
 
-pub(super) struct Strangers {
+pub(super) struct Unauthenticated {
     shared: Arc<Shared>,
     /// Handshakes, and all else.
     sockets: [UdpSocket; 2],
@@ -37,7 +37,7 @@ pub(super) struct Strangers {
     batch: RecvBatch,
 }
 
-impl Strangers {
+impl Unauthenticated {
     pub(super) fn new(shared: Arc<Shared>, sockets: [UdpSocket; 2], sender: ShardSender) -> Self {
         Self {
             decryptor: Decryptor::new(shared.clone(), sender.shard()),
