@@ -38,13 +38,13 @@ pub(crate) mod namespace;
 pub(crate) mod path;
 pub(crate) mod power;
 pub(crate) mod proxy;
+pub(crate) mod reply_source;
 pub(crate) mod resolver;
+pub(crate) mod route;
 pub(crate) mod routing;
 pub mod service;
 pub mod signals;
 pub(crate) mod sockets;
-pub(crate) mod way;
-pub(crate) mod way_back;
 
 mod changes;
 mod journal;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The machine's own way to the Internet, as the sockets outside of the tunnel see it.
+//! The machine's own route to the Internet, as the sockets outside of the tunnel see it.
 //!
 //! The kernel is asked for its routes to a few public addresses, with the mark of those sockets. So
 //! rules that send everything else into a tunnel do not count, half routes (`0.0.0.0/1` and
@@ -32,7 +32,7 @@ const PUBLIC_IPV4: [Ipv4Addr; 2] = [Ipv4Addr::new(18, 0, 0, 1), Ipv4Addr::new(20
 /// All public addresses of IPv6 lie in one half; this one is in 2600::/12.
 const PUBLIC_IPV6: Ipv6Addr = Ipv6Addr::new(0x2600, 0, 0, 0, 0, 0, 0, 1);
 
-/// Whether there is a way out; numbers as in `NWPathStatus`.
+/// Whether there is a route out; numbers as in `NWPathStatus`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 #[repr(u8)]
@@ -58,7 +58,7 @@ pub struct PathInterface {
     pub name: String,
 }
 
-/// The best way out. Equal paths are equal for sockets: one that differs may need new ones.
+/// The best route out. Equal paths are equal for sockets: one that differs may need new ones.
 ///
 /// There is nothing about costs (`isExpensive`, `isConstrained`): the kernel does not know them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,7 +125,7 @@ pub(crate) fn watch(
 }
 
 /// A route of one family and the state of its link.
-struct Way {
+struct InternetRoute {
     status: PathStatus,
     interface: PathInterface,
     gateway: Option<IpAddr>,
@@ -148,17 +148,17 @@ async fn look(netlink: &Netlink, mark: Mark, is_own: &impl Fn(u32) -> bool) -> P
 async fn look_by(handle: &Handle, mark: Mark, is_own: &impl Fn(u32) -> bool) -> Path {
     let (low, high) = PUBLIC_IPV4.into();
     // Half of the Internet is not the Internet.
-    let ipv4 = match way(handle, high.into(), mark, is_own).await {
-        Some(_) => way(handle, low.into(), mark, is_own).await,
+    let ipv4 = match route(handle, high.into(), mark, is_own).await {
+        Some(_) => route(handle, low.into(), mark, is_own).await,
         None => None,
     };
-    let ipv6 = way(handle, PUBLIC_IPV6.into(), mark, is_own).await;
+    let ipv6 = route(handle, PUBLIC_IPV6.into(), mark, is_own).await;
     Path::of(ipv4, ipv6)
 }
 
 impl Path {
-    fn of(ipv4: Option<Way>, ipv6: Option<Way>) -> Self {
-        let rank = |way: &Option<Way>| match way.as_ref().map(|way| way.status) {
+    fn of(ipv4: Option<InternetRoute>, ipv6: Option<InternetRoute>) -> Self {
+        let rank = |route: &Option<InternetRoute>| match route.as_ref().map(|route| route.status) {
             Some(PathStatus::Satisfied) => 0,
             Some(PathStatus::Satisfiable) => 1,
             Some(_) => 2,
@@ -176,12 +176,12 @@ impl Path {
             };
         };
         let other = other.filter(|other| other.interface == best.interface);
-        let ways = || std::iter::once(&best).chain(&other);
+        let routes = || std::iter::once(&best).chain(&other);
         Self {
             status: best.status,
-            gateways: ways().filter_map(|way| way.gateway).collect(),
-            sources: ways().filter_map(|way| way.source).collect(),
-            mtu: ways().map(|way| way.mtu).min(),
+            gateways: routes().filter_map(|route| route.gateway).collect(),
+            sources: routes().filter_map(|route| route.source).collect(),
+            mtu: routes().map(|route| route.mtu).min(),
             interface: Some(best.interface.clone()),
             has_ipv4,
             has_ipv6,
@@ -189,13 +189,13 @@ impl Path {
     }
 }
 
-/// The way to `address`. A kernel that cannot say has none: an error here is "network unreachable".
-async fn way(
+/// The route to `address`. A kernel that cannot say has none: an error here is "network unreachable".
+async fn route(
     handle: &Handle,
     address: IpAddr,
     mark: Mark,
     is_own: &impl Fn(u32) -> bool,
-) -> Option<Way> {
+) -> Option<InternetRoute> {
     let route = route_to(handle, address, mark).await?;
     if route.header.kind != RouteType::Unicast {
         return None;
@@ -212,7 +212,7 @@ async fn way(
     }
     let request = handle.link().get().match_index(index).execute();
     let link = std::pin::pin!(request).try_next().await.ok().flatten()?;
-    Some(Way::of(&route, &link))
+    Some(InternetRoute::of(&route, &link))
 }
 
 async fn route_to(handle: &Handle, address: IpAddr, mark: Mark) -> Option<RouteMessage> {
@@ -234,10 +234,10 @@ pub(super) fn question(address: IpAddr, mark: Mark) -> RouteMessage {
     question
 }
 
-impl Way {
+impl InternetRoute {
     fn of(route: &RouteMessage, link: &LinkMessage) -> Self {
         let info = LinkInfo::parse(link);
-        let mut way = Self {
+        let mut found = Self {
             status: status(link.header.flags),
             interface: PathInterface {
                 index: info.index,
@@ -249,19 +249,19 @@ impl Way {
         };
         for attribute in &route.attributes {
             match attribute {
-                RouteAttribute::Gateway(address) => way.gateway = ip(address),
+                RouteAttribute::Gateway(address) => found.gateway = ip(address),
                 RouteAttribute::Via(RouteVia::Inet(address)) => {
-                    way.gateway = Some((*address).into())
+                    found.gateway = Some((*address).into())
                 }
                 RouteAttribute::Via(RouteVia::Inet6(address)) => {
-                    way.gateway = Some((*address).into())
+                    found.gateway = Some((*address).into())
                 }
-                RouteAttribute::PrefSource(address) => way.source = ip(address),
-                RouteAttribute::Metrics(metrics) => way.mtu = way.mtu.min(route_mtu(metrics)),
+                RouteAttribute::PrefSource(address) => found.source = ip(address),
+                RouteAttribute::Metrics(metrics) => found.mtu = found.mtu.min(route_mtu(metrics)),
                 _ => {}
             }
         }
-        way
+        found
     }
 }
 

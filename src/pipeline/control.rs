@@ -24,11 +24,11 @@ use super::{
     fdb_admin::Addresses,
     meter::{self, Meter},
     notices::{Control, Notice},
+    reply_sources::ReplySources,
     reports::{self, Reports},
     shared::{Caller, Handshake, Shared},
     underlay::{Change, Underlay},
     view::{EngineEvent, EngineView, PortView},
-    ways_back::WaysBack,
 };
 use crate::{
     control::message::{Answered, FdbRequest},
@@ -72,7 +72,7 @@ pub(super) struct ControlTask {
     filter: Option<SessionFilter>,
     events: mpsc::Sender<EngineEvent>,
     underlay: Underlay,
-    ways_back: WaysBack,
+    reply_sources: ReplySources,
     /// Whose notice is next.
     turn: usize,
     /// What the owner was told.
@@ -111,7 +111,7 @@ impl ControlTask {
             filter,
             underlay: Underlay::start(events.clone()),
             events,
-            ways_back: WaysBack::new(now()),
+            reply_sources: ReplySources::new(now()),
             turn: 0,
             was_reachable: false,
             lookups: JoinSet::new(),
@@ -175,39 +175,40 @@ impl ControlTask {
                     .handle_control(now, from, receiver, newest, &bytes);
                 handled.unwrap_or_else(|reason| self.drops.count(reason));
                 if newest && handled.is_ok() {
-                    self.note_way_back(now, (from, called));
+                    self.note_reply_source(now, (from, called));
                 }
             }
             Notice::Roamed { receiver, from } => self.node.handle_roamed(now, receiver, from),
             Notice::TooBig { port } => self.node.handle_too_big(now, port),
-            Notice::LocalLost { port } => self.forget_way_back(port),
+            Notice::LocalLost { port } => self.forget_reply_source(port),
         }
     }
 
     fn handle_handshake(&mut self, handshake: &Handshake) {
         let (from, message) = (handshake.from(), handshake.message());
-        self.ways_back.begin_answer(now(), from, handshake.called());
+        self.reply_sources
+            .begin_answer(now(), from, handshake.called());
         if let Err(reason) = self.node.handle_handshake(now(), from, message) {
             self.drops.count(reason);
         }
         self.pump();
-        self.ways_back.end_answer();
+        self.reply_sources.end_answer();
     }
 
     /// A peer was heard by a control datagram, which is authentic.
-    fn note_way_back(&mut self, now: Instant, (from, called): Caller) {
-        if !self.ways_back.has(from, called)
+    fn note_reply_source(&mut self, now: Instant, (from, called): Caller) {
+        if !self.reply_sources.has(from, called)
             && self.node.endpoints().any(|(_, at)| at == from)
-            && self.ways_back.handle_heard(now, from, called)
+            && self.reply_sources.handle_heard(now, from, called)
         {
             self.publish_tables();
         }
     }
 
     /// Until the peer is heard again.
-    fn forget_way_back(&mut self, port: PortId) {
+    fn forget_reply_source(&mut self, port: PortId) {
         if let Some(endpoint) = self.node.endpoint(port)
-            && self.ways_back.forget(endpoint)
+            && self.reply_sources.forget(endpoint)
         {
             self.publish_tables();
         }
@@ -245,8 +246,8 @@ impl ControlTask {
     fn handle_underlay_changes(&mut self, changes: &[(PortId, Change)]) {
         for &(port, change) in changes {
             match change {
-                Change::Way => {
-                    self.forget_way_back(port);
+                Change::Route => {
+                    self.forget_reply_source(port);
                     self.node.handle_route_change(now(), port);
                 }
                 Change::LinkMtu => self.node.handle_link_mtu_change(now(), port),
@@ -272,7 +273,7 @@ impl ControlTask {
                 }
                 Event::PeerDown(port) => {
                     info!(peer = self.name(port), "peer is down");
-                    self.forget_way_back(port);
+                    self.forget_reply_source(port);
                     self.shared.switch.relearn_behind(port);
                     self.shared.presence.peer_down(port);
                 }
@@ -300,11 +301,11 @@ impl ControlTask {
 
     fn publish_tables(&mut self) {
         let mut tables = self.node.tables();
-        if self.ways_back.has_any() {
+        if self.reply_sources.has_any() {
             let endpoints = tables.routes.iter().filter_map(|route| route.endpoint);
-            self.ways_back.retain(&endpoints.collect());
+            self.reply_sources.retain(&endpoints.collect());
             for route in &mut tables.routes {
-                route.local = route.endpoint.and_then(|to| self.ways_back.kept(to));
+                route.local = route.endpoint.and_then(|to| self.reply_sources.kept(to));
             }
         }
         let tables = Arc::new(tables);
@@ -332,7 +333,7 @@ impl ControlTask {
     /// Sends a datagram, or a train of datagrams of this length.
     fn send(&mut self, transmit: &Transmit, len: usize) {
         // A probe that is too big is an answer in itself; what is lost is sent again in time.
-        let local = self.ways_back.to(transmit.to);
+        let local = self.reply_sources.to(transmit.to);
         let sent = self
             .socket
             .send_train_from(local, transmit.to, &transmit.datagram, len);

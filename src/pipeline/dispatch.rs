@@ -189,7 +189,7 @@ impl Dispatch {
     /// The train of `port`, a new one if need be.
     fn train_for(&mut self, tables: &Tables, port: PortId) -> Result<&mut Train, DropReason> {
         if self.train_of(port).is_none() {
-            let (session, to, datagram_len) = tables.way_to(port, self.now)?;
+            let (session, to, datagram_len) = tables.route_to(port, self.now)?;
             if self.filling.len() == self.most_filling {
                 self.depart_all();
             }
@@ -348,7 +348,7 @@ impl UdpTx {
             return;
         };
         let place = usize::from(session.port.0).wrapping_sub(1);
-        let (local, as_train) = self.way_to(session.port, to);
+        let (local, as_train) = self.send_options(session.port, to);
         let mut sent = 0;
         for (run, size) in train.runs() {
             match self.senders.send(place, (local, to), run, (size, as_train)) {
@@ -370,7 +370,7 @@ impl UdpTx {
     }
 
     /// Where a datagram leaves from, if the kernel is to be told, and whether it may be part of a train.
-    fn way_to(&mut self, port: PortId, to: SocketAddr) -> (Option<Local>, bool) {
+    fn send_options(&mut self, port: PortId, to: SocketAddr) -> (Option<Local>, bool) {
         let tables = self.tables.load();
         let route = tables.route(port);
         match route.filter(|route| route.endpoint == Some(to)) {

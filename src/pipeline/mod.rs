@@ -34,6 +34,7 @@ mod outbound;
 pub(crate) mod plan;
 mod presence;
 mod recovery;
+mod reply_sources;
 mod reports;
 mod shared;
 mod slow_path;
@@ -45,7 +46,6 @@ mod unauthenticated;
 mod underlay;
 mod view;
 pub(crate) mod vitals;
-mod ways_back;
 
 use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 

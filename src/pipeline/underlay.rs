@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which peers a change of this machine's links, addresses and routes concerns: those to whose endpoint
-//! datagrams now take another way, or by a link that takes another size.
+//! datagrams now take another route, or by a link that takes another size.
 //!
 //! A device that can make an address or a route of this machine change (a router in its LAN, a routing
 //! daemon, stations behind the tunnel) causes one look in a second, and nothing else.
@@ -18,7 +18,7 @@ use tracing::warn;
 use super::{supervision::supervise, view::EngineEvent};
 use crate::{
     io::mark::Mark,
-    machine::way::{Way, Ways},
+    machine::route::{Route, RouteLookup},
     retry::Retry,
     tripwire,
 };
@@ -30,11 +30,11 @@ const LAST_PAUSE: Duration = Duration::from_secs(60);
 
 type Endpoints = Vec<(PortId, SocketAddr)>;
 
-/// What is new of the way to a peer.
+/// What is new of the route to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// It has another link, next router or source address.
-    Way,
+    Route,
     /// Its link takes packets of another size.
     LinkMtu,
 }
@@ -47,7 +47,7 @@ struct Question {
     changes: u64,
 }
 
-/// Looks at the ways to the peers' endpoints, until it is dropped.
+/// Looks at the routes to the peers' endpoints, until it is dropped.
 pub(super) struct Underlay {
     question: watch::Sender<Question>,
     concerned: mpsc::Receiver<Vec<(PortId, Change)>>,
@@ -77,12 +77,12 @@ impl Underlay {
         });
     }
 
-    /// A link, an address or a route of this machine changed: look at all ways as soon as it is time.
+    /// A link, an address or a route of this machine changed: look at all routes as soon as it is time.
     pub(super) fn handle_change(&self) {
         self.question.send_modify(|question| question.changes += 1);
     }
 
-    /// The peers to whom the way is another than at the last look, one look at a time.
+    /// The peers to whom the route is another than at the last look, one look at a time.
     pub(super) async fn concerned(&mut self) -> Vec<(PortId, Change)> {
         match self.concerned.recv().await {
             Some(ports) => ports,
@@ -95,7 +95,7 @@ async fn follow(
     mut asked: watch::Receiver<Question>,
     concerned: mpsc::Sender<Vec<(PortId, Change)>>,
 ) {
-    let ways = connect().await;
+    let routes = connect().await;
     let mut known = Known::default();
     while asked.changed().await.is_ok() {
         tripwire::task("underlay");
@@ -103,7 +103,7 @@ async fn follow(
             let question = asked.borrow_and_update();
             (question.endpoints.clone(), question.changes)
         };
-        let changed = known.update(&ways, endpoints, changes).await;
+        let changed = known.update(&routes, endpoints, changes).await;
         if !changed.is_empty() && concerned.send(changed).await.is_err() {
             return;
         }
@@ -111,11 +111,11 @@ async fn follow(
     }
 }
 
-async fn connect() -> Ways {
+async fn connect() -> RouteLookup {
     let mut retry = Retry::new(INTERVAL, LAST_PAUSE);
     loop {
-        match Ways::connect(Mark::BYPASS) {
-            Ok(ways) => return ways,
+        match RouteLookup::connect(Mark::BYPASS) {
+            Ok(routes) => return routes,
             Err(error) if retry.may_log(Instant::now().into()) => {
                 warn!(%error, "peers do not hear at once of changes of this machine's addresses, because the kernel cannot be asked for routes; that is tried again");
             }
@@ -125,32 +125,32 @@ async fn connect() -> Ways {
     }
 }
 
-/// The ways at the last look.
+/// The routes at the last look.
 #[derive(Default)]
 struct Known {
     changes: u64,
-    ways: HashMap<PortId, (SocketAddr, Seen)>,
+    routes: HashMap<PortId, (SocketAddr, Seen)>,
 }
 
 /// What a look has found.
 #[derive(Clone, PartialEq, Eq)]
 struct Seen {
-    way: Option<Way>,
+    route: Option<Route>,
     link_mtu: Option<u32>,
 }
 
 impl Known {
-    /// Looks again, at what may be news. Returns the peers to whom the way is another. Who has moved
-    /// has been heard from there, by whatever way.
+    /// Looks again, at what may be news. Returns the peers to whom the route is another. Who has moved
+    /// has been heard from there, by whatever route.
     async fn update(
         &mut self,
-        ways: &Ways,
+        routes: &RouteLookup,
         endpoints: Endpoints,
         changes: u64,
     ) -> Vec<(PortId, Change)> {
         let is_stale = std::mem::replace(&mut self.changes, changes) != changes;
-        let mut former = std::mem::take(&mut self.ways);
-        let mut look = Look::new(ways);
+        let mut former = std::mem::take(&mut self.routes);
+        let mut look = Look::new(routes);
         let mut concerned = Vec::new();
         for (port, endpoint) in endpoints {
             let former = former.remove(&port).filter(|(at, _)| *at == endpoint);
@@ -160,43 +160,43 @@ impl Known {
             };
             let change = former.and_then(|(_, former)| seen.change_since(&former));
             concerned.extend(change.map(|change| (port, change)));
-            self.ways.insert(port, (endpoint, seen));
+            self.routes.insert(port, (endpoint, seen));
         }
         concerned
     }
 }
 
-/// One look at many ways, most of them by the same link.
+/// One look at many routes, most of them by the same link.
 struct Look<'a> {
-    ways: &'a Ways,
+    routes: &'a RouteLookup,
     last: Option<Seen>,
 }
 
 impl<'a> Look<'a> {
-    fn new(ways: &'a Ways) -> Self {
-        Self { ways, last: None }
+    fn new(routes: &'a RouteLookup) -> Self {
+        Self { routes, last: None }
     }
 
     async fn at(&mut self, endpoint: SocketAddr) -> Seen {
-        let way = self.ways.to(endpoint).await;
-        let link = |way: &Option<Way>| way.as_ref().and_then(Way::interface);
+        let route = self.routes.to(endpoint).await;
+        let link = |route: &Option<Route>| route.as_ref().and_then(Route::interface);
         let last = self
             .last
             .as_ref()
-            .filter(|last| link(&last.way) == link(&way));
-        let link_mtu = match (last, &way) {
+            .filter(|last| link(&last.route) == link(&route));
+        let link_mtu = match (last, &route) {
             (Some(last), _) => last.link_mtu,
-            (None, Some(way)) => self.ways.link_mtu(way).await,
+            (None, Some(route)) => self.routes.link_mtu(route).await,
             (None, None) => None,
         };
-        self.last.insert(Seen { way, link_mtu }).clone()
+        self.last.insert(Seen { route, link_mtu }).clone()
     }
 }
 
 impl Seen {
     fn change_since(&self, former: &Self) -> Option<Change> {
-        if self.way != former.way {
-            return Some(Change::Way);
+        if self.route != former.route {
+            return Some(Change::Route);
         }
         (self.link_mtu != former.link_mtu).then_some(Change::LinkMtu)
     }
@@ -223,22 +223,22 @@ mod tests {
                     (near, "192.0.1.9:1".parse().unwrap()),
                     (far, "198.51.100.1:1".parse().unwrap()),
                 ];
-                let ways = Ways::connect(Mark::BYPASS).unwrap();
+                let routes = RouteLookup::connect(Mark::BYPASS).unwrap();
                 let mut known = Known::default();
                 let mut look =
-                    async |changes| known.update(&ways, endpoints.clone(), changes).await;
+                    async |changes| known.update(&routes, endpoints.clone(), changes).await;
                 assert_eq!(look(0).await, [], "the first look");
                 ip("route add 203.0.113.0/24 via 192.0.2.1");
                 ip("address add 192.0.3.1/24 dev west");
                 assert_eq!(look(1).await, [], "routes of others");
                 ip("route replace default via 192.0.2.1");
                 assert_eq!(look(1).await, [], "no change was announced");
-                assert_eq!(look(2).await, [(far, Change::Way)]);
+                assert_eq!(look(2).await, [(far, Change::Route)]);
                 assert_eq!(look(3).await, [], "told once");
                 ip("link set west mtu 1400");
                 assert_eq!(look(4).await, [(far, Change::LinkMtu)]);
                 ip("link set east down");
-                assert_eq!(look(5).await, [(near, Change::Way)]);
+                assert_eq!(look(5).await, [(near, Change::Route)]);
             });
         });
     }

@@ -189,7 +189,7 @@ impl PathMtu {
 
     /// The route to the peer, or the own link there, is another than before: prove the size, and ask
     /// for more.
-    pub(crate) fn handle_way_change(&mut self, now: Instant) {
+    pub(crate) fn handle_route_change(&mut self, now: Instant) {
         self.next_confirm = now;
         self.raise.handle_sign(now);
         if let Phase::Settled { proving: false, .. } = self.phase {

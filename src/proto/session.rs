@@ -271,7 +271,7 @@ impl Tables {
     ///
     /// # Errors
     /// `NoPort` of the switch, [`DropReason::NoSession`], [`DropReason::SessionExpired`].
-    pub fn way_to(
+    pub fn route_to(
         &self,
         port: PortId,
         now: Instant,

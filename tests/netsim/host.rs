@@ -170,7 +170,7 @@ impl Host {
         port: PortId,
         frame: &[u8],
     ) -> Result<Vec<Sent>, DropReason> {
-        let (session, to, datagram_len) = self.tables.way_to(port, now)?;
+        let (session, to, datagram_len) = self.tables.route_to(port, now)?;
         let session = session.clone();
         let mut sent = Vec::new();
         let mut outgoing = Outgoing::new(frame, self.next_frame_id, None);

@@ -74,7 +74,7 @@ impl Node {
         let Some(peer) = self.peers.get_mut(at) else {
             return;
         };
-        peer.path.handle_way_change(now);
+        peer.path.handle_route_change(now);
         peer.trains.restart(now);
         if !peer.is_up {
             peer.call_by_new_route(now);
@@ -85,7 +85,7 @@ impl Node {
     /// The own link by which this peer is reached takes packets of another size than before.
     pub fn handle_link_mtu_change(&mut self, now: Instant, port: PortId) {
         if let Some(peer) = self.peer(port) {
-            peer.path.handle_way_change(now);
+            peer.path.handle_route_change(now);
             peer.trains.restart(now);
         }
     }

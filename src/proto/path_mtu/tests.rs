@@ -194,13 +194,13 @@ fn a_sign_of_change_is_followed_at_once_and_not_too_often() {
     bench.run(400);
     assert_eq!(bench.path.current(), 1400);
     bench.carries = 1500;
-    bench.path.handle_way_change(bench.now);
+    bench.path.handle_route_change(bench.now);
     let took = bench.run_until(5, |path| path.current() == 1500);
     assert!(took < Duration::from_secs(1), "{took:?}");
     bench.run(60);
     bench.probes = 0;
     for _ in 0..200 {
-        bench.path.handle_way_change(bench.now);
+        bench.path.handle_route_change(bench.now);
         bench.run_until(1, |_| false);
     }
     // In each second a proof, in every fourth a question for more.
@@ -211,7 +211,7 @@ fn a_sign_of_change_is_followed_at_once_and_not_too_often() {
 fn a_link_that_became_narrow_is_noticed_without_traffic() {
     let mut bench = Bench::settled(1500);
     (bench.link, bench.has_traffic) = (1400, false);
-    bench.path.handle_way_change(bench.now);
+    bench.path.handle_route_change(bench.now);
     let took = bench.run_until(5, |path| path.current() == 1400);
     assert!(took < Duration::from_secs(1), "{took:?}");
 }

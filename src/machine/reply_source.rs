@@ -19,7 +19,7 @@ use crate::io::mark::Mark;
 use crate::wire::local::Local;
 
 /// Asks the kernel of the network namespace in which it was opened.
-pub(crate) struct WayBack {
+pub(crate) struct ReplySourceLookup {
     kernel: Socket,
     mark: Mark,
     questions: u32,
@@ -32,7 +32,7 @@ struct Found {
     interface: Option<u32>,
 }
 
-impl WayBack {
+impl ReplySourceLookup {
     /// For sockets with `mark`.
     ///
     /// # Errors
@@ -177,7 +177,7 @@ mod tests {
                     "route add default via {gateway} dev {name} metric {metric}"
                 ));
             }
-            let mut way_back = WayBack::open(Mark::BYPASS).unwrap();
+            let mut lookup = ReplySourceLookup::open(Mark::BYPASS).unwrap();
             let one = index("one");
             for (called, interface, told) in [
                 // The address and interface that the kernel chooses.
@@ -202,21 +202,21 @@ mod tests {
                 let address = called.parse().unwrap();
                 let local = Local::new(address, index(interface)).unwrap();
                 let expected = told.map(|interface| Local { address, interface });
-                let found = way_back.to(remote.parse().unwrap(), local);
+                let found = lookup.to(remote.parse().unwrap(), local);
                 assert_eq!(found, expected, "{called} by {interface}");
             }
             // A rule by source is how many machines with two uplinks do it.
             ip("route add default via 10.0.2.1 dev two table 7");
             ip("rule add from 10.0.2.2 lookup 7");
             let local = Local::new("10.0.2.2".parse().unwrap(), index("two")).unwrap();
-            let found = way_back.to("198.51.100.1:1".parse().unwrap(), local);
+            let found = lookup.to("198.51.100.1:1".parse().unwrap(), local);
             assert_eq!(found.unwrap().interface, 0);
             // What was deleted is no reason to fail.
             ip("link del two");
-            let found = way_back.to("198.51.100.1:1".parse().unwrap(), local);
+            let found = lookup.to("198.51.100.1:1".parse().unwrap(), local);
             assert_eq!(found.unwrap().interface, 0);
             let local = Local::new("10.0.1.2".parse().unwrap(), one).unwrap();
-            assert_eq!(way_back.to("198.51.100.1:1".parse().unwrap(), local), None);
+            assert_eq!(lookup.to("198.51.100.1:1".parse().unwrap(), local), None);
         });
     }
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The way that datagrams take to an address: what the kernel says when it is asked for the route.
+//! The route that datagrams take to an address: what the kernel says when it is asked for the route.
 //!
 //! Most changes of a machine's addresses and routes concern no tunnel. Whoever wants to know whether
-//! one does compares the ways before and after. The path MTU is not part of a way: ICMP messages of
-//! anybody change it. The size that the link takes is this machine's own, and asked for apart. Belongs to the network namespace of the thread that calls [`Ways::connect`].
+//! one does compares the routes before and after. The path MTU is not part of a route: ICMP messages of
+//! anybody change it. The size that the link takes is this machine's own, and asked for apart. Belongs to the network namespace of the thread that calls [`RouteLookup::connect`].
 
 use std::{io, net::SocketAddr};
 
@@ -16,21 +16,21 @@ use rtnetlink::packet_route::{
 use super::{netlink::Netlink, path};
 use crate::io::mark::Mark;
 
-/// One way to an address. Equal ways have the same link, next router and address of ours.
+/// One route to an address. Equal routes have the same link, next router and address of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Way {
+pub(crate) struct Route {
     interface: Option<u32>,
     gateway: Option<RouteAddress>,
     source: Option<RouteAddress>,
 }
 
-/// Asks the kernel for ways.
-pub(crate) struct Ways {
+/// Asks the kernel for routes.
+pub(crate) struct RouteLookup {
     netlink: Netlink,
     mark: Mark,
 }
 
-impl Ways {
+impl RouteLookup {
     /// Of sockets with `mark`. Must be called on a tokio runtime.
     ///
     /// # Errors
@@ -40,26 +40,26 @@ impl Ways {
         Ok(Self { netlink, mark })
     }
 
-    /// The way to `address`, `None` if there is none.
-    pub(crate) async fn to(&self, address: SocketAddr) -> Option<Way> {
-        let way = self.ask(address).await;
-        if way.is_none() && !self.netlink.is_well() {
+    /// The route to `address`, `None` if there is none.
+    pub(crate) async fn to(&self, address: SocketAddr) -> Option<Route> {
+        let route = self.ask(address).await;
+        if route.is_none() && !self.netlink.is_well() {
             return self.ask(address).await;
         }
-        way
+        route
     }
 
-    async fn ask(&self, address: SocketAddr) -> Option<Way> {
+    async fn ask(&self, address: SocketAddr) -> Option<Route> {
         let handle = self.netlink.handle();
         let routes = handle.route().get(self.question(address)).execute();
         let route = std::pin::pin!(routes).try_next().await.ok().flatten()?;
-        Some(Way::of(&route))
+        Some(Route::of(&route))
     }
 
-    /// The largest packet that the link of `way` takes.
-    pub(crate) async fn link_mtu(&self, way: &Way) -> Option<u32> {
+    /// The largest packet that the link of `route` takes.
+    pub(crate) async fn link_mtu(&self, route: &Route) -> Option<u32> {
         let handle = self.netlink.handle();
-        let links = handle.link().get().match_index(way.interface?);
+        let links = handle.link().get().match_index(route.interface?);
         let link = std::pin::pin!(links.execute()).try_next().await.ok()??;
         let is_mtu = |attribute: &LinkAttribute| match attribute {
             LinkAttribute::Mtu(mtu) => Some(*mtu),
@@ -80,23 +80,23 @@ impl Ways {
     }
 }
 
-impl Way {
+impl Route {
     /// The number of the link.
     pub(crate) fn interface(&self) -> Option<u32> {
         self.interface
     }
 
     fn of(route: &RouteMessage) -> Self {
-        let mut way = Self::default();
+        let mut found = Self::default();
         for attribute in &route.attributes {
             match attribute {
-                RouteAttribute::Oif(index) => way.interface = Some(*index),
-                RouteAttribute::Gateway(address) => way.gateway = Some(address.clone()),
-                RouteAttribute::PrefSource(address) => way.source = Some(address.clone()),
+                RouteAttribute::Oif(index) => found.interface = Some(*index),
+                RouteAttribute::Gateway(address) => found.gateway = Some(address.clone()),
+                RouteAttribute::PrefSource(address) => found.source = Some(address.clone()),
                 _ => {}
             }
         }
-        way
+        found
     }
 }
 
@@ -105,8 +105,8 @@ mod tests {
     use super::*;
     use crate::testing::{block_on, in_namespace, ip, wait_for_addresses};
 
-    async fn to(ways: &Ways, address: &str) -> Option<Way> {
-        ways.to(address.parse().unwrap()).await
+    async fn to(routes: &RouteLookup, address: &str) -> Option<Route> {
+        routes.to(address.parse().unwrap()).await
     }
 
     #[test]
@@ -123,7 +123,7 @@ mod tests {
             ip("route add default via 192.0.1.1");
             ip("-6 route add default via fd00:1::1");
             block_on(async {
-                let ways = Ways::connect(Mark::BYPASS).unwrap();
+                let routes = RouteLookup::connect(Mark::BYPASS).unwrap();
                 for (family, far, mapped, other) in [
                     (
                         "",
@@ -138,21 +138,21 @@ mod tests {
                         "2001:db8:1::/48",
                     ),
                 ] {
-                    let first = to(&ways, far).await;
+                    let first = to(&routes, far).await;
                     assert!(first.is_some());
-                    assert_eq!(to(&ways, mapped).await, first);
+                    assert_eq!(to(&routes, mapped).await, first);
                     let gateway = if family.is_empty() { "192.0" } else { "fd00" };
                     let via = |net| match family {
                         "" => format!("via {gateway}.{net}.1"),
                         _ => format!("via {gateway}:{net}::1"),
                     };
                     ip(&format!("{family} route add {other} {}", via(2)));
-                    assert_eq!(to(&ways, far).await, first, "the route of another");
+                    assert_eq!(to(&routes, far).await, first, "the route of another");
                     ip(&format!("{family} route replace default {}", via(2)));
-                    let second = to(&ways, far).await;
+                    let second = to(&routes, far).await;
                     assert!(second.is_some() && second != first);
                     ip(&format!("{family} route del default"));
-                    assert_eq!(to(&ways, far).await, None);
+                    assert_eq!(to(&routes, far).await, None);
                 }
             });
         });

@@ -14,15 +14,15 @@ use std::{
 
 use tracing::warn;
 
-use crate::{io::mark::Mark, machine::way_back::WayBack, wire::local::Local};
+use crate::{io::mark::Mark, machine::reply_source::ReplySourceLookup, wire::local::Local};
 
 /// Callers about whom the kernel is asked in a second; anybody can call.
 const QUESTIONS: u32 = 64;
 /// Answers of the kernel that are remembered.
 const ANSWERS: usize = 256;
 
-pub(super) struct WaysBack {
-    kernel: Option<WayBack>,
+pub(super) struct ReplySources {
+    kernel: Option<ReplySourceLookup>,
     /// What the kernel has to be told, by the caller and what it has called.
     answers: HashMap<(IpAddr, Local), Option<Local>>,
     second: Instant,
@@ -39,9 +39,9 @@ struct Kept {
     told: Option<Local>,
 }
 
-impl WaysBack {
+impl ReplySources {
     pub(super) fn new(now: Instant) -> Self {
-        let kernel = WayBack::open(Mark::BYPASS)
+        let kernel = ReplySourceLookup::open(Mark::BYPASS)
             .inspect_err(|error| {
                 warn!(%error, "answers leave by the interface that the routes say; the kernel cannot be asked for others");
             })
