@@ -18,7 +18,7 @@
 mod assign;
 mod bucket;
 mod entry;
-mod forget;
+mod flush;
 mod hash;
 mod history;
 mod learn;

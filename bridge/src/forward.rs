@@ -283,7 +283,7 @@ impl Switch {
         if self.guards_sources {
             self.fdb.bind_port(port);
         } else {
-            self.fdb.forget_port(port);
+            self.fdb.flush_port(port);
         }
     }
 
@@ -292,7 +292,7 @@ impl Switch {
         if self.guards_sources {
             self.fdb.bind_learned();
         } else {
-            self.fdb.forget_learned();
+            self.fdb.flush_learned();
         }
     }
 

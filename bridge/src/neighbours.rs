@@ -230,7 +230,7 @@ impl Neighbours {
     }
 
     /// Forgets what was learned on a port.
-    pub fn forget_port(&mut self, port: PortId) {
+    pub fn flush_port(&mut self, port: PortId) {
         self.bindings.retain(|_, binding| binding.port != port);
         self.on_port.remove(&port);
     }

@@ -66,7 +66,7 @@ enum Event {
     Remove {
         name: u8,
     },
-    ForgetPort {
+    FlushPort {
         port: PortId,
     },
     BindPort {
@@ -106,7 +106,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         2 => (0..NAMES, 0..4u32)
             .prop_map(|(name, sequence)| Event::Withdraw { name, sequence }),
         2 => (0..NAMES).prop_map(|name| Event::Remove { name }),
-        1 => port().prop_map(|port| Event::ForgetPort { port }),
+        1 => port().prop_map(|port| Event::FlushPort { port }),
         2 => port().prop_map(|port| Event::BindPort { port }),
         1 => (port(), 0..VLANS)
             .prop_map(|(port, name)| Event::ForgetPortIn { port, vid: vid(name) }),
@@ -224,9 +224,9 @@ impl Pair {
                 let known = self.fdb.remove(vid(name), mac(name));
                 assert!(self.model.remove(&name).is_none() || known);
             }
-            Event::ForgetPort { port } => {
-                let forgotten = self.fdb.forget_port(port);
-                self.forget(forgotten, |_, entry| entry.port == port);
+            Event::FlushPort { port } => {
+                let flushed = self.fdb.flush_port(port);
+                self.flush(flushed, |_, entry| entry.port == port);
             }
             Event::BindPort { port } => {
                 self.fdb.bind_port(port);
@@ -236,18 +236,18 @@ impl Pair {
                 }
             }
             Event::ForgetPortIn { port, vid: gone } => {
-                let forgotten = self.fdb.forget_port_in(port, gone);
-                self.forget(forgotten, |name, entry| {
+                let flushed = self.fdb.flush_port_in(port, gone);
+                self.flush(flushed, |name, entry| {
                     entry.port == port && vid(name) == gone
                 });
             }
             Event::ForgetVlan { vid: gone } => {
-                let forgotten = self.fdb.forget_vlan(gone);
-                self.forget(forgotten, |name, _| vid(name) == gone);
+                let flushed = self.fdb.flush_vlan(gone);
+                self.flush(flushed, |name, _| vid(name) == gone);
             }
             Event::ForgetLearned => {
-                let forgotten = self.fdb.forget_learned();
-                self.forget(forgotten, |_, _| true);
+                let flushed = self.fdb.flush_learned();
+                self.flush(flushed, |_, _| true);
             }
             Event::Wait { seconds } => {
                 self.now_s += seconds;
@@ -259,11 +259,11 @@ impl Pair {
     }
 
     /// The table has forgotten so many, of which the model may have dropped some as they expired.
-    fn forget(&mut self, forgotten: usize, is_meant: impl Fn(u8, &Entry) -> bool) {
+    fn flush(&mut self, flushed: usize, is_meant: impl Fn(u8, &Entry) -> bool) {
         let before = self.model.len();
         self.model
             .retain(|&name, entry| !entry.is_learned() || !is_meant(name, entry));
-        assert!(before - self.model.len() <= forgotten);
+        assert!(before - self.model.len() <= flushed);
     }
 
     fn learn(&mut self, name: u8, port: PortId) {

@@ -89,7 +89,7 @@ impl World {
                 .fetch_add(u32::from(random.below(self.frames_per_s) == 0), Relaxed);
             let (vid, mac) = (Vid::UNTAGGED, mac(name));
             match random.below(128) {
-                0 => drop(self.fdb.forget_port(port)),
+                0 => drop(self.fdb.flush_port(port)),
                 1 => drop(self.fdb.remove(vid, mac)),
                 // Learned, as the other origins would fill the table for good.
                 2 => drop(self.fdb.insert(vid, mac, port, Origin::Learned, now_s)),
@@ -101,8 +101,8 @@ impl World {
                     }
                 }
                 4 => drop(self.fdb.withdraw(vid, mac, random.below(8) as u32)),
-                5 if random.below(100) == 0 => drop(self.fdb.forget_vlan(vid)),
-                6 if random.below(100) == 0 => drop(self.fdb.forget_learned()),
+                5 if random.below(100) == 0 => drop(self.fdb.flush_vlan(vid)),
+                6 if random.below(100) == 0 => drop(self.fdb.flush_learned()),
                 7 => drop(self.fdb.learn_in_place(vid, mac, port, now_s)),
                 8 => drop(self.fdb.bind_port(port)),
                 _ => drop(self.fdb.learn(vid, mac, port, now_s)),

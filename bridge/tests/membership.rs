@@ -446,7 +446,7 @@ fn a_port_that_comes_up_gets_everything_until_it_was_asked() {
         net.hear(B, &join_v2(GROUP));
         assert_eq!(net.egress(&data(GROUP)), with(&[B]), "{name}");
 
-        net.snooping.forget_port(B);
+        net.snooping.flush_port(B);
         assert_eq!(net.egress(&data(GROUP)), with(&[]), "{name}: down");
         net.snooping.port_up(B, net.now_s);
         assert_eq!(net.egress(&data(GROUP)), with(&[B]), "{name}: up");
@@ -655,9 +655,9 @@ fn a_port_that_is_gone_wants_nothing() {
     let mut net = Net::pruning();
     net.hear(B, &join_v2(GROUP));
     net.hear(C, &join_v2(GROUP));
-    net.snooping.forget_port(B);
+    net.snooping.flush_port(B);
     assert_eq!(net.egress(&data(GROUP)), ports([A, C]));
-    net.snooping.forget_port(A);
+    net.snooping.flush_port(A);
     assert_eq!(net.egress(&data(GROUP)), ports([C]));
 }
 

@@ -58,7 +58,7 @@ enum Event {
         port: u16,
         group: u8,
     },
-    ForgetPort {
+    FlushPort {
         port: u16,
     },
     Wait {
@@ -78,7 +78,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => (vlan(), port()).prop_map(|(vlan, port)| Event::Query { vlan, port }),
         2 => (vlan(), port(), group())
             .prop_map(|(vlan, port, group)| Event::QueryGroup { vlan, port, group }),
-        1 => port().prop_map(|port| Event::ForgetPort { port }),
+        1 => port().prop_map(|port| Event::FlushPort { port }),
         4 => prop_oneof![0..5u64, 0..200u64].prop_map(|seconds| Event::Wait { seconds }),
     ]
 }
@@ -141,8 +141,8 @@ impl Pair {
                     }
                 }
             }
-            Event::ForgetPort { port } => {
-                self.snooping.forget_port(PortId(port));
+            Event::FlushPort { port } => {
+                self.snooping.flush_port(PortId(port));
                 self.members.retain(|&(_, _, on), _| on != port);
                 self.routers.retain(|&(_, on), _| on != port);
             }

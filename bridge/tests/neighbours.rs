@@ -524,7 +524,7 @@ fn a_million_addresses_on_one_port_take_its_share_only() {
     flood(&mut net, B, 1);
     // Those that are known already move to where they are claimed, which takes no room.
     assert_eq!(net.entries(1).count(), 601);
-    net.forget_port(B);
+    net.flush_port(B);
     assert_eq!(net.entries(1).count(), 0);
     flood(&mut net, A, 2);
     assert_eq!(net.entries(301).count(), 600);

@@ -233,10 +233,10 @@ impl Addresses<'_> {
         let vid = flush.vid.map(vlan).transpose()?;
         let port = flush.port.as_deref().map(|port| self.port(port));
         let forgotten = match (port.transpose()?, vid) {
-            (Some(port), Some(vid)) => self.fdb.forget_port_in(port, vid),
-            (Some(port), None) => self.fdb.forget_port(port),
-            (None, Some(vid)) => self.fdb.forget_vlan(vid),
-            (None, None) => self.fdb.forget_learned(),
+            (Some(port), Some(vid)) => self.fdb.flush_port_in(port, vid),
+            (Some(port), None) => self.fdb.flush_port(port),
+            (None, Some(vid)) => self.fdb.flush_vlan(vid),
+            (None, None) => self.fdb.flush_learned(),
         };
         info!(
             port = flush.port,

@@ -89,7 +89,7 @@ pub fn the_addresses_of_a_port_are_counted_exactly() {
         let fdb = table();
         fdb.learn(VID, A, P1, 0);
         let learn = |fdb: &Fdb| fdb.learn(VID, A, P2, 1);
-        race(&fdb, learn, |fdb: &Fdb| fdb.forget_port(P1));
+        race(&fdb, learn, |fdb: &Fdb| fdb.flush_port(P1));
         assert_exact(&fdb);
     });
 }

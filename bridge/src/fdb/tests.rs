@@ -133,11 +133,11 @@ fn a_port_takes_no_more_than_its_share() {
             "{name} on {port:?} at {at_s}"
         );
     }
-    fdb.forget_port(P1);
+    fdb.flush_port(P1);
     assert_eq!(
         learn(&fdb, 7, P1, 300),
         New,
-        "what is forgotten no longer counts"
+        "what is flushed no longer counts"
     );
 }
 
@@ -193,7 +193,7 @@ fn forgets_a_port_but_not_what_was_assigned_to_it() {
     learn(&fdb, 1, P1, 0);
     learn(&fdb, 2, P2, 0);
     insert(&fdb, 3, P1, Origin::Static).unwrap();
-    fdb.forget_port(P1);
+    fdb.flush_port(P1);
     assert_eq!(
         [1, 2, 3].map(|name| lookup(&fdb, name, 0)),
         [None, Some(P2), Some(P1)]
@@ -316,7 +316,7 @@ fn the_address_of_a_station_whose_port_is_down_is_kept_from_guarded_ports() {
     assert_eq!(learn(&fdb, 1, P2, 1), New, "no guard");
     assert_eq!(lookup(&fdb, 1, 1), Some(P2));
     let fdb = down();
-    assert_eq!(fdb.forget_learned(), 1);
+    assert_eq!(fdb.flush_learned(), 1);
     assert_eq!(in_place(&fdb, P2, 1), (New, Some(P2)));
     let fdb = down();
     for name in 10..20 {
@@ -336,7 +336,7 @@ fn an_address_in_its_place_is_not_moved_by_a_guarded_port() {
         (1, P1, 1, Known),
         (1, P2, 2, Elsewhere { on: P1 }),
         (1, P2, 100, Elsewhere { on: P1 }),
-        (1, P2, 101, New), // forgotten by then
+        (1, P2, 101, New), // flushed by then
         (2, P2, 0, Elsewhere { on: P1 }),
         (3, P2, 0, Elsewhere { on: P1 }),
     ] {
@@ -383,7 +383,7 @@ fn a_station_that_moved_here_outlives_what_was_said_before() {
             false,
         ),
         ("said later", 1, 8, Ok(()), true),
-        ("forgotten by then", 101, 0, Ok(()), true),
+        ("flushed by then", 101, 0, Ok(()), true),
     ] {
         let fdb = one_bucket(100);
         fdb.advertise(Vid::UNTAGGED, mac(1), P1, 7, 0).unwrap();
@@ -453,29 +453,29 @@ fn forgets_by_port_by_vlan_and_all() {
     let (seven, eight) = (Vid::new(7).unwrap(), Vid::new(8).unwrap());
     type Forget = fn(&Fdb) -> usize;
     let cases: [(&str, Forget, &[u8]); 4] = [
-        ("port 1", |fdb| fdb.forget_port(P1), &[2, 4]),
+        ("port 1", |fdb| fdb.flush_port(P1), &[2, 4]),
         (
             "VLAN 7 of port 1",
-            |fdb| fdb.forget_port_in(P1, Vid::new(7).unwrap()),
+            |fdb| fdb.flush_port_in(P1, Vid::new(7).unwrap()),
             &[2, 3, 4],
         ),
         (
             "VLAN 7",
-            |fdb| fdb.forget_vlan(Vid::new(7).unwrap()),
+            |fdb| fdb.flush_vlan(Vid::new(7).unwrap()),
             &[3, 4],
         ),
-        ("all", |fdb| fdb.forget_learned(), &[4]),
+        ("all", |fdb| fdb.flush_learned(), &[4]),
     ];
-    for (name, forget, left) in cases {
+    for (name, flush, left) in cases {
         let fdb = one_bucket(100);
         fdb.learn(seven, mac(1), P1, 0);
         fdb.learn(seven, mac(2), P2, 0);
         fdb.learn(eight, mac(3), P1, 0);
         fdb.insert(seven, mac(4), P1, Origin::Static, 0).unwrap();
-        let forgotten = forget(&fdb);
+        let flushed = flush(&fdb);
         let mut names: Vec<_> = fdb.entries(0).map(|entry| entry.mac.0[5]).collect();
         names.sort_unstable();
-        assert_eq!(names.len() + forgotten, 4, "{name}");
+        assert_eq!(names.len() + flushed, 4, "{name}");
         assert_eq!(names, left, "{name}");
     }
 }

@@ -216,7 +216,7 @@ impl Snooping {
     }
 
     /// Forgets a port that is no more.
-    pub fn forget_port(&mut self, port: PortId) {
+    pub fn flush_port(&mut self, port: PortId) {
         self.retain_members(|at, _| at != port);
         for vlan in self.vlans.values_mut() {
             vlan.routers.remove(&port);

@@ -88,8 +88,8 @@ impl Pair {
             }
             1 => match choices.below(3) {
                 0 => {
-                    self.switch.fdb().forget_port(port);
-                    self.model.forget_port(port);
+                    self.switch.fdb().flush_port(port);
+                    self.model.flush_port(port);
                 }
                 1 => {
                     self.switch.relearn_behind(port);
@@ -479,7 +479,7 @@ impl Model {
         true
     }
 
-    fn forget_port(&mut self, port: PortId) {
+    fn flush_port(&mut self, port: PortId) {
         self.stations.retain(|_, station| station.port != port);
     }
 

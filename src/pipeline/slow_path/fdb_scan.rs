@@ -136,7 +136,7 @@ mod tests {
         // One appears and another one goes.
         let (new, gone) = (Vid::new(200).unwrap(), Vid::new(7).unwrap());
         fdb.learn(new, MacAddr([2, 0, 0, 0, 0, 1]), PortId(0), 1);
-        fdb.forget_vlan(gone);
+        fdb.flush_vlan(gone);
         for _ in 0..BATCHES {
             assert!(scan.vlans().contains(gone), "until all was read");
             scan.advance(&fdb, 1);

@@ -72,7 +72,7 @@ impl Groups {
 
     pub(super) fn peer_down(&mut self, port: PortId) {
         self.present.remove(&port);
-        self.snooping.forget_port(port);
+        self.snooping.flush_port(port);
     }
 
     /// Asks in the VLANs of these stations, and sends the queries that are due.

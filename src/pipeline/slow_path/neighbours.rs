@@ -72,7 +72,7 @@ impl NeighbourProxy {
 
     pub(super) fn peer_down(&mut self, port: PortId) {
         if let Some(neighbours) = &mut self.neighbours {
-            neighbours.forget_port(port);
+            neighbours.flush_port(port);
         }
     }
 

@@ -49,7 +49,7 @@ fuzz_target!(|input: Input| {
                     assert_eq!(inspect(&bytes), Content::Membership);
                 }
             }
-            Event::ForgetPort { port } => snooping.forget_port(port_id(*port)),
+            Event::FlushPort { port } => snooping.flush_port(port_id(*port)),
             Event::Wait { seconds } => {
                 now_s = now_s.wrapping_add(u32::from(*seconds));
                 for query in snooping.poll(now_s) {
@@ -102,7 +102,7 @@ enum Event {
         tags: Vec<[u8; 2]>,
         frame: Frame,
     },
-    ForgetPort {
+    FlushPort {
         port: u8,
     },
     Wait {

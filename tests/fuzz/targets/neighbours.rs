@@ -36,7 +36,7 @@ fuzz_target!(|input: Input| {
             Event::Ask { port, tags, frame } => {
                 ask(&mut net, port_id(*port), &frame.bytes(tags), now_s);
             }
-            Event::ForgetPort { port } => net.forget_port(port_id(*port)),
+            Event::FlushPort { port } => net.flush_port(port_id(*port)),
             Event::Wait { seconds } => now_s = now_s.wrapping_add(u32::from(*seconds)),
         }
         assert!(net.entries(now_s).count() <= MAX);
@@ -88,7 +88,7 @@ enum Event {
         tags: Vec<[u8; 2]>,
         frame: Frame,
     },
-    ForgetPort {
+    FlushPort {
         port: u8,
     },
     Wait {

@@ -14,8 +14,8 @@ impl Fdb {
     ///
     /// A frame of that port which another thread has in hand may be learned right after. That is
     /// true, if late, and it ages.
-    pub fn forget_port(&self, port: PortId) -> usize {
-        self.forget(|_, held| held.port == port)
+    pub fn flush_port(&self, port: PortId) -> usize {
+        self.flush(|_, held| held.port == port)
     }
 
     /// Forgets where the stations behind `port` live and says how many those were, but keeps their
@@ -31,22 +31,22 @@ impl Fdb {
         self.change_learned(|_, held| !held.is_bound(), Value::bound)
     }
 
-    /// [`Self::forget_port`] for one VLAN of the port.
-    pub fn forget_port_in(&self, port: PortId, vid: Vid) -> usize {
-        self.forget(|key, held| held.port == port && key.vid() == vid)
+    /// [`Self::flush_port`] for one VLAN of the port.
+    pub fn flush_port_in(&self, port: PortId, vid: Vid) -> usize {
+        self.flush(|key, held| held.port == port && key.vid() == vid)
     }
 
     /// Forgets what was learned in this VLAN and says how much that was.
-    pub fn forget_vlan(&self, vid: Vid) -> usize {
-        self.forget(|key, _| key.vid() == vid)
+    pub fn flush_vlan(&self, vid: Vid) -> usize {
+        self.flush(|key, _| key.vid() == vid)
     }
 
     /// Forgets all that was learned and says how much that was.
-    pub fn forget_learned(&self) -> usize {
-        self.forget(|_, _| true)
+    pub fn flush_learned(&self) -> usize {
+        self.flush(|_, _| true)
     }
 
-    fn forget(&self, is_meant: impl Fn(Key, Value) -> bool) -> usize {
+    fn flush(&self, is_meant: impl Fn(Key, Value) -> bool) -> usize {
         self.change_learned(is_meant, Value::vacated)
     }
 
