@@ -35,7 +35,7 @@ ONLY_FOR = {
     # Of the pipeline, the control task asks the machine for routes and names. Data threads do not.
     "machine": {
         "machine", "provider", "tunnel", "host", "cli",
-        "pipeline::control", "pipeline::underlay", "pipeline::ways_back",
+        "pipeline::control", "pipeline::underlay", "pipeline::reply_sources",
     },
     # A provider has the frames of its TAP; all else it has of `machine`.
     "io::udp": {"io", "pipeline", "tunnel"},

@@ -12,7 +12,7 @@
 //! routing    which destinations go through the tunnel; in the same way, `lock` and `journal`
 //! dns        name servers for what is resolved here; `proxy`, which proxy programs find
 //! path       the way out below every tunnel; `changes`, when to look again
-//! way        the route to an address; `way_back`, from which address to answer
+//! route      the route to an address; `reply_source`, from which address and interface to answer
 //! resolver   addresses of names, looked up on a few threads that nobody waits for
 //! groups     the multicast groups of a link
 //! sockets    sockets through the tunnel, and outside of it by their mark

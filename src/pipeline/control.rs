@@ -133,9 +133,9 @@ impl ControlTask {
         }
         let mut meter_tick = tokio::time::interval(meter::INTERVAL);
         meter_tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let pulse = self.shared.vitals.pulse("control");
+        let heartbeat = self.shared.watchdog.heartbeat("control");
         loop {
-            pulse.work();
+            heartbeat.work();
             self.pump();
             let due = self.node.poll_timeout();
             tokio::select! {

@@ -18,7 +18,7 @@ use super::{
     offload,
     recovery::Recovery,
     shared::{Shared, TablesCache},
-    vitals::Pulse,
+    watchdog::Heartbeat,
 };
 use crate::{
     io::udp::{SendError, SendFailure, Senders},
@@ -296,16 +296,16 @@ impl TrainSink {
 }
 
 /// The second step, by a worker.
-pub(super) fn seal(shared: Arc<Shared>, worker: Worker<Train>, pulse: &Pulse) {
+pub(super) fn seal(shared: Arc<Shared>, worker: Worker<Train>, heartbeat: &Heartbeat) {
     let mut recovery = Recovery::new(shared);
-    pulse.rest();
+    heartbeat.rest();
     worker.run(|train| {
-        pulse.work();
+        heartbeat.work();
         if recovery.catch(|| train.seal()).is_none() {
             recovery.blame(Some(PortId::TAP));
             train.clear();
         }
-        pulse.rest();
+        heartbeat.rest();
     });
 }
 
@@ -329,17 +329,17 @@ impl UdpTx {
     }
 
     /// Sends what the workers have sealed until the first step has ended.
-    pub(super) fn run(mut self, mut sealed: Collector<Train>, pulse: &Pulse) {
+    pub(super) fn run(mut self, mut sealed: Collector<Train>, heartbeat: &Heartbeat) {
         let mut recovery = Recovery::new(self.shared.clone());
-        pulse.rest();
+        heartbeat.rest();
         while let Collected::Batch(mut train) = sealed.collect(None) {
-            pulse.work();
+            heartbeat.work();
             if recovery.catch(|| self.send(&train)).is_none() {
                 recovery.blame(Some(PortId::TAP));
             }
             train.clear();
             sealed.give_back(train);
-            pulse.rest();
+            heartbeat.rest();
         }
     }
 

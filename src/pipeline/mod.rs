@@ -45,7 +45,7 @@ mod trouble;
 mod unauthenticated;
 mod underlay;
 mod view;
-pub(crate) mod vitals;
+pub(crate) mod watchdog;
 
 use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 
@@ -66,7 +66,7 @@ use self::{
     supervision::{join_all, supervise, watch_over},
     threads::Threads,
     view::EVENTS,
-    vitals::Vitals,
+    watchdog::Watchdog,
 };
 use crate::{
     control::message::{Answered, FdbRequest},
@@ -258,8 +258,8 @@ impl Engine {
     }
 
     /// Whether its threads and tasks get on with their work.
-    pub(crate) fn vitals(&self) -> Arc<Vitals> {
-        self.shared.vitals.clone()
+    pub(crate) fn watchdog(&self) -> Arc<Watchdog> {
+        self.shared.watchdog.clone()
     }
 }
 
@@ -379,7 +379,7 @@ impl Parts {
         let mut tasks = JoinSet::new();
         tasks.spawn(supervise("control", control, events.clone()));
         tasks.spawn(supervise("slow path", slow_path, events.clone()));
-        tasks.spawn(watch_over(shared.vitals.clone(), events.clone()));
+        tasks.spawn(watch_over(shared.watchdog.clone(), events.clone()));
         tasks
     }
 }

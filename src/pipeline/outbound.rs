@@ -26,7 +26,7 @@ use super::{
     thread_priority::ThreadPriority,
     trouble::Trouble,
     view::Stopped,
-    vitals::Pulse,
+    watchdog::Heartbeat,
 };
 use crate::{
     io::{tap::TapQueue, waker},
@@ -78,18 +78,18 @@ impl Outbound {
     }
 
     /// Works until the tunnel stops or the TAP is gone.
-    pub(super) fn run(mut self, nice: i32, pulse: &Pulse) -> Stopped {
+    pub(super) fn run(mut self, nice: i32, heartbeat: &Heartbeat) -> Stopped {
         let mut priority = ThreadPriority::of_this_thread(nice);
         let mut recovery = Recovery::new(self.shared.clone());
         let mut trouble = Trouble::default();
         loop {
-            pulse.rest();
+            heartbeat.rest();
             let (tap, stop) = (self.tap.as_fd(), self.shared.stop.as_fd());
             let ready = match &self.injected {
                 None => waker::wait(&[tap, stop], Some(IDLE)),
                 Some(injected) => waker::wait(&[tap, stop, injected.waker().as_fd()], Some(IDLE)),
             };
-            pulse.work();
+            heartbeat.work();
             match ready {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
                 Ok(ready) if ready.is_broken(0) && self.tap.is_lost() => return Stopped::TapLost,

@@ -25,7 +25,7 @@ use super::{
     notices::{Control, Notices},
     presence::Presence,
     slow_path::event::{INJECTED_PER_PORT, InjectedFrame, PUNTED_FRAMES, PuntedFrame, QUESTIONS},
-    vitals::Vitals,
+    watchdog::Watchdog,
 };
 use crate::{
     io::waker::Waker,
@@ -106,7 +106,7 @@ pub(super) struct Shared {
     /// Of the ports, for logs.
     names: OnceLock<Vec<String>>,
     /// Whether all threads and tasks get on.
-    pub(super) vitals: Arc<Vitals>,
+    pub(super) watchdog: Arc<Watchdog>,
     drops: Mutex<Vec<Arc<Drops>>>,
     /// Counted where the queue to the control thread or the slow path was full.
     unheard: Drops,
@@ -177,7 +177,7 @@ impl Shared {
             tap: Traffic::default(),
             stop: Waker::new()?,
             names: OnceLock::new(),
-            vitals: Arc::default(),
+            watchdog: Arc::default(),
             drops: Mutex::default(),
             unheard: Drops::default(),
             missed_binding: AtomicBool::new(false),

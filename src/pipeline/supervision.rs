@@ -13,7 +13,7 @@ use tracing::error;
 
 use super::{
     view::{EngineEvent, Stopped},
-    vitals::Vitals,
+    watchdog::Watchdog,
 };
 
 /// Between two looks at all pulses.
@@ -38,12 +38,12 @@ pub(super) async fn supervise(
 }
 
 /// Tells the owner of a thread or task that does not get on any more.
-pub(super) async fn watch_over(vitals: Arc<Vitals>, events: mpsc::Sender<EngineEvent>) {
+pub(super) async fn watch_over(watchdog: Arc<Watchdog>, events: mpsc::Sender<EngineEvent>) {
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
-        if let Some(name) = vitals.look() {
+        if let Some(name) = watchdog.check() {
             let problem = format!("`{name}` does not get on with its work");
             let stopped = Stopped::Failed(io::Error::other(problem));
             let _ = events.send(EngineEvent::Broken(stopped)).await;

@@ -19,7 +19,7 @@ use super::{
     shared::{InjectedFrames, Shared},
     unauthenticated::Unauthenticated,
     view::{EngineEvent, Stopped},
-    vitals::Pulse,
+    watchdog::Heartbeat,
 };
 use crate::{
     io::{
@@ -84,10 +84,10 @@ impl Threads<'_> {
     fn spawn_worker(
         &mut self,
         name: &str,
-        work: impl FnOnce(&Pulse) + Send + 'static,
+        work: impl FnOnce(&Heartbeat) + Send + 'static,
     ) -> io::Result<()> {
-        self.spawn_first(name, move |pulse| {
-            work(pulse);
+        self.spawn_first(name, move |heartbeat| {
+            work(heartbeat);
             Stopped::Asked
         })
     }
@@ -96,14 +96,14 @@ impl Threads<'_> {
     fn spawn_first(
         &mut self,
         name: &str,
-        work: impl FnOnce(&Pulse) -> Stopped + Send + 'static,
+        work: impl FnOnce(&Heartbeat) -> Stopped + Send + 'static,
     ) -> io::Result<()> {
         let nice = self.plan.nice;
-        self.spawn(name, move |pulse| {
+        self.spawn(name, move |heartbeat| {
             if let Err(error) = set_thread_niceness(nice) {
                 tracing::debug!(%error, nice, "a data thread keeps its priority");
             }
-            work(pulse)
+            work(heartbeat)
         })
     }
 
@@ -111,11 +111,11 @@ impl Threads<'_> {
     fn spawn(
         &mut self,
         name: &str,
-        work: impl FnOnce(&Pulse) -> Stopped + Send + 'static,
+        work: impl FnOnce(&Heartbeat) -> Stopped + Send + 'static,
     ) -> io::Result<()> {
         let core = self.plan.core_of(name);
         let events = self.events.clone();
-        let pulse = self.shared.vitals.pulse(name);
+        let heartbeat = self.shared.watchdog.heartbeat(name);
         let its_name = name.to_owned();
         let thread = thread::Builder::new()
             .name(name.to_owned())
@@ -125,10 +125,10 @@ impl Threads<'_> {
                 {
                     tracing::warn!(core = core.id, "cannot pin a thread to its core");
                 }
-                let work = AssertUnwindSafe(|| work(&pulse));
+                let work = AssertUnwindSafe(|| work(&heartbeat));
                 let stopped = panic::catch_unwind(work)
                     .unwrap_or_else(|payload| Stopped::of_panic(&its_name, &*payload));
-                pulse.rest();
+                heartbeat.rest();
                 if !matches!(stopped, Stopped::Asked) {
                     // Waits for the owner, and fails when that is gone.
                     let _ = events.blocking_send(EngineEvent::Broken(stopped));
@@ -157,7 +157,7 @@ fn spawn_inline(
         );
         let name = numbered("outbound", place, queues.len());
         let nice = threads.plan.nice;
-        threads.spawn(&name, move |pulse| outbound.run(nice, pulse))?;
+        threads.spawn(&name, move |heartbeat| outbound.run(nice, heartbeat))?;
     }
 
     let receivers = sockets.len();
@@ -169,7 +169,7 @@ fn spawn_inline(
     if let (Some(sockets), Some(shard_queues)) = (threads.gate.take(), all_queues.first()) {
         let sender = shard_queues.sender(shared.new_drops());
         let unauthenticated = Unauthenticated::new(shared.clone(), sockets, sender);
-        threads.spawn("unauth-rx", move |pulse| unauthenticated.run(pulse))?;
+        threads.spawn("unauth-rx", move |heartbeat| unauthenticated.run(heartbeat))?;
     }
     let mut all_queues = all_queues.into_iter();
     for (place, (socket, queue)) in sockets.into_iter().zip(queues).enumerate() {
@@ -184,7 +184,7 @@ fn spawn_inline(
         let inbound = Inbound::new(shared.clone(), socket, shard_queues, sink);
         let name = numbered("inbound", place, receivers);
         let nice = threads.plan.nice;
-        threads.spawn(&name, move |pulse| inbound.run(nice, pulse))?;
+        threads.spawn(&name, move |heartbeat| inbound.run(nice, heartbeat))?;
     }
     Ok(())
 }
@@ -206,27 +206,27 @@ fn spawn_staged(
         sink,
     );
     let nice = threads.plan.nice;
-    threads.spawn("tap-rx", move |pulse| outbound.run(nice, pulse))?;
+    threads.spawn("tap-rx", move |heartbeat| outbound.run(nice, heartbeat))?;
     for (number, worker) in (1..).zip(sealers) {
         let shared = shared.clone();
-        let seal = move |pulse: &Pulse| dispatch::seal(shared, worker, pulse);
+        let seal = move |heartbeat: &Heartbeat| dispatch::seal(shared, worker, heartbeat);
         threads.spawn_worker(&format!("seal-{number}"), seal)?;
     }
     let udp_tx = threads.udp_tx(socket)?;
-    threads.spawn_worker("udp-tx", |pulse| udp_tx.run(sealed, pulse))?;
+    threads.spawn_worker("udp-tx", |heartbeat| udp_tx.run(sealed, heartbeat))?;
 
     let (dealer, decryptors, opened) = queue::ordered::<RxBatch>(workers);
     let receiver = socket.try_clone()?;
     let inbound = Inbound::new(shared.clone(), receiver, None, RxSink::Staged(dealer));
-    threads.spawn_first("udp-rx", move |pulse| inbound.run(nice, pulse))?;
+    threads.spawn_first("udp-rx", move |heartbeat| inbound.run(nice, heartbeat))?;
     for (number, worker) in (1..).zip(decryptors) {
         let decryptor = Decryptor::new(shared.clone(), Shard::ALL);
-        let open = move |pulse: &Pulse| decryptor.run(worker, pulse);
+        let open = move |heartbeat: &Heartbeat| decryptor.run(worker, heartbeat);
         threads.spawn_worker(&format!("open-{number}"), open)?;
     }
     let onward = threads.onward(1, socket)?;
     let delivery = Delivery::new(shared.clone(), queue.clone(), onward);
-    threads.spawn_worker("tap-tx", |pulse| delivery.run(opened, pulse))
+    threads.spawn_worker("tap-tx", |heartbeat| delivery.run(opened, heartbeat))
 }
 
 /// The data lane of this place.

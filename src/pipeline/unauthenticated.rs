@@ -14,7 +14,7 @@ use super::{
     shared::{IDLE, Shared, TablesCache},
     trouble::Trouble,
     view::Stopped,
-    vitals::Pulse,
+    watchdog::Heartbeat,
 };
 use crate::{
     io::{
@@ -51,14 +51,14 @@ impl Unauthenticated {
     }
 
     /// Works until the tunnel stops.
-    pub(super) fn run(mut self, pulse: &Pulse) -> Stopped {
+    pub(super) fn run(mut self, heartbeat: &Heartbeat) -> Stopped {
         let mut trouble = Trouble::default();
         loop {
-            pulse.rest();
+            heartbeat.rest();
             let [handshakes, others] = &self.sockets;
             let fds = [self.shared.stop.as_fd(), handshakes.as_fd(), others.as_fd()];
             let ready = waker::wait(&fds, Some(IDLE));
-            pulse.work();
+            heartbeat.work();
             let outcome = match ready {
                 Ok(ready) if ready.is_readable(0) => return Stopped::Asked,
                 Ok(_) => self.receive(),

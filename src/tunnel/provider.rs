@@ -36,7 +36,7 @@ use crate::{
     pipeline::{
         Engine, EngineConfig, EngineEvent, EnginePeer, Stopped, clock,
         plan::{CorePlan, PlanRequest},
-        vitals::Vitals,
+        watchdog::Watchdog,
     },
     proto::{limits::FRAME_OVERHEAD, node::NodeConfig, peer::PeerSettings},
     provider::{
@@ -59,7 +59,7 @@ pub struct TunnelProvider {
     config: Mutex<Option<Config>>,
     running: Arc<tokio::sync::Mutex<Option<Running>>>,
     /// Of the engine, while it runs.
-    vitals: Mutex<Option<Arc<Vitals>>>,
+    watchdog: Mutex<Option<Arc<Watchdog>>>,
     summary: watch::Sender<String>,
 }
 
@@ -78,7 +78,7 @@ impl TunnelProvider {
             started: clock::now(),
             config: Mutex::new(Some(config)),
             running: Arc::default(),
-            vitals: Mutex::default(),
+            watchdog: Mutex::default(),
             summary: watch::Sender::new(String::new()),
         }
     }
@@ -88,8 +88,8 @@ impl TunnelProvider {
         self.summary.subscribe()
     }
 
-    fn set_vitals(&self, vitals: Option<Arc<Vitals>>) {
-        *self.vitals.lock().unwrap_or_else(PoisonError::into_inner) = vitals;
+    fn set_watchdog(&self, watchdog: Option<Arc<Watchdog>>) {
+        *self.watchdog.lock().unwrap_or_else(PoisonError::into_inner) = watchdog;
     }
 
     async fn start(&self, context: &ProviderContext) -> Result<(), ProviderError> {
@@ -172,7 +172,7 @@ impl TunnelProvider {
         watchers.spawn(supervise(context.clone(), carrier));
         let addresses = watch_addresses(self.running.clone());
         watchers.spawn(supervise(context.clone(), addresses));
-        self.set_vitals(Some(engine.vitals()));
+        self.set_watchdog(Some(engine.watchdog()));
         *running = Some(Running { engine, watchers });
         Ok(())
     }
@@ -215,7 +215,7 @@ impl EthernetTunnelProvider for TunnelProvider {
         Box::pin(async move {
             debug!(?reason, "stopping");
             let running = self.running.lock().await.take();
-            self.set_vitals(None);
+            self.set_watchdog(None);
             if let Some(running) = running {
                 let Running {
                     engine,
@@ -242,8 +242,10 @@ impl EthernetTunnelProvider for TunnelProvider {
     }
 
     fn is_well(&self) -> bool {
-        let vitals = self.vitals.lock().unwrap_or_else(PoisonError::into_inner);
-        vitals.as_ref().is_none_or(|vitals| vitals.are_well())
+        let watchdog = self.watchdog.lock().unwrap_or_else(PoisonError::into_inner);
+        watchdog
+            .as_ref()
+            .is_none_or(|watchdog| watchdog.is_healthy())
     }
 }
 

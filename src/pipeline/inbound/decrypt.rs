@@ -12,7 +12,7 @@ use crate::{
         lanes::Shard,
         recovery::Recovery,
         shared::{Caller, Shared, TablesCache},
-        vitals::Pulse,
+        watchdog::Heartbeat,
     },
     proto::session::Tables,
     queue::Worker,
@@ -68,13 +68,13 @@ impl Decryptor {
     }
 
     /// The work of one worker.
-    pub(in crate::pipeline) fn run(mut self, worker: Worker<RxBatch>, pulse: &Pulse) {
+    pub(in crate::pipeline) fn run(mut self, worker: Worker<RxBatch>, heartbeat: &Heartbeat) {
         let mut recovery = Recovery::new(self.shared.clone());
-        pulse.rest();
+        heartbeat.rest();
         worker.run(|rx_batch| {
-            pulse.work();
+            heartbeat.work();
             self.open(rx_batch, &mut recovery);
-            pulse.rest();
+            heartbeat.rest();
         });
     }
 

@@ -23,7 +23,7 @@ use crate::{
         lane_states::{LaneState, Lanes},
         recovery::{Offender, Recovery},
         shared::{Caller, GroupsCache, IDLE, Shared, TablesCache},
-        vitals::Pulse,
+        watchdog::Heartbeat,
     },
     proto::{
         codel::Codel,
@@ -106,13 +106,17 @@ impl Delivery {
     }
 
     /// Delivers what the workers have opened until the first step has ended.
-    pub(in crate::pipeline) fn run(mut self, mut opened: Collector<RxBatch>, pulse: &Pulse) {
+    pub(in crate::pipeline) fn run(
+        mut self,
+        mut opened: Collector<RxBatch>,
+        heartbeat: &Heartbeat,
+    ) {
         let mut recovery = Recovery::new(self.shared.clone());
         let mut patience = Some(IDLE);
         loop {
-            pulse.rest();
+            heartbeat.rest();
             let collected = opened.collect(patience);
-            pulse.work();
+            heartbeat.work();
             let is_waiting = match collected {
                 Collected::Batch(mut rx_batch) => {
                     let is_waiting = self.deliver(&mut rx_batch, &mut recovery);

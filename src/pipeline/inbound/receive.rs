@@ -16,7 +16,7 @@ use crate::{
         thread_priority::ThreadPriority,
         trouble::Trouble,
         view::Stopped,
-        vitals::Pulse,
+        watchdog::Heartbeat,
     },
     queue::Dealer,
 };
@@ -58,19 +58,19 @@ impl Inbound {
     }
 
     /// Works until the tunnel stops.
-    pub(in crate::pipeline) fn run(mut self, nice: i32, pulse: &Pulse) -> Stopped {
+    pub(in crate::pipeline) fn run(mut self, nice: i32, heartbeat: &Heartbeat) -> Stopped {
         let mut patience = Some(IDLE);
         let mut priority = ThreadPriority::of_this_thread(nice);
         let mut recovery = Recovery::new(self.shared.clone());
         let mut trouble = Trouble::default();
         loop {
-            pulse.rest();
+            heartbeat.rest();
             let (socket, stop) = (self.socket.as_fd(), self.shared.stop.as_fd());
             let ready = match &self.shard_queues {
                 None => waker::wait(&[socket, stop], patience),
                 Some(shard_queues) => shard_queues.wait(socket, stop, patience),
             };
-            pulse.work();
+            heartbeat.work();
             let outcome = match ready {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
                 Ok(ready) if ready.is_timeout() => Ok(self.give_up_waiting(&mut recovery)),
@@ -183,7 +183,7 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| {
                 refuse_to_receive(codes);
-                let stopped = inbound.run(0, &Pulse::default());
+                let stopped = inbound.run(0, &Heartbeat::default());
                 assert_all_refused();
                 ended.send(stopped).unwrap();
             });

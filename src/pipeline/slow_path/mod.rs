@@ -105,9 +105,9 @@ impl SlowPath {
     pub(super) async fn run(mut self, mut punted: mpsc::Receiver<PuntedFrame>) {
         let mut round = interval(ROUND);
         round.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let pulse = self.shared.vitals.pulse("slow path");
+        let heartbeat = self.shared.watchdog.heartbeat("slow path");
         loop {
-            pulse.work();
+            heartbeat.work();
             tokio::select! {
                 Some(frame) = punted.recv() => self.handle_event(SlowPathEvent::Punted(frame)),
                 () = self.shared.presence.changed() => self.handle_presence(),
