@@ -296,7 +296,7 @@ impl ControlTask {
             self.underlay.set_endpoints(endpoints);
         }
         self.send_all();
-        self.tell_reachability();
+        self.report_reachability();
     }
 
     fn publish_tables(&mut self) {
@@ -354,7 +354,7 @@ impl ControlTask {
     }
 
     /// Again with the next tick at the latest if the owner is behind: the carrier depends on it.
-    fn tell_reachability(&mut self) {
+    fn report_reachability(&mut self) {
         let is_reachable = self.node.is_any_up();
         if is_reachable == self.was_reachable {
             return;
@@ -432,7 +432,7 @@ impl ControlTask {
     fn handle_tick(&mut self) {
         tripwire::task("control");
         let now = now();
-        self.shared.notices.tell_late_moves();
+        self.shared.notices.report_late_moves();
         // The data threads only count these; the log has to say what they mean.
         if let Some(from) = self.shared.take_bad_mac() {
             self.log_refusal(&Refused {

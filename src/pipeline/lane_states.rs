@@ -94,10 +94,7 @@ impl Lanes {
 
     /// Has `look` at each lane that is unfinished, which says whether it has to be looked at again even
     /// if nothing comes for it. True if one has.
-    pub(super) fn look_at_unfinished(
-        &mut self,
-        mut look: impl FnMut(&mut LaneState) -> bool,
-    ) -> bool {
+    pub(super) fn poll_unfinished(&mut self, mut look: impl FnMut(&mut LaneState) -> bool) -> bool {
         let Self { all, unfinished } = self;
         let mut place = 0;
         while let Some(key) = unfinished.0.get(place) {
@@ -193,7 +190,7 @@ mod tests {
         let (mut lanes, keys) = lanes(5000);
         let looked_at = |lanes: &mut Lanes, is_waiting| {
             let mut count = 0;
-            let left = lanes.look_at_unfinished(|_| {
+            let left = lanes.poll_unfinished(|_| {
                 count += 1;
                 is_waiting
             });

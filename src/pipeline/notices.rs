@@ -109,7 +109,7 @@ impl Notices {
             return false;
         };
         let is_taken = peer.control_in.try_send(control).is_ok();
-        self.tell(place);
+        self.notify(place);
         is_taken
     }
 
@@ -135,7 +135,7 @@ impl Notices {
         let told = peer.told_us.load(Ordering::Relaxed);
         if told == 0 || now.micros.saturating_sub(told) >= MOVE_INTERVAL_US {
             peer.told_us.store(now.micros.max(1), Ordering::Relaxed);
-            self.tell(place);
+            self.notify(place);
         }
     }
 
@@ -143,7 +143,7 @@ impl Notices {
     pub(super) fn set_local_lost(&self, port: PortId) {
         if let Some((place, peer)) = self.peer(port) {
             peer.local_lost.store(true, Ordering::Relaxed);
-            self.tell(place);
+            self.notify(place);
         }
     }
 
@@ -151,7 +151,7 @@ impl Notices {
     pub(super) fn set_too_big(&self, port: PortId) {
         if let Some((place, peer)) = self.peer(port) {
             peer.too_big.store(true, Ordering::Relaxed);
-            self.tell(place);
+            self.notify(place);
         }
     }
 
@@ -160,7 +160,7 @@ impl Notices {
         Some((place, self.peers.get(place)?))
     }
 
-    fn tell(&self, place: usize) {
+    fn notify(&self, place: usize) {
         if self.pending.set(place) {
             self.news.notify_one();
         }
@@ -183,7 +183,7 @@ impl Notices {
             *turn = place + 1;
             if let Some(notice) = self.take(place) {
                 // It may have more.
-                self.tell(place);
+                self.notify(place);
                 return Some(notice);
             }
         }
@@ -191,11 +191,11 @@ impl Notices {
     }
 
     /// Has the latest moves told that came too soon after others. From time to time.
-    pub(super) fn tell_late_moves(&self) {
+    pub(super) fn report_late_moves(&self) {
         for (place, peer) in self.peers.iter().enumerate() {
             let roamed = peer.roamed.lock().unwrap_or_else(PoisonError::into_inner);
             if roamed.is_some() {
-                self.tell(place);
+                self.notify(place);
             }
         }
     }
@@ -297,9 +297,9 @@ mod tests {
             notices.set_roamed(PortId(2), INDEX, from, at(1_000_000 + number * 25));
             drain(&notices);
         }
-        notices.tell_late_moves();
+        notices.report_late_moves();
         drain(&notices);
-        notices.tell_late_moves();
+        notices.report_late_moves();
         drain(&notices);
         assert_eq!(told.len(), 11, "ten in a second, and the last");
         assert_eq!((told[0], told[10]), (address(0), address(39_999)));

@@ -42,7 +42,7 @@ pub struct LoopGuard<A> {
     /// When a probe came twice by one port, so that there may be a loop behind it.
     pub(super) doubled_us: Option<u64>,
     /// Until when it is told that this node has blocked or opened a port.
-    pub(super) tells_until_us: u64,
+    pub(super) announces_until_us: u64,
     pub(super) next_sweep_us: u64,
     /// Ports blocked and opened so far.
     pub(super) changes: u16,
@@ -63,7 +63,7 @@ const JUNIOR_WAIT_US: u64 = 800 * MS;
 /// A contest ends if the loop is not seen for this long.
 const CONTEST_IDLE_US: u64 = 2 * S;
 /// For so long a change is told, each second: what one round says may be lost.
-const TELL_US: u64 = 3 * S;
+const ANNOUNCE_US: u64 = 3 * S;
 /// VLANs that are suspected at a time.
 const MAX_SUSPECTED: usize = 32;
 pub(super) const WARN_US: u64 = 60 * S;
@@ -88,7 +88,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             doubts: BTreeSet::new(),
             next_doubts_us: 0,
             doubled_us: None,
-            tells_until_us: 0,
+            announces_until_us: 0,
             next_sweep_us: 0,
             changes: 0,
             relearning: Relearning::default(),
@@ -170,7 +170,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         if change.is_some() {
             // The others should know at once.
             self.changes = self.changes.wrapping_add(1);
-            self.tells_until_us = now_us + TELL_US;
+            self.announces_until_us = now_us + ANNOUNCE_US;
             self.next_round_us = self.next_round_us.min(now_us);
             self.relearning.own_change(now_us);
             return change;
@@ -234,7 +234,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             let at = self.ports.get_mut(&port).filter(|at| at.is_cut());
             if let Some(at) = at {
                 if let Some(block) = &mut at.block {
-                    block.see(now_us);
+                    block.record_probe(now_us);
                 }
                 return;
             }

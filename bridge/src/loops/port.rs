@@ -74,7 +74,7 @@ impl Block {
         self.seen_us + self.hold_us
     }
 
-    pub(super) fn see(&mut self, now_us: u64) {
+    pub(super) fn record_probe(&mut self, now_us: u64) {
         self.seen_us = self.seen_us.max(now_us);
         self.count += 1;
     }

@@ -32,7 +32,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         if now_us >= self.next_round_us {
             self.next_round_us = now_us + INTERVAL_US;
             let vlans = self.vlans_per_round(now_us);
-            let tells = now_us < self.tells_until_us;
+            let tells = now_us < self.announces_until_us;
             let speaks = |vid: Vid, rounds: u64| !self.speakers.probe(vid, rounds, now_us);
             for (&port, watched) in &mut self.ports {
                 let first = watched.vlans.first().copied();

@@ -358,7 +358,7 @@ impl Delivery {
     fn forward_left_behind(&mut self, tables: &Tables, patience: Patience) -> bool {
         let (arrived, now) = (self.now, self.shared.clock.now());
         let (mut unpacker, lanes, _) = self.unpacker(tables, now);
-        lanes.look_at_unfinished(|lane| {
+        lanes.poll_unfinished(|lane| {
             lane.is_busy = true;
             let newest = lane.window.newest();
             let which = match patience {

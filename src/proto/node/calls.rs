@@ -39,12 +39,12 @@ impl Node {
             if !self.calls.take(now, ALL_CALLS) {
                 break;
             }
-            self.tell_attempts(now, at);
+            self.report_attempts(now, at);
             self.initiate(now, wall, at);
         }
     }
 
-    fn tell_attempts(&mut self, now: Instant, at: usize) {
+    fn report_attempts(&mut self, now: Instant, at: usize) {
         let peer = &self.peers[at];
         let (attempts, port) = (peer.calling.attempts, peer.port);
         if peer.settings.has_name && attempts % RESOLVE_AFTER_ATTEMPTS == RESOLVE_AFTER_ATTEMPTS - 1
@@ -57,10 +57,10 @@ impl Node {
     }
 
     /// The cause may have been noted before, when it was too early to tell.
-    fn note_no_answer(&mut self, now: Instant, port: PortId, is_time_to_tell: bool) {
+    fn note_no_answer(&mut self, now: Instant, port: PortId, is_due: bool) {
         let told = self.events.len();
         self.note_trouble(now, port, Trouble::NoAnswer);
-        if is_time_to_tell && self.events.len() == told {
+        if is_due && self.events.len() == told {
             self.events.push_back(Event::Trouble(port));
         }
     }

@@ -439,9 +439,9 @@ impl Node {
         for at in 0..self.peers.len() {
             self.expire(now, at);
             self.sample(now, at);
-            self.tell_state(now, at);
+            self.report_state(now, at);
             self.probe_path(now, at);
-            self.look_at_trains(now, at);
+            self.check_trains(now, at);
         }
         self.call_due(now, wall);
     }
@@ -491,7 +491,7 @@ impl Node {
             peer.trains.restart(now);
         }
         self.events.push_back(Event::TablesChanged);
-        self.tell_state(now, at);
+        self.report_state(now, at);
     }
 
     fn promote(&mut self, now: Instant, at: usize) {
@@ -526,11 +526,11 @@ impl Node {
             self.events.push_back(Event::TablesChanged);
         }
         self.peers[at].call(now);
-        self.tell_state(now, at);
+        self.report_state(now, at);
     }
 
     /// Tells the host if a peer is up or down that was not before. One that comes and goes is down.
-    fn tell_state(&mut self, now: Instant, at: usize) {
+    fn report_state(&mut self, now: Instant, at: usize) {
         let peer = &mut self.peers[at];
         let is_held = peer.flaps.look(now);
         let is_up = peer.is_up && !is_held;

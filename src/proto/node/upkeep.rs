@@ -22,7 +22,7 @@ impl Node {
     pub(super) fn handle_back(&mut self, now: Instant, at: usize) {
         self.peers[at].is_up = true;
         self.events.push_back(Event::TablesChanged);
-        self.tell_state(now, at);
+        self.report_state(now, at);
     }
 
     /// `established`: of the session under which the chunk came.
@@ -166,7 +166,7 @@ impl Node {
 
 impl Node {
     /// Whether the datagrams of a train arrive at the peer.
-    pub(super) fn look_at_trains(&mut self, now: Instant, at: usize) {
+    pub(super) fn check_trains(&mut self, now: Instant, at: usize) {
         let peer = &mut self.peers[at];
         let port = peer.port;
         if peer.trains.handle_timeout(now) {
