@@ -28,12 +28,12 @@ pub const fn fold(mut sum: u64) -> u16 {
     sum as u16
 }
 
-/// What goes into the checksum field, given the sum of all the rest.
+/// The value of the checksum field, given the sum of all the rest.
 pub const fn finish(sum: u64) -> u16 {
     !fold(sum)
 }
 
-/// Whether a sum that includes the checksum says that nothing was altered.
+/// Whether a sum that includes the checksum shows that nothing was altered.
 pub const fn is_right(sum: u64) -> bool {
     fold(sum) == 0xffff
 }

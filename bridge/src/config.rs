@@ -19,22 +19,23 @@ use crate::vlan::Vid;
 pub struct SwitchConfig {
     /// The ports by their numbers: first the TAP, then the peers. There are no others.
     pub ports: Vec<PortConfig>,
-    /// How many addresses there is room for, rounded up to a power of two from 8 to 1,048,576.
+    /// The number of addresses that the table can hold, rounded up to a power of two from 8 to
+    /// 1,048,576.
     ///
-    /// An address has eight places to go. At half the capacity one in fifty finds them taken and
-    /// is flooded instead: configure twice as many as there are stations. Each takes 32 bytes of
-    /// memory, whether it is in use or not.
+    /// Eight slots can hold an address. At half the capacity all eight are taken for one address in
+    /// fifty, and frames to it are flooded: configure a capacity of twice the number of stations.
+    /// Each slot takes 32 bytes of memory, whether it is in use or not.
     pub fdb_capacity: usize,
-    /// After how many seconds without a frame from it a learned address is forgotten.
+    /// Ageing time: a learned address is removed after this many seconds without a frame from it.
     pub ageing_s: u32,
-    /// How often an address that moved too often may move again: once in so many seconds, until it has
-    /// stayed in place for ten.
+    /// Interval at which an address that moved too often may move again: once in so many seconds,
+    /// until it has stayed in place for ten.
     pub dampening_s: u32,
-    /// How many addresses may be learned on one port, so that no peer can take the whole table.
+    /// The limit of learned addresses on one port, so that no peer can fill the whole table.
     pub max_per_port: usize,
     /// Whether frames pass from peer to peer: for the centre of a star, never inside a mesh.
     pub hub: bool,
-    /// The source of this node's loop probes, by which it knows them again.
+    /// The source address of this node's loop probes, by which it recognises them.
     pub own_probe_mac: Option<MacAddr>,
 }
 
@@ -42,7 +43,7 @@ impl SwitchConfig {
     /// The largest [`fdb_capacity`](Self::fdb_capacity); a larger one means this.
     pub const MAX_FDB_CAPACITY: usize = 1 << 20;
 
-    /// The default with so many default ports, the TAP included.
+    /// The default for this many default ports, the TAP included.
     pub fn with_ports(count: usize) -> Self {
         Self {
             ports: vec![PortConfig::default(); count],
@@ -55,8 +56,8 @@ impl SwitchConfig {
         }
     }
 
-    /// Room for twice as many addresses as all ports together may have, so that those which have
-    /// learned all that they may leave enough of it to others: 8192 at least, and at most
+    /// Capacity for twice as many addresses as all ports together may have, so that ports at their
+    /// limit still leave room to others: at least 8192, and at most
     /// [`MAX_FDB_CAPACITY`](Self::MAX_FDB_CAPACITY).
     pub fn usual_capacity(ports: usize, max_per_port: usize) -> usize {
         let wanted = ports.saturating_mul(max_per_port).saturating_mul(2);
@@ -76,12 +77,12 @@ impl Default for SwitchConfig {
 /// Few LANs have more stations.
 const MAX_PER_PORT: usize = 4096;
 
-/// The configuration of a port. The default admits every frame as it is, within generous limits.
+/// The configuration of a port. The default admits every frame unchanged, within generous limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortConfig {
     /// Its VLANs.
     pub vlans: PortVlans,
-    /// Limits on the frames that it may have flooded.
+    /// Limits on the frames from it that the switch floods.
     pub limits: FloodLimits,
     /// How it treats frames of a spanning tree.
     pub bpdus: BpduPolicy,
@@ -93,17 +94,17 @@ pub struct PortConfig {
     pub neighbour_suppression: bool,
     /// Whether the slow path sees its IGMP and MLD, to learn group memberships (RFC 4541).
     pub multicast_snooping: bool,
-    /// Whether it refuses frames from an address that lives behind another port, instead of moving the
-    /// address.
+    /// Whether it refuses frames from an address that is known behind another port, instead of
+    /// moving the address.
     pub spoof_guard: bool,
-    /// The only stations that may send from behind it.
+    /// If set, only these stations may send from behind it.
     pub allowed_sources: Option<Sources>,
-    /// Stations that live behind it, each in a VLAN, whatever frames say.
+    /// Stations behind it by configuration, each in a VLAN; frames do not move them.
     pub stations: Vec<(Vid, MacAddr)>,
 }
 
 impl PortConfig {
-    /// Whether every frame passes as it is.
+    /// Whether every frame passes unchanged.
     pub(crate) fn is_plain(&self) -> bool {
         !self.must_inspect()
             && self.vlans.is_transparent()
@@ -111,7 +112,7 @@ impl PortConfig {
             && self.allowed_sources.is_none()
     }
 
-    /// Whether it matters what a frame carries.
+    /// Whether the port depends on what a frame carries.
     pub(crate) fn must_inspect(&self) -> bool {
         self.bpdus != BpduPolicy::Pass
             || self.must_see_upper_layer()
@@ -119,7 +120,7 @@ impl PortConfig {
             || self.multicast_snooping
     }
 
-    /// Whether a frame has to show what it carries in order to pass.
+    /// Whether a frame passes only if its upper layer is visible.
     pub(crate) fn must_see_upper_layer(&self) -> bool {
         self.dhcp_server == Guard::Drop || self.router_advertisements == Guard::Drop
     }
@@ -133,11 +134,12 @@ pub enum BpduPolicy {
     Pass,
     /// They are refused: each site keeps its own.
     Drop,
-    /// They are refused, and the port is blocked for [`BPDU_BLOCK_S`]: there should be no bridge.
+    /// They are refused, and the port is blocked for [`BPDU_BLOCK_S`]: no bridge is expected behind
+    /// it.
     Guard,
 }
 
-/// For how many seconds a bridge protocol data unit blocks a port that guards against them.
+/// For how many seconds a BPDU blocks a port that guards against BPDUs.
 pub const BPDU_BLOCK_S: u32 = 30;
 
 /// Whether frames of a kind may come from a port.
@@ -155,10 +157,10 @@ pub enum Guard {
 pub struct Sources(Box<[MacAddr]>);
 
 impl Sources {
-    /// These and no others.
+    /// Allows these stations and no others.
     ///
     /// # Errors
-    /// If there is none, or one is no station's address.
+    /// If the list is empty, or contains an address that no station can have.
     pub fn new(mut macs: Vec<MacAddr>) -> Result<Self, SourcesError> {
         if let Some(&mac) = macs.iter().find(|mac| !mac.is_station()) {
             return Err(SourcesError::NoStation { mac });
@@ -171,13 +173,13 @@ impl Sources {
         Ok(Self(macs.into()))
     }
 
-    /// Whether `mac` is one of them.
+    /// Whether `mac` is in the list.
     pub fn contains(&self, mac: MacAddr) -> bool {
         self.0.binary_search(&mac).is_ok()
     }
 }
 
-/// Why a list of allowed sources makes no sense.
+/// Why a list of allowed sources is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SourcesError {

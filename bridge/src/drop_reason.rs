@@ -28,33 +28,34 @@ reasons! {
     Runt = "runt",
     /// Sender: the source is a group or null address, which no station has.
     BadSource = "bad-source",
-    /// No fault: the destination lives where the frame came from and has seen it already.
+    /// No fault: the destination is behind the ingress port, whose segment has seen the frame
+    /// already.
     SamePort = "same-port",
-    /// No fault: split horizon; the destination lives behind another peer, which the sender reaches
-    /// itself. If it cannot, this node's configuration is at fault: it should be a hub. Or there is no
-    /// port of this number.
+    /// No fault: split horizon; the destination is behind another peer, which the sender reaches
+    /// directly. If the sender cannot, this node's configuration is at fault: it should be a hub.
+    /// Or no port has this number.
     NoPort = "no-port",
     /// A loop, or a bridge behind a port that should have none: the port is blocked.
     PortBlocked = "port-blocked",
-    /// Sender, or configuration: an untagged frame on a trunk that has no native VLAN.
+    /// Sender, or configuration: an untagged frame on a trunk without a native VLAN.
     UntaggedRefused = "untagged-refused",
     /// Sender, or configuration: a tagged frame on an access port.
     TaggedRefused = "tagged-refused",
-    /// Sender, or configuration: the port does not have the VLAN.
+    /// Sender, or configuration: the port is not in the VLAN.
     VlanRefused = "vlan-refused",
-    /// Policy: a spanning tree's frame on a port that drops them.
+    /// Policy: a BPDU on a port that drops them.
     BpduRefused = "bpdu-refused",
-    /// Sender: a bridge behind a port that should have none; the port is blocked for a while.
+    /// Sender: a bridge behind a port where none is expected; the port is blocked for a while.
     BpduGuard = "bpdu-guard",
-    /// Sender: a DHCP server where none may be.
+    /// Sender: a DHCP server where none is allowed.
     DhcpServerRefused = "dhcp-server-refused",
-    /// Sender: a router that advertises itself where none may.
+    /// Sender: a router that advertises itself where none is allowed.
     RouterAdvertisementRefused = "router-advertisement-refused",
-    /// Sender: a fragment that hides from the guards what it carries.
+    /// Sender: a fragment that hides its upper layer from the guards.
     UpperLayerHidden = "upper-layer-hidden",
-    /// Sender: the source lives behind another port, and this one guards against that.
+    /// Sender: the source is known behind another port, and this port guards against spoofing.
     SourceSpoofed = "source-spoofed",
-    /// Sender, or configuration: the source is not among those that the port allows.
+    /// Sender, or configuration: the port does not allow this source.
     SourceNotAllowed = "source-not-allowed",
     /// Local limit: more broadcasts than the port may send.
     BroadcastLimited = "broadcast-limited",

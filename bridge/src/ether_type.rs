@@ -20,5 +20,5 @@ pub const PPPOE_SESSION: u16 = 0x8864;
 pub const SERVICE_TAG: u16 = 0x88a8;
 /// The local experimental EtherType 2, IEEE 802 section 9.2.3.
 pub const LOCAL_EXPERIMENTAL_2: u16 = 0x88b6;
-/// A stacked tag before IEEE 802.1ad. Neither this switch nor Linux takes it for a tag.
+/// A stacked tag from before IEEE 802.1ad. Neither this switch nor Linux treats it as a tag.
 pub const OLD_STACKED_TAG: u16 = 0x9100;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A frame's headers, read once for everything that asks about them. A view: it alters nothing.
+//! A frame's headers, parsed once for all users. A view: it alters nothing.
 //!
 //! ```text
 //!  0      6     12     14     16            18
@@ -23,24 +23,25 @@ pub const TAG_LEN: usize = 4;
 /// Bytes of the shortest frame, without its frame check sequence: IEEE 802.3 section 4.4.2.
 pub const MIN_FRAME_LEN: usize = 60;
 
-/// Tags behind which a guard looks for what a frame carries. Some hosts strip any number of tags with
-/// VID 0, so a deeper stack reaches them and must not reach them unseen.
+/// How many tags a guard looks behind to see what a frame carries. Some hosts strip any number of
+/// tags with VID 0, so a deeper stack reaches them and must not pass unseen.
 const MAX_TAGS: u8 = 3;
 
-/// What the headers of a frame say behind its addresses: its outermost tag, and what follows all tags.
+/// What a frame's headers say behind the addresses: the outermost tag, and the EtherType behind all
+/// tags.
 ///
-/// Read once, it holds for the frame until its tags change, also when its payload does or it gets
-/// shorter behind its headers. It borrows nothing; [`Fields::of`] makes a view of it.
+/// Parsed once, it stays valid until the frame's tags change, even if the payload changes or the
+/// frame is cut behind its headers. It borrows nothing; [`Fields::of`] makes a view of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fields {
-    /// The outermost tag. It says which VLAN the frame is in.
+    /// The outermost tag. It names the VLAN of the frame.
     pub tag: Tag,
     /// Whether another tag follows it.
     pub is_nested: bool,
     /// How many tags there are, up to [`MAX_TAGS`].
     tags: u8,
-    /// What follows them: an EtherType, a length, or that of yet another tag. `None` if the frame ends
-    /// there.
+    /// What follows them: an EtherType, a length, or the EtherType of yet another tag. `None` if
+    /// the frame ends there.
     ether_type: Option<u16>,
 }
 
@@ -68,7 +69,7 @@ pub enum Payload<'a> {
     Typed(u16, &'a [u8]),
     /// An LLC header, behind a length: IEEE 802.3.
     Llc(&'a [u8]),
-    /// The frame has more tags than this switch looks behind.
+    /// The frame has more tags than this switch parses.
     TooManyTags,
 }
 
@@ -96,10 +97,10 @@ impl Fields {
         })
     }
 
-    /// The same with the bytes of the frame that it was read from.
+    /// The view of these fields over the bytes of the frame that they were parsed from.
     #[inline]
     pub const fn of(self, frame: &[u8]) -> Headers<'_> {
-        // Never of fewer bytes than were read.
+        // Never of fewer bytes than were parsed.
         let addresses = match frame.first_chunk() {
             Some(addresses) => addresses,
             None => &[0; ADDRESSES_LEN],
@@ -116,7 +117,7 @@ impl Fields {
         self.tag.vid()
     }
 
-    /// The frame within the switch, where its outermost tag is the one that its port goes by.
+    /// The frame within the switch: the ingress port goes by its outermost tag.
     pub(crate) const fn inside(&self, vid: Vid) -> Inside {
         Inside {
             tag: self.tag,
@@ -125,7 +126,7 @@ impl Fields {
         }
     }
 
-    /// Where what follows the tags begins.
+    /// The offset at which the tags end.
     fn payload_at(&self) -> usize {
         ADDRESSES_LEN + usize::from(self.tags) * TAG_LEN + 2
     }
@@ -180,8 +181,8 @@ impl<'a> Headers<'a> {
         Fields::parse(frame).map(|fields| fields.of(frame))
     }
 
-    /// Destination. The frame is asked each time: a copy that is stored and read at once in other units
-    /// costs ten nanoseconds.
+    /// Destination. Read from the frame each time: a stored copy that is read back at once in other
+    /// units costs ten nanoseconds.
     #[inline]
     pub const fn dst(&self) -> MacAddr {
         let [d0, d1, d2, d3, d4, d5, ..] = *self.addresses;
@@ -214,8 +215,8 @@ impl<'a> Headers<'a> {
         })
     }
 
-    /// Where the network header is, behind four tags at most: as many as a super-frame may have.
-    /// `None` behind more, or if the frame ends within them.
+    /// The position of the network header, behind four tags at most: as many as a super-frame may
+    /// have. `None` behind more, or if the frame ends within them.
     #[inline]
     pub fn network(&self) -> Option<Network> {
         let (ether_type, at) = (self.ether_type?, self.payload_at());
@@ -227,7 +228,7 @@ impl<'a> Headers<'a> {
         Some(Network { ether_type, at })
     }
 
-    /// The tags, and the EtherType in front of `payload`, which is that of this frame.
+    /// The tags, and the EtherType in front of `payload`, which is this frame's payload.
     pub(crate) fn tags_and_type(&self, payload: &[u8]) -> Option<&'a [u8]> {
         let end = self.frame.len().checked_sub(payload.len())?;
         self.frame.get(ADDRESSES_LEN..end)

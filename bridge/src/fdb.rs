@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The forwarding database: which port an address was last seen on.
 //!
-//! A hash table of fixed size, eight places to a bucket, made of atomics: data threads learn and
-//! look up through `&self`, never wait for each other, and never allocate. What does not fit is not
-//! learned, and then flooded, as in a switch made of hardware.
+//! A hash table of fixed size with eight slots per bucket, made of atomics: data threads learn and
+//! look up through `&self`, never wait for each other, and never allocate. An address that does not
+//! fit is not learned, and frames to it are flooded, as in a hardware switch.
 //!
 //! The promise under all races: [`lookup`](Fdb::lookup) returns only a port on which this address,
-//! in this VLAN, was learned (or to which it was assigned), no matter what other threads do. The
-//! rest may be approximate for a moment, and each place says why that is harmless.
+//! in this VLAN, was learned (or to which it was assigned), no matter what other threads do.
+//! Everything else may be approximate for a moment, and each such place says why that is harmless.
 //!
-//! A station lives in one place. An address that moves more than 5 times in 10 seconds is in a loop,
-//! or two stations have it, or a station cannot decide: it is *dampened*. From then on it follows what
-//! is seen of it at most once a second (or as configured), until it has kept its place for 10 seconds.
+//! A station is in one place. An address that moves more than 5 times in 10 seconds is in a loop,
+//! or two stations have it, or one station alternates between two ports: the table *dampens* it.
+//! From then on the address moves at most once a second (or as configured), until it has kept its
+//! place for 10 seconds.
 //!
-//! Called by [`Switch`](crate::Switch) for each frame, and by the control thread for the rest.
+//! [`Switch`](crate::Switch) calls it for each frame, the control thread calls it for the rest.
 
 mod assign;
 mod bucket;

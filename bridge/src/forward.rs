@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The forwarding decision: from the port a frame came in by to the port, or ports, it leaves by.
+//! The forwarding decision: from the port by which a frame arrives to the port, or ports, by which
+//! it leaves.
 //!
 //! 1. read the header      a frame without one, or without a station as its source, is refused
 //! 2. admit                the port's VLANs, guards and allowed sources; a plain port skips this
@@ -9,8 +10,8 @@
 //! 6. limit                what is flooded, by the port it came from
 //! 7. leave                the tag that the frame has on each port it leaves by
 //!
-//! Called by the data threads once per frame, the last step once per copy. Copying a flooded frame
-//! and editing its tag is up to them.
+//! The data threads call it once per frame, the last step once per copy. The caller copies a
+//! flooded frame and edits its tag.
 
 use alloc::boxed::Box;
 
@@ -39,7 +40,7 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// A switch that knows no station yet, but for those of the configuration.
+    /// A switch that knows no station yet, except those of the configuration.
     ///
     /// `hash_key` must be random and secret, see [`Fdb::new`].
     pub fn new(config: SwitchConfig, hash_key: [u64; 2]) -> Self {
@@ -57,15 +58,15 @@ impl Switch {
         }
     }
 
-    /// Learns the source of a frame and decides where it goes.
+    /// Learns the source of a frame and decides where to send it.
     ///
     /// The first bytes of a frame are enough, as far as its headers reach. `segments` says how many
-    /// frames a super-frame stands for; it is 1 for every other.
+    /// frames a super-frame stands for; it is 1 for every other frame.
     ///
-    /// A frame that goes to one port may be refused there, see [`leave`](Self::leave).
+    /// The egress port may still refuse a frame that goes to one port, see [`leave`](Self::leave).
     ///
     /// # Errors
-    /// The reason for which no port may have the frame. It is counted, see
+    /// The reason for which no port may get the frame. It is counted, see
     /// [`refusals`](Self::refusals).
     pub fn forward(
         &self,
@@ -79,7 +80,7 @@ impl Switch {
         decision.inspect_err(|&reason| port.count(reason, segments.max(1)))
     }
 
-    /// The same for a frame whose headers nobody has read yet.
+    /// The same for a frame whose headers have not been parsed yet.
     ///
     /// # Errors
     /// As of [`forward`](Self::forward), and [`DropReason::Runt`].
@@ -96,7 +97,7 @@ impl Switch {
         }
     }
 
-    /// Counts a frame that is too short to have headers, and gives the reason to drop it.
+    /// Counts a frame that is too short to have headers, and returns the reason to drop it.
     pub fn refuse_runt(&self, ingress: PortId, segments: u32) -> DropReason {
         match self.port(ingress) {
             Ok(port) => {
@@ -141,7 +142,7 @@ impl Switch {
         })
     }
 
-    /// Lets a frame in by a port that is not plain, and learns its source there.
+    /// Admits a frame on a port that is not plain, and learns its source there.
     fn admit(
         &self,
         port: &Port,
@@ -164,13 +165,13 @@ impl Switch {
         Ok(admitted)
     }
 
-    /// The switch does not learn the source of a probe: in a loop it would appear on every port. Source
-    /// guards do not apply to probes either. The nodes of a network are not known in advance, and a
-    /// station that had their addresses refused would hide loops from them.
+    /// The switch does not learn the source of a probe: in a loop it would appear on every port.
+    /// Source guards do not apply to probes either. The nodes of a network are not known in
+    /// advance, and a station that had their addresses refused would hide loops from them.
     ///
-    /// Probes of this node end here. A blocked port admits them too, since they show whether the loop
-    /// is still there. Probes of other nodes are flooded like a broadcast, to find loops that are left
-    /// after the cut; a port that does not admit one drops it without counting it.
+    /// Probes of this node end here. A blocked port admits them too, since they show whether the
+    /// loop is still there. Probes of other nodes are flooded like a broadcast, to find loops that
+    /// are left after the cut; a port that does not admit a probe drops it without counting it.
     fn pass_probe(
         &self,
         port: &Port,
@@ -212,21 +213,21 @@ impl Switch {
                 Ok(self.flood(ingress))
             }
             Some(home) if home == ingress => Err(DropReason::SamePort),
-            // The destination lives behind a peer, and so does the sender. In a mesh the sender
-            // reaches that peer itself, and has just done so if this is a copy of a flooded frame.
-            // To pass it to the TAP instead would show this segment a conversation it has no part in.
+            // The destination is behind a peer, and so is the sender. In a mesh the sender reaches
+            // that peer itself, and has just done so if this is a copy of a flooded frame. Passing
+            // it to the TAP instead would show this segment traffic that is not for it.
             Some(home) if !self.may_egress(ingress, home) => Err(DropReason::NoPort),
             Some(home) => Ok(Egress::Port(home)),
         }
     }
 
-    /// Whether a frame from `ingress` may leave by `egress`: never by the port it came from, and from
+    /// Whether a frame from `ingress` may leave by `egress`: never by the ingress port, and from
     /// peer to peer only in hub mode, as peers that form a mesh would send it in circles.
     pub fn may_egress(&self, ingress: PortId, egress: PortId) -> bool {
         ingress != egress && (self.hub || ingress == PortId::TAP || egress == PortId::TAP)
     }
 
-    /// Whether frames pass from peer to peer.
+    /// Whether the switch forwards frames from peer to peer.
     pub fn is_hub(&self) -> bool {
         self.hub
     }
@@ -250,7 +251,7 @@ impl Switch {
         self.originate(inside, egress)
     }
 
-    /// The same for a frame that this node has made itself, such as a loop probe.
+    /// The same for a frame that this node originates, such as a loop probe.
     ///
     /// # Errors
     /// The reason for which it must not leave there.
@@ -258,10 +259,10 @@ impl Switch {
         self.port(egress)?.leave(&inside)
     }
 
-    /// Blocks a port, or opens it. A blocked port passes this node's own loop probes only. Blocking has the
-    /// stations behind the port [learned anew](Self::relearn_behind). Opening has all stations learned anew,
-    /// as IEEE 802.1D section 17.11 asks for: stations that were reached by another port may now be behind
-    /// this one.
+    /// Blocks a port, or unblocks it. A blocked port passes this node's own loop probes only.
+    /// Blocking makes the switch [relearn](Self::relearn_behind) the stations behind the port.
+    /// Unblocking makes it relearn all stations, as IEEE 802.1D section 17.11 asks for: stations
+    /// that were reached by another port may now be behind this one.
     ///
     /// # Errors
     /// [`DropReason::NoPort`] if there is no such port.
@@ -275,10 +276,10 @@ impl Switch {
         Ok(())
     }
 
-    /// Learns anew where the stations behind a port are, because the port is down, or they may be reachable
-    /// by another one now. The switch floods frames to them meanwhile. Ports that guard against forged
-    /// sources do not get their addresses before these age: otherwise a station could take a site off the
-    /// network, or pretend a loop, and pose as one of its stations.
+    /// Relearns where the stations behind a port are, because the port is down, or they may be
+    /// reachable by another one now. The switch floods frames to them meanwhile. Ports that guard
+    /// against forged sources do not learn their addresses before these age: otherwise a station
+    /// could take a site off the network, or fake a loop, and pose as one of its stations.
     pub fn relearn_behind(&self, port: PortId) {
         if self.guards_sources {
             self.fdb.bind_port(port);
@@ -296,39 +297,39 @@ impl Switch {
         }
     }
 
-    /// Whether a port is blocked, and why; one that does not exist is not.
+    /// Whether a port is blocked, and why; a port that does not exist is not.
     pub fn blocks(&self, port: PortId) -> Blocks {
         self.port(port)
             .map_or_else(|_| Blocks::default(), Port::blocks)
     }
 
-    /// Opens the ports whose block by a bridge protocol data unit is over. A frame that comes in
-    /// opens its port itself; for the sake of those that leave, call this once a second.
+    /// Unblocks the ports whose block by a BPDU is over. A frame that arrives unblocks its port
+    /// itself; for frames that leave, call this once a second.
     pub fn poll(&self, now: Now) {
         for port in &self.ports {
             port.unblock_if_due(now.seconds);
         }
     }
 
-    /// How many frames from `port` were refused for which reason: those that were, in a fixed order.
-    /// A super-frame counts as the frames it stands for.
+    /// How many frames from `port` were refused, by reason: only reasons that occurred, in a fixed
+    /// order. A super-frame counts as the frames it stands for.
     pub fn refusals(&self, port: PortId) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         self.port(port).into_iter().flat_map(Port::refusals)
     }
 
-    /// The ports there are.
+    /// All ports.
     pub fn ports(&self) -> impl Iterator<Item = PortId> + use<> {
         (0..=u16::MAX).map(PortId).take(self.ports.len())
     }
 
-    /// How many stations of the configuration have no place in the table, see
-    /// [`PortConfig::stations`]. Where they would be is up to the hash key: with another one, all of
-    /// them may have places.
+    /// How many stations of the configuration have no slot in the table, see
+    /// [`PortConfig::stations`]. Their position depends on the hash key: with another key, all of
+    /// them may have slots.
     pub fn stations_left_out(&self) -> usize {
         self.stations_left_out
     }
 
-    /// The addresses that the switch knows.
+    /// The forwarding database.
     pub fn fdb(&self) -> &Fdb {
         &self.fdb
     }
@@ -339,7 +340,7 @@ impl Switch {
             .ok_or(DropReason::NoPort)
     }
 
-    /// To every port that may have it, which for a peer outside hub mode is the TAP alone.
+    /// To every port that may get it, which for a peer outside hub mode is the TAP alone.
     fn flood(&self, ingress: PortId) -> Egress {
         if self.hub || ingress == PortId::TAP {
             Egress::Flood
@@ -349,7 +350,7 @@ impl Switch {
     }
 }
 
-/// Assigns the stations of the configuration to their ports, and says how many find no place.
+/// Assigns the stations of the configuration to their ports, and returns how many found no slot.
 fn assign_stations(fdb: &Fdb, ports: &[PortConfig]) -> usize {
     let ports = (0..).map(PortId).zip(ports);
     let stations = ports.flat_map(|(id, port)| port.stations.iter().map(move |&it| (id, it)));
@@ -358,8 +359,8 @@ fn assign_stations(fdb: &Fdb, ports: &[PortConfig]) -> usize {
         .count()
 }
 
-/// A frame with the destination and EtherType of a probe, but from an address that a station may have,
-/// is no probe: the switch learns its source and guards against it like any other frame.
+/// A frame with the destination and EtherType of a probe, but from an address that a station may
+/// have, is no probe: the switch learns its source and guards against it like any other frame.
 fn is_probe(headers: &Headers<'_>) -> bool {
     headers.src().0.starts_with(&PROBE_SOURCES) && Content::of(headers) == Content::Probe
 }

@@ -6,11 +6,11 @@
 //!            ≤ 3   └> LLC ──> BPDU | SNAP ──> EtherType
 //! ```
 //!
-//! The frame may be cut after its headers, and its sender is not trusted. Content that is not there to
-//! be seen is [`Content::Other`]; content that was hidden from guards on purpose is
+//! The frame may be cut after its headers, and its sender is not trusted. Content that is not
+//! visible is [`Content::Other`]; content that was hidden from guards on purpose is
 //! [`Content::HidesUpperLayer`].
 //!
-//! Called by the data threads for frames of a port that has a guard, and by the control thread.
+//! The data threads call it for frames of a port that has a guard, the control thread calls it too.
 //! Nothing here allocates, and the time for a frame has a bound.
 
 use crate::ether_type::{self, ARP, IPV4, IPV6};
@@ -27,15 +27,16 @@ pub enum Content {
     Bpdu,
     /// From a DHCP server to a client: UDP to port 68, or to port 546 in IPv6.
     ///
-    /// By the destination alone, as clients take an answer from any port and RFC 7610 section 4
-    /// asks for: a guard that looked at the source as well would be easy to pass by.
+    /// Decided by the destination port alone, as clients accept an answer from any source port and
+    /// RFC 7610 section 4 asks for: a guard that looked at the source port as well would be easy to
+    /// evade.
     DhcpServer,
     /// An ICMPv6 router advertisement, RFC 4861 section 4.2.
     RouterAdvertisement,
     /// Something that a guard cannot see through and that no honest station sends: an IPv6 header
     /// chain that does not end within the packet, as in a first fragment without an upper-layer
     /// header (RFC 7112, RFC 7113 section 2.2, RFC 7610 section 4) or with too many headers; more
-    /// than three tags, or tags behind SNAP (which hosts strip and guards used not to see:
+    /// than three tags, or tags behind SNAP (which hosts strip and which guards used to miss:
     /// CVE-2021-27853, CVE-2021-27861).
     HidesUpperLayer,
     /// An ARP request for IPv4 over Ethernet, RFC 826.
@@ -46,28 +47,29 @@ pub enum Content {
     NeighbourSolicitation,
     /// An ICMPv6 neighbour advertisement, RFC 4861 section 4.4.
     NeighbourAdvertisement,
-    /// Messages that say where multicast is wanted: IGMP, MLD, PIM, and multicast router discovery
-    /// (RFC 4286).
+    /// Messages that announce where multicast is wanted: IGMP, MLD, PIM, and multicast router
+    /// discovery (RFC 4286).
     Membership,
     /// A loop probe, ours or that of another node, see [`crate::loops`].
     Probe,
-    /// Anything else, or not to be seen.
+    /// Anything else, or not visible.
     Other,
 }
 
 /// Destination of loop probes: a group in the locally administered range.
 pub(crate) const PROBE_GROUP: [u8; 6] = [0x03, 0x70, 0x63, 0x6c, 0x70, 0x01];
-/// First bytes of the sources of loop probes: locally administered, and no station's.
+/// First bytes of the sources of loop probes: locally administered, used by no station.
 pub(crate) const PROBE_SOURCES: [u8; 2] = [0x02, 0x70];
 pub(crate) const PROBE_ETHER_TYPE: u16 = ether_type::LOCAL_EXPERIMENTAL_2;
 
-/// Says what `frame` carries. A frame that ends within its headers carries nothing to be seen.
+/// Classifies what `frame` carries. The content of a frame that ends within its headers is not
+/// visible.
 pub fn inspect(frame: &[u8]) -> Content {
     Headers::parse(frame).map_or(Content::Other, |headers| Content::of(&headers))
 }
 
 impl Content {
-    /// Says what the frame with these headers carries.
+    /// Classifies what the frame with these headers carries.
     pub fn of(headers: &Headers<'_>) -> Self {
         let dst = headers.dst().0;
         match headers.payload() {
@@ -132,7 +134,8 @@ fn of_arp(payload: &[u8]) -> Content {
 pub(crate) const ARP_LEN: usize = 28;
 
 fn of_ipv4(packet: &Ipv4<'_>) -> Content {
-    // A first fragment cannot hide a UDP header: it has a multiple of 8 bytes, and at least 8.
+    // A first fragment cannot hide a UDP header: its length is a multiple of 8 bytes, and at least
+    // 8.
     match packet.protocol() {
         _ if packet.is_later_fragment() => Content::Other,
         UDP if udp_destination(packet.payload) == Some(68) => Content::DhcpServer,
@@ -223,7 +226,7 @@ mod tests {
             let frame = [&dst[..], &[2, 0, 0, 0, 0, 1], &behind].concat();
             for len in 0..frame.len() {
                 let seen = inspect(&frame[..len]);
-                // A chain of headers that is cut is hidden; what has no chain is other.
+                // A chain of headers that is cut is hidden; a frame without a chain is other.
                 let hidden = seen == HidesUpperLayer && behind[..2] == [0x86, 0xdd];
                 assert!(
                     seen == content || seen == Other || hidden,
@@ -280,7 +283,7 @@ mod tests {
         }
     }
 
-    /// As many options headers as are walked, before the upper layer's.
+    /// As many options headers as the parser walks, before the upper layer's.
     const MAX_CHAIN: usize = 16;
 
     type Case = (&'static str, [u8; 6], Vec<u8>, Content);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the switch reads of IP: headers as far as the upper layer.
+//! The parts of IP that the switch reads: headers as far as the upper layer.
 //!
 //! Views of bytes whose sender is not trusted: inconsistent headers give `None`, and every walk has a
 //! bound.
@@ -15,7 +15,7 @@ use crate::ip_protocol::{
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ipv4<'a> {
     header: &'a [u8],
-    /// What follows the header and belongs to the packet; padding of the frame does not.
+    /// The bytes that follow the header and belong to the packet; padding of the frame does not.
     pub(crate) payload: &'a [u8],
 }
 
@@ -52,12 +52,12 @@ impl<'a> Ipv4<'a> {
         address_v4(&self.header[16..20])
     }
 
-    /// Whether the packet is a fragment other than the first, and so has no upper header.
+    /// Whether the packet is a fragment other than the first, and so has no upper-layer header.
     pub(crate) fn is_later_fragment(&self) -> bool {
         self.flags_and_offset() & 0x1fff != 0
     }
 
-    /// Whether the packet is a piece of a larger one.
+    /// Whether the packet is a fragment.
     pub(crate) fn is_fragment(&self) -> bool {
         self.flags_and_offset() & 0x3fff != 0
     }
@@ -75,7 +75,7 @@ impl<'a> Ipv4<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ipv6<'a> {
     header: &'a [u8; IPV6_HEADER_LEN],
-    /// What follows the header and belongs to the packet; padding of the frame does not.
+    /// The bytes that follow the header and belong to the packet; padding of the frame does not.
     payload: &'a [u8],
 }
 
@@ -86,7 +86,7 @@ pub(crate) enum Chain<'a> {
     Upper(Upper<'a>),
     /// A fragment other than the first: the upper-layer header travels in another packet.
     LaterFragment,
-    /// The chain goes on behind the end of the packet, or is longer than honest senders need.
+    /// The chain continues behind the end of the packet, or is longer than honest senders need.
     Hidden,
 }
 
@@ -134,8 +134,8 @@ impl<'a> Ipv6<'a> {
 
     /// Walks the extension headers, RFC 8200 section 4.
     ///
-    /// Only what belongs to the packet counts: a header in the padding of a first fragment would be
-    /// another one after reassembly.
+    /// Only bytes of the packet count: a header in the padding of a first fragment would be another
+    /// one after reassembly.
     pub(crate) fn chain(&self) -> Chain<'a> {
         let mut upper = Upper {
             protocol: self.header[6],
@@ -214,7 +214,7 @@ impl Extension {
 
 /// Looks for option 5 among hop-by-hop options, RFC 2711 section 2.1.
 fn has_router_alert(mut options: &[u8]) -> bool {
-    // Each round takes at least a byte off.
+    // Each iteration takes at least a byte off.
     loop {
         let len = match *options {
             [] => return false,

@@ -10,18 +10,18 @@
 //!                                          └──> dropped, and why: DropReason
 //! ```
 //!
-//! The ports are the local TAP ([`PortId::TAP`]) and the remote peers. The switch reads the Ethernet
-//! header, learns where the sender lives and says where the frame must go ([`Egress`]), and in what
-//! form ([`TagEdit`]). Moving bytes is the caller's work: the crate has no sockets, no threads and no
-//! clock (it is `no_std`, so the compiler sees to that), and time comes in as a number ([`Now`]). It
-//! never alters a frame.
+//! The ports are the local TAP ([`PortId::TAP`]) and the remote peers. The switch reads the
+//! Ethernet header, learns where the sender is and decides where the frame must go ([`Egress`]),
+//! and in what form ([`TagEdit`]). The caller moves the bytes: the crate has no sockets, no threads
+//! and no clock (it is `no_std`, so the compiler makes sure of that), and takes time as a number
+//! ([`Now`]). It never alters a frame.
 //!
-//! A port's policy is its [`PortConfig`]: VLANs ([`PortVlans`]), limits ([`FloodLimits`]),
-//! guards. Only for a port with a guard, or with something for the slow path to see, does the switch
-//! look behind the EtherType; the default port passes every frame as it is, within its limits.
+//! A port's policy is its [`PortConfig`]: VLANs ([`PortVlans`]), limits ([`FloodLimits`]), guards.
+//! The switch looks behind the EtherType only on a port with a guard, or with something for the
+//! slow path to see; the default port passes every frame unchanged, within its limits.
 //!
-//! The slow path sees few frames, those of a [`Kind`] other than data. It belongs to one thread, which
-//! is not one of the data threads:
+//! The slow path receives few frames, those of a [`Kind`] other than data. It belongs to one
+//! thread, which is not one of the data threads:
 //!
 //! | Module | Reads | Gives |
 //! |---|---|---|
@@ -29,9 +29,9 @@
 //! | [`membership`] | IGMP, MLD | where multicast goes, queries to send |
 //! | [`neighbours`] | ARP, neighbour discovery | answers in the name of stations it knows |
 //!
-//! They keep state for what they have heard, in bounded room whatever comes.
+//! They keep state for what they have heard, in bounded memory whatever arrives.
 //!
-//! One [`Switch`] serves every data thread through `&self`; nothing on the way of a frame waits or
+//! One [`Switch`] serves every data thread through `&self`; nothing on the path of a frame waits or
 //! allocates.
 //!
 //! A frame and its answer, on two ports that pass everything:

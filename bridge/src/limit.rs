@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How many frames per second a port may flood.
 //!
-//! A limit is the generic cell rate algorithm (ITU-T I.371, annex A): one number says until when the
-//! frames so far have used up the rate. A frame moves it on by its share of a second, and is refused
-//! if the number is too far ahead of the clock; how far is the burst. One atomic word per limit, and
-//! a refused frame only reads it: threads that drown in a storm do not fight for a cache line.
+//! A limit is the generic cell rate algorithm (ITU-T I.371, annex A): one number says until when
+//! the frames so far have used up the rate. A frame advances it by its share of a second, and is
+//! refused if the number is too far ahead of the clock; that distance is the burst. One atomic word
+//! per limit, and a refused frame only reads it: threads that drown in a storm do not contend for a
+//! cache line.
 //!
-//! Called by [`Switch`](crate::Switch) for frames that would be flooded.
+//! Called by [`Switch`](crate::Switch) for frames that it would flood.
 
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::sync::AtomicU64;
 
-/// How many frames per second a port may send to many others; 0 sets no limit.
+/// How many frames per second a port may send to many stations; 0 sets no limit.
 ///
-/// The defaults are what no sane LAN reaches. A burst of a tenth of a second passes, and 64 frames
-/// in any case. A super-frame counts as the frames it stands for.
+/// The defaults are rates that no sane LAN reaches. A burst of a tenth of a second passes, and 64
+/// frames in any case. A super-frame counts as the frames it stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FloodLimits {
     /// Frames to all stations.
@@ -57,7 +58,7 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
-    /// The least burst, in frames: what one read of a device may bring at once.
+    /// The least burst, in frames: as many as one read of a device may bring at once.
     const MIN_BURST: u64 = 64;
     const SECOND_NS: u64 = 1_000_000_000;
 
@@ -68,10 +69,11 @@ impl Limit {
         )
     }
 
-    /// A rate, and how many frames may come at once.
+    /// A rate, and how many frames may arrive at once.
     pub(crate) fn with_burst(frames_per_s: u32, burst: u64) -> Self {
         let rate = u64::from(frames_per_s);
-        // Rounded down, so in favour of the sender: by one in a hundred beyond ten million per second.
+        // Rounded down, so in favour of the sender: by one in a hundred beyond ten million per
+        // second.
         let interval_ns = Self::SECOND_NS.checked_div(rate).unwrap_or(0);
         Self {
             interval_ns,
@@ -82,16 +84,16 @@ impl Limit {
 
     /// Whether `frames` more may pass.
     ///
-    /// `now_us` comes from clocks that may be a little behind each other: what one of them has used
-    /// stays used.
+    /// `now_us` comes from clocks that may be a little behind each other: frames that one of them
+    /// has accounted for stay accounted for.
     pub(crate) fn take(&self, frames: u32, now_us: u64) -> bool {
         if self.interval_ns == 0 {
             return true;
         }
         let now_ns = now_us.saturating_mul(1000);
         let cost_ns = self.interval_ns.saturating_mul(u64::from(frames));
-        // A super-frame may be more than a burst: it passes when nothing is in use, and is paid for
-        // in full afterwards.
+        // A super-frame may exceed a burst: it passes when nothing is in use, and is charged in
+        // full afterwards.
         let room_ns = self.burst_ns - cost_ns.min(self.burst_ns);
         self.used_until_ns
             .fetch_update(Relaxed, Relaxed, |used_ns| {

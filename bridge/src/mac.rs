@@ -25,7 +25,7 @@ impl MacAddr {
         self.0 == [0; 6]
     }
 
-    /// Whether a station may have it: neither a group's nor null.
+    /// Whether a station may have it: neither a group address nor null.
     pub fn is_station(self) -> bool {
         !self.is_group() && !self.is_zero()
     }
@@ -59,7 +59,7 @@ impl fmt::Debug for MacAddr {
 impl FromStr for MacAddr {
     type Err = ParseMacError;
 
-    /// Reads six groups of one or two hexadecimal digits with colons between them.
+    /// Parses six groups of one or two hexadecimal digits with colons between them.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut bytes = [0; 6];
         let mut groups = text.split(':');
@@ -73,7 +73,7 @@ impl FromStr for MacAddr {
 }
 
 fn parse_group(group: &str) -> Result<u8, ParseMacError> {
-    // `from_str_radix` alone would take a sign for a digit.
+    // `from_str_radix` alone would accept a sign.
     if group.len() > 2 || !group.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(ParseMacError::BadGroup);
     }

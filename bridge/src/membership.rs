@@ -11,14 +11,15 @@
 //!
 //! - all groups, in a VLAN without a querier, and until hosts have had time to answer the first query;
 //! - all groups, to a port that has just come up, for the same time;
-//! - all groups, to a port with more memberships than there is room for;
+//! - all groups, to a port with more memberships than fit;
 //! - link-local groups, always.
 //!
 //! It never drops a message of a host or a router. It tracks groups as a whole and ignores the sources
 //! that a host selects.
 //!
-//! In a mesh, peers do not pass on what they get from peers. A source's site must therefore know all
-//! sites with members itself, and reports from the TAP go to every peer and not only towards routers.
+//! In a mesh, peers do not forward frames of one peer to another. A source's site must therefore
+//! know all sites with members itself, and reports from the TAP go to every peer and not only
+//! towards routers.
 //!
 //! Called by the control thread, with seconds on a clock that may wrap. Data threads read the
 //! [`GroupTable`]s that it makes.

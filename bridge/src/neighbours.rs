@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Bindings of IP addresses to stations, so that ARP requests and neighbour solicitations need not be
-//! flooded.
+//! Bindings of IP addresses to stations, so that ARP requests and neighbour solicitations need not
+//! be flooded.
 //!
 //! ```text
 //!  ARP requests and replies ──┐
@@ -10,17 +10,19 @@
 //!  neighbour solicitations ───┘
 //! ```
 //!
-//! It answers only what is certain, as the owner would: not for an address that several stations
-//! claim in turns, nor where the owner hears the question itself. Probes for duplicate addresses,
-//! announcements, and questions to one station whether it is still there are never answered.
+//! It answers only if it is certain, and as the owner would: not for an address that several
+//! stations claim in turns, nor where the owner receives the request itself. It never answers
+//! probes for duplicate addresses, announcements, or unicast requests that test whether a station
+//! is still there.
 //!
-//! It learns from messages on every port, so that an address that has moved gets a current answer or
-//! none. A message that contradicts a binding without replacing it puts the binding in doubt until its
-//! owner speaks.
+//! It learns from messages on every port, so that an address that has moved gets a current answer
+//! or none. A message that contradicts a binding without replacing it puts the binding in doubt
+//! until its owner sends a message.
 //!
 //! IPv6 addresses are learned from advertisements alone: solicitations do not say whether a station
-//! is a router, and an answer that gets this wrong takes the default route from those who hear it
-//! (RFC 4861 section 7.2.5). The rules follow RFC 9161, which does this for larger networks.
+//! is a router, and an answer with the wrong router flag takes the default route from the hosts
+//! that receive it (RFC 4861 section 7.2.5). The rules follow RFC 9161, which does this for larger
+//! networks.
 //!
 //! Called by the control thread, with seconds on a clock that may wrap.
 
@@ -37,18 +39,18 @@ use crate::port_id::PortId;
 use crate::time::elapsed_s;
 use crate::vlan::Vid;
 
-/// How much to remember, and for how long.
+/// How many bindings to keep, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NeighboursConfig {
-    /// Whether peers do not pass on what they get from peers; the opposite of
+    /// Whether peers do not forward frames of one peer to another; the opposite of
     /// [`SwitchConfig::hub`](crate::SwitchConfig::hub). A peer that asks for another peer's station
     /// has then asked there itself.
     pub mesh: bool,
-    /// After how many seconds without a word from it a binding is forgotten.
+    /// After how many seconds without a message from it a binding is removed.
     pub ageing_s: u32,
-    /// How many bindings there is room for.
+    /// How many bindings fit.
     pub max: usize,
-    /// How many bindings may be learned on one port, so that no peer can take all the room.
+    /// How many bindings may be learned on one port, so that no peer can fill the table.
     pub max_per_port: usize,
 }
 
@@ -68,7 +70,7 @@ impl Default for NeighboursConfig {
 pub struct Neighbours {
     config: NeighboursConfig,
     bindings: BTreeMap<(Vid, IpAddr), Binding>,
-    /// How many there are on each port.
+    /// The number of bindings on each port.
     on_port: BTreeMap<PortId, usize>,
     swept_s: Option<u32>,
     counters: NeighbourCounters,
@@ -79,7 +81,7 @@ pub struct Neighbours {
 pub enum Learned {
     /// The frame claims nothing, or nothing that counts.
     Nothing,
-    /// The address was not known, or no longer.
+    /// The address was unknown, or had expired.
     New,
     /// The address is known to be that station's.
     Known,
@@ -88,23 +90,24 @@ pub enum Learned {
         /// Where it was.
         from: PortId,
     },
-    /// The address may be another station's than the one that had it: until its owner speaks, no
-    /// question for it is answered.
+    /// Another station may have taken the address: until its owner sends a message, no request for
+    /// it is answered.
     Doubted,
-    /// The address was another station's.
+    /// The address belonged to another station.
     Changed {
-        /// The one that had it.
+        /// The former owner.
         from: MacAddr,
     },
     /// Stations claim the address in turns, as of now; until they have stopped for 300 seconds no
-    /// question for it is answered.
+    /// request for it is answered.
     Contested,
-    /// There is no room.
+    /// The table is full.
     Full,
 }
 
 impl Learned {
-    /// Whether others must hear of it: a question that says so is not to be answered here alone.
+    /// Whether others must hear of it: a request that carries such news must not be answered here
+    /// alone.
     pub fn is_news(self) -> bool {
         match self {
             Self::New
@@ -124,34 +127,34 @@ pub struct NeighbourEntry {
     pub vid: Vid,
     /// Address.
     pub address: IpAddr,
-    /// Whose it is.
+    /// The station that owns it.
     pub mac: MacAddr,
-    /// Where that station was heard.
+    /// The port on which that station was heard.
     pub port: PortId,
     /// Seconds since then.
     pub age_s: u32,
     /// Whether several stations claim it.
     pub is_contested: bool,
-    /// Whether it may be another station's by now.
+    /// Whether it may belong to another station by now.
     pub is_doubted: bool,
 }
 
-/// What was counted.
+/// The counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NeighbourCounters {
     /// Bindings learned that were not known.
     pub learned: u64,
-    /// Bindings that went to another station.
+    /// Bindings that moved to another station.
     pub changed: u64,
     /// Addresses that became contested.
     pub contested: u64,
-    /// Signs that a binding may be past.
+    /// Signs that a binding may be outdated.
     pub doubted: u64,
-    /// Claims that there was no room for: local limits.
+    /// Claims that did not fit: local limits.
     pub full: u64,
-    /// Questions answered.
+    /// Requests answered.
     pub answered: u64,
-    /// Questions left to others.
+    /// Requests flooded.
     pub flooded: u64,
 }
 
@@ -169,10 +172,10 @@ struct Binding {
     contested_s: Option<u32>,
 }
 
-/// So many changes within so many seconds make an address contested: RFC 9161 section 3.7.
+/// This many changes within this many seconds make an address contested: RFC 9161 section 3.7.
 const CONTEST_CHANGES: u32 = 5;
 const CONTEST_WITHIN_S: u32 = 180;
-/// And for so long after the last.
+/// And for this long after the last.
 const CONTEST_HOLD_S: u32 = 300;
 
 impl Neighbours {
@@ -187,7 +190,7 @@ impl Neighbours {
         }
     }
 
-    /// Learns from a frame that came by `port` in the VLAN `vid`.
+    /// Learns from a frame that arrived on `port` in the VLAN `vid`.
     pub fn learn(&mut self, port: PortId, vid: Vid, headers: &Headers<'_>, now_s: u32) -> Learned {
         let message = Message::parse(headers).unwrap_or_default();
         let Some(claim) = message.claim else {
@@ -203,8 +206,8 @@ impl Neighbours {
         learned
     }
 
-    /// Answers a question that came by `port` in the VLAN `vid`, if it knows for certain; the frame
-    /// is to be sent back there, and the question need not go anywhere.
+    /// Answers a request that arrived on `port` in the VLAN `vid`, if the binding is certain; the
+    /// returned frame is to be sent back there, and the request need not be forwarded.
     pub fn answer(
         &mut self,
         port: PortId,
@@ -218,7 +221,7 @@ impl Neighbours {
             .get(&(vid, question.target))
             .filter(|owner| !self.is_expired(owner, now_s))
             .filter(|owner| !owner.is_contested(now_s) && !owner.is_doubted)
-            // The owner hears the question itself, and answers.
+            // The owner receives the request itself, and answers.
             .filter(|owner| owner.port != port && owner.mac != question.asker_mac)
             .filter(|owner| !self.config.mesh || [owner.port, port].contains(&PortId::TAP));
         let answer = owner.and_then(|owner| question.answer(owner.mac, owner.is_router, headers));
@@ -229,13 +232,13 @@ impl Neighbours {
         answer
     }
 
-    /// Forgets what was learned on a port.
+    /// Removes the bindings that were learned on a port.
     pub fn flush_port(&mut self, port: PortId) {
         self.bindings.retain(|_, binding| binding.port != port);
         self.on_port.remove(&port);
     }
 
-    /// Forgets everything.
+    /// Removes all bindings.
     pub fn clear(&mut self) {
         self.bindings.clear();
         self.on_port.clear();
@@ -257,7 +260,7 @@ impl Neighbours {
             })
     }
 
-    /// What was counted.
+    /// The counters.
     pub fn counters(&self) -> NeighbourCounters {
         self.counters
     }
@@ -299,13 +302,13 @@ impl Neighbours {
         learned
     }
 
-    /// Takes in a claim to an address that is not known, or no longer.
+    /// Takes in a claim to an address that is unknown or has expired.
     fn add(&mut self, at: (Vid, IpAddr), claim: &Claim, port: PortId, now_s: u32) -> Learned {
-        // An address that several stations share has no owner to answer for.
+        // An address that several stations share has no single owner to answer for.
         if claim.force != Force::Overrides {
             return Learned::Nothing;
         }
-        // One that has expired may be in the way of its own successor.
+        // An expired binding may take the place of its own successor.
         if let Some(stale) = self.bindings.remove(&at) {
             Self::discount(&mut self.on_port, stale.port);
         }
@@ -344,7 +347,7 @@ impl Neighbours {
         }
     }
 
-    /// Whether a port may have one more. Looks for expired ones first, once a second.
+    /// Whether a port may have one more. Removes expired ones first, once a second.
     fn has_room(&mut self, port: PortId, now_s: u32) -> bool {
         if !self.is_room(port) && self.swept_s != Some(now_s) {
             self.swept_s = Some(now_s);
@@ -383,7 +386,7 @@ impl Neighbours {
 }
 
 impl Binding {
-    /// Notes that the address went to another station.
+    /// Records that the address moved to another station.
     fn change(&mut self, from: MacAddr, now_s: u32) -> Learned {
         if elapsed_s(self.changing_since_s, now_s) >= CONTEST_WITHIN_S {
             self.changes = 0;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The ports of a switch: each admits or refuses frames, and counts those that it refused.
 //!
-//! A *plain* port passes every frame as it is, and costs no more than the look at one byte that says
-//! so. What makes a port special is its configuration, or being blocked.
+//! A *plain* port passes every frame unchanged, and costs no more than a read of the one byte that
+//! says so. A port is special because of its configuration, or while it is blocked.
 //!
 //! Called by [`Switch`](crate::Switch) only.
 
@@ -20,7 +20,7 @@ use crate::sync::{AtomicU8, AtomicU32, AtomicU64};
 use crate::time::is_past;
 use crate::vlan::{Inside, TagEdit};
 
-/// Why a port is blocked; both may be.
+/// Why a port is blocked; both reasons may hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Blocks {
     /// By [`Switch::set_blocked`](crate::Switch::set_blocked).
@@ -33,12 +33,12 @@ pub struct Blocks {
 #[derive(Debug)]
 #[repr(align(64))]
 pub(crate) struct Port {
-    /// Zero if the port is plain and open.
+    /// Zero if the port is plain and not blocked.
     special: AtomicU8,
     /// When a block by a bridge protocol data unit ends.
     blocked_until_s: AtomicU32,
     must_inspect: bool,
-    /// Whether what is said here of addresses is noted for the sake of other ports.
+    /// Whether claims to addresses on this port are recorded for the sake of other ports.
     overhears_neighbours: bool,
     broadcast: Limit,
     multicast: Limit,
@@ -55,13 +55,13 @@ impl Port {
     const BLOCKED_BY_BPDU: u8 = 4;
     const BLOCKED: u8 = Self::BLOCKED_BY_ORDER | Self::BLOCKED_BY_BPDU;
 
-    /// Loop probes per second: what the nodes that can be heard here send, and some to spare. What goes
-    /// round in a loop would else be as bad as the storm that it is to prevent. Nodes that were started
-    /// at once send theirs at once.
+    /// Loop probes per second: those of the nodes that can be heard here, and some to spare.
+    /// Without a limit, probes that circulate in a loop would be as bad as the storm that they are
+    /// to prevent. Nodes that start at the same time also send at the same time.
     const PROBES_PER_S: u32 = 200;
 
-    /// `neighbour_suppression` says whether any port of the switch has it: what stations say of
-    /// addresses then counts wherever they are.
+    /// `neighbour_suppression` says whether any port of the switch has it: claims to addresses then
+    /// count on every port.
     pub(crate) fn new(config: PortConfig, neighbour_suppression: bool) -> Self {
         let overhears_neighbours = neighbour_suppression && !config.neighbour_suppression;
         let configured = if config.is_plain() && !overhears_neighbours {
@@ -84,12 +84,12 @@ impl Port {
         }
     }
 
-    /// Whether every frame passes as it is, so that [`Self::admit`] need not be asked.
+    /// Whether every frame passes unchanged, so that [`Self::admit`] need not be called.
     pub(crate) fn is_plain(&self) -> bool {
         self.special.load(Relaxed) == 0
     }
 
-    /// Lets a frame in by the VLANs and guards of the port; all but its source in the table.
+    /// Admits a frame by the VLANs and guards of the port; everything but its source in the table.
     pub(crate) fn admit(
         &self,
         headers: &Headers<'_>,
@@ -99,7 +99,7 @@ impl Port {
             true => Content::of(headers),
             false => Content::Other,
         };
-        // Before anything else: a bridge that goes on keeps the port blocked.
+        // Before anything else: a bridge that continues to send keeps the port blocked.
         self.check_bpdu(content, now.seconds)?;
         self.check_unblocked(now.seconds)?;
         let inside = self.classify(headers)?;
@@ -122,7 +122,7 @@ impl Port {
         self.config.vlans.leave(inside)
     }
 
-    /// Whether an address that lives elsewhere is refused here.
+    /// Whether the port refuses an address that is known behind another port.
     pub(crate) fn guards_sources(&self) -> bool {
         self.config.spoof_guard
     }
@@ -171,8 +171,8 @@ impl Port {
 
     /// Ends a block by a bridge protocol data unit when its time is over.
     ///
-    /// If another comes at this very moment its block may be lost. Bridges send one every two
-    /// seconds: the next will do.
+    /// If another BPDU arrives at this very moment its block may be lost. Bridges send one every
+    /// two seconds: the next one blocks again.
     pub(crate) fn unblock_if_due(&self, now_s: u32) {
         if self.special.load(Relaxed) & Self::BLOCKED_BY_BPDU == 0 {
             return;
@@ -182,7 +182,7 @@ impl Port {
         }
     }
 
-    /// Says whether that changes anything.
+    /// Returns whether that changes anything.
     pub(crate) fn set_blocked(&self, blocked: bool) -> bool {
         let before = if blocked {
             self.special.fetch_or(Self::BLOCKED_BY_ORDER, Relaxed)
@@ -212,7 +212,7 @@ impl Port {
         self.special.load(Relaxed) & Self::BLOCKED != 0
     }
 
-    /// Whether so many frames more may be flooded to a group.
+    /// Whether this many more frames may be flooded to a group.
     pub(crate) fn take_group(
         &self,
         group: MacAddr,
@@ -226,13 +226,13 @@ impl Port {
         }
     }
 
-    /// Whether so many frames more may be flooded to an unknown station.
+    /// Whether this many more frames may be flooded to an unknown station.
     pub(crate) fn take_unknown(&self, frames: u32, now: Now) -> Result<(), DropReason> {
         take(&self.unknown, frames, now, DropReason::UnknownLimited)
     }
 
-    /// Whether one more loop probe may pass. Those of others go round in a loop that they are not on
-    /// for as long as it is there, and must not keep out our own, which show it.
+    /// Whether one more loop probe may pass. Probes of other nodes circulate in a loop that these
+    /// nodes are not on for as long as it exists, and must not crowd out our own, which show it.
     pub(crate) fn take_probe(&self, is_own: bool, now: Now) -> Result<(), DropReason> {
         let limit = if is_own {
             &self.own_probes
@@ -246,7 +246,7 @@ impl Port {
         self.refused[reason as usize].fetch_add(frames.into(), Relaxed);
     }
 
-    /// Frames from here that were refused, by reason, in a fixed order.
+    /// Frames from this port that were refused, by reason, in a fixed order.
     pub(crate) fn refusals(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         DropReason::ALL
             .iter()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The number of a port.
 
-/// A port of the switch: the TAP, or one peer. What stands behind a number is the caller's business.
+/// A port of the switch: the TAP, or one peer. What stands behind a number is up to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortId(pub u16);
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A set of ports, made to be asked for each frame.
+//! A set of ports, made to be queried for each frame.
 
 use alloc::vec::Vec;
 use core::fmt;
 
 use crate::port_id::PortId;
 
-/// A set of ports: a bit for each. Sixty-four ports take no allocation, and to ask for one of them
-/// is a shift.
+/// A set of ports: a bit for each. Up to sixty-four ports take no allocation, and a query for one
+/// of them is a shift.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct PortSet {
     first: u64,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which VLANs a port has, and how frames look there.
+//! The VLANs of a port, and the form of frames there.
 //!
 //! ```text
 //!              takes                              gives
@@ -9,8 +9,8 @@
 //!  tunnel      every frame, tags are payload      its VLAN, as the far customer sent it
 //! ```
 //!
-//! A port is nonsense or works: the constructors refuse the former. Called by
-//! [`Switch`](crate::Switch), once as a frame comes in and once for each port it leaves by.
+//! The constructors refuse a configuration that makes no sense. Called by
+//! [`Switch`](crate::Switch), once as a frame arrives and once for each port by which it leaves.
 
 use alloc::boxed::Box;
 use core::error::Error;
@@ -37,16 +37,16 @@ enum Mode {
 }
 
 impl PortVlans {
-    /// Every frame as it is, in the VLAN of its outermost tag: the default.
+    /// Every frame unchanged, in the VLAN of its outermost tag: the default.
     pub const fn transparent() -> Self {
         Self(Mode::Transparent)
     }
 
     /// Tagged frames of the `allowed` VLANs; untagged and priority-tagged ones are in `native`, or
-    /// refused without it. [`Vid::UNTAGGED`] as native lets them be.
+    /// refused without it. [`Vid::UNTAGGED`] as native leaves them untagged.
     ///
-    /// `translate` holds pairs of a VLAN's number outside and inside. All other numbers are the same
-    /// on both sides, unless a pair has taken them: with (10, 110), a frame that is tagged 110
+    /// `translate` holds pairs of a VLAN's number outside and inside. All other numbers are the
+    /// same on both sides, unless a pair has taken them: with (10, 110), a frame that is tagged 110
     /// outside, or is in VLAN 10 inside, has no number on the other side and does not pass.
     /// `allowed` and `native` are numbers inside.
     ///
@@ -85,8 +85,8 @@ impl PortVlans {
         Ok(Self(Mode::Access(vid)))
     }
 
-    /// Every frame, with whatever tags, in VLAN `vid`: its own tags are payload, and another comes in
-    /// front of them on ports that tag (QinQ; IEEE 802.1Q, clause 15). Its `tpid` is
+    /// Every frame, with whatever tags, in VLAN `vid`: its own tags are payload, and ports that tag
+    /// put another one in front of them (QinQ; IEEE 802.1Q, clause 15). Its `tpid` is
     /// [`Tpid::Service`] unless the devices behind those ports know only the other.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ impl PortVlans {
         Ok(Self(Mode::Tunnel { vid, tpid }))
     }
 
-    /// Whether frames of the VLAN, as it is called inside, enter and leave here.
+    /// Whether frames of the VLAN, by its number inside, enter and leave here.
     pub fn has(&self, vid: Vid) -> bool {
         match &self.0 {
             Mode::Transparent => vid == Vid::UNTAGGED || vid.is_assignable(),
@@ -127,7 +127,7 @@ impl PortVlans {
         }
     }
 
-    /// Whether frames pass as they are.
+    /// Whether frames pass unchanged.
     pub const fn is_transparent(&self) -> bool {
         matches!(self.0, Mode::Transparent)
     }
@@ -153,7 +153,8 @@ impl PortVlans {
             Mode::Transparent if inside.vid == Vid::UNTAGGED => None,
             Mode::Transparent => Some(inside.vid),
             Mode::Tunnel { vid, .. } if *vid == inside.vid => None,
-            // Untagged is a promise here, and the frame has a tag beneath the one that would go.
+            // An access port promises untagged frames, and this frame has a tag beneath the one
+            // that would be removed.
             Mode::Access(vid) if *vid == inside.vid && !inside.is_nested => None,
             Mode::Access(_) | Mode::Tunnel { .. } => return Err(DropReason::VlanRefused),
             Mode::Trunk(trunk) => trunk.outside(inside)?,
@@ -182,8 +183,8 @@ impl Trunk {
 
     /// The number with which a frame leaves; none in the native VLAN.
     fn outside(&self, inside: &Inside) -> Result<Option<Vid>, DropReason> {
-        // A frame with a further tag keeps one of its own, for bare it would enter the VLAN of the
-        // other: the oldest way to hop from VLAN to VLAN.
+        // A frame with a further tag keeps one of its own: without it, it would enter the VLAN of
+        // the inner tag, the oldest form of VLAN hopping.
         if self.native == Some(inside.vid) && !inside.is_nested {
             return Ok(None);
         }
@@ -200,8 +201,8 @@ impl Trunk {
     }
 }
 
-/// Numbers that differ between outside and inside; each side once, so that every frame finds its way
-/// back.
+/// Numbers that differ between outside and inside; each number once per side, so that translation
+/// is reversible.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Translation {
     /// (outside, inside), by outside.

@@ -6,7 +6,7 @@ pub(crate) const fn is_later(at_s: u32, than_s: u32) -> bool {
     at_s.wrapping_sub(than_s).cast_signed() > 0
 }
 
-/// Whether the time `at_s` has come.
+/// Whether the time `at_s` has been reached.
 pub(crate) const fn is_past(at_s: u32, now_s: u32) -> bool {
     !is_later(at_s, now_s)
 }

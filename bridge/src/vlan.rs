@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! VLANs: their identifiers and sets of them. What becomes of a frame's tags is in
-//! `tag`, what a port makes of VLANs in `port_vlans`.
+//! VLANs: their identifiers and sets of them. Edits of a frame's tags are in `tag`, the VLANs of a
+//! port in `port_vlans`.
 
 mod tag;
 
@@ -11,8 +11,8 @@ use crate::ether_type;
 
 /// A VLAN identifier, 12 bits.
 ///
-/// 4095 is reserved by IEEE 802.1Q and no configuration should name it, yet a transparent switch may
-/// meet it in a frame; it is then a VLAN like any other.
+/// 4095 is reserved by IEEE 802.1Q and no configuration should name it, yet a transparent switch
+/// may receive a frame with it; there it is a VLAN like any other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Vid(u16);
 
@@ -58,12 +58,12 @@ impl fmt::Display for Vid {
     }
 }
 
-/// What marks a tag: the EtherType in its place.
+/// The EtherType that marks a tag.
 ///
 /// These two are the tags of IEEE 802.1Q (table 9-1 there), and those that Linux takes off a frame
-/// (`eth_type_vlan`). So a guard sees behind all that a host behind it may see through. Numbers that
-/// vendors had used for stacked tags before, such as 9100, are EtherTypes like any other, and what is
-/// behind them is opaque here as it is to hosts.
+/// (`eth_type_vlan`). So a guard sees behind all tags that a host behind it may strip. Numbers that
+/// vendors used for stacked tags before, such as 9100, are EtherTypes like any other, and the bytes
+/// behind them are opaque here as they are to hosts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Tpid {
     /// Customer tag, IEEE 802.1Q: 8100.
@@ -107,7 +107,7 @@ impl VidSet {
         (1..Vid::MASK).map(Vid).collect()
     }
 
-    /// Adds `vid` and says whether it was missing.
+    /// Adds `vid` and returns whether it was missing.
     pub fn insert(&mut self, vid: Vid) -> bool {
         let was_missing = !self.contains(vid);
         self.0[usize::from(vid.0 / 64)] |= 1 << (vid.0 % 64);
@@ -119,7 +119,7 @@ impl VidSet {
         self.0[(vid.0 / 64) as usize] >> (vid.0 % 64) & 1 == 1
     }
 
-    /// Whether there is nothing in it.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         *self == Self::EMPTY
     }

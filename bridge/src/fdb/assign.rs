@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Addresses that are assigned, not seen: by the configuration, or by a controller under a number that
-//! says which of its words is the last.
+//! Assigned addresses, as opposed to learned ones: by the configuration, or by a controller under a
+//! sequence number that says which of its advertisements is the latest.
 //!
 //! Called by the control thread, while the data threads go on.
 
@@ -14,11 +14,12 @@ use crate::vlan::Vid;
 impl Fdb {
     /// Assigns the address to `port`, on behalf of the configuration or of a controller.
     ///
-    /// It takes the place of a learned address if there is no other, for it is wanted and the other
-    /// was only seen. With [`Origin::Learned`] it ages as if a frame had been seen at `now_s`.
+    /// If no other slot is free, it replaces a learned address: an assignment is intended, a
+    /// learned address only observed. With [`Origin::Learned`] it ages as if a frame had been seen
+    /// at `now_s`.
     ///
     /// # Errors
-    /// If the place belongs to assigned addresses, or this address to the configuration.
+    /// If assigned addresses hold all its slots, or the configuration holds this address.
     pub fn insert(
         &self,
         vid: Vid,
@@ -36,17 +37,17 @@ impl Fdb {
         self.assign(Key::new(vid, mac), wanted)
     }
 
-    /// Assigns the address to `port`, as a controller advertises it under this number: of two
-    /// advertisements the one with the higher number is the later (RFC 7432, section 15).
+    /// Assigns the address to `port` as a controller advertises it under this sequence number: of
+    /// two advertisements the one with the higher number is the later (RFC 7432, section 15).
     ///
-    /// The number is remembered when a frame moves the address here; the controller then advertises it
-    /// for this node under the next one, and what it said before does not return.
+    /// The number is kept when a frame moves the address here; the controller then advertises it
+    /// for this node under the next number, and its earlier advertisement does not return.
     ///
-    /// One thread must do this for any one address, or either number may stay.
+    /// One thread must do this for any one address, or either number may remain.
     ///
     /// # Errors
-    /// If a later number is known, the place belongs to assigned addresses, or this address to the
-    /// configuration.
+    /// If a later number is known, assigned addresses hold all its slots, or the configuration
+    /// holds this address.
     pub fn advertise(
         &self,
         vid: Vid,
@@ -64,8 +65,8 @@ impl Fdb {
         self.assign(Key::new(vid, mac), wanted)
     }
 
-    /// Takes back what a controller advertised under this number or an earlier one, and says whether
-    /// that still stood. What a frame has moved since then stays.
+    /// Withdraws what a controller advertised under this sequence number or an earlier one, and
+    /// returns whether that was still in force. An address that a frame has moved since then stays.
     pub fn withdraw(&self, vid: Vid, mac: MacAddr, sequence: u32) -> bool {
         let key = Key::new(vid, mac);
         let (bucket, histories) = (self.bucket(key), self.histories(key));
@@ -84,15 +85,16 @@ impl Fdb {
 
     fn assign(&self, key: Key, wanted: Assignment) -> Result<(), InsertError> {
         loop {
-            // Another thread was quicker, which takes a new second or a new port each time: a second
-            // round is rare and a third unheard of. The data threads do not wait for this one.
+            // Another thread was quicker, which needs a new second or a new port each time: a
+            // second round is rare and a third practically never happens. The data threads do not
+            // wait for this one.
             if let Some(result) = self.try_insert(key, wanted) {
                 return result;
             }
         }
     }
 
-    /// Forgets the address, whatever its origin, and says whether it was known.
+    /// Removes the address, whatever its origin, and returns whether it was known.
     pub fn remove(&self, vid: Vid, mac: MacAddr) -> bool {
         let key = Key::new(vid, mac);
         let bucket = self.bucket(key);
@@ -134,8 +136,8 @@ impl Fdb {
         done.then_some(Ok(()))
     }
 
-    /// The slot of a bucket that is missed least: a vacant one, or else the learned address that has
-    /// been silent for longest.
+    /// The slot of a bucket that is missed least: a vacant one, or else the learned address that
+    /// has been silent for longest.
     fn weakest(&self, bucket: &Bucket, now_s: u32) -> Option<(usize, Value)> {
         (0..WAYS)
             .map(|slot| (slot, bucket.value(slot)))
@@ -149,8 +151,7 @@ impl Assignment {
         self.origin == Origin::Static
     }
 
-    /// What is wrong with it, if the address was last advertised under number `known` and is now on
-    /// port `on`.
+    /// The error, if the address was last advertised under number `known` and is now on port `on`.
     fn outdated_by(self, known: Option<u32>, on: PortId) -> Option<InsertError> {
         let (known, wanted) = (known?, self.sequence?);
         let is_later = wanted > known || (wanted == known && self.port == on);

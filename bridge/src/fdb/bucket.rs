@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Eight entries that any number of threads read and write at once, without a lock.
 //!
-//! An entry is two words: the key says which address, the value says where it lives. Two words
-//! cannot be read at one instant, so the value carries the *generation* of its slot, which grows
+//! An entry is two words: the key is the address, the value says where it is. A thread cannot read
+//! two words at one instant, so the value carries the *generation* of its slot, which grows
 //! whenever the slot is given to another address:
 //!
 //! ```text
@@ -17,18 +17,18 @@
 //!     Held(Learned) ── its port goes down, and others guard against forged sources ──> Bound
 //! ```
 //!
-//! A *bound* address is found like one that is held, and lookups do not know it.
+//! Readers find a *bound* address as they find a held one, but lookups return no port for it.
 //!
-//! *Only the thread that claimed the slot writes the key, between claim and publication.* All else is
-//! a compare-and-swap of the whole value, so it fails if anything has changed since it was read.
-//! Reading takes the value, then the key, then the value again: if the slot was held in one
-//! generation both times, then the key belongs to that generation, and so does the port.
+//! *Only the thread that claimed the slot writes the key, between claim and publication.* Every
+//! other change is a compare-and-swap of the whole value, so it fails if anything has changed since
+//! it was read. A reader takes the value, then the key, then the value again: if the slot was held
+//! in one generation both times, then the key belongs to that generation, and so does the port.
 //!
-//! A generation returns after 8192 claims. To be fooled a reader must sleep, between two loads,
-//! while its slot is claimed exactly that often; each time takes an ageing period or a port that
+//! A generation returns after 8192 claims. A reader is fooled only if it sleeps, between two loads,
+//! while its slot is claimed exactly that often; each claim takes an ageing period or a port that
 //! goes down.
 //!
-//! Called by [`Fdb`](super::Fdb) only, which knows what to store; nothing here knows limits.
+//! Called by [`Fdb`](super::Fdb) only, which decides what to store; nothing here knows limits.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
@@ -39,11 +39,11 @@ use crate::sync::{AtomicU64, IS_MODEL, fence};
 use crate::time::{elapsed_s, later};
 use crate::vlan::Vid;
 
-/// How many addresses that fall on one bucket can be held. In a model, as few as can take turns.
+/// How many addresses that hash to one bucket it can hold. In a model, as few as can take turns.
 pub(super) const WAYS: usize = if IS_MODEL { 2 } else { 8 };
 
-/// Two cache lines, of which a search seldom needs the second: slots are filled from the first on, and
-/// buckets of a table with room to spare hold less than four addresses.
+/// Two cache lines, of which a search seldom needs the second: slots are filled from the first on,
+/// and buckets of a table with room to spare hold fewer than four addresses.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(super) struct Bucket {
@@ -66,8 +66,8 @@ impl Bucket {
     /// Every slot that holds `key`: one, or two for the moment in which two threads insert it.
     pub(super) fn find_all(&self, key: Key) -> impl Iterator<Item = (usize, Value)> {
         (0..WAYS)
-            // A hint, to leave the values of other keys alone. If it is outdated the address counts
-            // as unknown, as it was a moment ago.
+            // A hint, to skip the values of other keys. If it is outdated the address counts as
+            // unknown, as it was a moment ago.
             .filter(move |&slot| self.slots[slot].key.load(Relaxed) == key.0)
             .filter_map(move |slot| {
                 self.held(slot)
@@ -78,9 +78,9 @@ impl Bucket {
 
     /// What `slot` holds: a key and a value that belong together.
     pub(super) fn held(&self, slot: usize) -> Option<(Key, Value)> {
-        // `before` orders the key after the publication it saw: the key is of that generation or of
-        // a later one. If of a later one, it orders `value` after the claim of the slot, which has
-        // then changed its generation.
+        // `before` orders the key after the publication that it saw: the key is of that generation
+        // or of a later one. If of a later one, it orders `value` after the claim of the slot,
+        // which has then changed its generation.
         let before = Value::unpack(self.slots[slot].value.load(Acquire));
         let key = Key(self.slots[slot].key.load(Acquire));
         let value = self.value(slot);
@@ -88,12 +88,12 @@ impl Bucket {
         same.then_some((key, value))
     }
 
-    /// The value of `slot`, whomever it belongs to.
+    /// The value of `slot`, whichever address it belongs to.
     pub(super) fn value(&self, slot: usize) -> Value {
         Value::unpack(self.slots[slot].value.load(Relaxed))
     }
 
-    /// Puts `new` in the place of `old`, unless the slot has changed.
+    /// Replaces `old` by `new`, unless the slot has changed.
     #[must_use]
     pub(super) fn replace(&self, slot: usize, old: Value, new: Value) -> bool {
         self.slots[slot]
@@ -102,11 +102,11 @@ impl Bucket {
             .is_ok()
     }
 
-    /// Fills a slot that the caller has claimed, and shows it to all.
+    /// Fills a slot that the caller has claimed, and publishes it to all threads.
     pub(super) fn publish(&self, slot: usize, key: Key, value: Value) {
         self.slots[slot].key.store(key.0, Release);
         self.slots[slot].value.store(value.pack(), Release);
-        // Of two threads that publish one key, at least one sees the other's when it looks next.
+        // If two threads publish one key, at least one of them sees the other's when it looks next.
         fence(core::sync::atomic::Ordering::SeqCst);
     }
 }
@@ -153,9 +153,10 @@ pub(super) enum State {
     Vacant,
     /// Only the thread that claimed it: the key is being written.
     Claimed,
-    /// Everyone.
+    /// All threads.
     Held(Origin),
-    /// None: its port is down. Until it ages it is kept from ports that guard against forged sources.
+    /// None: its port is down. Until it ages, ports that guard against forged sources do not learn
+    /// it.
     Bound,
 }
 

@@ -15,9 +15,9 @@ pub enum Origin {
     Static,
     /// A frame: ages, and moves with its station.
     Learned,
-    /// A control plane: does not age, but a frame from another port takes it over, for then the
-    /// station has moved here and it is for the controller to tell the others, under a higher
-    /// sequence number ([`Entry::sequence`]).
+    /// A control plane: does not age, but a frame from another port moves it, since the station is
+    /// then here, and the controller must tell the other nodes so under a higher sequence number
+    /// ([`Entry::sequence`]).
     Controller,
 }
 
@@ -28,7 +28,7 @@ pub struct Entry {
     pub vid: Vid,
     /// Address.
     pub mac: MacAddr,
-    /// Where it lives.
+    /// The port behind which it is.
     pub port: PortId,
     /// Seconds since it was last seen, or assigned.
     pub age_s: u32,
@@ -38,28 +38,28 @@ pub struct Entry {
     pub sequence: Option<u32>,
     /// Whether it has moved too often, and moves at a lower rate for now.
     pub dampened: bool,
-    /// Whether its port is down, so that frames to it are flooded: it is only kept from ports that guard
-    /// against forged sources.
+    /// Whether its port is down, so that frames to it are flooded; the entry only keeps the address
+    /// from ports that guard against forged sources.
     pub bound: bool,
 }
 
 /// How much of the table is in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Occupancy {
-    /// Addresses there is room for at most.
+    /// The largest number of addresses that it can hold.
     pub places: usize,
     /// Addresses that were learned and are not too old.
     pub learned: usize,
     /// Addresses that the configuration assigned, [`Origin::Static`].
     pub fixed: usize,
-    /// Addresses that a controller assigned, and no frame has moved.
+    /// Addresses that a controller assigned and that no frame has moved.
     pub controller: usize,
 }
 
 /// The outcome of learning an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learning {
-    /// It was not known, or no longer.
+    /// It was unknown, or had expired.
     New,
     /// It was known on this port.
     Known,
@@ -68,18 +68,18 @@ pub enum Learning {
         /// The port it left.
         from: PortId,
     },
-    /// The configuration has it on another port, where it stays.
+    /// The configuration assigns it to another port, where it stays.
     Pinned,
-    /// It lives on another port, and the one it came by guards against that.
+    /// It is known behind another port, and the ingress port guards against that.
     Elsewhere {
-        /// Where it lives.
+        /// The port behind which it is known.
         on: PortId,
     },
-    /// It has moved too often, and stays where it is for a moment.
+    /// It has moved too often, and stays where it is for now.
     Dampened,
-    /// The port has as many addresses as it may.
+    /// The port is at its limit of addresses.
     Limited,
-    /// The bucket has no place left.
+    /// The bucket has no free slot.
     Full,
     /// Another thread changed the entry at this moment; the next frame tries again.
     Raced,
@@ -90,14 +90,14 @@ pub enum Learning {
 pub struct FdbCounters {
     /// Addresses learned that were not known.
     pub learned: u64,
-    /// Addresses that turned up on another port.
+    /// Addresses that were seen on another port than before.
     pub moved: u64,
-    /// How often an address began to move too often: a loop, two stations with one address, or a station
-    /// that cannot decide between two ways.
+    /// How often an address began to move too often: a loop, two stations with one address, or a
+    /// station that alternates between two ports.
     pub dampened: u64,
     /// Frames whose source was not learned: local limit, too many addresses on the port.
     pub limited: u64,
-    /// Frames whose source was not learned: local limit, no place in the bucket.
+    /// Frames whose source was not learned: local limit, no free slot in the bucket.
     pub full: u64,
 }
 
@@ -105,9 +105,9 @@ pub struct FdbCounters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InsertError {
-    /// All its places are taken by assigned addresses.
+    /// Assigned addresses hold all its slots.
     Full,
-    /// The configuration assigns it, and outranks everyone.
+    /// The configuration assigns it, and overrides every other origin.
     Static,
     /// It was advertised under this number, which is higher, or the same for another port.
     Outdated {

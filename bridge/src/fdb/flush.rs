@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Forgetting what was learned: of a port, of a VLAN, or all of it.
+//! Removes learned addresses: of a port, of a VLAN, or all of them.
 //!
 //! Called by the control thread, while the data threads go on.
 
@@ -9,18 +9,18 @@ use crate::port_id::PortId;
 use crate::vlan::Vid;
 
 impl Fdb {
-    /// Forgets what was learned on `port` and says how much that was; assigned addresses stay until
-    /// the configuration or the controller removes them.
+    /// Removes the addresses that were learned on `port` and returns their number; assigned
+    /// addresses stay until the configuration or the controller removes them.
     ///
-    /// A frame of that port which another thread has in hand may be learned right after. That is
-    /// true, if late, and it ages.
+    /// Another thread may still learn from a frame of that port that it is processing. Such an
+    /// entry is true, if late, and it ages.
     pub fn flush_port(&self, port: PortId) -> usize {
         self.flush(|_, held| held.port == port)
     }
 
-    /// Forgets where the stations behind `port` live and says how many those were, but keeps their
-    /// addresses from ports that guard against forged sources, until they age: no station gets the address
-    /// of another by taking its port off the network.
+    /// Removes the location of the stations behind `port` and returns their number, but keeps ports
+    /// that guard against forged sources from learning their addresses until these age: no station
+    /// gets the address of another by taking that station's port off the network.
     pub fn bind_port(&self, port: PortId) -> usize {
         let is_meant = |_, held: Value| held.port == port && !held.is_bound();
         self.change_learned(is_meant, Value::bound)
@@ -36,12 +36,12 @@ impl Fdb {
         self.flush(|key, held| held.port == port && key.vid() == vid)
     }
 
-    /// Forgets what was learned in this VLAN and says how much that was.
+    /// Removes the addresses that were learned in this VLAN and returns their number.
     pub fn flush_vlan(&self, vid: Vid) -> usize {
         self.flush(|key, _| key.vid() == vid)
     }
 
-    /// Forgets all that was learned and says how much that was.
+    /// Removes all learned addresses and returns their number.
     pub fn flush_learned(&self) -> usize {
         self.flush(|_, _| true)
     }

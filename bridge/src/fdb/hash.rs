@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! SipHash-1-3 of one 64-bit word: which bucket an address belongs to.
 //!
-//! Keyed and strong, because senders choose their addresses: a sender that could aim at a bucket could
-//! fill it and have the addresses of others flooded. It costs a few nanoseconds per look-up.
+//! Keyed and strong, because senders choose their addresses: a sender that could aim at a bucket
+//! could fill it and have frames to the addresses of others flooded. It costs a few nanoseconds per
+//! look-up.
 
 /// The hash of `word` under a secret key.
 pub(super) fn siphash13([k0, k1]: [u64; 2], word: u64) -> u64 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is known of an address beyond where it lives: how it moved of late, and the number under
+//! What the table knows of an address beyond its location: its recent moves, and the number under
 //! which a controller advertised it.
 //!
 //! Each slot of a bucket has two words here, in an array of their own: a frame from a station that
@@ -10,10 +10,10 @@
 //! sequence  | number (32)   | 0 (16)          | generation (13) | 1 (3)                  |
 //! ```
 //!
-//! The generation is that of the slot's value, so the history of an address is never taken for
-//! that of the next address in the slot. But for those of dampened addresses, histories are written after
-//! the value they belong to. If another thread comes in between, a move more or less is counted: the
-//! limit is no exact science.
+//! The generation is that of the slot's value, so the history of an address is never taken for that
+//! of the next address in the slot. Histories are written after the value that they belong to,
+//! except for dampened addresses. If another thread writes in between, the count is off by one
+//! move: the limit need not be exact.
 //!
 //! Called by [`Fdb`](super::Fdb) only.
 
@@ -23,10 +23,11 @@ use super::bucket::{Value, WAYS};
 use crate::sync::AtomicU64;
 use crate::time::elapsed_s;
 
-/// A station may move so often within [`WINDOW_S`]: one that roams, or a machine that migrates.
+/// A station may move this often within [`WINDOW_S`], for example while it roams, or when a virtual
+/// machine migrates.
 const MAX_MOVES: u8 = 5;
-/// Seconds from the first move to the last that counts with it, and from the last move of a dampened
-/// address to the end of that.
+/// Seconds from the first move to the last one that counts with it, and from the last move of a
+/// dampened address until it is no longer dampened.
 const WINDOW_S: u32 = 10;
 
 /// The histories of the addresses of one bucket.
@@ -38,12 +39,12 @@ pub(super) struct Histories {
 }
 
 impl Histories {
-    /// How the address in `slot` moved of late.
+    /// The recent moves of the address in `slot`.
     pub(super) fn history(&self, slot: usize) -> History {
         History(self.histories[slot].load(Relaxed))
     }
 
-    /// Puts `new` in the place of `old`, unless the history has changed.
+    /// Replaces `old` by `new`, unless the history has changed.
     pub(super) fn replace_history(&self, slot: usize, old: History, new: History) -> bool {
         self.histories[slot]
             .compare_exchange(old.0, new.0, Relaxed, Relaxed)
@@ -56,7 +57,7 @@ impl Histories {
         (word & LOW_BITS == sequence_mark(held)).then_some((word >> 32) as u32)
     }
 
-    /// Histories the number, or that there is none.
+    /// Records the number, or that there is none.
     pub(super) fn set_sequence(&self, slot: usize, held: Value, sequence: Option<u32>) {
         let word = sequence.map_or(0, |number| u64::from(number) << 32 | sequence_mark(held));
         self.sequences[slot].store(word, Relaxed);
@@ -79,12 +80,12 @@ fn sequence_mark(held: Value) -> u64 {
     u64::from(held.generation) << 3 | 1
 }
 
-/// How an address has moved: how often since the first move, or that it is dampened, and when it last
-/// changed its place since then.
+/// How an address has moved: the number of moves since the first one, or that it is dampened, and
+/// when it last changed its port since then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct History(u64);
 
-/// What one more move makes of a history.
+/// What one more move does to a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// The address moves.
@@ -93,7 +94,7 @@ pub(super) enum Step {
     Dampen(History),
     /// It is dampened, and has stayed for long enough to move once more.
     Follow(History),
-    /// It stays, for it has moved too often before.
+    /// It stays, because it has moved too often before.
     Stay,
 }
 
@@ -124,7 +125,7 @@ impl History {
             && elapsed_s(self.since_s(), now_s) < dampening_s.max(WINDOW_S)
     }
 
-    /// What becomes of the address, whose value is `held`, when it is seen on another port.
+    /// The step for the address whose value is `held` when it is seen on another port.
     pub(super) fn step(self, held: Value, now_s: u32, dampening_s: u32) -> Step {
         let quiet_s = elapsed_s(self.since_s(), now_s);
         if self.is_dampened(held, now_s, dampening_s) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Learning: what a frame says of where its source lives.
+//! Learning: from each frame, the port behind which its source is.
 //!
 //! Called by the data threads for each frame.
 
@@ -15,13 +15,13 @@ use crate::time::is_later;
 use crate::vlan::Vid;
 
 impl Fdb {
-    /// Histories that a frame with this source came in by `port`.
+    /// Learns that a frame with this source arrived on `port`.
     pub fn learn(&self, vid: Vid, mac: MacAddr, port: PortId, now_s: u32) -> Learning {
         self.note(Key::new(vid, mac), port, now_s, true)
     }
 
-    /// The same on a port that guards against forged sources: an address that lives behind another
-    /// port stays there, until it ages.
+    /// The same on a port that guards against forged sources: an address that is known behind
+    /// another port stays there, until it ages.
     pub fn learn_in_place(&self, vid: Vid, mac: MacAddr, port: PortId, now_s: u32) -> Learning {
         self.note(Key::new(vid, mac), port, now_s, false)
     }
@@ -48,9 +48,9 @@ impl Fdb {
         if held.is_bound() {
             return self.renew(key, slot, held, held.port, now_s);
         }
-        // Most frames end here, and leave the line to the readers: an entry is written once a second
-        // at most. A thread whose clock is behind must not turn an entry back, or two threads would
-        // write it in turns.
+        // Most frames end here, and leave the cache line to the readers: an entry is written once a
+        // second at most. A thread whose clock is behind must not turn an entry back, or two
+        // threads would write it in turns.
         if !held.is_learned() || !is_later(now_s, held.seen_s) {
             return Learning::Known;
         }
@@ -65,19 +65,19 @@ impl Fdb {
         }
     }
 
-    /// The address was forgotten, but for its entry.
+    /// The address has expired, but its entry is still there.
     fn renew(&self, key: Key, slot: usize, held: Value, port: PortId, now_s: u32) -> Learning {
         let renewed = held.learned_on(port, now_s);
         if !self.replace(self.bucket(key), slot, held, renewed) {
             return Learning::Raced;
         }
-        // Should a controller advertise the address at this moment, the number may be lost with the
-        // old histories, and an older advertisement is then not known for one.
+        // If a controller advertises the address at this moment, the number may be lost with the
+        // old histories, and an older advertisement is then not recognised as outdated.
         self.histories(key).reset(slot);
         Learning::New
     }
 
-    /// The address has left its port for `port`, if it may.
+    /// Moves the address from its port to `port`, if it may move.
     fn relocate(&self, key: Key, slot: usize, held: Value, port: PortId, now_s: u32) -> Learning {
         let (bucket, histories) = (self.bucket(key), self.histories(key));
         let before = histories.history(slot);
@@ -87,8 +87,7 @@ impl Fdb {
                 if !self.replace(bucket, slot, held, held.learned_on(port, now_s)) {
                     return Learning::Raced;
                 }
-                // Another thread may have counted a move of its own meanwhile. Then this one counts
-                // for nothing.
+                // Another thread may have counted a move meanwhile. Then this move does not count.
                 histories.replace_history(slot, before, history);
                 self.log.push(key, held.port, port, now_s);
                 Learning::Moved { from: held.port }
@@ -103,7 +102,8 @@ impl Fdb {
                 Learning::Dampened
             }
             Step::Follow(history) => {
-                // The note first: of the threads that find it time to follow, one does.
+                // The history is written first: of the threads that find it time to follow, one
+                // does.
                 if !histories.replace_history(slot, before, history)
                     || !self.replace(bucket, slot, held, held.learned_on(port, now_s))
                 {
@@ -120,8 +120,8 @@ impl Fdb {
         let mut slots = (0..WAYS).map(|slot| (slot, bucket.value(slot)));
         let place = slots.find(|&(_, value)| match value.state {
             State::Vacant => !at_limit,
-            // At its limit a port may still replace what it has outlived, or else a flood of forged
-            // sources would keep it from learning for good.
+            // A port at its limit may still replace its own expired entries, or else a flood of
+            // forged sources would keep it from learning for good.
             State::Held(_) | State::Bound => {
                 self.is_expired(value, now_s) && (!at_limit || value.port == port)
             }
@@ -166,7 +166,7 @@ impl Fdb {
     /// by at most their number.
     fn is_at_limit(&self, port: PortId) -> bool {
         // Below zero for a moment, if another thread moves an address away from the port before the
-        // one that moved it there has counted it.
+        // thread that moved it there has counted it.
         let count = self.learned_on[usize::from(port.0)].load(Relaxed);
         usize::try_from(count).is_ok_and(|count| count >= self.max_per_port)
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the table promises under all races, for [loom](https://docs.rs/loom) to try in each order that
-//! threads and a weak memory allow. `tests/models` calls them.
+//! The promises of the table under all races, as models for [loom](https://docs.rs/loom), which
+//! tries each order that threads and a weak memory allow. `tests/models` calls them.
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
@@ -25,7 +25,8 @@ const P2: PortId = PortId(2);
 const P3: PortId = PortId(3);
 const VID: Vid = Vid::UNTAGGED;
 
-/// A lookup tells no port but one on which the address was learned, while its place is given to another.
+/// A lookup returns only a port on which the address was learned, even while its slot is given to
+/// another address.
 pub fn a_lookup_tells_a_port_of_this_address() {
     model(|| {
         let fdb = table();
@@ -55,7 +56,7 @@ pub fn two_that_learn_an_address_leave_one_entry() {
     });
 }
 
-/// An address that is assigned while a frame teaches it elsewhere is where it was assigned to.
+/// An address that is assigned while a frame teaches another port stays where it was assigned.
 pub fn what_is_assigned_outlives_what_is_learned_at_once() {
     model(|| {
         let fdb = table();
@@ -83,7 +84,7 @@ pub fn a_dampened_address_moves_once() {
     });
 }
 
-/// The limits of ports count what there is, whatever happens at once.
+/// The counts per port are exact, whatever happens at once.
 pub fn the_addresses_of_a_port_are_counted_exactly() {
     model(|| {
         let fdb = table();
@@ -94,7 +95,7 @@ pub fn the_addresses_of_a_port_are_counted_exactly() {
     });
 }
 
-/// While a port goes down, none that guards against forged sources gets its addresses.
+/// While a port goes down, no port that guards against forged sources learns its addresses.
 pub fn an_address_whose_port_goes_down_is_kept_from_guarded_ports() {
     model(|| {
         let fdb = table();
@@ -107,7 +108,7 @@ pub fn an_address_whose_port_goes_down_is_kept_from_guarded_ports() {
     });
 }
 
-/// A move that is read is one that was made.
+/// A move that a reader sees is one that was made.
 pub fn a_move_is_read_whole() {
     model(|| {
         let moves = [(A, P1, P2, 1), (B, P2, P3, 2)];
@@ -124,7 +125,7 @@ pub fn a_move_is_read_whole() {
     });
 }
 
-/// What several threads take of a limit is no more than there is.
+/// All threads together take no more of a limit than there is.
 pub fn threads_share_one_limit() {
     model(|| {
         let take = |limit: &Limit| {
@@ -140,7 +141,7 @@ pub fn threads_share_one_limit() {
 
 fn model(check: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    // Of all orders, those with so many interruptions of a thread that is not waiting.
+    // Of all orders, those with at most this many interruptions of a thread that is not waiting.
     builder.preemption_bound = Some(3);
     builder.max_branches = 20_000;
     builder.check(check);
@@ -155,7 +156,7 @@ fn table() -> Arc<Fdb> {
     Arc::new(Fdb::new(&config, [0, 0]))
 }
 
-/// Both at once, each in a thread of its own: what the first thread of a model does, loom interrupts too
+/// Both at once, each in a thread of its own: loom interrupts the first thread of a model too
 /// seldom.
 fn race<S: 'static, T: 'static, U: 'static>(
     shared: &Arc<S>,
@@ -168,7 +169,7 @@ fn race<S: 'static, T: 'static, U: 'static>(
     (one.join().expect("no panic"), two.join().expect("no panic"))
 }
 
-/// Each port has as many addresses as are counted.
+/// Each port has as many addresses as its count says.
 fn assert_exact(fdb: &Fdb) {
     let held = (0..WAYS).filter_map(|slot| fdb.buckets[0].held(slot));
     let learned: Vec<_> = held.filter(|(_, held)| held.is_learned()).collect();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The last moves of addresses from port to port: what a report about a loop names.
+//! The last moves of addresses from port to port: a report about a loop names them.
 //!
 //! Data threads write, the control thread reads, and neither waits. A record is two words and the
 //! *turn* they belong to: odd while they are written, even when they are whole. A reader takes the
-//! turn, the words and the turn again. A writer that finds another at work in its record lets its
-//! own move go: both are 32 moves apart, in a storm of which the log holds a sample anyway.
+//! turn, the words and the turn again. A writer that finds another one at work in its record drops
+//! its own move: both are 32 moves apart, in a storm of which the log holds a sample anyway.
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -15,7 +15,7 @@ use crate::port_id::PortId;
 use crate::sync::{AtomicU64, IS_MODEL, fence};
 use crate::vlan::Vid;
 
-/// How many moves are remembered. In a model each one replaces the last.
+/// How many moves are kept. In a model each one replaces the last.
 const RECORDS: usize = if IS_MODEL { 1 } else { 32 };
 
 /// An address that was seen on another port than before.
@@ -25,9 +25,9 @@ pub struct Move {
     pub vid: Vid,
     /// Address.
     pub mac: MacAddr,
-    /// Where it lived.
+    /// The port behind which it was.
     pub from: PortId,
-    /// Where it was seen.
+    /// The port on which it was seen.
     pub to: PortId,
     /// When, on the clock of the data threads.
     pub at_s: u32,
@@ -52,7 +52,7 @@ impl MoveLog {
         let turn = 2 * self.pushed.fetch_add(1, Relaxed) + 1;
         let record = &self.records[(turn / 2) as usize % RECORDS];
         let before = record.turn.load(Relaxed);
-        // One that is being written, or holds a later move than this.
+        // A record that is being written, or holds a later move than this one.
         if !before.is_multiple_of(2) || before > turn {
             return;
         }
@@ -68,7 +68,7 @@ impl MoveLog {
         record.turn.store(turn + 1, Release);
     }
 
-    /// What the log holds, the oldest first.
+    /// The contents of the log, the oldest move first.
     pub(super) fn read(&self) -> Vec<Move> {
         let mut moves: Vec<_> = self.records.iter().filter_map(Record::read).collect();
         moves.sort_unstable_by_key(|&(turn, _)| turn);

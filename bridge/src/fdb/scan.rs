@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Scans of the table: what it holds, as a whole, by buckets or in numbers.
+//! Scans of the table: its contents as a whole, by buckets, or as counts.
 //!
-//! Called by the control thread, while the data threads go on: each entry was true when it was read,
-//! and a list of them is no snapshot.
+//! Called by the control thread, while the data threads go on: each entry was true when it was
+//! read, and a list of them is no snapshot.
 
 use core::ops::Range;
 
@@ -25,8 +25,8 @@ impl Fdb {
         self.entries_in(0..self.buckets(), now_s)
     }
 
-    /// The same for these buckets only, so that a large table can be read in portions. Buckets beyond
-    /// the last hold nothing.
+    /// The same for these buckets only, so that a large table can be read in batches. Buckets
+    /// beyond the last hold nothing.
     pub fn entries_in(
         &self,
         buckets: Range<usize>,
@@ -40,7 +40,7 @@ impl Fdb {
         })
     }
 
-    /// How many buckets there are, of eight places each.
+    /// How many buckets there are, of eight slots each.
     pub fn buckets(&self) -> usize {
         self.buckets.len()
     }
@@ -50,7 +50,7 @@ impl Fdb {
         self.place(Key::new(vid, mac))
     }
 
-    /// How much of the table is in use at `now_s`, and by whom.
+    /// How much of the table is in use at `now_s`, by origin.
     pub fn occupancy(&self, now_s: u32) -> Occupancy {
         let mut occupancy = Occupancy {
             places: self.buckets() * WAYS,
@@ -72,7 +72,7 @@ impl Fdb {
         occupancy
     }
 
-    /// The entry in a slot; nothing if the slot holds no address any more.
+    /// The entry in a slot; `None` if the slot holds no address any more.
     fn entry(
         &self,
         bucket: usize,

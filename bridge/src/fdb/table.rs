@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The table: its buckets, and the changes of a place.
+//! The table: its buckets, and the changes of a slot.
 //!
 //! Called by the rest of [`fdb`](super), which decides what to change.
 
@@ -25,7 +25,7 @@ const PORTS: u16 = if IS_MODEL { 3 } else { u16::MAX };
 #[derive(Debug)]
 pub struct Fdb {
     pub(super) buckets: Box<[Bucket]>,
-    /// For each bucket; apart, as frames of stations that stay in place have no use for them.
+    /// For each bucket; kept apart, because frames of stations that stay in place do not need them.
     pub(super) histories: Box<[Histories]>,
     pub(super) log: MoveLog,
     pub(super) hash_key: [u64; 2],
@@ -33,7 +33,7 @@ pub struct Fdb {
     pub(super) dampening_s: u32,
     pub(super) max_per_port: usize,
     /// Learned addresses on each port that an id can name, 256 KiB; expired ones count until their
-    /// place is needed.
+    /// slot is needed.
     pub(super) learned_on: Box<[AtomicI32]>,
     pub(super) learned: AtomicU64,
     pub(super) moved: AtomicU64,
@@ -48,7 +48,7 @@ impl Fdb {
 
     /// An empty table.
     ///
-    /// `hash_key` must be random and secret, or else a sender can choose addresses that fall on one
+    /// `hash_key` must be random and secret, or else a sender can choose addresses that hash to one
     /// bucket and so keep those of others from being learned.
     pub fn new(config: &SwitchConfig, hash_key: [u64; 2]) -> Self {
         let capacity = config.fdb_capacity.clamp(WAYS, Self::MAX_CAPACITY);
@@ -70,7 +70,7 @@ impl Fdb {
         }
     }
 
-    /// The port behind which the address lives, if that is known and not too old.
+    /// The port behind which the address is, if that is known and not too old.
     pub fn lookup(&self, vid: Vid, mac: MacAddr, now_s: u32) -> Option<PortId> {
         let key = Key::new(vid, mac);
         let (_, held) = self.bucket(key).find(key)?;
@@ -80,12 +80,12 @@ impl Fdb {
 
     /// The last 32 moves of addresses from port to port, the oldest first.
     ///
-    /// While many addresses move at once some are missing, and those that are listed are true.
+    /// While many addresses move at once some moves are missing; those that are listed are true.
     pub fn last_moves(&self) -> Vec<Move> {
         self.log.read()
     }
 
-    /// How often learning did something worth counting.
+    /// The counters of learning.
     pub fn counters(&self) -> FdbCounters {
         FdbCounters {
             learned: self.learned.load(Relaxed),
@@ -123,14 +123,16 @@ impl Fdb {
         true
     }
 
-    /// Leaves one entry for `key`, where two threads have inserted it at once.
+    /// Leaves one entry for `key` after two threads have inserted it at once.
     ///
-    /// Both see the same two, or one of them sees two, and both keep the same: an assigned one, or
-    /// else the first. If a duplicate is refreshed at this moment it survives, and harmlessly: its port
-    /// was learned like the other's, searches stop at the first, and so it ages.
+    /// Both threads see the same two entries, or one of them sees two, and both keep the same: an
+    /// assigned one, or else the first. If a duplicate is refreshed at this moment it survives,
+    /// which is harmless: its port was learned like the other's, searches stop at the first, and so
+    /// it ages.
     fn drop_duplicates(&self, bucket: &Bucket, key: Key) {
         let rank = |&(slot, held): &(usize, Value)| (held.is_learned(), slot);
-        // In one pass: what was not seen beside the one that is kept may be the one that others keep.
+        // In one pass: an entry that was not seen beside the one that is kept may be the one that
+        // other threads keep.
         let mut kept: Option<(usize, Value)> = None;
         for entry in bucket.find_all(key) {
             let Some(known) = kept.replace(entry) else {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the table promises, by one thread; races are in `models`.
+//! The promises of the table to one thread; races are in `models`.
 
 use core::sync::atomic::Ordering::Relaxed;
 use std::vec::Vec;
@@ -273,7 +273,7 @@ fn an_address_that_moves_too_often_follows_at_a_lower_rate() {
     assert_eq!(seen[4..7], [(P2, P3), (P3, P2), (P3, P1)]);
 }
 
-/// As with a plain cable: where it last spoke is where it is, a moment later at most.
+/// As with a plain cable: a station is where it last sent from, a moment later at most.
 #[test]
 fn a_station_that_talks_is_where_it_talks_whatever_it_did_before() {
     for moves in 0..40 {

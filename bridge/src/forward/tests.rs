@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where frames go, by the whole switch.
+//! Where frames go, through the whole switch.
 
 use std::vec;
 use std::vec::Vec;
@@ -212,7 +212,8 @@ fn a_blocked_port_takes_and_gives_nothing_but_own_probes() {
     let probe = probe(node(NOWHERE));
     for (blocked, to_it, from_it, leaves) in [
         (false, Ok(Port(PEER_1)), Ok(Port(TAP)), Ok(Keep)),
-        // What was learned there is forgotten, and with it the way for what is sent there.
+        // The addresses that were learned there are removed, and with them the route for frames to
+        // them.
         (true, Ok(Flood), Err(PortBlocked), Err(PortBlocked)),
         (false, Ok(Flood), Ok(Port(TAP)), Ok(Keep)),
     ] {
@@ -428,7 +429,7 @@ fn who_takes_a_site_off_the_network_does_not_get_its_addresses() {
     }
 }
 
-/// A loop, or what is taken for one, frees nobody's address.
+/// A loop, or a suspected one, does not release any address.
 #[test]
 fn who_has_a_port_blocked_does_not_get_its_addresses() {
     type Change = fn(&Switch);
@@ -465,7 +466,8 @@ fn who_has_a_port_blocked_does_not_get_its_addresses() {
             true => assert_eq!(verdict, Err(SourceSpoofed), "{name}"),
             false => assert_eq!(verdict, Ok(Flood), "{name}"),
         }
-        // By an open port without a guard it is found again, and where it was it was not kept out.
+        // On an unblocked port without a guard it is learned again; its former port did not keep it
+        // out.
         let other = if guards { TAP } else { PEER_1 };
         at(&switch, other, &owner, 2).unwrap();
         assert_eq!(home(2), Some(other), "{name}");
@@ -519,7 +521,7 @@ fn stations_of_the_configuration_are_where_it_says() {
         (ten, mac(1), TAP, Origin::Static),
     ];
     assert_eq!(homes(&switch), expected);
-    // Frames do not move them, and nothing that is forgotten is theirs.
+    // Frames do not move them, and a flush does not remove them.
     at(&switch, TAP, &frame([0xff; 6], station(2), &[8, 6]), 0).unwrap();
     let to_two = frame(station(2), station(9), &[8, 6]);
     assert_eq!(at(&switch, TAP, &to_two, 0), Ok(Port(PEER_1)));
@@ -654,7 +656,7 @@ fn what_is_sent_from_a_stations_address_is_no_probe() {
         let seen = at(&switch, port, &probe(station(name)), 0);
         assert_eq!(seen, expected, "{name} from {port:?}");
     }
-    // Nodes are not known before they send a probe, and are not to be shut out.
+    // Nodes are not known before they send a probe, and must not be shut out.
     for port in [TAP, PEER_1, PEER_2] {
         let probe = probe(node(1));
         let decision = switch.forward_frame(port, &probe, 1, Now::default());
@@ -701,7 +703,7 @@ fn populate(config: SwitchConfig) -> Switch {
     switch
 }
 
-/// Where a frame goes that comes at `now_s`.
+/// Where the switch sends a frame that arrives at `now_s`.
 fn at(switch: &Switch, ingress: PortId, frame: &[u8], now_s: u32) -> Result<Egress, DropReason> {
     let now = Now::from_micros(u64::from(now_s) * 1_000_000);
     let decision = switch.forward_frame(ingress, frame, 1, now)?;
@@ -712,7 +714,7 @@ fn station(name: u8) -> [u8; 6] {
     [2, 0, 0, 0, 0, name]
 }
 
-/// What a node's loop probes come from.
+/// The source of a node's loop probes.
 fn node(name: u8) -> [u8; 6] {
     [0x02, 0x70, 0, 0, 0, name]
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The guard: what it watches over, what its own probes say when they return, and what follows.
+//! The guard: the ports it watches, what it learns from its own returned probes, and what follows.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -15,12 +15,12 @@ use crate::mac::MacAddr;
 use crate::port_id::PortId;
 use crate::vlan::Vid;
 
-/// Watches over the ports of one node.
+/// Watches the ports of one node.
 ///
-/// `A` makes the authentication tag of a probe: a keyed hash under a key that is random per process.
-/// [`due`](Self::due) gives probes to send; [`returned`](Self::returned) and [`heard`](Self::heard)
-/// take in what came; [`poll`](Self::poll), called after each of them and when
-/// [`next_due_us`](Self::next_due_us) says, until it has nothing more, gives verdicts.
+/// `A` makes the authentication tag of a probe: a keyed hash under a key that is random per
+/// process. [`due`](Self::due) returns probes to send; [`returned`](Self::returned) and
+/// [`heard`](Self::heard) take received probes; [`poll`](Self::poll), called after each of them and
+/// when [`next_due_us`](Self::next_due_us) says, until it has nothing more, returns verdicts.
 #[derive(Debug)]
 pub struct LoopGuard<A> {
     pub(super) node: NodeId,
@@ -28,48 +28,49 @@ pub struct LoopGuard<A> {
     pub(super) authenticate: A,
     pub(super) ports: BTreeMap<PortId, Port>,
     pub(super) sequence: u32,
-    /// When the last sequence numbers were sent; each has its place.
+    /// When the last sequence numbers were sent; each has its slot.
     pub(super) sent_us: [Option<u64>; REMEMBERED],
     pub(super) next_round_us: u64,
     pub(super) next_contest_round_us: u64,
     pub(super) triggered_us: Option<u64>,
-    /// Nodes heard of late, bounded.
+    /// Nodes heard recently, bounded.
     pub(super) others: BTreeMap<NodeId, Other>,
     pub(super) speakers: Speakers,
-    /// Where a probe of another node came by two ways.
+    /// Ports and VLANs where a probe of another node arrived by two paths.
     pub(super) doubts: BTreeSet<(PortId, Vid)>,
     pub(super) next_doubts_us: u64,
-    /// When a probe came twice by one port, so that there may be a loop behind it.
+    /// When a probe arrived twice by one port, so that there may be a loop behind it.
     pub(super) doubled_us: Option<u64>,
-    /// Until when it is told that this node has blocked or opened a port.
+    /// Until when probes announce that this node has blocked or unblocked a port.
     pub(super) announces_until_us: u64,
     pub(super) next_sweep_us: u64,
-    /// Ports blocked and opened so far.
+    /// Ports blocked and unblocked so far.
     pub(super) changes: u16,
     pub(super) relearning: Relearning,
     pub(super) suspected: Vec<Vid>,
     pub(super) counters: LoopCounters,
 }
 
-/// A probe that takes longer is no sign of a loop that is there now.
+/// A probe that takes longer is no sign of a loop that exists now.
 const FRESH_US: u64 = 3 * S;
-/// Rounds that may fall within that time, and some.
+/// Rounds that may fall within that time, and a few more.
 pub(super) const REMEMBERED: usize = 32;
 /// From the first return to a decision, at least: time for others on the loop to see it, to say so,
 /// and to be heard.
 const WAIT_US: u64 = 500 * MS;
-/// What the most junior node waits on top, so that seniors are first even if none hears them.
+/// How much longer the most junior node waits, so that seniors are first even if no node hears
+/// them.
 const JUNIOR_WAIT_US: u64 = 800 * MS;
 /// A contest ends if the loop is not seen for this long.
 const CONTEST_IDLE_US: u64 = 2 * S;
-/// For so long a change is told, each second: what one round says may be lost.
+/// For this long a change is announced, each second: one round may be lost.
 const ANNOUNCE_US: u64 = 3 * S;
 /// VLANs that are suspected at a time.
 const MAX_SUSPECTED: usize = 32;
 pub(super) const WARN_US: u64 = 60 * S;
 
 impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
-    /// A guard that watches over no port yet.
+    /// A guard that watches no port yet.
     ///
     /// `node` and `source` must be random; see [`source`](super::source).
     pub fn new(node: NodeId, source: MacAddr, authenticate: A) -> Self {
@@ -97,13 +98,14 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         }
     }
 
-    /// Watches over a port, or changes how.
+    /// Watches a port, or changes how.
     ///
     /// `vlans` are the VLANs inside the switch that the port is in; an empty list means untagged
-    /// frames only. Sixteen are probed each second, and fewer where more than eight nodes are heard.
-    /// If there are more, it may take longer than three seconds to find a loop that is in one of them
-    /// only. Untagged frames wait for no turn, nor does what [`suspect`](Self::suspect) names: a
-    /// station that sends in many VLANs hides no loop in others.
+    /// frames only. Sixteen are probed each second, and fewer where more than eight nodes are
+    /// heard. If there are more, it may take longer than three seconds to find a loop that is in
+    /// one of them only. Untagged frames wait for no turn, nor do the VLANs that
+    /// [`suspect`](Self::suspect) names: a station that sends in many VLANs hides no loop in
+    /// others.
     pub fn watch(&mut self, port: PortId, rank: u64, vlans: impl IntoIterator<Item = Vid>) {
         let mut vlans: Vec<Vid> = vlans.into_iter().collect();
         vlans.sort_unstable();
@@ -116,27 +118,28 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         watched.vlans = vlans;
     }
 
-    /// Probes these VLANs as well, in the next round, on all ports: stations moved from port to port
-    /// there, as they do in a loop. Of more than 32 the first ones.
+    /// Probes these VLANs as well, in the next round, on all ports: stations moved from port to
+    /// port there, as they do in a loop. Of more than 32 it takes the first ones.
     pub fn suspect(&mut self, vlans: impl IntoIterator<Item = Vid>) {
         self.suspected = vlans.into_iter().take(MAX_SUSPECTED).collect();
     }
 
-    /// Takes what other nodes say behind this port of a change for a word about stations behind it, and
-    /// of no others: for a port by which addresses of others are refused. Nothing proves which node has
-    /// said it, and a node that makes all others forget an address could claim it before its owner speaks.
+    /// Applies changes that other nodes announce behind this port to stations behind it, and to no
+    /// others: for a port that refuses addresses of stations behind other ports. Nothing proves
+    /// which node has announced it, and a node that makes all others remove an address could claim
+    /// it before its owner sends again.
     pub fn confine(&mut self, port: PortId) {
         self.ports.entry(port).or_insert_with(Port::new).is_confined = true;
     }
 
-    /// Forgets a port that is no more.
+    /// Stops watching a port that no longer exists.
     pub fn unwatch(&mut self, port: PortId) {
         self.ports.remove(&port);
     }
 
-    /// Takes in a frame with the source of our probes, which came by `port`.
+    /// Takes in a frame with the source of our probes, which arrived on `port`.
     ///
-    /// Only [`Verdict::Behind`] is said at once, the rest by [`poll`](Self::poll).
+    /// Only [`Verdict::Behind`] is returned at once, the rest by [`poll`](Self::poll).
     pub fn returned(&mut self, port: PortId, frame: &[u8], now_us: u64) -> Option<Verdict> {
         let Some(message) = self.authentic(frame) else {
             self.counters.forged += 1;
@@ -168,7 +171,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             at.announce(port)
         });
         if change.is_some() {
-            // The others should know at once.
+            // The other nodes should know at once.
             self.changes = self.changes.wrapping_add(1);
             self.announces_until_us = now_us + ANNOUNCE_US;
             self.next_round_us = self.next_round_us.min(now_us);
@@ -183,7 +186,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         self.ports.get(&port).is_some_and(Port::is_cut)
     }
 
-    /// The blocked ports, with what is known of each loop.
+    /// The blocked ports, each with its loop.
     pub fn report(&self) -> impl Iterator<Item = Blocked> + '_ {
         self.ports.iter().filter_map(|(&port, at)| {
             let block = at.block?;
@@ -215,7 +218,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
                 .is_some_and(|sent_us| now_us.saturating_sub(sent_us) <= FRESH_US)
     }
 
-    /// Which of two ports is blocked, and which stays open.
+    /// Which of two ports to block, and which to leave unblocked.
     fn choose(&self, one: PortId, two: PortId) -> Option<(PortId, PortId)> {
         let order = |port: PortId| {
             let at = self.ports.get(&port)?;

@@ -11,15 +11,15 @@ use super::timing::S;
 use crate::port_id::PortId;
 use crate::vlan::Vid;
 
-/// Nodes that are listened to at a time.
+/// How many nodes a guard keeps track of at a time.
 pub(super) const MAX_OTHERS: usize = 1024;
 /// Between two rounds that are sent because another node contends.
 const TRIGGER_US: u64 = 2 * S;
-/// Ports and VLANs at a time in which a probe came by two ways.
+/// How many ports and VLANs it keeps at a time in which a probe arrived by two paths.
 const MAX_DOUBTS: usize = 64;
 
 impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
-    /// Takes in a probe of another node, which came by `port` in the VLAN `vid` of this switch.
+    /// Takes in a probe of another node, which arrived on `port` in the VLAN `vid` of this switch.
     pub fn heard(&mut self, port: PortId, vid: Vid, frame: &[u8], now_us: u64) {
         let Some(message) = Message::parse(frame) else {
             return;
@@ -35,7 +35,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         if !is_news || !message.contends {
             return;
         }
-        // If we know of that loop as well, its senior should know soon.
+        // If this node knows of that loop as well, its senior should know soon.
         let is_recent = |then: Option<u64>| {
             then.is_some_and(|then_us| now_us.saturating_sub(then_us) < TRIGGER_US)
         };
@@ -45,8 +45,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         }
     }
 
-    /// Notes what another node says of itself, unless it has said something since: its older probes
-    /// may be on their way round a loop that it is not on, over and over.
+    /// Records what another node says of itself, unless it has said something since: its older
+    /// probes may circulate in a loop that it is not on, over and over.
     fn is_news(&mut self, port: PortId, message: &Message, now_us: u64) -> bool {
         if !self.others.contains_key(&message.node) && !self.has_room(now_us) {
             return false;
@@ -60,7 +60,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             contended_us: None,
             copies: Copies::default(),
         });
-        // After a forged number far ahead of its own, the node is heard again once that is forgotten.
+        // After a forged number far ahead of its own, the node is heard again once that number is
+        // dropped.
         let is_news = message.sequence.wrapping_sub(known.sequence).cast_signed() > 0
             || known.is_silent(FORGET_US, now_us);
         if is_news {
@@ -77,8 +78,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         is_news
     }
 
-    /// Notes by which port a probe of another node came, in which VLAN. If it had come before there are
-    /// two ways to here, or to somewhere on the way.
+    /// Records the port and the VLAN in which a probe of another node arrived. If it had arrived
+    /// before, there are two paths to here, or to some point on the path.
     fn note_copy(&mut self, port: PortId, vid: Vid, message: &Message, now_us: u64) {
         let Some(other) = self.others.get_mut(&message.node) else {
             return;
@@ -101,7 +102,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
         self.doubts.extend([(first, vid), (port, vid)]);
     }
 
-    /// Whether one more node can be listened to; looks for silent ones once a second.
+    /// Whether one more node can be tracked; looks for silent ones once a second.
     fn has_room(&mut self, now_us: u64) -> bool {
         if self.others.len() == MAX_OTHERS && now_us >= self.next_sweep_us {
             self.next_sweep_us = now_us + S;

@@ -7,7 +7,7 @@ use crate::inspect::{PROBE_ETHER_TYPE, PROBE_GROUP};
 use crate::port_id::PortId;
 use crate::vlan::Vid;
 
-/// What a probe says.
+/// The fields of a probe.
 ///
 /// ```text
 ///  0       1       2      4     6         14         18        20
@@ -21,9 +21,10 @@ pub(super) struct Message {
     pub(super) vid: Vid,
     /// The sender has seen a loop and not yet cut it.
     pub(super) contends: bool,
-    /// It left by a port that the sender has blocked, and may come by two ways though the loop is cut.
+    /// It left by a port that the sender has blocked, and may arrive by two paths though the loop
+    /// is cut.
     pub(super) is_trial: bool,
-    /// How often the sender has blocked or opened a port.
+    /// How often the sender has blocked or unblocked a port.
     pub(super) changes: u16,
 }
 
@@ -65,7 +66,7 @@ impl Message {
         })
     }
 
-    /// What is behind the EtherType of a probe.
+    /// The bytes behind the EtherType of a probe.
     pub(super) fn body(frame: &[u8]) -> Option<&[u8]> {
         let headers = Headers::parse(frame).ok()?;
         match headers.payload()? {

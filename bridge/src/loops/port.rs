@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is known of a port: its turns, a loop that is contested, a block.
+//! The state of a port: its turns, a loop that is contested, a block.
 
 use alloc::vec::Vec;
 
@@ -20,7 +20,7 @@ pub(super) struct Port {
     /// How long the last block for a loop outlasted it, and when it ended.
     pub(super) last_hold: Option<(u64, u64)>,
     pub(super) warned_us: Option<u64>,
-    /// Whether what others say here of changes is about stations here.
+    /// Whether changes that others announce here are about stations behind this port.
     pub(super) is_confined: bool,
 }
 
@@ -42,7 +42,7 @@ impl Contest {
         now_us.saturating_sub(self.seen_us)
     }
 
-    /// Whether it is time to cut, and up to this node.
+    /// Whether it is time to cut, and this node's task.
     pub(super) fn is_won(&self, is_led: bool, now_us: u64) -> bool {
         let gives_way = is_led && now_us.saturating_sub(self.since_us) < MAX_DEFER_US;
         let is_sure = self.distinct >= 2 && self.idle_us(now_us) <= RECENT_US;
@@ -80,7 +80,7 @@ impl Block {
     }
 }
 
-/// A node gives way no longer than this, however many seniors there seem to be.
+/// A node defers no longer than this, however many seniors there seem to be.
 const MAX_DEFER_US: u64 = 6 * S;
 /// Before a port is blocked the loop must have been seen this recently.
 const RECENT_US: u64 = 500 * MS;
@@ -116,7 +116,7 @@ impl Port {
         self.vlans.iter().copied().cycle().skip(first).take(count)
     }
 
-    /// Where a loop was seen that this port is, or would be, blocked for.
+    /// Where a loop was seen for which this port is, or would be, blocked.
     pub(super) fn suspects(&self, port: PortId) -> impl Iterator<Item = (PortId, Vid)> + use<> {
         let contest = self.contest.map(|contest| (contest.other, contest.vid));
         let block = self.block.map(|block| (block.cause.other, block.cause.vid));

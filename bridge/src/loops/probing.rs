@@ -19,10 +19,10 @@ use crate::vlan::Vid;
 const CONTEST_INTERVAL_US: u64 = 250 * MS;
 /// VLANs of a port that are probed in one round; if there are more, they take turns.
 const VLANS_PER_ROUND: usize = 16;
-/// Probes of all nodes together in one round: many nodes with many VLANs would otherwise be a load of
-/// their own, and exceed the limit of a switch.
+/// Probes of all nodes together in one round: many nodes with many VLANs would otherwise be a load
+/// of their own, and exceed the limit of a switch.
 const PROBES_PER_ROUND: usize = 128;
-/// Between two times that they are probed.
+/// Between two probes of a port and VLAN in doubt.
 const DOUBTS_US: u64 = S;
 
 impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
@@ -46,7 +46,7 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
                 wanted.extend(suspected.map(|vid| (port, *vid)));
             }
             self.suspected.clear();
-            // Whether a loop is still there is asked in each round, also where VLANs take turns.
+            // Each round checks whether a loop is still there, also where VLANs take turns.
             wanted.extend(self.ports.iter().flat_map(|(&port, at)| at.suspects(port)));
         } else if now_us >= self.next_contest_round_us {
             let contests = self.ports.iter().filter(|(_, at)| at.contest.is_some());
@@ -76,7 +76,8 @@ impl<A: Fn(&[u8]) -> [u8; 16]> LoopGuard<A> {
             .collect()
     }
 
-    /// When [`due`](Self::due) or [`poll`](Self::poll) has something next, unless something happens.
+    /// When [`due`](Self::due) or [`poll`](Self::poll) has something next, if nothing happens
+    /// before.
     pub fn next_due_us(&self) -> u64 {
         // A contest is decided when its probes return, and given up when they are sent in vain.
         let blocks = self.ports.values().filter_map(|at| at.block);

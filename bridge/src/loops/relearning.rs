@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! When stations are to be learned anew, since there are other ways to them.
+//! When to relearn stations, because there are other paths to them.
 //!
 //! Called by [`LoopGuard`](super::LoopGuard) only.
 
@@ -9,22 +9,22 @@ use super::timing::S;
 use super::verdict::Verdict;
 use crate::port_id::PortId;
 
-/// Between two times that stations are learned anew because of others.
+/// Between two times that stations are relearned because of other nodes.
 const RELEARN_US: u64 = 2 * S;
-/// After so long no frame is under way that was sent before a cut. What comes by the old way until
-/// then is learned there again.
+/// After this long no frame is in flight that was sent before a cut. Frames that arrive by the old
+/// path until then teach it again.
 const RELEARN_AGAIN_US: u64 = S;
 
-/// When stations are to be learned anew.
+/// When to relearn stations.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Relearning {
     /// Because another node has changed something.
     due: BTreeSet<Scope>,
     done_us: Option<u64>,
-    /// Once more, for what was under way meanwhile.
+    /// Once more, because of frames that were in flight.
     again: BTreeSet<Scope>,
     again_us: Option<u64>,
-    /// What is still to be said.
+    /// Scopes that are still to be returned.
     untold: BTreeSet<Scope>,
 }
 
@@ -37,7 +37,7 @@ impl Relearning {
         self.due.insert(scope);
     }
 
-    /// This node has, and its caller learns anew with the verdict that says so.
+    /// This node has, and its caller relearns with the verdict that says so.
     pub(super) fn own_change(&mut self, now_us: u64) {
         self.again_at(&BTreeSet::from([None]), now_us + RELEARN_AGAIN_US);
     }

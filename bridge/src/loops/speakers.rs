@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which nodes send probes: in each VLAN the most senior two, for all others.
+//! Which nodes send probes: in each VLAN the most senior two, on behalf of all others.
 //!
 //! Called by [`LoopGuard`](super::LoopGuard) only.
 
@@ -10,17 +10,19 @@ use super::verdict::NodeId;
 use crate::port_id::PortId;
 use crate::vlan::Vid;
 
-/// So many seniors that are heard speak for a node as well. With one alone, loops would go unnoticed from
-/// the moment in which it leaves until others miss it.
+/// How many seniors must be heard for a node to be silent. With one alone, loops would go unnoticed
+/// from the moment in which it leaves until others miss it.
 const SPEAKERS: usize = 2;
-/// A senior that was silent for longer does not speak for others any more. Two probes in a row may be lost.
+/// A senior that was silent for longer does not probe for others any more. Two probes in a row may
+/// be lost.
 const PATIENCE_US: u64 = 2500 * MS;
-/// What the most junior node waits on top, so that not all of them step in at once.
+/// How much longer the most junior node waits, so that not all of them step in at once.
 const JUNIOR_PATIENCE_US: u64 = 1000 * MS;
-/// Copies of a node's probes that are remembered: two rounds of one that probes as many VLANs as it may.
+/// How many copies of a node's probes are kept: two rounds of a node that probes as many VLANs as
+/// it may.
 const COPIES: usize = 32;
 
-/// The most senior nodes of those that are heard, by VLAN.
+/// The most senior nodes that are heard, by VLAN.
 #[derive(Debug)]
 pub(super) struct Speakers {
     node: NodeId,
@@ -34,7 +36,7 @@ struct Speaker {
 }
 
 impl Speakers {
-    /// As this node hears them.
+    /// The speakers as this node hears them.
     pub(super) fn of(node: NodeId) -> Self {
         Self {
             node,
@@ -42,7 +44,7 @@ impl Speakers {
         }
     }
 
-    /// Takes in that a probe of a node was heard in a VLAN.
+    /// Records that a probe of a node was heard in a VLAN.
     pub(super) fn hear(&mut self, vid: Vid, node: NodeId, now_us: u64) {
         if node >= self.node {
             return;
@@ -50,7 +52,7 @@ impl Speakers {
         let is_present = |known: &Speaker| now_us.saturating_sub(known.heard_us) < PATIENCE_US;
         let speakers = self.heard.entry(vid).or_default();
         let is_known = |known: &Option<Speaker>| known.is_some_and(|known| known.node == node);
-        // Room is made by one that is gone, or else by the most junior.
+        // A silent one makes room, or else the most junior.
         let place = speakers.iter().position(is_known).or_else(|| {
             let worth = |known: &Option<Speaker>| {
                 let present = known.filter(is_present);
@@ -68,8 +70,8 @@ impl Speakers {
         }
     }
 
-    /// Whether others probe a VLAN in which this node may, each at least once in so many rounds of its
-    /// own.
+    /// Whether others probe a VLAN in which this node may probe, each at least once in so many
+    /// rounds of its own.
     pub(super) fn probe(&self, vid: Vid, rounds: u64, now_us: u64) -> bool {
         let juniority = self.node.0 >> 32;
         let patience_us = PATIENCE_US + ((JUNIOR_PATIENCE_US * juniority) >> 32);
@@ -80,12 +82,13 @@ impl Speakers {
     }
 }
 
-/// By which ports the probes of a node have come of late.
+/// By which ports the probes of a node have arrived recently.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Copies(VecDeque<(u32, Vid, PortId)>);
 
 impl Copies {
-    /// Takes in a probe by its number and VLAN. Gives the port by which it had come before, if it had.
+    /// Records a probe by its number and VLAN. Returns the port by which it had arrived before, if
+    /// it had.
     pub(super) fn note(&mut self, sequence: u32, vid: Vid, port: PortId) -> Option<PortId> {
         let mut known = self.0.iter();
         let known = known.find(|&&(number, at, _)| (number, at) == (sequence, vid));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a guard sends, and the room it takes; what guards do together is in the tests of the crate.
+//! What a guard sends, and the memory it takes; what guards do together is in the tests of the
+//! crate.
 
 use std::vec::Vec;
 

@@ -1,35 +1,35 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a guard says: probes to send, ports to block and open, and what it has seen.
+//! The output of a guard: probes to send, ports to block and unblock, and what it has seen.
 
 use alloc::vec::Vec;
 
 use crate::port_id::PortId;
 use crate::vlan::Vid;
 
-/// A node among others, at random. The smaller one is senior.
+/// The random id of a node. The smaller one is senior.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub u64);
 
 /// A frame to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// The port it leaves by, blocked or not.
+    /// The port by which it leaves, blocked or not.
     pub port: PortId,
-    /// The VLAN it is in. If that is one, the frame has a tag that says so, and what the port makes
-    /// of tags when frames leave is still to be done.
+    /// Its VLAN. If that is not `UNTAGGED`, the frame has a tag that says so; the port's tag edit
+    /// on egress is still to be applied.
     pub vid: Vid,
     /// The frame, without its frame check sequence.
     pub frame: Vec<u8>,
 }
 
-/// Something that the caller must do, or tell.
+/// Something that the caller must do, or report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Block the port.
     Block {
         /// The port.
         port: PortId,
-        /// What for.
+        /// Why.
         cause: Cause,
     },
     /// Unblock the port.
@@ -37,18 +37,19 @@ pub enum Verdict {
         /// The port.
         port: PortId,
     },
-    /// Another node has blocked or opened a port, so that stations may be behind other ports than they
-    /// were: forget what was learned. The same holds after [`Block`](Self::Block) and
-    /// [`Unblock`](Self::Unblock). It is said again a second later, when no frame is under way any more
-    /// that came by the old ways.
+    /// Another node has blocked or unblocked a port, so that stations may be behind other ports
+    /// than they were: remove learned addresses. The same holds after [`Block`](Self::Block) and
+    /// [`Unblock`](Self::Unblock). It is repeated a second later, when no frame is in flight any
+    /// more that took the old paths.
     Relearn,
-    /// The same, as is said behind a port that is [confined](super::LoopGuard::confine): forget what was learned
-    /// there.
+    /// The same, heard behind a port that is [confined](super::LoopGuard::confine): remove the
+    /// addresses that were learned there.
     RelearnBehind {
         /// The port.
         port: PortId,
     },
-    /// There is a loop behind the port, where this node cannot cut it. Said once a minute at most.
+    /// There is a loop behind the port, where this node cannot cut it. Reported once a minute at
+    /// most.
     Behind {
         /// The port.
         port: PortId,
@@ -57,10 +58,10 @@ pub enum Verdict {
     },
 }
 
-/// A loop: what leaves by one of two ports comes back by the other.
+/// A loop: frames that leave by one of two ports return by the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cause {
-    /// The port of the two that stays open.
+    /// The port of the two that stays unblocked.
     pub other: PortId,
     /// The VLAN in which it was seen first.
     pub vid: Vid,
@@ -71,13 +72,13 @@ pub struct Cause {
 pub struct Blocked {
     /// The port.
     pub port: PortId,
-    /// What for.
+    /// Why.
     pub cause: Cause,
     /// When it was blocked.
     pub since_us: u64,
     /// When the cause was last seen.
     pub seen_us: u64,
-    /// When it opens, if the cause is not seen again.
+    /// When it is unblocked, if the cause is not seen again.
     pub unblocks_us: u64,
     /// How many probes have returned.
     pub count: u64,

@@ -13,16 +13,16 @@ use crate::vlan::Vid;
 pub struct SnoopingConfig {
     /// How many ports there are, the TAP included.
     pub ports: u16,
-    /// Whether peers do not pass on what they get from peers; the opposite of
+    /// Whether peers do not forward frames of one peer to another; the opposite of
     /// [`SwitchConfig::hub`](crate::SwitchConfig::hub).
     pub mesh: bool,
     /// Ports with a router, whether it is heard or not.
     pub router_ports: Vec<PortId>,
-    /// Asks hosts for their groups, where no one else does.
+    /// Queries hosts for their groups, where no other querier does.
     pub querier: Option<Querier>,
-    /// How many groups a port may want at a time; beyond, it gets all multicast of the VLAN.
+    /// How many groups a port may want at a time; beyond that, it gets all multicast of the VLAN.
     pub max_groups_per_port: usize,
-    /// How many members all groups may have together; beyond, likewise.
+    /// How many members all groups may have together; beyond that, likewise.
     pub max_members: usize,
 }
 
@@ -39,7 +39,7 @@ impl Default for SnoopingConfig {
     }
 }
 
-/// The querier of this node: where it asks hosts for their groups, and from which addresses.
+/// The querier of this node: the VLANs in which it queries hosts, and its source addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Querier {
     /// Source of the queries.
@@ -48,7 +48,8 @@ pub struct Querier {
     pub ipv4: Ipv4Addr,
     /// Likewise; must be link-local, or hosts do not answer.
     pub ipv6: Ipv6Addr,
-    /// The VLANs in which it asks in any case; for others see [`Snooping::watch`](super::Snooping::watch).
+    /// The VLANs in which it always queries; for others see
+    /// [`Snooping::watch`](super::Snooping::watch).
     pub vlans: Vec<Vid>,
     /// From one query to the next: 125 in RFC 3376 section 8.2 and RFC 3810 section 9.2.
     pub interval_s: u32,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What snooping tells: queries to send, what a frame was, and what is known.
+//! The output of snooping: queries to send, the type of a frame, and the state.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -12,14 +12,14 @@ use crate::vlan::Vid;
 /// A query to flood in a VLAN.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryFrame {
-    /// The VLAN. If it is one, the frame has a tag that says so, and what a port makes of tags when
-    /// frames leave is still to be done.
+    /// The VLAN. If it is not `UNTAGGED`, the frame has a tag that says so; the port's tag edit on
+    /// egress is still to be applied.
     pub vid: Vid,
     /// The frame, without its frame check sequence.
     pub frame: Vec<u8>,
 }
 
-/// What a frame was.
+/// The type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handled {
     /// A query.
@@ -32,35 +32,35 @@ pub enum Handled {
     Ignored,
 }
 
-/// A group and who wants it.
+/// A group and the ports that want it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupEntry {
     /// VLAN.
     pub vid: Vid,
     /// Address.
     pub group: IpAddr,
-    /// Its ports, and for how many more seconds without a report.
+    /// Its ports, and for how many more seconds each stays without a report.
     pub ports: Vec<(PortId, u32)>,
 }
 
-/// What is known of a VLAN.
+/// The state of a VLAN.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VlanEntry {
     /// VLAN.
     pub vid: Vid,
     /// Family.
     pub family: Family,
-    /// Who asks hosts for their groups; `None` if nobody does, or this node.
+    /// The querier; `None` if there is none, or it is this node.
     pub querier: Option<IpAddr>,
     /// Whether multicast goes only where it is wanted; it is flooded otherwise.
     pub is_pruned: bool,
     /// Ports with routers.
     pub routers: PortSet,
-    /// Ports that want more groups than there is room for, and get all.
+    /// Ports that want more groups than fit, and get all.
     pub overflowed: PortSet,
 }
 
-/// What was counted.
+/// The counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SnoopingCounters {
     /// Queries heard.
@@ -69,6 +69,6 @@ pub struct SnoopingCounters {
     pub reports: u64,
     /// Frames that were no message, or a broken one.
     pub ignored: u64,
-    /// Groups that there was no room for: local limits.
+    /// Groups that did not fit: local limits.
     pub overflowed: u64,
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The two families of addresses that multicast comes in.
+//! The two address families of multicast.
 
 use core::net::IpAddr;
 
@@ -22,7 +22,7 @@ impl Family {
         }
     }
 
-    /// Whose groups have such an address, RFC 1112 section 6.4 and RFC 2464 section 7.
+    /// The family whose groups have such an address, RFC 1112 section 6.4 and RFC 2464 section 7.
     pub(super) fn of_mac(mac: MacAddr) -> Option<Self> {
         match mac.0 {
             [0x01, 0x00, 0x5e, 0..=0x7f, ..] => Some(Self::V4),

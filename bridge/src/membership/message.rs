@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! IGMP and MLD messages: what a snooping switch reads of them, and the queries it sends.
+//! IGMP and MLD messages: those that a snooping switch reads, and the queries that it sends.
 //!
 //! ```text
 //!            query                          reports                       leave
@@ -11,7 +11,7 @@
 //! ```
 //!
 //! RFC 1112, 2236, 3376; 2710, 3810. Also PIM hellos (RFC 7761 section 4.9.2) and advertisements of
-//! multicast routers (RFC 4286), which say where a router is that does not query.
+//! multicast routers (RFC 4286), which reveal routers that do not query.
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,11 +25,11 @@ use crate::ip_protocol::{ICMPV6, IGMP, PIM};
 use crate::mac::MacAddr;
 use crate::vlan::Vid;
 
-/// A message with right checksums.
+/// A message with correct checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Message<'a> {
     Query(Query),
-    /// One group, as all but the newest versions say it.
+    /// One group, in the format of all but the newest versions.
     Single(Record),
     Records(Records<'a>),
     /// There is a multicast router.
@@ -39,13 +39,14 @@ pub(super) enum Message<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Query {
     pub(super) source: IpAddr,
-    /// The group whose members shall answer, if not those of all.
+    /// The group whose members must answer; `None` for all groups.
     pub(super) group: Option<IpAddr>,
-    /// Whether a host that does not answer loses its membership. It does not if the query names sources,
-    /// or sets the flag that suppresses router-side processing.
+    /// Whether a host that does not answer loses its membership. It does not if the query names
+    /// sources, or sets the flag that suppresses router-side processing.
     pub(super) ends_membership: bool,
     pub(super) max_response_s: u32,
-    /// How often a query may be lost, and the time from one to the next; older versions do not say.
+    /// Robustness and interval: how often a query may be lost, and the time from one to the next.
+    /// Older versions do not say.
     pub(super) timing: Option<(u32, u32)>,
 }
 
@@ -63,7 +64,7 @@ pub(super) enum Change {
 }
 
 impl<'a> Message<'a> {
-    /// Reads what is behind the tags of a frame; `None` if it is no such message, or a broken one.
+    /// Parses what follows the tags of a frame; `None` if it is no such message, or a broken one.
     pub(super) fn parse(headers: &Headers<'a>) -> Option<Self> {
         let (message, expected) = match headers.payload()? {
             Payload::Typed(IPV4, packet) => {
@@ -76,14 +77,14 @@ impl<'a> Message<'a> {
             }
             _ => return None,
         };
-        // A query to one station, or to another group, would end the membership of those who do not
-        // hear it.
+        // A query to one station, or to another group, would end the membership of hosts that do
+        // not receive it.
         let is_heard = headers.dst() == expected || headers.dst().is_broadcast();
         (is_heard || !matches!(message, Self::Query(_))).then_some(message)
     }
 
     fn parse_ipv4(packet: &Ipv4<'a>) -> Option<Self> {
-        // Protocol first: data threads ask of each frame to a group.
+        // Protocol first: data threads check each frame to a group.
         let message = packet.payload;
         let (protocol, is_whole) = (packet.protocol(), !packet.is_fragment());
         if !matches!(protocol, IGMP | PIM) || !is_whole || !packet.dst().is_multicast() {
@@ -162,11 +163,12 @@ fn is_hello(message: &[u8]) -> bool {
 }
 
 impl Query {
-    /// RFC 3376 section 4.1 and, for the length that tells the versions apart, section 7.1.
+    /// RFC 3376 section 4.1; section 7.1 for the length that tells the versions apart.
     fn parse_igmp(packet: &Ipv4<'_>, message: &[u8]) -> Option<Self> {
         let group = read_v4(message, 4)?;
         let group = (!group.is_unspecified()).then_some(group);
-        // Section 4.1.12: all stations are asked by a group of theirs, and the members by their own.
+        // Section 4.1.12: a query for all groups goes to all stations, one for a group to that
+        // group.
         let asked = group.unwrap_or(Ipv4Addr::new(224, 0, 0, 1));
         let code = u32::from(message[1]);
         let (tenths, newest) = match message.len() {
@@ -184,7 +186,7 @@ impl Query {
         })
     }
 
-    /// RFC 3810 section 5.1 and, for the length that tells the versions apart, section 8.1.
+    /// RFC 3810 section 5.1; section 8.1 for the length that tells the versions apart.
     fn parse_mld(packet: &Ipv6<'_>, message: &[u8]) -> Option<Self> {
         let group = read_v6(message, 8)?;
         let group = (!group.is_unspecified()).then_some(group);
@@ -221,7 +223,7 @@ impl Newest {
         let is_suppressed = message[at] & 0x08 != 0;
         Self {
             ends_membership: !has_sources && !is_suppressed,
-            // Zero means more than seven, RFC 3376 section 4.1.6; two is what everyone has.
+            // Zero means more than seven, RFC 3376 section 4.1.6; two is the common value.
             timing: (robustness.max(2), code_8(u32::from(message[at + 1]))),
         }
     }
@@ -270,7 +272,7 @@ impl<'a> Records<'a> {
         })
     }
 
-    /// The next record, and what it asks for if that is a change for the group as a whole.
+    /// The next record, and its request if that changes membership of the group as a whole.
     fn take(&mut self) -> Option<(IpAddr, Option<Change>)> {
         self.left = self.left.checked_sub(1)?;
         let (group, address_len): (IpAddr, _) = match self.family {
@@ -281,11 +283,11 @@ impl<'a> Records<'a> {
         let sources = usize::from(u16::from_be_bytes([self.bytes[2], self.bytes[3]]));
         let len = 4 + address_len + sources * address_len + auxiliary_len;
         let change = match (self.bytes[0], sources) {
-            // To include nobody is to leave; that is a change (3), not a state (1).
+            // Including no source means to leave; that is a change (3), not a state (1).
             (3, 0) => Some(Change::Leave),
-            // Including some, excluding some, changing to either, allowing more.
+            // Including some sources, excluding some, changing to either, allowing more.
             (1 | 3 | 5, 1..) | (2 | 4, _) => Some(Change::Join),
-            // Blocking some says nothing of the rest.
+            // Blocking some sources says nothing of the rest.
             _ => None,
         };
         self.bytes = self.bytes.get(len..)?;
@@ -316,13 +318,13 @@ pub(super) struct QuerySource {
 
 /// The time to answer a general query, RFC 3376 section 8.3 and RFC 3810 section 9.3.
 pub(super) const RESPONSE_S: u32 = 10;
-/// The time to answer one for a group, RFC 3376 section 8.8 and RFC 3810 section 9.8.
+/// The time to answer a group-specific query, RFC 3376 section 8.8 and RFC 3810 section 9.8.
 pub(super) const LAST_RESPONSE_S: u32 = 1;
 /// RFC 3376 section 8.1 and RFC 3810 section 9.1.
 pub(super) const ROBUSTNESS: u8 = 2;
 
 impl QuerySource {
-    /// A frame that asks for members of `group`, or of all of them.
+    /// A query for members of `group`, or of all groups.
     pub(super) fn query(&self, family: Family, vid: Vid, group: Option<IpAddr>) -> Vec<u8> {
         let response_s = group.map_or(RESPONSE_S, |_| LAST_RESPONSE_S);
         let (mac, ether_type, packet) = match (family, group) {

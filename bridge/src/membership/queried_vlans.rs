@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! In which VLANs a querier asks: those in which stations were heard of late, within bounds.
+//! The VLANs in which a querier asks: those in which stations were heard recently, within bounds.
 //!
-//! A VLAN is kept for as long as a membership in it may last, so that stations that speak seldom do
+//! A VLAN is kept for as long as a membership in it may last, so that stations that send seldom do
 //! not turn it on and off. A station that forges VLANs takes its port's share and no more; VLANs
 //! without room are flooded.
 
@@ -13,9 +13,9 @@ use crate::port_id::PortId;
 use crate::time::is_past;
 use crate::vlan::Vid;
 
-/// The most VLANs, beside those that are given.
+/// The most VLANs, beside the configured ones.
 pub(super) const MAX_VLANS: usize = 512;
-/// Of these, such as only one port has.
+/// Of these, the most that only one port has.
 pub(super) const MAX_OF_ONE_PORT: usize = 128;
 
 /// The VLANs with stations.
@@ -32,7 +32,7 @@ struct Presence {
 }
 
 impl QueriedVlans {
-    /// Takes in all stations, and gives the VLANs that are new and those that are no more.
+    /// Takes in all stations, and returns the VLANs that are new and those that are gone.
     pub(super) fn update(
         &mut self,
         stations: &BTreeSet<(Vid, PortId)>,
@@ -64,7 +64,7 @@ impl QueriedVlans {
         (self.add(found), past)
     }
 
-    /// Of those that are new, what there is room for: first those that join several ports.
+    /// Adds new VLANs while there is room: first those that join several ports.
     fn add(&mut self, found: BTreeMap<Vid, Presence>) -> Vec<Vid> {
         let mut of_port = BTreeMap::<PortId, usize>::new();
         for port in self.vlans.values().filter_map(|seen| seen.only) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The state of all VLANs and groups, and what each message changes.
+//! The state of all VLANs and groups, and how each message changes it.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -27,14 +27,14 @@ pub struct Snooping {
     config: SnoopingConfig,
     groups: BTreeMap<(Vid, IpAddr), Members>,
     vlans: BTreeMap<(Vid, Family), Vlan>,
-    /// Groups that each port is in.
+    /// The number of groups that each port is in.
     wanted_by: BTreeMap<PortId, usize>,
     members: usize,
     /// Queries for groups that a host has left.
     last_queries: BTreeMap<(Vid, IpAddr), LastQueries>,
-    /// VLANs in which we ask because there are stations.
+    /// VLANs in which this node queries because there are stations.
     queried: QueriedVlans,
-    /// General queries of ours in this second.
+    /// General queries that this node sent in this second.
     sent: (u32, usize),
     polled_s: u32,
     is_changed: bool,
@@ -50,15 +50,15 @@ struct LastQueries {
     left: u8,
 }
 
-/// Of queriers that do not say theirs, RFC 3376 sections 8.1 and 8.2.
+/// For queriers that do not state theirs, RFC 3376 sections 8.1 and 8.2.
 const USUAL_TIMING: (u32, u32) = (ROBUSTNESS as u32, 125);
-/// Groups that are asked for after a leave, at a time.
+/// Groups that are queried after a leave, at a time.
 const MAX_LAST_QUERIES: usize = 256;
 /// General queries in a second: with many VLANs they are spread.
 const MAX_QUERIES_PER_S: usize = 32;
 
 impl Snooping {
-    /// Knows nothing yet, and floods everything.
+    /// Starts without state, and floods everything.
     pub fn new(config: SnoopingConfig, now_s: u32) -> Self {
         let vids = config.querier.iter().flat_map(|querier| &querier.vlans);
         let keys = vids.flat_map(|&vid| [(vid, Family::V4), (vid, Family::V6)]);
@@ -82,7 +82,7 @@ impl Snooping {
         }
     }
 
-    /// Takes in a frame that came by `port` in the VLAN `vid`.
+    /// Takes in a frame that arrived on `port` in the VLAN `vid`.
     pub fn handle(&mut self, port: PortId, vid: Vid, headers: &Headers<'_>, now_s: u32) -> Handled {
         match Message::parse(headers) {
             Some(Message::Query(query)) => {
@@ -113,7 +113,7 @@ impl Snooping {
         }
     }
 
-    /// Forgets what has expired, and gives the queries to send. To be called once a second.
+    /// Removes expired state, and returns the queries to send. To be called once a second.
     pub fn poll(&mut self, now_s: u32) -> Vec<QueryFrame> {
         if now_s != self.polled_s {
             self.polled_s = now_s;
@@ -127,12 +127,12 @@ impl Snooping {
         self.config.querier.is_some()
     }
 
-    /// Takes in where stations are: the querier, if there is one, asks in the VLANs that have some, and
-    /// as long as a membership may last after the last one was seen. To be called once a second, or
-    /// nearly, with all of them.
+    /// Takes in where stations are: the querier, if there is one, queries the VLANs that have
+    /// stations, and continues as long as a membership may last after the last station was seen. To
+    /// be called once a second, or nearly, with all of them.
     ///
-    /// There is room for 512 VLANs, 128 of which may have stations behind the same port only. Others
-    /// are flooded, unless somebody else asks there.
+    /// 512 VLANs fit, 128 of which may have stations behind the same port only. Others are flooded,
+    /// unless another querier is there.
     pub fn watch(&mut self, stations: &BTreeSet<(Vid, PortId)>, now_s: u32) {
         let Some(querier) = &self.config.querier else {
             return;
@@ -167,7 +167,7 @@ impl Snooping {
         }
     }
 
-    /// Whether hosts are to be asked now for a group that one of them has left, so that
+    /// Whether hosts are to be queried now for a group that one of them has left, so that
     /// [`poll`](Self::poll) cannot wait for the next second.
     pub fn is_query_due(&self, now_s: u32) -> bool {
         let mut queries = self.last_queries.values();
@@ -179,7 +179,7 @@ impl Snooping {
         self.is_changed
     }
 
-    /// Whether the table has changed since this was last asked.
+    /// Whether the table has changed since the last call.
     pub fn take_changed(&mut self) -> bool {
         core::mem::take(&mut self.is_changed)
     }
@@ -205,9 +205,9 @@ impl Snooping {
         GroupTable::new(groups.collect(), pruned.clone().into_iter().collect())
     }
 
-    /// Tells that a port came up. Its hosts may have missed earlier queries, so all groups are flooded
-    /// to it until a query has gone out and they have had time to report. If this node is the querier,
-    /// the next [`poll`](Self::poll) gives that query.
+    /// Takes in that a port came up. Its hosts may have missed earlier queries, so all groups are
+    /// flooded to it until a query has gone out and they have had time to report. If this node is
+    /// the querier, the next [`poll`](Self::poll) returns that query.
     pub fn port_up(&mut self, port: PortId, now_s: u32) {
         for vlan in self.vlans.values_mut() {
             vlan.port_up(port, now_s);
@@ -215,7 +215,7 @@ impl Snooping {
         self.is_changed = true;
     }
 
-    /// Forgets a port that is no more.
+    /// Removes a port that no longer exists.
     pub fn flush_port(&mut self, port: PortId) {
         self.retain_members(|at, _| at != port);
         for vlan in self.vlans.values_mut() {
@@ -240,7 +240,7 @@ impl Snooping {
         })
     }
 
-    /// The VLANs in which anything was heard or is asked.
+    /// The VLANs in which messages were heard or queries are sent.
     pub fn vlans(&self) -> impl Iterator<Item = VlanEntry> + '_ {
         self.vlans.iter().map(|(&(vid, family), vlan)| VlanEntry {
             vid,
@@ -264,7 +264,7 @@ impl Snooping {
         self.router_heard(port, vid, family, membership_s, now_s);
         let gives_way = self.gives_way_to(query.source);
         if let Some(vlan) = self.vlans.get_mut(&(vid, family)) {
-            // A querier that takes our place has to send general queries, and regularly: one query
+            // A querier that replaces this one must send general queries, and regularly: one query
             // with a long interval must not silence ours for hours.
             let (takes_over, silence_s) = match vlan.own {
                 Some(_) => (gives_way && query.group.is_none(), MEMBERSHIP_S),
@@ -282,14 +282,14 @@ impl Snooping {
             }
         }
         if let (Some(group), true) = (query.group, query.ends_membership) {
-            // Twice, as it may be lost, RFC 3376 section 8.9; and a second for the way.
+            // Twice, as it may be lost, RFC 3376 section 8.9; and a second for transit.
             let wait_s = query.max_response_s.min(MEMBERSHIP_S) * 2 + 1;
             self.shorten((vid, group), None, now_s.wrapping_add(wait_s));
         }
     }
 
-    /// The lower address asks, RFC 3376 section 6.6.2 and RFC 3810 section 7.6.2; one that is
-    /// unspecified is no querier's, RFC 4541 section 2.1.1.
+    /// The lower address becomes the querier, RFC 3376 section 6.6.2 and RFC 3810 section 7.6.2;
+    /// the unspecified address is no querier's, RFC 4541 section 2.1.1.
     fn gives_way_to(&self, source: IpAddr) -> bool {
         let Some(own) = &self.config.querier else {
             return true;
@@ -302,8 +302,9 @@ impl Snooping {
         }
     }
 
-    /// Notes that routers are behind a port. Also if they ask from the unspecified address: that is a
-    /// switch which asks in place of a router, and prunes what it hears no report for.
+    /// Records that routers are behind a port. Also if they query from the unspecified address:
+    /// that is a switch which queries in place of a router, and prunes groups for which it hears no
+    /// report.
     fn router_heard(&mut self, port: PortId, vid: Vid, family: Family, for_s: u32, now_s: u32) {
         let vlan = self.vlan(vid, family);
         let is_new = vlan.note(port, now_s.wrapping_add(for_s), |vlan| &mut vlan.routers);
@@ -347,8 +348,8 @@ impl Snooping {
         members.insert(port, expires_s);
     }
 
-    /// Another host on the port may still want the group. If this node is the querier it asks now;
-    /// otherwise the querier does, and its query is heard.
+    /// Another host on the port may still want the group. If this node is the querier it queries
+    /// now; otherwise the querier does, and this node hears that query.
     fn left(&mut self, port: PortId, vid: Vid, group: IpAddr, now_s: u32) {
         let asks = self
             .vlans
@@ -375,7 +376,7 @@ impl Snooping {
         self.shorten((vid, group), Some(port), now_s.wrapping_add(wait_s));
     }
 
-    /// Makes members of a group expire at a time, unless they do so sooner.
+    /// Makes members of a group expire at a time, unless they expire sooner.
     fn shorten(&mut self, group: (Vid, IpAddr), only: Option<PortId>, expires_s: u32) {
         let members = self.groups.get_mut(&group).into_iter().flatten();
         for (_, at_s) in members.filter(|&(&port, _)| only.is_none_or(|only| only == port)) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where multicast goes: what data threads read of the state that snooping has.
+//! Where multicast goes: the part of the snooping state that data threads read.
 
 use alloc::vec::Vec;
 
@@ -12,7 +12,7 @@ use crate::mac::MacAddr;
 use crate::port_set::PortSet;
 use crate::vlan::Vid;
 
-/// A snapshot of what [`Snooping`](super::Snooping) knows; it does not change.
+/// A snapshot of the state of [`Snooping`](super::Snooping); it does not change.
 ///
 /// An empty one, the default, floods everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,12 +23,12 @@ pub struct GroupTable {
     vlans: Vec<((Vid, Family), FloodPorts)>,
 }
 
-/// Where a VLAN's multicast goes that no group has asked for.
+/// The egress ports of a VLAN's multicast that no group has asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct FloodPorts {
-    /// Data to groups that no host has reported.
+    /// For data to groups that no host has reported.
     pub(super) unregistered: PortSet,
-    /// Reports of hosts.
+    /// For reports of hosts.
     pub(super) reports: PortSet,
 }
 
@@ -52,12 +52,12 @@ impl GroupTable {
         Self { groups, vlans }
     }
 
-    /// The ports that a frame to a group may leave by, `None` for all of them. The port it came by is
-    /// among them or not; [`Switch::may_egress`](crate::Switch::may_egress) has the last word.
+    /// The ports by which a frame to a group may leave, `None` for all of them. Its ingress port
+    /// may be among them; [`Switch::may_egress`](crate::Switch::may_egress) has the last word.
     ///
-    /// Reports of hosts go to routers only: a host elsewhere that heard them would not report itself
-    /// (RFC 4541 section 2.1.1). Link-local groups go everywhere, by their addresses (section 2.1.2),
-    /// as do queries and what is not IP.
+    /// Reports of hosts go to routers only: a host elsewhere that received them would not report
+    /// itself (RFC 4541 section 2.1.1). Link-local groups go everywhere, by their addresses
+    /// (section 2.1.2), as do queries and non-IP frames.
     pub fn egress(&self, vid: Vid, headers: &Headers<'_>) -> Option<&PortSet> {
         let mac = headers.dst();
         let family = Family::of_mac(mac)?;
@@ -75,10 +75,11 @@ impl GroupTable {
         }
     }
 
-    /// The ports that want what is sent to this Ethernet address, `None` for all of them.
+    /// The ports that want frames to this Ethernet address, `None` for all of them.
     ///
-    /// Addresses do not tell whether a group is link-local. Those of well-known ones are flooded, and
-    /// those of others as far as hosts report them; [`egress`](Self::egress) knows for certain.
+    /// Addresses do not tell whether a group is link-local. Frames to well-known groups are
+    /// flooded, those to others go where hosts report them; [`egress`](Self::egress) knows for
+    /// certain.
     pub fn lookup(&self, vid: Vid, mac: MacAddr) -> Option<&PortSet> {
         let flood_ports = self.flood_ports(vid, Family::of_mac(mac)?)?;
         if is_well_known(mac) {
@@ -106,7 +107,7 @@ pub(super) fn key(vid: Vid, mac: MacAddr) -> u64 {
     u64::from(vid.value()) << 48 | mac.to_bits()
 }
 
-/// 224.0.0.0/24, ff02::/120, ff02::1:0/120 and the solicited-node groups, as far as addresses say so.
+/// 224.0.0.0/24, ff02::/120, ff02::1:0/120 and the solicited-node groups, as far as addresses tell.
 fn is_well_known(mac: MacAddr) -> bool {
     matches!(
         mac.0,
@@ -118,7 +119,7 @@ fn is_link_local_v4(packet: &Ipv4<'_>) -> bool {
     matches!(packet.dst().octets(), [224, 0, 0, _])
 }
 
-/// Scopes up to that of the link, RFC 4291 section 2.7.
+/// Scopes up to link-local, RFC 4291 section 2.7.
 fn is_link_local_v6(packet: &Ipv6<'_>) -> bool {
     packet.dst().octets()[1] & 0x0f <= 2
 }

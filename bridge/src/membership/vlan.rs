@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is known of a VLAN in one family: who asks, and where routers are.
+//! The state of a VLAN in one family: the querier, and where routers are.
 
 use alloc::collections::BTreeMap;
 use core::cmp::Reverse;
@@ -12,20 +12,20 @@ use crate::time::{is_past, later};
 #[derive(Debug)]
 pub(super) struct Vlan {
     pub(super) querier: Option<OtherQuerier>,
-    /// Our own queries, if this node is the querier where no other is heard.
+    /// The queries of this node, if it is the querier where no other is heard.
     pub(super) own: Option<OwnQueries>,
     pub(super) routers: BTreeMap<PortId, u32>,
     /// Ports with too many groups.
     pub(super) overflowed: BTreeMap<PortId, u32>,
-    /// Ports that came up of late, flooded until the given time: their hosts have not been queried yet,
-    /// or may still answer.
+    /// Ports that came up recently, flooded until the given time: their hosts have not been queried
+    /// yet, or may still answer.
     pub(super) newcomers: BTreeMap<PortId, Option<u32>>,
-    /// More ports than there is room for are to have everything: flooded until then.
+    /// More ports than fit are to get everything: the VLAN is flooded until then.
     pub(super) floods_until_s: Option<u32>,
-    /// Since when hosts have had time to answer someone who asks.
+    /// Since when hosts have had time to answer a querier.
     pub(super) prunes_from_s: Option<u32>,
     pub(super) is_pruned: bool,
-    /// How long a member stays one without a report.
+    /// How long a member stays without a report.
     pub(super) membership_s: u32,
 }
 
@@ -41,17 +41,18 @@ pub(super) struct OwnQueries {
     pub(super) sent: u32,
 }
 
-/// Robustness times interval plus response, with the usual values: RFC 3376 section 8.4, RFC 3810
+/// Robustness times interval plus response, with the default values: RFC 3376 section 8.4, RFC 3810
 /// section 9.4. A querier with a shorter interval does not make members leave sooner.
 pub(super) const MEMBERSHIP_S: u32 = 260;
 /// The longest membership that a querier can ask for.
 const MAX_MEMBERSHIP_S: u32 = 4 * 3600;
 /// From the first query until hosts have answered, with a margin for old versions and slow paths.
-/// The second query comes meanwhile, for hosts that missed the first; they have as long to answer.
+/// The second query follows meanwhile, for hosts that missed the first; they have as long to
+/// answer.
 pub(super) const SETTLE_S: u32 = RESPONSE_S + SECOND_AFTER_S + 2;
-/// From the first query of ours to the second. A port of a bridge may need a second to pass anything.
+/// From our first query to the second. A port of a bridge may need a second to pass anything.
 const SECOND_AFTER_S: u32 = 2;
-/// Routers and overflowed ports, per VLAN and family; beyond, the VLAN is flooded.
+/// Routers and overflowed ports, per VLAN and family; beyond that, the VLAN is flooded.
 const MAX_PORTS_PER_VLAN: usize = 64;
 
 impl Vlan {
@@ -69,7 +70,8 @@ impl Vlan {
         }
     }
 
-    /// Puts a port into one of the lists until a time, and says whether that changes anything now.
+    /// Puts a port into one of the lists until a time, and returns whether that changes anything
+    /// now.
     pub(super) fn note(
         &mut self,
         port: PortId,
@@ -90,11 +92,12 @@ impl Vlan {
         core::mem::take(&mut self.is_pruned)
     }
 
-    /// There are hosts behind a port whose wishes are not known. If we ask, we begin anew.
+    /// There are hosts behind a port whose memberships are not known. If this node queries, it
+    /// starts over.
     pub(super) fn port_up(&mut self, port: PortId, now_s: u32) {
         self.newcomers.insert(port, None);
         if let Some(own) = &mut self.own {
-            // What is overdue stays so, and keeps its place before others.
+            // A query that is overdue stays so, and keeps its place before others.
             let next_s = if is_past(own.next_s, now_s) {
                 own.next_s
             } else {
@@ -104,7 +107,7 @@ impl Vlan {
         }
     }
 
-    /// Hosts have heard a query, and so long to answer.
+    /// Hosts have heard a query, and have this long to answer.
     pub(super) fn asked(&mut self, settle_s: u32, now_s: u32) {
         let settled_s = now_s.wrapping_add(settle_s);
         self.prunes_from_s.get_or_insert(settled_s);
@@ -119,16 +122,16 @@ impl Vlan {
         own.is_some_and(|own| is_past(own.next_s, now_s))
     }
 
-    /// Which due query goes first: a second one, which hosts have not long to answer, then whichever
-    /// has waited longest.
+    /// Which due query goes first: a second one, for which hosts have little time left, then the
+    /// one that has waited longest.
     pub(super) fn urgency(&self, now_s: u32) -> impl Ord + use<> {
         let own = self.own.map(|own| (own.sent != 1, own.next_s));
         own.map(|(is_later, next_s)| (is_later, Reverse(now_s.wrapping_sub(next_s))))
     }
 
-    /// Notes that we ask. The next time is after the interval, or, at the beginning, after two seconds
-    /// and a quarter of the interval (RFC 3376 sections 8.6 and 8.7, RFC 3810 sections 9.6 and 9.7,
-    /// and one more).
+    /// Records that this node queries. The next query follows after the interval, or, at the
+    /// beginning, after two seconds and a quarter of the interval (RFC 3376 sections 8.6 and 8.7,
+    /// RFC 3810 sections 9.6 and 9.7, and one more).
     pub(super) fn ask(&mut self, interval_s: u32, now_s: u32) {
         let Some(own) = &mut self.own else {
             return;
@@ -144,7 +147,7 @@ impl Vlan {
         self.asked(SETTLE_S, now_s);
     }
 
-    /// Forgets what is past, and says whether that changes anything.
+    /// Removes expired state, and returns whether that changes anything.
     pub(super) fn expire(&mut self, now_s: u32) -> bool {
         let before = self.ports();
         self.routers.retain(|_, at_s| !is_past(*at_s, now_s));

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! ARP and neighbour discovery: claims to addresses, questions for them, and answers on behalf of owners.
+//! ARP and neighbour discovery: claims to addresses, requests for them, and answers on behalf of
+//! owners.
 //!
-//! RFC 826 and 5227; RFC 4861 sections 4.3, 4.4 and 7.1. Only what a careful receiver would accept is
-//! read. Where the Ethernet source and the address in the message are not one, it speaks for someone
-//! else: nothing is learned from that, but it may show that what was learned is past.
+//! RFC 826 and 5227; RFC 4861 sections 4.3, 4.4 and 7.1. Only messages that a careful receiver
+//! would accept are read. If the Ethernet source and the address in the message differ, the sender
+//! speaks for another station: nothing is learned from that, but it may show that a binding is
+//! outdated.
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,7 +18,7 @@ use crate::ip::{Chain, Ipv6};
 use crate::ip_protocol::ICMPV6;
 use crate::mac::MacAddr;
 
-/// What is of use in a message.
+/// The useful parts of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Message {
     pub(super) claim: Option<Claim>,
@@ -28,7 +30,7 @@ pub(super) struct Message {
 pub(super) struct Claim {
     pub(super) address: IpAddr,
     pub(super) mac: MacAddr,
-    /// Unless it does not say.
+    /// `None` if the message does not say.
     pub(super) is_router: Option<bool>,
     pub(super) force: Force,
 }
@@ -38,11 +40,12 @@ pub(super) struct Claim {
 pub(super) enum Force {
     /// Against what was known before, too.
     Overrides,
-    /// Where it agrees; else nothing is certain any more. A station that shares an address with others
-    /// claims no more (RFC 4861 section 7.2.7), and a question does not tell whether its sender is a router.
+    /// Where it agrees; otherwise nothing is certain any more. A station that shares an address
+    /// with others claims no more (RFC 4861 section 7.2.7), and a request does not tell whether its
+    /// sender is a router.
     Agrees,
-    /// Only against: it comes from another station than it speaks of, or is signed, which an answer in
-    /// its name would not be.
+    /// Only against: the message is from another station than it speaks of, or is signed, which an
+    /// answer on its behalf would not be.
     Disagrees,
 }
 
@@ -55,7 +58,7 @@ pub(super) struct Question {
 }
 
 impl Message {
-    /// Reads what is behind the tags of a frame; `None` if nothing there is of use.
+    /// Parses what follows the tags of a frame; `None` if nothing there is of use.
     pub(super) fn parse(headers: &Headers<'_>) -> Option<Self> {
         let (dst, src) = (headers.dst(), headers.src());
         if !src.is_station() {
@@ -88,8 +91,8 @@ impl Message {
                 Force::Disagrees
             },
         });
-        // From nobody it is a probe (RFC 5227 section 1.1), for itself an announcement, and to one
-        // station a question whether that one is still there.
+        // From the unspecified address it is a probe (RFC 5227 section 1.1), for the sender's own
+        // address an announcement, and to one station a test whether it is still there.
         let asks = *operation == 1 && is_own && dst.is_broadcast() && sender != target;
         let question = (asks && claim.is_some() && is_station_v4(target)).then_some(Question {
             target: target.into(),
@@ -103,7 +106,7 @@ impl Message {
         let Chain::Upper(upper) = packet.chain() else {
             return None;
         };
-        // RFC 4861 sections 7.1.1 and 7.1.2; fragments are out of the question, RFC 6980.
+        // RFC 4861 sections 7.1.1 and 7.1.2; fragments are ignored, RFC 6980.
         let message = upper.payload;
         let is_near = packet.hop_limit() == 255 && !upper.is_extended;
         let is_right = upper.protocol == ICMPV6 && packet.is_sum_right(ICMPV6, message);
@@ -133,8 +136,8 @@ impl Message {
         options: &[u8],
     ) -> Option<Self> {
         let asker = packet.src();
-        // From nobody it is a probe for duplicates (RFC 4862 section 5.4), and to one station a
-        // question whether that one is still there.
+        // From the unspecified address it is a probe for duplicates (RFC 4862 section 5.4), and to
+        // one station a test whether it is still there.
         let asks = is_station_v6(asker) && asker != target;
         let asks_everyone = packet.dst().is_multicast() && dst.is_group();
         let link = Link::of(options, SOURCE)?;
@@ -194,7 +197,7 @@ const OVERRIDE: u8 = 0x20;
 /// Options, RFC 4861 section 4.6.1.
 const SOURCE: u8 = 1;
 const TARGET: u8 = 2;
-/// Those of secure neighbour discovery, RFC 3971 section 5: nobody else can sign an answer.
+/// Those of secure neighbour discovery, RFC 3971 section 5: only the owner can sign an answer.
 const CGA: u8 = 11;
 const SIGNATURE: u8 = 12;
 
@@ -208,7 +211,7 @@ impl Link {
     /// `None` without one, or if the message is to be ignored.
     fn of(mut options: &[u8], wanted: u8) -> Option<Self> {
         let (mut found, mut is_signed) = (None, false);
-        // Each round takes at least eight bytes off.
+        // Each iteration takes at least eight bytes off.
         while let [kind, units, ..] = *options {
             let len = usize::from(units) * 8;
             let option = options.get(..len).filter(|option| !option.is_empty())?;
@@ -223,7 +226,8 @@ impl Link {
         Some(Self { mac, is_signed })
     }
 
-    /// Whether a station speaks for itself, as another one could for it.
+    /// Whether a station speaks for itself, without a signature, so that another could answer for
+    /// it.
     fn is_of(&self, station: MacAddr) -> bool {
         self.mac == station && !self.is_signed
     }
@@ -242,9 +246,9 @@ fn is_station_v6(address: Ipv6Addr) -> bool {
 }
 
 impl Question {
-    /// The answer that the owner would give: a whole frame, tagged like the question.
+    /// The answer that the owner would give: a whole frame, tagged like the request.
     ///
-    /// `headers` are those of the question.
+    /// `headers` are those of the request.
     pub(super) fn answer(
         &self,
         mac: MacAddr,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Edits of a frame's tag on its way from one port to another.
+//! Edits of a frame's tag between its ingress and its egress port.
 //!
 //! ```text
 //!                leaves untagged       leaves in VLAN 20
@@ -8,8 +8,8 @@
 //!  in VLAN 10    pop                   replace: VID 20, same priority; keep if 10 = 20
 //! ```
 //!
-//! Only the tag by which the ingress port told the VLAN is touched. The bytes are edited by the
-//! caller, who has room in front of the frame: nothing here writes to it.
+//! Only the tag from which the ingress port took the VLAN is edited. The caller edits the bytes,
+//! and has room in front of the frame: nothing here writes to it.
 
 use super::{Tpid, Vid};
 use crate::mac::MacAddr;
@@ -23,19 +23,19 @@ const ADDRESSES: usize = 2 * size_of::<MacAddr>();
 /// The tag of a frame that a port goes by: the outermost one, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tag {
-    /// The frame has none, or those it has are not the port's business.
+    /// The frame has none, or the port ignores those that it has.
     #[default]
     None,
     /// VID 0: a priority, and no VLAN.
     Priority {
-        /// What marks it.
+        /// Its TPID.
         tpid: Tpid,
         /// Priority, DEI, and twelve zeros.
         tci: u16,
     },
     /// A VLAN.
     Vlan {
-        /// What marks it.
+        /// Its TPID.
         tpid: Tpid,
         /// Priority, DEI and VID.
         tci: u16,
@@ -60,24 +60,24 @@ impl Tag {
     }
 }
 
-/// A frame within the switch: in which VLAN it is, and what it says about that itself.
+/// A frame within the switch: its VLAN, and what the frame itself says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inside {
     /// The VLAN.
     pub vid: Vid,
     /// Which tag of the frame belongs to the VLAN.
     pub tag: Tag,
-    /// What marks a tag where the frame needs one and has none.
+    /// The TPID to push where the frame needs a tag and has none.
     pub push_tpid: Tpid,
     /// Whether a tag follows the one above, or the addresses if there is none: without its own tag
-    /// the frame would pass for one of another VLAN.
+    /// the frame would pass for a frame of another VLAN.
     pub(crate) is_nested: bool,
     /// Whether it is a loop probe of this node, for which no port is blocked.
     pub(crate) is_probe: bool,
 }
 
 impl Inside {
-    /// An untagged frame in VLAN `vid`, such as this node makes itself.
+    /// An untagged frame in VLAN `vid`, such as this node originates.
     pub const fn untagged(vid: Vid) -> Self {
         Self {
             vid,
@@ -88,7 +88,7 @@ impl Inside {
         }
     }
 
-    /// A frame that this node has made for VLAN `vid`, and given the tag of that VLAN.
+    /// A frame that this node originates in VLAN `vid`, with the tag of that VLAN.
     pub const fn tagged(vid: Vid) -> Self {
         let tag = match vid {
             Vid::UNTAGGED => Tag::None,
@@ -108,14 +108,14 @@ impl Inside {
         }
     }
 
-    /// Whether the frame has another tag than that of its VLAN, so that what it carries is said in a
-    /// VLAN of the customer's which the switch does not tell from others.
+    /// Whether the frame has another tag than that of its VLAN, so that its content belongs to a
+    /// customer VLAN, which the switch does not tell from others.
     pub const fn is_nested(&self) -> bool {
         self.is_nested
     }
 
-    /// Whether its VLAN is a provider's. Stations that use service tags there do not hear this node's
-    /// frames with customer tags, such as queries for groups.
+    /// Whether its VLAN is a provider's. Stations that use service tags there do not receive this
+    /// node's frames with customer tags, such as queries for groups.
     pub const fn is_service(&self) -> bool {
         match self.tag {
             Tag::None => matches!(self.push_tpid, Tpid::Service),
@@ -123,7 +123,7 @@ impl Inside {
         }
     }
 
-    /// What to do to the frame so that it leaves in VLAN `outside`, or in none.
+    /// How to edit the frame so that it leaves in VLAN `outside`, or in none.
     pub(crate) const fn edit(&self, outside: Option<Vid>) -> TagEdit {
         match (self.tag, outside) {
             (Tag::None | Tag::Priority { .. }, None) => TagEdit::Keep,
@@ -150,26 +150,26 @@ impl Inside {
 pub enum TagEdit {
     /// Not at all.
     Keep,
-    /// The outermost tag gives way to this one.
+    /// This tag replaces the outermost one.
     Replace {
-        /// What marks it.
+        /// Its TPID.
         tpid: Tpid,
         /// Priority, DEI and VID.
         tci: u16,
     },
-    /// This tag comes in front of all others.
+    /// This tag is pushed in front of all others.
     Push {
-        /// What marks it.
+        /// Its TPID.
         tpid: Tpid,
         /// Priority, DEI and VID.
         tci: u16,
     },
-    /// The outermost tag goes.
+    /// The outermost tag is popped.
     Pop,
 }
 
 impl TagEdit {
-    /// By how many bytes the frame grows; offsets of checksums in it move along.
+    /// By how many bytes the frame grows; offsets of checksums in it shift along.
     pub const fn delta(&self) -> isize {
         match self {
             Self::Keep | Self::Replace { .. } => 0,
@@ -179,10 +179,11 @@ impl TagEdit {
     }
 
     /// Writes the frame's new beginning to `out` and returns its length, and the length of the old
-    /// beginning in whose place it comes: `(0, 0)` where nothing changes.
+    /// beginning that it replaces: `(0, 0)` where nothing changes.
     ///
-    /// `front` is the beginning of the frame, its tag included. One that is too short for a tag to be
-    /// replaced in is left as it is; [`Switch::forward`](crate::Switch::forward) lets none in.
+    /// `front` is the beginning of the frame, its tag included. If it is too short for a tag to be
+    /// replaced, it is left as it is; [`Switch::forward`](crate::Switch::forward) admits no such
+    /// frame.
     pub fn apply(&self, front: &[u8], out: &mut [u8; EDIT_BYTES]) -> (usize, usize) {
         let (len, replaced, tag) = match *self {
             Self::Keep => return (0, 0),
