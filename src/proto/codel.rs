@@ -1,43 +1,46 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! When to tell senders that a queue of ours stands: CoDel's control law (RFC 8289, section 4).
+//! When to signal senders that one of our queues is standing: CoDel's control law (RFC 8289,
+//! section 4).
 //!
 //! CoDel measures how long packets waited. Neither a TAP nor a socket says that, but both say when
-//! they are empty, and a thread that takes everything out, a bounded burst at a time, sees that a
-//! queue stands when bursts keep being full. The target is thus a burst, which is much less than
-//! a millisecond's worth; the interval is as in RFC 8289 the time in which senders can react.
+//! they are empty. A thread that drains a queue one bounded burst at a time detects a standing
+//! queue: its bursts keep being full. The target is thus a burst, which is much less than a
+//! millisecond's worth; the interval is as in RFC 8289 the time in which senders can react.
 
 use std::time::{Duration, Instant};
 
-/// A queue may stand this long before the first signal, and signals are this far apart at first.
+/// A queue may be standing this long before the first signal, and signals are this far apart at
+/// first.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(4);
 
-/// More signals do not come closer: a flood that heeds none must not make every burst pay.
+/// After this many signals the distance shrinks no further: a flood that heeds none must not make
+/// every burst pay.
 const MAX_SIGNALS: u32 = 1 << 12;
 
 /// The state of one queue.
 #[derive(Debug, Default)]
 pub(crate) struct Codel {
-    /// When the queue will have stood for an interval; `None` while it does not stand.
+    /// When the queue will have been standing for an interval; `None` while it is not.
     due: Option<Instant>,
-    /// Signals since it began to stand.
+    /// Signals since it has been standing.
     signals: u32,
-    /// Signals when it last did.
+    /// Signals when it last was.
     last_signals: u32,
     ended: Option<Instant>,
     observed: Option<Instant>,
-    /// The queue stands, whatever the clock says.
+    /// The queue is standing, whatever the clock says.
     #[cfg(fuzzing)]
     insists: bool,
 }
 
 impl Codel {
-    /// The next burst is one of a queue that stands.
+    /// The next burst is one of a standing queue.
     #[cfg(fuzzing)]
     pub(crate) fn insist(&mut self) {
         self.insists = true;
     }
 
-    /// Notes one burst. True if one sender should be told to slow down, now.
+    /// Takes in one burst. True if one sender should be signalled to slow down, now.
     pub(crate) fn observe(&mut self, now: Instant, is_full: bool) -> bool {
         #[cfg(fuzzing)]
         if std::mem::take(&mut self.insists) {
@@ -63,7 +66,7 @@ impl Codel {
         }
         self.signals = (self.signals + 1).min(MAX_SIGNALS);
         if self.signals == 1 {
-            // It was short for a moment only: go on about where it left off.
+            // The queue was short for a moment only: continue about where it left off.
             let is_recent = since(self.ended).is_some_and(|ended| ended < 16 * INTERVAL);
             if is_recent && self.last_signals > 2 {
                 self.signals = self.last_signals - 2;
@@ -80,7 +83,7 @@ impl Codel {
 mod tests {
     use super::*;
 
-    /// Milliseconds at which signals come while every burst, each 0.1 ms, is full.
+    /// Milliseconds at which signals are due while every burst, each 0.1 ms, is full.
     fn signals(codel: &mut Codel, start: Instant, tenths: u32) -> Vec<u32> {
         (0..tenths)
             .filter(|&at| codel.observe(start + Duration::from_micros(100) * at, true))
@@ -108,7 +111,7 @@ mod tests {
 
         let end = start + Duration::from_millis(20);
         assert!(!codel.observe(end, false));
-        // It stands again at once: the rate is not learnt anew.
+        // It is standing again at once: the rate is not learnt anew.
         let again = signals(&mut codel, end, 80);
         assert!(again.len() > seen.iter().filter(|&&at| at < 80).count());
     }

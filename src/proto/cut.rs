@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Cuts what a device of this machine hands over in one piece and no peer would believe as it is.
+//! Cuts super-frames that a device of this machine hands over and that a peer would refuse as they
+//! are.
 //!
-//! [`Layout`] is strict, as a peer's word demands. A device is believed as the kernel believes it: the
-//! place of the inner transport header, the protocol and the segment size are what it says, and every
-//! length in the headers is written anew, as the kernel does when it cuts (`skb_gso_segment`).
+//! [`Layout`] is strict, as a peer's claim demands. A device is trusted as the kernel trusts it:
+//! the position of the inner transport header, the protocol and the segment size are as it says,
+//! and every length in the headers is rewritten, as the kernel does when it cuts
+//! (`skb_gso_segment`).
 //!
 //! | `SKB_GSO_…` | what a TAP or a packet socket says of it | what becomes of it |
 //! |---|---|---|
@@ -38,28 +40,28 @@ use crate::wire::offload::{Checksum, Offload, Segmentation, Transport};
 /// The longest IP packet that its length fields can describe, extension headers of IPv6 included.
 const MAX_PACKET: usize = 65_535;
 
-/// Pieces that one frame may become. A guest that asks for segments of a few bytes must not keep a
-/// thread busy for a second; the largest super-frame of Linux (512 KiB) has fewer than this in
-/// segments of 256 bytes.
+/// The most pieces that one frame may become. A guest that asks for segments of a few bytes must
+/// not keep a thread busy for a second; the largest super-frame of Linux (512 KiB) has fewer than
+/// this in segments of 256 bytes.
 const MAX_PIECES: usize = MAX_SEGMENTS;
 
 /// How to cut a frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cut {
     headers: Encapsulation,
-    /// Where the payload begins.
+    /// The offset at which the payload begins.
     payload: usize,
     total: usize,
     segmentation: Segmentation,
     /// Whether the checksum holds the sum of the pseudo-header.
     is_partial: bool,
-    /// Segments of a piece that peers believe.
+    /// The most segments of a piece that peers accept.
     longest: usize,
 }
 
 impl Cut {
     /// Finds the headers of a super-frame that a device of this machine handed over. `checksum` is
-    /// the place of the inner transport header, if the device told it.
+    /// the position of the inner transport header, if the device gave it.
     pub(crate) fn find(
         whole: &[u8],
         segmentation: Segmentation,
@@ -100,7 +102,7 @@ impl Cut {
         (cut.segments().div_ceil(cut.longest) <= MAX_PIECES).then_some(cut)
     }
 
-    /// The most segments of a piece that a peer believes as it is.
+    /// The most segments of a piece that a peer accepts as it is.
     fn longest(&self, whole: &[u8]) -> usize {
         let mut steps = self.headers.steps();
         let (Some(Step::Ipv4(ip) | Step::Ipv6(ip)), None) = (steps.next(), steps.next()) else {
@@ -129,7 +131,7 @@ impl Cut {
         self.payload
     }
 
-    /// Segments that the frame stands for.
+    /// The number of segments that the frame stands for.
     pub(crate) fn segments(&self) -> usize {
         (self.total - self.payload).div_ceil(self.segmentation.size.into())
     }
@@ -142,15 +144,15 @@ impl Cut {
             .map(move |first| first..(first + longest).min(segments))
     }
 
-    /// Where the payload of these segments lies in the frame.
+    /// The position of the payload of these segments in the frame.
     pub(crate) fn payload(&self, run: &Range<usize>) -> Range<usize> {
         let size = usize::from(self.segmentation.size);
         let at = |segment: usize| (self.payload + segment * size).min(self.total);
         at(run.start)..at(run.end)
     }
 
-    /// Finishes a piece, which is a copy of the headers with the payload of `run` behind them. What is
-    /// open in it then is for a peer's kernel.
+    /// Finishes a piece, which is a copy of the headers with the payload of `run` behind them. A
+    /// peer's kernel performs the pending offload that it returns.
     pub(crate) fn finish(&self, piece: &mut [u8], run: &Range<usize>) -> Option<PendingOffload> {
         self.write_headers(piece, piece.len(), run);
         if run.len() > 1 {
@@ -165,7 +167,7 @@ impl Cut {
         None
     }
 
-    /// Writes what depends on the run into its headers; the piece has `len` bytes.
+    /// Writes the fields that depend on the run into its headers; the piece has `len` bytes.
     fn write_headers(&self, head: &mut [u8], len: usize, run: &Range<usize>) {
         let pseudo_header = self.pseudo_header(head, len);
         for step in self.headers.steps() {
@@ -203,7 +205,7 @@ impl Cut {
         let transport = self.headers.transport;
         let len = (len - transport) as u64;
         if self.is_partial && self.headers.is_routed {
-            // Of an address that is not looked for here; all that changes is the length.
+            // The pseudo-header of an address that is not looked up here; only the length changes.
             let whole_len = match self.segmentation.transport {
                 Transport::Tcp => fold((self.total - transport) as u64),
                 Transport::Udp => read(head, transport + 4),
@@ -216,7 +218,7 @@ impl Cut {
         fold(sum_of_addresses(head, ip) + u64::from(self.headers.protocol) + len)
     }
 
-    /// Sums up what tunnels have checksums of their own for, from the inside out.
+    /// Computes the checksums that tunnels have of their own, from the inside out.
     fn finish_tunnels(&self, piece: &mut [u8]) {
         let mut steps = self.headers.steps().rev().peekable();
         while let Some(step) = steps.next() {
@@ -272,8 +274,8 @@ fn finish_at(piece: &mut [u8], start: usize, offset: u16) {
     let _ = finish_checksum(piece, Checksum { start, offset });
 }
 
-/// Takes the jumbo payload option (RFC 2675) out, with which IPv6 packets of more than 64 KiB come, by
-/// moving what is in front of it. Returns by how many bytes.
+/// Removes the jumbo payload option (RFC 2675), which IPv6 packets of more than 64 KiB have, by
+/// moving the bytes in front of it. Returns the number of bytes removed.
 pub(crate) fn leave_out_jumbo_option(frame: &mut [u8], network: Option<Network>) -> usize {
     const LEN: usize = 8;
     // Hop-by-hop options with nothing but the length.
@@ -314,7 +316,7 @@ mod tests {
         }
     }
 
-    /// What a frame is cut into, and what is open in each piece.
+    /// The pieces that a frame is cut into, and the pending offload of each.
     fn pieces(whole: &[u8], cut: &Cut) -> Vec<(Range<usize>, Vec<u8>, Option<PendingOffload>)> {
         let piece = |run: Range<usize>| {
             let headers = &whole[..cut.headers_len()];
@@ -325,7 +327,7 @@ mod tests {
         cut.pieces(cut.segments()).map(piece).collect()
     }
 
-    /// Checks that the pieces are super-frames of the stream, of at most so many segments.
+    /// Checks that the pieces are super-frames of the stream, of at most this many segments.
     fn assert_runs(stream: &Stream, whole: &[u8], cut: &Cut, longest: usize) {
         let pieces = pieces(whole, cut);
         assert_eq!(pieces.len(), stream.segments().div_ceil(longest));
@@ -360,7 +362,7 @@ mod tests {
     #[test]
     fn a_frame_that_would_become_very_many_is_refused() {
         let stream = |payload| Stream {
-            // Headers that no peer believes: each segment is a piece.
+            // Headers that no peer accepts: each segment is a piece.
             network: Network::V6(vec![(60, 30)]),
             ..Stream::udp_v6(2, payload)
         };
@@ -489,7 +491,7 @@ mod tests {
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Tunnel {
         Vxlan,
-        /// With so many bytes of options.
+        /// With this many bytes of options.
         Geneve(usize),
         GreOfIp,
         GreOfEthernet,

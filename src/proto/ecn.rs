@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Explicit congestion notification (RFC 3168): the mark, and which senders heed a loss instead.
+//! Explicit congestion notification (RFC 3168): the mark, and which senders react to a loss
+//! instead.
 
 use patchcord_bridge::{checksum, ether_type, ethernet::Network, ip_protocol::TCP};
 
 use super::field::{put, read};
 
-/// Whether the sender of a frame that is no super-frame heeds the loss of it.
+/// Whether the sender of a frame that is no super-frame reacts to its loss.
 pub(crate) fn heeds_loss(frame: &[u8], network: Option<Network>) -> bool {
     let protocol_at = match network {
         Some(Network {
@@ -21,7 +22,7 @@ pub(crate) fn heeds_loss(frame: &[u8], network: Option<Network>) -> bool {
     frame.get(protocol_at) == Some(&TCP)
 }
 
-/// Sets "congestion experienced" (RFC 3168) in a frame whose sender understands it. False, without
+/// Sets "congestion experienced" (RFC 3168) in a frame whose sender supports it. False, without
 /// effect, for every other frame.
 pub(crate) fn mark_congestion(frame: &mut [u8], network: Option<Network>) -> bool {
     const CE: u8 = 3;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Finds the way through the headers of a frame to a transport header, through tunnels as well.
+//! Finds the path through the headers of a frame to a transport header, through tunnels as well.
 //!
-//! For frames that a device of this machine hands over, whose kernel says where the transport header
-//! is that it left unfinished. Known are Ethernet with any number of tags, PPPoE, IPv4, IPv6 with
-//! extension headers, UDP and GRE. Of others (MPLS, VXLAN, Geneve, NSH …) nothing needs to be known,
-//! since the kernel cuts no packet within headers that would have to change: behind such a header the
-//! IP packet is looked for that fills the rest of the frame.
+//! For frames that a device of this machine hands over, whose kernel says where the transport
+//! header is that it left unfinished. The module parses Ethernet with any number of tags, PPPoE,
+//! IPv4, IPv6 with extension headers, UDP and GRE. It need not parse others (MPLS, VXLAN, Geneve,
+//! NSH …), since the kernel cuts no packet within headers that would have to change: behind such a
+//! header it searches for the IP packet that fills the rest of the frame.
 
 use patchcord_bridge::{
     ether_type,
@@ -19,31 +19,31 @@ use super::field::try_read;
 
 /// Headers with fields that depend on the length of the frame, or its bytes.
 const MAX_STEPS: usize = 8;
-/// Bytes in which the next IP packet is looked for: an inner Ethernet header with tags and the longest
-/// header of Geneve.
+/// Bytes in which it searches for the next IP packet: an inner Ethernet header with tags and the
+/// longest header of Geneve.
 const WINDOW: usize = 320;
-/// How often one is looked for. It bounds the work for a frame that was made to cost much.
+/// The number of such searches. It bounds the work for a frame that was made to be costly.
 const SEARCHES: usize = 4;
 const MAX_EXTENSIONS: usize = 16;
 
-/// 802.1Q, 802.1ad and the number that was used for stacked tags before it: a tag of that kind is none
-/// for a switch, and the kernel cuts behind it all the same.
+/// 802.1Q, 802.1ad and the number that was used for stacked tags before it: a switch does not treat
+/// a tag of that kind as one, and the kernel cuts behind it all the same.
 const TAGS: [u16; 3] = [
     ether_type::CUSTOMER_TAG,
     ether_type::SERVICE_TAG,
     ether_type::OLD_STACKED_TAG,
 ];
 
-/// Where the way ends.
+/// Where the path ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Goal {
-    /// At the transport header in this place.
+    /// At the transport header in this position.
     At(usize),
     /// At the first transport header of this protocol.
     First(u8),
 }
 
-/// A header on the way, and where it begins.
+/// A header on the path, and the offset at which it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Ipv4(usize),
@@ -53,16 +53,16 @@ pub(super) enum Step {
     Pppoe(usize),
 }
 
-/// The way to a transport header.
+/// The path to a transport header.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Encapsulation {
     steps: [Option<Step>; MAX_STEPS],
     count: usize,
-    /// Where the transport header begins.
+    /// The offset at which the transport header begins.
     pub(super) transport: usize,
     /// Its number.
     pub(super) protocol: u8,
-    /// Whether the packet may go on to another address than its IP header says.
+    /// Whether the packet may be routed on to another address than its IP header says.
     pub(super) is_routed: bool,
 }
 
@@ -207,7 +207,7 @@ impl Walk<'_> {
         self.behind_ethertype(self.word(at + 2)?, at + 4 + 4 * fields)
     }
 
-    /// Goes on with the first IP packet that fills the rest of the frame and leads to the goal.
+    /// Continues with the first IP packet that fills the rest of the frame and leads to the goal.
     fn search(&mut self, from: usize) -> Option<()> {
         self.searches = self.searches.checked_sub(1)?;
         for at in from..from + WINDOW {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A peer that comes and goes counts as down until it stays, so that carrier, log and bridges do not
-//! follow each of its turns: route flap damping (RFC 2439) for peers.
+//! A peer that flaps counts as down until it stays up, so that carrier, log and bridges do not
+//! follow each change: route flap damping (RFC 2439) for peers.
 //!
-//! Each loss adds one to a penalty, which halves every ten seconds. Above the limit the peer is held
-//! down until the penalty is low again, 20 s after the last loss at most. Losses that are 4.2 s apart
-//! never reach the limit: silence that is noticed, and the way back, take longer. What the peer sends
-//! and gets is not held up by this.
+//! Each loss adds one to a penalty, which halves every ten seconds. Above the limit the peer is
+//! held down until the penalty is low again, 20 s after the last loss at most. Losses that are 4.2
+//! s apart never reach the limit: detection of silence, and recovery, take longer. Traffic to and
+//! from the peer continues meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use super::limits::{FLAP_HALF_LIFE, FLAP_LIMIT, FLAP_MOST, FLAP_REUSE};
 /// State of one peer.
 #[derive(Debug, Default)]
 pub(crate) struct Flaps {
-    /// As of the last loss.
+    /// At the time of the last loss.
     penalty: f64,
     lost_at: Option<Instant>,
     is_held: bool,
@@ -31,13 +31,13 @@ impl Flaps {
         begins
     }
 
-    /// Whether the peer counts as down even if it is there.
+    /// Whether the peer counts as down even if it is reachable.
     pub(crate) fn look(&mut self, now: Instant) -> bool {
         self.is_held &= self.held_until().is_some_and(|until| now < until);
         self.is_held
     }
 
-    /// When the peer is not held down any more, if it is.
+    /// When the hold-down ends, if there is one.
     pub(crate) fn held_until(&self) -> Option<Instant> {
         let lost_at = self.lost_at.filter(|_| self.is_held)?;
         let half_lives = (self.penalty / FLAP_REUSE).log2();
@@ -55,7 +55,7 @@ impl Flaps {
 mod tests {
     use super::*;
 
-    /// Losses at this distance: how many until the peer is held, if it ever is.
+    /// Losses at this distance: how many until the peer is held down, if it ever is.
     fn losses_until_held(distance_ms: u64) -> Option<u64> {
         let start = Instant::now();
         let mut flaps = Flaps::default();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which frames belong together, so that others may overtake them.
+//! Which frames belong to one flow, so that frames of other flows may overtake them.
 
 use patchcord_bridge::{
     ether_type,
@@ -7,9 +7,9 @@ use patchcord_bridge::{
     ip_protocol::{TCP, UDP},
 };
 
-/// A number that all frames of a flow have in common: one direction of a TCP connection, for
-/// example, or all ARP between two stations. Different flows may share one, and are then kept in
-/// order as if they were one.
+/// A number that all frames of a flow share: one direction of a TCP connection, for example, or all
+/// ARP between two stations. Different flows may share one, and are then kept in order as if they
+/// were one.
 pub(crate) fn flow_of(frame: &[u8], network: Option<Network>) -> u64 {
     let (ether_type, network) = match network {
         Some(Network { ether_type, at }) => (ether_type, at),
@@ -24,7 +24,7 @@ pub(crate) fn flow_of(frame: &[u8], network: Option<Network>) -> u64 {
             let header = frame
                 .get(network)
                 .map_or(20, |first| usize::from(first & 15) * 4);
-            // Only the first fragment has ports, so none of them counts.
+            // Only the first fragment has ports, so the hash of a fragment covers none.
             let is_fragment = at(network + 6, 2) != [0, 0] && at(network + 6, 2) != [0x40, 0];
             (!is_fragment).then_some((network + 9, network + header))
         }
@@ -43,7 +43,8 @@ pub(crate) fn flow_of(frame: &[u8], network: Option<Network>) -> u64 {
     hash.0
 }
 
-/// FNV-1a: short keys, no attacker gains more than that his own flows are kept in order.
+/// FNV-1a: the keys are short, and a collision gains an attacker nothing but order among its own
+/// flows.
 struct Fnv(u64);
 
 impl Default for Fnv {
@@ -82,8 +83,8 @@ mod tests {
         frame(0x0800, &packet)
     }
 
-    /// Guards, VLANs and super-frames look behind the same tags: else a frame could be one thing to a
-    /// guard and another to the host that it is for.
+    /// Guards, VLANs and super-frames look behind the same tags: otherwise a frame could be one
+    /// thing to a guard and another to the destination host.
     #[test]
     fn there_is_one_notion_of_a_tag() {
         use patchcord_bridge::{

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a handshake message must pass before a key is computed for it (PROTOCOL.md, "Denial of
-//! service").
+//! The checks that a handshake message must pass before a key is computed for it (PROTOCOL.md,
+//! "Denial of service").
 //!
-//! mac1 shows that the sender knows our public key; under load, mac2 shows that it receives at the
-//! address it writes from; and each such address has its own rate, so that one flooder does not use
-//! up what the others need. Memory is bounded, and an answer is smaller than its question.
+//! mac1 shows that the sender knows our public key; under load, mac2 shows that it receives at its
+//! source address; and each such address has its own rate, so that one flooder does not use up the
+//! capacity that others need. Memory is bounded, and an answer is smaller than its question.
 
 use std::{
     collections::HashMap,
@@ -33,7 +33,7 @@ const PER_SOURCE: Rate = Rate {
     burst: SOURCE_BURST,
 };
 
-/// Checks mac1 alone: cheap and without state, so the receiving threads do it before they bother
+/// Checks mac1 alone: cheap and without state, so the receiving threads do it before they involve
 /// the control thread.
 #[derive(Clone, Debug)]
 pub struct Mac1Check {
@@ -63,15 +63,15 @@ impl Mac1Check {
 /// What to do with a handshake message.
 #[derive(Debug)]
 pub(crate) enum Verdict {
-    /// Go on.
+    /// Continue.
     Pass,
-    /// Nothing.
+    /// Drop it.
     Drop(DropReason),
-    /// Ask the sender to come again with a cookie.
+    /// Ask the sender to repeat it with a cookie.
     Challenge(Box<CookieReply>),
 }
 
-/// The gate of one node.
+/// The guard of one node.
 pub(crate) struct Guard {
     mac1: Mac1Check,
     cookie_key: [u8; 32],
@@ -104,7 +104,7 @@ impl Guard {
         }
     }
 
-    /// The cheap check alone, for a message that only its addressee could be sent.
+    /// Checks mac1 alone, for messages that only a host that saw our initiation can send.
     ///
     /// # Errors
     /// [`DropReason::BadMac`].
@@ -112,7 +112,7 @@ impl Guard {
         self.mac1.check(message)
     }
 
-    /// Judges a handshake message whose sender calls itself `sender`.
+    /// Decides about a handshake message whose sender index is `sender`.
     pub(crate) fn judge(
         &mut self,
         now: Instant,
@@ -151,7 +151,7 @@ impl Guard {
         mac::cookie(&self.secret, from)
     }
 
-    /// Takes a token of the address, which has shown that it is the sender's own.
+    /// Takes a token of the address, which has been shown to be the sender's own.
     fn admit(&mut self, now: Instant, ip: IpAddr) -> bool {
         let ip = network_of(ip);
         if self.sources.len() >= SOURCES && !self.sources.contains_key(&ip) {
@@ -165,7 +165,7 @@ impl Guard {
     }
 }
 
-/// One customer of an IPv6 network has at least a /64 to himself.
+/// A customer of an IPv6 network has at least a /64.
 fn network_of(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(_) => ip,

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether a peer is there: silence while we send means that something is wrong.
+//! Whether a peer is reachable: silence while this node sends means that something is wrong.
 //!
-//! The data threads keep no timers. A few times a second the control thread looks at their counters:
-//! if we sent and nothing authentic came back, it asks (an echo request), then starts a handshake (the
-//! peer may have restarted), then gives the peer up for down. An idle link is asked once per
-//! keepalive interval, so this works without traffic too.
+//! The data threads keep no timers. A few times a second the control thread samples their counters:
+//! if datagrams were sent and nothing authentic came back, it sends an echo request, then starts a
+//! handshake (the peer may have restarted), then declares the peer down. On an idle link it sends
+//! one echo request per keepalive interval, so this works without traffic too.
 
 use std::time::{Duration, Instant};
 
 use super::limits::{DOWN_AFTER, REKEY_WHEN_SILENT_AFTER, SAMPLE_INTERVAL, SUSPECT_AFTER};
 
-/// What a look at the counters asks for.
+/// The actions that a sample of the counters asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Findings {
-    /// Datagrams went out since the last look.
+    /// Datagrams were sent since the last sample.
     pub(crate) sent: bool,
     /// Send an echo request.
     pub(crate) ask: bool,
@@ -28,10 +28,10 @@ pub(crate) struct Findings {
 pub(crate) struct Liveness {
     sent: u64,
     received: u64,
-    /// The last look at which something had gone out.
+    /// The last sample that found datagrams sent.
     last_sent: Instant,
     last_heard: Option<Instant>,
-    /// Since when we send without an answer.
+    /// Since when datagrams have been sent without an answer.
     silent_since: Option<Instant>,
     next_sample: Instant,
 }
@@ -49,12 +49,12 @@ impl Liveness {
         }
     }
 
-    /// When the next look is due.
+    /// When the next sample is due.
     pub(crate) fn next_sample(&self) -> Instant {
         self.next_sample
     }
 
-    /// There is no session to judge: look again later.
+    /// There is no session to judge: sample again later.
     pub(crate) fn postpone(&mut self, now: Instant) {
         self.next_sample = now + SAMPLE_INTERVAL;
     }
@@ -68,14 +68,14 @@ impl Liveness {
         self.silent_for(now) >= SUSPECT_AFTER
     }
 
-    /// Something authentic came outside the data path's counters (a handshake).
+    /// Something authentic arrived outside the data path's counters (a handshake).
     pub(crate) fn handle_heard(&mut self, now: Instant) {
         self.last_heard = Some(now);
         self.silent_since = None;
     }
 
-    /// A look at how many datagrams went out and came in until now. `rtt`: the time that an answer
-    /// takes.
+    /// Takes a sample: how many datagrams were sent and received until now. `rtt`: the round-trip
+    /// time.
     pub(crate) fn sample(
         &mut self,
         now: Instant,
@@ -95,7 +95,7 @@ impl Liveness {
         } else if has_sent && self.silent_since.is_none() {
             self.silent_since = Some(now);
         }
-        // Silence begins when an answer could have come.
+        // Silence begins when an answer could have arrived.
         let silent_for = self.silent_for(now).saturating_sub(rtt);
         let idle_for = now.saturating_duration_since(self.last_sent);
         Findings {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Finds a peer that is at two addresses in turn: two machines have its key, or its datagrams are
-//! sent on from another address. A peer that roams goes on and seldom comes back.
+//! Detects a peer that is at two addresses in turn: two machines have its key, or another host
+//! forwards its datagrams. A peer that roams moves on and seldom returns.
 
 use std::{
     collections::VecDeque,
@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// So many returns …
+/// This many returns …
 const RETURNS: usize = 4;
 /// … within this time are no roaming.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -16,13 +16,14 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// The latest moves of one peer.
 #[derive(Debug, Default)]
 pub(crate) struct Moves {
-    /// Where it was before the present address.
+    /// Its address before the present one.
     former: Option<SocketAddr>,
     returns: VecDeque<Instant>,
 }
 
 impl Moves {
-    /// Takes in a move. Returns the two addresses, in a fixed order, if it goes back and forth.
+    /// Takes in a move. Returns the two addresses, in a fixed order, if the peer alternates between
+    /// them.
     pub(crate) fn note(
         &mut self,
         from: SocketAddr,

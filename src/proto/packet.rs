@@ -9,14 +9,14 @@ use patchcord_bridge::{
 
 use super::field::try_read;
 
-/// Where the checksum of a TCP header is.
+/// Offset of the checksum in a TCP header.
 pub(super) const TCP_CHECKSUM: u16 = 16;
-/// Where that of a UDP header is.
+/// Offset of the checksum in a UDP header.
 pub(super) const UDP_CHECKSUM: u16 = 6;
 
 const MAX_EXTENSIONS: usize = 8;
 
-/// The place of a transport header.
+/// The position of a transport header.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TransportHeader {
     pub(super) network: usize,
@@ -25,7 +25,7 @@ pub(super) struct TransportHeader {
     pub(super) at: usize,
 }
 
-/// Finds the transport header of a frame of `total` bytes, of which the first are there. `None` for
+/// Finds the transport header of a frame of `total` bytes, of which the first are given. `None` for
 /// fragments, and if the packet does not fill the frame.
 pub(super) fn transport(headers: &Headers<'_>, total: usize) -> Option<TransportHeader> {
     let Network {

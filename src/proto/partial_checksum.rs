@@ -20,15 +20,16 @@ const SCTP_CHECKSUM: u16 = 8;
 
 static CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
-/// How a checksum is summed up.
+/// The algorithm of a checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Internet,
     Crc32c,
 }
 
-/// Checks that a partial checksum is that of the TCP or UDP header at the front of a frame of `total`
-/// bytes. Any other would let a peer have bytes changed after a packet filter has seen them.
+/// Checks that a partial checksum is that of the TCP or UDP header at the front of a frame of
+/// `total` bytes. Any other would let a peer have bytes changed after a packet filter has seen
+/// them.
 ///
 /// # Errors
 /// [`DropReason::BadOffload`].
@@ -69,8 +70,8 @@ pub fn finish_checksum(frame: &mut [u8], checksum: Checksum) -> Result<(), DropR
     Ok(())
 }
 
-/// Finishes a checksum that a device of this machine left open anywhere in `frame`. One of a kind that
-/// is not known stays as it is: whatever is written there would be wrong.
+/// Finishes a checksum that a device of this machine left partial anywhere in `frame`. A checksum
+/// of unknown kind stays as it is: any value written there would be wrong.
 ///
 /// # Errors
 /// [`DropReason::BadOffload`] when it does not lie inside of the frame.
@@ -90,7 +91,7 @@ fn kind(frame: &[u8], Checksum { start, offset }: Checksum) -> Option<Kind> {
         }
         (Some(ICMP | IGMP | ICMPV6), 2) => Some(Kind::Internet),
         (Some(SCTP), SCTP_CHECKSUM) => Some(Kind::Crc32c),
-        // Behind headers that are not known. No checksum of another kind has one of these places.
+        // Behind headers that are not known. No checksum of another kind has one of these offsets.
         (None, TCP_CHECKSUM | UDP_CHECKSUM) => Some(Kind::Internet),
         _ => None,
     }
@@ -221,7 +222,7 @@ mod tests {
             let head = &frame[..usize::from(checksum.start + checksum.offset) + 2];
             assert_eq!(check(head, frame.len(), checksum), Ok(()));
 
-            // A port, or an address, that a packet filter has judged already.
+            // A port, or an address, that a packet filter has already seen.
             let Checksum { start, offset } = checksum;
             for (start, offset) in [
                 (start, 2),

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The largest datagram that the path to a peer carries, found by probing (RFC 8899, DPLPMTUD).
 //!
-//! Nothing is configured and no ICMP is trusted. Datagrams carry DF. A search goes in steps
-//! (`steps`): each sends an echo request of several sizes at once, and each answer proves its size.
-//! What the own kernel refuses (EMSGSIZE) is known at once. The search ends when the largest size that
-//! arrives and the smallest that does not are next to each other.
+//! Nothing is configured and no ICMP is trusted. Datagrams carry DF. A search takes steps
+//! (`steps`): each sends echo requests of several sizes at once, and each answer proves its size.
+//! Sizes that our own kernel refuses (EMSGSIZE) are known at once. The search ends when the largest
+//! size that arrives and the smallest that does not are next to each other.
 //!
-//! While traffic flows the present size is proved again every few seconds; when it stops arriving, or
-//! the kernel says EMSGSIZE, the size falls back to one that every path carries and the search begins
-//! anew. Larger sizes are asked for again soon after, and then at growing distances (`raise`): what
-//! made the path narrow may have passed. Before that the present size is proved, so that a path that
-//! has become narrower meanwhile is noticed as soon as ever. Each peer searches its own direction.
+//! While traffic flows the present size is proved again every few seconds; when it stops arriving,
+//! or the kernel says EMSGSIZE, the size falls back to one that every path carries and the search
+//! starts over. Larger sizes are probed again soon after, and then at growing intervals (`raise`):
+//! the cause of the narrow path may have passed. Before that the present size is proved, so that a
+//! path that has become narrower meanwhile is noticed just as soon. Each peer searches its own
+//! direction.
 
 mod raise;
 mod steps;
@@ -28,22 +29,22 @@ use super::limits::{PATH_MTU_BASE, PATH_MTU_FLOOR};
 const PROBE_TIMEOUT: Duration = Duration::from_millis(300);
 /// … and at most this.
 const PROBE_TIMEOUT_MAX: Duration = Duration::from_secs(5);
-/// How often the unanswered sizes of a step are asked for (RFC 8899: MAX_PROBES).
+/// How often the unanswered sizes of a step are probed (RFC 8899: MAX_PROBES).
 const ROUNDS: u8 = 3;
 /// How often the present size is proved while traffic flows.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(2);
-/// EMSGSIZE may come for each datagram of a batch; it counts once in this time.
+/// EMSGSIZE may occur for each datagram of a batch; it counts once in this time.
 const TOO_BIG_INTERVAL: Duration = Duration::from_millis(100);
 /// A new endpoint, or a peer that was down, begins a search at most once in this time.
 const RESTART_INTERVAL: Duration = Duration::from_secs(5);
-/// Probes that may still be answered; those of earlier rounds and steps are forgotten first.
+/// Probes that may still be answered; those of earlier rounds and steps are dropped first.
 const OUTSTANDING: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Asking for `asked`; so many rounds are left.
+    /// Probing `asked`; this many rounds are left.
     Search { rounds_left: u8 },
-    /// Done; `current` is proved from time to time. So many proofs were lost in a row.
+    /// Done; `current` is proved from time to time. This many proofs were lost in a row.
     Settled { lost: u8, proving: bool },
 }
 
@@ -51,11 +52,11 @@ enum Phase {
 #[derive(Debug)]
 pub(crate) struct PathMtu {
     current: u16,
-    /// Whether `current` was answered for since the search began; until then it is taken on trust.
+    /// Whether `current` was answered since the search began; until then it is assumed to arrive.
     is_proved: bool,
     /// The smallest size that does not arrive, as far as this search knows.
     ceiling: u16,
-    /// The largest size that has arrived since the path was last another.
+    /// The largest size that has arrived since the path last changed.
     best: u16,
     phase: Phase,
     /// When the phase has something to do.
@@ -64,7 +65,7 @@ pub(crate) struct PathMtu {
     patience: Duration,
     next_confirm: Instant,
     raise: Raise,
-    /// In this search the own kernel refused what an Ethernet carries.
+    /// In this search our own kernel refused the size of an Ethernet.
     is_own_link: bool,
     /// A search has just found that not even the smallest size arrives.
     has_failed: bool,
@@ -73,7 +74,7 @@ pub(crate) struct PathMtu {
     restarted_at: Option<Instant>,
     /// The sizes of the present step, ascending.
     asked: Vec<u16>,
-    /// Sizes to ask for now, and since when.
+    /// Sizes to probe now, and since when.
     wanted: Vec<u16>,
     wanted_at: Instant,
     /// Probes that may still be answered: token and size.
@@ -81,7 +82,7 @@ pub(crate) struct PathMtu {
 }
 
 impl PathMtu {
-    /// Begins with the size that every path is taken to carry.
+    /// Begins with the size that every path is assumed to carry.
     pub(crate) fn new(now: Instant) -> Self {
         let mut path = Self {
             current: PATH_MTU_BASE,
@@ -109,7 +110,7 @@ impl PathMtu {
         path
     }
 
-    /// IP packet size known to arrive (or taken to, at the start).
+    /// IP packet size known to arrive (or assumed to, at the start).
     pub(crate) fn current(&self) -> u16 {
         self.current
     }
@@ -119,13 +120,14 @@ impl PathMtu {
         matches!(self.phase, Phase::Settled { .. }) && !self.is_proved
     }
 
-    /// Whether a search has just found that; once for each search.
+    /// Whether a search has just found that; true once for each search.
     pub(crate) fn take_too_narrow(&mut self) -> bool {
         std::mem::take(&mut self.has_failed)
     }
 
-    /// The path is another (a new endpoint, a peer that was down): search, or only prove the size if a
-    /// search has just begun. A peer that moves all the time causes no burst of probes for each move.
+    /// The path has changed (a new endpoint, a peer that was down): search, or only prove the size
+    /// if a search has just begun. A peer that moves all the time does not cause a burst of probes
+    /// for each move.
     pub(crate) fn restart(&mut self, now: Instant) {
         if self
             .restarted_at
@@ -167,7 +169,7 @@ impl PathMtu {
         self.current != before
     }
 
-    /// Traffic went out: prove the size again if it is time.
+    /// Traffic was sent: prove the size again if it is time.
     pub(crate) fn handle_traffic(&mut self, now: Instant) {
         if let Phase::Settled { proving: false, .. } = self.phase
             && self.is_proved
@@ -187,8 +189,8 @@ impl PathMtu {
         self.patience = (3 * rtt).clamp(PROBE_TIMEOUT, PROBE_TIMEOUT_MAX);
     }
 
-    /// The route to the peer, or the own link there, is another than before: prove the size, and ask
-    /// for more.
+    /// The route to the peer, or our own link there, has changed: prove the size, and probe for
+    /// more.
     pub(crate) fn handle_route_change(&mut self, now: Instant) {
         self.next_confirm = now;
         self.raise.handle_sign(now);
@@ -198,7 +200,7 @@ impl PathMtu {
         }
     }
 
-    /// An echo reply came. True if `current` changed.
+    /// An echo reply arrived. True if `current` changed.
     pub(crate) fn handle_reply(&mut self, token: u64, now: Instant) -> bool {
         let Some(at) = self.outstanding.iter().position(|&(sent, _)| sent == token) else {
             return false;
@@ -233,7 +235,7 @@ impl PathMtu {
             } if lost + 1 < ROUNDS => self.prove(lost + 1, now),
             Phase::Settled { proving: true, .. } if self.is_proved => self.fall_back(now),
             Phase::Settled { proving: true, .. } => self.settle(now),
-            // The kernel says no at once: that keeps nothing from being proved.
+            // The kernel refuses at once: that does not delay any proof.
             Phase::Settled { proving: false, .. } if self.is_own_link && self.is_proved => {
                 self.ask_for_more(now);
             }
@@ -249,12 +251,12 @@ impl PathMtu {
         }
     }
 
-    /// The next size to send an echo request of, as an IP packet.
+    /// The size of the next echo request to send, as an IP packet.
     pub(crate) fn poll_probe(&mut self) -> Option<u16> {
         self.wanted.pop()
     }
 
-    /// The probe that [`Self::poll_probe`] asked for went out with this token.
+    /// The probe that [`Self::poll_probe`] asked for was sent with this token.
     pub(crate) fn handle_sent(&mut self, token: u64, size: u16) {
         if self.outstanding.len() == OUTSTANDING {
             self.outstanding.remove(0);
@@ -262,7 +264,7 @@ impl PathMtu {
         self.outstanding.push((token, size));
     }
 
-    /// When [`Self::handle_timeout`] and then [`Self::poll_probe`] want to be called.
+    /// When to call [`Self::handle_timeout`] and then [`Self::poll_probe`].
     pub(crate) fn poll_timeout(&self) -> Instant {
         match self.wanted.is_empty() {
             true => self.due,
@@ -289,7 +291,7 @@ impl PathMtu {
         self.search_from(size, now);
     }
 
-    /// One round for what is above `current`, which was proved just now.
+    /// One round for sizes above `current`, which was proved just now.
     fn ask_for_more(&mut self, now: Instant) {
         self.ceiling = NO_CEILING;
         self.is_own_link = false;
@@ -317,7 +319,7 @@ impl PathMtu {
         sizes.filter(move |size| (least..ceiling).contains(size))
     }
 
-    /// A size arrived that was asked for. True if it is more than was known.
+    /// A probed size arrived. True if it is larger than any known before.
     fn handle_arrival(&mut self, size: u16, now: Instant) -> bool {
         self.is_proved = true;
         self.next_confirm = now + CONFIRM_INTERVAL;
@@ -327,11 +329,11 @@ impl PathMtu {
         self.current = size;
         self.best = self.best.max(size);
         if self.current >= self.ceiling {
-            // It was late, and taken for lost.
+            // The answer was late, and the size was considered lost.
             self.ceiling = NO_CEILING;
         }
         self.raise.begin_anew();
-        // From the one round of a raise this makes a search.
+        // This turns the one round of a raise into a search.
         self.phase = Phase::Search {
             rounds_left: ROUNDS - 1,
         };
@@ -344,7 +346,7 @@ impl PathMtu {
         }
     }
 
-    /// What was not answered for does not arrive.
+    /// A size that was not answered does not arrive.
     fn end_step(&mut self, now: Instant) {
         if !self.is_proved {
             return match self.current > PATH_MTU_FLOOR {

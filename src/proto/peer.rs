@@ -8,8 +8,8 @@
 //!   any      ──────> next (receives only) ─────────> current (responder)
 //!                                                    the former current becomes previous
 //! ```
-//! `current` sends; all three receive, so that a rekey loses nothing that is on its way.
-//! Decisions only: [`super::node`] does what they ask for.
+//! `current` sends; all three receive, so that a rekey loses no datagram that is in flight.
+//! Decisions only: [`super::node`] carries them out.
 
 use std::{
     net::SocketAddr,
@@ -44,17 +44,18 @@ use crate::{
     wire::{SessionIndex, handshake::MAC_LEN},
 };
 
-/// What the configuration says of a peer.
+/// The configuration of a peer.
 pub struct PeerSettings {
     /// Its identity.
     pub public_key: PublicKey,
     /// An extra secret.
     pub preshared_key: Option<PresharedKey>,
-    /// Where it is called; `None`: it is waited for, or its name is still being looked up.
+    /// Where initiations go; `None`: this node waits for the peer, or its name is still being
+    /// looked up.
     pub endpoint: Option<SocketAddr>,
     /// Whether its endpoint is a name, which is looked up again when the peer does not answer.
     pub has_name: bool,
-    /// An idle link is asked this often whether it still works.
+    /// On an idle link, the interval between echo requests.
     pub keepalive: Duration,
 }
 
@@ -66,7 +67,7 @@ pub(crate) struct Attempt {
     pub(crate) mac1: [u8; MAC_LEN],
 }
 
-/// When to call a peer, and how often it was called in vain.
+/// When to initiate a handshake with a peer, and how many attempts had no answer.
 #[derive(Debug, Default)]
 pub(crate) struct Calling {
     /// Attempts since the last success.
@@ -86,9 +87,9 @@ impl Calling {
 pub(crate) struct Peer {
     pub(crate) port: PortId,
     pub(crate) settings: PeerSettings,
-    /// We start the rekey, the peer only if we do not.
+    /// This node leads the rekey; the peer does so only if this node does not.
     leads_rekey: bool,
-    /// Where the peer was last heard of under authentication, or is called.
+    /// The source of the last authentic datagram, or the address to which initiations go.
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) attempt: Option<Attempt>,
@@ -97,10 +98,10 @@ pub(crate) struct Peer {
     /// Of the newest initiation accepted; an older one is a replay.
     pub(crate) newest_timestamp: Tai64N,
     pub(crate) last_initiation: Option<Instant>,
-    /// Of our latest initiation, or what the peer says that it has accepted: the next one is later,
-    /// also if our clock went back.
+    /// Of our latest initiation, or the one that the peer says it has accepted: the next one is
+    /// later, even if our clock went back.
     pub(crate) own_timestamp: Tai64N,
-    /// When the peer was last told that its configuration does not fit.
+    /// When the peer was last told that its configuration does not match.
     pub(crate) last_refusal: Option<Instant>,
     /// Answers in a row that the peer has not used.
     pub(crate) unconfirmed: u32,
@@ -112,16 +113,16 @@ pub(crate) struct Peer {
     pub(crate) path: PathMtu,
     pub(crate) trains: Trains,
     pub(crate) liveness: Liveness,
-    /// Heard of lately, with a session to send under.
+    /// Heard recently, with a session to send under.
     pub(crate) is_up: bool,
     pub(crate) flaps: Flaps,
-    /// The host was told that the peer is up.
+    /// The caller knows that the peer is up.
     pub(crate) is_told_up: bool,
     /// Echo request that measures the round trip.
     pub(crate) echo: Option<(u64, Instant)>,
     pub(crate) rtt: Option<Duration>,
     pub(crate) handshakes: u64,
-    /// The largest frame that the peer says it takes; 0 when it does not say.
+    /// The largest frame that the peer says it accepts; 0 when it does not say.
     pub(crate) max_frame: u16,
 }
 
@@ -185,7 +186,7 @@ impl Peer {
         }
     }
 
-    /// Bytes of IP and UDP headers on the way to the peer.
+    /// Bytes of IP and UDP headers on the path to the peer.
     pub(crate) fn ip_overhead(&self) -> usize {
         match self.endpoint {
             Some(SocketAddr::V6(_)) => 40 + 8,
@@ -193,7 +194,7 @@ impl Peer {
         }
     }
 
-    /// The cookie to show, if it is fresh.
+    /// The cookie to send, if it is fresh.
     pub(crate) fn fresh_cookie(&self, now: Instant) -> Option<Cookie> {
         self.cookie
             .filter(|&(_, received)| now < received + COOKIE_USE)
@@ -211,15 +212,16 @@ impl Peer {
         leaving_no_trace(|| Arc::new(Session::new(agreement, keys, self.port, now, traffic)))
     }
 
-    /// We asked, the peer answered: the session sends from now on. Returns the one that ended.
+    /// This node initiated, the peer answered: the session sends from now on. Returns the one that
+    /// ended.
     pub(crate) fn establish_as_initiator(&mut self, session: Arc<Session>) -> Option<Arc<Session>> {
         self.calling.succeed();
         self.attempt = None;
         self.rotate(session)
     }
 
-    /// The peer asked, we answered: the session receives; it sends once it is confirmed. Returns the
-    /// one that ended.
+    /// The peer initiated, this node answered: the session receives; it sends once it is confirmed.
+    /// Returns the one that ended.
     pub(crate) fn establish_as_responder(&mut self, session: Arc<Session>) -> Option<Arc<Session>> {
         let former = self.next.replace(session);
         let was_ignored = former.as_ref().is_some_and(|former| !former.is_confirmed());
@@ -233,9 +235,9 @@ impl Peer {
 
     /// The peer has used the keys of `next`: send under them. Returns the session that ended.
     ///
-    /// When both sides called at once, each has a `current` that is younger than `next`, and would
-    /// swap it for the other's. Only one does, so that both send under the same session: with two
-    /// in use, a rekey would push out one that the peer still sends under.
+    /// When both sides initiate at once, each has a `current` that is younger than `next`, and
+    /// would swap it for the other's. Only one does, so that both send under the same session: with
+    /// two in use, a rekey would push out one that the peer still sends under.
     pub(crate) fn promote_next(&mut self, ours_goes_first: bool) -> Option<Arc<Session>> {
         let session = self.next.take()?;
         self.unconfirmed = 0;
@@ -266,14 +268,14 @@ impl Peer {
             .collect()
     }
 
-    /// Asks for a handshake at `due`, unless one is under way or the peer has no known endpoint.
+    /// Schedules a handshake at `due`, unless one is in progress or the peer has no known endpoint.
     pub(crate) fn call(&mut self, due: Instant) {
         if self.calling.due.is_none() && self.endpoint.is_some() {
             self.calling.due = Some(due);
         }
     }
 
-    /// An attempt goes out now: when, at the latest, the next one follows.
+    /// An attempt is sent now: determines when, at the latest, the next one follows.
     pub(crate) fn handle_attempt(&mut self, now: Instant, jitter: Duration) {
         self.calling.attempts = self.calling.attempts.saturating_add(1);
         let (from, longest, step) = match self.calling.attempts.checked_sub(EARLY_ATTEMPTS + 1) {
@@ -285,12 +287,12 @@ impl Peer {
             Some(late) => (HANDSHAKE_RETRY_EARLY_MAX, HANDSHAKE_RETRY_MAX, late + 1),
         };
         let distance = (from * (1 << step.min(8))).min(longest);
-        // On a long path the answer must have a chance to come before the question is replaced.
+        // On a long path the answer must have a chance to arrive before the initiation is replaced.
         let distance = distance.max(2 * self.rtt.unwrap_or_default());
         self.calling.due = Some(now + distance + jitter);
     }
 
-    /// Where the attempt goes: the last known address and the configured one by turns.
+    /// The destination of the attempt: the last known address and the configured one by turns.
     pub(crate) fn call_address(&self) -> Option<SocketAddr> {
         let configured = self.settings.endpoint;
         if self.calling.attempts % 2 == 1 {
@@ -311,7 +313,7 @@ impl Peer {
         Some(session.established + interval + delay)
     }
 
-    /// The peer moved. True if that is news.
+    /// The peer moved. True if that is new.
     pub(crate) fn handle_endpoint(&mut self, from: SocketAddr, now: Instant) -> bool {
         if self.endpoint == Some(from) {
             return false;
@@ -322,10 +324,10 @@ impl Peer {
         true
     }
 
-    /// When something is due, but for a call.
+    /// When something is due, except for an initiation.
     pub(crate) fn poll_timeout(&self, rekey_interval: Duration) -> Option<Instant> {
         let with_session = self.current.as_ref().map(|_| self.liveness.next_sample());
-        // A session that waits for its confirmation is looked at as often as one that is used.
+        // A session that waits for its confirmation is sampled as often as one that is used.
         let waiting = self.next.as_ref().map(|_| self.liveness.next_sample());
         let path = self.current.as_ref().map(|_| self.path.poll_timeout());
         let trains = self
@@ -338,7 +340,7 @@ impl Peer {
         } else {
             None
         };
-        // Then it may be told that it is up.
+        // Then the caller may be told that it is up.
         let held = self.flaps.held_until().filter(|_| self.is_up);
         [with_session, waiting, path, trains, rekey, held]
             .into_iter()

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Puts frames together that came in pieces (PROTOCOL.md, "Fragments" and "Offloads").
+//! Reassembles frames that arrived in pieces (PROTOCOL.md, "Fragments" and "Offloads").
 //!
 //! One for each session, lane and receiving thread. Memory is bounded in bytes, not in frames: on a
-//! path that lets datagrams overtake each other, as many frames are unfinished as the sender sends
-//! in that time. When the bytes are used up, the oldest frame makes room. Every piece comes from an
-//! authentic datagram that the replay window let through once, so what remains to be handled is
-//! loss, reordering, and a peer that lies about its own frames.
+//! path that reorders datagrams, as many frames are unfinished as the sender sends in that time.
+//! When the bytes are used up, the oldest frame is evicted. Every piece is from an authentic
+//! datagram that the replay window accepted once, so the remaining cases are loss, reordering, and
+//! a peer that lies about its own frames.
 //!
-//! An ordinary frame with a hole is lost. A super-frame with holes is handed out as the runs of
+//! An ordinary frame with a hole is lost. A super-frame with holes is delivered as the runs of
 //! segments that are whole ([`Reassembly::poll_run`]): when a later frame between the same stations
 //! is about to overtake it, when much has arrived since, or when nothing arrives any more. Pieces
-//! that come even later are handed out in the same way.
+//! that arrive even later are delivered in the same way.
 
 mod buffer;
 mod pool;
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// So many super-frames that were handed out to the end are remembered: their headers may come once
+/// How many super-frames that were delivered to the end are kept: their headers may arrive once
 /// more.
 const FINISHED: usize = 64;
 
@@ -42,7 +42,7 @@ pub type Stations = [u8; 12];
 pub struct Whole<'a> {
     /// All of it.
     pub frame: &'a [u8],
-    /// What is open in it.
+    /// Its pending offload.
     pub offload: Option<Offload>,
     /// Of a super-frame.
     pub layout: Option<Layout>,
@@ -55,19 +55,19 @@ pub struct Run<'a> {
     pub headers: &'a [u8],
     /// Their payload.
     pub payload: &'a [u8],
-    /// What is open in them.
+    /// Their pending offload.
     pub offload: Offload,
     /// Of more than one segment.
     pub layout: Option<Layout>,
 }
 
-/// Which broken super-frames [`Reassembly::poll_run`] looks at.
+/// Which broken super-frames [`Reassembly::poll_run`] considers.
 #[derive(Clone, Copy, Debug)]
 pub enum Which<'a> {
     /// Those that a frame between these stations is about to overtake.
     Between(&'a Stations),
     /// Those that the datagrams up to this sequence number have left behind, and those of which
-    /// something was handed out before.
+    /// segments were delivered before.
     LeftBehind(u64),
     /// All of them.
     All,
@@ -78,9 +78,9 @@ pub enum Which<'a> {
 struct Live {
     frame_id: u32,
     is_super: bool,
-    /// Where it is.
+    /// Its buffer.
     at: usize,
-    /// The sequence number of the datagram that brought the latest piece.
+    /// The sequence number of the datagram with its latest piece.
     newest: u64,
 }
 
@@ -93,10 +93,10 @@ pub struct Reassembly {
     live: Vec<Live>,
     /// Super-frames among them.
     supers: usize,
-    /// The place of the frame that is complete and was not taken yet.
+    /// The buffer of the frame that is complete and was not taken yet.
     whole: Option<usize>,
     finished: [Option<CutFrame>; FINISHED],
-    /// Where the next one goes.
+    /// The position of the next one.
     next_finished: usize,
     headers: [u8; HEADER_ROOM],
     evicted: u64,
@@ -109,7 +109,7 @@ impl Reassembly {
         Self::with_budget(max_frame, REASSEMBLY_LANE_BYTES)
     }
 
-    /// The same with so many bytes for unfinished frames; see
+    /// The same with this many bytes for unfinished frames; see
     /// [`limits::reassembly_bytes`](super::limits::reassembly_bytes).
     pub fn with_budget(max_frame: u32, budget: usize) -> Self {
         Self {
@@ -126,13 +126,13 @@ impl Reassembly {
         }
     }
 
-    /// Adds a piece, which datagram number `sequence` brought. True when its frame is whole: then
+    /// Adds a piece from datagram number `sequence`. True when its frame is whole: then
     /// [`Self::take_whole`] has it.
     ///
     /// # Errors
-    /// [`DropReason::Malformed`] for a piece that contradicts itself or an earlier one, or leaves too
-    /// many gaps (the frame is forgotten then), [`DropReason::Oversize`] for a frame larger than
-    /// allowed.
+    /// [`DropReason::Malformed`] for a piece that contradicts itself or an earlier one, or leaves
+    /// too many gaps (the frame is discarded then), [`DropReason::Oversize`] for a frame larger
+    /// than allowed.
     pub fn add(
         &mut self,
         sequence: u64,
@@ -148,7 +148,7 @@ impl Reassembly {
         self.file(sequence, frame, |buffer, _| buffer.write(offset, piece))
     }
 
-    /// Adds an offload chunk: what is open in a frame, and its first bytes.
+    /// Adds an offload chunk: the pending offload of a frame, and its first bytes.
     ///
     /// # Errors
     /// As [`Self::add`], and [`DropReason::BadOffload`].
@@ -223,19 +223,19 @@ impl Reassembly {
         })
     }
 
-    /// Whether a super-frame waits for its missing pieces: [`Self::poll_run`] should be asked for
-    /// all when nothing comes for a while.
+    /// Whether a super-frame waits for its missing pieces: call [`Self::poll_run`] for all of them
+    /// when nothing arrives for a while.
     pub fn is_waiting(&self) -> bool {
         let waits = |live: &Live| live.is_super && self.pool[live.at].has_news;
         self.supers > 0 && self.live.iter().any(waits)
     }
 
-    /// Whether there is anything to hand out, to give up or to count.
+    /// Whether there is anything to deliver, to give up or to count.
     pub fn is_unfinished(&self) -> bool {
         !self.live.is_empty() || self.evicted + self.lost_segments > 0
     }
 
-    /// Segments to hand out from super-frames that are not whole, the oldest first.
+    /// Segments to deliver from super-frames that are not whole, the oldest first.
     pub fn poll_run(&mut self, which: Which<'_>) -> Option<Run<'_>> {
         if self.supers == 0 {
             return None;
@@ -258,7 +258,7 @@ impl Reassembly {
         })
     }
 
-    /// What is begun later than the frame that is whole does not leave before it.
+    /// A frame that was begun later than the whole one does not leave before it.
     fn next_run(&mut self, which: Which<'_>) -> Option<(usize, Layout, Range<usize>)> {
         let end = match self.whole {
             Some(at) => self.nth_at(at)?,
@@ -277,7 +277,7 @@ impl Reassembly {
         None
     }
 
-    /// Gives up what the datagrams up to this sequence number have left far behind.
+    /// Gives up frames that the datagrams up to this sequence number have left far behind.
     pub fn forget(&mut self, sequence: u64) {
         for nth in (0..self.live.len()).rev() {
             if self.live[nth].newest + REPLAY_WINDOW < sequence {
@@ -291,7 +291,7 @@ impl Reassembly {
         std::mem::take(&mut self.evicted)
     }
 
-    /// Segments given up since the last call, of super-frames of which others were handed out.
+    /// Segments given up since the last call, of super-frames of which others were delivered.
     pub fn take_lost_segments(&mut self) -> u64 {
         std::mem::take(&mut self.lost_segments)
     }
@@ -300,7 +300,7 @@ impl Reassembly {
         self.live.iter().rposition(|live| live.at == at)
     }
 
-    /// Frees the place of a frame that was handed out to the end.
+    /// Frees the buffer of a frame that was delivered to the end.
     fn finish(&mut self, nth: usize) {
         let Live { frame_id, at, .. } = self.live[nth];
         let buffer = &self.pool[at];
@@ -318,10 +318,10 @@ impl Reassembly {
         self.pool.give_back(live.at);
     }
 
-    /// Which of the unfinished frames it is; a new one takes the place of the oldest if there is no
-    /// room beside it.
+    /// Finds the unfinished frame of a piece; a new frame replaces the oldest if there is no room
+    /// beside it.
     fn find_or_begin(&mut self, frame: CutFrame) -> Result<usize, DropReason> {
-        // From the end: most pieces belong to what was begun last.
+        // From the end: most pieces belong to the frame that was begun last.
         let is_it = |live: &Live| live.frame_id == frame.frame_id;
         if let Some(nth) = self.live.iter().rposition(is_it) {
             return Ok(nth);
@@ -357,7 +357,7 @@ impl Reassembly {
     }
 }
 
-/// Whether what is whole of a super-frame may leave.
+/// Whether the whole segments of a super-frame may leave.
 fn is_asked_for(live: &Live, buffer: &Buffer, which: Which<'_>) -> bool {
     buffer.has_news
         && match which {

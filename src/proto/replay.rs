@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The replay window of one lane: each sequence number is accepted once (RFC 6479's bitmap).
 //!
-//! Owned by the one thread that accepts the lane's datagrams; asked only after the tag was checked,
-//! so that a forger cannot move it.
+//! Owned by the one thread that accepts the lane's datagrams; consulted only after the tag was
+//! checked, so that a forger cannot move it.
 
 use super::limits::REPLAY_WINDOW;
 use crate::stats::DropReason;
@@ -11,7 +11,7 @@ const WORD_BITS: u64 = u64::BITS as u64;
 /// One word more than the window: the newest word is only partly filled.
 const WORDS: usize = (REPLAY_WINDOW / WORD_BITS) as usize + 1;
 
-/// Remembers which of the last [`REPLAY_WINDOW`] sequence numbers were accepted.
+/// Records which of the last [`REPLAY_WINDOW`] sequence numbers were accepted.
 #[derive(Clone, Debug)]
 pub struct ReplayWindow {
     /// One more than the highest accepted number; zero when none was.
@@ -30,7 +30,7 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// Accepts `sequence`, once. `Ok(true)` says that it is the newest so far.
+    /// Accepts `sequence`, once. `Ok(true)` means that it is the newest so far.
     ///
     /// # Errors
     /// [`DropReason::Replayed`] or [`DropReason::TooOld`].

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A session: the keys that one handshake gave, shared by all threads.
+//! A session: the keys of one handshake, shared by all threads.
 //!
-//! Keys never change; a new handshake makes a new session. The counters of a lane are taken by the
-//! one thread that sends on it; what a lane received is remembered by the thread that receives
-//! (`proto::replay`), not here.
+//! Keys never change; a new handshake makes a new session. One thread sends on each lane and takes
+//! its counters; the thread that receives a lane keeps its replay state (`proto::replay`), not the
+//! session.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -35,20 +35,20 @@ use crate::{
 /// Which side of the handshake we were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// We asked; we may send at once.
+    /// This node initiated; it may send at once.
     Initiator,
-    /// We answered; we send only after the peer has shown that it holds the keys.
+    /// This node answered; it sends only after the peer has shown that it holds the keys.
     Responder,
 }
 
-/// What both sides agreed on.
+/// The parameters that both sides agreed on.
 #[derive(Debug)]
 pub struct Agreement {
     /// Our index.
     pub local: SessionIndex,
     /// The peer's index.
     pub remote: SessionIndex,
-    /// Which side we were.
+    /// Our role in the handshake.
     pub role: Role,
     /// The data cipher.
     pub cipher: Cipher,
@@ -67,13 +67,13 @@ struct SealLane {
 /// Keys shared with one peer.
 #[derive(Debug)]
 pub struct Session {
-    /// What was agreed.
+    /// The agreed parameters.
     pub agreement: Agreement,
     /// The peer's port on the switch.
     pub port: PortId,
     /// When the handshake was completed.
     pub established: Instant,
-    /// The peer's counters, kept over its sessions.
+    /// The peer's counters, kept across its sessions.
     pub traffic: Arc<Traffic>,
     seal: Vec<SealLane>,
     open: Vec<LaneKey>,
@@ -157,9 +157,9 @@ impl Session {
         Ok((counter, key.open(counter, header, sealed)?))
     }
 
-    /// Notes that the peer holds the keys: an authentic datagram came.
+    /// Records that the peer holds the keys: an authentic datagram arrived.
     pub fn confirm(&self) {
-        // Read first: the line is shared by all lanes and is written only once.
+        // Read first: the cache line is shared by all lanes and is written only once.
         if !self.confirmed.load(Ordering::Relaxed) {
             self.confirmed.store(true, Ordering::Relaxed);
         }
@@ -202,16 +202,17 @@ pub struct Route {
     pub session: Option<Arc<Session>>,
     /// The peer's present address.
     pub endpoint: Option<SocketAddr>,
-    /// Where datagrams to it leave from, if the kernel is to be told.
+    /// The source of datagrams to it, if the kernel is to be told.
     pub local: Option<Local>,
-    /// Whether datagrams that the kernel is given as one train arrive there.
+    /// Whether datagrams that the kernel gets as one train arrive there.
     pub takes_trains: bool,
     /// The largest UDP payload that the path carries.
     pub datagram_len: usize,
 }
 
-/// Hashes keys that begin with a [`SessionIndex`]. This node draws indices at random, so no peer can
-/// aim at a bucket, and one multiplication is enough for the data threads, which hash per datagram.
+/// Hashes keys that begin with a [`SessionIndex`]. This node draws indices at random, so no peer
+/// can aim at a bucket, and one multiplication is enough for the data threads, which hash per
+/// datagram.
 pub type IndexHash = BuildHasherDefault<IndexHasher>;
 
 /// See [`IndexHash`].
@@ -251,8 +252,8 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// The session that `receiver` stands for. The tables may be out of date; a session is not
-    /// used for longer than it may be even so.
+    /// The session that `receiver` stands for. The tables may be out of date; even then a session
+    /// is not used for longer than it may be.
     ///
     /// # Errors
     /// [`DropReason::UnknownSession`], [`DropReason::SessionExpired`].
@@ -267,7 +268,8 @@ impl Tables {
         Ok(session)
     }
 
-    /// What to send to the peer behind `port` under, where to, and the largest UDP payload.
+    /// The session under which to send to the peer behind `port`, the destination, and the largest
+    /// UDP payload.
     ///
     /// # Errors
     /// `NoPort` of the switch, [`DropReason::NoSession`], [`DropReason::SessionExpired`].

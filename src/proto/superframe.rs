@@ -2,8 +2,8 @@
 //! Super-frames: TCP and UDP frames of up to 64 KiB that a kernel cuts into segments later
 //! (PROTOCOL.md, "Offloads").
 //!
-//! A super-frame crosses the tunnel whole. This module knows enough of its headers to check what a
-//! peer says about them before the kernel believes it, and to write the headers of a shorter
+//! A super-frame crosses the tunnel whole. This module parses enough of its headers to check a
+//! peer's claims about them before the kernel trusts them, and to write the headers of a shorter
 //! super-frame, or of a single segment, when only some of its segments arrived. It never looks at
 //! the payload, except to finish a checksum for a back-end that cannot leave that to the kernel.
 
@@ -31,7 +31,7 @@ pub const MAX_SUPERFRAME: usize = 65_535 + 14 + TAG_BYTES * MAX_TAGS;
 pub const MAX_HEADERS: usize = 256;
 /// Bytes that one tag adds to the headers.
 pub const TAG_BYTES: usize = 4;
-/// Room for the headers of a super-frame that was given one more tag on its way out.
+/// Room for the headers of a super-frame that gets one more tag on its way out.
 pub const HEADER_ROOM: usize = MAX_HEADERS + TAG_BYTES;
 /// Segments of one super-frame; TCP with the smallest segment size of Linux stays below.
 pub const MAX_SEGMENTS: usize = 2048;
@@ -47,7 +47,7 @@ const RST: u8 = 0x04;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 
-/// Where a super-frame's headers are. A `Layout` exists only for headers that were checked.
+/// The positions of a super-frame's headers. A `Layout` exists only for headers that were checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     network: usize,
@@ -59,8 +59,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Checks that the headers at the front of `head` are those of a super-frame of `total` bytes as
-    /// `offload` describes it, whose segments are frames of at most `max_frame` bytes.
+    /// Checks that the headers at the front of `head` are those of a super-frame of `total` bytes
+    /// as `offload` describes it, whose segments are frames of at most `max_frame` bytes.
     ///
     /// # Errors
     /// [`DropReason::BadOffload`], [`DropReason::Oversize`] for segments that are too large.
@@ -74,7 +74,7 @@ impl Layout {
         Self::of(&headers, total, offload, max_frame)
     }
 
-    /// The same for headers that were read before.
+    /// The same for headers that were parsed before.
     ///
     /// # Errors
     /// As of [`Layout::parse`].
@@ -131,8 +131,8 @@ impl Layout {
         fits.then_some(layout)
     }
 
-    /// The same for the super-frame with its headers `by` bytes further back, as when a tag comes or
-    /// goes. One tag at most may come ([`HEADER_ROOM`]).
+    /// The same for the super-frame with its headers shifted back by `by` bytes, as when a tag is
+    /// added or removed. At most one tag may be added ([`HEADER_ROOM`]).
     #[must_use]
     pub fn shifted(self, by: isize) -> Self {
         let shift = |at: usize| at.saturating_add_signed(by);
@@ -155,12 +155,12 @@ impl Layout {
         self.is_ipv6
     }
 
-    /// Segments that the super-frame stands for.
+    /// The number of segments that the super-frame stands for.
     pub fn segments(&self) -> usize {
         (self.total - self.headers).div_ceil(self.segmentation.size.into())
     }
 
-    /// Where the payload of these segments lies in the super-frame.
+    /// The position of the payload of these segments in the super-frame.
     pub fn payload(&self, segments: Range<usize>) -> Range<usize> {
         let size = usize::from(self.segmentation.size);
         let at = |segment: usize| (self.headers + segment * size).min(self.total);
@@ -174,8 +174,8 @@ impl Layout {
         in_payload(bytes.start) / size..in_payload(bytes.end).div_ceil(size)
     }
 
-    /// Writes the headers for a run of segments alone, from those of the whole, and says what is
-    /// open in them. The frame is these headers and [`Self::payload`] of the run.
+    /// Writes the headers for a run of segments alone, from those of the whole, and returns their
+    /// pending offload. The frame is these headers and [`Self::payload`] of the run.
     pub fn emit_headers(
         &self,
         whole: &[u8],
@@ -250,13 +250,13 @@ impl Layout {
     }
 }
 
-/// Whether a receiver that is told of partial checksums and segments understands the frame with one
-/// more tag, too.
+/// Whether a receiver of partial checksums and segments accepts the frame with one more tag, too.
 pub fn has_room_for_tag(network: Option<Network>) -> bool {
     network.is_some_and(|network| network.at < 14 + TAG_BYTES * MAX_TAGS)
 }
 
-/// Changes a super-frame's TCP header to that of a segment whose payload lies so many bytes further on.
+/// Changes a super-frame's TCP header to that of a segment whose payload begins this many bytes
+/// further on.
 pub(super) fn advance_tcp(header: &mut [u8], advanced: usize, is_last: bool) {
     let field = &mut header[4..8];
     let sequence = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);

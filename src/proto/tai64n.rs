@@ -8,7 +8,8 @@ pub(crate) type Tai64N = [u8; 12];
 
 /// 2^62, and the ten seconds by which TAI led UTC at the Unix epoch.
 const EPOCH: u64 = (1 << 62) + 10;
-/// The low bits of the nanoseconds are left out, so that the clock's fine state is not published.
+/// The low bits of the nanoseconds are left out, so that the fine state of the clock is not
+/// published.
 const NANOS_MASK: u32 = !0xff_ffff;
 
 pub(crate) fn tai64n(time: SystemTime) -> Tai64N {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the tests of `proto` share: a session with itself, frames laid out by real trains, and
+//! Shared by the tests of `proto`: a session with itself, frames laid out by real trains, and
 //! super-frames whose segments are built from scratch with another library.
 #![cfg(test)]
 
@@ -95,7 +95,7 @@ pub(crate) fn pack<'a>(
     (datagrams, trains)
 }
 
-/// A datagram that was opened: its sequence number and its chunks.
+/// A decrypted datagram: its sequence number and its chunks.
 #[derive(Clone, Debug)]
 pub(crate) struct Opened {
     pub(crate) sequence: u64,
@@ -104,7 +104,7 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// What `pack` made.
+    /// The datagrams that `pack` made.
     pub(crate) fn all(datagrams: &[Vec<u8>]) -> Vec<Self> {
         let session = looped_session();
         let open = |datagram: &Vec<u8>| {
@@ -129,7 +129,8 @@ impl Opened {
     }
 }
 
-/// What a super-frame stands for. [`Self::frame`] builds any run of its segments from scratch.
+/// The stream that a super-frame stands for. [`Self::frame`] builds any run of its segments from
+/// scratch.
 #[derive(Clone, Debug)]
 pub(crate) struct Stream {
     /// TPID and VID of each tag.
@@ -246,7 +247,7 @@ impl Stream {
         &self.payload.0[at(run.start)..at(run.end)]
     }
 
-    /// The frame of these segments, with its checksum finished or open.
+    /// The frame of these segments, with its checksum finished or partial.
     pub(crate) fn frame(&self, run: Range<usize>, is_finished: bool) -> Vec<u8> {
         let mut transport = self.transport_header(run.clone());
         let (network, pseudo) = self.network_headers(&run, transport.len());

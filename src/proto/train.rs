@@ -2,9 +2,10 @@
 //! Frames into datagrams: packing, fragmenting and numbering (PROTOCOL.md, "Datagrams").
 //!
 //! A [`Train`] is a buffer of datagrams for one peer, back to back, as UDP segmentation offload
-//! wants them. Frames are laid out in it as they come off the TAP; then the whole train is sealed
-//! in place (by any thread) and sent (in order). A frame that fits a datagram stays whole; small
-//! ones share a datagram; larger ones are cut so that datagrams are as full as the path allows.
+//! wants them. Frames are laid out in it as they are read from the TAP; then the whole train is
+//! sealed in place (by any thread) and sent (in order). A frame that fits a datagram stays whole;
+//! small ones share a datagram; larger ones are cut so that datagrams are as full as the path
+//! allows.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -22,9 +23,9 @@ use crate::{
     },
 };
 
-/// Bytes of a train: what one UDP send with segmentation offload may carry.
+/// Bytes of a train: the most that one UDP send with segmentation offload may carry.
 pub const TRAIN_BYTES: usize = 65_000;
-/// Datagrams of a train: what one UDP send may be cut into on every kernel.
+/// Datagrams of a train: the most that every kernel cuts one UDP send into.
 pub const TRAIN_DATAGRAMS: usize = 64;
 /// A smaller piece of a frame is not worth a fragment header; padding takes its place.
 const MIN_PIECE: usize = 32;
@@ -42,7 +43,7 @@ struct Datagram {
 struct FillingDatagram {
     message_type: MessageType,
     begin: usize,
-    /// Where the plaintext ends so far.
+    /// The end of the plaintext so far.
     end: usize,
 }
 
@@ -55,7 +56,7 @@ pub struct Train {
     bound: Option<Bound>,
 }
 
-/// What a train is bound to while it carries something.
+/// The binding of a train while it carries something.
 #[derive(Debug)]
 struct Bound {
     session: Arc<Session>,
@@ -63,7 +64,7 @@ struct Bound {
     datagram_len: usize,
 }
 
-/// What became of a frame given to a train.
+/// The outcome of pushing a frame to a train.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Pushed {
     /// All of it is in the train.
@@ -72,7 +73,7 @@ pub enum Pushed {
     Full,
 }
 
-/// A frame on its way into trains, and how far it is.
+/// A frame on its way into trains, and the progress so far.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
     frame: &'a [u8],
@@ -81,7 +82,7 @@ pub struct Outgoing<'a> {
     next: Next,
 }
 
-/// What is open in a frame, and how many bytes at its front are headers.
+/// The offload that a frame's kernel left pending, and how many bytes at its front are headers.
 #[derive(Clone, Copy, Debug)]
 pub struct PendingOffload {
     /// What the far end's kernel has to finish.
@@ -91,7 +92,7 @@ pub struct PendingOffload {
 }
 
 impl PendingOffload {
-    /// How many frames a frame of `len` bytes stands for.
+    /// The number of frames that a frame of `len` bytes stands for.
     pub fn segments(&self, len: usize) -> u32 {
         let payload = len.saturating_sub(self.headers_len);
         self.offload.segmentation.map_or(1, |segmentation| {
@@ -99,7 +100,8 @@ impl PendingOffload {
         })
     }
 
-    /// The same for the frame with its headers `by` bytes further back, as when a tag comes or goes.
+    /// The same for the frame with its headers shifted back by `by` bytes, as when a tag is added
+    /// or removed.
     #[must_use]
     pub fn shifted(self, by: isize) -> Self {
         Self {
@@ -109,7 +111,7 @@ impl PendingOffload {
     }
 }
 
-/// What of a cut frame is to be laid out next.
+/// The part of a cut frame that is laid out next.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     Offload,
@@ -169,7 +171,7 @@ impl Train {
         });
     }
 
-    /// Whether nothing is in it.
+    /// Whether it has no datagrams.
     pub fn is_empty(&self) -> bool {
         self.datagrams.is_empty() && self.filling.is_none()
     }
@@ -181,7 +183,7 @@ impl Train {
         self.bound = None;
     }
 
-    /// Lays a frame out, as much of it as there is room for.
+    /// Lays out as much of a frame as there is room for.
     ///
     /// # Errors
     /// [`DropReason::NoSession`] when the train is not bound, [`DropReason::CountersExhausted`],
@@ -333,7 +335,7 @@ impl Train {
         }
     }
 
-    /// Where it goes.
+    /// Its destination.
     pub fn destination(&self) -> Option<SocketAddr> {
         self.bound.as_ref().map(|bound| bound.to)
     }
@@ -380,7 +382,7 @@ impl Train {
         )
     }
 
-    /// Opens a datagram behind the last one; false if the train has no place for a full one.
+    /// Begins a datagram behind the last one; false if the train has no room for a full one.
     fn begin(&mut self, message_type: MessageType) -> bool {
         let begin = self.datagrams.last().map_or(0, |last| last.end);
         let datagram_len = self.bound.as_ref().map_or(0, |bound| bound.datagram_len);
@@ -396,7 +398,7 @@ impl Train {
         has_place
     }
 
-    /// Plaintext bytes that the open datagram can still take, were it one of chunks.
+    /// Plaintext bytes that the filling datagram can still take, were it one of chunks.
     fn room(&self) -> usize {
         let (Some(filling), Some(bound)) = (&self.filling, &self.bound) else {
             return 0;
@@ -408,7 +410,7 @@ impl Train {
         (filling.begin + bound.datagram_len).saturating_sub(filling.end + upgrade + TAG_LEN)
     }
 
-    /// Gives the frame of an open datagram a chunk header, so that more can follow.
+    /// Gives the frame of the filling datagram a chunk header, so that more can follow.
     fn turn_into_chunks(&mut self) {
         let Some(filling) = &mut self.filling else {
             return;
@@ -428,7 +430,7 @@ impl Train {
         filling.message_type = MessageType::Chunks;
     }
 
-    /// Fills the open datagram up: one short datagram would end a run of equal ones.
+    /// Fills the datagram up: one short datagram would end a run of equal ones.
     fn pad(&mut self) {
         let (Some(filling), Some(bound)) = (&mut self.filling, &self.bound) else {
             return;

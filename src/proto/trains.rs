@@ -1,28 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether the datagrams that the kernel is given as one train (UDP GSO) arrive at a peer.
+//! Whether datagrams that the kernel gets as one train (UDP GSO) arrive at a peer.
 //!
-//! A card, its driver, or what stands in for them in a virtual machine, may lose trains, or cut them
-//! wrongly, and pass single datagrams. Handshakes, echoes and the probes of the path MTU are single
-//! ones, so everything looks well and no large frame arrives.
+//! A network card, its driver, or their emulation in a virtual machine, may lose trains, or cut
+//! them wrongly, and yet pass single datagrams. Handshakes, echoes and the probes of the path MTU
+//! are single ones, so everything looks well and no large frame arrives.
 //!
-//! So echo requests are sent both ways, all of the size that the path carries: two in one train, and a
-//! third one by itself. A *round* in which the third is answered and neither of the others is speaks
-//! against trains. [`ROUNDS`] of them in a row are the end of trains to that peer. One train that is answered is
-//! their beginning again: they are looked at from time to time either way. Where a third of the requests
-//! stays unanswered, whatever carried them, a look is wrong once in about 2500: (1/3 · 1/3 · 2/3)³.
+//! So the node sends echo requests both ways, all of the size that the path carries: two in one
+//! train, and a third one by itself. A *round* in which the third is answered and neither of the
+//! others is speaks against trains. After [`ROUNDS`] of them in a row the node stops sending trains
+//! to that peer. One answer to a train makes it resume: it checks trains from time to time either
+//! way. Where a third of the requests stays unanswered, however they were sent, a check is wrong
+//! once in about 2500: (1/3 · 1/3 · 2/3)³.
 //!
-//! Pure: time is an argument. `proto::node` sends and hands on the answers.
+//! Pure: time is an argument. `proto::node` sends the requests and passes on the answers.
 
 use std::time::{Duration, Instant};
 
 /// Rounds in a row that speak against trains before they end.
 const ROUNDS: u8 = 3;
-/// When the next look at trains comes, while datagrams are sent.
+/// When the next check of trains is due, while datagrams are sent.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// After a new session or another way, as the search for the path MTU begins then, too.
+/// After a new session or a new route, as the search for the path MTU begins then, too.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// What a round has sent, and what was answered of it.
+/// The requests of a round, and which of them were answered.
 #[derive(Debug)]
 struct Round {
     /// Of the two in one train, and of the single one.
@@ -45,7 +46,7 @@ pub(crate) struct Trains {
 }
 
 impl Trains {
-    /// They are believed in until they are lost.
+    /// Trains are assumed to arrive until they are lost.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             are_lost: false,
@@ -56,12 +57,12 @@ impl Trains {
         }
     }
 
-    /// Whether trains do not arrive and single datagrams do.
+    /// Whether trains are lost while single datagrams arrive.
     pub(crate) fn are_lost(&self) -> bool {
         self.are_lost
     }
 
-    /// There is a new session, or the way to the peer is another: look soon.
+    /// There is a new session, or the route to the peer has changed: check soon.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.round = None;
         self.against = 0;
@@ -73,7 +74,7 @@ impl Trains {
         self.has_traffic = true;
     }
 
-    /// When [`Self::is_due`] or [`Self::handle_timeout`] wants to be asked.
+    /// When to call [`Self::is_due`] or [`Self::handle_timeout`].
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let next = self.has_traffic.then_some(self.next);
         self.round.as_ref().map(|round| round.ends).or(next)
@@ -84,7 +85,7 @@ impl Trains {
         self.round.is_none() && self.has_traffic && now >= self.next
     }
 
-    /// This is no time for it.
+    /// A round cannot be sent now.
     pub(crate) fn postpone(&mut self, now: Instant) {
         self.next = now + DELAY;
     }
@@ -108,7 +109,8 @@ impl Trains {
         }
     }
 
-    /// Judges a round that has ended. True if trains are lost now and were not, or the other way round.
+    /// Evaluates a round that has ended. True if trains are lost now and were not, or the other way
+    /// round.
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> bool {
         let Some(round) = self.round.take_if(|round| now >= round.ends) else {
             return false;
@@ -135,8 +137,8 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_millis(300);
 
-    /// Does rounds until none is due, of which those with these numbers are answered so; what was found at
-    /// the end, and how many rounds there were.
+    /// Does rounds until none is due; those with these numbers are answered so. Returns the state
+    /// at the end, and how many rounds there were.
     fn look(
         trains: &mut Trains,
         now: &mut Instant,

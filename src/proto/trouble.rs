@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Why a peer cannot be reached, as data: what the kernel, a router, the resolver or the peer itself
-//! said, and since when; with the words by which logs and `show` tell it.
+//! Why a peer cannot be reached, as data: the statement of the kernel, a router, the resolver or
+//! the peer itself, and since when; with the words that logs and `show` use.
 
 use std::{
     fmt,
@@ -11,28 +11,29 @@ use std::{
 /// Why a peer cannot be reached, as far as this node knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// Initiations leave, nothing comes back, and nothing says why.
+    /// Initiations are sent, no answer arrives, and nothing says why.
     NoAnswer,
     /// The endpoint's name has no address now.
     Unresolved(NameError),
-    /// Datagrams to the endpoint do not arrive there, says the kernel or a router.
+    /// Datagrams to the endpoint do not arrive there, according to the kernel or a router.
     Unreachable(Unreachable, Option<IpAddr>),
-    /// The peer knows us and refuses the handshake.
+    /// The peer knows this node and refuses the handshake.
     Refused(Refusal),
-    /// An answer came that does not open: the ends have different preshared keys.
+    /// An answer arrived that cannot be decrypted: the ends have different preshared keys.
     UnreadableAnswer,
-    /// The peer calls again and again and uses no answer: it cannot read them, or they do not arrive.
+    /// The peer initiates again and again and uses no answer: it cannot read them, or they do not
+    /// arrive.
     Unconfirmed,
     /// The peer is heard from two addresses in turn: two machines have its key.
     SharedKey([SocketAddr; 2]),
     /// The peer is heard, and no packet arrives there that has room for frames.
     NarrowPath,
-    /// The peer is heard, and datagrams that the kernel is given as one train do not arrive.
+    /// The peer is heard, and datagrams that the kernel gets as one train do not arrive.
     LostTrains,
 }
 
 impl Trouble {
-    /// Of two that are there at the same time, the one that says more about the cause.
+    /// Of two troubles at the same time, the one that says more about the cause.
     fn rank(&self) -> u8 {
         match self {
             Self::NoAnswer => 0,
@@ -121,7 +122,7 @@ impl Trouble {
     }
 }
 
-/// What is wrong, as a clause.
+/// The problem, as a clause.
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let clause = match self {
@@ -159,7 +160,7 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// What the resolver said.
+/// The answer of the resolver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameError {
     /// There is no such name, or it has no address.
@@ -168,7 +169,7 @@ pub enum NameError {
     Unavailable,
 }
 
-/// What the kernel or a router said of datagrams to the endpoint.
+/// What the kernel or a router said about datagrams to the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreachable {
     /// No route leads there (ENETUNREACH; ICMP network unreachable).
@@ -183,16 +184,17 @@ pub enum Unreachable {
     WrongFamily,
 }
 
-/// Why a peer that knows us refuses a handshake. It says so in a response of which only we can read
-/// the contents (PROTOCOL.md, "Refusal").
+/// Why a peer that knows this node refuses a handshake. It says so in a response that only this
+/// node can read (PROTOCOL.md, "Refusal").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Refusal {
     /// It has another network id.
     NetworkId = 1,
-    /// It allows no cipher that we allow.
+    /// It allows no cipher that this node allows.
     Cipher = 2,
-    /// It has seen a later timestamp from us: our clock went back, or our key is in use elsewhere.
+    /// It has seen a later timestamp from this node: our clock went back, or our key is in use
+    /// elsewhere.
     Timestamp = 3,
 }
 
@@ -230,11 +232,11 @@ pub struct LastTrouble {
     pub last: Instant,
 }
 
-/// A cause that was not seen for this long is no longer taken for the reason of a missing answer.
+/// A cause that was not seen for this long is no longer considered the reason for a missing answer.
 const FRESH: Duration = Duration::from_secs(15);
 
 impl LastTrouble {
-    /// Takes in that there is `trouble` now. True if that is news: a symptom is none while its cause
+    /// Records that there is `trouble` now. True if that is new: a symptom is not while its cause
     /// is known.
     pub(crate) fn note(last: &mut Option<Self>, trouble: Trouble, now: Instant) -> bool {
         let known = last.as_mut().filter(|known| known.is_fresh(now));

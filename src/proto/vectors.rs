@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The test vectors of PROTOCOL.md, in both directions: what this code makes is what the file says,
-//! and what the file says is read. `scripts/vectors.py` computes the same file without this code.
+//! The test vectors of PROTOCOL.md, in both directions: this code produces what the file says, and
+//! reads it back. `scripts/vectors.py` computes the same file without this code.
 #![cfg(test)]
 
 use std::{
@@ -185,7 +185,7 @@ struct OffloadFields {
     headers_len: usize,
 }
 
-/// What comes out when these datagrams are lost.
+/// The output when these datagrams are lost.
 #[derive(Deserialize)]
 struct Fate {
     lost: Vec<usize>,
@@ -655,7 +655,7 @@ fn offloads() {
     }
 }
 
-/// What comes out in the end, and what is open in it.
+/// The output, and its pending offload.
 fn receive<'a>(session: &Session, datagrams: impl Iterator<Item = &'a Hex>) -> Vec<(Hex, Offload)> {
     let mut reassembly = Reassembly::new(1522);
     let mut frames = Vec::new();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! When which peer is called (PROTOCOL.md, "Sessions", "Calling").
+//! Which peer gets an initiation, and when (PROTOCOL.md, "Sessions", "Calling").
 //!
-//! Each peer has its own distances between calls (`Peer::handle_attempt`), which nothing that others
-//! do makes shorter. All peers share one rate: a node with many dead peers, or with hostile ones,
-//! must have time for the living. A session that is to be replaced goes first, and among the others
-//! the one that has waited longest.
+//! Each peer has its own intervals between initiations (`Peer::handle_attempt`), which no event at
+//! other peers shortens. All peers share one rate: a node with many dead peers, or with hostile
+//! ones, must have capacity for the live ones. A session that is to be replaced goes first, then
+//! the peer that has waited longest.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,7 +24,7 @@ const ALL_CALLS: Rate = Rate {
 };
 
 impl Node {
-    /// Calls whom it is time to call, as far as the rate allows.
+    /// Initiates handshakes with the peers for which one is due, as far as the rate allows.
     pub(super) fn call_due(&mut self, now: Instant, wall: SystemTime) {
         for peer in &mut self.peers {
             if peer.must_replace_session(now, self.config.rekey_interval) {
@@ -56,7 +56,7 @@ impl Node {
         }
     }
 
-    /// The cause may have been noted before, when it was too early to tell.
+    /// The cause may have been recorded before, when it was too early to report it.
     fn note_no_answer(&mut self, now: Instant, port: PortId, is_due: bool) {
         let told = self.events.len();
         self.note_trouble(now, port, Trouble::NoAnswer);
@@ -65,8 +65,8 @@ impl Node {
         }
     }
 
-    /// The way to the endpoint of this peer is another than before: let it hear from us, so that it
-    /// learns our new address. The host sees to it that this does not come all the time.
+    /// The route to the endpoint of this peer has changed: send it a datagram, so that it learns
+    /// our new address. The caller limits how often this happens.
     pub fn handle_route_change(&mut self, now: Instant, port: PortId) {
         let Some(at) = usize::from(port.0).checked_sub(1) else {
             return;
@@ -82,7 +82,7 @@ impl Node {
         self.send_echo(now, at);
     }
 
-    /// The own link by which this peer is reached takes packets of another size than before.
+    /// Our link towards this peer takes packets of another size than before.
     pub fn handle_link_mtu_change(&mut self, now: Instant, port: PortId) {
         if let Some(peer) = self.peer(port) {
             peer.path.handle_route_change(now);
@@ -90,7 +90,7 @@ impl Node {
         }
     }
 
-    /// When a call is due that the rate allows.
+    /// When an initiation is due that the rate allows.
     pub(super) fn next_call(&self) -> Option<Instant> {
         let due = self.peers.iter().filter_map(|peer| peer.calling.due).min();
         due.map(|due| due.max(self.calls.ready_at(ALL_CALLS)))
@@ -104,7 +104,7 @@ impl Peer {
             || self.current.as_ref().is_some_and(is_worn_out)
     }
 
-    /// The least goes first.
+    /// The smallest goes first.
     fn urgency(&self) -> (bool, Option<Instant>) {
         (!self.is_up, self.calling.due)
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The node's part in handshakes: calling, and its two messages in their order (PROTOCOL.md,
+//! The node's part in handshakes: initiation, and its two messages in their order (PROTOCOL.md,
 //! "Handshake").
 
 use std::{
@@ -77,7 +77,7 @@ impl Node {
         }
         self.indices
             .insert(index, Owner::Attempt(PortId(at as u16 + 1)));
-        // Data threads pass on only answers to what they know was asked.
+        // Data threads pass on only answers to initiations that they know of.
         self.events.push_back(Event::TablesChanged);
         self.transmits.push_back(Transmit {
             to,
@@ -98,7 +98,7 @@ impl Node {
             .map_err(|reason| self.note_refused(reason, from, None))?;
         let caller = Some(responder.initiator);
         let Some(&port) = self.by_key.get(&responder.initiator) else {
-            // Not told: the node keeps still before strangers.
+            // No answer: the node stays silent towards unknown senders.
             return Err(self.note_refused(DropReason::UnknownPeer, from, caller));
         };
         let offer = responder.payload;
@@ -108,7 +108,8 @@ impl Node {
         }
         let peer = &mut self.peers[usize::from(port.0) - 1];
         if offer.timestamp <= peer.newest_timestamp {
-            // The very same one is a repetition on the way, and was answered.
+            // An initiation with the same timestamp is a duplicate from the network, and was
+            // answered.
             if offer.timestamp < peer.newest_timestamp {
                 self.refuse(now, from, message.sender, responder, Refusal::Timestamp);
             }
@@ -132,7 +133,7 @@ impl Node {
         peer.last_initiation = Some(now);
         peer.max_frame = offer.max_frame.get();
         if peer.next.as_ref().is_some_and(|next| next.is_confirmed()) {
-            // The peer sends under it already; the new session must not take its place.
+            // The peer sends under it already; the new session must not replace it.
             self.promote(now, usize::from(port.0) - 1);
         }
         self.respond(now, from, message.sender, responder, cipher, port)
@@ -194,8 +195,8 @@ impl Node {
         Ok(())
     }
 
-    /// Tells a peer why it is refused, in a response that only it can read (PROTOCOL.md, "Refusal").
-    /// To everybody else it looks like any other response.
+    /// Tells a peer why it is refused, in a response that only it can read (PROTOCOL.md,
+    /// "Refusal"). To everyone else it looks like any other response.
     fn refuse(
         &mut self,
         now: Instant,
@@ -208,8 +209,8 @@ impl Node {
             return;
         };
         let peer = &mut self.peers[usize::from(port.0) - 1];
-        // What lets a caller in is limited by the guard only: an attacker that repeats recorded initiations
-        // must not use up what the caller needs.
+        // Only the guard limits answers that let an initiator in: an attacker that repeats recorded
+        // initiations must not use up the answers that the initiator needs.
         if refusal != Refusal::Timestamp {
             let last = peer.last_refusal;
             if last.is_some_and(|last| now < last + REFUSAL_INTERVAL) {
@@ -244,7 +245,7 @@ impl Node {
         });
     }
 
-    /// Has a refusal logged. Returns `reason`.
+    /// Records a refusal for the log. Returns `reason`.
     fn note_refused(
         &mut self,
         reason: DropReason,
@@ -271,7 +272,7 @@ impl Node {
         let Some(&Owner::Attempt(port)) = self.indices.get(&message.receiver) else {
             return Err(DropReason::UnknownSession);
         };
-        // No cookie is asked for: only a host that saw our initiation knows the index.
+        // No cookie is required: only a host that saw our initiation knows the index.
         self.guard.check_mac1(datagram)?;
         let peer = &mut self.peers[usize::from(port.0) - 1];
         let attempt = peer.attempt.as_mut().ok_or(DropReason::UnknownSession)?;
@@ -308,12 +309,12 @@ impl Node {
         self.install(session, ended);
         let at = usize::from(port.0) - 1;
         self.handle_established(now, at);
-        // The responder may send only after it has heard from us under the new keys.
+        // The responder may send only after it has received a datagram from us under the new keys.
         self.send_echo(now, at);
         Ok(())
     }
 
-    /// The peer told us why it does not take our initiation. The next attempt follows in its time.
+    /// The peer said why it refuses our initiation. The next attempt follows in its time.
     fn handle_refusal(
         &mut self,
         now: Instant,
@@ -323,7 +324,7 @@ impl Node {
     ) -> Result<(), DropReason> {
         let peer = &mut self.peers[usize::from(port.0) - 1];
         if refusal == Refusal::Timestamp && theirs > peer.own_timestamp {
-            // Our clock went back. What comes next is later than all that the peer has seen.
+            // Our clock went back. The next timestamp is later than all that the peer has seen.
             peer.own_timestamp = theirs;
             return Ok(());
         }
@@ -353,7 +354,7 @@ impl Node {
         let had_one = peer.fresh_cookie(now).is_some();
         peer.cookie = Some((cookie, now));
         if !had_one {
-            // Once per cookie: a responder that goes on asking must not make us flood it.
+            // Once per cookie: a responder that keeps asking must not make us flood it.
             peer.calling.due = Some(now);
         }
         Ok(())
@@ -401,7 +402,7 @@ pub(in crate::proto) fn macs(
     (mac1, mac2)
 }
 
-/// Up to a tenth of a second, so that two sides that call each other at once do not go on so.
+/// Up to a tenth of a second, so that two sides that initiate at the same time do not go on so.
 fn jitter() -> Duration {
     Duration::from_millis(random_token() % 100)
 }

@@ -3,19 +3,19 @@
 //!
 //! Inputs are `handle_*`, effects are taken with `poll_*` until they return `None`:
 //!
-//! - [`Node::handle_handshake`]: a handshake message came;
+//! - [`Node::handle_handshake`]: a handshake message arrived;
 //! - [`Node::handle_control`]: a data thread accepted a datagram of the control lane;
-//! - [`Node::handle_roamed`], [`Node::handle_too_big`]: what the data threads noticed;
+//! - [`Node::handle_roamed`], [`Node::handle_too_big`]: observations of the data threads;
 //! - [`Node::handle_resolved`], [`Node::handle_unresolved`], [`Node::handle_unreachable`],
-//!   [`Node::handle_refused`], [`Node::handle_route_change`], [`Node::handle_link_mtu_change`]: what
-//!   the host noticed;
-//! - [`Node::handle_timeout`]: the time of [`Node::poll_timeout`] has come;
-//! - [`Node::poll_event`] before [`Node::poll_transmit`]: an event may bring keys that the answer to
-//!   a transmit needs.
+//!   [`Node::handle_refused`], [`Node::handle_route_change`], [`Node::handle_link_mtu_change`]:
+//!   observations of the caller;
+//! - [`Node::handle_timeout`]: the time of [`Node::poll_timeout`] is reached;
+//! - [`Node::poll_event`] before [`Node::poll_transmit`]: an event may bring keys that the answer
+//!   to a transmit needs.
 //!
 //! The control thread drives it (`pipeline::control`), and so does `tests/netsim`, with a virtual
-//! clock. When a peer is called is in `calls`, the messages of both sides are in `handshake`, what
-//! keeps an established peer going in `upkeep`.
+//! clock. `calls` decides when to initiate a handshake with which peer, `handshake` has the
+//! messages of both sides, `upkeep` keeps an established peer alive.
 
 mod calls;
 mod handshake;
@@ -53,17 +53,17 @@ use crate::{
     },
 };
 
-/// What a node is.
+/// The configuration of a node.
 pub struct NodeConfig {
     /// Our identity.
     pub private_key: PrivateKey,
     /// The data ciphers that we allow.
     pub ciphers: CipherOffer,
-    /// 24 bits; peers must name the same.
+    /// 24 bits; peers must use the same.
     pub network_id: u32,
     /// Our highest data lane.
     pub lanes: u8,
-    /// The largest frame that we take, in bytes.
+    /// The largest frame that we accept, in bytes.
     pub max_frame: u16,
     /// A session is replaced at this age.
     pub rekey_interval: Duration,
@@ -72,16 +72,16 @@ pub struct NodeConfig {
 /// A datagram to send.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// Where to.
+    /// Its destination.
     pub to: SocketAddr,
-    /// What.
+    /// Its bytes.
     pub datagram: Vec<u8>,
-    /// Whether the kernel is to be given it in one train with the next one, which is for the same peer and
-    /// as long.
+    /// Whether to give it to the kernel in one train with the next one, which is for the same peer
+    /// and as long.
     pub joins_next: bool,
 }
 
-/// Something that the host must do or may tell.
+/// Something that the caller must do or may report.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// Sessions, endpoints or path MTUs changed: publish [`Node::tables`] to the data threads.
@@ -92,19 +92,19 @@ pub enum Event {
     TrainsArrive(PortId),
     /// The peer cannot be reached any more.
     PeerDown(PortId),
-    /// The peer comes and goes: it counts as down until it stays.
+    /// The peer flaps: it counts as down until it stays up.
     PeerFlaps(PortId),
     /// The peer was heard from another address than before.
     PeerMoved {
-        /// Which one.
+        /// The peer.
         port: PortId,
-        /// Where it was.
+        /// Its former address.
         from: SocketAddr,
-        /// Where it is.
+        /// Its present address.
         to: SocketAddr,
     },
-    /// There is something to tell of the peer's [`PeerView::last_trouble`]: it is news, or the peer
-    /// has been called in vain for some seconds.
+    /// The peer's [`PeerView::last_trouble`] is to be reported: it is new, or initiations have had
+    /// no answer for some seconds.
     Trouble(PortId),
     /// A handshake was refused.
     Refused(Refused),
@@ -112,16 +112,16 @@ pub enum Event {
     Resolve(PortId),
 }
 
-/// A handshake that was refused, and whose it was, as far as that is known.
+/// A handshake that was refused, and its sender, as far as that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// Why.
     pub reason: DropReason,
-    /// The address that it came from, which may be forged.
+    /// Its source address, which may be forged.
     pub from: SocketAddr,
-    /// The public key of the caller; it may be a repetition of an earlier call.
+    /// The public key of the initiator; the message may be a replay of an earlier initiation.
     pub key: Option<PublicKey>,
-    /// Its peer.
+    /// The peer with that key.
     pub port: Option<PortId>,
 }
 
@@ -134,22 +134,22 @@ pub struct PeerView {
     pub endpoint: Option<SocketAddr>,
     /// Whether it can be reached.
     pub is_up: bool,
-    /// It comes and goes, and counts as down until it stays.
+    /// It flaps, and counts as down until it stays up.
     pub is_held_down: bool,
     /// Cipher of the session that sends.
     pub cipher: Option<Cipher>,
     /// Age of that session.
     pub handshake_age: Option<Duration>,
-    /// Since the last authentic datagram.
+    /// Time since the last authentic datagram.
     pub silent_for: Option<Duration>,
     /// Round trip of the last echo.
     pub rtt: Option<Duration>,
-    /// IP packet size that arrives there, while there is a session; `None` also where none arrives that
-    /// has room for frames.
+    /// IP packet size that arrives there, while there is a session; `None` also where no size
+    /// arrives that has room for frames.
     pub path_mtu: Option<u16>,
     /// Handshakes completed.
     pub handshakes: u64,
-    /// The largest frame that the peer takes; 0 when it did not say.
+    /// The largest frame that the peer accepts; 0 when it did not say.
     pub max_frame: u16,
     /// The last reason for which it could not be reached.
     pub last_trouble: Option<LastTrouble>,
@@ -157,7 +157,7 @@ pub struct PeerView {
     pub traffic: Arc<Traffic>,
 }
 
-/// What an index of ours stands for.
+/// The owner of one of our indices.
 enum Owner {
     /// An initiation of this peer waits for its response.
     Attempt(PortId),
@@ -170,7 +170,7 @@ pub struct Node {
     config: NodeConfig,
     public_key: PublicKey,
     guard: Guard,
-    /// What the rate of all calls leaves.
+    /// What the rate of all initiations leaves.
     calls: Bucket,
     peers: Vec<Peer>,
     by_key: HashMap<PublicKey, PortId>,
@@ -180,7 +180,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node that calls its peers at once. The peer at place `n` gets `PortId(n + 1)`.
+    /// A node that initiates with its peers at once. The peer at position `n` gets `PortId(n + 1)`.
     pub fn new(config: NodeConfig, peers: Vec<PeerSettings>, now: Instant) -> Self {
         let public_key = config.private_key.public_key();
         let peers: Vec<Peer> = (1..)
@@ -209,7 +209,7 @@ impl Node {
         self.public_key
     }
 
-    /// What the data threads need, as of now.
+    /// The state that the data threads need, as of now.
     pub fn tables(&self) -> Tables {
         let sessions = self.peers.iter().flat_map(Peer::sessions);
         Tables {
@@ -241,13 +241,13 @@ impl Node {
         peer.last_trouble.as_ref()
     }
 
-    /// Where a peer is, or is called.
+    /// The address of a peer, or the one to which initiations go.
     pub fn endpoint(&self, port: PortId) -> Option<SocketAddr> {
         let peer = self.peers.get(usize::from(port.0).checked_sub(1)?)?;
         peer.endpoint
     }
 
-    /// A datagram of one of the handshake types came from the network.
+    /// A datagram of one of the handshake types arrived from the network.
     ///
     /// # Errors
     /// Why it was dropped.
@@ -265,8 +265,8 @@ impl Node {
         }
     }
 
-    /// A data thread opened and accepted a datagram of the control lane of session `receiver`.
-    /// `newest`: none with a higher counter came before.
+    /// A data thread decrypted and accepted a datagram of the control lane of session `receiver`.
+    /// `newest`: none with a higher counter arrived before.
     ///
     /// # Errors
     /// Why it was dropped.
@@ -300,7 +300,7 @@ impl Node {
         let mut has_replied = false;
         for chunk in Chunks::new(plaintext) {
             let chunk = chunk?;
-            // One reply for one datagram: what a peer sends must not come back as more.
+            // One reply for one datagram: a peer must not get back more than it sends.
             let asks = matches!(chunk, Chunk::EchoRequest { .. });
             if !(asks && std::mem::replace(&mut has_replied, true)) {
                 self.handle_chunk(now, at, established, chunk);
@@ -309,10 +309,10 @@ impl Node {
         Ok(())
     }
 
-    /// A data thread got an authentic datagram of session `receiver` from another address.
+    /// A data thread received an authentic datagram of session `receiver` from another address.
     ///
-    /// One of a session that was replaced says nothing of where the peer is now: a host that held it
-    /// back could send it from anywhere.
+    /// A datagram of a replaced session says nothing about the peer's present address: a host that
+    /// held it back could send it from anywhere.
     pub fn handle_roamed(&mut self, now: Instant, receiver: SessionIndex, from: SocketAddr) {
         let Some(Owner::Session(session)) = self.indices.get(&receiver) else {
             return;
@@ -350,8 +350,8 @@ impl Node {
         }
     }
 
-    /// The kernel refused a datagram of [`Self::poll_transmit`] as too big: it is larger than the own
-    /// link takes.
+    /// The kernel refused a datagram of [`Self::poll_transmit`] as too big: it is larger than our
+    /// own link takes.
     pub fn handle_refused(&mut self, now: Instant, transmit: &Transmit) {
         for at in 0..self.peers.len() {
             if self.peers[at].endpoint == Some(transmit.to) {
@@ -372,7 +372,7 @@ impl Node {
         }
     }
 
-    /// The name of a peer stands for this address now.
+    /// The name of a peer resolves to this address now.
     pub fn handle_resolved(&mut self, now: Instant, port: PortId, address: SocketAddr) {
         let Some(peer) = self.peer(port) else { return };
         peer.settings.endpoint = Some(address);
@@ -383,19 +383,19 @@ impl Node {
         }
     }
 
-    /// Where each peer that has an address is, or is called.
+    /// The address of each peer that has one, or to which initiations go.
     pub fn endpoints(&self) -> impl Iterator<Item = (PortId, SocketAddr)> {
         let endpoint = |peer: &Peer| Some((peer.port, peer.endpoint?));
         self.peers.iter().filter_map(endpoint)
     }
 
-    /// The name of a peer stands for no address now.
+    /// The name of a peer does not resolve now.
     pub fn handle_unresolved(&mut self, now: Instant, port: PortId, error: NameError) {
         self.note_trouble(now, port, Trouble::Unresolved(error));
     }
 
-    /// The kernel or a router says that datagrams do not arrive at `to`. Anybody can forge what a
-    /// router says, so it goes to the log and changes nothing.
+    /// The kernel or a router says that datagrams do not arrive at `to`. Anyone can forge what a
+    /// router says, so it is logged and changes nothing.
     pub fn handle_unreachable(
         &mut self,
         now: Instant,
@@ -416,8 +416,8 @@ impl Node {
         }
     }
 
-    /// Remembers why a peer cannot be reached, and tells it if that is news. What may pass with the
-    /// next attempt is told after some of them.
+    /// Records why a peer cannot be reached, and reports it if that is new. A trouble that may pass
+    /// with the next attempt is reported after several attempts.
     pub(super) fn note_trouble(&mut self, now: Instant, port: PortId, trouble: Trouble) {
         let may_pass = matches!(trouble, Trouble::NoAnswer | Trouble::Unreachable(..));
         let Some(peer) = self.peer(port) else { return };
@@ -434,7 +434,7 @@ impl Node {
         }
     }
 
-    /// Does what is due.
+    /// Performs what is due.
     pub fn handle_timeout(&mut self, now: Instant, wall: SystemTime) {
         for at in 0..self.peers.len() {
             self.expire(now, at);
@@ -456,7 +456,7 @@ impl Node {
         self.events.pop_front()
     }
 
-    /// When [`Self::handle_timeout`] wants to be called.
+    /// When to call [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         let peers = self.peers.iter();
         peers
@@ -498,7 +498,7 @@ impl Node {
         let peer = &mut self.peers[at];
         let ours_goes_first = self.public_key < peer.settings.public_key;
         let ended = peer.promote_next(ours_goes_first);
-        // What we asked for is there.
+        // The response to our initiation has arrived.
         if let Some(attempt) = peer.attempt.take() {
             self.indices.remove(&attempt.index);
         }
@@ -529,7 +529,7 @@ impl Node {
         self.report_state(now, at);
     }
 
-    /// Tells the host if a peer is up or down that was not before. One that comes and goes is down.
+    /// Reports to the caller if a peer has come up or gone down. A peer that flaps is down.
     fn report_state(&mut self, now: Instant, at: usize) {
         let peer = &mut self.peers[at];
         let is_held = peer.flaps.look(now);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What keeps an established peer going: echoes, probes, closes on the control lane, and the looks at
-//! counters that ask for them (PROTOCOL.md, "Control lane" and "Sessions").
+//! The upkeep of an established peer: echoes, probes, closes on the control lane, and the samples
+//! of counters that ask for them (PROTOCOL.md, "Control lane" and "Sessions").
 
 use std::time::Instant;
 
@@ -18,14 +18,14 @@ use crate::{
 };
 
 impl Node {
-    /// A peer that was down is heard again, under a session that is still good.
+    /// A peer that was down is heard again, under a session that is still valid.
     pub(super) fn handle_back(&mut self, now: Instant, at: usize) {
         self.peers[at].is_up = true;
         self.events.push_back(Event::TablesChanged);
         self.report_state(now, at);
     }
 
-    /// `established`: of the session under which the chunk came.
+    /// `established`: of the session under which the chunk arrived.
     pub(super) fn handle_chunk(
         &mut self,
         now: Instant,
@@ -51,7 +51,8 @@ impl Node {
         let ended = self.peers[at].end_sessions(|session| session.established <= established);
         self.uninstall(ended);
         if self.peers[at].current.is_none() {
-            // Not at once: a peer that closes each session it opens must not keep this node computing.
+            // Not at once: a peer that closes each session that it establishes must not keep this
+            // node computing.
             let delay = match self.peers[at].flaps.look(now) {
                 true => HANDSHAKE_RETRY_MAX,
                 false => HANDSHAKE_RETRY,

@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! When larger sizes are asked for again after a search: where the path carries less than it might, soon
-//! and then at growing distances, and at each sign that the way is another. Nothing makes it more often
-//! than every [`FIRST`].
+//! When larger sizes are probed again after a search: where the path carries less than it might,
+//! soon and then at growing intervals, and at each sign that the route has changed. Nothing makes
+//! it more often than every [`FIRST`].
 
 use std::time::{Duration, Instant};
 
-/// From the end of a search to the next question for more, then twice as long each time …
+/// From the end of a search to the next probe for more, then twice as long each time …
 const FIRST: Duration = Duration::from_secs(4);
-/// … and at last so long (RFC 8899: PMTU_RAISE_TIMER) …
+/// … and at last this long (RFC 8899: PMTU_RAISE_TIMER) …
 const LONGEST: Duration = Duration::from_secs(600);
-/// … but where the question costs next to nothing, only so long.
+/// … but where the probe costs next to nothing, only this long.
 const LONGEST_IF_CHEAP: Duration = Duration::from_secs(8);
 
-/// What speaks for asking soon.
+/// The reason to probe soon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// The path carries what is usual, and all that it has carried.
+    /// The path carries the usual size, and all that it has carried.
     None,
     /// It carries less.
     Less,
-    /// It carries less, and to ask costs next to nothing.
+    /// It carries less, and a probe costs next to nothing.
     Cheap,
 }
 
 #[derive(Debug)]
 pub(super) struct Raise {
     at: Instant,
-    /// From the end of the next search that finds nothing more.
+    /// Counted from the end of the next search that finds nothing larger.
     distance: Duration,
     /// When a sign last made it due.
     by_sign: Option<Instant>,
@@ -61,7 +61,7 @@ impl Raise {
         self.distance = 2 * distance;
     }
 
-    /// The way to the peer is another. The first sign counts at once; those that follow soon are
+    /// The route to the peer has changed. The first sign counts at once; those that follow soon are
     /// taken together.
     pub(super) fn handle_sign(&mut self, now: Instant) {
         let at = match self.by_sign {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which sizes a step of the search asks for: those of a table, then some between two of them, until
+//! Which sizes a step of the search probes: those of a table, then some between two of them, until
 //! the size is exact.
 
 use crate::proto::limits::{PATH_MTU_BASE, PATH_MTU_FLOOR, PATH_MTU_MAX};
 
-/// IP packet sizes worth asking for: the floors of RFC 791 and RFC 8200, common tunnels and access
+/// IP packet sizes worth probing: the floors of RFC 791 and RFC 8200, common tunnels and access
 /// lines, Ethernet, jumbo frames.
 const SIZES: &[u16] = &[
     PATH_MTU_FLOOR,
@@ -37,20 +37,20 @@ const SIZES: &[u16] = &[
     PATH_MTU_MAX,
 ];
 pub(super) const ETHERNET: u16 = 1500;
-/// Nothing is known not to arrive.
+/// No size is known not to arrive.
 pub(super) const NO_CEILING: u16 = PATH_MTU_MAX + 1;
-/// So many sizes at most are asked for at once between two of the table.
+/// At most this many sizes between two of the table are probed at once.
 const STEPS: u16 = 8;
 
-/// The first step of a search that takes `current` on trust: asks for it, too.
+/// The first step of a search that assumes `current`: it probes that, too.
 pub(super) fn first(current: u16) -> Vec<u16> {
     table(current, ETHERNET + 1).collect()
 }
 
-/// Asks whether a path that was found to carry `current` has become wider, however little.
+/// Probes whether a path that was found to carry `current` has become wider, however little.
 pub(super) fn above(current: u16) -> Vec<u16> {
     let limit = limit(current);
-    // Nearly all paths that carry an Ethernet's packets carry those or jumbo frames.
+    // Nearly all paths that carry more than an Ethernet's packets carry jumbo frames.
     let next = (current != ETHERNET && current < limit).then_some(current + 1);
     let table = table(current + 1, limit + 1).filter(|&size| Some(size) != next);
     next.into_iter().chain(table).collect()
@@ -68,7 +68,7 @@ pub(super) fn between(current: u16, ceiling: u16) -> Vec<u16> {
     (1..=steps).map(at).collect()
 }
 
-/// Jumbo frames are asked for only where an Ethernet's arrive.
+/// Jumbo frames are probed only where an Ethernet's packets arrive.
 fn limit(current: u16) -> u16 {
     match current < ETHERNET {
         true => ETHERNET,

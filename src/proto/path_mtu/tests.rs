@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The search over paths that are narrow, change, lose or move.
+//! The search over paths that are narrow, change, lose datagrams or move.
 
 #![cfg(test)]
 
@@ -13,7 +13,7 @@ struct Bench {
     token: u64,
     /// The largest packet that arrives.
     carries: u16,
-    /// The largest that the own link takes.
+    /// The largest that our own link takes.
     link: u16,
     has_traffic: bool,
     probes: usize,
@@ -33,7 +33,7 @@ impl Bench {
         }
     }
 
-    /// One that has found its size.
+    /// A search that has found its size.
     fn settled(carries: u16) -> Self {
         let mut bench = Self::new(carries);
         bench.run(12);
@@ -90,7 +90,7 @@ fn finds_the_largest_size_that_arrives() {
         (1492, 1492),
         (1499, 1499),
         (1500, 1500),
-        // Nearly all paths that carry so much carry no more.
+        // Nearly all paths that carry this size carry no more.
         (1550, 1500),
         (1777, 1777),
         (9000, 9000),
@@ -141,7 +141,7 @@ fn a_path_that_shrinks_or_grows_is_noticed() {
     assert_eq!(bench.path.current(), 1500);
 }
 
-/// The proof of the present size waits for no question about larger ones.
+/// The proof of the present size does not wait for probes of larger ones.
 #[test]
 fn a_black_hole_is_found_within_the_time_of_three_proofs_whenever_it_comes() {
     for after in (0..300).step_by(7) {
@@ -203,7 +203,7 @@ fn a_sign_of_change_is_followed_at_once_and_not_too_often() {
         bench.path.handle_route_change(bench.now);
         bench.run_until(1, |_| false);
     }
-    // In each second a proof, in every fourth a question for more.
+    // In each second a proof, in every fourth a probe for more.
     assert!(bench.probes < 200 * 5, "{} probes", bench.probes);
 }
 
@@ -225,7 +225,7 @@ fn a_path_that_carries_nothing_is_told_until_it_does() {
         bench.run(10);
         assert!(bench.path.is_too_narrow() && bench.path.take_too_narrow());
         assert!(!bench.path.take_too_narrow(), "once");
-        // Frames are refused, too; that is not news.
+        // Frames are refused, too; that is not new.
         bench.path.handle_too_big(bench.now);
         assert!(bench.path.is_too_narrow());
         bench.probes = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One unfinished frame: its bytes, which of them are here, and which segments can leave.
+//! One unfinished frame: its bytes, which of them have arrived, and which segments can leave.
 
 use std::ops::Range;
 
@@ -15,28 +15,29 @@ use crate::{
     wire::{chunk::CutFrame, offload::Offload},
 };
 
-/// A frame in the making.
+/// A frame that is being reassembled.
 #[derive(Debug, Default)]
 pub(super) struct Buffer {
     /// Length of the whole frame.
     pub(super) total: usize,
     /// At least `total` of them.
     pub(super) bytes: Vec<u8>,
-    /// The parts that are here: sorted, apart from each other, never empty.
+    /// The parts that have arrived: sorted, apart from each other, never empty.
     pub(super) present: Vec<Range<u32>>,
-    /// What is open in the frame; `None` until its offload chunk has come, and in finished frames.
+    /// The pending offload of the frame; `None` until its offload chunk has arrived, and in
+    /// finished frames.
     pub(super) offload: Option<Offload>,
-    /// Of a super-frame whose offload chunk has come.
+    /// Of a super-frame whose offload chunk has arrived.
     pub(super) layout: Option<Layout>,
-    /// Segments were handed out before the frame was whole.
+    /// Segments were delivered before the frame was whole.
     pub(super) is_broken: bool,
-    /// Something came since all whole segments were handed out.
+    /// Something arrived since all whole segments were delivered.
     pub(super) has_news: bool,
-    /// Whether `ready` is kept up to date, which begins when segments are first asked for.
+    /// Whether `ready` is kept up to date, which begins when segments are first requested.
     is_tracked: bool,
-    /// Segments that are whole and were not handed out.
+    /// Segments that are whole and were not delivered.
     pub(super) ready: Segments,
-    /// How many were handed out.
+    /// How many were delivered.
     pub(super) handed_out: usize,
 }
 
@@ -81,7 +82,7 @@ impl Buffer {
         matches!(&self.present[..], [only] if only.start == 0 && only.end as usize == self.total)
     }
 
-    /// The frame that follows in the same place. There is room for `total` bytes.
+    /// Begins the next frame in the same buffer. There is room for `total` bytes.
     pub(super) fn begin(&mut self, frame: CutFrame) {
         self.present.clear();
         self.offload = None;
@@ -92,12 +93,12 @@ impl Buffer {
         if std::mem::take(&mut self.is_tracked) {
             self.ready = Segments::default();
         }
-        // Bytes of an earlier frame may stay in the buffer: those are handed out only which were
-        // written for this one.
+        // Bytes of an earlier frame may stay in the buffer: only bytes that were written for this
+        // frame are delivered.
         self.total = frame.total as usize;
     }
 
-    /// Files the range as present.
+    /// Records the range as present.
     fn insert(&mut self, piece: Range<u32>) -> Result<(), DropReason> {
         let at = self
             .present
@@ -153,7 +154,8 @@ impl Buffer {
         Ok(())
     }
 
-    /// Notes what is open in the frame, and its first bytes. Says the same when it comes again.
+    /// Records the pending offload of the frame, and its first bytes. Returns the same when the
+    /// chunk arrives again.
     pub(super) fn describe(
         &mut self,
         offload: Offload,
@@ -184,8 +186,8 @@ impl Buffer {
         Ok(())
     }
 
-    /// Notes which of these segments are whole. No piece is filed twice, so none is noted again
-    /// after it was handed out.
+    /// Records which of these segments are whole. No piece is recorded twice, so no segment is
+    /// recorded again after it was delivered.
     fn track(&mut self, layout: Layout, segments: Range<usize>) {
         for segment in segments {
             let bytes = layout.payload(segment..segment + 1);
@@ -200,7 +202,7 @@ impl Buffer {
         }
     }
 
-    /// The first segments that are whole and were not handed out.
+    /// The first segments that are whole and were not delivered.
     pub(super) fn next_run(&mut self) -> Option<(Layout, Range<usize>)> {
         let layout = self.layout?;
         if !std::mem::replace(&mut self.is_tracked, true) {
@@ -212,7 +214,7 @@ impl Buffer {
 
 #[cfg(test)]
 impl Buffer {
-    /// Bytes of the account of parts.
+    /// Bytes of the list of parts.
     pub(super) fn parts_bytes(&self) -> usize {
         self.present.capacity() * size_of::<Range<u32>>()
     }

@@ -1,39 +1,39 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The buffers of unfinished frames: as many as a budget of bytes holds.
 //!
-//! Buffers come in a few sizes, so that a small frame does not cost what the largest one would, and
-//! go round: a place that was given back is taken again, the latest first, as it is still in the
-//! cache. Only a lane that has never held so much before allocates.
+//! Buffers have a few sizes, so that a small frame does not cost as much as the largest one, and
+//! are reused: a buffer that was given back is taken again, the latest first, as it is still in the
+//! cache. Only a lane that has never held this much before allocates.
 
 use std::ops::{Index, IndexMut, Range};
 
 use super::buffer::Buffer;
 use crate::proto::limits::REASSEMBLY_PARTS;
 
-/// Sizes of buffers but for the largest, which holds any frame.
+/// Sizes of buffers except for the largest, which holds any frame.
 const SIZES: [usize; 5] = [2 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10];
 
-/// Bytes of the account of a frame's parts.
+/// Bytes of the list of a frame's parts.
 const PARTS_BYTES: usize = REASSEMBLY_PARTS * size_of::<Range<u32>>();
-// PROTOCOL.md says that a frame takes so much beside its buffer.
+// PROTOCOL.md says that a frame takes this much beside its buffer.
 const _: () = assert!(size_of::<Buffer>() + PARTS_BYTES <= 1536);
 
 /// Buffers with and without a frame.
 #[derive(Debug)]
 pub(super) struct BufferPool {
     budget: usize,
-    /// Bytes of all buffers, buffers and accounts of parts.
+    /// Bytes of all buffers: the structures, their bytes and their lists of parts.
     held: usize,
     largest: usize,
     buffers: Vec<Buffer>,
-    /// Those without a frame, by the size of their buffer.
+    /// Buffers without a frame, by size.
     free: [Vec<usize>; SIZES.len() + 1],
-    /// Those without a buffer.
+    /// Entries without bytes.
     bare: Vec<usize>,
 }
 
 impl BufferPool {
-    /// Takes at most `budget` bytes, but has room for two frames of the `largest` size.
+    /// Takes at most `budget` bytes, but always enough for two frames of the `largest` size.
     pub(super) fn new(budget: usize, largest: usize) -> Self {
         let least = 2 * (size_of::<Buffer>() + PARTS_BYTES + largest);
         Self {
@@ -46,7 +46,7 @@ impl BufferPool {
         }
     }
 
-    /// A place with a buffer of `len` bytes or more. None: another one must be given back first.
+    /// A buffer of `len` bytes or more. `None`: another one must be given back first.
     pub(super) fn take(&mut self, len: usize) -> Option<usize> {
         let size = size_for(len);
         let place = self.free[size].pop();
@@ -56,12 +56,12 @@ impl BufferPool {
             .or_else(|| self.remake(size))
     }
 
-    /// The frame is gone; its bytes stay until the place is taken.
+    /// The frame is gone; its bytes stay until the buffer is taken.
     pub(super) fn give_back(&mut self, at: usize) {
         self.free[size_for(self.buffers[at].bytes.len())].push(at);
     }
 
-    /// A new buffer, if the budget allows for it.
+    /// A new buffer, if the budget allows it.
     fn make(&mut self, size: usize) -> Option<usize> {
         let len = SIZES.get(size).copied().unwrap_or(self.largest);
         let cost = PARTS_BYTES + len;
@@ -83,7 +83,7 @@ impl BufferPool {
         Some(at)
     }
 
-    /// The same in exchange for smaller ones.
+    /// A new buffer in exchange for smaller ones.
     fn remake(&mut self, size: usize) -> Option<usize> {
         for smaller in (0..size).rev() {
             while let Some(at) = self.free[smaller].pop() {
@@ -124,7 +124,7 @@ impl IndexMut<usize> for BufferPool {
     }
 }
 
-/// The place in the list of sizes.
+/// The position in the list of sizes.
 fn size_for(len: usize) -> usize {
     SIZES.partition_point(|&size| size < len)
 }
@@ -165,7 +165,7 @@ mod tests {
         };
         let (small, large) = (take_all(1500), take_all(60_000));
         assert!(small >= 250 && large >= 13, "{small} {large}");
-        // What is large is used for small frames, too, before it is exchanged.
+        // A large buffer serves small frames, too, before it is exchanged.
         assert!(take_all(1500) >= large);
     }
 

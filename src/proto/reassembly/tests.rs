@@ -116,7 +116,7 @@ fn a_frame_in_crumbs_is_given_up() {
 #[test]
 fn every_second_piece_of_the_largest_frame_may_be_late() {
     let frame = vec![7; 65_535];
-    // What the narrowest path carries of a frame in one datagram.
+    // The bytes of a frame that the narrowest path carries in one datagram.
     let pieces: Vec<_> = frame.chunks(576 - 48 - 28 - 13).enumerate().collect();
     let (late, early): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|(n, _)| n % 2 == 0);
     let mut reassembly = Reassembly::new(65_535);
@@ -218,7 +218,7 @@ proptest! {
     }
 }
 
-/// What came out: a frame that was not cut, or segments of the super-frame of this number.
+/// An output: a frame that was not cut, or segments of the super-frame of this number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Out {
     Small(u8),
@@ -302,7 +302,7 @@ impl<'a> Receiver<'a> {
         self.reassembly.forget(self.newest);
     }
 
-    /// Nothing comes any more, and then very much.
+    /// Nothing arrives any more, and then very much.
     fn end(&mut self) {
         self.poll(Which::All);
         assert!(!self.reassembly.is_waiting());
@@ -310,7 +310,7 @@ impl<'a> Receiver<'a> {
         assert_eq!(self.reassembly.live.len(), 0);
     }
 
-    /// Streams are told apart by the upper half of their sequence numbers.
+    /// The upper half of their sequence numbers tells streams apart.
     fn number_of(&self, frame: &[u8]) -> usize {
         (self.sequence_of(frame) >> 20) as usize
     }
@@ -337,7 +337,7 @@ impl<'a> Receiver<'a> {
     }
 }
 
-/// Bytes of each stream that these datagrams bring, and whether an offload chunk is among them.
+/// The bytes of each stream that these datagrams bring, and whether an offload chunk is among them.
 struct Brought {
     bytes: Vec<Vec<bool>>,
     is_described: Vec<bool>,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Layouts against a stream that is cut by other code, and one field after the other that is wrong.
+//! Layouts against a stream that other code cuts, and one wrong field after the other.
 
 use proptest::{prelude::*, sample::Index};
 
@@ -104,7 +104,7 @@ proptest! {
     }
 }
 
-/// What is judged: the headers, what is said of them, the length, the largest segment.
+/// The input of the check: the headers, the claims about them, the length, the largest segment.
 struct Claim {
     head: Vec<u8>,
     offload: Offload,
