@@ -30,8 +30,8 @@ use patchcord::internals::{
         Counter, Lane, MessageType,
         chunk::{
             CHUNK_HEADER_LEN, Chunk, Chunks, CutFrame, FRAGMENT_HEADER_LEN, Fragment,
-            OFFLOAD_HEADER_LEN, PARTIAL_CHECKSUM_HEADER_LEN, emit_fragment_header, emit_frame_header,
-            emit_offload_header, emit_partial_checksum_header,
+            OFFLOAD_HEADER_LEN, PARTIAL_CHECKSUM_HEADER_LEN, emit_fragment_header,
+            emit_frame_header, emit_offload_header, emit_partial_checksum_header,
         },
         offload::{Checksum, Offload, Segmentation, Transport},
     },
@@ -730,7 +730,11 @@ impl Piece {
                 let frame = &built.frame[..built.frame.len().min(CHUNK)];
                 *is_honest &= built.is_honest && claim.is_right() && frame.len() < CHUNK;
                 let mut header = [0; PARTIAL_CHECKSUM_HEADER_LEN];
-                emit_partial_checksum_header(&mut header, claim.checksum(&built), frame.len() as u16);
+                emit_partial_checksum_header(
+                    &mut header,
+                    claim.checksum(&built),
+                    frame.len() as u16,
+                );
                 [&header[..], frame].concat()
             }
             Self::Fragment {

@@ -221,7 +221,10 @@ impl Frame {
     fn check_whole(&mut self, whole: Whole<'_>) {
         assert!(whole.frame == self.bytes(), "the frame is another one");
         assert!(!self.sent.contains(&false));
-        assert_eq!(whole.offload, self.original.pending.map(|pending| pending.offload));
+        assert_eq!(
+            whole.offload,
+            self.original.pending.map(|pending| pending.offload)
+        );
         assert_eq!(whole.layout, self.layout());
         self.hand_out(0..self.handed_out.len());
     }
@@ -342,7 +345,10 @@ impl Bench {
                 let cut_frame = lied(total, &frames[at]);
                 let offload = lied_offload(&frames[at], *checksum, *segmentation);
                 let mut head = frames[at].bytes().to_vec();
-                let headers_len = frames[at].original.pending.map_or(0, |pending| pending.headers_len);
+                let headers_len = frames[at]
+                    .original
+                    .pending
+                    .map_or(0, |pending| pending.headers_len);
                 head.truncate(match head_len {
                     0 => headers_len,
                     len => usize::from(*len),

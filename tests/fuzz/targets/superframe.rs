@@ -32,7 +32,9 @@ fuzz_target!(|input: Input| {
         } => (head.clone(), *total as usize % (1 << 24), offload.value()),
         Source::Valid { number, kind, len } => {
             let original = Original::new(*number, *kind, usize::from(*len), 1 << 16);
-            let Some(pending) = original.pending else { return };
+            let Some(pending) = original.pending else {
+                return;
+            };
             let total = original.frame.len();
             (original.frame, total, pending.offload)
         }
