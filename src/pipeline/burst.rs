@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Frames that one look at the TAP found.
+//! The frames that one visit to the TAP found.
 //!
-//! The queue of a TAP cannot be measured, only emptied. So a thread takes a burst out before it
-//! works on it: a full burst means that a queue stands ([`crate::proto::codel`]), and within a
-//! burst frames of small flows may go first.
+//! The queue of a TAP cannot be measured, only drained. So a thread reads a whole burst before it
+//! works on it: a full burst is the sign of a standing queue ([`crate::proto::codel`]), and within
+//! a burst frames of small flows may go first.
 
 use std::{io, ops::Range};
 
@@ -23,15 +23,15 @@ const BURST_FRAMES: usize = 128;
 const FIRST: usize = 64;
 /// A flow with a frame of this size in the burst is a bulk transfer; others may overtake it.
 const BULK_BYTES: usize = 2048;
-/// Bulk flows of a burst that are told apart; where there are more, no frame overtakes.
+/// Bulk flows of a burst that are distinguished; with more, no frame overtakes another.
 const BULK_FLOWS: usize = 8;
 
-/// A burst of frames, and their order of leaving. The default has no room.
+/// A burst of frames, and the order in which they leave. The default has no room.
 #[derive(Default)]
 pub(super) struct Burst {
     bytes: Box<[u8]>,
     frames: Vec<Entry>,
-    /// What the headers of each say, in the order in which they came.
+    /// The parsed headers of each, in the order of arrival.
     fields: Vec<Option<Fields>>,
     used: usize,
     is_full: bool,
@@ -43,15 +43,15 @@ pub(super) struct Burst {
 struct Entry {
     vnet: VnetHeader,
     bytes: Range<usize>,
-    /// Its place among those that came.
+    /// Its position in the order of arrival.
     place: u16,
 }
 
-/// What is known of a frame before anybody has done anything with it.
+/// A frame as it was read, before any processing.
 pub(super) struct Arrived<'a> {
-    /// What the kernel says of it.
+    /// The kernel's header of it.
     pub(super) vnet: VnetHeader,
-    /// What its headers say; none if it is too short for them.
+    /// Its parsed headers; `None` if it is too short for them.
     pub(super) fields: Option<Fields>,
     pub(super) buf: FrameBuf<'a>,
 }
@@ -69,10 +69,10 @@ impl Burst {
         }
     }
 
-    /// Replaces what is in it with what the TAP has, as much as there is room for.
+    /// Replaces its contents with the frames that the TAP has, as many as fit.
     ///
     /// # Errors
-    /// As [`TapQueue::try_read`]; what was read before can be used.
+    /// As [`TapQueue::try_read`]; the frames that were read before can be used.
     pub(super) fn fill(&mut self, tap: &TapQueue) -> io::Result<()> {
         self.frames.clear();
         self.fields.clear();
@@ -90,10 +90,10 @@ impl Burst {
                 bytes: start..end,
                 place: self.fields.len() as u16,
             });
-            // The one place where the headers of a frame of the overlay are read.
+            // The one place where the headers of a frame of the overlay are parsed.
             self.fields
                 .push(Fields::parse(&self.bytes[start..end]).ok());
-            // What follows begins on a cache line of its own, with room in front.
+            // The next frame begins on a cache line of its own, with room in front.
             self.used = (end + HEADROOM).next_multiple_of(FIRST);
         }
         self.is_full = true;
@@ -105,7 +105,7 @@ impl Burst {
         self.is_full
     }
 
-    /// Whether a bulk transfer has a part in it.
+    /// Whether it contains frames of a bulk transfer.
     pub(super) fn has_bulk(&self) -> bool {
         self.has_bulk
     }
@@ -119,8 +119,8 @@ impl Burst {
         lens.sum()
     }
 
-    /// Moves frames of flows without bulk to the front, if there is bulk at all; both groups stay in
-    /// their order. Returns how many there are.
+    /// Moves frames of flows without bulk to the front, if there is bulk at all; both groups keep
+    /// their order. Returns how many such frames there are.
     pub(super) fn put_small_flows_first(&mut self) -> usize {
         if !self.has_bulk {
             return 0;
@@ -161,7 +161,7 @@ impl Burst {
         flow_of(frame, fields.and_then(|it| it.of(frame).network()))
     }
 
-    /// The frame that leaves at this place.
+    /// The frame that leaves in this position.
     pub(super) fn frame(&mut self, at: usize) -> Arrived<'_> {
         let Entry { vnet, bytes, place } = self.frames[at].clone();
         Arrived {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Drives [`Node`] on the control thread: notices and timers in, tables and datagrams out.
 //!
-//! An event is carried out before the datagrams that follow it are sent: when the peer uses a new
-//! session, the data threads know it already.
+//! The task carries out an event before it sends the datagrams that follow: when the peer uses a
+//! new session, the data threads know it already.
 
 use std::{
     collections::HashMap,
@@ -46,8 +46,8 @@ use crate::{
     tripwire,
 };
 
-/// How long a name may take to be looked up before the log says so, and how soon one that failed is
-/// tried again.
+/// How long a name lookup may take before the log says so, and how soon a failed one is tried
+/// again.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(5);
 const RESOLVE_RETRY: Duration = Duration::from_secs(2);
 
@@ -68,17 +68,17 @@ pub(super) struct ControlTask {
     shared: Arc<Shared>,
     drops: Arc<Drops>,
     socket: UdpSocket,
-    /// Whose data gets to the lanes' sockets.
+    /// Decides whose data gets to the lanes' sockets.
     filter: Option<SessionFilter>,
     events: mpsc::Sender<EngineEvent>,
     underlay: Underlay,
     reply_sources: ReplySources,
-    /// Whose notice is next.
+    /// The peer whose notice is next.
     turn: usize,
-    /// What the owner was told.
+    /// The state that the owner was last told.
     was_reachable: bool,
     lookups: JoinSet<(PortId, Result<SocketAddr, NameError>)>,
-    /// Whose name is being looked up, or will be again, and since when.
+    /// Peers whose name is being looked up, or will be again, and since when.
     looking_up: HashMap<PortId, Instant>,
     /// How many addresses of each peer's name were tried, in the order of their ports: each lookup
     /// takes the next one, as the one before may be dead.
@@ -86,7 +86,7 @@ pub(super) struct ControlTask {
     /// One for each peer, in the order of their ports.
     meters: Vec<Meter>,
     reports: Reports,
-    /// What the owner was told of the peers.
+    /// The summary that the owner was last told.
     summary: String,
     icmp: Icmp,
 }
@@ -139,8 +139,8 @@ impl ControlTask {
             self.pump();
             let due = self.node.poll_timeout();
             tokio::select! {
-                // What comes at its own pace goes before what a peer can send without end, and that
-                // before what anybody can.
+                // Work that arrives at its own pace goes before work that a peer can send without
+                // end, and that before work that anyone can send.
                 biased;
                 () = sleep_until(due) => self.node.handle_timeout(now(), wall()),
                 Some(command) = commands.recv() => self.handle_command(command),
@@ -149,7 +149,8 @@ impl ControlTask {
                 changes = self.underlay.concerned() => self.handle_underlay_changes(&changes),
                 notice = self.shared.notices.next(&mut self.turn) => {
                     self.handle_notice(notice);
-                    // Nor must peers that send without end keep out the one that calls.
+                    // Peers that send without end must not keep out one that initiates a handshake
+                    // either.
                     if let Ok(handshake) = handshakes.try_recv() {
                         self.handle_handshake(&handshake);
                     }
@@ -255,7 +256,7 @@ impl ControlTask {
         }
     }
 
-    /// Carries out what the node wants.
+    /// Carries out what the node asks for.
     fn pump(&mut self) {
         let mut tables_changed = false;
         while let Some(event) = self.node.poll_event() {
@@ -332,7 +333,7 @@ impl ControlTask {
 
     /// Sends a datagram, or a train of datagrams of this length.
     fn send(&mut self, transmit: &Transmit, len: usize) {
-        // A probe that is too big is an answer in itself; what is lost is sent again in time.
+        // A probe that is too big is an answer in itself; a lost datagram is sent again in time.
         let local = self.reply_sources.to(transmit.to);
         let sent = self
             .socket
@@ -341,7 +342,7 @@ impl ControlTask {
             return;
         };
         if let SendError::TooBig { .. } = error {
-            // What a train has says nothing of the size that was asked for.
+            // The error for a train says nothing about the size that was probed.
             if transmit.datagram.len() == len {
                 self.node.handle_refused(now(), transmit);
             }
@@ -373,8 +374,8 @@ impl ControlTask {
 
     // Names.
 
-    /// Looks the peer's name up, and again until it is found. One that is under way is enough: calls
-    /// in vain ask for it every few seconds, in an outage for hours.
+    /// Looks the peer's name up, and again until it resolves. One lookup at a time is enough:
+    /// failed attempts ask for one every few seconds, in an outage for hours.
     fn look_up(&mut self, port: PortId, delay: Duration) {
         let place = usize::from(port.0) - 1;
         let Some((_, Some(host))) = self.labels.get(place) else {
@@ -387,8 +388,8 @@ impl ControlTask {
         let (host, turn) = (host.clone(), self.turns[place]);
         self.lookups.spawn(async move {
             tokio::time::sleep(delay).await;
-            // For as long as it takes: with a dead name server before one that works, longer than
-            // anybody would wait.
+            // For as long as it takes: with a dead name server before one that works, longer than a
+            // user would wait.
             let found = match resolver::look_up(&host).await {
                 Ok(all) => {
                     let address = all.get(turn % all.len().max(1)).copied();
@@ -422,7 +423,7 @@ impl ControlTask {
         }
     }
 
-    // What `show` and the log say.
+    // The name in `show` and in the log.
 
     fn name(&self, port: PortId) -> &str {
         name(&self.labels, port)
@@ -433,7 +434,7 @@ impl ControlTask {
         tripwire::task("control");
         let now = now();
         self.shared.notices.report_late_moves();
-        // The data threads only count these; the log has to say what they mean.
+        // The data threads only count these; the log must explain them.
         if let Some(from) = self.shared.take_bad_mac() {
             self.log_refusal(&Refused {
                 reason: DropReason::BadMac,
@@ -450,7 +451,7 @@ impl ControlTask {
         let names = self.labels.iter().map(|(name, _)| name.as_str());
         let summary = reports::summary(&names.zip(&views).collect::<Vec<_>>());
         if summary != self.summary {
-            // Told with the next tick if the owner is behind.
+            // Reported with the next tick if the owner is behind.
             let event = EngineEvent::Summary(summary.clone());
             if self.events.try_send(event).is_ok() {
                 self.summary = summary;
@@ -475,7 +476,7 @@ impl ControlTask {
         }
     }
 
-    /// Name servers that do not answer keep a look-up from failing, for up to a minute.
+    /// Name servers that do not answer delay the failure of a lookup, for up to a minute.
     fn note_late_names(&mut self, now: Instant) {
         let is_late = |since: &Instant| now.saturating_duration_since(*since) >= RESOLVE_PATIENCE;
         let late = self.looking_up.iter().filter(|(_, since)| is_late(since));
@@ -555,7 +556,7 @@ fn name(labels: &[Label], port: PortId) -> &str {
         .map_or("?", |(name, _)| name)
 }
 
-/// The C library says in words only why a name was not found (gai_strerror(3)).
+/// The C library says only in words why a name was not found (gai_strerror(3)).
 fn name_error(error: &std::io::Error) -> NameError {
     let words = error.to_string();
     let is_unknown = [
@@ -648,7 +649,7 @@ mod tests {
     fn a_name_is_looked_up_once_at_a_time() {
         block_on(async {
             let mut task = task();
-            // An outage: attempts go on, and no answer comes.
+            // An outage: attempts continue, and no answer arrives.
             for _ in 0..5 {
                 task.look_up(PEER, Duration::from_secs(3600));
             }
@@ -674,7 +675,7 @@ mod tests {
         });
     }
 
-    /// Notices without end, as a peer that sends all the time makes them.
+    /// Notices without end, as a peer that sends all the time causes them.
     fn flood(task: &ControlTask) -> impl Future<Output = ()> + use<> {
         let shared = task.shared.clone();
         async move {

@@ -5,8 +5,9 @@
 //! 2. seal              `Train::seal`          any order (a worker, when staged)
 //! 3. send              `UdpTx::send`          in order again
 //!
-//! Each thread that sends frames has one of its own, on a lane of its own: the outbound threads, and
-//! in a hub the inbound ones for what they pass on. Functions appear in this order.
+//! Each thread that sends frames has a `Dispatch` of its own, on a lane of its own: the outbound
+//! threads, and in a hub the inbound ones for the frames that they forward. Functions appear in
+//! this order.
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
@@ -33,23 +34,23 @@ use crate::{
 
 /// Trains that may be filling at the same time, one for each peer that has frames in this batch.
 const INLINE_TRAINS: usize = 32;
-/// … where the others of the pool are at work meanwhile.
+/// … where the others of the pool are being sealed or sent meanwhile.
 const STAGED_TRAINS: usize = 8;
 /// There is always an empty one while fewer than these fill.
 const NO_TRAIN: DropReason = DropReason::Switch(patchcord_bridge::DropReason::NoPort);
 
-/// Where full trains go.
+/// The destination of full trains.
 pub(super) enum TrainSink {
-    /// Sealed and sent on the spot.
+    /// Sealed and sent in this thread.
     Inline { udp_tx: UdpTx, empties: Vec<Train> },
-    /// To the workers.
+    /// Handed to the workers.
     Staged(Dealer<Train>),
-    /// Sealed on the spot, and kept for the test.
+    /// Sealed in this thread, and kept for the test.
     #[cfg(fuzzing)]
     Kept { kept: Kept, empties: Vec<Train> },
 }
 
-/// Sealed datagrams, and the ports of those to whom they would go.
+/// Sealed datagrams, and the ports of their peers.
 #[cfg(fuzzing)]
 pub(super) type Kept = Arc<std::sync::Mutex<Vec<(PortId, Vec<u8>)>>>;
 
@@ -65,7 +66,7 @@ pub(super) struct Dispatch {
     /// A train is being changed.
     is_busy: bool,
     scratch: Vec<u8>,
-    /// When the present batch came.
+    /// When the present batch arrived.
     now: Instant,
 }
 
@@ -95,9 +96,9 @@ impl Dispatch {
         self.now = now;
     }
 
-    /// The same as [`Self::push`] for the frame with another tag; it has its own again afterwards. What
-    /// is open in it is finished here if a peer would not believe it. `network` is where the frame's
-    /// network header is before the edit.
+    /// The same as [`Self::push`] for the frame with another tag; it has its own again afterwards.
+    /// Its pending offload is finished here if a peer would refuse it. `network` is the position of
+    /// the frame's network header before the edit.
     pub(super) fn push_edited(
         &mut self,
         tables: &Tables,
@@ -206,7 +207,7 @@ impl Dispatch {
         }
     }
 
-    /// Sends what is waiting for more.
+    /// Sends the trains that wait for more frames.
     pub(super) fn depart_all(&mut self) {
         let was_busy = std::mem::replace(&mut self.is_busy, true);
         while let Some(last) = self.filling.len().checked_sub(1) {
@@ -244,8 +245,8 @@ impl Dispatch {
         }
     }
 
-    /// After a panic: if it was over a train, what was laid out is lost. There are as many trains as
-    /// before.
+    /// After a panic: if a train was being changed, its frames are lost. The number of trains stays
+    /// the same.
     #[cold]
     pub(super) fn recover(&mut self) {
         if !std::mem::take(&mut self.is_busy) {
@@ -255,7 +256,7 @@ impl Dispatch {
         match &mut self.sink {
             TrainSink::Inline { empties, .. } => {
                 drop(filling);
-                // The one in hand was lost.
+                // The train in hand was lost.
                 empties.resize_with(self.most_filling, Train::default);
             }
             #[cfg(fuzzing)]
@@ -263,7 +264,7 @@ impl Dispatch {
                 drop(filling);
                 empties.resize_with(self.most_filling, Train::default);
             }
-            // These go round, and no train is in hand for long enough to be lost.
+            // These are passed around, and no train is in hand for long enough to be lost.
             TrainSink::Staged(dealer) => {
                 for (_, mut train) in filling {
                     train.clear();
@@ -318,7 +319,7 @@ pub(super) struct UdpTx {
 }
 
 impl UdpTx {
-    /// The place of a destination in `senders` is that of its peer.
+    /// The position of a destination in `senders` is that of its peer.
     pub(super) fn new(shared: Arc<Shared>, senders: Senders) -> Self {
         Self {
             drops: shared.new_drops(),
@@ -328,7 +329,7 @@ impl UdpTx {
         }
     }
 
-    /// Sends what the workers have sealed until the first step has ended.
+    /// Sends the trains that the workers have sealed until the first step has ended.
     pub(super) fn run(mut self, mut sealed: Collector<Train>, heartbeat: &Heartbeat) {
         let mut recovery = Recovery::new(self.shared.clone());
         heartbeat.rest();
@@ -369,7 +370,8 @@ impl UdpTx {
         session.traffic.outbound.add_datagrams(sent);
     }
 
-    /// Where a datagram leaves from, if the kernel is to be told, and whether it may be part of a train.
+    /// The source address of a datagram, if the kernel is to be told, and whether it may be part of
+    /// a train.
     fn send_options(&mut self, port: PortId, to: SocketAddr) -> (Option<Local>, bool) {
         let tables = self.tables.load();
         let route = tables.route(port);
@@ -379,7 +381,7 @@ impl UdpTx {
         }
     }
 
-    /// Counts what did not leave of so many datagrams.
+    /// Counts how many of these datagrams were not sent.
     fn count_failed(&self, failure: &SendFailure, port: PortId, datagrams: usize) {
         let failed = datagrams.saturating_sub(failure.sent) as u64;
         if let SendError::TooBig { .. } = failure.error {
@@ -414,8 +416,8 @@ mod tests {
         tci: 7,
     };
 
-    /// What arrives at the peer, on a path that carries datagrams of this size: frames, and whether
-    /// something is open in them.
+    /// The frames that arrive at the peer, on a path that carries datagrams of this size, and
+    /// whether each has a pending offload.
     fn arrived(
         frame: &[u8],
         pending: PendingOffload,
@@ -474,7 +476,7 @@ mod tests {
         frames
     }
 
-    /// With so many bytes of headers.
+    /// With this many bytes of headers.
     fn stream(headers: usize, transport: Transport, size: u16, payload: usize) -> Stream {
         let units = (headers - 14 - 40 - 8) / 8;
         let stream = Stream {
@@ -520,7 +522,7 @@ mod tests {
 
     #[test]
     fn a_partial_checksum_that_no_peer_would_believe_is_finished() {
-        // The longest that stays open, one that a tag makes too long, and two that always are.
+        // The longest that stays pending, one that a tag makes too long, and two that always are.
         for (headers, edit, is_partial) in [
             (246, PUSH, true),
             (254, TagEdit::Keep, true),

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The FDB for the command line and for controllers: read in pages, summed up in numbers, and changed
-//! on request.
+//! The FDB for the command line and for controllers: read in pages, summarised in counts, and
+//! changed on request.
 //!
-//! Called by the control task, which is the only one that assigns addresses; the data threads use the
-//! table meanwhile. Nothing here takes long: a large table is read in pages.
+//! Called by the control task, which alone assigns addresses; the data threads use the table
+//! meanwhile. Nothing here takes long: a large table is read in pages.
 
 use patchcord_bridge::{
     Fdb, MacAddr, ParseMacError, PortId, Vid,
@@ -19,10 +19,10 @@ use crate::control::message::{
 /// Addresses in a status, and in a page: some 150 KiB of JSON, which also fits a line of the host's
 /// socket.
 const PAGE: usize = 1000;
-/// Rows that are searched for a page.
+/// Buckets that are searched for a page.
 const BUCKETS_AT_ONCE: usize = 8192;
 
-/// The table, and what its ports are called.
+/// The table, and the names of its ports.
 pub(super) struct Addresses<'a> {
     pub(super) fdb: &'a Fdb,
     /// The names of the peers, in the order of their ports.
@@ -30,7 +30,7 @@ pub(super) struct Addresses<'a> {
     pub(super) now_s: u32,
 }
 
-/// Why a request is refused; the text says what to do.
+/// Why a request is refused; the text states the remedy.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum Refusal {
     #[error("`{text}` is not an Ethernet address: {source}")]
@@ -98,7 +98,7 @@ impl Addresses<'_> {
         (first, omitted)
     }
 
-    /// The table in numbers.
+    /// The counts of the table.
     pub(super) fn summary(&self) -> SwitchStatus {
         let counters = self.fdb.counters();
         let moves = self.fdb.last_moves().into_iter().map(|seen| MoveStatus {
@@ -185,7 +185,7 @@ impl Addresses<'_> {
                 known,
                 remedy: "only a higher one counts now",
             },
-            // Full, and whatever else there may be some day: nothing fits.
+            // Full, or any reason that is added later: nothing fits.
             _ => {
                 let bucket = self.fdb.bucket_of(vid, mac);
                 let taken = self.fdb.entries_in(bucket..bucket + 1, self.now_s);
@@ -270,7 +270,7 @@ impl Addresses<'_> {
         }
     }
 
-    /// What `show` calls the port.
+    /// The name of the port in `show`.
     fn name(&self, port: PortId) -> String {
         let mut ports = self.ports();
         ports.nth(port.0.into()).unwrap_or("?").to_owned()
@@ -431,7 +431,7 @@ mod tests {
         }
         let text = refused(&table, &del(10, Some(7)));
         assert!(text.contains("number 8 before, and is on b"), "{text}");
-        // The station comes here, and so is no longer where the controller said.
+        // The station moves here, so the controller's entry is outdated.
         let vid = Vid::new(10).unwrap();
         fdb.learn(vid, station(1), PortId::TAP, NOW_S);
         let text = refused(&table, &del(10, Some(8)));
@@ -496,7 +496,7 @@ mod tests {
             assert_eq!(fdb.entries(NOW_S).count(), 0, "{request:?}");
         }
 
-        // A learned address makes room for an assigned one; the ninth assigned one finds none.
+        // A learned address is evicted for an assigned one; the ninth assigned one finds no slot.
         fdb.learn(Vid::UNTAGGED, station(99), PortId(1), NOW_S);
         for name in 2..10 {
             let mac = format!("02:00:00:00:00:{name:02x}");
@@ -563,7 +563,7 @@ mod tests {
         macs.sort();
         macs.dedup();
         assert_eq!(macs.len(), 10_000, "each once");
-        // However few are meant, no request takes long.
+        // However few addresses match, no request takes long.
         let rare = FdbShow {
             vid: Some(7),
             ..FdbShow::default()
@@ -576,7 +576,7 @@ mod tests {
             next: Some(BUCKETS_AT_ONCE as u32),
         };
         assert_eq!(page, expected);
-        // A place that there is not.
+        // A position that does not exist.
         let beyond = FdbShow {
             from: u32::MAX,
             ..FdbShow::default()
@@ -590,7 +590,7 @@ mod tests {
         let fdb = table(8192);
         fdb.learn(Vid::UNTAGGED, station(1), PortId::TAP, 90);
         fdb.learn(Vid::UNTAGGED, station(1), PortId(2), 95);
-        // A data thread that has looked at the clock after the control task has.
+        // A data thread that has read the clock after the control task has.
         fdb.learn(Vid::UNTAGGED, station(1), PortId(7), NOW_S + 1);
         let summary = addresses(&fdb).summary();
         let seen = |from: &str, to: &str, age_s| MoveStatus {

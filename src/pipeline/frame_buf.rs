@@ -3,8 +3,9 @@
 
 use patchcord_bridge::{EDIT_BYTES, TagEdit};
 
-/// Bytes of the shortest Ethernet frame without its check sequence (IEEE 802.3). One that loses its tag
-/// is filled up with zeros again, since no card that sends it on knows how long it was.
+/// Bytes of the shortest Ethernet frame without its check sequence (IEEE 802.3). A frame that loses
+/// its tag is padded with zeros again, since no network card that forwards it knows how long it
+/// was.
 pub(super) const MIN_FRAME: usize = 60;
 /// Room in front of a frame, for a tag.
 pub(super) const HEADROOM: usize = 4;
@@ -18,7 +19,7 @@ impl<'a> FrameBuf<'a> {
         Self(room)
     }
 
-    /// Of a copy in `room`, in the place of what that holds.
+    /// Of a copy in `room`, replacing its contents.
     pub(super) fn copy(room: &'a mut Vec<u8>, parts: &[&[u8]]) -> Self {
         room.clear();
         room.extend_from_slice(&[0; HEADROOM]);
@@ -36,13 +37,13 @@ impl<'a> FrameBuf<'a> {
         &mut self.0[HEADROOM..]
     }
 
-    /// Leaves so many bytes of the frame.
+    /// Keeps this many bytes of the frame.
     pub(super) fn truncate(&mut self, len: usize) {
         let room = std::mem::take(&mut self.0);
         self.0 = &mut room[..HEADROOM + len];
     }
 
-    /// Leaves so many bytes at the front of the frame out.
+    /// Removes this many bytes from the front of the frame.
     pub(super) fn skip(&mut self, len: usize) {
         let room = std::mem::take(&mut self.0);
         self.0 = &mut room[len..];

@@ -53,7 +53,7 @@ const ONWARD: [Lane; 2] = [Lane(2), Lane(3)];
 /// The largest UDP payload of IPv4.
 const MAX_DATAGRAM: usize = 65_507;
 
-/// What a node is like.
+/// The configuration of a node.
 pub struct ChainConfig {
     /// The switch, with a port for the device and one for each peer.
     pub switch: SwitchConfig,
@@ -63,22 +63,22 @@ pub struct ChainConfig {
     pub max_frame: u32,
     /// Whether the device takes partial checksums and super-frames.
     pub takes_offloads: bool,
-    /// What it does not take.
+    /// The frames that it refuses.
     pub refusals: Refusals,
     /// The largest datagram on the path to each peer; without one there is no session.
     pub paths: Vec<Option<usize>>,
-    /// How received datagrams are shared out.
+    /// The threads that received datagrams pass through.
     pub plan: Plan,
 }
 
-/// Which threads receive, open and deliver.
+/// Which threads receive, decrypt and deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// One does all of it, datagram by datagram.
     Inline,
-    /// A worker opens a batch, and another thread delivers it.
+    /// A worker decrypts a batch, and another thread delivers it.
     Staged,
-    /// Two have lanes of their own. The first receives everything and hands over.
+    /// Two have lanes of their own. The first receives everything and hands datagrams over.
     TwoLanes,
 }
 
@@ -87,21 +87,21 @@ pub enum Plan {
 pub enum Damage {
     /// Nothing.
     None,
-    /// These bits of this byte, counted round from the start, are inverted.
+    /// These bits of this byte, counted modulo the length, are inverted.
     Flip(u16, u8),
-    /// So many bytes arrive.
+    /// Only this many bytes arrive.
     Cut(u16),
 }
 
 /// A datagram of a peer, before it is sealed.
 pub struct Arriving<'a> {
-    /// Of whom.
+    /// Its sender.
     pub peer: PortId,
     /// A frame, or chunks.
     pub message_type: MessageType,
     /// Lane and sequence number.
     pub counter: Counter,
-    /// What it holds; cut off where no UDP datagram is longer.
+    /// Its plaintext; cut off where no UDP datagram is longer.
     pub plaintext: &'a [u8],
     /// After it was sealed.
     pub damage: Damage,
@@ -127,9 +127,9 @@ impl Arriving<'_> {
     }
 }
 
-/// A datagram on its way to a peer, opened with the keys that the peer has.
+/// A datagram on its way to a peer, decrypted with the keys that the peer has.
 pub struct Departed {
-    /// To whom.
+    /// Its destination.
     pub peer: PortId,
     /// Its size on the wire.
     pub sealed_len: usize,
@@ -137,11 +137,11 @@ pub struct Departed {
     pub message_type: MessageType,
     /// Lane and sequence number.
     pub counter: Counter,
-    /// What it holds.
+    /// Its plaintext.
     pub plaintext: Vec<u8>,
 }
 
-/// What a thread that receives owns.
+/// The state of a receiving thread.
 struct InboundThread {
     shard_queues: Option<ShardQueues>,
     rx_batch: RxBatch,
@@ -245,7 +245,7 @@ impl Chain {
         }
     }
 
-    /// What was received goes to whose it is, is opened, and is delivered.
+    /// Received datagrams go to the thread that owns them, are decrypted, and are delivered.
     fn take_batch(&mut self) {
         for place in 0..self.inbound.len() {
             let thread = &mut self.inbound[place];
@@ -273,7 +273,7 @@ impl Chain {
         }
     }
 
-    /// Nothing came for a while.
+    /// Nothing arrived for a while.
     pub fn give_up_waiting(&mut self) {
         for thread in &mut self.inbound {
             thread.delivery.forward_incomplete(&mut self.recovery);
@@ -281,7 +281,7 @@ impl Chain {
         self.run_slow_path();
     }
 
-    /// One burst of frames off the device, what does not fit waits for the next call.
+    /// Reads one burst of frames from the device; frames that do not fit wait for the next call.
     pub fn read(&mut self, frames: impl IntoIterator<Item = Described>) {
         for frame in frames {
             self.device.put(frame);
@@ -291,7 +291,7 @@ impl Chain {
         self.run_slow_path();
     }
 
-    /// Queues stand: the next sender of much is told so, in both directions.
+    /// The queues are standing: the next bulk flow is signalled, in both directions.
     pub fn keep_queues_standing(&mut self) {
         for thread in &mut self.inbound {
             thread.delivery.insist_on_signal();
@@ -299,7 +299,7 @@ impl Chain {
         self.outbound.insist_on_signal();
     }
 
-    /// What was written to the device since this was last asked.
+    /// The frames that were written to the device since the last call.
     pub fn take_written(&self) -> Vec<Described> {
         self.device.take_written()
     }
@@ -309,27 +309,27 @@ impl Chain {
         self.device.refused()
     }
 
-    /// What was sent since this was last asked.
+    /// The datagrams that were sent since the last call.
     ///
     /// # Panics
-    /// When a datagram cannot be opened by the one that it is for.
+    /// When a datagram cannot be decrypted with the keys of its destination.
     pub fn take_departed(&self) -> Vec<Departed> {
         let kept = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
         let opened = |(peer, datagram)| opened(&self.sessions, peer, datagram);
         kept.into_iter().map(opened).collect()
     }
 
-    /// What was counted as lost.
+    /// The counted drops.
     pub fn drops(&self) -> Vec<(DropReason, u64)> {
         self.shared.total_drops()
     }
 
-    /// Frames that came from the device and went to it.
+    /// Frames that were read from the device and written to it.
     pub fn device_frames(&self) -> [u64; 2] {
         [&self.shared.tap.outbound, &self.shared.tap.inbound].map(|way| way.frames())
     }
 
-    /// As much of the slow path as moves frames: it knows no answer and passes questions on.
+    /// The part of the slow path that moves frames: it knows no answer and passes requests on.
     fn run_slow_path(&mut self) {
         while let Ok(punted) = self.punted.try_recv() {
             let PuntedFrame {
@@ -396,10 +396,10 @@ fn tables(sessions: &Sessions, paths: &[Option<usize>]) -> Tables {
     }
 }
 
-/// Each is one with itself: what is sealed under it can be opened under it.
+/// Each is a session with itself: what is sealed under it can be opened under it.
 type Sessions = [Arc<Session>; MAX_PEERS];
 
-/// Keys cost time, and a session has no state but its counters: it lasts until it is old.
+/// Keys cost time, and a session has no state but its counters: it lasts until it is too old.
 fn sessions() -> Sessions {
     const OLD: Duration = Duration::from_secs(60);
     static SESSIONS: Mutex<Option<Sessions>> = Mutex::new(None);

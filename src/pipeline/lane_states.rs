@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What each lane of each session has received, and in which lanes frames are unfinished.
+//! The receive state of each lane of each session, and which lanes have unfinished frames.
 //!
-//! A delivering thread has one [`Lanes`]. After each batch it looks at the lanes that this batch left
-//! unfinished, or an earlier one did: how many others there are makes no difference.
+//! A delivering thread has one [`Lanes`]. After each batch it visits the lanes that this batch, or
+//! an earlier one, left unfinished: the number of other lanes makes no difference.
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
@@ -19,7 +19,7 @@ use crate::{
 
 type Key = (SessionIndex, Lane);
 
-/// What a lane of a session has received.
+/// The receive state of a lane of a session.
 pub(super) struct LaneState {
     pub(super) session: Arc<Session>,
     pub(super) window: ReplayWindow,
@@ -29,7 +29,7 @@ pub(super) struct LaneState {
     pub(super) is_busy: bool,
     /// Its frames have made this thread panic.
     pub(super) refused_until: Option<Instant>,
-    /// When the latest batch with a datagram of it came.
+    /// When the latest batch with a datagram of it arrived.
     pub(super) last_arrival: Instant,
     /// Whether it is in [`Unfinished`].
     is_listed: bool,
@@ -57,12 +57,12 @@ pub(super) struct Lanes {
     unfinished: Unfinished,
 }
 
-/// The lanes to look at after a batch, each once. It has room for all of them.
+/// The lanes to visit after a batch, each once. It has room for all of them.
 #[derive(Default)]
 pub(super) struct Unfinished(Vec<Key>);
 
 impl Unfinished {
-    /// After each datagram of the lane.
+    /// Called after each datagram of the lane.
     pub(super) fn note(&mut self, key: Key, lane: &mut LaneState) {
         if !lane.is_listed && lane.reassembly.is_unfinished() {
             lane.is_listed = true;
@@ -92,8 +92,8 @@ impl Lanes {
         Ok((lane, unfinished))
     }
 
-    /// Has `look` at each lane that is unfinished, which says whether it has to be looked at again even
-    /// if nothing comes for it. True if one has.
+    /// Calls `look` for each unfinished lane; it returns whether the lane must be visited again
+    /// even if nothing arrives for it. True if one must.
     pub(super) fn poll_unfinished(&mut self, mut look: impl FnMut(&mut LaneState) -> bool) -> bool {
         let Self { all, unfinished } = self;
         let mut place = 0;
@@ -111,7 +111,7 @@ impl Lanes {
         !unfinished.0.is_empty()
     }
 
-    /// Forgets all others.
+    /// Removes all others.
     pub(super) fn retain(&mut self, mut is_kept: impl FnMut(SessionIndex, &LaneState) -> bool) {
         let Self { all, unfinished } = self;
         all.retain(|&(receiver, _), lane| is_kept(receiver, lane));
@@ -198,7 +198,7 @@ mod tests {
             count
         };
         assert_eq!(looked_at(&mut lanes, true), 0);
-        // One that is complete, and two that are not; each once, however many pieces come.
+        // One that is complete, and two that are not; each once, however many pieces arrive.
         for (key, offset) in [(0, 0), (0, 100), (1, 0), (2, 100)] {
             add(&mut lanes, keys[key], piece(1, offset));
         }
@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(looked_at(&mut lanes, true), 3);
         assert_eq!(looked_at(&mut lanes, false), 3);
         assert_eq!(looked_at(&mut lanes, true), 0, "nothing waits any more");
-        // What comes later counts again.
+        // A later piece counts again.
         add(&mut lanes, keys[2], piece(2, 0));
         assert_eq!(looked_at(&mut lanes, true), 1);
         lanes.retain(|receiver, _| receiver != keys[2].0);

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which inbound thread a lane belongs to, and the way there for datagrams that arrive elsewhere.
+//! Which inbound thread a lane belongs to, and how datagrams that arrive elsewhere reach it.
 //!
-//! A lane's replay window and unfinished frames belong to one thread, whose socket gets the lane's
-//! datagrams. Not all of them: the network stack may merge datagrams of several lanes into one train,
-//! and then looks at the first of them only. The thread that receives such a train copies what
-//! belongs to others into their inboxes, still sealed. The price for a thread that owns all that it
-//! receives is a look at each datagram's lane, and one at an empty inbox for each batch.
+//! A lane's replay window and unfinished frames belong to one thread, whose socket receives the
+//! lane's datagrams. There are exceptions: the network stack may merge datagrams of several lanes
+//! into one train, and then considers only the first of them. The thread that receives such a train
+//! copies the datagrams of other threads into their inboxes, still sealed. A thread that owns all
+//! that it receives pays for this with a check of each datagram's lane, and of an empty inbox for
+//! each batch.
 //!
 //! No thread waits for another one: a full inbox drops. Datagrams keep the order in which they pass
-//! through an inbox, but not against those that come by the owner's own socket meanwhile. Senders of
-//! this program see to it that trains are not mixed; see `io::udp`.
+//! through an inbox, but not relative to those that arrive on the owner's own socket meanwhile.
+//! Senders that run this program do not mix lanes in a train; see `io::udp`.
 
 use std::{
     io,
@@ -53,13 +54,13 @@ impl Shard {
         self.owner(lane) == self.place
     }
 
-    /// The place of a lane's thread. As the kernel hands datagrams to sockets: lane 1 to the first, a
-    /// lane beyond the last to the first again, and the control lane to the first.
+    /// The position of a lane's thread. As the kernel hands datagrams to sockets: lane 1 to the
+    /// first, a lane beyond the last to the first again, and the control lane to the first.
     pub(super) fn owner(self, lane: Lane) -> usize {
         usize::from(lane.0).saturating_sub(1) % self.threads
     }
 
-    /// Whose thread is to have `datagram`. What is not data may stay where it is.
+    /// The thread that owns `datagram`. A datagram that is not data may stay where it is.
     fn owner_of(self, datagram: &[u8]) -> usize {
         match MessageType::of(datagram) {
             Ok(MessageType::Frame | MessageType::Chunks) => DataHeader::parse(datagram)
@@ -76,12 +77,12 @@ struct WorkItem {
     bytes: Vec<u8>,
 }
 
-/// The way to the threads of lanes.
+/// The sending half of the queues between the threads of lanes.
 pub(super) struct ShardSender {
     shard: Shard,
-    /// Of every thread, in the order of their places.
+    /// Of every thread, in the order of their positions.
     inboxes: Arc<[Inlet<WorkItem, Waker>]>,
-    /// Buffers of items that were taken in, for the next ones.
+    /// Buffers of consumed items, for the next ones.
     spare: Receiver<Vec<u8>>,
     drops: Arc<Drops>,
 }
@@ -125,7 +126,7 @@ impl ShardQueues {
         self.sender.shard
     }
 
-    /// The way to these threads for one that has no lane.
+    /// The sending half for a thread that has no lane.
     pub(super) fn sender(&self, drops: Arc<Drops>) -> ShardSender {
         let threads = self.sender.shard.threads;
         ShardSender {
@@ -139,8 +140,8 @@ impl ShardQueues {
         }
     }
 
-    /// Waits for the two descriptors, which are at 0 and 1 of the answer, and for what others have
-    /// received for this thread.
+    /// Waits for the two descriptors, which are at 0 and 1 of the answer, and for datagrams that
+    /// others have received for this thread.
     pub(super) fn wait(
         &self,
         socket: BorrowedFd<'_>,
@@ -154,7 +155,8 @@ impl ShardQueues {
         Ok(ready)
     }
 
-    /// Fills `batch` with what others have received for this thread. False if there is nothing.
+    /// Fills `batch` with datagrams that others have received for this thread. False if there are
+    /// none.
     pub(super) fn take_in(&self, batch: &mut RecvBatch) -> bool {
         if self.inbox.is_empty() {
             return false;
@@ -168,12 +170,13 @@ impl ShardQueues {
             // There is room for every buffer.
             let _ = self.used.try_send(item.bytes);
         }
-        // What is left comes after a look at the socket.
+        // The rest follows after a check of the socket.
         self.inbox.leave_rest();
         true
     }
 
-    /// Hands on what was received for others. It stays in `batch`, and the decryptor skips it.
+    /// Passes on datagrams that were received for others. They stay in `batch`, and the decryptor
+    /// skips them.
     pub(super) fn pass_on(&self, batch: &mut RecvBatch) {
         if self.sender.shard.threads > 1 {
             self.sender.send_others(batch);
@@ -205,7 +208,7 @@ impl ShardSender {
         }
     }
 
-    /// Hands datagrams to the thread of this place.
+    /// Hands datagrams to the thread in this position.
     pub(super) fn send(&self, owner: usize, from: Caller, stride: usize, datagrams: &[u8]) {
         let inbox = &self.inboxes[owner];
         let count = || datagrams.len().div_ceil(stride) as u64;
@@ -253,7 +256,7 @@ mod tests {
         batch
     }
 
-    /// The lanes of what is in a batch.
+    /// The lanes of the datagrams in a batch.
     fn lanes(batch: &mut RecvBatch) -> Vec<u8> {
         let lanes = |mut received: crate::io::udp::Received<'_>| {
             assert_eq!((received.from, received.stride), (FROM.into(), 100));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How often a line may be logged that others can cause: once in an interval for each topic, and for a
-//! bounded number of topics, since a host that forges addresses can use any number of them.
+//! How often a line that others can cause may be logged: once in an interval for each topic, and
+//! for a bounded number of topics, since a host that forges addresses can use any number of them.
 
 use std::{
     collections::HashMap,
@@ -12,9 +12,10 @@ use std::{
 #[derive(Debug)]
 pub(super) struct LogRate<T> {
     topics: HashMap<T, Quiet>,
-    /// So many are told apart at the same time. Lines about others are left out, and counted.
+    /// This many topics are distinguished at the same time. Lines about others are left out, and
+    /// counted.
     room: usize,
-    /// Lines of topics for which there was no place.
+    /// Lines of topics for which there was no room.
     others: u64,
 }
 
@@ -24,17 +25,17 @@ struct Quiet {
     left_out: u64,
 }
 
-/// What a line that may be logged should say beside its own news.
+/// What a line that may be logged should add about lines that were left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct LeftOut {
-    /// Lines of the same topic since it was logged last.
+    /// Lines of the same topic since it was last logged.
     pub(super) repeated: Option<u64>,
-    /// Lines of topics that were too many.
+    /// Lines of topics beyond the limit.
     pub(super) others: Option<u64>,
 }
 
 impl<T: Eq + Hash> LogRate<T> {
-    /// For so many topics at the same time.
+    /// For this many topics at the same time.
     pub(super) fn new(room: usize) -> Self {
         Self {
             topics: HashMap::new(),

@@ -10,10 +10,10 @@
 //!                            │ control: proto::Node│                       async, one thread
 //!                            └─────────────────────┘
 //! ```
-//! [`Engine::start`] is given the TAP's queues and the sockets, chooses the core plan and starts the
+//! [`Engine::start`] takes the TAP's queues and the sockets, chooses the core plan and starts the
 //! threads; it knows nothing of configuration files, interfaces or providers. Tables reach the data
-//! threads as immutable snapshots, and what they notice reaches the control task through a bounded
-//! channel.
+//! threads as immutable snapshots, and observations of the data threads reach the control task
+//! through a bounded channel.
 
 mod burst;
 pub(crate) mod clock;
@@ -85,7 +85,7 @@ use crate::{
 
 pub(crate) use self::view::{EngineEvent, EngineView, PortView, Stopped};
 
-/// What an engine works with.
+/// The inputs of an engine.
 pub(crate) struct EngineConfig {
     /// Identity and ciphers; the number of lanes is that of the queues.
     pub node: NodeConfig,
@@ -93,20 +93,20 @@ pub(crate) struct EngineConfig {
     pub peers: Vec<EnginePeer>,
     /// The switch between the TAP and the peers, with a port for each.
     pub switch: SwitchConfig,
-    /// Whether loops are looked for with probes, and cut.
+    /// Whether to probe for loops, and to cut them.
     pub loop_guard: bool,
     /// Whether this node is an IGMP and MLD querier.
     pub querier: bool,
-    /// Whether there is no switch but a wire: two ports, and what comes in by one leaves by the other,
-    /// whatever it is. For a single peer.
+    /// Whether the engine is a wire instead of a switch: two ports, and each frame that arrives on
+    /// one leaves by the other, whatever it is. For a single peer.
     pub wire: bool,
     /// How to use the cores.
     pub plan: PlanRequest,
 }
 
-/// A peer, with what only logs and the resolver need.
+/// A peer, with the fields that only logs and the resolver need.
 pub(crate) struct EnginePeer {
-    /// What the protocol needs.
+    /// The fields that the protocol needs.
     pub settings: PeerSettings,
     /// For logs and `show`.
     pub name: String,
@@ -115,7 +115,7 @@ pub(crate) struct EnginePeer {
 }
 
 impl EnginePeer {
-    /// With a rank that every node gives it.
+    /// With a rank that every node computes alike.
     fn ranked(&self) -> (String, u64) {
         let (rank, _) = self.settings.public_key.as_bytes().split_at(8);
         let rank = rank
@@ -125,14 +125,14 @@ impl EnginePeer {
     }
 }
 
-/// A running engine. Dropped without [`Engine::stop`], it stops without saying good-bye to peers.
+/// A running engine. Dropped without [`Engine::stop`], it stops without closing its sessions.
 pub(crate) struct Engine {
     plan: CorePlan,
     local_addr: SocketAddr,
     udp: Capabilities,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
-    /// Supervised, and the look at all pulses.
+    /// The supervised tasks, and the watchdog of all heartbeats.
     tasks: JoinSet<()>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -141,12 +141,12 @@ impl Engine {
     /// Starts the threads and the control task. Must be called inside a tokio runtime.
     ///
     /// Each queue is a lane; the staged plan takes one. The sockets are those of
-    /// [`UdpSocket::bind_lanes`]. Those that no lane has are closed; if there is one for all, so is the
-    /// inbound thread.
+    /// [`UdpSocket::bind_lanes`]. Sockets without a lane are closed; if there is one socket for all
+    /// lanes, there is also one inbound thread.
     ///
     /// # Errors
-    /// When the kernel has no threads or descriptors left, without a queue or a socket, and for a wire
-    /// with another number of peers than one.
+    /// When the kernel has no threads or descriptors left, without a queue or a socket, and for a
+    /// wire with another number of peers than one.
     pub(crate) fn start(
         mut config: EngineConfig,
         queues: Vec<Arc<TapQueue>>,
@@ -162,7 +162,7 @@ impl Engine {
         let udp = sockets[0].capabilities();
         let socket = sockets[0].try_clone()?;
         let peers = parts.labels.len();
-        // The staged plan has one thread that receives all.
+        // The staged plan has one thread that receives everything.
         let gate = match plan.workers {
             None => UdpSocket::bind_gate(&sockets, most_sessions(peers)),
             Some(_) => None,
@@ -208,7 +208,7 @@ impl Engine {
         self.local_addr
     }
 
-    /// What the kernel does for the UDP sockets.
+    /// The offloads that the kernel supports for the UDP sockets.
     pub(crate) fn udp(&self) -> Capabilities {
         self.udp
     }
@@ -219,7 +219,7 @@ impl Engine {
         self.ask(Command::View(reply), answer).await
     }
 
-    /// Looks at the switch's table of addresses, or changes it. `None` as of [`Engine::view`].
+    /// Reads the FDB, or changes it. `None` as of [`Engine::view`].
     pub(crate) async fn fdb(&self, request: FdbRequest) -> Option<Answered> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Fdb(request, reply), answer).await
@@ -234,15 +234,15 @@ impl Engine {
         tokio::time::timeout(PATIENCE, asked).await.ok().flatten()
     }
 
-    /// Links, addresses or routes of this machine changed: peers to whom the way is another now hear from
-    /// us, and datagrams to those by a link of another MTU have another size.
+    /// Links, addresses or routes of this machine changed: peers to which the route has changed get
+    /// a datagram now, and datagrams by a link with another MTU get another size.
     pub(crate) async fn handle_network_change(&self) {
         // Fails if the control task has ended, which its supervisor reports.
         let _ = self.commands.send(Command::NetworkChanged).await;
     }
 
-    /// Says good-bye to the peers and ends all threads and tasks. One that does not end in time is left
-    /// behind.
+    /// Closes the sessions with the peers and ends all threads and tasks. One that does not end in
+    /// time is left behind.
     pub(crate) async fn stop(mut self) {
         const PATIENCE: Duration = Duration::from_secs(2);
         let (reply, done) = oneshot::channel();
@@ -257,7 +257,7 @@ impl Engine {
         join_all(&mut self.threads, PATIENCE).await;
     }
 
-    /// Whether its threads and tasks get on with their work.
+    /// The watchdog of its threads and tasks.
     pub(crate) fn watchdog(&self) -> Arc<Watchdog> {
         self.shared.watchdog.clone()
     }
@@ -270,7 +270,7 @@ impl Drop for Engine {
     }
 }
 
-/// Refuses what no core plan can use.
+/// Refuses a configuration that no core plan can use.
 fn check(config: &EngineConfig, queues: &[Arc<TapQueue>], sockets: &[UdpSocket]) -> io::Result<()> {
     let most = match (config.plan.staged, config.switch.hub) {
         (true, _) => 1,
@@ -285,9 +285,9 @@ fn check(config: &EngineConfig, queues: &[Arc<TapQueue>], sockets: &[UdpSocket])
     }
 }
 
-/// Gives each queue a lane, closes the sockets that no lane has, and says which threads there are.
+/// Gives each queue a lane, closes the sockets without a lane, and returns the plan of threads.
 fn choose_plan(config: &mut EngineConfig, queues: usize, sockets: &mut Vec<UdpSocket>) -> CorePlan {
-    // From the end: the place of a socket in its group says which lanes it gets.
+    // From the end: the position of a socket in its group determines its lanes.
     while sockets.len() > queues {
         sockets.pop();
     }
@@ -296,13 +296,13 @@ fn choose_plan(config: &mut EngineConfig, queues: usize, sockets: &mut Vec<UdpSo
         ..config.plan
     });
     plan.receivers = sockets.len();
-    // What a hub passes on goes out on lanes of its own.
+    // A hub forwards frames on lanes of its own.
     let onward = if config.switch.hub { sockets.len() } else { 0 };
     config.node.lanes = (queues + onward) as u8;
     plan
 }
 
-/// What the two tasks of an engine are made of, and what they share with the data threads.
+/// The parts of the two tasks of an engine, and the state that they share with the data threads.
 struct Parts {
     node: Node,
     /// Names and hosts of the peers, in the order of their ports.
@@ -351,7 +351,7 @@ impl Parts {
         Ok((parts, injected))
     }
 
-    /// Starts the control task, the slow path, and what watches over all threads and tasks.
+    /// Starts the control task, the slow path, and the watchdog of all threads and tasks.
     fn spawn_tasks(
         self,
         tap: &Arc<TapQueue>,
@@ -384,10 +384,10 @@ impl Parts {
     }
 }
 
-/// A switch whose table has places for all stations of the configuration: which of them are in each
-/// other's way is up to the key.
+/// A switch whose table has slots for all stations of the configuration: which of them collide
+/// depends on the key.
 fn new_switch(config: &SwitchConfig) -> Switch {
-    /// The configuration lists so few that most attempts are the last.
+    /// The configuration has so few of them that most attempts are the last.
     const ATTEMPTS: usize = 32;
     let mut left = ATTEMPTS;
     loop {
@@ -407,8 +407,8 @@ fn new_switch(config: &SwitchConfig) -> Switch {
     }
 }
 
-/// How many sessions there may be: each peer has one that ends, one in use and one to come, and some of
-/// handshakes that nobody went on with.
+/// The largest number of sessions: each peer has one that ends, one in use and one to come, and
+/// some of handshakes that were never completed.
 fn most_sessions(peers: usize) -> u32 {
     u32::try_from(peers * 4).unwrap_or(u32::MAX).max(64)
 }

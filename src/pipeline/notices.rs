@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What data threads notice, on its way to the control thread. Each peer has room of its own, so that
-//! none can take what the others need, and the control thread takes one notice of each peer in turn.
+//! Observations of data threads, on their way to the control thread. Each peer has room of its own,
+//! so that none can take the room that others need, and the control thread takes one notice of each
+//! peer in turn.
 //!
-//! Of what replaces itself (where a peer is, that a datagram was too big) only the latest is kept,
-//! and a peer that moves all the time wakes the control thread no more often than
-//! [`MOVE_INTERVAL_US`] says. No data thread waits for a lock here.
+//! Of notices that supersede each other (the address of a peer, that a datagram was too big) only
+//! the latest is kept, and a peer that moves all the time wakes the control thread no more often
+//! than [`MOVE_INTERVAL_US`] says. No data thread waits for a lock here.
 
 use std::{
     net::SocketAddr,
@@ -23,23 +24,24 @@ use crate::{
     wire::{SessionIndex, local::Local},
 };
 
-/// Bytes of a control datagram that are handed on; what follows its chunks is padding.
+/// Bytes of a control datagram that are passed on; padding follows its chunks.
 pub(super) const CONTROL_BYTES: usize = 64;
-/// Control datagrams of a peer that may wait: a search for the path MTU at both ends has 34 at once.
+/// Control datagrams of a peer that may wait: a search for the path MTU at both ends has 34 at
+/// once.
 const CONTROL_PER_PEER: usize = 48;
 /// … and of all peers together, when there are so many that each gets less.
 const CONTROL_OF_ALL: usize = 1 << 16;
 const CONTROL_LEAST: usize = 8;
-/// A peer's moves are told at this distance.
+/// A peer's moves are reported at this interval.
 const MOVE_INTERVAL_US: u64 = 100_000;
 
 /// An accepted datagram of the control lane.
 pub(super) struct Control {
     pub(super) from: SocketAddr,
-    /// Which address of ours it called.
+    /// The local address and interface at which it arrived.
     pub(super) called: Option<Local>,
     pub(super) receiver: SessionIndex,
-    /// None with a higher counter came before.
+    /// None with a higher counter arrived before.
     pub(super) newest: bool,
     pub(super) bytes: [u8; CONTROL_BYTES],
 }
@@ -53,9 +55,9 @@ pub(super) enum Notice {
         receiver: SessionIndex,
         from: SocketAddr,
     },
-    /// A datagram to this peer was too big for its way out.
+    /// A datagram to this peer was too big for its link.
     TooBig { port: PortId },
-    /// Datagrams to this peer could not leave from where they were to.
+    /// Datagrams to this peer could not leave from the requested source.
     LocalLost { port: PortId },
 }
 
@@ -71,7 +73,7 @@ struct OfPeer {
     control_in: Sender<Control>,
     control: Receiver<Control>,
     roamed: Mutex<Option<(SessionIndex, SocketAddr)>>,
-    /// When the control thread was last told of a move.
+    /// When the control thread was last notified of a move.
     told_us: AtomicU64,
     too_big: AtomicBool,
     local_lost: AtomicBool,
@@ -129,7 +131,7 @@ impl Notices {
             Err(TryLockError::Poisoned(poisoned)) => {
                 *poisoned.into_inner() = Some((receiver, from));
             }
-            // Another thread is about to say it, or the peer's next datagram will.
+            // Another thread is about to report it, or the peer's next datagram will.
             Err(TryLockError::WouldBlock) => {}
         }
         let told = peer.told_us.load(Ordering::Relaxed);
@@ -139,7 +141,7 @@ impl Notices {
         }
     }
 
-    /// Datagrams to the peer left from elsewhere than they were to.
+    /// Datagrams to the peer left from another source than requested.
     pub(super) fn set_local_lost(&self, port: PortId) {
         if let Some((place, peer)) = self.peer(port) {
             peer.local_lost.store(true, Ordering::Relaxed);
@@ -190,7 +192,7 @@ impl Notices {
         None
     }
 
-    /// Has the latest moves told that came too soon after others. From time to time.
+    /// Reports the latest moves that arrived too soon after others. To be called from time to time.
     pub(super) fn report_late_moves(&self) {
         for (place, peer) in self.peers.iter().enumerate() {
             let roamed = peer.roamed.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Between what the kernel says of a frame at the TAP and what travels with it.
+//! Between the kernel's header of a frame at the TAP and the pending offload that travels with it.
 //!
 //! Outbound, a frame that would pass the checks of a peer crosses as it is, and any other is cut or
-//! finished here: a device of this machine is believed as the kernel believes it. Inbound, nothing a peer said reaches the kernel but what `proto::superframe` has
-//! checked and what is computed here.
+//! finished here: a device of this machine is trusted as the kernel trusts it. Inbound, no claim of
+//! a peer reaches the kernel unless `proto::superframe` has checked it or it is computed here.
 
 use std::{
     io::{self, IoSlice},
@@ -29,19 +29,19 @@ use crate::{
     wire::offload::{Checksum, Offload, Segmentation, Transport},
 };
 
-/// Only frames of this size are marked or dropped when a queue stands.
+/// Only frames of this size are marked or dropped while a queue is standing.
 pub(super) const SIGNAL_BYTES: usize = 512;
 
 /// A frame that a device of this machine handed over.
 pub(super) enum Handed {
-    /// It crosses as it is; so much is open in it.
+    /// It crosses as it is, with this pending offload.
     Whole(Option<PendingOffload>),
-    /// No peer would believe it as it is: [`each_piece`] crosses.
+    /// A peer would refuse it as it is: [`each_piece`] crosses.
     InPieces(Cut),
 }
 
-/// Judges a frame that was read off the TAP or the NIC, or finishes it here. `fields` is none for one
-/// without headers.
+/// Checks a frame that was read from the TAP or the NIC, or finishes it here. `fields` is `None`
+/// for a frame without headers.
 ///
 /// # Errors
 /// [`DropReason::BadOffload`] when the kernel's header does not describe the frame.
@@ -79,7 +79,7 @@ pub(super) fn handed_over(
             checksum,
             segmentation: Some(segmentation),
         };
-        // Segments larger than the far end takes are its business.
+        // Segments larger than the far end takes are up to the far end.
         let headers = fields.of(frame);
         if let Ok(layout) = Layout::of(&headers, frame.len(), &offload, usize::MAX) {
             return Ok(Handed::Whole(Some(PendingOffload {
@@ -91,7 +91,7 @@ pub(super) fn handed_over(
     cut(segmentation, checksum, fields, buf).map(Handed::InPieces)
 }
 
-/// How to cut a super-frame that is not as a peer's must be.
+/// How to cut a super-frame that a peer would refuse.
 fn cut(
     segmentation: Segmentation,
     checksum: Option<Checksum>,
@@ -121,7 +121,7 @@ fn partial_checksum(
     let is_right = |headers: Headers<'_>| check_checksum(&headers, frame.len(), checksum).is_ok();
     let is_known = fields.is_some_and(|fields| is_right(fields.of(frame)));
     if headers_len > MAX_HEADERS || !is_known {
-        // Deep inside of other headers, for example, and rare.
+        // Deep inside other headers, for example, and rare.
         finish_any(frame, checksum)?;
         return Ok(None);
     }
@@ -135,7 +135,7 @@ fn partial_checksum(
     }))
 }
 
-/// Shows the first `segments` of the frame that `cut` was found for, in pieces that a peer believes.
+/// Shows the first `segments` of the frame that `cut` was found for, in pieces that a peer accepts.
 pub(super) fn each_piece(
     cut: &Cut,
     whole: &[u8],
@@ -151,20 +151,20 @@ pub(super) fn each_piece(
     }
 }
 
-/// What became of a frame whose sender is to slow down.
+/// The outcome for a frame whose sender is to slow down.
 pub(super) enum Signal<T> {
     /// It carries a mark.
     Marked(T),
-    /// Its last segment is gone.
+    /// Its last segment was removed.
     Shortened(T),
     /// It was one segment, and is to be dropped.
     Dropped,
-    /// Its sender would not heed the loss. It goes on as it is.
+    /// Its sender would not react to the loss. The frame is forwarded as it is.
     Vain,
 }
 
-/// Tells the sender of a frame that it should slow down: by a mark if it understands that, else by
-/// the loss of one segment. Returns the new length and what is open then.
+/// Signals the sender of a frame to slow down: by a mark if it supports ECN, else by the loss of
+/// one segment. Returns the new length and pending offload.
 pub(super) fn signal(
     frame: &mut [u8],
     fields: Option<Fields>,
@@ -203,10 +203,10 @@ fn lone<T>(head: &[u8], network: Option<Network>) -> Signal<T> {
     }
 }
 
-/// A frame on its way to the TAP: its front with all headers, the rest, and what is open in it.
+/// A frame on its way to the TAP: its front with all headers, the rest, and its pending offload.
 #[derive(Clone, Copy)]
 pub(super) struct EgressFrame<'a> {
-    /// What its headers say, if there are any.
+    /// Its parsed headers, if there are any.
     fields: Option<Fields>,
     pub(super) head: &'a [u8],
     pub(super) rest: &'a [u8],
@@ -214,12 +214,12 @@ pub(super) struct EgressFrame<'a> {
 }
 
 impl<'a> EgressFrame<'a> {
-    /// With nothing open.
+    /// Without a pending offload.
     pub(super) fn finished(frame: &'a [u8]) -> Self {
         Self::of_parts(frame, &[], None)
     }
 
-    /// The one place where the headers of a frame from a peer are read.
+    /// The one place where the headers of a frame from a peer are parsed.
     pub(super) fn of_parts(
         head: &'a [u8],
         rest: &'a [u8],
@@ -245,7 +245,7 @@ impl<'a> EgressFrame<'a> {
     /// As a device of this machine or a peer has handed it over.
     ///
     /// # Errors
-    /// [`DropReason::BadOffload`] when `open` does not describe the frame.
+    /// [`DropReason::BadOffload`] when `pending` does not describe the frame.
     fn of(frame: &'a [u8], pending: PendingOffload) -> Result<Self, DropReason> {
         let PendingOffload { offload, .. } = pending;
         let layout = match offload.segmentation {
@@ -266,13 +266,13 @@ impl<'a> EgressFrame<'a> {
         matches!(self.pending, Some((_, Some(_))))
     }
 
-    /// How many frames it stands for.
+    /// The number of frames that it stands for.
     pub(super) fn segments(&self) -> u32 {
         let layout = self.pending.and_then(|(_, layout)| layout);
         layout.map_or(1, |layout| layout.segments() as u32)
     }
 
-    /// What is open in it, for a frame that goes on to another peer.
+    /// Its pending offload, for a frame that is forwarded to another peer.
     pub(super) fn as_pending(&self) -> Option<PendingOffload> {
         let (offload, layout) = self.pending?;
         let checksum = offload.checksum;
@@ -318,7 +318,7 @@ impl<'a> EgressFrame<'a> {
         Self::of_parts(&front[..end], rest, self.pending.map(shift))
     }
 
-    /// Tells its sender to slow down, as [`signal`] does.
+    /// Signals its sender to slow down, as [`signal`] does.
     pub(super) fn signalled(self, headers: &'a mut [u8; HEADER_ROOM]) -> Signal<Self> {
         let layout = self.pending.and_then(|(_, layout)| layout);
         let copied = match layout {
@@ -356,7 +356,7 @@ impl<'a> EgressFrame<'a> {
         match self.pending {
             Some(_) if !tap.takes_offloads() => self.write_finished(tap, scratch),
             Some((_, Some(_))) => self.write_pending(tap).or_else(|error| {
-                // Kernels before 6.2 know no UDP super-frames, and later ones some limits of theirs.
+                // Kernels before 6.2 know no UDP super-frames, and later ones have some limits.
                 if error.kind() == io::ErrorKind::InvalidInput {
                     self.write_finished(tap, scratch)
                 } else {
@@ -413,7 +413,7 @@ impl<'a> EgressFrame<'a> {
         self.try_each_finished(scratch, |frame| tap.write(&VnetHeader::NONE, frame.frame()))
     }
 
-    /// Shows every frame that this one stands for, its checksum summed up.
+    /// Shows every frame that this one stands for, its checksum finished.
     fn try_each_finished<E: From<BadChecksum>>(
         &self,
         scratch: &mut Vec<u8>,
@@ -459,8 +459,8 @@ fn finish(frame: &mut FrameBuf<'_>, checksum: Checksum) -> Result<(), BadChecksu
     finish_checksum(frame.frame_mut(), checksum).map_err(|_| BadChecksum)
 }
 
-/// Whether what is open in `frame` may be told to a peer when the frame leaves with this edit: a peer
-/// takes headers of [`MAX_HEADERS`] at most, so many tags, and no bytes behind the IP packet.
+/// Whether the offload of `frame` may stay pending when the frame leaves with this edit: a peer
+/// accepts headers of at most [`MAX_HEADERS`], as many tags, and no bytes behind the IP packet.
 pub(super) fn may_stay_pending(
     frame_len: usize,
     network: Option<Network>,
@@ -474,10 +474,10 @@ pub(super) fn may_stay_pending(
         && (by <= 0 || superframe::has_room_for_tag(network))
 }
 
-/// Shows every frame that this one stands for, with nothing open.
+/// Shows every frame that this one stands for, without a pending offload.
 ///
 /// # Errors
-/// [`DropReason::BadOffload`] when `open` does not describe the frame.
+/// [`DropReason::BadOffload`] when `pending` does not describe the frame.
 pub(super) fn each_finished(
     frame: &[u8],
     pending: PendingOffload,
@@ -498,7 +498,7 @@ mod tests {
     use super::*;
     use crate::proto::testing::{Network, Stream};
 
-    /// What is open in a frame that crosses as it is, and nothing if it was finished here.
+    /// The pending offload of a frame that crosses as it is, and nothing if it was finished here.
     fn pending_of(
         vnet: &VnetHeader,
         frame: &mut Vec<u8>,
@@ -513,7 +513,7 @@ mod tests {
         }
     }
 
-    /// A frame of 5000 bytes of payload, and what the kernel says of it.
+    /// A frame of 5000 bytes of payload, and the kernel's header of it.
     fn super_frame(is_ipv6: bool, transport: Transport) -> (VnetHeader, Vec<u8>) {
         let ethernet = PacketBuilder::ethernet2([2; 6], [4; 6]);
         let ip = if is_ipv6 {
@@ -545,7 +545,7 @@ mod tests {
         (vnet, frame)
     }
 
-    /// What the far end tells its kernel, if it judges as it would.
+    /// The header that the far end gives its kernel, if its checks accept the frame.
     fn arrived(pending: PendingOffload, frame: &[u8]) -> VnetHeader {
         let layout = pending.offload.segmentation.map(|_| {
             let head = &frame[..pending.headers_len];

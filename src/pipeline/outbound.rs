@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Overlay to underlay: from frames read off the TAP to datagrams on the wire.
+//! Overlay to underlay: from frames read from the TAP to datagrams on the wire.
 //!
 //! 1. take a burst      `Burst::fill`, small flows first     in order, flow by flow
 //! 2. choose the ports  `Switch::forward`                    in order
 //! 3. edit the tag      `Switch::leave`, for each port       in order
 //! 4. number, pack, seal, send: see `Dispatch`
 //!
-//! Functions appear in this order. What one wake-up found on the TAP is sent at once: no timer holds
-//! a frame back. Nothing here waits on a peer; while sealing or sending is behind, frames wait in
-//! the TAP's own queue, where the kernel drops what is too much.
+//! Functions appear in this order. The frames that one wake-up found on the TAP are sent at once:
+//! no timer delays a frame. Nothing here waits for a peer; while sealing or sending is behind,
+//! frames wait in the TAP's own queue, where the kernel drops the excess.
 
 use std::{os::fd::AsFd, sync::Arc};
 
@@ -48,7 +48,7 @@ pub(super) struct Outbound {
     codel: Codel,
     /// CoDel asked for a mark: set CE on, or drop from, the next bulk flow.
     must_signal: bool,
-    /// Frames that this node has made; the first lane sends them.
+    /// Frames that this node originates; the first lane sends them.
     injected: Option<InjectedFrames>,
     scratch: Vec<u8>,
 }
@@ -117,11 +117,11 @@ impl Outbound {
         }
     }
 
-    /// Forwards what the TAP has now, up to a burst. True if there is bulk in it.
+    /// Forwards the frames that the TAP has now, up to a burst. True if there is bulk among them.
     pub(super) fn forward_burst(&mut self, recovery: &mut Recovery) -> Result<bool, Stopped> {
         let mut burst = std::mem::take(&mut self.burst);
         let outcome = burst.fill(&self.tap).map_err(Stopped::of_tap);
-        // Loaded after the frames were read: a session that is new by then may have them.
+        // Loaded after the frames were read: a session that is new by then may carry them.
         let tables = self.tables.load();
         let (began, now) = (clock::now(), self.shared.clock.now());
         self.dispatch.begin(began);
@@ -149,8 +149,8 @@ impl Outbound {
         outcome.map(|()| has_bulk)
     }
 
-    /// Forwards the frames from the one at `next` on, which is always the one in hand. From `first` on
-    /// they are those of bulk transfers.
+    /// Forwards the frames from the one at `next` on, which is always the one in hand. From `first`
+    /// on they are those of bulk transfers.
     fn forward_rest(
         &mut self,
         tables: &Tables,
@@ -220,7 +220,7 @@ impl Outbound {
         }
     }
 
-    /// Where it goes; `None` if the slow path has taken it.
+    /// The forwarding decision; `None` if the slow path has taken the frame.
     fn decide(
         &self,
         fields: Option<Fields>,

@@ -3,8 +3,8 @@
 //!
 //! - *inline*: several lanes, and in each of them one thread for each direction that does everything.
 //!   Flows are spread over the lanes, so that they share neither queues nor locks.
-//! - *staged*: one lane, in which reading, sealing and sending are threads of their own, and several
-//!   seal (or open) one flow at the same time; see [`crate::queue`].
+//! - *staged*: one lane, in which reading, sealing and sending are threads of their own, and
+//!   several seal (or open) one flow at the same time; see [`crate::queue`].
 //!
 //! Chosen once at start, shown by `show`, overridden by `[pipeline]`.
 
@@ -12,17 +12,17 @@ use core_affinity::CoreId;
 
 /// Lanes that a plan chooses by itself.
 const MAX_CHOSEN_LANES: usize = 8;
-/// With fewer cores than this there is one lane: the other end and the system want some too.
+/// With fewer cores than this there is one lane: the other end and the system need some too.
 const SEVERAL_LANES_FROM_CORES: usize = 4;
 /// Workers per direction that a plan chooses by itself.
 const MAX_CHOSEN_WORKERS: usize = 8;
-/// What waits for the tunnel waits longer the longer the tunnel waits for a core. The kernel's own
-/// tunnels have priority too: they work in interrupts.
+/// Everything that waits for the tunnel also waits while the tunnel waits for a core. The kernel's
+/// own tunnels have priority too: they work in interrupts.
 const CHOSEN_NICENESS: i32 = -20;
 /// Threads of the staged plan beside the workers: two ends for each direction.
 const ENDS: usize = 4;
 
-/// What was asked for.
+/// The requested values.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PlanRequest {
     /// Staged, or inline.
@@ -115,7 +115,8 @@ impl CorePlan {
         names
     }
 
-    /// The core of a data thread, if threads are pinned. Core 0 comes last: interrupts like it.
+    /// The core of a data thread, if threads are pinned. Core 0 is used last: interrupts often run
+    /// there.
     pub(crate) fn core_of(&self, thread: &str) -> Option<CoreId> {
         if !self.pinned {
             return None;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which peers went up and down, on the way from the control task to the slow path. There is at most
-//! one change for each peer, so that none is lost, however far behind the slow path is.
+//! Which peers went up and down, on the way from the control task to the slow path. There is at
+//! most one change for each peer, so that none is lost, however far behind the slow path is.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::slow_path::event::SlowPathEvent;
 
-/// What became of a peer since the slow path last asked.
+/// The change of a peer since the slow path last asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     /// The peer is up.
@@ -53,7 +53,7 @@ impl Presence {
         self.told.notified().await;
     }
 
-    /// What has changed since this was last asked.
+    /// The changes since the last call.
     pub(super) fn take(&self) -> Vec<SlowPathEvent> {
         let changes = std::mem::take(&mut *self.lock());
         let events = changes.into_iter().flat_map(|(port, change)| {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a panic of a data thread costs: a frame, or a peer for a while, and never the tunnel.
+//! Limits the cost of a panic of a data thread: a frame, or a peer for a while, and never the
+//! tunnel.
 //!
-//! A thread catches panics around its batch, drops the frame in hand, makes new what that frame may
-//! have left half done, and goes on with the next frame. A peer whose frames panic again and again
-//! loses them all for a while. A thread that panics all the same more often than [`MOST`] times a
-//! minute has something wrong that no frame explains, and ends the tunnel. No frame that is as it
-//! should be pays for any of this.
+//! A thread catches panics around its batch, drops the frame in hand, renews what that frame may
+//! have left half done, and continues with the next frame. A peer whose frames cause panics again
+//! and again loses all of them for a while. A thread that still panics more often than [`MOST`]
+//! times a minute has a fault that no frame explains, and ends the tunnel. No valid frame is lost
+//! by any of this.
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -44,8 +45,7 @@ impl Recovery {
         }
     }
 
-    /// Does `work`. `None` if that panicked, which is counted; the caller then makes its state
-    /// anew.
+    /// Runs `work`. `None` if that panicked, which is counted; the caller then renews its state.
     ///
     /// # Panics
     /// When that happened too often.
@@ -66,7 +66,7 @@ impl Recovery {
         }
     }
 
-    /// Says whose frame it was.
+    /// Records whose frame it was.
     pub(super) fn blame(&mut self, from: Option<PortId>) {
         let now = clock::now();
         if self.quiet_until.is_some_and(|until| now < until) {
@@ -88,7 +88,7 @@ struct Count {
 }
 
 impl Count {
-    /// How many there are with this one.
+    /// The number of panics, including this one.
     fn add(&mut self, now: Instant) -> u32 {
         if self.until.is_none_or(|until| now >= until) {
             *self = Self {
@@ -101,11 +101,11 @@ impl Count {
     }
 }
 
-/// What one peer's frames have done.
+/// The panics that one peer's frames have caused.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Offender {
     panics: Count,
-    /// Its frames are refused so long.
+    /// Its frames are refused until then.
     pub(super) refused_until: Option<Instant>,
 }
 

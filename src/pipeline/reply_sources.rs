@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From where this machine speaks to each peer: from the address that the peer has called, by the
-//! interface where the call came in. A packet filter on the way, or a router that knows one of two
-//! uplinks only, lets nothing else through.
+//! The source of datagrams to each peer: the local address to which the peer sends, and the
+//! interface on which its datagrams arrive. A packet filter on the path, or a router that knows
+//! only one of two uplinks, lets nothing else through.
 //!
-//! Nothing is kept about a peer whose calls the kernel answers from there by itself, which is nearly
-//! always so: then the kernel goes on to choose, and follows changes of routes at once.
+//! Nothing is kept about a peer for which the kernel chooses this source by itself, which is nearly
+//! always so: then the kernel continues to choose, and follows changes of routes at once.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,20 +16,20 @@ use tracing::warn;
 
 use crate::{io::mark::Mark, machine::reply_source::ReplySourceLookup, wire::local::Local};
 
-/// Callers about whom the kernel is asked in a second; anybody can call.
+/// How many sources the kernel is asked about in a second; anyone can send an initiation.
 const QUESTIONS: u32 = 64;
-/// Answers of the kernel that are remembered.
+/// Answers of the kernel that are cached.
 const ANSWERS: usize = 256;
 
 pub(super) struct ReplySources {
     kernel: Option<ReplySourceLookup>,
-    /// What the kernel has to be told, by the caller and what it has called.
+    /// The source to tell the kernel, by the remote address and the local one to which it sent.
     answers: HashMap<(IpAddr, Local), Option<Local>>,
     second: Instant,
     asked: u32,
-    /// To peers that were heard.
+    /// Sources of datagrams to peers that were heard.
     kept: HashMap<SocketAddr, Kept>,
-    /// To whom an answer is on its way, authentic or not.
+    /// The destination of the answer in progress, authentic or not.
     answering: Option<(SocketAddr, Local)>,
 }
 
@@ -56,7 +56,7 @@ impl ReplySources {
         }
     }
 
-    /// A handshake message came. Only the answer to it leaves by the way back: its sender is not known
+    /// A handshake message arrived. Only the answer to it uses this source: its sender is not known
     /// yet.
     pub(super) fn begin_answer(&mut self, now: Instant, from: SocketAddr, called: Option<Local>) {
         let told = called.and_then(|called| self.told(now, from, called));
@@ -67,7 +67,7 @@ impl ReplySources {
         self.answering = None;
     }
 
-    /// Whether the last word was of the same way.
+    /// Whether the last datagram from there arrived at the same local address and interface.
     pub(super) fn has(&self, from: SocketAddr, called: Option<Local>) -> bool {
         called.is_none_or(|called| {
             self.kept
@@ -76,7 +76,7 @@ impl ReplySources {
         })
     }
 
-    /// A peer was heard from there. True if its datagrams leave from elsewhere now.
+    /// A peer was heard from there. True if the source of datagrams to it has changed.
     pub(super) fn handle_heard(
         &mut self,
         now: Instant,
@@ -89,7 +89,7 @@ impl ReplySources {
         former.and_then(|kept| kept.told) != told
     }
 
-    /// From where a datagram to `to` leaves; None: from where the kernel says.
+    /// The source of a datagram to `to`; `None`: the kernel chooses.
     pub(super) fn to(&self, to: SocketAddr) -> Option<Local> {
         match self.answering {
             Some((from, told)) if from == to => Some(told),
@@ -109,7 +109,7 @@ impl ReplySources {
         former.is_some_and(|kept| kept.told.is_some())
     }
 
-    /// Keeps what is of these peers.
+    /// Keeps the entries of these peers.
     pub(super) fn retain(&mut self, endpoints: &HashSet<SocketAddr>) {
         self.kept.retain(|remote, _| endpoints.contains(remote));
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the control task logs of peers and of callers that are none: each line says of whom, why and
-//! what to do, at a rate that no peer or attacker decides.
+//! The lines that the control task logs about peers and about unknown initiators: each names the
+//! peer, the cause and the remedy, at a rate that no peer or attacker decides.
 
 use std::{
     io,
@@ -27,10 +27,10 @@ const INTERVAL: Duration = Duration::from_secs(60);
 /// … and the moves of one peer.
 const MOVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Refusals that are told apart at the same time.
+/// Refusals that are distinguished at the same time.
 const CALLERS: usize = 64;
 
-/// What a peer can make happen as often as it likes.
+/// An event that a peer can cause as often as it likes.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Topic {
     Move,
@@ -38,7 +38,7 @@ enum Topic {
     Trouble(&'static str),
 }
 
-/// Whose handshake it was.
+/// The sender of a handshake.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Caller {
     Key(PublicKey),
@@ -107,7 +107,7 @@ impl Reports {
         }
     }
 
-    /// `endpoint`: where the peer is called, an address or a name.
+    /// `endpoint`: the address or name to which initiations go.
     pub(super) fn trouble(
         &mut self,
         port: PortId,
@@ -135,7 +135,7 @@ impl Reports {
     }
 }
 
-/// How many peers are up, and what is wrong with the first of the others.
+/// The number of peers that are up, and the problem of the first of the others.
 pub(super) fn summary(peers: &[(&str, &PeerView)]) -> String {
     let mut down = peers.iter().filter(|(_, view)| !view.is_up);
     let up = peers.len() - down.clone().count();
@@ -162,7 +162,7 @@ pub(super) fn summary(peers: &[(&str, &PeerView)]) -> String {
     }
 }
 
-/// What is wrong, and what to do about it. None for what is not worth a line.
+/// The problem, and its remedy. `None` for a reason that is not worth a line.
 fn remedy(reason: DropReason) -> Option<&'static str> {
     Some(match reason {
         DropReason::BadMac => {
@@ -195,7 +195,7 @@ fn network_of(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// What the kernel says of a destination when it takes no datagram for it; none for other errors.
+/// The kernel's reason when it takes no datagram for a destination; `None` for other errors.
 pub(super) fn unreachable(error: &SendError) -> Option<Unreachable> {
     let SendError::Unreachable { source, .. } = error else {
         return None;

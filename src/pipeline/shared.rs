@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the threads of one tunnel share: immutable tables, the lock-free switch, counters, and the
-//! way to the control thread. No lock is taken per frame.
+//! State that the threads of one tunnel share: immutable tables, the lock-free switch, counters,
+//! and the queues to the control thread. No lock is taken per frame.
 
 use std::{
     io,
@@ -35,10 +35,10 @@ use crate::{
     wire::{handshake::INITIATION_LEN, local::Local},
 };
 
-/// Where a datagram came from, and which address of ours it called.
+/// The source of a datagram, and the local address at which it arrived.
 pub(super) type Caller = (SocketAddr, Option<Local>);
 
-/// Handshake messages that wait for it. A flood fills this and nothing else.
+/// Handshake messages that wait for the control thread. A flood fills this and nothing else.
 pub(super) const HANDSHAKES: usize = 128;
 
 /// A handshake message on its way to the control thread.
@@ -50,7 +50,7 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// None if it is longer than any.
+    /// `None` if it is longer than any handshake message.
     pub(super) fn new((from, called): Caller, message: &[u8]) -> Option<Self> {
         let (mut bytes, len) = ([0; INITIATION_LEN], message.len());
         bytes.get_mut(..len)?.copy_from_slice(message);
@@ -66,7 +66,7 @@ impl Handshake {
         self.from
     }
 
-    /// Which address of ours it called.
+    /// The local address at which it arrived.
     pub(super) fn called(&self) -> Option<Local> {
         self.called
     }
@@ -85,15 +85,15 @@ impl TablesCache {
     }
 }
 
-/// A data thread that has nothing to do looks at the tables this often, so that the keys of a session
-/// that has ended do not stay in its cache.
+/// An idle data thread reloads the tables this often, so that the keys of a session that has ended
+/// do not stay in its cache.
 pub(super) const IDLE: Duration = Duration::from_secs(30);
 
 /// Shared by all threads of a tunnel.
 pub(super) struct Shared {
     pub(super) tables: Arc<ArcSwap<Tables>>,
     pub(super) switch: Switch,
-    /// What comes from the TAP goes to the only peer, and the other way round, past the switch.
+    /// Frames from the TAP go to the only peer, and the other way round, past the switch.
     pub(super) wire: bool,
     pub(super) clock: SwitchClock,
     pub(super) mac1: Mac1Check,
@@ -103,18 +103,18 @@ pub(super) struct Shared {
     pub(super) tap: Traffic,
     /// Wakes every data thread, for good.
     pub(super) stop: Waker,
-    /// Of the ports, for logs.
+    /// Names of the ports, for logs.
     names: OnceLock<Vec<String>>,
-    /// Whether all threads and tasks get on.
+    /// Watches whether all threads and tasks make progress.
     pub(super) watchdog: Arc<Watchdog>,
     drops: Mutex<Vec<Arc<Drops>>>,
     /// Counted where the queue to the control thread or the slow path was full.
     unheard: Drops,
     /// One of the lost frames bound an address to a station.
     missed_binding: AtomicBool,
-    /// What the peers' datagrams tell the control thread.
+    /// The notices of data threads to the control thread.
     pub(super) notices: Notices,
-    /// Where a handshake message with a bad mac1 came from since the control thread asked last.
+    /// The source of a handshake message with a bad mac1 since the control thread last asked.
     bad_mac: Mutex<Option<SocketAddr>>,
     has_bad_mac: AtomicBool,
     to_control: ToControl,
@@ -137,8 +137,8 @@ pub(super) struct SlowView {
 pub(super) struct GroupsCache(Cache<Arc<ArcSwap<GroupTable>>, Arc<GroupTable>>);
 
 impl GroupsCache {
-    /// The ports that a flooded frame may leave by, `None` for all. This node neither snoops in
-    /// a customer's VLANs nor queries in a provider's.
+    /// The ports by which a flooded frame may leave, `None` for all. This node neither snoops in a
+    /// customer's VLANs nor queries in a provider's.
     pub(super) fn egress(&mut self, inside: &Inside, headers: &Headers<'_>) -> Option<&PortSet> {
         let is_group = headers.dst().is_group();
         let table =
@@ -147,13 +147,13 @@ impl GroupsCache {
     }
 }
 
-/// The ways from the data threads to the control thread.
+/// The queues from the data threads to the control thread.
 pub(super) struct ToControl {
     pub(super) handshakes: mpsc::Sender<Handshake>,
     pub(super) punted: mpsc::Sender<PuntedFrame>,
 }
 
-/// Frames of our own, on their way to the thread that sends them.
+/// Frames that this node originates, on their way to the thread that sends them.
 pub(super) type InjectedFrames = Mailbox<InjectedFrame, Waker>;
 
 impl Shared {
@@ -195,7 +195,7 @@ impl Shared {
 
     /// Sets the names of the peers, in the order of their ports.
     pub(super) fn name_peers(&self, names: Vec<String>) {
-        // Those of the first call stay.
+        // The names of the first call stay.
         let _ = self.names.set(names);
     }
 
@@ -208,8 +208,8 @@ impl Shared {
         })
     }
 
-    /// Shows a frame, in two parts, to the slow path. True if that takes care of it from now on; it
-    /// does without if it is behind.
+    /// Punts a frame, in two parts, to the slow path. True if the slow path handles it from now on;
+    /// it misses the frame if it is behind.
     pub(super) fn punt(
         &self,
         ingress: PortId,
@@ -219,9 +219,9 @@ impl Shared {
     ) -> bool {
         let inside = &decision.inside;
         let is_foreign = match decision.kind {
-            // In a VLAN of a customer's, whose addresses and groups are not those of others.
+            // In a customer VLAN, whose addresses and groups are not those of others.
             Kind::Neighbour | Kind::Binding => inside.is_nested(),
-            // Nor is the same number with another kind of tag the same VLAN.
+            // The same number with another kind of tag is not the same VLAN either.
             Kind::Membership => inside.is_nested() || inside.is_service(),
             Kind::Data | Kind::OwnProbe | Kind::Probe => false,
         };
@@ -229,7 +229,7 @@ impl Shared {
             return false;
         }
         let punted = &self.to_control.punted;
-        // No station must keep out, with what it says, the probes that show a loop.
+        // No station may crowd out, by what it sends, the probes that show a loop.
         let kept_free = match decision.kind {
             Kind::OwnProbe => 0,
             Kind::Probe => PUNTED_FRAMES / 8,
@@ -237,7 +237,7 @@ impl Shared {
             Kind::Neighbour | Kind::Binding | Kind::Data => PUNTED_FRAMES - QUESTIONS,
         };
         let is_group = front.first().is_some_and(|first| first & 1 == 1);
-        // What is held must find its way on.
+        // A frame that is held must be able to continue.
         let is_way_free = decision.kind != Kind::Neighbour || self.injected.waiting() < QUESTIONS;
         let place = punted.try_reserve().ok();
         let place = place.filter(|_| is_way_free && punted.capacity() >= kept_free);
@@ -254,16 +254,16 @@ impl Shared {
             inside: decision.inside,
             frame: [front, rest].concat().into(),
         });
-        // A question that may have an answer here.
+        // A request that may be answered here.
         decision.kind == Kind::Neighbour && is_group
     }
 
-    /// Whether the slow path has missed a binding of an address since this was last asked.
+    /// Whether the slow path has missed a binding of an address since the last call.
     pub(super) fn take_missed_binding(&self) -> bool {
         self.missed_binding.swap(false, Ordering::Relaxed)
     }
 
-    /// Has a frame of our own sent to a peer, or several.
+    /// Sends a frame that this node originates to one or more peers.
     pub(super) fn inject(&self, frame: InjectedFrame) {
         if !self.injected.send(frame) {
             self.unheard.count(DropReason::SlowPathFull);
@@ -316,7 +316,7 @@ impl Shared {
         sum.nonzero().collect()
     }
 
-    /// Hands a control datagram of a peer on; the control thread does without if the peer's room is
+    /// Passes on a control datagram of a peer; the control thread misses it if the peer's room is
     /// full.
     pub(super) fn notify_control(&self, port: PortId, control: Control) {
         if !self.notices.push_control(port, control) {
@@ -324,8 +324,8 @@ impl Shared {
         }
     }
 
-    /// A handshake message with a bad mac1 came. Anybody can send them, so one is kept for the control
-    /// thread, which asks once in a second.
+    /// A handshake message with a bad mac1 arrived. Anyone can send them, so one is kept for the
+    /// control thread, which asks once in a second.
     pub(super) fn note_bad_mac(&self, from: SocketAddr) {
         if !self.has_bad_mac.swap(true, Ordering::Relaxed)
             && let Ok(mut kept) = self.bad_mac.try_lock()
@@ -334,14 +334,14 @@ impl Shared {
         }
     }
 
-    /// Where one came from since this was last asked.
+    /// The source of such a message since the last call.
     pub(super) fn take_bad_mac(&self) -> Option<SocketAddr> {
         let mut kept = self.bad_mac.lock().unwrap_or_else(PoisonError::into_inner);
         self.has_bad_mac.store(false, Ordering::Relaxed);
         kept.take()
     }
 
-    /// Hands a handshake message on.
+    /// Passes on a handshake message.
     pub(super) fn notify_handshake(&self, from: Caller, datagram: &[u8]) -> Result<(), DropReason> {
         let handshake = Handshake::new(from, datagram).ok_or(DropReason::Truncated)?;
         self.to_control

@@ -16,11 +16,11 @@ use super::{
     watchdog::Watchdog,
 };
 
-/// Between two looks at all pulses.
+/// Between two checks of all heartbeats.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Does a task that works for as long as the engine does. Its owner hears of any other end, once there
-/// is room for the news.
+/// Runs a task that works for as long as the engine does. Its owner is told of any other end, once
+/// there is room for the event.
 pub(super) async fn supervise(
     name: &'static str,
     task: impl Future<Output = ()> + Send + 'static,
@@ -37,7 +37,7 @@ pub(super) async fn supervise(
     let _ = events.send(EngineEvent::Broken(stopped)).await;
 }
 
-/// Tells the owner of a thread or task that does not get on any more.
+/// Reports a thread or task that makes no progress to the owner.
 pub(super) async fn watch_over(watchdog: Arc<Watchdog>, events: mpsc::Sender<EngineEvent>) {
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -61,7 +61,7 @@ pub(super) async fn join_all(threads: &mut Vec<JoinHandle<()>>, patience: Durati
     }
     for thread in threads.drain(..) {
         if thread.is_finished() {
-            // One that panicked has said so.
+            // A thread that panicked has been reported.
             let _ = thread.join();
         } else {
             let name = thread.thread().name().unwrap_or("?");

@@ -2,12 +2,12 @@
 //! Raises a data thread's priority above local applications while it carries bulk traffic.
 //!
 //! With bulk, a frame that waits for a core is a frame in a queue. In a flood of small frames the
-//! usual priority is better: the scheduler would wake the thread for each frame, and waiting makes
-//! bursts.
+//! default priority is better: the scheduler would wake the thread for each frame, and waiting
+//! makes bursts.
 
 use crate::io::{set_thread_niceness, thread_niceness};
 
-/// Portions without bulk in a row after which there is none any more.
+/// After this many bursts in a row without bulk, bulk is considered over.
 const LIGHT_BURSTS: u32 = 64;
 
 /// The priority of one thread.
@@ -29,7 +29,7 @@ impl ThreadPriority {
         }
     }
 
-    /// Notes one burst. A system call only when things change.
+    /// Takes in one burst. Makes a system call only when things change.
     pub(super) fn observe(&mut self, has_bulk: bool) {
         if has_bulk {
             self.light = 0;
@@ -40,7 +40,7 @@ impl ThreadPriority {
         if wanted != self.is_high {
             self.is_high = wanted;
             let nice = if wanted { self.high } else { self.usual };
-            // Refused without CAP_SYS_NICE, and then it stays as it is.
+            // Refused without CAP_SYS_NICE; the priority then stays as it is.
             let _ = set_thread_niceness(nice);
         }
     }

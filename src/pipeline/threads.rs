@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The data threads of an engine: which there are in each core plan, and what connects them.
+//! The data threads of an engine: which threads each core plan has, and how they are connected.
 
 use std::{
     io,
@@ -38,9 +38,9 @@ pub(super) struct Threads<'a> {
     pub(super) shared: &'a Arc<Shared>,
     pub(super) events: &'a mpsc::Sender<EngineEvent>,
     pub(super) peers: usize,
-    /// A socket for each of them, if they have some.
+    /// A socket for each of them, if they have any.
     pub(super) senders: Arc<[UdpSocket]>,
-    /// Those of handshakes and of unauthenticated.
+    /// The sockets for handshakes and for unauthenticated datagrams.
     pub(super) gate: Option<[UdpSocket; 2]>,
     /// For the first outbound thread.
     pub(super) injected: Option<InjectedFrames>,
@@ -65,7 +65,7 @@ impl Threads<'_> {
         result.map(|()| self.spawned)
     }
 
-    /// The way from an inbound thread to other peers, in a hub, on the lane of this place.
+    /// The path from an inbound thread to other peers, in a hub, on the lane of this position.
     fn onward(&self, place: usize, socket: &UdpSocket) -> io::Result<Option<(Lane, TrainSink)>> {
         if !self.is_hub {
             return Ok(None);
@@ -74,13 +74,13 @@ impl Threads<'_> {
         Ok(Some((lane(place), sink)))
     }
 
-    /// The way out for a thread whose lane has `socket`.
+    /// The `UdpTx` of a thread whose lane has `socket`.
     fn udp_tx(&self, socket: &UdpSocket) -> io::Result<UdpTx> {
         let senders = Senders::new(socket.try_clone()?, self.senders.clone());
         Ok(UdpTx::new(self.shared.clone(), senders))
     }
 
-    /// A thread that ends when its queue does, which is when the one before it has.
+    /// A thread that ends when its queue does, which is when the thread before it has ended.
     fn spawn_worker(
         &mut self,
         name: &str,
@@ -92,7 +92,7 @@ impl Threads<'_> {
         })
     }
 
-    /// A thread that goes before the programs of the machine, if that is allowed.
+    /// A thread that has priority over the programs of the machine, if that is allowed.
     fn spawn_first(
         &mut self,
         name: &str,
@@ -107,7 +107,7 @@ impl Threads<'_> {
         })
     }
 
-    /// The engine's owner hears of the thread's end, even if it panics.
+    /// The engine's owner is told of the thread's end, even if it panics.
     fn spawn(
         &mut self,
         name: &str,
@@ -229,7 +229,7 @@ fn spawn_staged(
     threads.spawn_worker("tap-tx", |heartbeat| delivery.run(opened, heartbeat))
 }
 
-/// The data lane of this place.
+/// The data lane in this position.
 fn lane(place: usize) -> Lane {
     Lane(Lane::FIRST_DATA.0 + place as u8)
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a data thread does when the kernel refuses to wait, receive or read: it tries again, a little
-//! later each time. A machine that is short of memory for a while keeps its tunnel.
+//! Retries of a data thread when the kernel refuses to wait, receive or read: a little later each
+//! time. A machine that is short of memory for a while keeps its tunnel.
 //!
-//! Only what says that this program is wrong ends the tunnel, as trying again would be in vain.
+//! Only an error that shows a fault of this program ends the tunnel, as a retry would be in vain.
 
 use std::{io, os::fd::AsFd, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
 
-/// The troubles of one thread.
+/// The errors of one thread.
 pub(super) struct Trouble(Retry);
 
 impl Default for Trouble {
@@ -27,13 +27,13 @@ impl Default for Trouble {
 }
 
 impl Trouble {
-    /// All is well, again.
+    /// The last call succeeded.
     pub(super) fn is_over(&mut self) {
         self.0.is_over();
     }
 
-    /// Waits before the next attempt, and less if the tunnel stops meanwhile. Logs the error once in a
-    /// while.
+    /// Waits before the next attempt, and less if the tunnel stops meanwhile. Logs the error once
+    /// in a while.
     ///
     /// # Errors
     /// The end of the thread, if another attempt would be in vain.

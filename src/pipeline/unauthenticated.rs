@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Handshakes, and what nobody asked for: a thread of its own takes them from the sockets where the kernel
-//! puts them (`io::udp::Gate`), so that neither a lane's thread nor its buffer is there for them.
+//! Handshakes, and datagrams of no session: a thread of its own takes them from the sockets where
+//! the kernel puts them (`io::udp::Gate`), so that they take neither the time of a lane's thread
+//! nor its buffer.
 //!
-//! Handshakes come first, and what is no handshake is dropped and counted. Data of a session gets here
-//! only if the network stack has merged it behind a stranger's; it goes to the thread of its lane.
+//! Handshakes come first; other datagrams that are not data are dropped and counted. Data of a
+//! session arrives here only if the network stack has merged it behind an unauthenticated datagram;
+//! it goes to the thread of its lane.
 
 use std::{io, os::fd::AsFd, sync::Arc};
 
@@ -28,7 +30,7 @@ use crate::{
 
 pub(super) struct Unauthenticated {
     shared: Arc<Shared>,
-    /// Handshakes, and all else.
+    /// One for handshakes, one for everything else.
     sockets: [UdpSocket; 2],
     sender: ShardSender,
     decryptor: Decryptor,
@@ -75,8 +77,8 @@ impl Unauthenticated {
         }
     }
 
-    /// A batch of each kind, so that a flood of one leaves room for the other. Also when nothing came, for
-    /// the sake of old tables: see [`IDLE`].
+    /// A batch of each kind, so that a flood of one leaves room for the other. Also when nothing
+    /// arrived, to reload old tables: see [`IDLE`].
     fn receive(&mut self) -> io::Result<()> {
         for socket in &self.sockets {
             socket.recv_batch(&mut self.batch)?;
@@ -99,7 +101,7 @@ impl Unauthenticated {
     }
 }
 
-/// The place of the thread that is to have it; none for what is no data.
+/// The position of the thread that owns it; `None` for datagrams that are not data.
 fn owner_of_data(
     tables: &Tables,
     sender: &ShardSender,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which peers a change of this machine's links, addresses and routes concerns: those to whose endpoint
-//! datagrams now take another route, or by a link that takes another size.
+//! Which peers a change of this machine's links, addresses and routes concerns: those for whose
+//! endpoint the route has changed, or the MTU of the link.
 //!
-//! A device that can make an address or a route of this machine change (a router in its LAN, a routing
-//! daemon, stations behind the tunnel) causes one look in a second, and nothing else.
+//! A device that can make an address or a route of this machine change (a router in its LAN, a
+//! routing daemon, stations behind the tunnel) causes one lookup in a second, and nothing else.
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
@@ -23,23 +23,23 @@ use crate::{
     tripwire,
 };
 
-/// From one look to the next. Changes meanwhile wait for it.
+/// From one lookup to the next. Changes meanwhile wait for it.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Between attempts to connect to the kernel.
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 
 type Endpoints = Vec<(PortId, SocketAddr)>;
 
-/// What is new of the route to a peer.
+/// How the route to a peer has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// It has another link, next router or source address.
+    /// It has another link, next hop or source address.
     Route,
     /// Its link takes packets of another size.
     LinkMtu,
 }
 
-/// What there is to look at.
+/// The input of a lookup.
 #[derive(Default)]
 struct Question {
     endpoints: Endpoints,
@@ -47,7 +47,7 @@ struct Question {
     changes: u64,
 }
 
-/// Looks at the routes to the peers' endpoints, until it is dropped.
+/// Looks up the routes to the peers' endpoints, until it is dropped.
 pub(super) struct Underlay {
     question: watch::Sender<Question>,
     concerned: mpsc::Receiver<Vec<(PortId, Change)>>,
@@ -55,7 +55,7 @@ pub(super) struct Underlay {
 }
 
 impl Underlay {
-    /// `events` tells of its end unasked. Must be called on a tokio runtime.
+    /// `events` reports its unexpected end. Must be called on a tokio runtime.
     pub(super) fn start(events: mpsc::Sender<EngineEvent>) -> Self {
         let (question, asked) = watch::channel(Question::default());
         let (concerned_in, concerned) = mpsc::channel(1);
@@ -68,7 +68,7 @@ impl Underlay {
         }
     }
 
-    /// Where the peers are now.
+    /// Sets the present endpoints of the peers.
     pub(super) fn set_endpoints(&self, endpoints: Endpoints) {
         self.question.send_if_modified(|question| {
             let is_news = question.endpoints != endpoints;
@@ -77,12 +77,13 @@ impl Underlay {
         });
     }
 
-    /// A link, an address or a route of this machine changed: look at all routes as soon as it is time.
+    /// A link, an address or a route of this machine changed: look up all routes as soon as it is
+    /// time.
     pub(super) fn handle_change(&self) {
         self.question.send_modify(|question| question.changes += 1);
     }
 
-    /// The peers to whom the route is another than at the last look, one look at a time.
+    /// The peers to which the route has changed since the last lookup, one lookup at a time.
     pub(super) async fn concerned(&mut self) -> Vec<(PortId, Change)> {
         match self.concerned.recv().await {
             Some(ports) => ports,
@@ -125,14 +126,14 @@ async fn connect() -> RouteLookup {
     }
 }
 
-/// The routes at the last look.
+/// The routes at the last lookup.
 #[derive(Default)]
 struct Known {
     changes: u64,
     routes: HashMap<PortId, (SocketAddr, Seen)>,
 }
 
-/// What a look has found.
+/// The result of a lookup.
 #[derive(Clone, PartialEq, Eq)]
 struct Seen {
     route: Option<Route>,
@@ -140,8 +141,8 @@ struct Seen {
 }
 
 impl Known {
-    /// Looks again, at what may be news. Returns the peers to whom the route is another. Who has moved
-    /// has been heard from there, by whatever route.
+    /// Looks up again the routes that may have changed. Returns the peers whose route has. A peer
+    /// that has moved was heard from its new address, by whatever route.
     async fn update(
         &mut self,
         routes: &RouteLookup,
@@ -166,7 +167,7 @@ impl Known {
     }
 }
 
-/// One look at many routes, most of them by the same link.
+/// A lookup of many routes, most of them by the same link.
 struct Look<'a> {
     routes: &'a RouteLookup,
     last: Option<Seen>,

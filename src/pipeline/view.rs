@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What an engine shows its owner: events as they happen, and snapshots for `show`.
+//! The engine's interface to its owner: events as they happen, and snapshots for `show`.
 
 use std::{any::Any, io};
 
@@ -15,19 +15,19 @@ use crate::{
 /// Events that wait for the engine's owner.
 pub(super) const EVENTS: usize = 16;
 
-/// What the engine tells its owner.
+/// An event for the engine's owner.
 #[derive(Debug)]
 pub(crate) enum EngineEvent {
     /// The first peer became reachable.
     Reachable,
     /// The last reachable peer was lost.
     Unreachable,
-    /// A loop was cut, or a port opened again, here or at another node: stations may be behind other
-    /// ports than before, also as others know them.
+    /// A loop was cut, or a port was unblocked, here or at another node: stations may be behind
+    /// other ports than before, also from the view of other switches.
     StationsMoved,
-    /// How many peers are up, and what is wrong with the others, in words. When it changes.
+    /// How many peers are up, and the problem of the others, in words. Sent when it changes.
     Summary(String),
-    /// A thread or task ended unasked, or does not get on: the tunnel is broken.
+    /// A thread or task ended unexpectedly, or makes no progress: the tunnel is broken.
     Broken(Stopped),
 }
 
@@ -36,17 +36,17 @@ pub(crate) enum EngineEvent {
 pub(crate) struct EngineView {
     /// The peers, in the order of their ports.
     pub peers: Vec<(String, PeerView, Rates)>,
-    /// Frames and bytes read off the TAP, then those written to it.
+    /// Frames and bytes read from the TAP, then those written to it.
     pub tap: [(u64, u64); 2],
-    /// What did not arrive.
+    /// The counted drops.
     pub drops: Vec<(DropReason, u64)>,
     /// The ports of the switch, the TAP first, then the peers.
     pub ports: Vec<PortView>,
     /// The multicast groups with members; there may be more.
     pub groups: Vec<GroupEntry>,
-    /// What the switch has counted.
+    /// The counters of the switch.
     pub switch: SwitchStatus,
-    /// The first of the addresses that it knows.
+    /// The first of the addresses that the switch knows.
     pub fdb: Vec<FdbStatus>,
     /// How many others it knows.
     pub fdb_omitted: u64,
@@ -55,9 +55,9 @@ pub(crate) struct EngineView {
 /// A port of the switch.
 #[derive(Debug)]
 pub(crate) struct PortView {
-    /// The loop that it is blocked for.
+    /// The loop for which it is blocked.
     pub blocked_by_loop: Option<Blocked>,
-    /// A bridge protocol data unit came, where none may.
+    /// A BPDU arrived, where none is allowed.
     pub blocked_by_bpdu: bool,
     /// Frames from it that the switch refused, by reason.
     pub refused: Vec<(patchcord_bridge::DropReason, u64)>,
@@ -72,12 +72,12 @@ pub(crate) enum Stopped {
     Asked,
     /// The TAP was deleted.
     TapLost,
-    /// The kernel refused something that must work.
+    /// The kernel refused a call that must work.
     Failed(io::Error),
 }
 
 impl Stopped {
-    /// The end of a thread or task that panicked, of which the log has more.
+    /// The end of a thread or task that panicked; the log has the details.
     pub(super) fn of_panic(name: &str, payload: &(dyn Any + Send)) -> Self {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
@@ -85,7 +85,7 @@ impl Stopped {
         Self::Failed(io::Error::other(format!("`{name}` panicked: {text}")))
     }
 
-    /// What an error of the TAP means: only a deleted device is lost for good.
+    /// The meaning of an error of the TAP: only a deleted device is lost for good.
     pub(super) fn of_tap(error: io::Error) -> Self {
         if tap::is_deleted(&error) {
             Self::TapLost

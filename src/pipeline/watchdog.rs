@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether the threads and tasks of an engine get on with their work.
+//! Whether the threads and tasks of an engine make progress.
 //!
-//! Each has a [`Heartbeat`]. A data thread says when it waits for the kernel, where it may stay for days,
-//! and when it works, which takes milliseconds; a task beats at least once a second. Whoever [looks]
-//! once a second sees a heartbeat that stands still. Looks are counted and not time, which goes on while
-//! the whole process is held up.
+//! Each has a [`Heartbeat`]. A data thread signals when it waits for the kernel, which may take
+//! days, and when it works, which takes milliseconds; a task beats at least once a second. A
+//! [check] once a second detects a heartbeat that has stopped. The watchdog counts checks and not
+//! time, which passes even while the whole process is suspended.
 //!
-//! [looks]: Watchdog::check
+//! [check]: Watchdog::check
 
 use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-/// Looks in a row that find a heartbeat where it was, after which the service manager is told no more
-/// that all is well …
+/// After this many checks in a row without progress the service manager is no longer told that all
+/// is well …
 const SUSPECT_CHECKS: u32 = 5;
 /// … and after which the engine is broken.
 const STALLED_CHECKS: u32 = 30;
@@ -25,7 +25,7 @@ const STALLED_CHECKS: u32 = 30;
 pub(super) struct Heartbeat(AtomicU64);
 
 impl Heartbeat {
-    /// From now on it waits. Twice the same is once.
+    /// From now on it waits. Calling it twice is the same as once.
     pub(super) fn rest(&self) {
         self.step(0);
     }
@@ -51,7 +51,7 @@ struct Watched {
     name: String,
     heartbeat: Arc<Heartbeat>,
     seen: u64,
-    /// Looks that found it at work, and no further than before.
+    /// Checks that found it at work, and no further than before.
     still: u32,
 }
 
@@ -77,7 +77,8 @@ impl Watchdog {
         heartbeat
     }
 
-    /// To be called once a second. The first whose work has not got on for too long.
+    /// To be called once a second. Returns the first thread whose work has made no progress for too
+    /// long.
     pub(super) fn check(&self) -> Option<String> {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         for thread in &mut *watched {
@@ -92,7 +93,7 @@ impl Watchdog {
         (longest.still >= STALLED_CHECKS).then(|| longest.name.clone())
     }
 
-    /// As of the last look.
+    /// As of the last check.
     pub(crate) fn is_healthy(&self) -> bool {
         !self.is_suspect.load(Ordering::Relaxed)
     }

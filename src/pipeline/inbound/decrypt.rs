@@ -20,7 +20,7 @@ use crate::{
     wire::{self, Counter, DataHeader, MessageType, SessionIndex},
 };
 
-/// What one call received, and what opening it found.
+/// The datagrams of one receive call, and the result of decrypting each.
 pub(in crate::pipeline) struct RxBatch {
     pub(in crate::pipeline) batch: RecvBatch,
     /// One entry for each datagram of the batch, in its order.
@@ -36,7 +36,7 @@ pub(super) enum Opened {
         receiver: SessionIndex,
         counter: Counter,
     },
-    /// Dropped and counted, or on its way to the control thread or that of its lane.
+    /// Dropped and counted, or on its way to the control thread or to the thread of its lane.
     Gone,
 }
 
@@ -114,7 +114,7 @@ impl Decryptor {
         }
     }
 
-    /// Takes a datagram that is no data: it reaches the control thread, or is dropped and counted.
+    /// Takes a datagram that is not data: it reaches the control thread, or is dropped and counted.
     pub(in crate::pipeline) fn take_message(
         &self,
         tables: &Tables,
@@ -165,7 +165,8 @@ impl Decryptor {
         })
     }
 
-    /// Initiations with a good mac1 reach the control thread, and what answers an initiation of ours.
+    /// Passes initiations with a valid mac1 to the control thread, and answers to an initiation of
+    /// ours.
     fn hand_to_control(
         &self,
         tables: &Tables,
@@ -186,7 +187,7 @@ impl Decryptor {
     }
 }
 
-/// The port of the peer that sent the datagram at this place, by its receiver index.
+/// The port of the peer that sent the datagram in this position, by its receiver index.
 pub(super) fn sender(tables: &Tables, batch: &mut RecvBatch, place: usize) -> Option<PortId> {
     let mut passed = 0;
     for mut received in batch.iter_mut() {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Steps 3 to 6 for each datagram of a batch: which lanes there are, and what a panic over a frame
-//! leaves behind.
+//! Steps 3 to 6 for each datagram of a batch: the lanes, and recovery after a panic over a frame.
 
 use std::{
     collections::HashMap,
@@ -50,12 +49,12 @@ pub(in crate::pipeline) struct Delivery {
     tap: Arc<TapQueue>,
     /// In a hub: to other peers.
     dispatch: Option<Dispatch>,
-    /// For a back-end without offloads, and for what goes to other peers.
+    /// For a back-end without offloads, and for frames to other peers.
     scratch: Vec<u8>,
     codel: Codel,
     /// A super-frame left since this was last reset.
     pub(super) has_bulk: bool,
-    /// When the present batch came.
+    /// When the present batch arrived.
     now: Instant,
     /// CoDel asked for a mark: set CE on, or drop from, the next bulk flow.
     must_signal: bool,
@@ -71,7 +70,7 @@ pub(super) fn patience_for(is_waiting: bool) -> Duration {
     }
 }
 
-/// How long segments wait for those that are missing before them.
+/// How long segments wait for missing ones before them.
 #[derive(Clone, Copy)]
 enum Patience {
     Some,
@@ -105,7 +104,7 @@ impl Delivery {
         }
     }
 
-    /// Delivers what the workers have opened until the first step has ended.
+    /// Delivers what the workers have decrypted until the first step has ended.
     pub(in crate::pipeline) fn run(
         mut self,
         mut opened: Collector<RxBatch>,
@@ -205,7 +204,8 @@ impl Delivery {
         }
     }
 
-    /// Makes new what a panic may have left half done. Whose frame it was, if a lane had one in hand.
+    /// Renews what a panic may have left half done. Returns the peer whose frame it was, if a lane
+    /// had one in hand.
     ///
     /// Its replay window stays: what it has accepted must not be accepted again.
     fn recover(&mut self) -> Option<PortId> {
@@ -246,7 +246,7 @@ impl Delivery {
         left.unwrap_or_else(|| {
             let from = self.recover();
             self.note_offence(from, recovery);
-            // Of other lanes something may.
+            // Frames of other lanes may still wait.
             true
         })
     }
@@ -257,7 +257,7 @@ impl Delivery {
         }
     }
 
-    /// Before a batch. A full one means that the socket may have had more; `None` is one that came
+    /// Before a batch. A full one means that the socket may have had more; `None` is for a batch
     /// from another thread.
     fn begin(&mut self, tables: &Arc<Tables>, is_full: Option<bool>) {
         self.sweep(tables);
@@ -300,7 +300,7 @@ impl Delivery {
         }
     }
 
-    /// Forgets lanes of sessions that ended.
+    /// Removes lanes of sessions that ended.
     fn sweep(&mut self, tables: &Arc<Tables>) {
         if !Arc::ptr_eq(tables, &self.swept_for) {
             self.lanes
@@ -346,15 +346,15 @@ impl Delivery {
         self.codel.insist();
     }
 
-    /// Nothing came for a while. True if frames go on waiting for missing pieces.
+    /// Nothing arrived for a while. True if frames still wait for missing pieces.
     pub(in crate::pipeline) fn forward_incomplete(&mut self, recovery: &mut Recovery) -> bool {
         let tables = self.tables.load();
         self.sweep(&tables);
         self.leave(&tables, Patience::None, recovery)
     }
 
-    /// What nothing will complete any more leaves as it is; `patience` says how long to hope. True if
-    /// something goes on waiting.
+    /// Forwards, as they are, frames that will not be completed any more; `patience` says how long
+    /// to wait. True if some frame still waits.
     fn forward_left_behind(&mut self, tables: &Tables, patience: Patience) -> bool {
         let (arrived, now) = (self.now, self.shared.clock.now());
         let (mut unpacker, lanes, _) = self.unpacker(tables, now);
@@ -362,7 +362,7 @@ impl Delivery {
             lane.is_busy = true;
             let newest = lane.window.newest();
             let which = match patience {
-                // Other lanes may go on while nothing comes on this one.
+                // Other lanes may receive while nothing arrives on this one.
                 Patience::Some if arrived < lane.last_arrival + REASSEMBLY_PATIENCE => {
                     Which::LeftBehind(newest)
                 }
@@ -384,7 +384,7 @@ impl Delivery {
         })
     }
 
-    /// The way out of the tunnel, and apart from it the lanes that frames come from.
+    /// The path out of the tunnel, and apart from it the lanes that frames arrive on.
     fn unpacker<'a>(
         &'a mut self,
         tables: &'a Tables,

@@ -10,9 +10,9 @@
 //! 6. write             `TapQueue::write`                    in order
 //!    or, in a hub, send to another peer: see `Dispatch`
 //!
-//! The files are in this order: [`receive`], [`decrypt`], [`deliver`] with [`unpack`], [`tap_writer`].
-//! Handshake messages leave at step 2 for the control thread, if their mac1 is good; control messages
-//! leave at step 4.
+//! The files are in this order: [`receive`], [`decrypt`], [`deliver`] with [`unpack`],
+//! [`tap_writer`]. At step 2, handshake messages with a valid mac1 go to the control thread; at
+//! step 4, control messages do.
 
 mod decrypt;
 mod deliver;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Step 1: batches of datagrams off a socket, and the thread that takes them.
+//! Step 1: batches of datagrams off a socket, and the thread that receives them.
 
 use std::{os::fd::AsFd, sync::Arc};
 
@@ -21,15 +21,15 @@ use crate::{
     queue::Dealer,
 };
 
-/// Where received batches go.
+/// The destination of received batches.
 pub(in crate::pipeline) enum RxSink {
-    /// Opened and delivered on the spot.
+    /// Decrypted and delivered in this thread.
     Inline {
         rx_batch: Box<RxBatch>,
         decryptor: Decryptor,
         delivery: Box<Delivery>,
     },
-    /// To the workers.
+    /// Handed to the workers.
     Staged(Dealer<RxBatch>),
 }
 
@@ -37,7 +37,7 @@ pub(in crate::pipeline) enum RxSink {
 pub(in crate::pipeline) struct Inbound {
     shared: Arc<Shared>,
     socket: UdpSocket,
-    /// None if nobody else receives.
+    /// None if no other thread receives.
     shard_queues: Option<ShardQueues>,
     sink: RxSink,
 }
@@ -91,7 +91,7 @@ impl Inbound {
         }
     }
 
-    /// Nothing came for a while.
+    /// Nothing arrived for a while.
     fn give_up_waiting(&mut self, recovery: &mut Recovery) -> bool {
         match &mut self.sink {
             RxSink::Inline { delivery, .. } => delivery.forward_incomplete(recovery),
@@ -133,7 +133,8 @@ impl Inbound {
                     return Ok(false);
                 };
                 let received = self.socket.recv_batch(&mut rx_batch.batch);
-                // Also one in which nothing came, as batches go round. Fails only when the workers are gone, and then the tunnel is being stopped.
+                // Also an empty batch, as batches are passed around. Fails only when the workers
+                // are gone, and then the tunnel is being stopped.
                 let _ = dealer.deal(rx_batch);
                 received.map(|_| false)
             }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Steps 5 and 6: a frame of a peer to the port that the switch chooses, which is the TAP, or in a hub
-//! other peers.
+//! Steps 5 and 6: a frame of a peer to the port that the switch chooses, which is the TAP, or in a
+//! hub other peers.
 
 use std::io;
 
@@ -22,7 +22,7 @@ use crate::{
     tripwire,
 };
 
-/// What a frame needs to leave the tunnel.
+/// The state that a frame needs to leave the tunnel.
 pub(super) struct TapWriter<'a> {
     pub(super) shared: &'a Shared,
     pub(super) tables: &'a Tables,
@@ -87,7 +87,7 @@ impl TapWriter<'_> {
             Egress::Port(port) if wanted.is_some_and(|wanted| !wanted.contains(port)) => Ok(()),
             Egress::Port(PortId::TAP) => match leave(PortId::TAP) {
                 Ok(edit) => self.write(edit, frame),
-                // A probe is lost without harm.
+                // The loss of a probe does no harm.
                 Err(_) if decision.kind == Kind::Probe => Ok(()),
                 Err(reason) => Err(reason.into()),
             },
@@ -134,7 +134,7 @@ impl TapWriter<'_> {
     }
 }
 
-/// What a frame is lost to when the kernel does not take it.
+/// The drop reason when the kernel does not take a frame.
 fn drop_reason_of_write(error: &io::Error) -> DropReason {
     if tap::is_too_big(error) {
         DropReason::NicMtu

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Steps 3 and 4: a counter once, then the frames, fragments and control chunks of a datagram.
+//! Steps 3 and 4: accepts a counter once, then unpacks the frames, fragments and control chunks of
+//! a datagram.
 
 use std::time::Instant;
 
@@ -29,7 +30,7 @@ pub(super) struct Arrival {
     pub(super) from: Caller,
 }
 
-/// Takes plaintext apart, and hands each frame that is whole to the way out.
+/// Unpacks plaintext, and passes each frame that is whole to the TAP writer.
 pub(super) struct Unpacker<'a> {
     pub(super) writer: TapWriter<'a>,
 }
@@ -107,7 +108,7 @@ impl Unpacker<'_> {
                 }
                 Err(reason) => Err(reason),
             };
-            // One bad frame does not cost its neighbours in the datagram.
+            // One bad frame does not affect the others in the datagram.
             if let Err(reason) = forwarded {
                 self.writer.drops.count(reason);
             }
@@ -130,7 +131,7 @@ impl Unpacker<'_> {
         self.forward_small(lane, frame)
     }
 
-    /// A frame that was not cut. Segments that came before it leave before it.
+    /// A frame that was not cut. Segments that arrived before it leave before it.
     fn forward_small(
         &mut self,
         lane: &mut LaneState,
@@ -157,7 +158,7 @@ impl Unpacker<'_> {
         self.writer.forward(&lane.session, frame)
     }
 
-    /// What can be saved of super-frames with holes.
+    /// Forwards the runs of whole segments of super-frames with holes.
     pub(super) fn forward_runs(&mut self, lane: &mut LaneState, which: Which<'_>) {
         while let Some(run) = lane.reassembly.poll_run(which) {
             let pending = Some((run.offload, run.layout));

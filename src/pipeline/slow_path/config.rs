@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the slow path of a switch has to do, and as whom.
+//! The tasks of the slow path, and the identity that it uses.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,7 @@ use patchcord_bridge::{
 
 use crate::crypto;
 
-/// What loop probes are recognised by.
+/// The marks by which loop probes are recognised.
 pub(in crate::pipeline) struct Probes {
     pub(super) node: NodeId,
     /// Their source.
@@ -23,7 +23,7 @@ pub(in crate::pipeline) struct Probes {
 }
 
 impl Probes {
-    /// Of a node that is new to everybody.
+    /// Of a node that is new to all others.
     pub(in crate::pipeline) fn random() -> Self {
         Self {
             node: NodeId(u64::from_ne_bytes(random())),
@@ -32,7 +32,7 @@ impl Probes {
     }
 }
 
-/// What there is to do.
+/// The configuration of the slow path.
 #[derive(Default)]
 pub(in crate::pipeline) struct SlowPathConfig {
     /// Look for loops.
@@ -43,12 +43,12 @@ pub(in crate::pipeline) struct SlowPathConfig {
     pub(super) neighbours: Option<NeighboursConfig>,
     /// VLANs without queries of this node.
     pub(super) customers: BTreeSet<Vid>,
-    /// Ports that refuse addresses of others.
+    /// Ports that refuse addresses of stations behind other ports.
     pub(super) confined: Vec<PortId>,
 }
 
 impl SlowPathConfig {
-    /// What the ports of a switch ask for, loops aside.
+    /// The tasks that the ports of a switch ask for, loops aside.
     pub(in crate::pipeline) fn of(
         switch: &SwitchConfig,
         is_querier: bool,
@@ -92,8 +92,9 @@ impl SlowPathConfig {
     }
 }
 
-/// Asks from no IPv4 address, so that any other querier is preferred (RFC 4541 section 2.1.1), and
-/// from the link-local IPv6 address of a station with an address of its own (RFC 4291 appendix A).
+/// Queries from no IPv4 address, so that any other querier is preferred (RFC 4541 section 2.1.1),
+/// and from the link-local IPv6 address of a station with an address of its own (RFC 4291 appendix
+/// A).
 fn querier() -> Querier {
     let MacAddr([a, b, c, d, e, f]) = random_mac();
     let interface = [a ^ 0x02, b, c, 0xff, 0xfe, d, e, f];
@@ -107,7 +108,7 @@ fn querier() -> Querier {
     }
 }
 
-/// Locally administered, and a station's.
+/// Locally administered, and an individual address.
 fn random_mac() -> MacAddr {
     let mut mac: [u8; 6] = random();
     mac[0] = mac[0] & 0xfc | 0x02;

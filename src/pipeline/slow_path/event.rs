@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What data threads and the slow path hand to each other, and how much of it may wait.
+//! Events and frames between data threads and the slow path, and how many of them may wait.
 
 use patchcord_bridge::{Inside, Kind, PortId};
 
-/// Frames that wait to be looked at.
+/// Punted frames that may wait.
 pub(in crate::pipeline) const PUNTED_FRAMES: usize = 256;
-/// Of these, questions for addresses: each may become a frame to be sent to peers.
+/// Of these, requests for addresses: each may become a frame to be sent to peers.
 pub(in crate::pipeline) const QUESTIONS: usize = 128;
-/// Frames that wait to be sent to peers, beside what questions become: a round of loop probes.
+/// Frames that may wait to be sent to peers, beside those that requests become: a round of loop
+/// probes.
 pub(in crate::pipeline) const INJECTED_PER_PORT: usize = 64;
 
-/// What happens for the slow path.
+/// An event for the slow path.
 pub(in crate::pipeline) enum SlowPathEvent {
     /// A data thread has punted a frame.
     Punted(PuntedFrame),
@@ -20,7 +21,7 @@ pub(in crate::pipeline) enum SlowPathEvent {
     PeerDown(PortId),
 }
 
-/// A frame that came in by a port and needs more than a forwarding decision.
+/// A frame that arrived on a port and needs more than a forwarding decision.
 pub(in crate::pipeline) struct PuntedFrame {
     pub(in crate::pipeline) kind: Kind,
     pub(in crate::pipeline) ingress: PortId,
@@ -28,7 +29,7 @@ pub(in crate::pipeline) struct PuntedFrame {
     pub(in crate::pipeline) frame: Box<[u8]>,
 }
 
-/// A frame that this node has made for peers.
+/// A frame that this node originates for peers.
 pub(in crate::pipeline) struct InjectedFrame {
     pub(in crate::pipeline) to: To,
     pub(in crate::pipeline) inside: Inside,
@@ -39,6 +40,6 @@ pub(in crate::pipeline) struct InjectedFrame {
 #[derive(Clone, Copy)]
 pub(in crate::pipeline) enum To {
     Peer(PortId),
-    /// Every peer that may have what came from this port, or what this node has made.
+    /// Every peer that may get a frame from this port, or one that this node originates.
     Peers(Option<PortId>),
 }

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the table of addresses says as a whole: the VLANs in use, and how many addresses each port has
-//! in which of them.
+//! Scans the FDB: the VLANs in use, and how many addresses each port has in each of them.
 //!
-//! A large table is read in batches, one each second, so that nothing which the control thread has
-//! to do waits for long. Called by the slow path.
+//! A large table is read in batches, one each second, so that no other work of the control thread
+//! waits for long. Called by the slow path.
 
 use std::{collections::BTreeSet, iter::zip};
 
 use patchcord_bridge::{Fdb, PortId, Vid, VidSet};
 
-/// Rows of a batch: 65,536 addresses, a fifth of a millisecond if a quarter of them is known, and all
-/// of the table if there are up to seven peers, by default.
+/// Buckets of a batch: 65,536 addresses, a fifth of a millisecond if a quarter of them is known,
+/// and all of the table if there are up to seven peers, by default.
 const BUCKETS_AT_ONCE: usize = 8192;
 
-/// What was read.
+/// The result of the scan.
 pub(super) struct FdbScan {
     next_bucket: usize,
     /// By the batches so far.
@@ -38,7 +37,7 @@ impl Seen {
 }
 
 impl FdbScan {
-    /// Nothing was read yet of the addresses of so many ports.
+    /// Nothing was read yet of the addresses of this many ports.
     pub(super) fn new(ports: usize) -> Self {
         Self {
             next_bucket: 0,
@@ -68,8 +67,8 @@ impl FdbScan {
         }
     }
 
-    /// The VLANs that a station is in, with that of untagged frames. One whose last station has gone
-    /// is among them until the table was read to its end.
+    /// The VLANs that a station is in, with that of untagged frames. A VLAN whose last station has
+    /// gone is among them until the table was read to its end.
     pub(super) fn vlans(&self) -> VidSet {
         let mut all = VidSet::EMPTY;
         all.insert(Vid::UNTAGGED);
@@ -79,7 +78,7 @@ impl FdbScan {
         all
     }
 
-    /// The same with the ports that the stations are behind.
+    /// The same with the ports of the stations.
     pub(super) fn stations(&self) -> BTreeSet<(Vid, PortId)> {
         let seen = zip(&self.last.vlans, &self.current.vlans);
         let ports = (0..).map(PortId).zip(seen);
@@ -104,7 +103,7 @@ mod tests {
 
     const BATCHES: usize = 4;
 
-    /// A table of so many batches with addresses of ports 1 and 2 in the VLANs 0 to 99.
+    /// A table of this many batches with addresses of ports 1 and 2 in the VLANs 0 to 99.
     fn table() -> Fdb {
         let config = SwitchConfig {
             fdb_capacity: BATCHES * BUCKETS_AT_ONCE * 8,

@@ -19,7 +19,7 @@ pub(super) struct Groups {
     present: BTreeSet<PortId>,
     /// VLANs of tunnels: the customers behind them have queriers of their own.
     customers: BTreeSet<Vid>,
-    /// From when on a table may be made again.
+    /// The earliest time to make the next table.
     due_us: u64,
 }
 
@@ -75,7 +75,7 @@ impl Groups {
         self.snooping.flush_port(port);
     }
 
-    /// Asks in the VLANs of these stations, and sends the queries that are due.
+    /// Queries the VLANs of these stations, and sends the queries that are due.
     pub(super) fn tick(
         &mut self,
         stations: impl FnOnce() -> BTreeSet<(Vid, PortId)>,
@@ -103,9 +103,9 @@ impl Groups {
         }
     }
 
-    /// Shows the data threads what has changed with the frame that has changed it. To make a table takes
-    /// time for each group, and a station can change it with each frame: no more than a twentieth of the
-    /// time goes into that.
+    /// Publishes changes to the data threads, together with the frame that caused them. Making a
+    /// table takes time for each group, and a station can change it with each frame: no more than a
+    /// twentieth of the time is spent on that.
     pub(super) fn publish(&mut self) {
         const SHARE: u64 = 20;
         let begin_us = self.shared.clock.now().micros;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Frames that this node makes itself, on their way to the TAP or to the thread that sends to peers.
+//! Frames that this node originates, on their way to the TAP or to the thread that sends to peers.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{
     stats::{DropReason, Drops},
 };
 
-/// Sends what the slow path makes.
+/// Sends the frames of the slow path.
 pub(super) struct Injector {
     shared: Arc<Shared>,
     tap: Arc<TapQueue>,
@@ -49,7 +49,7 @@ impl Injector {
         }
     }
 
-    /// To every port that may have it, after a frame from `ingress` or of this node.
+    /// To every port that may get it, after a frame from `ingress` or of this node.
     pub(super) fn flood(&mut self, ingress: Option<PortId>, inside: Inside, frame: &[u8]) {
         if ingress != Some(PortId::TAP) {
             self.inject(PortId::TAP, inside, frame);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which limits of the switch were exceeded: told at once, and then at most once a minute for each
-//! port and limit, with what there was since.
+//! Which limits of the switch were exceeded: logged at once, and then at most once a minute for
+//! each port and limit, with the count since the last line.
 //!
 //! The data threads only count. The slow path compares the counts once a second.
 
@@ -14,18 +14,18 @@ use super::{fdb_scan::FdbScan, port_names::PortNames};
 /// A limit of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Limit {
-    /// Of what it may flood.
+    /// Of frames that it may flood.
     Flood(DropReason),
-    /// Of the addresses that are learned of it.
+    /// Of addresses that are learned on it.
     Addresses,
-    /// Of those that there is room for, whatever their port.
+    /// Of addresses that fit, whatever their port.
     Capacity,
     /// Of the moves of one address.
     Moves,
 }
 
 impl Limit {
-    /// None for what is refused for other reasons.
+    /// `None` for frames that are refused for other reasons.
     pub(super) fn of(reason: DropReason) -> Option<Self> {
         matches!(
             reason,
@@ -78,11 +78,11 @@ impl Limit {
 pub(super) struct Excess {
     pub(super) port: Option<PortId>,
     pub(super) limit: Limit,
-    /// Frames since it was told last; of moves, how often an address began to move too often.
+    /// Frames since the last line; of moves, how often an address began to move too often.
     pub(super) frames: u64,
 }
 
-/// What was told, and when.
+/// What was logged, and when.
 #[derive(Default)]
 pub(super) struct LimitLog {
     told: HashMap<(Option<PortId>, Limit), Told>,
@@ -96,7 +96,7 @@ struct Told {
 impl LimitLog {
     const INTERVAL_S: u32 = 60;
 
-    /// Tells which limits were exceeded, at most once a minute for each.
+    /// Reports which limits were exceeded, at most once a minute for each.
     pub(super) fn look(&mut self, switch: &Switch, scan: &FdbScan, names: &PortNames, now_s: u32) {
         let mut seen = Vec::new();
         for port in switch.ports() {
@@ -113,7 +113,8 @@ impl LimitLog {
                 continue;
             };
             if limit == Limit::Addresses {
-                // The count is that of all ports. The port with most addresses has reached the limit.
+                // The count is that of all ports. The port with the most addresses has reached the
+                // limit.
                 let ports = (0..).map(PortId).zip(scan.addresses());
                 excess.port = ports.max_by_key(|&(_, count)| count).map(|(port, _)| port);
             }
@@ -121,7 +122,8 @@ impl LimitLog {
         }
     }
 
-    /// Takes in how many frames a limit has refused so far. Says so if that is news, and time for it.
+    /// Takes in how many frames a limit has refused so far. Returns the excess if that is new, and
+    /// due.
     pub(super) fn note(
         &mut self,
         port: Option<PortId>,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Loops: probes out, ports blocked and opened.
+//! Loops: sends probes, blocks and unblocks ports.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -20,12 +20,13 @@ use crate::{
     },
 };
 
-/// Stations that moved are a sign of a loop for so long: those that move too often stay for a minute.
+/// Stations that moved are a sign of a loop for this long: those that move too often stay for a
+/// minute.
 const RECENT_S: u32 = 60;
 
 type Authenticate = Box<dyn Fn(&[u8]) -> [u8; 16] + Send>;
 
-/// The guard against loops, and what it needs to act.
+/// The guard against loops, and the state that it needs to act.
 pub(super) struct Loops {
     shared: Arc<Shared>,
     guard: LoopGuard<Authenticate>,
@@ -61,19 +62,19 @@ impl Loops {
         }
     }
 
-    /// A probe of this node came back. True if that changed something.
+    /// A probe of this node returned. True if that changed something.
     pub(super) fn returned(&mut self, ingress: PortId, frame: &[u8]) -> bool {
         let verdict = self.guard.returned(ingress, frame, self.now_us());
         verdict.map(|verdict| self.carry_out(verdict)).is_some()
     }
 
-    /// A probe of another node came.
+    /// A probe of another node arrived.
     pub(super) fn heard(&mut self, ingress: PortId, inside: Inside, frame: &[u8]) {
         let now_us = self.now_us();
         self.guard.heard(ingress, inside.vid, frame, now_us);
     }
 
-    /// Once in a while: the VLANs in use, and stations that have moved.
+    /// To be called once in a while: takes the VLANs in use, and stations that have moved.
     pub(super) fn tick(&mut self, vlans: VidSet) {
         if vlans != self.watched {
             for (port, rank) in (0..).map(PortId).zip(&self.ranks) {
@@ -114,7 +115,7 @@ impl Loops {
 
     fn carry_out(&mut self, verdict: Verdict) {
         let set_blocked = |port, blocked| {
-            // Only ports that there are have verdicts.
+            // Verdicts are only about ports that exist.
             let _ = self.shared.switch.set_blocked(port, blocked);
         };
         match verdict {
@@ -165,7 +166,8 @@ impl Loops {
         notify_moved(&self.events);
     }
 
-    /// Stations that moved of late between this port and the one that it has a loop with, for the log.
+    /// Stations that moved recently between this port and the one with which it forms a loop, for
+    /// the log.
     fn movers(&self, port: PortId) -> String {
         const LATE_S: u32 = 10;
         let mut report = self.guard.report();
@@ -190,8 +192,8 @@ impl Loops {
     }
 }
 
-/// Leaves half of the room to others, as the end of a thread is told only once. One of these that
-/// still waits says what another one would.
+/// Leaves half of the queue to others, as the end of a thread is reported only once. A notice of
+/// this kind that still waits covers another one.
 pub(super) fn notify_moved(events: &mpsc::Sender<EngineEvent>) {
     let has_room = events.capacity() > EVENTS / 2;
     if !has_room || events.try_send(EngineEvent::StationsMoved).is_err() {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The slow path of the switch: what takes more than a look at one frame.
+//! The slow path of the switch: work that needs more than a single frame.
 //!
 //! ```text
 //!  data threads ── punted ──> SlowPath ── blocks ports ──> Switch
 //!       ^                           │
 //!       └──── first outbound <── injected (to peers)      TAP <── injected (to the TAP)
 //! ```
-//! Data threads show it a few frames and go on; it makes frames of its own, such as loop probes. Both
-//! ways are bounded: what does not fit is lost, as anywhere on Ethernet. Runs as a task beside the
-//! control task.
+//! Data threads punt a few frames to it and go on; it originates frames, such as loop probes. Both
+//! queues are bounded: frames that do not fit are lost, as anywhere on Ethernet. Runs as a task
+//! beside the control task.
 
 mod config;
 pub(super) mod event;
@@ -130,7 +130,7 @@ impl SlowPath {
     fn handle_event(&mut self, event: SlowPathEvent) {
         match event {
             SlowPathEvent::Punted(frame) => {
-                // The session of a peer comes up before the peer's first frame.
+                // The session of a peer is up before the peer's first frame arrives.
                 self.handle_presence();
                 self.handle_punted(&frame);
             }
@@ -194,7 +194,7 @@ impl SlowPath {
         self.neighbours.peer_down(port);
     }
 
-    /// Once in a while: what has changed without a frame that says so.
+    /// To be called once in a while: handles changes that no frame announces.
     fn tick(&mut self) {
         tripwire::task("slow path");
         self.handle_presence();
@@ -225,7 +225,7 @@ impl SlowPath {
         }
     }
 
-    /// Publishes what `show` prints of the slow path.
+    /// Publishes the part of the slow path's state that `show` prints.
     fn publish_status(&self) {
         let loops = self.loops.iter().flat_map(Loops::report);
         let groups = self.groups.iter().flat_map(Groups::entries);

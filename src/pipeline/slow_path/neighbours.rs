@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! ARP and neighbour discovery: bindings learned, and questions answered in the name of others.
+//! ARP and neighbour discovery: learns bindings, and answers requests on behalf of others.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ impl NeighbourProxy {
         }
     }
 
-    /// Learns from what a station says, and says whether others must hear of it.
+    /// Learns from a station's message, and returns whether others must hear of it.
     pub(super) fn learn(&mut self, ingress: PortId, inside: Inside, frame: &[u8]) -> bool {
         let now_s = self.now_s();
         let Some(neighbours) = &mut self.neighbours else {
@@ -42,9 +42,10 @@ impl NeighbourProxy {
         learned.is_news()
     }
 
-    /// A question to all waits for this: it is answered here, or goes on.
+    /// A request to all stations waits for this: it is answered here, or forwarded.
     ///
-    /// One that tells where a station is now goes on as well: others may know it from where it was.
+    /// A request that shows where a station is now is forwarded as well: others may know its old
+    /// location.
     pub(super) fn handle(
         &mut self,
         ingress: PortId,
@@ -64,7 +65,7 @@ impl NeighbourProxy {
             .zip(headers)
             .and_then(|(known, headers)| known.answer(ingress, inside.vid, &headers, now_s));
         match answer {
-            // It has the tag of the question.
+            // It has the tag of the request.
             Some(answer) => injector.inject(ingress, inside, &answer),
             None => injector.flood(Some(ingress), inside, frame),
         }

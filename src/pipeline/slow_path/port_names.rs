@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the log calls the ports of the switch.
+//! The names of the switch's ports in logs.
 
 use std::sync::Arc;
 

@@ -18,7 +18,7 @@ use crate::{
     testing::in_namespace,
 };
 
-/// With a TAP of its own and peers, and what it has sent to be sent.
+/// With a TAP of its own and peers, and the frames that it has queued for sending.
 fn slow_path(config: SwitchConfig, setup: SlowPathConfig) -> (SlowPath, InjectedFrames) {
     let options = TapOptions {
         name: "pc-slow".to_owned(),
@@ -139,7 +139,7 @@ fn what_a_report_changes_takes_effect_with_it() {
         slow_path.act();
         assert_eq!(std::iter::from_fn(|| injected.take()).count(), 2);
         const MEMBER: PortId = PortId(2);
-        // Whether it changes anything, which the data threads are then shown.
+        // Whether it changes anything; the data threads then get the new table.
         let see = |slow_path: &mut SlowPath, frame: Vec<u8>| {
             slow_path.handle_event(SlowPathEvent::Punted(PuntedFrame {
                 kind: Kind::Membership,
@@ -148,7 +148,7 @@ fn what_a_report_changes_takes_effect_with_it() {
                 frame: frame.into(),
             }));
             let was_changed = is_changed(slow_path);
-            // As the task does, which waits for a frame or until something is due.
+            // Like the task, which waits for a frame or until something is due.
             for _ in 0..1000 {
                 let wait = slow_path.next_due().saturating_duration_since(clock::now());
                 if is_changed(slow_path) {
@@ -162,7 +162,7 @@ fn what_a_report_changes_takes_effect_with_it() {
         let join = igmp(0x16, GROUP);
         assert!(see(&mut slow_path, join.clone()));
         assert!(!see(&mut slow_path, join));
-        // Hosts are asked at once whether another host wants it.
+        // Hosts are queried at once whether another host wants it.
         let leave = igmp(0x17, GROUP);
         see(&mut slow_path, leave);
         assert_eq!(std::iter::from_fn(|| injected.take()).count(), 1);
@@ -192,7 +192,7 @@ fn a_guarded_port_has_only_its_own_stations_learned_anew() {
             node.watch(PortId::TAP, 0, []);
             let mut frame = node.due(0).remove(0).frame;
             for number in 1..=2 {
-                // The sequence number and how much was changed.
+                // The sequence number and the number of changes.
                 (frame[31], frame[33]) = (number, number);
                 slow_path.handle_event(SlowPathEvent::Punted(PuntedFrame {
                     kind: Kind::Probe,
