@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Makes the enum from reasons of its own and those of another one.
+/// Makes the enum from reasons of its own and those of another enum.
 macro_rules! reasons {
     (
         $(#[$about:meta])* $name:ident,
@@ -22,7 +22,7 @@ macro_rules! reasons {
             $(#[$outer_doc])* $outer($inner),
         }
 
-        /// Where each reason of its own is counted, and the first of the other ones.
+        /// The counter index of each reason of its own, and the first index of the other ones.
         #[repr(u8)]
         enum Place { $($variant,)* $outer }
 
@@ -30,7 +30,7 @@ macro_rules! reasons {
             /// How many there are.
             const COUNT: usize = Place::$outer as usize + <$inner>::ALL.len();
 
-            /// Every reason, in the order of their places.
+            /// Every reason, in the order of their counters.
             pub fn all() -> impl Iterator<Item = Self> {
                 let own = [$(Self::$variant,)*];
                 own.into_iter().chain(<$inner>::ALL.iter().copied().map(Self::$outer))
@@ -71,7 +71,7 @@ reasons! {
     UnsupportedVersion = "unsupported-version",
     /// Network, or a peer that restarted: no session has this receiver index.
     UnknownSession = "unknown-session",
-    /// Network: the AEAD tag does not fit (mangled or forged).
+    /// Network: the AEAD tag does not match (mangled or forged).
     BadTag = "bad-tag",
     /// Network: this counter was accepted before.
     Replayed = "replayed",
@@ -79,7 +79,7 @@ reasons! {
     TooOld = "too-old",
     /// Peer: an authentic datagram whose contents break the protocol.
     Malformed = "malformed",
-    /// Network: a handshake message whose mac1 does not fit our public key.
+    /// Network: a handshake message whose mac1 does not match our public key.
     BadMac = "bad-mac",
     /// Network or local load: a handshake message without a fresh cookie while under load.
     CookieRequired = "cookie-required",
@@ -98,7 +98,7 @@ reasons! {
     /// Local limit: the control thread is behind, and its queue of handshakes or that of the peer is
     /// full.
     ControlQueueFull = "control-queue-full",
-    /// Local limit: the slow path is behind and does not see this frame, or cannot send one.
+    /// Local limit: the slow path is behind and misses this frame, or cannot send one.
     SlowPathFull = "slow-path-full",
     /// Local limit: the thread of the datagram's lane is behind, and its inbox is full.
     LaneQueueFull = "lane-queue-full",
@@ -112,7 +112,7 @@ reasons! {
     SendFailed = "send-failed",
     /// Network: the datagram was larger than the path now takes (EMSGSIZE).
     DatagramTooBig = "datagram-too-big",
-    /// Local: the machine is behind, and the sender was told so by this loss (CoDel).
+    /// Local: the machine is behind, and this loss signals the sender to slow down (CoDel).
     StandingQueue = "standing-queue",
     /// Local kernel: the write to the TAP or the NIC failed; it is down, or the NIC is behind.
     TapWriteFailed = "tap-write-failed",
@@ -120,17 +120,17 @@ reasons! {
     NicMtu = "nic-mtu",
     /// Peer or local: longer than the overlay MTU allows.
     Oversize = "oversize",
-    /// Peer: a super-frame or a partial checksum whose headers are not as it says.
+    /// Peer: a super-frame or a partial checksum whose headers do not match its description.
     BadOffload = "bad-offload",
-    /// Network: fragments of the frame were lost and its place was needed.
+    /// Network: fragments of the frame were lost and its buffer was needed.
     ReassemblyEvicted = "reassembly-evicted",
     /// Network: segments of super-frames were lost; the others were delivered.
     SegmentLost = "segment-lost",
-    /// This program: a data thread panicked over the frame, or refuses those of a peer whose frames it
-    /// panicked over again and again.
+    /// This program: a data thread panicked over the frame, or refuses frames of a peer after
+    /// repeated panics over them.
     InternalError = "internal-error",
     ;
-    /// The switch does not pass the frame on.
+    /// The switch does not forward the frame.
     Switch(patchcord_bridge::DropReason),
 }
 
@@ -168,8 +168,8 @@ impl Drops {
     }
 }
 
-/// What crossed between the overlay and one peer, or the TAP. Outbound is written by the sending
-/// threads, inbound by the receiving ones, so neither wait for the others' cache line. The lanes of a
+/// The traffic between the overlay and one peer, or the TAP. The sending threads write outbound,
+/// the receiving threads write inbound, so neither wait for the others' cache line. The lanes of a
 /// direction share one; they add to it a few times per frame.
 #[derive(Debug, Default)]
 pub struct Traffic {

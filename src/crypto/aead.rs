@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The data ciphers: one key for each lane and direction, seal and open in place.
 //!
-//! A nonce is four zero bytes and the 64-bit [`Counter`]; the lane is part of the counter and of the
-//! key derivation, so no two lanes share a key or a nonce. The caller sees to it that a counter is
-//! used once (`proto::session`).
+//! A nonce is four zero bytes and the 64-bit [`Counter`]; the lane is part of the counter and of
+//! the key derivation, so no two lanes share a key or a nonce. The caller uses each counter once
+//! (`proto::session`).
 
 use aws_lc_rs::{
     aead::{
@@ -59,7 +59,7 @@ impl Cipher {
 pub struct CipherOffer {
     /// [`Cipher`] bits.
     pub allowed: u8,
-    /// AES and carry-less multiply instructions are there.
+    /// Whether the CPU has AES and carry-less multiply instructions.
     pub fast_aes: bool,
 }
 

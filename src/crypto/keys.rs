@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The keys that people handle: a tunnel's private key, a peer's public key, a preshared key.
+//! The keys that users handle: a tunnel's private key, a peer's public key, a preshared key.
 //!
 //! All are 32 bytes and are written as one line of base64, as WireGuard's are. Secrets are erased
 //! when they are dropped, cannot be cloned or displayed, and appear in no error: a [`KeyError`]
@@ -28,7 +28,7 @@ impl PrivateKey {
         Self(secret)
     }
 
-    /// The public key that belongs to it.
+    /// The public key of this private key.
     pub fn public_key(&self) -> PublicKey {
         let key = agreement::PrivateKey::from_private_key(&agreement::X25519, self.as_bytes())
             .expect("every 32 bytes are an X25519 private key");
@@ -107,7 +107,7 @@ impl fmt::Debug for PresharedKey {
 pub struct PublicKey([u8; KEY_BYTES]);
 
 impl PublicKey {
-    /// Checks 32 bytes that came from somewhere else.
+    /// Checks 32 bytes from another source.
     ///
     /// # Errors
     /// [`KeyError::LowOrder`] for the points with which every key agrees on the same secret.
@@ -206,7 +206,7 @@ impl Secret {
     }
 }
 
-/// Decodes into a buffer that is erased on every way out, errors included.
+/// Decodes into a buffer that is erased on every return, errors included.
 fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, KeyError> {
     // Some editors begin a file with a byte order mark.
     let text = text.trim_start_matches('\u{feff}').trim();
@@ -241,7 +241,7 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, KeyError> {
 }
 
 fn is_low_order(bytes: &[u8; KEY_BYTES]) -> bool {
-    // X25519 ignores the top bit, so each of these points has a twin with that bit set.
+    // X25519 ignores the top bit, so each of these points exists twice, with and without that bit.
     let mut u = *bytes;
     u[31] &= 0x7f;
     LOW_ORDER.contains(&u)
@@ -336,7 +336,7 @@ mod tests {
                 "dwdtCnMY!X08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=",
                 KeyError::NotBase64 { position: 9 },
             ),
-            // Two lines, as in a file that somebody appended to.
+            // Two lines, as in a file to which a line was appended.
             ("dwdt\ndwdt", KeyError::NotBase64 { position: 5 }),
             (&ALICE_PRIVATE[..43], KeyError::Incomplete { length: 43 }),
             (&ALICE_PRIVATE[..41], KeyError::Incomplete { length: 41 }),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! mac1, mac2 and cookies: what a handshake message must carry before any costly work is done
-//! (PROTOCOL.md, "Denial of service"; the construction is WireGuard's, section 5.4.7 of its paper).
+//! mac1, mac2 and cookies: the fields that a handshake message must have before any costly work is
+//! done (PROTOCOL.md, "Denial of service"; the construction is WireGuard's, section 5.4.7 of its
+//! paper).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -54,7 +55,7 @@ fn labelled_hash(label: &[u8], public_key: &PublicKey) -> [u8; 32] {
         .into()
 }
 
-/// The cookie of whoever receives at `from`, address and port.
+/// The cookie of the host that receives at `from`, address and port.
 ///
 /// The port is part of it: several peers may share one NAT address, and a cookie of one must not
 /// serve the others.

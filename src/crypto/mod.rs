@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Keys and what is done with them; the only module that names a crate for cryptography.
+//! Keys and the operations on them; the only module that names a crate for cryptography.
 
 pub mod aead;
 pub mod keys;
@@ -17,7 +17,7 @@ pub(crate) fn random(out: &mut [u8]) {
 }
 
 /// Runs `work` and then wipes the part of the stack that it used: computing with a secret leaves
-/// copies of it there. What it returns must hold no secret but behind a pointer.
+/// copies of it there. The returned value must hold no secret except behind a pointer.
 pub(crate) fn leaving_no_trace<T>(work: impl FnOnce() -> T) -> T {
     /// More than any of it needs, also in a debug build.
     const STACK: usize = 64 * 1024;

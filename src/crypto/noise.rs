@@ -6,9 +6,10 @@
 //! preferred to `clatter` because a responder must learn the initiator's key *before* it can choose
 //! the preshared key, which `set_psk` allows, and because its split keys are reachable.
 //!
-//! A handshake ends without a trace: whoever reads this process's memory later must not be able to
-//! open what was sent under its keys. `snow` wipes nothing, so its state is overwritten here before
-//! it is freed, its primitives are ours (`super::primitives`), and each step wipes its stack.
+//! A handshake leaves no trace: an attacker that reads this process's memory later must not be able
+//! to decrypt what was sent under its keys. `snow` wipes nothing, so its state is overwritten here
+//! before it is freed, its primitives are ours (`super::primitives`), and each step wipes its
+//! stack.
 
 use snow::{Builder, HandshakeState, params::NoiseParams};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -68,7 +69,7 @@ fn builder<'a>() -> Builder<'a> {
 struct State(Box<HandshakeState>);
 
 impl State {
-    /// That of a handshake which has no secrets.
+    /// The state of a handshake without secrets.
     fn blank() -> HandshakeState {
         builder()
             .local_private_key(&[0; 32])
@@ -171,12 +172,12 @@ impl Initiator {
     }
 }
 
-/// The responder's side after message 1: it knows who calls and has not yet answered.
+/// The responder's side after message 1: it knows the initiator and has not yet answered.
 pub struct Responder {
     state: State,
-    /// The caller.
+    /// The initiator.
     pub initiator: PublicKey,
-    /// What it says of itself.
+    /// Its payload.
     pub payload: InitiationPayload,
 }
 
@@ -321,7 +322,7 @@ mod tests {
         assert_ne!(alices.open.as_bytes(), alices.seal.as_bytes());
     }
 
-    /// An attacker who has a configured peer's place, or forges its messages, sends these.
+    /// An attacker that has taken a configured peer's place, or forges its messages, sends these.
     #[test]
     fn degenerate_ephemeral_keys_are_refused_on_both_sides() {
         let (alice, bob) = (PrivateKey::generate(), PrivateKey::generate());

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the key exchange computes with: each of these wipes its secrets when it is dropped, and the
+//! The primitives of the key exchange: each of these wipes its secrets when it is dropped, and the
 //! key agreement refuses a result that the other side could have chosen.
 //!
-//! The algorithms are those of the libraries; here is only who owns the bytes.
+//! The algorithms are those of the libraries; this module only owns the bytes.
 
 use aws_lc_rs::agreement;
 use blake2::{Blake2s256, Digest};
@@ -113,13 +113,14 @@ impl Dh for X25519 {
     }
 
     /// Fails for each of the few points with which every private key gives zero (RFC 7748, section
-    /// 6.1): whoever sends one, as a static or as an ephemeral key, would know the result, whatever
-    /// our key is.
+    /// 6.1): the sender of such a point, as a static or as an ephemeral key, would know the result,
+    /// whatever our key is.
     fn dh(&self, public: &[u8], out: &mut [u8]) -> Result<(), Error> {
         let public = public.get(..KEY_LEN).ok_or(Error::Dh)?;
         let public = agreement::UnparsedPublicKey::new(&agreement::X25519, public);
         agreement::agree(&self.key()?, public, Error::Dh, |secret| {
-            // The library has looked already; two looks cost nothing beside the multiplication.
+            // The library has checked already; a second check costs nothing beside the
+            // multiplication.
             if secret.iter().fold(0, |any, byte| any | byte) == 0 {
                 return Err(Error::Dh);
             }
@@ -186,7 +187,7 @@ impl Cipher for ChaChaPoly {
     }
 }
 
-/// The hash, which has seen chaining keys.
+/// The hash, which has processed chaining keys.
 #[derive(Default)]
 struct Blake2s {
     state: Blake2s256,

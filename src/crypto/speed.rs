@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How fast the data ciphers are on this machine, by the code that tunnels run.
+//! How fast the data ciphers are on this machine, measured with the code that tunnels run.
 //!
-//! Seals and opens datagrams in memory, in slices of time that go round all ciphers and sizes, so
-//! that what else happens on the machine falls on all of them alike. It reads no clock: the caller
-//! brings one. Called by `patchcord bench crypto`.
+//! Seals and opens datagrams in memory, in slices of time that rotate through all ciphers and
+//! sizes, so that other load on the machine affects all of them alike. It reads no clock: the
+//! caller provides one. Called by `patchcord bench crypto`.
 
 use std::time::{Duration, Instant};
 
@@ -22,14 +22,14 @@ pub const SIZES: [usize; 4] = [64, 256, 1444, 8972];
 /// Each figure is the median of this many slices of time.
 pub const ROUNDS: usize = 7;
 
-/// Datagrams that are sealed, and then opened, between two looks at the clock: about a train.
+/// Datagrams that are sealed, and then opened, between two readings of the clock: about a train.
 const POOL_BYTES: usize = 65_000;
 const POOL_DATAGRAMS: usize = 64;
 
 /// Code that seals and opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Implementation {
-    /// What a tunnel does with this cipher.
+    /// The cipher as a tunnel uses it.
     Tunnel(Cipher),
     /// ChaCha20-Poly1305 without assembly, of the crate `chacha20poly1305`, for comparison. No
     /// tunnel uses it.
@@ -52,7 +52,7 @@ impl Implementation {
         }
     }
 
-    /// Whether it is here only to compare with.
+    /// Whether it is only for comparison.
     pub const fn is_reference(self) -> bool {
         matches!(self, Self::PureRust)
     }
@@ -72,7 +72,7 @@ pub struct Spread {
 /// One line of the result.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Speed {
-    /// Whose.
+    /// The implementation measured.
     pub implementation: Implementation,
     /// Bytes of plaintext in a datagram.
     pub len: usize,
@@ -104,8 +104,8 @@ pub fn measure(budget: Duration, clock: impl Fn() -> Instant) -> Vec<Speed> {
     contests.into_iter().map(Contest::result).collect()
 }
 
-/// What this processor has of the instructions that make the ciphers fast. Empty on processors of
-/// which nothing is known.
+/// The instructions of this processor that make the ciphers fast, and whether it has them. Empty on
+/// processors of which nothing is known.
 pub fn cpu_features() -> Vec<(&'static str, bool)> {
     #[cfg(target_arch = "x86_64")]
     return vec![
@@ -132,7 +132,7 @@ pub fn cpu_features() -> Vec<(&'static str, bool)> {
     Vec::new()
 }
 
-/// One implementation at one size, and what it has shown so far.
+/// One implementation at one size, and its results so far.
 struct Contest {
     implementation: Implementation,
     len: usize,

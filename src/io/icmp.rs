@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What hosts and routers say of datagrams that did not arrive: ICMP and ICMPv6 "destination
+//! Reports of hosts and routers about datagrams that did not arrive: ICMP and ICMPv6 "destination
 //! unreachable" (RFC 792, RFC 4443).
 //!
-//! Two raw sockets hear them, beside the UDP sockets: an error queue there (IP_RECVERR) would let
-//! whoever forges an ICMP message make the next datagram to anybody fail. Nothing is believed here but
-//! that somebody said so. Belongs to the network namespace of the thread that opens it; `pipeline`
-//! calls it.
+//! Two raw sockets receive them, beside the UDP sockets: with an error queue there (IP_RECVERR), a
+//! host that forges an ICMP message would make the next datagram to any peer fail. The module
+//! reports such messages and trusts nothing in them. Belongs to the network namespace of the thread
+//! that opens it; `pipeline` calls it.
 
 use std::{
     io,
@@ -37,15 +37,15 @@ pub(crate) enum Why {
 /// One datagram that did not arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Undelivered {
-    /// Where it was sent to.
+    /// Its destination.
     pub to: SocketAddr,
-    /// Why it is not there.
+    /// Why it did not arrive.
     pub why: Why,
-    /// Who says so; `None` for the kernel of this machine.
+    /// The host that reports it; `None` for the kernel of this machine.
     pub by: Option<IpAddr>,
 }
 
-/// Hears of the datagrams from one UDP port of this machine.
+/// Receives reports about the datagrams from one UDP port of this machine.
 #[derive(Debug)]
 pub(crate) struct Icmp {
     udp_port: u16,
@@ -57,8 +57,8 @@ pub(crate) struct Icmp {
 const ROOM: usize = 256;
 
 impl Icmp {
-    /// Hears nothing where the kernel refuses, without CAP_NET_RAW for example. Must be called within
-    /// a tokio runtime.
+    /// Receives nothing where the kernel refuses, without CAP_NET_RAW for example. Must be called
+    /// within a tokio runtime.
     pub(crate) fn open(udp_port: u16) -> Self {
         let open = |domain, protocol, filter: &[Instruction]| {
             let socket = socket(domain, protocol, filter);
@@ -73,7 +73,8 @@ impl Icmp {
         }
     }
 
-    /// The next one, for which it may wait for ever. Nothing is lost when the future is dropped.
+    /// The next report, for which it may wait for ever. No report is lost when the future is
+    /// dropped.
     pub(crate) async fn next(&self) -> Undelivered {
         let (mut ipv4, mut ipv6) = ([0; ROOM], [0; ROOM]);
         loop {
@@ -88,7 +89,7 @@ impl Icmp {
     }
 }
 
-/// To the standard library every socket of datagrams is one of UDP.
+/// The standard library treats every datagram socket as UDP.
 fn socket(domain: Domain, protocol: Protocol, filter: &[Instruction]) -> io::Result<UdpSocket> {
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
     socket.set_nonblocking(true)?;
@@ -103,7 +104,7 @@ async fn receive(socket: Option<&UdpSocket>, message: &mut [u8]) -> (usize, IpAd
     loop {
         match socket.recv_from(message).await {
             Ok((len, from)) => return (len, from.ip()),
-            // Out of memory, most likely: trying at once would spin.
+            // Out of memory, most likely: an immediate retry would spin.
             Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
         }
     }
@@ -147,7 +148,7 @@ fn read_ipv4(packet: &[u8], udp_port: u16) -> Option<Undelivered> {
         1 | 7 | 12 => Why::Host,
         3 => Why::Port,
         9 | 10 | 13..=15 => Why::Prohibited,
-        // Too big, or of a protocol that is not ours.
+        // Too big, or of another protocol.
         _ => return None,
     };
     let (from, to) = (ipv4_at(inner, 12)?, ipv4_at(inner, 16)?);
@@ -181,7 +182,7 @@ fn read_ipv6(icmp: &[u8], by: IpAddr, udp_port: u16) -> Option<Undelivered> {
     })
 }
 
-/// None if the datagram is not from `udp_port`.
+/// `None` if the datagram is not from `udp_port`.
 fn destination_port(udp: &[u8], udp_port: u16) -> Option<u16> {
     let (ports, _) = udp.split_first_chunk::<4>()?;
     let [a, b, c, d] = *ports;
@@ -210,12 +211,12 @@ mod tests {
     use super::*;
     use crate::testing::{block_on, in_namespace, ip, wait_for_addresses};
 
-    /// What is heard of a datagram from a socket at `from` to `to`.
+    /// The report about a datagram from a socket at `from` to `to`.
     fn heard(from: &str, to: &str) -> Undelivered {
         block_on(async {
             let sender = std::net::UdpSocket::bind(from).unwrap();
             let icmp = Icmp::open(sender.local_addr().unwrap().port());
-            // Of another program: not ours to hear.
+            // Of another program: no report for this one.
             let other = std::net::UdpSocket::bind(from).unwrap();
             for socket in [&other, &sender] {
                 socket.send_to(b"ping", to).unwrap();

@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-/// Some bits of the 32 that a socket's mark has (`SO_MARK`). The others belong to others.
+/// Some bits of the 32 that a socket's mark has (`SO_MARK`). The other bits belong to other
+/// programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mark {
     /// The bits as they are set.
@@ -13,14 +14,14 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// On sockets that stay outside of every tunnel: rules that send traffic into a tunnel say
+    /// For sockets that stay outside of every tunnel: rules that send traffic into a tunnel say
     /// `not fwmark` with this mark. Four bits that kube-proxy, Tailscale and wg-quick leave alone.
     pub const BYPASS: Self = Self {
         value: 0x0500_0000,
         mask: 0x0f00_0000,
     };
 
-    /// `mark` with our bits set, and those of others as they were.
+    /// `mark` with our bits set, and the other bits unchanged.
     pub const fn apply_to(self, mark: u32) -> u32 {
         mark & !self.mask | self.value & self.mask
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A device without a kernel, for fuzz targets: what they put in is read, and what is written they take
-//! out. In no other build.
+//! A device without a kernel, for fuzz targets: they supply the frames that are read, and collect
+//! those that are written. In no other build.
 #![cfg(fuzzing)]
 
 use std::{
@@ -14,7 +14,7 @@ use std::{
 
 use super::{sys, vnet::VnetHeader};
 
-/// A frame and what the kernel says of it.
+/// A frame and the kernel's header of it.
 pub type Described = (VnetHeader, Vec<u8>);
 
 /// Which writes fail.
@@ -28,7 +28,7 @@ pub struct Refusals {
     pub udp_segments: usize,
 }
 
-/// Both ends of it.
+/// Both ends of the device.
 #[derive(Clone, Debug)]
 pub struct Device {
     frames: Arc<Mutex<Frames>>,
@@ -61,12 +61,12 @@ impl Device {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a frame read.
+    /// Supplies a frame to read.
     pub fn put(&self, frame: Described) {
         self.frames().to_read.push_back(frame);
     }
 
-    /// What was written since this was last asked.
+    /// The frames that were written since the last call.
     pub fn take_written(&self) -> Vec<Described> {
         std::mem::take(&mut self.frames().written)
     }

@@ -14,9 +14,9 @@
 //! sys          system calls, and all unsafe code
 //! ```
 //!
-//! `io` knows bytes, never peers, keys or VLANs; `pipeline` brings them together. What surrounds the
-//! frames (interfaces, addresses, routes) belongs to `machine`, which `io` never uses. Sockets and
-//! devices belong to the network namespace of the thread that opens them.
+//! `io` knows bytes, never peers, keys or VLANs; `pipeline` brings them together. The surroundings
+//! of the frames (interfaces, addresses, routes) belong to `machine`, which `io` never uses.
+//! Sockets and devices belong to the network namespace of the thread that opens them.
 
 use std::{fs, os::unix::fs::MetadataExt};
 
@@ -49,12 +49,12 @@ pub(crate) fn thread_niceness() -> i32 {
     sys::thread_niceness()
 }
 
-/// Whether an error of a system call says that the call was wrong, so that the same one again would be
-/// in vain. Others may pass, also those that nobody has thought of.
+/// Whether an error of a system call means that the call was wrong, so that a retry would be in
+/// vain. Others may pass, unexpected ones included.
 pub(crate) fn is_mistake(error: &std::io::Error) -> bool {
     use sys::{EBADF, EFAULT, EINVAL, ENOSYS, ENOTSOCK, EOPNOTSUPP};
     let mistakes = [EBADF, EFAULT, EINVAL, ENOSYS, ENOTSOCK, EOPNOTSUPP];
-    // An error without a code is of this program itself.
+    // An error without a code is an error of this program itself.
     error
         .raw_os_error()
         .is_none_or(|code| mistakes.contains(&code))
@@ -63,7 +63,8 @@ pub(crate) fn is_mistake(error: &std::io::Error) -> bool {
 /// Where the kernel shows the network namespace of a thread.
 pub(crate) const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
-/// The number that tells the network namespace of this thread from every other one that exists now.
+/// The number that distinguishes the network namespace of this thread from every other one that
+/// exists now.
 pub(crate) fn namespace_inode() -> std::io::Result<u64> {
     Ok(fs::metadata(NAMESPACE)?.ino())
 }

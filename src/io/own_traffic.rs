@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Keeps the datagrams of a tunnel out of what the tunnel carries. Once in, each would be carried in
-//! further ones, which are carried again, without end.
+//! Keeps the datagrams of a tunnel out of the tunnel. Once inside, each would be carried in further
+//! ones, which are carried again, without end.
 //!
-//! They come in where the way to a peer leads through the tunnel itself, or over the NIC that a wire
-//! carries: by a route, by addresses that cover the peer's, or by a bridge that has learned the peer
-//! behind the tunnel. The kernel leaves them out by a filter on the device (socket(7)).
+//! They enter where the route to a peer leads through the tunnel itself, or over the NIC that a
+//! wire carries: by a route, by addresses that cover the peer's, or by a bridge that has learned
+//! the peer behind the tunnel. A filter on the device makes the kernel leave them out (socket(7)).
 
 use patchcord_bridge::{ether_type, ip_protocol};
 
 use super::mark::Mark;
 use super::sys::bpf::{self, Instruction};
 
-/// For a TAP: passes all frames but those with a UDP datagram from this port of this machine, which
-/// they have if the socket has [`Mark::BYPASS`]. Another tunnel on this machine has another port, and
-/// may go through this one.
+/// For a TAP: passes all frames except those with a UDP datagram from this port of this machine,
+/// recognised by the [`Mark::BYPASS`] of its socket. Another tunnel on this machine has another
+/// port, and may go through this one.
 pub(super) fn all_but_datagrams_from(port: u16) -> Vec<Instruction> {
     let Mark { value, mask } = Mark::BYPASS;
     let from_here = [
@@ -25,8 +25,8 @@ pub(super) fn all_but_datagrams_from(port: u16) -> Vec<Instruction> {
     [&from_here[..], &all_but_datagrams(port, SOURCE_PORT)].concat()
 }
 
-/// For a NIC: passes all frames but those to this machine with a UDP datagram to this port. What is
-/// too short for its own headers, and to this machine, does not pass either.
+/// For a NIC: passes all frames except those to this machine with a UDP datagram to this port. A
+/// frame to this machine that is too short for its own headers does not pass either.
 pub(super) fn all_but_datagrams_to(port: u16) -> Vec<Instruction> {
     let to_here = [
         bpf::load_packet_type(),
@@ -36,7 +36,7 @@ pub(super) fn all_but_datagrams_to(port: u16) -> Vec<Instruction> {
     [&to_here[..], &all_but_datagrams(port, DESTINATION_PORT)].concat()
 }
 
-/// Places in a UDP header (RFC 768).
+/// Offsets in a UDP header (RFC 768).
 const SOURCE_PORT: u32 = 0;
 const DESTINATION_PORT: u32 = 2;
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which queue of a TAP a frame comes out of: always the same one for a flow.
+//! Which queue of a TAP a frame is read from: always the same one for a flow.
 //!
-//! By itself the kernel lets a flow follow its answers: to the queue that they were written to last.
-//! When both ends of a tunnel do that, a flow may change its queue again and again, and frames of it
-//! overtake each other each time. So it gets a program that looks at the frame alone:
+//! By default the kernel moves a flow to the queue to which its answers were last written. When
+//! both ends of a tunnel do that, a flow may change its queue again and again, and its frames
+//! overtake each other each time. So the TAP gets a program that looks at the frame alone:
 //!
 //! | frame | queue by |
 //! |---|---|
@@ -42,8 +42,8 @@ const FRAGMENT_BITS: u32 = 0x3fff;
 /// 2^32 divided by the golden ratio.
 const MULTIPLIER: u32 = 0x9e37_79b1;
 
-/// The program. Its answer is any number; the kernel takes it modulo the number of queues. A frame
-/// that is too short for what it seems to be goes to the first queue.
+/// The program. It returns any number; the kernel takes it modulo the number of queues. A frame
+/// that is too short for its apparent type goes to the first queue.
 pub(super) fn program() -> Vec<Instruction> {
     let ethernet = [set(TRANSPORT, 0)]
         .into_iter()
@@ -105,7 +105,7 @@ pub(super) fn program() -> Vec<Instruction> {
     program
 }
 
-/// Stirs what `load` loads into the hash.
+/// Mixes the result of `load` into the hash.
 fn mix(load: Instruction) -> [Instruction; 3] {
     [
         load,

@@ -9,13 +9,12 @@
 //! | plain  | one | bare, complete and checksummed | anything else, and comparisons |
 //! | packet | one or more | as vnet | a NIC, or any other Ethernet interface that exists (`packet`) |
 //!
-//! A device that does not exist is made and goes away with its last queue. One that exists already
-//! (`ip tuntap add`) is *adopted*: it stays. Here are only the device and its frames; MAC, MTU,
-//! addresses and bridges are set through `link`, and `device` ties them together.
+//! A device that does not exist is created and disappears with its last queue. One that exists
+//! already (`ip tuntap add`) is *adopted*: it stays. This module has only the device and its
+//! frames; `link` sets MAC, MTU, addresses and bridges, and `device` ties them together.
 //!
-//! The kernel takes frames far larger than the MTU from a writer; bounding them is the caller's
-//! work. A write fails with `EIO` while the device is down, and with `EINVAL` for less than 14
-//! bytes.
+//! The kernel accepts frames far larger than the MTU from a writer; the caller must bound them. A
+//! write fails with `EIO` while the device is down, and with `EINVAL` for less than 14 bytes.
 
 mod device;
 mod error;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What travels beside a frame between the kernel and a TAP or a NIC, and how much of it the kernel may use.
+//! The header of a frame between the kernel and a TAP or a NIC, and the offloads that the kernel
+//! may use.
 //!
-//! Layout and names only; `tap` reads and writes it, `pipeline` gives it its meaning.
+//! Layout and names only; `tap` reads and writes it, `pipeline` interprets it.
 
 use std::fmt;
 
@@ -20,7 +21,7 @@ pub struct Offloads {
     pub udp: bool,
 }
 
-/// For people: `checksum, tcp, udp`, or `none`.
+/// For logs: `checksum, tcp, udp`, or `none`.
 impl fmt::Display for Offloads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { checksum, tcp, udp } = *self;
@@ -42,7 +43,7 @@ impl Offloads {
         udp: false,
     };
 
-    /// Whatever the kernel has.
+    /// All that the kernel has.
     pub const ALL: Self = Self {
         checksum: true,
         tcp: true,
@@ -57,7 +58,7 @@ impl Offloads {
     }
 }
 
-/// What the kernel says about a frame beside its bytes: `struct virtio_net_hdr`, in the byte order
+/// The kernel's description of a frame beside its bytes: `struct virtio_net_hdr`, in the byte order
 /// of this machine.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -68,7 +69,8 @@ pub struct VnetHeader {
     pub flags: u8,
     /// [`GSO_NONE`](Self::GSO_NONE) and following, and the bit [`GSO_ECN`](Self::GSO_ECN).
     pub gso_type: u8,
-    /// Bytes of Ethernet, IP and transport header. Not to be trusted: the kernel may say more or 0.
+    /// Bytes of Ethernet, IP and transport header. Not to be trusted: the kernel may state more, or
+    /// 0.
     pub hdr_len: u16,
     /// Payload bytes of each segment of a super-frame.
     pub gso_size: u16,
@@ -90,7 +92,7 @@ impl VnetHeader {
         csum_start: 0,
         csum_offset: 0,
     };
-    /// Of a frame that could not be read as it was: describes none, whatever its bytes are.
+    /// Of a frame that could not be read unchanged: describes none, whatever its bytes are.
     pub const BROKEN: Self = Self {
         gso_type: 0x7f,
         ..Self::NONE
@@ -110,11 +112,11 @@ impl VnetHeader {
     /// A bit beside the TCP types: the first segment carries CWR.
     pub const GSO_ECN: u8 = 0x80;
 
-    /// Bits beside the types: what is described lies in a tunnel over UDP and IPv4, or IPv6. Kernels
-    /// since 6.17 say so to those who ask for it, which nobody does here.
+    /// Bits beside the types: the described packet is in a tunnel over UDP and IPv4, or IPv6.
+    /// Kernels since 6.17 set them for readers that ask for it, which this program does not.
     pub const GSO_TUNNEL: u8 = 0x20 | 0x40;
 
-    /// Whether the frame is one as others send it: not to be cut, its checksum complete.
+    /// Whether the frame is complete: not to be cut, its checksum finished.
     pub fn is_finished(&self) -> bool {
         self.gso_type == Self::GSO_NONE && self.flags & Self::NEEDS_CHECKSUM == 0
     }

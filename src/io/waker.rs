@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Waiting for several descriptors at once, and ending such a wait from another thread.
 //!
-//! A data thread waits for its TAP queue or socket together with a [`Waker`]; whoever has work for
-//! it, or wants it to stop, wakes it.
+//! A data thread waits for its TAP queue or socket together with a [`Waker`]; a thread that has
+//! work for it, or wants it to stop, wakes it.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -22,7 +22,7 @@ pub(crate) struct Waker {
 }
 
 impl Waker {
-    /// A waker that nobody has called yet.
+    /// A waker that has not been called yet.
     ///
     /// # Errors
     /// When the process has too many open files.
@@ -32,15 +32,15 @@ impl Waker {
         })
     }
 
-    /// Makes the descriptor ready until someone calls [`clear`](Self::clear). Never blocks.
+    /// Makes the descriptor ready until [`clear`](Self::clear) is called. Never blocks.
     pub(crate) fn wake(&self) {
         // Fails only when the counter is full, and then the descriptor is ready anyway.
         let _ = (&*self.event).write(&1u64.to_ne_bytes());
     }
 
-    /// Goes back to sleep. Returns whether anyone had called [`wake`](Self::wake).
+    /// Goes back to sleep. Returns whether [`wake`](Self::wake) had been called.
     ///
-    /// Clear first and look for work second, or a wake between the two is lost.
+    /// Clear first and check for work second, or a wake between the two is lost.
     pub(crate) fn clear(&self) -> bool {
         (&*self.event).read(&mut [0; 8]).is_ok()
     }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What several threads have for one that sleeps by something else than a channel, as by `ppoll`.
+//! Items of several threads for one that does not sleep on a channel, but for example in `ppoll`.
 //!
-//! A sender sends before it wakes; a receiver clears the wake-up before it takes, and wakes itself when it
-//! leaves something. So nothing is left behind while it sleeps, and it sleeps when there is nothing.
+//! A sender sends before it wakes; a receiver clears the wake-up before it takes, and wakes itself
+//! when it leaves something. So nothing is left behind while it sleeps, and it sleeps when there is
+//! nothing.
 
 use super::sync::{Receiver, Sender, bounded};
 
@@ -15,7 +16,7 @@ pub(crate) trait Wake: Clone {
     fn clear(&self) -> bool;
 }
 
-/// The way into a mailbox.
+/// The sending half of a mailbox.
 #[derive(Clone, Debug)]
 pub(crate) struct Inlet<T, W> {
     items: Sender<T>,
@@ -40,7 +41,7 @@ pub(crate) fn mailbox<T, W: Wake>(room: usize, waker: W) -> (Inlet<T, W>, Mailbo
 }
 
 impl<T, W: Wake> Inlet<T, W> {
-    /// Has the owner take this. False, and it is dropped, if there is no room or no owner.
+    /// Sends an item to the owner. False, and the item is dropped, if there is no room or no owner.
     pub(crate) fn send(&self, item: T) -> bool {
         let is_sent = self.items.try_send(item).is_ok();
         if is_sent {
@@ -61,7 +62,7 @@ impl<T, W: Wake> Inlet<T, W> {
 }
 
 impl<T, W: Wake> Mailbox<T, W> {
-    /// What its owner sleeps by.
+    /// The waker by which its owner sleeps.
     pub(crate) fn waker(&self) -> &W {
         &self.waker
     }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Work for several threads that must come back in order.
 //!
-//! Batches are dealt to the workers in turn and collected in the same turn, so order is kept without
-//! sorting and without a lock: what one thread puts in, one thread takes out, in the order in which
-//! it was put in. The price is that a slow worker holds up the others for as long as its batch
+//! Batches are dealt to the workers in turn and collected in the same turn, so order is kept
+//! without sorting and without a lock: one thread puts batches in, one thread takes them out, in
+//! the same order. The price is that a slow worker holds up the others for as long as its batch
 //! takes, which is short, and which order demands anyway.
 //!
 //! ```text
@@ -12,14 +12,15 @@
 //!      ^     └─> worker 3 ─┘        │          collected: A B C D …
 //!      └────────── empties ─────────┘
 //! ```
-//! Every queue is bounded and nothing is allocated after [`ordered`]: batches go round. While the
-//! workers are behind, the dealer waits, and what comes next stays in the kernel's queue of the TAP
-//! or the socket, which is bounded too. Waiting is safe: no worker ever waits for a dealer's other
-//! direction or for a peer. Carries batches, never frames; knows nothing of their contents.
+//! Every queue is bounded and nothing is allocated after [`ordered`]: batches are passed around.
+//! While the workers are behind, the dealer waits, and further input stays in the kernel's queue of
+//! the TAP or the socket, which is bounded too. Waiting is safe: no worker ever waits for a
+//! dealer's other direction or for a peer. Carries batches, never frames; knows nothing of their
+//! contents.
 //!
-//! [`mailbox()`] and [`Pending`] are for a thread that waits for descriptors or the like, and for what
-//! others have for it beside them. What all three promise is tried in each order of the threads in
-//! `models`.
+//! [`mailbox()`] and [`Pending`] are for a thread that waits for descriptors or the like, and also
+//! for items from other threads. `models` tests the promises of all three in each order of the
+//! threads.
 
 #[cfg(loom)]
 pub mod models;
@@ -38,7 +39,7 @@ pub(crate) use self::{
     pending::Pending,
 };
 
-/// Batches that wait for one worker. A model has no time for more.
+/// Batches that may wait for one worker. A model has no time for more.
 pub(crate) const DEPTH: usize = if cfg!(loom) { 1 } else { 4 };
 
 /// Hands out batches.
@@ -56,7 +57,7 @@ pub(crate) struct Worker<T> {
     done: Sender<T>,
 }
 
-/// What [`Collector::collect`] found.
+/// The result of [`Collector::collect`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Collected<T> {
     /// The next batch.
@@ -75,8 +76,8 @@ pub(crate) struct Collector<T> {
     empties: Sender<T>,
 }
 
-/// A dealer, `workers` workers (at least one) and a collector, with as many batches as can be on
-/// their way at a time.
+/// A dealer, `workers` workers (at least one) and a collector, with as many batches as can be in
+/// use at a time.
 pub(crate) fn ordered<T: Default>(workers: usize) -> (Dealer<T>, Vec<Worker<T>>, Collector<T>) {
     // Each worker may have its queue full, one batch in hand and its results uncollected.
     let batches = workers * (2 * DEPTH + 1) + 1;
@@ -158,7 +159,7 @@ impl<T> Collector<T> {
 
     /// Returns a batch for the next use.
     pub(crate) fn give_back(&self, batch: T) {
-        // There is room for every batch; only a dealer that is gone refuses.
+        // There is room for every batch; the send fails only when the dealer is gone.
         let _ = self.empties.try_send(batch);
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What queues promise, for [loom](https://docs.rs/loom) to try in each order that threads and a weak
-//! memory allow. `tests/models` calls them. A wake that is lost is a thread that sleeps for ever, which
-//! loom calls a deadlock.
+//! The promises of the queues, as models for [loom](https://docs.rs/loom), which tries each order
+//! that threads and a weak memory allow. `tests/models` calls them. A lost wake is a thread that
+//! sleeps for ever, which loom calls a deadlock.
 
 use loom::{
     sync::{
@@ -41,7 +41,7 @@ impl Descriptor {
         self.wait_beside(self);
     }
 
-    /// Waits until this one is ready, or the other. Whether the other is.
+    /// Waits until this one is ready, or the other. Returns whether the other is.
     fn wait_beside(&self, other: &Self) -> bool {
         let (ready, changed) = &*self.all;
         let mut ready = ready.lock().expect("no panic");
@@ -86,7 +86,7 @@ fn take_all(mailbox: &Mailbox<u32, Descriptor>, most: usize, count: usize) -> Ve
     taken
 }
 
-/// What is sent to a thread that sleeps, or is about to, wakes it.
+/// An item that is sent to a thread that sleeps, or is about to, wakes it.
 pub fn nothing_is_left_in_a_mailbox_whose_owner_sleeps() {
     model(|| {
         let (inlet, mailbox) = mailbox(4, Descriptor::new());
@@ -102,7 +102,7 @@ pub fn nothing_is_left_in_a_mailbox_whose_owner_sleeps() {
     });
 }
 
-/// An owner that takes no more than it has room for comes back for the rest.
+/// An owner that takes no more than fits returns for the rest.
 pub fn what_an_owner_leaves_keeps_it_awake() {
     model(|| {
         let (inlet, mailbox) = mailbox(4, Descriptor::new());
@@ -112,7 +112,8 @@ pub fn what_an_owner_leaves_keeps_it_awake() {
     });
 }
 
-/// What a full mailbox refuses is told, and all else arrives: nothing is lost unheard.
+/// A full mailbox reports each item that it refuses, and all others arrive: nothing is lost
+/// silently.
 pub fn a_full_mailbox_refuses_and_loses_nothing() {
     model(|| {
         let (inlet, mailbox) = mailbox(1, Descriptor::new());
@@ -141,7 +142,7 @@ pub fn two_that_hand_over_to_each_other_both_get_all() {
     });
 }
 
-/// The word to stop, which is final, reaches every thread, whatever else it waits for.
+/// A stop, which is final, reaches every thread, whatever else it waits for.
 pub fn a_stop_ends_every_thread() {
     model(|| {
         let stop = Descriptor::new();
@@ -186,7 +187,8 @@ pub fn batches_come_back_in_order_and_all_ends_with_the_dealer() {
     });
 }
 
-/// A thread that is told that a place has something sees what it is, and of the last word none is left.
+/// A thread that learns that a place has something sees its value, and the last value is not left
+/// behind.
 pub fn what_a_bit_stands_for_is_seen_with_it() {
     model(|| {
         let pending = Arc::new(Pending::new(2));
@@ -221,7 +223,7 @@ pub fn what_a_bit_stands_for_is_seen_with_it() {
 
 fn model(check: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    // Of all orders, those with so many interruptions of a thread that is not waiting.
+    // Of all orders, those with at most this many interruptions of a thread that is not waiting.
     builder.preemption_bound = Some(2);
     builder.max_branches = 20_000;
     builder.check(check);

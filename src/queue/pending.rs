@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which of many have something for one thread, which takes one after the other by turns.
+//! Which of many sources have something for one thread, which serves them in turn.
 
 use std::sync::atomic::Ordering;
 
@@ -23,15 +23,16 @@ impl Pending {
         }
     }
 
-    /// There is something for this place. True if there was nothing, so that the owner must be told.
+    /// This place has something now. True if it had nothing before, so that the owner must be
+    /// notified.
     pub(crate) fn set(&self, place: usize) -> bool {
         let bit = 1 << (place % 64);
         // Release: the thread that takes the bit sees what it stands for.
         self.words[place / 64].fetch_or(bit, Ordering::Release) & bit == 0
     }
 
-    /// Takes the bit of the first place that has one, from `turn` on and then from the start. Only the
-    /// owner does.
+    /// Takes the bit of the first place that has one, from `turn` on and then from the start. Only
+    /// the owner does.
     pub(crate) fn take(&self, turn: usize) -> Option<usize> {
         let words = self.words.len();
         let (first, bit) = if turn < self.places {
@@ -39,7 +40,7 @@ impl Pending {
         } else {
             (0, 0)
         };
-        // The first word comes again at the end, for the bits below `bit`.
+        // The first word is repeated at the end, for the bits below `bit`.
         (0..=words).find_map(|step| {
             let at = (first + step) % words;
             let wanted = if step == 0 { !0 << bit } else { !0 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The channels below this module's queues, and the atomics: those of a model where every order of
-//! threads and all that a weak memory may do is tried. `tests/models` builds this with `cfg(loom)`;
-//! nothing else does.
+//! The channels below this module's queues, and the atomics: those of a model that tries every
+//! order of threads and everything that a weak memory may do. `tests/models` builds this with
+//! `cfg(loom)`; nothing else does.
 
 #[cfg(not(loom))]
 pub(super) use std::sync::atomic::AtomicU64;
@@ -15,8 +15,8 @@ pub(super) use loom::sync::atomic::AtomicU64;
 #[cfg(loom)]
 pub(super) use self::model::{Receiver, Sender, bounded};
 
-/// What crossbeam promises of a bounded channel, as far as it is used here. No thread waits for a time in
-/// a model: it is over at once.
+/// The promises of a crossbeam bounded channel, as far as they are used here. No thread waits for a
+/// time in a model: it is over at once.
 #[cfg(loom)]
 mod model {
     use std::{collections::VecDeque, time::Duration};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Chunks: what a sealed datagram of type [`Chunks`](super::MessageType::Chunks) holds
+//! Chunks: the plaintext of a sealed datagram of type [`Chunks`](super::MessageType::Chunks)
 //! (PROTOCOL.md, "Chunks").
 //!
 //! A chunk is a kind, a length and a body; kinds that this version does not know are skipped, so
@@ -85,7 +85,7 @@ pub struct Fragment {
     pub offset: u32,
 }
 
-/// A frame that comes in pieces.
+/// A frame that arrives in pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutFrame {
     /// As in [`Fragment`].
@@ -103,8 +103,8 @@ pub enum Chunk<'a> {
     Fragment(Fragment, &'a [u8]),
     /// A whole Ethernet frame with a partial checksum.
     PartialChecksum(Checksum, &'a [u8]),
-    /// What is open in a frame that comes in fragments, and a copy of its first bytes, which are in
-    /// none of them.
+    /// The pending offload of a frame that arrives in fragments, and a copy of its first bytes,
+    /// which are in none of them.
     Offload(CutFrame, Offload, &'a [u8]),
     /// Wants an [`Chunk::EchoReply`] with the same token; padding may follow to probe the path MTU.
     EchoRequest {
@@ -266,7 +266,7 @@ pub fn push_control(out: &mut Vec<u8>, chunk: Chunk<'_>) {
     }
 }
 
-/// Iterates over the chunks of an opened datagram; ends after the first malformed one.
+/// Iterates over the chunks of a decrypted datagram; ends after the first malformed one.
 #[derive(Clone, Debug)]
 pub struct Chunks<'a> {
     rest: &'a [u8],
@@ -423,7 +423,7 @@ mod tests {
             &[FRAGMENT, 0, 3, 1, 2, 3],
             &[PARTIAL_CHECKSUM, 0, 3, 0, 34, 0],
             &[OFFLOAD, 0, 13, 0, 0, 0, 1, 0, 0, 60, 0, 0, 0, 0, 34, 0],
-            // A transport that there is not.
+            // A transport that does not exist.
             &[OFFLOAD, 0, 14, 0, 0, 0, 1, 0, 0, 60, 3, 0, 9, 0, 34, 0, 16],
             &[ECHO_REQUEST, 0, 1, 1],
         ] {

@@ -61,7 +61,7 @@ pub struct CookieReply {
     pub sealed_cookie: [u8; MAC_LEN + 16],
 }
 
-/// What the initiator says of itself, readable by the responder alone.
+/// The initiator's parameters, readable by the responder alone.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -69,7 +69,7 @@ pub struct CookieReply {
 pub struct InitiationPayload {
     /// TAI64N; a responder accepts only newer ones from the same initiator.
     pub timestamp: [u8; 12],
-    /// 24-bit network id; both sides must name the same.
+    /// 24-bit network id; both sides must use the same.
     pub network_id: [u8; 3],
     /// Bit mask of the ciphers that the initiator allows.
     pub ciphers: u8,
@@ -77,13 +77,13 @@ pub struct InitiationPayload {
     pub flags: u8,
     /// Highest data lane that the initiator sends on.
     pub lanes: u8,
-    /// Largest frame that the initiator takes, in bytes with its Ethernet header; 0: not said.
+    /// Largest frame that the initiator accepts, in bytes with its Ethernet header; 0: not stated.
     pub max_frame: U16,
     /// Sent as zero, ignored on receipt.
     pub reserved: [u8; 12],
 }
 
-/// What the responder chose, or why it refuses.
+/// The responder's choice, or why it refuses.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Our own end of the way to a peer.
+//! Our own end of the path to a peer.
 
 use std::net::IpAddr;
 
-/// An address of this machine, and the interface by which a datagram came to it or is to leave.
+/// An address of this machine, and the interface by which a datagram arrived at it or is to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Local {
     /// Never a group or broadcast address.
     pub address: IpAddr,
-    /// Its index; 0: the one that the routes say.
+    /// Its index; 0: the one that the routes choose.
     pub interface: u32,
 }
 
 impl Local {
-    /// None for an address that nothing can be sent from.
+    /// `None` for an address from which nothing can be sent.
     pub fn new(address: IpAddr, interface: u32) -> Option<Self> {
         let address = address.to_canonical();
         let is_broadcast = address == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What every datagram begins with, and the header of data.
+//! The head of every datagram, and the header of data.
 
 use std::hash::{Hash, Hasher};
 
@@ -19,7 +19,7 @@ pub const DATA_HEADER_LEN: usize = size_must_be::<DataHeader>(12);
 /// Bytes that every data datagram spends on header and tag.
 pub const DATA_OVERHEAD: usize = DATA_HEADER_LEN + TAG_LEN;
 
-/// What a datagram is.
+/// The type of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum MessageType {
@@ -36,7 +36,7 @@ pub enum MessageType {
 }
 
 impl MessageType {
-    /// How a datagram of this type begins.
+    /// The first byte of a datagram of this type.
     pub(crate) const fn first_byte(self) -> u8 {
         VERSION << 4 | self as u8
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the kernel left undone in a frame, and what travels with it so that the other end's kernel
-//! can finish it (PROTOCOL.md, "Offloads"). Values only; `proto::superframe` judges them.
+//! The work that the kernel left pending in a frame, and the description that travels with it so
+//! that the other end's kernel can finish it (PROTOCOL.md, "Offloads"). Values only;
+//! `proto::superframe` checks them.
 
 /// A checksum that holds the sum of the pseudo-header only: the next sender sums up
 /// everything from `start` to the end and writes the result at `start + offset`.
@@ -44,7 +45,7 @@ pub struct Segmentation {
     pub cwr: bool,
 }
 
-/// What is open in a frame. A super-frame's checksum always is.
+/// The pending offload of a frame. A super-frame's checksum is always pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offload {
     /// The checksum to finish.
@@ -54,7 +55,7 @@ pub struct Offload {
 }
 
 impl Offload {
-    /// The same for the frame with its headers `by` bytes further back.
+    /// The same for the frame with its headers shifted back by `by` bytes.
     #[must_use]
     pub fn shifted(self, by: isize) -> Self {
         let start = usize::from(self.checksum.start).saturating_add_signed(by);

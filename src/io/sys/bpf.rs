@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use super::check;
 use super::faults::{self, Call};
 
-/// One instruction. The machine has a register, another one for a distance, and sees what the socket
+/// One instruction. The machine has a register, another one for an offset, and sees what the socket
 /// would get: the UDP payload, or the frame without the VLAN tag that the kernel took out.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -26,7 +26,7 @@ impl Instruction {
     }
 }
 
-/// Loads the byte at `offset`. If there is none, the program ends and answers 0.
+/// Loads the byte at `offset`. If there is none, the program ends and returns 0.
 pub(crate) const fn load_byte(offset: u32) -> Instruction {
     Instruction::new(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, offset)
 }
@@ -36,7 +36,7 @@ pub(crate) const fn load_u16(offset: u32) -> Instruction {
     Instruction::new(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, offset)
 }
 
-/// The same, the distance further on.
+/// The same, at an additional distance.
 pub(crate) const fn load_u16_further_on(offset: u32) -> Instruction {
     Instruction::new(libc::BPF_LD | libc::BPF_H | libc::BPF_IND, offset)
 }
@@ -46,7 +46,7 @@ pub(crate) const fn measure_ipv4_header(offset: u32) -> Instruction {
     Instruction::new(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, offset)
 }
 
-/// Loads whom the frame is for: [`TO_THIS_MACHINE`], or others.
+/// Loads the destination type of the frame: [`TO_THIS_MACHINE`], or others.
 pub(crate) const fn load_packet_type() -> Instruction {
     let offset = libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE;
     Instruction::new(
@@ -96,25 +96,25 @@ pub(crate) const fn remainder(value: u32) -> Instruction {
     Instruction::new(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, value)
 }
 
-/// Ends the program and answers with the register.
+/// Ends the program and returns the register.
 pub(crate) const fn answer() -> Instruction {
     Instruction::new(libc::BPF_RET | libc::BPF_A, 0)
 }
 
-/// Ends the program and answers `value`.
+/// Ends the program and returns `value`.
 pub(crate) const fn answer_with(value: u32) -> Instruction {
     Instruction::new(libc::BPF_RET | libc::BPF_K, value)
 }
 
-/// Lets `program` choose the socket of each datagram, for all sockets that share the port of this
-/// one: 0 is the one that was bound first. Any other answer than that of a socket leaves the choice
-/// to the kernel.
+/// Makes `program` choose the socket of each datagram, for all sockets that share the port of this
+/// one: 0 is the one that was bound first. With any other result than the number of a socket, the
+/// kernel chooses.
 pub(crate) fn attach_to_port(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
     attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, program)
 }
 
-/// Lets `program` choose what the socket gets: as many bytes of each frame as it answers, and none of
-/// it for 0.
+/// Makes `program` choose what the socket gets: as many bytes of each frame as it returns, and none
+/// of it for 0.
 pub(crate) fn attach_filter(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
     attach(socket, libc::SO_ATTACH_FILTER, program)
 }
@@ -130,7 +130,7 @@ pub(crate) fn attach_to_tap(queue: &File, program: &[Instruction]) -> io::Result
     check(result).map(drop)
 }
 
-/// Lets the TAP's queues get every frame again.
+/// Makes the TAP's queues get every frame again.
 pub(crate) fn detach_from_tap(queue: &File) -> io::Result<()> {
     // SAFETY: TUNDETACHFILTER reads nothing.
     let result = unsafe {
@@ -143,7 +143,7 @@ pub(crate) fn detach_from_tap(queue: &File) -> io::Result<()> {
     check(result).map(drop)
 }
 
-/// As the kernel takes it. Good for as long as `program` lives.
+/// In the kernel's format. Valid for as long as `program` lives.
 fn described(program: &[Instruction]) -> io::Result<libc::sock_fprog> {
     let len = faults::before(Call::AttachFilter, program.len())?;
     Ok(libc::sock_fprog {

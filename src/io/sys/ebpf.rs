@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! eBPF: programs by which the kernel spreads frames over the queues of a TAP, and datagrams over the
-//! sockets of a port; and sets of numbers that such a program looks at.
+//! eBPF: programs by which the kernel spreads frames over the queues of a TAP, and datagrams over
+//! the sockets of a port; and sets of numbers that such a program looks up.
 
 use std::ffi::c_char;
 use std::io;
@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use super::check;
 use super::faults::{self, Call};
 
-// What `bpf(2)` is asked for.
+// The commands of `bpf(2)`.
 const MAP_CREATE: libc::c_long = 0;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
@@ -49,7 +49,8 @@ impl Instruction {
     }
 }
 
-// What both programs are made of. The numbers are those of 64-bit arithmetic and of jumps in linux/bpf.h.
+// The instructions of both programs. The numbers are those of 64-bit arithmetic and of jumps in
+// linux/bpf.h.
 
 pub(in crate::io) const fn set(register: u8, value: u32) -> Instruction {
     Instruction::new(0xb7, register, 0, 0, value)
@@ -104,7 +105,7 @@ pub(in crate::io) const fn skip_if_less(register: u8, value: u32, count: usize) 
     Instruction::new(0xa5, register, 0, count as i16, value)
 }
 
-/// The front of `union bpf_attr` as PROG_LOAD reads it; the kernel takes the rest for zeroes.
+/// The front of `union bpf_attr` as PROG_LOAD reads it; the kernel assumes zeroes for the rest.
 #[repr(C)]
 struct LoadRequest {
     program_type: u32,
@@ -116,8 +117,8 @@ struct LoadRequest {
     log: u64,
 }
 
-/// Hands a program to the kernel, which checks it. It lives as long as its descriptor, and whatever
-/// it was attached to.
+/// Gives a program to the kernel, which checks it. It lives as long as its descriptor, and as long
+/// as it is attached.
 pub(crate) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     let count = faults::before(Call::LoadProgram, program.len())?;
     let license: *const c_char = c"Dual MIT/GPL".as_ptr();
@@ -146,8 +147,9 @@ pub(crate) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Lets `program` choose the socket of each datagram, for all sockets that share the port of this
-/// one, in place of the program that did so before: see [`attach_to_port`](super::bpf::attach_to_port).
+/// Makes `program` choose the socket of each datagram, for all sockets that share the port of this
+/// one, and replaces the program that did so before: see
+/// [`attach_to_port`](super::bpf::attach_to_port).
 pub(in crate::io) fn attach_to_port(
     socket: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
@@ -192,7 +194,7 @@ struct ElementRequest {
 }
 
 impl Set {
-    /// An empty set with room for so many numbers.
+    /// An empty set with room for this many numbers.
     pub(in crate::io) fn new(capacity: u32) -> io::Result<Self> {
         faults::before(Call::LoadProgram, 1)?;
         let request = CreateRequest {
@@ -232,7 +234,7 @@ impl Set {
             map: self.0.as_raw_fd().cast_unsigned(),
             padding: 0,
             key: (&raw const number) as u64,
-            // The kernel refuses to remove a number together with something.
+            // The kernel refuses to remove a key if a value is given with it.
             value: match what {
                 MAP_DELETE_ELEM => 0,
                 _ => (&raw const value) as u64,
@@ -252,7 +254,7 @@ impl Set {
         check(status as libc::c_int).map(drop)
     }
 
-    /// Puts the set into a register, for a program that lives no longer than the set may.
+    /// Puts the set into a register, for a program that must not outlive the set.
     pub(in crate::io) fn load_into(&self, register: u8) -> [Instruction; 2] {
         let fd = self.0.as_raw_fd().cast_unsigned();
         [

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What tests make system calls do that the kernel does on other machines, or on bad days.
+//! Makes system calls behave in tests as the kernel does on other machines, or under failure.
 //!
-//! A test scripts the next calls of its own thread. Outside of tests every call passes, and nothing
-//! of this is left in the program.
+//! A test scripts the next calls of its own thread. Outside of tests every call passes, and none of
+//! this is compiled in.
 
 use std::io;
 
@@ -19,7 +19,7 @@ pub(crate) enum Call {
     SyncFolder,
 }
 
-/// Asked before `call` moves `count` messages: how many it may move, or how it fails.
+/// Called before `call` moves `count` messages: returns how many it may move, or how it fails.
 #[cfg(not(test))]
 #[inline(always)]
 pub(crate) fn before(_call: Call, count: usize) -> io::Result<usize> {
@@ -36,10 +36,10 @@ mod scripted {
 
     use super::{Call, io};
 
-    /// What becomes of one call.
+    /// The outcome of one call.
     #[derive(Clone, Copy, Debug)]
     pub(crate) enum Fault {
-        /// The kernel is not asked.
+        /// The kernel is not called.
         Errno(i32),
         /// The kernel sees this many messages.
         AtMost(usize),

@@ -22,7 +22,7 @@ pub(crate) const HEADROOM: usize = 64;
 const CAPACITY: usize = 1 << 16;
 const STRIDE: usize = HEADROOM + CAPACITY;
 
-/// Room for control messages, aligned as their header wants it.
+/// Room for control messages, aligned as their header requires.
 #[derive(Clone, Copy)]
 #[repr(C)]
 union Control {
@@ -39,18 +39,18 @@ const fn space<T>() -> usize {
 /// Of the larger kind; a socket gets one.
 const INFO_SPACE: usize = space::<libc::in6_pktinfo>();
 const _: () = assert!(space::<libc::in_pktinfo>() <= INFO_SPACE);
-/// How datagrams were merged, and where to they came.
+/// How datagrams were merged, and their local address.
 const RECEIVED_SPACE: usize = space::<libc::c_int>() + INFO_SPACE;
-/// How to cut them, their time to live, and where they leave from.
+/// How to cut them, their time to live, and their source.
 const SENT_SPACE: usize = space::<u16>() + space::<libc::c_int>() + INFO_SPACE;
 const _: () = assert!(RECEIVED_SPACE <= size_of::<Control>() && SENT_SPACE <= size_of::<Control>());
 
-/// What a datagram is to have beside what its socket says.
+/// Options of a datagram beside those of its socket.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Notes {
     /// Its time to live, or hop limit.
     pub(crate) hops: Option<u8>,
-    /// Where it leaves from.
+    /// Its source.
     pub(crate) local: Option<Local>,
 }
 
@@ -160,7 +160,7 @@ pub(crate) fn send_segments(
     check(sent.clamp(-1, 0) as libc::c_int).map(drop)
 }
 
-/// Sends up to [`MAX_BATCH`] datagrams of `segment_size` bytes from the front of `train`, the last
+/// Sends up to [`MAX_BATCH`] datagrams of `segment_size` bytes from the front of `train`; the last
 /// one of the train may be shorter. Returns how many datagrams the kernel took.
 pub(crate) fn send_each(
     socket: BorrowedFd<'_>,
@@ -203,7 +203,7 @@ pub(crate) struct Slots {
     arrived: Box<[Arrived]>,
 }
 
-/// What [`receive`] learnt about one buffer.
+/// The result of [`receive`] for one buffer.
 #[derive(Clone, Copy)]
 struct Arrived {
     source: Option<SocketAddr>,
@@ -214,11 +214,11 @@ struct Arrived {
 
 /// One filled buffer.
 pub(crate) struct Slot<'a> {
-    /// Where it came from, as the socket sees it. None when the address cannot be understood.
+    /// Its sender, as the socket sees it. `None` when the address cannot be parsed.
     pub(crate) source: Option<SocketAddr>,
-    /// Where to it came, if the kernel says.
+    /// Its local address, if the kernel says.
     pub(crate) local: Option<Local>,
-    /// [`HEADROOM`] bytes, then what was received.
+    /// [`HEADROOM`] bytes, then the received bytes.
     pub(crate) bytes: &'a mut [u8],
     /// The size of all datagrams in it but the last, as UDP GRO says; otherwise the whole length.
     pub(crate) segment_size: usize,
@@ -264,7 +264,7 @@ impl Slots {
         };
     }
 
-    /// What the first `count` buffers hold in all.
+    /// The total of bytes in the first `count` buffers.
     pub(crate) fn filled_bytes(&self, count: usize) -> usize {
         self.arrived[..count]
             .iter()
@@ -288,8 +288,8 @@ impl Slots {
     }
 }
 
-/// Receives what is there into the first `offered` buffers, without waiting. Returns how many are
-/// filled.
+/// Receives the waiting datagrams into the first `offered` buffers, without blocking. Returns how
+/// many buffers are filled.
 pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     slots: &mut Slots,
@@ -353,7 +353,7 @@ pub(crate) fn receive(
 fn examine(header: &libc::mmsghdr, source: SockAddrStorage) -> Arrived {
     // SAFETY: the kernel wrote an address of `msg_namelen` bytes into `source`, which was zeroed.
     let source = unsafe { SockAddr::new(source, header.msg_hdr.msg_namelen) }.as_socket();
-    // What does not fit a buffer of 64 KiB is no datagram of ours; without bytes it is ignored.
+    // A datagram that does not fit a buffer of 64 KiB is none of ours; without bytes it is ignored.
     let truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
     let len = if truncated {
         0
@@ -370,8 +370,8 @@ fn examine(header: &libc::mmsghdr, source: SockAddrStorage) -> Arrived {
     arrived
 }
 
-/// Notes the segment size that UDP GRO reports, if this is not a single datagram, and where to it
-/// came.
+/// Records the segment size that UDP GRO reports, if this is not a single datagram, and the local
+/// address.
 fn read_messages(header: &libc::msghdr, arrived: &mut Arrived) {
     // SAFETY: `msg_control` and `msg_controllen` describe what the kernel wrote, and the room
     // outlives this call; CMSG_FIRSTHDR and CMSG_NXTHDR stay inside of it, and the data of each

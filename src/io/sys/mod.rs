@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! System calls that the standard library does not offer, each behind a safe function.
 //!
-//! The only module with unsafe code. It decides nothing: arguments are checked, errors are the
+//! The only module with unsafe code. It makes no decisions: arguments are checked, errors are the
 //! kernel's, and every other module of `io` calls it.
 #![allow(unsafe_code)]
 
@@ -26,7 +26,7 @@ pub(crate) use libc::{
     POLLHUP, POLLIN, POLLNVAL, POLLOUT,
 };
 
-/// Turns the `-1` of a system call into the error that it left behind.
+/// Turns the `-1` of a system call into the error that it set.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
         Err(io::Error::last_os_error())
@@ -99,7 +99,7 @@ pub(crate) fn set_option(
     check(result).map(drop)
 }
 
-/// One descriptor of [`poll`]: what to wait for, and what came.
+/// One descriptor of [`poll`]: the events to wait for, and those that occurred.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct PollEntry<'fd> {
@@ -121,7 +121,7 @@ impl<'fd> PollEntry<'fd> {
         }
     }
 
-    /// Waits for nothing; fills the unused places of an array.
+    /// Waits for nothing; fills the unused entries of an array.
     pub(crate) const fn unused() -> Self {
         let raw = libc::pollfd {
             fd: -1,
@@ -134,7 +134,7 @@ impl<'fd> PollEntry<'fd> {
         }
     }
 
-    /// The events that came.
+    /// The events that occurred.
     pub(crate) fn ready(&self) -> i16 {
         self.raw.revents
     }
@@ -177,8 +177,8 @@ pub(crate) fn forbid_dumps() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) }).map(drop)
 }
 
-/// Keeps all memory of this process, also what it gets later, out of swap space. False where a limit
-/// forbids that: under a limit, a later request for memory could fail.
+/// Keeps all memory of this process, including later allocations, out of swap space. False where a
+/// limit forbids that: under a limit, a later allocation could fail.
 pub(crate) fn forbid_swapping() -> io::Result<bool> {
     let unlimited = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
@@ -212,7 +212,7 @@ pub(crate) fn effective_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// Another descriptor of what this process has open under a number.
+/// Another descriptor of the file that this process has open under a number.
 pub(crate) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers and no pointers; one that is not open is an error.
     let fd = check(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) })?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Packet sockets (packet(7)): the frames of one interface as its wire has them.
+//! Packet sockets (packet(7)): the frames of one interface as they are on its wire.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use super::faults::{self, Call};
 /// `sll_hatype` of Ethernet.
 pub(crate) const ETHERNET: u16 = libc::ARPHRD_ETHER;
 
-/// Opens a socket that receives nothing yet, and never waits.
+/// Opens a non-blocking socket that receives nothing yet.
 pub(crate) fn open() -> io::Result<File> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: takes no pointers.
@@ -64,7 +64,7 @@ pub(crate) fn make_promiscuous(socket: BorrowedFd<'_>, index: u32) -> io::Result
 
 /// Makes bound sockets of one interface share its frames, all those of a flow at the same socket.
 pub(crate) fn share(sockets: &[File]) -> io::Result<()> {
-    // The first one makes a group with a number that nobody has, the others join it.
+    // The first one makes a group with an unused number, the others join it.
     let mut group = libc::PACKET_FANOUT_FLAG_UNIQUEID << 16;
     for socket in sockets {
         let request = group | libc::PACKET_FANOUT_HASH << 16;
@@ -96,7 +96,7 @@ pub(crate) fn share(sockets: &[File]) -> io::Result<()> {
     Ok(())
 }
 
-/// What a socket is bound to.
+/// The binding of a socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Binding {
     /// The interface; negative after it was deleted.
@@ -105,7 +105,7 @@ pub(crate) struct Binding {
     pub(crate) hardware: u16,
 }
 
-/// What the socket is bound to.
+/// The binding of the socket.
 pub(crate) fn binding(socket: BorrowedFd<'_>) -> io::Result<Binding> {
     // SAFETY: `sockaddr_ll` is plain old data, for which all zeroes is a value.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
@@ -136,7 +136,7 @@ pub(crate) fn mtu(socket: BorrowedFd<'_>, index: u32) -> io::Result<u32> {
     u32::try_from(mtu).map_err(io::Error::other)
 }
 
-/// What one [`receive`] brought.
+/// The result of one [`receive`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Received {
     /// Bytes, those of the header included.
@@ -149,7 +149,7 @@ pub(crate) struct Received {
     pub(crate) is_open: bool,
 }
 
-/// Room for control messages, aligned as their header wants it.
+/// Room for control messages, aligned as their header requires.
 #[repr(C)]
 union Control {
     bytes: [u8; 64],
@@ -206,7 +206,7 @@ pub(crate) fn receive(
     Ok(received)
 }
 
-/// What the kernel says of a frame beside its bytes.
+/// The kernel's description of a frame beside its bytes.
 fn auxdata(message: &libc::msghdr) -> Option<libc::tpacket_auxdata> {
     // SAFETY: `msg_control` and `msg_controllen` describe what the kernel wrote, and the room
     // outlives this call; CMSG_FIRSTHDR and CMSG_NXTHDR stay inside of it, and the data of

@@ -25,7 +25,7 @@ pub(crate) const OFFLOAD_CHECKSUM: u32 = libc::TUN_F_CSUM;
 pub(crate) const OFFLOAD_TSO: u32 = libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
 pub(crate) const OFFLOAD_USO: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
-/// Opens `/dev/net/tun`; the file is nothing until it is attached.
+/// Opens `/dev/net/tun`; the file has no function until it is attached.
 pub(crate) fn open() -> io::Result<File> {
     // std adds O_CLOEXEC.
     OpenOptions::new()
@@ -81,7 +81,7 @@ pub(crate) fn set_vnet_header_size(queue: &File, bytes: usize) -> io::Result<()>
         .map(drop)
 }
 
-/// Tells the kernel what the reader can take; device-wide.
+/// Tells the kernel what the reader accepts; device-wide.
 pub(crate) fn set_offloads(queue: &File, bits: u32) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
     let result = unsafe {
@@ -94,7 +94,8 @@ pub(crate) fn set_offloads(queue: &File, bits: u32) -> io::Result<()> {
     check(result).map(drop)
 }
 
-/// Lets `program` choose the queue of each frame that the kernel sends, or the kernel itself again.
+/// Makes `program` choose the queue of each frame that the kernel sends, or the kernel itself
+/// again.
 pub(crate) fn set_steering(queue: &File, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let program = program.map_or(-1, |program| program.as_raw_fd());
     // SAFETY: TUNSETSTEERINGEBPF reads one int; the kernel takes a reference of its own.
@@ -108,14 +109,14 @@ pub(crate) fn set_steering(queue: &File, program: Option<BorrowedFd<'_>>) -> io:
     .map(drop)
 }
 
-/// Plugs the cable in or out.
+/// Switches the carrier on or off.
 pub(crate) fn set_carrier(queue: &File, on: bool) -> io::Result<()> {
     let on = libc::c_int::from(on);
     // SAFETY: TUNSETCARRIER reads one int.
     check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETCARRIER, &raw const on) }).map(drop)
 }
 
-/// What the kernel says that a queue is attached to.
+/// What a queue is attached to, according to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Attached {
     /// The present name of the device.
@@ -173,8 +174,8 @@ pub(crate) fn namespace(queue: &File) -> io::Result<File> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
 
-/// Lets `program` keep frames out that the kernel sends, or every frame through again, whatever a
-/// program of an earlier user did.
+/// Makes `program` filter the frames that the kernel sends, or lets every frame through again,
+/// whatever a program of an earlier user did.
 pub(crate) fn set_filter(queue: &File, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let program = program.map_or(-1, |program| program.as_raw_fd());
     // SAFETY: TUNSETFILTEREBPF reads one int; the kernel takes a reference of its own.
@@ -188,8 +189,8 @@ pub(crate) fn set_filter(queue: &File, program: Option<BorrowedFd<'_>>) -> io::R
     .map(drop)
 }
 
-/// Holds a multi-queue TAP as other programs do that want it to stay: attached, with frames that are
-/// bare or behind packet information, and with the queue out of use.
+/// Holds a multi-queue TAP as other programs do that want it to stay: attached, with frames that
+/// are bare or behind packet information, and with the queue out of use.
 #[cfg(test)]
 pub(crate) fn hold(name: &str, bare: bool) -> io::Result<File> {
     let tun = open()?;

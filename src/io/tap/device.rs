@@ -19,7 +19,7 @@ use super::opening::{
 use super::options::{Backend, TapOptions};
 use super::queue::{End, TapQueue};
 
-/// A TAP, or a NIC in the place of one. A TAP exists at least as long as this value or one of its queues.
+/// A TAP, or a NIC in its place. A TAP exists at least as long as this value or one of its queues.
 #[derive(Debug)]
 pub(crate) struct Tap {
     name: String,
@@ -28,16 +28,16 @@ pub(crate) struct Tap {
     has_vnet_header: bool,
     fallback: Option<String>,
     one_queue_because: Option<String>,
-    /// A second handle to the first queue, for what concerns the whole device; none for a NIC.
+    /// A second handle to the first queue, for requests about the whole device; none for a NIC.
     control: Option<File>,
 }
 
 impl Tap {
     /// Opens a TAP, new or adopted, with the carrier off and without offloads.
     ///
-    /// There may be fewer queues than asked for: the plain back-end, and an adopted device that is
-    /// not multi-queue, have one; and so has every device if the kernel does not let us keep the
-    /// frames of a flow on one queue.
+    /// There may be fewer queues than requested: the plain back-end, and an adopted device that is
+    /// not multi-queue, have one; and so has every device if the kernel does not accept the program
+    /// that keeps the frames of a flow on one queue.
     ///
     /// # Errors
     /// When the name is not usable, the driver or the permission is missing, or another process or
@@ -94,7 +94,8 @@ impl Tap {
             && let Err(error) = steer(&files[0])
         {
             one_queue_because = Some(error.to_string());
-            // What the kernel has put there for us meanwhile is lost; nobody knows the device yet.
+            // Frames that the kernel has put there meanwhile are lost; no other host knows the
+            // device yet.
             files.truncate(1);
         }
         // An earlier user of an adopted device may have left offloads on.
@@ -108,7 +109,7 @@ impl Tap {
             fallback,
             control: Some(control),
         };
-        // Nobody is at the other end yet, whatever the kernel thinks.
+        // No peer is at the other end yet, whatever the kernel's state.
         tap.set_carrier(false)
             .map_err(io_error("take the carrier from", name))?;
         let queues = files.into_iter().map(|file| TapQueue {
@@ -183,8 +184,8 @@ impl Tap {
         self.one_queue_because.as_deref()
     }
 
-    /// Where the TAP is now, as the kernel says: others rename interfaces, move them to other network
-    /// namespaces and delete them. None for a NIC.
+    /// Where the TAP is now, according to the kernel: other programs rename interfaces, move them
+    /// to other network namespaces and delete them. `None` for a NIC.
     pub(crate) fn whereabouts(&self) -> Option<Whereabouts> {
         let control = self.control.as_ref()?;
         let Ok(attached) = tun::attached(control) else {
@@ -205,18 +206,20 @@ impl Tap {
         })
     }
 
-    /// Leaves the choice of queues and frames to the kernel again, for the next user of an adopted
+    /// Returns the choice of queues and frames to the kernel, for the next user of an adopted
     /// device.
     pub(crate) fn stop_steering(&self) {
-        // A device that was deleted needs it no more, and one with a single queue does not care.
+        // A device that was deleted does not need it any more, and one with a single queue ignores
+        // it.
         if let Some(control) = &self.control {
             let _ = tun::set_steering(control, None);
             let _ = bpf::detach_from_tap(control);
         }
     }
 
-    /// Plugs the cable in or out, as the interface's users see it. The kernel acts on it in the
-    /// background, usually within a millisecond. A NIC has a cable of its own, and is left alone.
+    /// Switches the carrier on or off, as the interface's users see it. The kernel acts on it in
+    /// the background, usually within a millisecond. A NIC has a carrier of its own, and is left
+    /// alone.
     ///
     /// # Errors
     /// When the device was deleted.
@@ -227,9 +230,9 @@ impl Tap {
         }
     }
 
-    /// Asks for `wanted` and returns what the kernel grants: it may have no UDP super-frames, and
-    /// the plain back-end has nothing. For the whole device: every queue's reader must cope. With a
-    /// NIC it is always all or nothing.
+    /// Requests `wanted` and returns what the kernel grants: it may have no UDP super-frames, and
+    /// the plain back-end has none at all. For the whole device: every queue's reader must handle
+    /// them. With a NIC it is always all or nothing.
     ///
     /// # Errors
     /// When the device was deleted.
@@ -265,7 +268,7 @@ impl Tap {
 pub(crate) enum Whereabouts {
     /// In the network namespace of this thread.
     Here(String),
-    /// In another one, with this inode if the kernel tells. Its queues work as before.
+    /// In another one, with this inode if the kernel reports it. Its queues work as before.
     Elsewhere { name: String, inode: Option<u64> },
     /// Nowhere: it was deleted.
     Gone,

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Why a TAP or a NIC cannot be had.
+//! Why a TAP or a NIC cannot be opened.
 
 use std::io;
 
 use crate::io::packet::NicError;
 use crate::io::sys;
 
-/// Why a TAP cannot be opened. Each message says what to do.
+/// Why a TAP cannot be opened. Each message states the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TapError {
-    /// Not a name that the kernel takes.
+    /// Not a name that the kernel accepts.
     #[error("`{name}` cannot be an interface's name ({reason}): choose another device.name")]
     BadName {
         /// The name.
@@ -35,7 +35,7 @@ pub enum TapError {
     NotPermitted {
         /// The device.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Another process has the device.
@@ -47,7 +47,7 @@ pub enum TapError {
         /// The device.
         name: String,
     },
-    /// There is such an interface, of another kind.
+    /// An interface of another kind has the name.
     #[error("`{name}` exists and is not a TAP: choose another device.name")]
     NotATap {
         /// The interface.
@@ -62,7 +62,7 @@ pub enum TapError {
         /// The interface.
         name: String,
     },
-    /// Another process holds it, and thereby decides what its frames look like.
+    /// Another process holds it, and thereby determines the format of its frames.
     #[error(
         "another process holds the TAP `{name}` without vnet headers: have it use them \
          (`VNetHeader=yes` of systemd-networkd), or set device.backend = \"auto\""
@@ -71,7 +71,7 @@ pub enum TapError {
         /// The interface.
         name: String,
     },
-    /// The same, with something in front of the frames that no back-end knows.
+    /// The same, with a header in front of the frames that no back-end supports.
     #[error(
         "another process holds the TAP `{name}` with packet information in front of its frames: have it \
          use none (IFF_NO_PI; `PacketInfo=no` of systemd-networkd)"
@@ -90,7 +90,7 @@ pub enum TapError {
         action: &'static str,
         /// The device.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -98,7 +98,7 @@ pub enum TapError {
 pub(super) fn open_error(name: &str) -> impl FnOnce(io::Error) -> TapError {
     move |error| match error.raw_os_error() {
         Some(sys::ENOENT | sys::ENXIO | sys::ENODEV) => TapError::NoDriver(error),
-        // The file is open to all, and the kernel asks for no capability yet.
+        // Every user may open the file, and the kernel requires no capability yet.
         Some(sys::EPERM) => TapError::DeviceForbidden(error),
         _ => attach_error("open /dev/net/tun for", name)(error),
     }

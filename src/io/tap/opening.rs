@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How a TAP is opened: which queues, which offloads, and whose device it is.
+//! How a TAP is opened: which queues, which offloads, and whether the device is our own.
 
 use std::fs::File;
 use std::io;
@@ -19,12 +19,12 @@ pub(super) fn steer(queue: &File) -> io::Result<()> {
     tun::set_steering(queue, Some(program.as_fd()))
 }
 
-/// What a back-end has opened: at least one queue.
+/// The result of opening by a back-end: at least one queue.
 pub(super) struct Opened {
     pub(super) files: Vec<File>,
     pub(super) adopted: bool,
     pub(super) has_vnet_header: bool,
-    /// Another process holds it, and has decided on the header.
+    /// Another process holds it, and has determined the header.
     pub(super) is_held: bool,
 }
 
@@ -33,7 +33,7 @@ pub(super) fn open_vnet(name: &str, queues: usize) -> Result<Opened, TapError> {
     // saves the work of spreading frames over queues.
     let mut multi_queue = queues > 1;
     let first = tun::open().map_err(open_error(name))?;
-    // Creating exclusively is what tells a new device from an old one without a race, and without
+    // Exclusive creation distinguishes a new device from an old one without a race, and without
     // /sys, which shows the namespace of its mount and not that of this thread.
     let adopted = match tun::attach(
         &first,
@@ -64,7 +64,7 @@ pub(super) fn open_vnet(name: &str, queues: usize) -> Result<Opened, TapError> {
         .map_err(attach_error("add a queue to", name))?;
         files.push(file);
     }
-    // A multi-queue TAP that another process holds keeps the flags of that one.
+    // A multi-queue TAP that another process holds keeps the flags of that process.
     let attached = tun::attached(&files[0]).map_err(io_error("look at", name))?;
     Ok(Opened {
         files,
@@ -74,7 +74,7 @@ pub(super) fn open_vnet(name: &str, queues: usize) -> Result<Opened, TapError> {
     })
 }
 
-/// Makes the header that is in front of each frame ours, whatever an earlier user set.
+/// Sets our header in front of each frame, whatever an earlier user set.
 pub(super) fn check_header(queue: &File) -> io::Result<()> {
     let wanted = size_of::<VnetHeader>();
     tun::set_vnet_header_size(queue, wanted)?;
@@ -87,7 +87,8 @@ pub(super) fn check_header(queue: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// An earlier user may have left programs that keep frames out. What a kernel does not know is not there.
+/// An earlier user may have left programs that filter frames. A request that the kernel does not
+/// know needs no reset.
 pub(super) fn reset_filters(queue: &File) {
     let _ = tun::set_steering(queue, None);
     let _ = tun::set_filter(queue, None);
@@ -118,7 +119,7 @@ pub(super) fn adopt(file: &File, name: &str, multi_queue: bool) -> Result<bool, 
 }
 
 pub(super) fn open_plain(name: &str) -> Result<Opened, TapError> {
-    // `tun-tap` opens and attaches in one call; this tells the errors of the two apart.
+    // `tun-tap` opens and attaches in one call; this distinguishes the errors of the two.
     drop(tun::open().map_err(open_error(name))?);
     let adopted = sys::interface_index(name).is_ok();
     let file = tun::open_plain(name).map_err(|error| match error.raw_os_error() {

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which TAP or NIC is asked for.
+//! Which TAP or NIC to open.
 
-/// Which way to the kernel a TAP uses.
+/// The kernel interface that a TAP uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backend {
-    /// [`Vnet`](Self::Vnet), or [`Plain`](Self::Plain) where the kernel cannot.
+    /// [`Vnet`](Self::Vnet), or [`Plain`](Self::Plain) where the kernel does not support it.
     #[default]
     Auto,
     /// Multi-queue, with a [`VnetHeader`](super::VnetHeader) on every frame.
     Vnet,
     /// One queue of bare frames, through the `tun-tap` crate.
     Plain,
-    /// No TAP: the frames that a network card, or another Ethernet interface that exists, has on its
-    /// wire. Its carrier, MTU and addresses are not ours to set, and the kernel decides which frames
-    /// it leaves unfinished ([`VnetHeader::is_finished`](super::VnetHeader::is_finished)).
+    /// No TAP: the frames that a network card, or another existing Ethernet interface, has on its
+    /// wire. This program does not set its carrier, MTU and addresses, and the kernel decides which
+    /// frames it leaves unfinished ([`VnetHeader::is_finished`](super::VnetHeader::is_finished)).
     Packet,
 }
 
@@ -22,6 +22,6 @@ pub enum Backend {
 pub(crate) struct TapOptions {
     /// The name of the interface.
     pub name: String,
-    /// The way to the kernel.
+    /// The kernel interface.
     pub backend: Backend,
 }

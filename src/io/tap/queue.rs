@@ -14,13 +14,13 @@ use crate::io::sys;
 use crate::io::sys::bpf;
 use crate::io::vnet::VnetHeader;
 
-/// Whether an error of a queue says that somebody deleted the device.
+/// Whether an error of a queue means that the device was deleted.
 pub(crate) fn is_deleted(error: &io::Error) -> bool {
     let code = error.raw_os_error();
     matches!(code, Some(sys::EBADFD | sys::ENODEV | sys::ENXIO))
 }
 
-/// Whether an error of a write says that the frame is larger than the NIC takes.
+/// Whether an error of a write means that the frame is larger than the NIC takes.
 pub(crate) fn is_too_big(error: &io::Error) -> bool {
     error.raw_os_error() == Some(sys::EMSGSIZE)
 }
@@ -60,10 +60,12 @@ impl TapQueue {
 
     /// Bytes of the longest frame that the kernel may hand over.
     pub fn longest_frame(&self) -> usize {
-        // With room for an Ethernet header, tags, and what IPv6 packets of more than 64 KiB come with.
+        // With room for an Ethernet header, tags, and the extra header of IPv6 packets of more than
+        // 64 KiB.
         const ROOM: usize = 64;
         match &self.end {
-            // A TAP's limit is GSO_LEGACY_MAX_SIZE, and what is longer is cut on its way here.
+            // A TAP's limit is GSO_LEGACY_MAX_SIZE; the kernel cuts longer frames before they reach
+            // it.
             End::Tap(_) => 65_536 + ROOM,
             End::Nic(_) => packet::LONGEST_PACKET + ROOM,
             #[cfg(fuzzing)]
@@ -71,9 +73,9 @@ impl TapQueue {
         }
     }
 
-    /// Whether a queue that is in error (`Ready::is_broken`) is so
-    /// for good, because the device was deleted. One of a NIC that went down is in error until it is
-    /// read, and works again when the NIC is up.
+    /// Whether a queue that is in error (`Ready::is_broken`) stays so, because the device was
+    /// deleted. A queue of a NIC that went down is in error until it is read, and works again when
+    /// the NIC is up.
     pub fn is_lost(&self) -> bool {
         match &self.end {
             End::Tap(_) => true,
@@ -83,10 +85,10 @@ impl TapQueue {
         }
     }
 
-    /// From now on the datagrams of the tunnel itself are not read, so that it does not carry what it
-    /// carries. Of a TAP that is what this machine sends from UDP port `port` by a socket with
-    /// [`Mark::BYPASS`](crate::io::mark::Mark::BYPASS), for all queues; of a NIC what comes to this
-    /// machine and that port, for this queue.
+    /// From now on the datagrams of the tunnel itself are not read, so that the tunnel does not
+    /// carry itself. Of a TAP, those are the datagrams that this machine sends from UDP port `port`
+    /// by a socket with [`Mark::BYPASS`](crate::io::mark::Mark::BYPASS), for all queues; of a NIC,
+    /// those that arrive for this machine and that port, for this queue.
     ///
     /// # Errors
     /// When the kernel has no memory for the filter, or the device was deleted.
@@ -99,9 +101,10 @@ impl TapQueue {
         }
     }
 
-    /// Reads one frame into `buf` and returns where in it, the Ethernet header first; None when
-    /// nothing is there. A TAP's frame that is longer than `buf` is cut off there without notice.
-    /// What a NIC had but the kernel could not hand over as it was is [`VnetHeader::BROKEN`].
+    /// Reads one frame into `buf` and returns its range there, the Ethernet header first; `None`
+    /// when there is no frame. A TAP's frame that is longer than `buf` is cut off there without
+    /// notice. A frame of a NIC that the kernel could not hand over unchanged is
+    /// [`VnetHeader::BROKEN`].
     ///
     /// # Errors
     /// `EBADFD` or `ENODEV` when the device was deleted.
@@ -181,7 +184,7 @@ impl TapQueue {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         };
         match &self.end {
-            // It takes a frame whole or not at all.
+            // The kernel takes a frame whole or not at all.
             End::Tap(file) => (&mut &*file).write_vectored(parts).map(drop),
             End::Nic(socket) => socket.write(vnet, parts),
             #[cfg(fuzzing)]

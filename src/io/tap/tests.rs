@@ -89,7 +89,7 @@ fn frames_cross_a_bridge_byte_by_byte() {
     }
 }
 
-/// One frame of flow `port`, of every kind that the kernel's program tells apart.
+/// One frame of flow `port`, of every kind that the kernel's program distinguishes.
 fn kinds_of_flow(port: u16) -> Vec<Vec<u8>> {
     let (a, b) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
     let builder = || PacketBuilder::ethernet2(a, b);
@@ -125,7 +125,7 @@ fn vlan(id: u16) -> VlanId {
     VlanId::try_new(id).unwrap()
 }
 
-/// Where `frame` comes out if it is written at the other end.
+/// The queue from which `frame` is read if it is written at the other end.
 fn place_of(frame: &[u8], from: &TapQueue, to: &[TapQueue]) -> usize {
     from.write(&VnetHeader::NONE, frame).unwrap();
     let mut buf = vec![0; 2000];
@@ -477,7 +477,7 @@ fn offloads_are_what_the_kernel_grants() {
     });
 }
 
-/// Sends a datagram through tap7 as a program would, and returns the frame that comes out.
+/// Sends a datagram through tap7 as a program would, and returns the frame that is read.
 fn frame_from_the_stack(tap: &Tap, queue: &TapQueue) -> (VnetHeader, Vec<u8>) {
     ip("address add 10.0.0.1/24 dev tap7");
     ip("link set tap7 up");
@@ -543,7 +543,7 @@ fn the_kernel_finishes_frames_even_where_an_earlier_reader_did() {
     }
 }
 
-/// Opens a TAP where a test below has taken something away, and says what came of it.
+/// Opens a TAP where a test below has removed something, and prints the outcome.
 #[test]
 #[ignore = "run by other tests, in a process of its own"]
 fn open_in_a_poor_environment() {
@@ -601,7 +601,7 @@ fn datagrams_of_the_tunnel_itself_are_left_out_and_nothing_else() {
                 socket
             };
             let mut buf = vec![0; 2000];
-            // Whether what is sent arrives before what is sent next.
+            // Whether a datagram arrives before the one that is sent after it.
             let mut passes = |from: &str, port: u16, is_marked: bool| {
                 let to = if from.contains(':') {
                     "2001:db8::2"

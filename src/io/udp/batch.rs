@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What one call receives: buffers for several trains, and their datagrams one by one.
+//! The result of one receive call: buffers for several trains, and their datagrams one by one.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -8,8 +8,8 @@ use std::os::fd::BorrowedFd;
 use crate::io::sys;
 use crate::wire::local::Local;
 
-/// What an adaptive batch begins with. So many whole trains stay in the cache until they have been
-/// opened and written out.
+/// The initial size of an adaptive batch. This many whole trains stay in the cache until they have
+/// been decrypted and written out.
 const FEW: usize = 8;
 
 /// Bytes of a batch that the cache holds.
@@ -27,7 +27,7 @@ pub(crate) struct RecvBatch {
 }
 
 impl RecvBatch {
-    /// Free bytes before what was received, for a header in front of it.
+    /// Free bytes before the received bytes, for a header in front of them.
     pub(crate) const HEADROOM: usize = sys::mmsg::HEADROOM;
 
     /// A batch of `buffers` buffers, from 1 to 64.
@@ -43,8 +43,8 @@ impl RecvBatch {
         }
     }
 
-    /// A batch of 8 to 64 buffers, depending on what the last call found: few while trains come,
-    /// many while single datagrams come and wait in line.
+    /// A batch of 8 to 64 buffers, depending on the last call: few while trains arrive, many while
+    /// single datagrams arrive and queue up.
     pub(crate) fn adaptive() -> Self {
         Self {
             slots: sys::mmsg::Slots::new(sys::mmsg::MAX_BATCH),
@@ -55,7 +55,8 @@ impl RecvBatch {
         }
     }
 
-    /// Fills buffers with what has arrived, without waiting. Returns how many; none on an error.
+    /// Fills buffers with the datagrams that have arrived, without waiting. Returns how many; none
+    /// on an error.
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.filled = 0;
         self.is_full = false;
@@ -68,7 +69,7 @@ impl RecvBatch {
         Ok(self.filled)
     }
 
-    /// Whether anything came.
+    /// Whether anything arrived.
     pub(crate) fn has_some(&self) -> bool {
         self.filled > 0
     }
@@ -103,7 +104,8 @@ impl RecvBatch {
         }
     }
 
-    /// What the last [`recv_batch`](super::UdpSocket::recv_batch) brought, in the order of arrival.
+    /// The datagrams of the last [`recv_batch`](super::UdpSocket::recv_batch), in the order of
+    /// arrival.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = Received<'_>> {
         self.slots.filled(self.filled).filter_map(|slot| {
             let stride = slot.segment_size.max(1);
@@ -135,7 +137,7 @@ fn next_offer(offered: usize, filled: usize, bytes: usize) -> usize {
 pub(crate) struct Received<'a> {
     /// The sender; IPv4 senders have an IPv4 address on every socket.
     pub from: SocketAddr,
-    /// Which address of ours it called, and by which interface, if the kernel says.
+    /// The local address and interface at which it arrived, if the kernel says.
     pub to: Option<Local>,
     /// Datagrams are this far apart, the last may be shorter. At least 1, for `chunks_mut`.
     pub stride: usize,
@@ -182,7 +184,7 @@ mod tests {
             (64, 64, TRAIN, 8),
             (64, 1, TRAIN, 8),
             (16, 16, 20_000, 26),
-            // What comes and goes does not change it, quieter times do.
+            // Alternating load does not change it, quieter times do.
             (32, 20, 1472, 32),
             (32, 16, 1472, 32),
             (32, 15, 1472, 16),

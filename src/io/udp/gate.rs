@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What nobody asked for does not get into the way of what belongs to a session: the kernel puts
+//! Keeps datagrams that belong to no session from displacing those that do: the kernel puts
 //! handshakes, and data with an index that no session has, into sockets of their own.
 //!
-//! A socket keeps what has arrived until its thread takes it, and drops the rest. If all had one
-//! socket for each lane, whoever fills that with datagrams of any kind would have those of the peers
-//! dropped too. So the program that chooses the socket of each datagram also asks whether the index in
-//! its header is one of a session:
+//! A socket keeps the datagrams that have arrived until its thread takes them, and drops those
+//! beyond its buffer. With only one socket for each lane, a sender that fills it with datagrams of
+//! any kind would have those of the peers dropped too. So the program that chooses the socket of
+//! each datagram also checks whether the index in its header is that of a session:
 //!
 //! | datagram | socket |
 //! |---|---|
@@ -13,10 +13,11 @@
 //! | handshake messages | the first of [`Gate::sockets`] |
 //! | all else | the second |
 //!
-//! It looks at the first datagram only of those that the network stack has merged, so that both sockets
-//! of the gate may also get what a session waits for, and a lane's what nobody does.
+//! It considers only the first of the datagrams that the network stack has merged, so that both
+//! sockets of the gate may also get data of a session, and a lane's socket data of none.
 //!
-//! Without it, as where the kernel refuses the program, all of this goes to the socket of the first lane.
+//! Without it, for example where the kernel refuses the program, all of this goes to the socket of
+//! the first lane.
 
 use std::collections::HashSet;
 use std::io;
@@ -35,16 +36,17 @@ use crate::wire::{DATA_OVERHEAD, MessageType};
 /// The socket memory that unauthenticated datagrams may take.
 const UNAUTHENTICATED_BYTES: usize = 256 << 10;
 
-/// The sockets beside those of the lanes, and the set of indices that lead to those.
+/// The sockets beside those of the lanes, and the set of indices that the lanes' sockets accept.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    /// For handshake messages, and for what is neither that nor data of a session.
+    /// One for handshake messages, and one for datagrams that are neither handshakes nor data of a
+    /// session.
     pub sockets: [UdpSocket; 2],
-    /// Whose data gets to the lanes' sockets.
+    /// Decides whose data gets to the lanes' sockets.
     pub filter: SessionFilter,
 }
 
-/// The indices of sessions, as the kernel has them.
+/// The indices of sessions, in a set of the kernel.
 #[derive(Debug)]
 pub(crate) struct SessionFilter {
     set: Set,
@@ -52,12 +54,12 @@ pub(crate) struct SessionFilter {
 }
 
 impl SessionFilter {
-    /// Makes these the indices of sessions. Data with one that is missing here still arrives, by the
-    /// socket for unauthenticated datagrams.
+    /// Makes these the indices of sessions. Data with an index that is missing here still arrives,
+    /// by the socket for unauthenticated datagrams.
     pub(crate) fn admit(&mut self, indices: impl Iterator<Item = u32>) {
         let wanted: HashSet<u32> = indices.collect();
         let set = &self.set;
-        // Those that go make room for those that come.
+        // Removed indices make room for new ones.
         self.present
             .retain(|&index| wanted.contains(&index) || set.remove(index).is_err());
         for &index in &wanted {
@@ -69,24 +71,24 @@ impl SessionFilter {
 }
 
 impl UdpSocket {
-    /// Opens the sockets of the gate, beside those of the lanes. Call it once no lane's socket is closed
-    /// any more and before [`bind_senders`](Self::bind_senders): the places in the group are the order of
-    /// binding. They get nothing before [`Gate::restrict_to_sessions`].
+    /// Opens the sockets of the gate, beside those of the lanes. Call it once no lane's socket will
+    /// be closed any more and before [`bind_senders`](Self::bind_senders): the positions in the
+    /// group are the order of binding. They receive nothing before [`Gate::restrict_to_sessions`].
     ///
-    /// `capacity` is the number of sessions that there may be. None comes back if the kernel refuses.
+    /// `capacity` is the largest number of sessions. Returns `None` if the kernel refuses.
     pub(crate) fn bind_gate(lanes: &[Self], capacity: u32) -> Option<Gate> {
         let first = lanes.first()?;
         let shared_before = first.socket.reuse_port().unwrap_or(true);
         let gate = log_refusal(first.open_gate(capacity));
         if gate.is_none() && !shared_before {
-            // It can be set to what it was.
+            // It can be set to its former value.
             let _ = first.socket.set_reuse_port(false);
         }
         gate
     }
 
     fn open_gate(&self, capacity: u32) -> io::Result<Gate> {
-        // First, as this is what may be refused.
+        // First, as the kernel may refuse this.
         let set = Set::new(capacity)?;
         let at = self.local_addr()?;
         self.socket.set_reuse_port(true)?;
@@ -109,7 +111,7 @@ impl UdpSocket {
     }
 }
 
-/// Tells people of an error: the tunnel goes on without the gate.
+/// Logs an error: the tunnel goes on without the gate.
 fn log_refusal<T>(result: io::Result<T>) -> Option<T> {
     let log = |error: &io::Error| {
         info!(
@@ -122,8 +124,8 @@ fn log_refusal<T>(result: io::Result<T>) -> Option<T> {
 }
 
 impl Gate {
-    /// From now on the sockets of so many lanes get what is theirs alone. Nothing comes back, and all stays as
-    /// it was, if the kernel refuses.
+    /// From now on the sockets of this many lanes get only data of sessions. Returns `None`, and
+    /// changes nothing, if the kernel refuses.
     pub(crate) fn restrict_to_sessions(self, lanes: usize) -> Option<Self> {
         let attached = ebpf::load(&program(lanes as u32, &self.filter.set))
             .and_then(|program| ebpf::attach_to_port(self.sockets[0].as_fd(), program.as_fd()));
@@ -208,7 +210,7 @@ mod tests {
     fn behind_gate(listen: &str) -> (Vec<UdpSocket>, SessionFilter) {
         let mut sockets = UdpSocket::bind_lanes(at(listen), LANES).unwrap();
         let gate = UdpSocket::bind_gate(&sockets, 64).unwrap();
-        // As in the engine, these come between.
+        // As in the engine, these are bound in between.
         let _senders = UdpSocket::bind_senders(&sockets, 2);
         let gate = gate.restrict_to_sessions(LANES).unwrap();
         sockets.extend(gate.sockets);
@@ -223,7 +225,7 @@ mod tests {
         datagram
     }
 
-    /// The place of the socket that gets it.
+    /// The position of the socket that gets it.
     fn place_of(sockets: &[UdpSocket], datagram: &[u8]) -> usize {
         let to = SocketAddr::new(at("127.0.0.1:0").ip(), port(&sockets[0]));
         let sender = bind("127.0.0.1:0");
@@ -287,7 +289,7 @@ mod tests {
             assert_eq!([place(7), place(8)], [1, 1]);
             list.admit([8].into_iter());
             assert_eq!([place(7), place(8)], [UNAUTHENTICATED, 1]);
-            // More than there is room for: those that do not fit count as unauthenticated until others are removed.
+            // More than fit: the rest count as unauthenticated until others are removed.
             list.admit(100..200);
             list.admit(300..310);
             assert_eq!(

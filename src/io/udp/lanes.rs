@@ -3,16 +3,17 @@
 //! lane, so that lanes share neither a queue nor a lock.
 //!
 //! The sockets are a SO_REUSEPORT group with a program that reads the lane from the head of the
-//! datagram. Its answer is the place of a socket in the group, which is the order of binding for as
+//! datagram. It returns the position of a socket in the group, which is the order of binding for as
 //! long as all of them are open.
 //!
 //! Datagrams leave with a time to live that differs from lane to lane. The receiver's network stack
-//! merges what has the same addresses and ports and lies together, but not across different times to
-//! live (the tests show it for the kernel that they run on); so lanes stay apart at the far end too.
+//! merges adjacent datagrams with the same addresses and ports, but not with different times to
+//! live (the tests show it for the kernel that they run on); so lanes stay apart at the far end
+//! too.
 //!
-//! A program of the same user that asks for SO_REUSEPORT can join the group later on, and nothing
-//! tells us. It gets no datagram, unless it also puts a program of its own in place of ours: whoever
-//! can run programs as our user could attach a debugger just as well.
+//! A program of the same user that asks for SO_REUSEPORT can join the group later on, unnoticed. It
+//! gets no datagram, unless it also replaces our program by its own: a program that can run as our
+//! user could attach a debugger just as well.
 
 use std::io;
 use std::iter;
@@ -28,32 +29,34 @@ use crate::io::sys;
 use crate::io::sys::bpf::{self, Instruction};
 use crate::wire::MessageType;
 
-/// The time to live that the first lane has, as everything that Linux sends; further ones have less.
+/// The time to live of the first lane, the default of Linux; further ones have less.
 const TIME_TO_LIVE: u8 = 64;
-/// Lanes of different times to live; then the first one's comes again.
+/// Lanes of different times to live; the next lane has that of the first one again.
 const TIMES_TO_LIVE: usize = 16;
 
-/// Where the lane is in a data datagram: the top byte of the counter.
+/// Offset of the lane in a data datagram: the top byte of the counter.
 pub(super) const LANE_OFFSET: u32 = 4;
 
 impl UdpSocket {
-    /// Opens a socket for each of `lanes` lanes at `listen`, all on the same port, also when `listen`
-    /// leaves its choice to the kernel. One lane is as [`bind`](Self::bind), and shares with nobody.
+    /// Opens a socket for each of `lanes` lanes at `listen`, all on the same port, also when
+    /// `listen` leaves its choice to the kernel. One lane is as [`bind`](Self::bind), and shares
+    /// its port with no other socket.
     ///
     /// Data of lane 1 arrives at the first socket, of lane 2 at the second and so on; a lane beyond
-    /// the last begins again at the first, which also gets everything that is not data. Two kinds of
-    /// datagrams come by another way, and a receiver must take them:
+    /// the last begins again at the first, which also gets everything that is not data. Two kinds
+    /// of datagrams arrive at other sockets, and a receiver must take them:
     ///
     /// - those that arrive before this returns;
-    /// - those that the network stack has merged behind one of another lane. It looks at addresses
+    /// - those that the network stack has merged behind one of another lane. It considers addresses
     ///   and sizes alone, so a train may change its lane in the middle.
     ///
-    /// One socket comes back for all lanes if the kernel cannot do this.
+    /// Returns one socket for all lanes if the kernel cannot do this.
     ///
     /// # Errors
     /// As [`bind`](Self::bind); the port is taken even if its owner would share it.
     pub(crate) fn bind_lanes(listen: SocketAddr, lanes: usize) -> Result<Vec<Self>, BindError> {
-        // Alone at first: bound like this, the kernel lets nobody else have the port, whoever it is.
+        // Alone at first: bound like this, the kernel refuses the port to every other socket,
+        // whoever owns it.
         let mut first = Self::bind(listen)?;
         // A lane's number is one byte.
         let lanes = lanes.clamp(1, 255);
@@ -64,7 +67,7 @@ impl UdpSocket {
             Ok(others) => Ok(iter::once(first).chain(others).collect()),
             Err(error) => {
                 warn!(%error, "using one UDP socket and one inbound thread for all lanes: the kernel does not take the program that spreads datagrams over sockets");
-                // Set a moment ago, so it can be set.
+                // It could be set a moment ago, so it can be set again.
                 let _ = first.socket.set_reuse_port(false);
                 Ok(vec![first])
             }
@@ -104,7 +107,7 @@ impl UdpSocket {
     }
 }
 
-/// The time to live of the lane that comes after so many others.
+/// The time to live of the lane after this many others.
 fn time_to_live(lanes_before: usize) -> u8 {
     TIME_TO_LIVE - (lanes_before % TIMES_TO_LIVE) as u8
 }
@@ -173,7 +176,8 @@ mod tests {
         train
     }
 
-    /// What arrives at each socket, train by train, until `count` datagrams are there.
+    /// The datagrams that arrive at each socket, train by train, until `count` of them have
+    /// arrived.
     fn receive(sockets: &[UdpSocket], mut count: usize) -> Vec<Vec<Vec<u8>>> {
         let mut batch = RecvBatch::new(8);
         let mut trains = vec![Vec::new(); sockets.len()];
@@ -288,8 +292,9 @@ mod tests {
         });
     }
 
-    /// The cable of two namespaces as a real one: what is sent in one piece is cut, and what arrives
-    /// is merged by the receiver's network stack, which a veth does only without TSO at its peer.
+    /// The cable of two namespaces as a real one: a train that is sent in one piece is cut, and the
+    /// receiver's network stack merges what arrives, which a veth does only without TSO at its
+    /// peer.
     fn merging_cable() -> (Namespace, Namespace) {
         let (left, right) = cable();
         left.run(|| ethtool("-K veth0 tx-udp-segmentation off tso off"));
@@ -297,8 +302,8 @@ mod tests {
         (left, right)
     }
 
-    /// Makes the network stack of this namespace keep what arrives at `device` for two milliseconds, in
-    /// case that more comes to merge it with.
+    /// Makes the network stack of this namespace keep what arrives at `device` for two
+    /// milliseconds, in case that more arrives to merge it with.
     fn waits_to_merge(device: &str) {
         let script = format!(
             "mount -t sysfs sysfs /sys && echo 2000000 > /sys/class/net/{device}/gro_flush_timeout"
@@ -373,7 +378,8 @@ mod tests {
             ("0.0.0.0:0", "10.0.0.2:0"),
             ("[::]:0", "[fd00::2]:0"),
         ] {
-            // One socket: on a veth, unlike on a wire, the receiver can tell the senders' sockets.
+            // One socket: on a veth, unlike on a wire, the receiver can distinguish the senders'
+            // sockets.
             let mut sender = left.run(|| bind(from));
             for is_different in [false, true] {
                 let sockets = right.run(|| bind_lanes("[::]:0", 3));

@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where segmentation offload does not work at the moment: a small table of destinations.
+//! Destinations for which segmentation offload does not work at the moment: a small table.
 //!
-//! It depends on the interface by which datagrams leave, so it is remembered for each destination,
-//! and only for a while, because routes change. Time is an argument. [`super::UdpSocket`] calls
-//! this, from all threads that share the socket; nothing here locks.
+//! Whether it works depends on the outgoing interface, so it is recorded for each destination, and
+//! only for a while, because routes change. Time is an argument. [`super::UdpSocket`] calls this,
+//! from all threads that share the socket; nothing here locks.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// How long a destination does without.
+/// How long a destination does without it.
 const PAUSE_S: u32 = 60;
 
-/// After so many failures in a row that might each have been about one train.
+/// A pause begins after this many failures in a row that might each have been about one train.
 const STRIKES: u8 = 3;
 
-/// Destinations with a note at the same time. Two that share a place take it from each other, which
-/// costs them failed attempts and nothing else.
+/// Destinations with an entry at the same time. Two that share a slot displace each other, which
+/// costs failed attempts and nothing else.
 const PLACES: usize = 256;
 
-/// Notes about destinations, one in each place.
+/// Entries about destinations, one in each slot.
 #[derive(Debug)]
 pub(super) struct Pauses {
-    /// 24 bits that tell destinations apart, 8 of strikes, 32 of the second after `start` in which
-    /// the note expires. A note without strikes is none.
+    /// 24 bits that distinguish destinations, 8 of strikes, 32 of the second after `start` in which
+    /// the entry expires. An entry without strikes is empty.
     places: [AtomicU64; PLACES],
     start: Instant,
 }
@@ -34,7 +34,7 @@ struct Note {
     expires_s: u32,
 }
 
-/// Where the note about a destination is, and the bits by which it is recognized.
+/// The slot of a destination's entry, and the bits by which it is recognised.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     index: usize,
@@ -42,7 +42,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Ports and flow labels do not matter for the way that datagrams take; the scope does.
+    /// Ports and flow labels do not matter for the route of datagrams; the scope does.
     pub(super) fn of(to: SocketAddr) -> Self {
         let (address, scope) = match to {
             SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
@@ -63,7 +63,7 @@ impl Place {
 }
 
 impl Pauses {
-    /// A table without notes.
+    /// A table without entries.
     pub(super) fn new(start: Instant) -> Self {
         Self {
             places: [const { AtomicU64::new(0) }; PLACES],
@@ -71,7 +71,7 @@ impl Pauses {
         }
     }
 
-    /// Whether the destination does without for now. The clock is read only if it may.
+    /// Whether the destination does without it for now. The clock is read only if it may.
     pub(super) fn includes(&self, place: Place, now: impl FnOnce() -> Instant) -> bool {
         self.note(place)
             .is_some_and(|note| note.strikes >= STRIKES && self.seconds(now()) < note.expires_s)
@@ -82,7 +82,7 @@ impl Pauses {
         self.put(place, STRIKES, self.seconds(now));
     }
 
-    /// Notes a failure; the last of [`STRIKES`] in a row begins a pause.
+    /// Records a failure; the last of [`STRIKES`] in a row begins a pause.
     pub(super) fn strike(&self, place: Place, now: Instant) {
         let now_s = self.seconds(now);
         let earlier = self.note(place).filter(|note| now_s < note.expires_s);
@@ -90,7 +90,7 @@ impl Pauses {
         self.put(place, strikes, now_s);
     }
 
-    /// Forgets the failures of a destination: it works.
+    /// Clears the failures of a destination: it works.
     pub(super) fn end(&self, place: Place) {
         if self.note(place).is_some() {
             self.places[place.index].store(0, Ordering::Relaxed);
@@ -165,7 +165,7 @@ mod tests {
         }
         pauses.strike(here, at(118));
         assert!(is_paused(118) && is_paused(177) && !is_paused(178));
-        // What has expired does not count.
+        // An expired entry does not count.
         pauses.strike(here, at(178));
         assert!(!is_paused(178));
     }

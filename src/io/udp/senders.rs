@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A socket for each destination, by which datagrams leave and none comes.
+//! A socket for each destination, which sends datagrams and receives none.
 //!
 //! The kernel charges a socket with each datagram until the datagram has left the machine: behind a
 //! slow interface with a deep queue for seconds. One socket for all destinations would be full for
 //! all of them as soon as it is full for one. So each destination has a socket of its own, and with
-//! it a share of the room; and a thread that sends to several waits for room a tenth of its time at
-//! most.
+//! it a share of the buffer; and a thread that sends to several destinations waits for room a tenth
+//! of its time at most.
 //!
 //! These sockets are in the group of the lanes' sockets, behind them, and have the same port. The
-//! program of that group never chooses them. A single destination needs none: its datagrams leave by
-//! the socket of their lane.
+//! program of that group never chooses them. A single destination needs none: its datagrams leave
+//! by the socket of their lane.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,17 +27,18 @@ use crate::io::sys::bpf;
 use crate::io::sys::mmsg::Notes;
 use crate::wire::local::Local;
 
-/// What all sockets of a tunnel may hold together, as long as each has [`LEAST_BYTES`].
+/// The buffers of all sockets of a tunnel together, as long as each has [`LEAST_BYTES`].
 const ALL_BYTES: usize = 64 << 20;
 /// A few trains; enough for 8 ms at 500 Mbit/s.
 const LEAST_BYTES: usize = 512 << 10;
 
 impl UdpSocket {
-    /// Opens a socket for each of so many destinations, beside those of the lanes. Call it once no
-    /// lane's socket is closed any more: the places in the group are the order of binding.
+    /// Opens a socket for each of this many destinations, beside those of the lanes. Call it once
+    /// no lane's socket will be closed any more: the positions in the group are the order of
+    /// binding.
     ///
-    /// None come back for a single destination, and if the kernel refuses: then all share the
-    /// sockets of the lanes.
+    /// Returns none for a single destination, and if the kernel refuses: then all share the sockets
+    /// of the lanes.
     pub(crate) fn bind_senders(lanes: &[Self], destinations: usize) -> Vec<Self> {
         let Some(first) = lanes.first().filter(|_| destinations > 1) else {
             return Vec::new();
@@ -50,7 +51,7 @@ impl UdpSocket {
                     "all peers share a UDP send buffer, and one behind a slow link can keep the others waiting; allow more open files (LimitNOFILE) or fewer peers"
                 );
                 if lanes.len() == 1 {
-                    // Set a moment ago, so it can be set.
+                    // It could be set a moment ago, so it can be set again.
                     let _ = first.socket.set_reuse_port(false);
                 }
                 Vec::new()
@@ -78,7 +79,7 @@ impl UdpSocket {
         Ok(senders)
     }
 
-    /// Nothing is read from it, so it needs no room for what comes.
+    /// Nothing is read from it, so it needs no receive buffer.
     fn shrink_to(&self, send_bytes: usize) -> io::Result<()> {
         self.socket.set_recv_buffer_size(0)?;
         if send_bytes < BUFFER_BYTES {
@@ -102,8 +103,8 @@ pub(crate) struct Senders {
 }
 
 impl Senders {
-    /// `lane` for all, or for each destination the socket of [`UdpSocket::bind_senders`] at its
-    /// place.
+    /// `lane` for all, or for each destination the socket of [`UdpSocket::bind_senders`] in its
+    /// position.
     pub(crate) fn new(lane: UdpSocket, own: Arc<[UdpSocket]>) -> Self {
         let patience = if own.is_empty() {
             Patience::Endless
@@ -117,8 +118,8 @@ impl Senders {
         }
     }
 
-    /// Sends a train of datagrams of this size to the destination of this place: see
-    /// [`UdpSocket::send_train_from`]. Unless `as_train`, the kernel is given them one by one.
+    /// Sends a train of datagrams of this size to the destination in this position: see
+    /// [`UdpSocket::send_train_from`]. Unless `as_train`, the kernel gets them one by one.
     ///
     /// # Errors
     /// As there.
@@ -155,7 +156,7 @@ mod tests {
     use crate::io::waker;
     use crate::testing::{in_namespace, ip, wait_for_addresses};
 
-    /// The sockets of so many lanes, and senders for two destinations by each of them.
+    /// The sockets of this many lanes, and senders for two destinations by each of them.
     fn open(listen: &str, lanes: usize) -> (Vec<UdpSocket>, Vec<Senders>) {
         let sockets = UdpSocket::bind_lanes(at(listen), lanes).unwrap();
         let own: Arc<[_]> = UdpSocket::bind_senders(&sockets, 2).into();
@@ -165,7 +166,7 @@ mod tests {
         (sockets, senders)
     }
 
-    /// The datagrams that come within a second, and the ports of their senders.
+    /// The datagrams that arrive within a second, and the ports of their senders.
     fn receive(socket: &UdpSocket, count: usize) -> Vec<(u16, Vec<u8>)> {
         let (mut batch, mut datagrams) = (RecvBatch::new(8), Vec::new());
         while datagrams.len() < count {
@@ -268,7 +269,7 @@ mod tests {
         }
     }
 
-    /// What is left of the room of a socket does not depend on where else datagrams stand in line.
+    /// The free buffer of a socket does not depend on where else datagrams are queued.
     #[test]
     fn a_slow_interface_fills_the_socket_of_its_destination_only() {
         let (left, _right) = cable();
