@@ -63,7 +63,7 @@ impl Icmp {
         let open = |domain, protocol, filter: &[Instruction]| {
             let socket = socket(domain, protocol, filter);
             socket
-                .inspect_err(|error| debug!(%error, ?domain, "ICMP cannot be listened to"))
+                .inspect_err(|error| debug!(%error, ?domain, "cannot receive ICMP messages"))
                 .ok()
         };
         Self {

@@ -44,11 +44,11 @@ enum Refusal {
     #[error("there is no port `{port}`; the ports are {}", ports.join(", "))]
     NoPort { port: String, ports: Vec<String> },
     #[error(
-        "a sequence number is a controller's, and a static address has none; leave it out, or ask for the origin `controller`"
+        "only a controller's address has a sequence number; leave it out, or ask for the origin `controller`"
     )]
     NumberedStatic,
     #[error(
-        "the table is full: all places for {address} are taken by static addresses and those of controllers ({}); delete one of them",
+        "the table is full: static addresses and those of controllers hold all slots for {address} ({}); delete one of them",
         taken.join(", ")
     )]
     Full { address: String, taken: Vec<String> },
@@ -242,7 +242,7 @@ impl Addresses<'_> {
             port = flush.port,
             vlan = flush.vid,
             forgotten,
-            "table of addresses flushed"
+            "FDB flushed"
         );
         Ok(forgotten)
     }

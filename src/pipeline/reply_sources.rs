@@ -43,7 +43,7 @@ impl ReplySources {
     pub(super) fn new(now: Instant) -> Self {
         let kernel = ReplySourceLookup::open(Mark::BYPASS)
             .inspect_err(|error| {
-                warn!(%error, "answers leave by the interface that the routes say; the kernel cannot be asked for others");
+                warn!(%error, "cannot look up source addresses: answers leave by the interface that the routes choose");
             })
             .ok();
         Self {

@@ -88,7 +88,7 @@ impl Reports {
             warn!(
                 peer,
                 repeated,
-                "peer comes and goes; it counts as down until it has stayed for up to 20 s; look at its log, and for a path that fails now and then"
+                "peer flaps; it counts as down until it has stayed up for up to 20 s; check its log, and the path for intermittent failures"
             );
         }
     }
@@ -123,8 +123,8 @@ impl Reports {
         let for_s = now.saturating_duration_since(last.since).as_secs();
         let (cause, remedy, repeated) = (trouble.name(), trouble.remedy(), left_out.repeated);
         let subject = match trouble {
-            Trouble::SharedKey(_) => "peer is not alone",
-            Trouble::NarrowPath => "peer is nearly cut off",
+            Trouble::SharedKey(_) => "peer key is in use twice",
+            Trouble::NarrowPath => "peer is reachable for small frames only",
             Trouble::LostTrains => "peer gets single datagrams only",
             _ => "peer cannot be reached",
         };
@@ -143,8 +143,8 @@ pub(super) fn summary(peers: &[(&str, &PeerView)]) -> String {
     if let Some((name, view)) = down.next() {
         text += &match &view.last_trouble {
             Some(last) => format!("; {name}: {}", last.trouble),
-            None if view.endpoint.is_none() => format!("; {name}: waits for its call"),
-            None => format!("; {name}: being called"),
+            None if view.endpoint.is_none() => format!("; {name}: waiting for its initiation"),
+            None => format!("; {name}: connecting"),
         };
     }
     let is_narrow = |view: &PeerView| {

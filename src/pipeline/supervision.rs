@@ -44,7 +44,7 @@ pub(super) async fn watch_over(watchdog: Arc<Watchdog>, events: mpsc::Sender<Eng
     loop {
         look.tick().await;
         if let Some(name) = watchdog.check() {
-            let problem = format!("`{name}` does not get on with its work");
+            let problem = format!("`{name}` makes no progress");
             let stopped = Stopped::Failed(io::Error::other(problem));
             let _ = events.send(EngineEvent::Broken(stopped)).await;
             return;
@@ -67,7 +67,7 @@ pub(super) async fn join_all(threads: &mut Vec<JoinHandle<()>>, patience: Durati
             let name = thread.thread().name().unwrap_or("?");
             error!(
                 thread = name,
-                "a data thread does not end, and is left behind"
+                "a data thread does not end; leaving it behind"
             );
         }
     }

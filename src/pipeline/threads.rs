@@ -101,7 +101,7 @@ impl Threads<'_> {
         let nice = self.plan.nice;
         self.spawn(name, move |heartbeat| {
             if let Err(error) = set_thread_niceness(nice) {
-                tracing::debug!(%error, nice, "a data thread keeps its priority");
+                tracing::debug!(%error, nice, "cannot raise the priority of a data thread");
             }
             work(heartbeat)
         })

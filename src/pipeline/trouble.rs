@@ -44,7 +44,7 @@ impl Trouble {
         if self.0.may_log(clock::now()) {
             warn!(
                 %error,
-                "the kernel refuses to receive or read; trying again. Look for a lack of memory on this machine"
+                "the kernel refuses to receive or read; retrying. Check whether this machine is short of memory"
             );
         }
         let pause = self.0.next_pause();

@@ -118,7 +118,7 @@ async fn connect() -> RouteLookup {
         match RouteLookup::connect(Mark::BYPASS) {
             Ok(routes) => return routes,
             Err(error) if retry.may_log(Instant::now().into()) => {
-                warn!(%error, "peers do not hear at once of changes of this machine's addresses, because the kernel cannot be asked for routes; that is tried again");
+                warn!(%error, "cannot look up routes: peers do not learn at once of changes of this machine's addresses; retrying");
             }
             Err(_) => {}
         }

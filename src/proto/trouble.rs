@@ -87,13 +87,13 @@ impl Trouble {
                  looks the same"
             }
             Self::Unreachable(Unreachable::Forbidden, _) => {
-                "let the packet filter pass UDP to the endpoint, or remove the prohibiting route"
+                "allow UDP to the endpoint in the packet filter, or remove the prohibiting route"
             }
             Self::Unreachable(Unreachable::WrongFamily, _) => {
-                "let tunnel.listen be `[::]:PORT`, which speaks both IP versions"
+                "set tunnel.listen to `[::]:PORT`, which supports both IP versions"
             }
             Self::Refused(Refusal::NetworkId) => "give both ends the same tunnel.network-id",
-            Self::Refused(Refusal::Cipher) => "let both ends have a tunnel.cipher in common",
+            Self::Refused(Refusal::Cipher) => "allow a common tunnel.cipher at both ends",
             Self::Refused(Refusal::Timestamp) => {
                 "set the clock, and make sure that no other machine has this private key"
             }
@@ -126,7 +126,7 @@ impl Trouble {
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let clause = match self {
-            Self::NoAnswer => "it does not answer, and nothing says why",
+            Self::NoAnswer => "it does not answer, and no error was reported",
             Self::Unresolved(NameError::NotFound) => {
                 "the endpoint's name cannot be resolved, it has no address"
             }
@@ -140,17 +140,17 @@ impl fmt::Display for Trouble {
             Self::Refused(Refusal::NetworkId) => "it refuses us: it has another network-id",
             Self::Refused(Refusal::Cipher) => "it refuses us: it allows no cipher that we allow",
             Self::Refused(Refusal::Timestamp) => {
-                "it refuses us: it has seen later calls with our key"
+                "it refuses us: it has seen a later timestamp from our key"
             }
             Self::UnreadableAnswer => {
-                "it answers, and the answer does not open: the preshared keys differ"
+                "it answers, and the answer cannot be decrypted: the preshared keys differ"
             }
-            Self::Unconfirmed => "it calls again and again, and uses none of our answers",
+            Self::Unconfirmed => "it initiates again and again, and uses none of our answers",
             Self::NarrowPath => {
                 "the path to it carries no packets of 576 bytes, so only small frames cross"
             }
             Self::LostTrains => {
-                "trains of datagrams (UDP GSO) do not arrive there and single ones do, so each leaves by itself now"
+                "trains of datagrams (UDP GSO) do not arrive there but single ones do, so each is sent by itself now"
             }
             Self::SharedKey([one, other]) => {
                 return write!(f, "it is heard from {one} and {other} in turn");

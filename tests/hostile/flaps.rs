@@ -36,7 +36,7 @@ fn a_peer_that_comes_and_goes_changes_the_carrier_a_few_times_and_fills_no_log()
     // Five times down and up before it is held, and once for each 4 s that this took.
     assert!(changes <= 40, "{changes} changes of the carrier");
     let log = stage.site.process().log();
-    assert_eq!(log.matches("comes and goes").count(), 1, "{log}");
+    assert_eq!(log.matches("peer flaps").count(), 1, "{log}");
     let lines = log.lines().filter(|line| line.contains("peer is")).count();
     assert!(lines <= 40, "{lines} lines: {log}");
     eventually(secs(60), "a peer that stays is up", || {

@@ -82,7 +82,7 @@ fn a_cable_between_two_sites_is_found_and_the_tunnel_steps_back() {
     mesh.assert_each_broadcast_arrives_once();
     assert_eq!(mesh.blocked().len(), 1);
     let log = log_of(&mut mesh, &block);
-    let line = log.lines().find(|line| line.contains("a loop:"));
+    let line = log.lines().find(|line| line.contains("loop detected:"));
     let line = line.unwrap_or_else(|| panic!("nothing about the loop in the log:\n{log}"));
     let station = [mac(mesh.cables[0].mac), mac(mesh.cables[1].mac)];
     assert!(

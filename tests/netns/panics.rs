@@ -120,8 +120,8 @@ fn a_thread_that_is_stuck_ends_the_tunnel() {
     let status = pair.a.process().wait_exit(secs(120));
     assert_eq!(status.code(), Some(1));
     let log = pair.a.process().log();
-    assert!(log.contains("does not get on with its work"), "{log}");
-    assert!(log.contains("is left behind thread=\"outbound"), "{log}");
+    assert!(log.contains("makes no progress"), "{log}");
+    assert!(log.contains("leaving it behind thread=\"outbound"), "{log}");
     assert!(pair.a.link(DEVICE).is_none(), "the device is gone");
 }
 
@@ -215,7 +215,7 @@ fn the_service_manager_hears_nothing_while_a_tunnel_of_the_host_is_stuck_which_e
         let list = asked(&["list"]);
         list.contains("disconnected").then_some(list)
     });
-    assert!(list.contains("does not get on with its work"), "{list}");
+    assert!(list.contains("makes no progress"), "{list}");
     let so_far = count();
     eventually(secs(20), "the host is well again", || {
         (count() > so_far).then_some(())

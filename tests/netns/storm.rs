@@ -307,7 +307,10 @@ fn a_million_addresses_take_no_memory_and_drive_nobody_out() {
     }
     for site in &mut mesh.sites {
         let log = site.process().log();
-        assert!(log.contains("more addresses than may be learned"), "{log}");
+        assert!(
+            log.contains("the limit of learned addresses is reached"),
+            "{log}"
+        );
         assert!(log.contains("max-addresses"), "{log}");
     }
     mesh.assert_each_broadcast_arrives_once();

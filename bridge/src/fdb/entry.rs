@@ -120,7 +120,7 @@ impl fmt::Display for InsertError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full => {
-                out.write_str("every place for this address is taken by another assigned address")
+                out.write_str("other assigned addresses hold every slot for this address")
             }
             Self::Static => out.write_str("the configuration assigns this address"),
             Self::Outdated { known } => {

@@ -111,7 +111,7 @@ impl Tap {
         };
         // No peer is at the other end yet, whatever the kernel's state.
         tap.set_carrier(false)
-            .map_err(io_error("take the carrier from", name))?;
+            .map_err(io_error("switch off the carrier of", name))?;
         let queues = files.into_iter().map(|file| TapQueue {
             has_vnet_header,
             end: End::Tap(file),

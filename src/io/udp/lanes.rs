@@ -66,7 +66,7 @@ impl UdpSocket {
         match first.share_port(lanes) {
             Ok(others) => Ok(iter::once(first).chain(others).collect()),
             Err(error) => {
-                warn!(%error, "using one UDP socket and one inbound thread for all lanes: the kernel does not take the program that spreads datagrams over sockets");
+                warn!(%error, "using one UDP socket and one inbound thread for all lanes: the kernel rejected the BPF program that spreads datagrams over sockets");
                 // It could be set a moment ago, so it can be set again.
                 let _ = first.socket.set_reuse_port(false);
                 Ok(vec![first])

@@ -54,19 +54,19 @@ impl Limit {
                 "look for a loop or a broken station behind the port; if neither is there, raise its max-broadcast"
             }
             Self::Flood(DropReason::MulticastLimited) => {
-                "look for a loop or a sender of streams behind the port; if they are wanted, raise its max-multicast"
+                "look for a loop or a source of multicast streams behind the port; if the streams are wanted, raise its max-multicast"
             }
             Self::Flood(DropReason::UnknownLimited) => {
-                "look for a station behind the port that sends to addresses which never answer; if that is right, raise its max-unknown"
+                "look for a station behind the port that sends to addresses which never answer; if that is intended, raise its max-unknown"
             }
             Self::Flood(_) => {
-                "look for a loop behind the port, or for a station that forges the frames by which loops are found; very many nodes in one network do it too, and then all is well"
+                "look for a loop behind the port, or for a station that forges loop probes; a network with very many nodes causes this too and needs no action"
             }
             Self::Addresses => {
-                "look for a host that forges source addresses; if there are so many stations, raise switch.max-addresses"
+                "look for a host that forges source addresses; if there really are this many stations, raise switch.max-addresses"
             }
             Self::Moves => {
-                "look for a loop, for two stations with one address, or for a station with two ways that it cannot decide between; if all is as it should be, shorten switch.dampening"
+                "look for a loop, for two stations with one address, or for a station that alternates between two links; if there is none, shorten switch.dampening"
             }
             Self::Capacity => "raise switch.capacity to twice the number of stations",
         }
@@ -168,7 +168,7 @@ fn log_excess(excess: Excess, switch: &Switch, names: &PortNames, now_s: u32) {
             limit = name,
             frames,
             remedy,
-            "more addresses than may be learned; frames to the others are flooded"
+            "the limit of learned addresses is reached; frames to other stations are flooded"
         ),
         Limit::Moves => {
             let seen = restless(switch.fdb(), now_s);
@@ -179,7 +179,7 @@ fn log_excess(excess: Excess, switch: &Switch, names: &PortNames, now_s: u32) {
                 to = seen.map(|seen| names.name(seen.to)),
                 times = frames,
                 remedy,
-                "a station moves between ports too often; it is followed at a lower rate until it stays in place"
+                "a station moves between ports too often; the switch follows it at a lower rate until it stays in place"
             );
         }
     }

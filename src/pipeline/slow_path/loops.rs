@@ -127,7 +127,7 @@ impl Loops {
                     other = self.names.name(other),
                     vlan = vid.value(),
                     stations = (!stations.is_empty()).then_some(stations),
-                    "a loop: frames that leave by one of two ports come back by the other; the port is blocked until the loop is gone. Look for a second link between these sites"
+                    "loop detected: frames that leave by one of two ports return by the other; the port is blocked until the loop is gone. Look for a second link between these sites"
                 );
                 set_blocked(port, true);
                 self.learn_anew();
@@ -141,13 +141,13 @@ impl Loops {
                 self.learn_anew();
             }
             Verdict::Relearn => {
-                debug!("a port was blocked or opened: stations are learned anew");
+                debug!("a port was blocked or unblocked: relearning stations");
                 self.learn_anew();
             }
             Verdict::RelearnBehind { port } => {
                 debug!(
                     port = self.names.name(port),
-                    "a port was blocked or opened behind this one: its stations are learned anew"
+                    "a port was blocked or unblocked behind this one: relearning its stations"
                 );
                 self.shared.switch.relearn_behind(port);
                 notify_moved(&self.events);
@@ -155,7 +155,7 @@ impl Loops {
             Verdict::Behind { port, vid } => warn!(
                 port = self.names.name(port),
                 vlan = vid.value(),
-                "a loop behind this port, which cannot be cut from here: look for two links between switches there"
+                "a loop behind this port cannot be cut from here: look for two links between switches there"
             ),
         }
     }
