@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From where to answer: whether the kernel would by itself choose the address that was called, and
-//! the interface by which the call came, and if not, what it has to be told.
+//! Which source an answer needs: whether the kernel would by itself choose the local address and
+//! the interface at which the peer's datagram arrived, and if not, the source to tell the kernel.
 //!
-//! The interface is named only if a route leads out by it: told an interface without one, the kernel
-//! takes any IPv4 address for a neighbour on it, and what it is given to send is lost in silence.
-//! Questions are answered by the kernel at once and in order; each takes some microseconds.
+//! The interface is named only if a route leads out by it: told an interface without one, the
+//! kernel takes any IPv4 address for a neighbour on it, and silently loses the datagrams. The
+//! kernel answers queries at once and in order; each takes some microseconds.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +25,7 @@ pub(crate) struct ReplySourceLookup {
     questions: u32,
 }
 
-/// What the kernel says of a route.
+/// The result of a route lookup.
 #[derive(Debug)]
 struct Found {
     source: Option<IpAddr>,
@@ -48,28 +48,28 @@ impl ReplySourceLookup {
         })
     }
 
-    /// What an answer to `remote` must say of where it leaves from, if `remote` has called `called`.
-    /// None: nothing, the kernel chooses that anyway.
-    pub(crate) fn to(&mut self, remote: SocketAddr, called: Local) -> Option<Local> {
+    /// The source that an answer to `remote` must name, if a datagram of `remote` arrived at
+    /// `local`. `None`: the kernel chooses that source anyway.
+    pub(crate) fn to(&mut self, remote: SocketAddr, local: Local) -> Option<Local> {
         let remote = remote.ip().to_canonical();
-        if remote.is_ipv4() != called.address.is_ipv4() {
+        if remote.is_ipv4() != local.address.is_ipv4() {
             return None;
         }
-        let is_same = |found: &Found| found.interface == Some(called.interface);
+        let is_same = |found: &Found| found.interface == Some(local.interface);
         let chosen = self.ask(remote, None, None);
-        if chosen.is_some_and(|it| is_same(&it) && it.source == Some(called.address)) {
+        if chosen.is_some_and(|it| is_same(&it) && it.source == Some(local.address)) {
             return None;
         }
         let by_routes = Local {
             interface: 0,
-            ..called
+            ..local
         };
-        let from_there = self.ask(remote, Some(called.address), None);
+        let from_there = self.ask(remote, Some(local.address), None);
         if from_there.as_ref().is_some_and(is_same) {
             return Some(by_routes);
         }
-        let out_by = self.ask(remote, Some(called.address), Some(called.interface));
-        Some(if out_by.is_some() { called } else { by_routes })
+        let out_by = self.ask(remote, Some(local.address), Some(local.interface));
+        Some(if out_by.is_some() { local } else { by_routes })
     }
 
     fn ask(&mut self, remote: IpAddr, from: Option<IpAddr>, by: Option<u32>) -> Option<Found> {
@@ -100,7 +100,7 @@ impl ReplySourceLookup {
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
         self.kernel.send(&bytes, 0)?;
-        // An earlier question whose answer could not be read may still be answered here.
+        // An earlier query whose answer could not be read may still be answered here.
         for _ in 0..8 {
             let (bytes, _) = self.kernel.recv_from_full()?;
             let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes)
@@ -179,7 +179,7 @@ mod tests {
             }
             let mut lookup = ReplySourceLookup::open(Mark::BYPASS).unwrap();
             let one = index("one");
-            for (called, interface, told) in [
+            for (local, interface, told) in [
                 // The address and interface that the kernel chooses.
                 ("10.0.1.2", "one", None),
                 ("fd00:1::2", "one", None),
@@ -194,24 +194,24 @@ mod tests {
                 // And by one that has none: on IPv4 the kernel would look for a neighbour there.
                 ("10.0.3.2", "three", Some(0)),
             ] {
-                let (remote, called) = if called.contains(':') {
-                    ("[2001:db8::1]:1", called)
+                let (remote, local) = if local.contains(':') {
+                    ("[2001:db8::1]:1", local)
                 } else {
-                    ("198.51.100.1:1", called)
+                    ("198.51.100.1:1", local)
                 };
-                let address = called.parse().unwrap();
+                let address = local.parse().unwrap();
                 let local = Local::new(address, index(interface)).unwrap();
                 let expected = told.map(|interface| Local { address, interface });
                 let found = lookup.to(remote.parse().unwrap(), local);
-                assert_eq!(found, expected, "{called} by {interface}");
+                assert_eq!(found, expected, "{local:?} by {interface}");
             }
-            // A rule by source is how many machines with two uplinks do it.
+            // Many machines with two uplinks have such a rule by source.
             ip("route add default via 10.0.2.1 dev two table 7");
             ip("rule add from 10.0.2.2 lookup 7");
             let local = Local::new("10.0.2.2".parse().unwrap(), index("two")).unwrap();
             let found = lookup.to("198.51.100.1:1".parse().unwrap(), local);
             assert_eq!(found.unwrap().interface, 0);
-            // What was deleted is no reason to fail.
+            // A deleted address or interface is no reason to fail.
             ip("link del two");
             let found = lookup.to("198.51.100.1:1".parse().unwrap(), local);
             assert_eq!(found.unwrap().interface, 0);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The route that datagrams take to an address: what the kernel says when it is asked for the route.
+//! The route that datagrams take to an address, according to the kernel.
 //!
-//! Most changes of a machine's addresses and routes concern no tunnel. Whoever wants to know whether
-//! one does compares the routes before and after. The path MTU is not part of a route: ICMP messages of
-//! anybody change it. The size that the link takes is this machine's own, and asked for apart. Belongs to the network namespace of the thread that calls [`RouteLookup::connect`].
+//! Most changes of a machine's addresses and routes concern no tunnel. A caller finds out whether
+//! one does by comparing the routes before and after. The path MTU is not part of a route, as ICMP
+//! messages of any host change it. The MTU of the link is this machine's own, and looked up
+//! separately. Belongs to the network namespace of the thread that calls [`RouteLookup::connect`].
 
 use std::{io, net::SocketAddr};
 
@@ -16,7 +17,7 @@ use rtnetlink::packet_route::{
 use super::{netlink::Netlink, path};
 use crate::io::mark::Mark;
 
-/// One route to an address. Equal routes have the same link, next router and address of ours.
+/// One route to an address. Equal routes have the same link, next hop and source address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Route {
     interface: Option<u32>,
@@ -56,7 +57,7 @@ impl RouteLookup {
         Some(Route::of(&route))
     }
 
-    /// The largest packet that the link of `route` takes.
+    /// The MTU of the link of `route`.
     pub(crate) async fn link_mtu(&self, route: &Route) -> Option<u32> {
         let handle = self.netlink.handle();
         let links = handle.link().get().match_index(route.interface?);
@@ -81,7 +82,7 @@ impl RouteLookup {
 }
 
 impl Route {
-    /// The number of the link.
+    /// The index of the link.
     pub(crate) fn interface(&self) -> Option<u32> {
         self.interface
     }

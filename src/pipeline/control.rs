@@ -26,7 +26,7 @@ use super::{
     notices::{Control, Notice},
     reply_sources::ReplySources,
     reports::{self, Reports},
-    shared::{Caller, Handshake, Shared},
+    shared::{DatagramPath, Handshake, Shared},
     underlay::{Change, Underlay},
     view::{EngineEvent, EngineView, PortView},
 };
@@ -166,7 +166,7 @@ impl ControlTask {
         match notice {
             Notice::Control(Control {
                 from,
-                called,
+                local,
                 receiver,
                 newest,
                 bytes,
@@ -176,7 +176,7 @@ impl ControlTask {
                     .handle_control(now, from, receiver, newest, &bytes);
                 handled.unwrap_or_else(|reason| self.drops.count(reason));
                 if newest && handled.is_ok() {
-                    self.note_reply_source(now, (from, called));
+                    self.note_reply_source(now, (from, local));
                 }
             }
             Notice::Roamed { receiver, from } => self.node.handle_roamed(now, receiver, from),
@@ -188,7 +188,7 @@ impl ControlTask {
     fn handle_handshake(&mut self, handshake: &Handshake) {
         let (from, message) = (handshake.from(), handshake.message());
         self.reply_sources
-            .begin_answer(now(), from, handshake.called());
+            .begin_answer(now(), from, handshake.local());
         if let Err(reason) = self.node.handle_handshake(now(), from, message) {
             self.drops.count(reason);
         }
@@ -197,10 +197,10 @@ impl ControlTask {
     }
 
     /// A peer was heard by a control datagram, which is authentic.
-    fn note_reply_source(&mut self, now: Instant, (from, called): Caller) {
-        if !self.reply_sources.has(from, called)
+    fn note_reply_source(&mut self, now: Instant, (from, local): DatagramPath) {
+        if !self.reply_sources.has(from, local)
             && self.node.endpoints().any(|(_, at)| at == from)
-            && self.reply_sources.handle_heard(now, from, called)
+            && self.reply_sources.handle_heard(now, from, local)
         {
             self.publish_tables();
         }
@@ -681,7 +681,7 @@ mod tests {
         async move {
             loop {
                 let control = Control {
-                    called: None,
+                    local: None,
                     from: "192.0.2.1:1".parse().unwrap(),
                     receiver: SessionIndex::from_low_bits(1),
                     newest: true,

@@ -21,7 +21,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::shared::Caller;
+use super::shared::DatagramPath;
 use crate::{
     io::{
         udp::RecvBatch,
@@ -72,7 +72,7 @@ impl Shard {
 
 /// Datagrams of one sender, back to back, that belong to one thread.
 struct WorkItem {
-    from: Caller,
+    from: DatagramPath,
     stride: usize,
     bytes: Vec<u8>,
 }
@@ -209,7 +209,7 @@ impl ShardSender {
     }
 
     /// Hands datagrams to the thread in this position.
-    pub(super) fn send(&self, owner: usize, from: Caller, stride: usize, datagrams: &[u8]) {
+    pub(super) fn send(&self, owner: usize, from: DatagramPath, stride: usize, datagrams: &[u8]) {
         let inbox = &self.inboxes[owner];
         let count = || datagrams.len().div_ceil(stride) as u64;
         if inbox.is_full() {

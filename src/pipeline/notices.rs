@@ -39,7 +39,7 @@ const MOVE_INTERVAL_US: u64 = 100_000;
 pub(super) struct Control {
     pub(super) from: SocketAddr,
     /// The local address and interface at which it arrived.
-    pub(super) called: Option<Local>,
+    pub(super) local: Option<Local>,
     pub(super) receiver: SessionIndex,
     /// None with a higher counter arrived before.
     pub(super) newest: bool,
@@ -231,7 +231,7 @@ mod tests {
 
     fn control(number: u16) -> Control {
         Control {
-            called: None,
+            local: None,
             from: address(number),
             receiver: INDEX,
             newest: true,

@@ -35,7 +35,7 @@ pub(super) struct ReplySources {
 
 #[derive(Clone, Copy)]
 struct Kept {
-    called: Local,
+    local: Local,
     told: Option<Local>,
 }
 
@@ -58,8 +58,8 @@ impl ReplySources {
 
     /// A handshake message arrived. Only the answer to it uses this source: its sender is not known
     /// yet.
-    pub(super) fn begin_answer(&mut self, now: Instant, from: SocketAddr, called: Option<Local>) {
-        let told = called.and_then(|called| self.told(now, from, called));
+    pub(super) fn begin_answer(&mut self, now: Instant, from: SocketAddr, local: Option<Local>) {
+        let told = local.and_then(|local| self.told(now, from, local));
         self.answering = told.map(|told| (from, told));
     }
 
@@ -68,12 +68,8 @@ impl ReplySources {
     }
 
     /// Whether the last datagram from there arrived at the same local address and interface.
-    pub(super) fn has(&self, from: SocketAddr, called: Option<Local>) -> bool {
-        called.is_none_or(|called| {
-            self.kept
-                .get(&from)
-                .is_some_and(|kept| kept.called == called)
-        })
+    pub(super) fn has(&self, from: SocketAddr, local: Option<Local>) -> bool {
+        local.is_none_or(|local| self.kept.get(&from).is_some_and(|kept| kept.local == local))
     }
 
     /// A peer was heard from there. True if the source of datagrams to it has changed.
@@ -81,11 +77,11 @@ impl ReplySources {
         &mut self,
         now: Instant,
         from: SocketAddr,
-        called: Option<Local>,
+        local: Option<Local>,
     ) -> bool {
-        let Some(called) = called else { return false };
-        let told = self.told(now, from, called);
-        let former = self.kept.insert(from, Kept { called, told });
+        let Some(local) = local else { return false };
+        let told = self.told(now, from, local);
+        let former = self.kept.insert(from, Kept { local, told });
         former.and_then(|kept| kept.told) != told
     }
 
@@ -118,8 +114,8 @@ impl ReplySources {
         !self.kept.is_empty()
     }
 
-    fn told(&mut self, now: Instant, from: SocketAddr, called: Local) -> Option<Local> {
-        if let Some(&answer) = self.answers.get(&(from.ip(), called)) {
+    fn told(&mut self, now: Instant, from: SocketAddr, local: Local) -> Option<Local> {
+        if let Some(&answer) = self.answers.get(&(from.ip(), local)) {
             return answer;
         }
         if now >= self.second + Duration::from_secs(1) {
@@ -127,7 +123,7 @@ impl ReplySources {
         }
         let by_routes = Local {
             interface: 0,
-            ..called
+            ..local
         };
         if self.asked == QUESTIONS {
             return Some(by_routes);
@@ -136,11 +132,11 @@ impl ReplySources {
         let Some(kernel) = &mut self.kernel else {
             return Some(by_routes);
         };
-        let answer = kernel.to(from, called);
+        let answer = kernel.to(from, local);
         if self.answers.len() == ANSWERS {
             self.answers.clear();
         }
-        self.answers.insert((from.ip(), called), answer);
+        self.answers.insert((from.ip(), local), answer);
         answer
     }
 }

@@ -28,7 +28,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const MOVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Refusals that are distinguished at the same time.
-const CALLERS: usize = 64;
+const INITIATORS: usize = 64;
 
 /// An event that a peer can cause as often as it likes.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -40,13 +40,13 @@ enum Topic {
 
 /// The sender of a handshake.
 #[derive(Debug, PartialEq, Eq, Hash)]
-enum Caller {
+enum Initiator {
     Key(PublicKey),
     Address(IpAddr),
 }
 
 pub(super) struct Reports {
-    refusals: LogRate<(DropReason, Caller)>,
+    refusals: LogRate<(DropReason, Initiator)>,
     /// Bounded by the number of peers.
     peers: LogRate<(PortId, Topic)>,
 }
@@ -54,7 +54,7 @@ pub(super) struct Reports {
 impl Default for Reports {
     fn default() -> Self {
         Self {
-            refusals: LogRate::new(CALLERS),
+            refusals: LogRate::new(INITIATORS),
             peers: LogRate::new(usize::MAX),
         }
     }
@@ -67,9 +67,9 @@ impl Reports {
             reason, from, key, ..
         } = refused;
         let Some(remedy) = remedy(reason) else { return };
-        let address = || Caller::Address(network_of(from.ip()));
-        let caller = key.map_or_else(address, Caller::Key);
-        if let Some(left_out) = self.refusals.may((reason, caller), INTERVAL, now) {
+        let address = || Initiator::Address(network_of(from.ip()));
+        let initiator = key.map_or_else(address, Initiator::Key);
+        if let Some(left_out) = self.refusals.may((reason, initiator), INTERVAL, now) {
             warn!(
                 %from,
                 key = key.map(tracing::field::display),
@@ -278,7 +278,7 @@ mod tests {
                 reports.refused(&refused, None, now);
             }
         });
-        assert_eq!(lines.lines().count(), CALLERS);
+        assert_eq!(lines.lines().count(), INITIATORS);
     }
 
     #[test]

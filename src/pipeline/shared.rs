@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// The source of a datagram, and the local address at which it arrived.
-pub(super) type Caller = (SocketAddr, Option<Local>);
+pub(super) type DatagramPath = (SocketAddr, Option<Local>);
 
 /// Handshake messages that wait for the control thread. A flood fills this and nothing else.
 pub(super) const HANDSHAKES: usize = 128;
@@ -44,19 +44,19 @@ pub(super) const HANDSHAKES: usize = 128;
 /// A handshake message on its way to the control thread.
 pub(super) struct Handshake {
     from: SocketAddr,
-    called: Option<Local>,
+    local: Option<Local>,
     len: usize,
     bytes: [u8; INITIATION_LEN],
 }
 
 impl Handshake {
     /// `None` if it is longer than any handshake message.
-    pub(super) fn new((from, called): Caller, message: &[u8]) -> Option<Self> {
+    pub(super) fn new((from, local): DatagramPath, message: &[u8]) -> Option<Self> {
         let (mut bytes, len) = ([0; INITIATION_LEN], message.len());
         bytes.get_mut(..len)?.copy_from_slice(message);
         Some(Self {
             from,
-            called,
+            local,
             len,
             bytes,
         })
@@ -67,8 +67,8 @@ impl Handshake {
     }
 
     /// The local address at which it arrived.
-    pub(super) fn called(&self) -> Option<Local> {
-        self.called
+    pub(super) fn local(&self) -> Option<Local> {
+        self.local
     }
 
     pub(super) fn message(&self) -> &[u8] {
@@ -342,7 +342,11 @@ impl Shared {
     }
 
     /// Passes on a handshake message.
-    pub(super) fn notify_handshake(&self, from: Caller, datagram: &[u8]) -> Result<(), DropReason> {
+    pub(super) fn notify_handshake(
+        &self,
+        from: DatagramPath,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
         let handshake = Handshake::new(from, datagram).ok_or(DropReason::Truncated)?;
         self.to_control
             .handshakes

@@ -30,12 +30,12 @@ pub const EARLY_ATTEMPTS: u32 = 12;
 pub const HANDSHAKE_RETRY_MAX: Duration = Duration::from_secs(5);
 /// Initiations that a node sends in a second, to all its peers together: each costs three
 /// multiplications on the curve, and its answer more …
-pub const CALL_RATE: u32 = 64;
+pub const INITIATION_RATE: u32 = 64;
 /// … and how many of them may leave at once.
-pub const CALL_BURST: u32 = 16;
+pub const INITIATION_BURST: u32 = 16;
 /// A new route to a peer that is down makes the next initiation due at once, no more often than
 /// this.
-pub const ROUTE_CALL_INTERVAL: Duration = HANDSHAKE_RETRY_MAX;
+pub const ROUTE_INITIATION_INTERVAL: Duration = HANDSHAKE_RETRY_MAX;
 /// A name is looked up again after this many attempts without an answer.
 pub const RESOLVE_AFTER_ATTEMPTS: u32 = 4;
 

@@ -69,7 +69,7 @@ pub(crate) struct Attempt {
 
 /// When to initiate a handshake with a peer, and how many attempts had no answer.
 #[derive(Debug, Default)]
-pub(crate) struct Calling {
+pub(crate) struct Schedule {
     /// Attempts since the last success.
     pub(crate) attempts: u32,
     /// When the next one is due; `None`: no handshake is wanted.
@@ -78,7 +78,7 @@ pub(crate) struct Calling {
     pub(crate) by_new_route: Option<Instant>,
 }
 
-impl Calling {
+impl Schedule {
     fn succeed(&mut self) {
         (self.attempts, self.due) = (0, None);
     }
@@ -93,7 +93,7 @@ pub(crate) struct Peer {
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) attempt: Option<Attempt>,
-    pub(crate) calling: Calling,
+    pub(crate) schedule: Schedule,
     pub(crate) cookie: Option<(Cookie, Instant)>,
     /// Of the newest initiation accepted; an older one is a replay.
     pub(crate) newest_timestamp: Tai64N,
@@ -141,9 +141,9 @@ impl Peer {
             settings,
             traffic: Arc::default(),
             attempt: None,
-            calling: Calling {
+            schedule: Schedule {
                 due,
-                ..Calling::default()
+                ..Schedule::default()
             },
             cookie: None,
             newest_timestamp: Tai64N::default(),
@@ -215,7 +215,7 @@ impl Peer {
     /// This node initiated, the peer answered: the session sends from now on. Returns the one that
     /// ended.
     pub(crate) fn establish_as_initiator(&mut self, session: Arc<Session>) -> Option<Arc<Session>> {
-        self.calling.succeed();
+        self.schedule.succeed();
         self.attempt = None;
         self.rotate(session)
     }
@@ -241,7 +241,7 @@ impl Peer {
     pub(crate) fn promote_next(&mut self, ours_goes_first: bool) -> Option<Arc<Session>> {
         let session = self.next.take()?;
         self.unconfirmed = 0;
-        self.calling.succeed();
+        self.schedule.succeed();
         let crossed = self
             .current
             .as_ref()
@@ -269,33 +269,33 @@ impl Peer {
     }
 
     /// Schedules a handshake at `due`, unless one is in progress or the peer has no known endpoint.
-    pub(crate) fn call(&mut self, due: Instant) {
-        if self.calling.due.is_none() && self.endpoint.is_some() {
-            self.calling.due = Some(due);
+    pub(crate) fn schedule_handshake(&mut self, due: Instant) {
+        if self.schedule.due.is_none() && self.endpoint.is_some() {
+            self.schedule.due = Some(due);
         }
     }
 
     /// An attempt is sent now: determines when, at the latest, the next one follows.
     pub(crate) fn handle_attempt(&mut self, now: Instant, jitter: Duration) {
-        self.calling.attempts = self.calling.attempts.saturating_add(1);
-        let (from, longest, step) = match self.calling.attempts.checked_sub(EARLY_ATTEMPTS + 1) {
+        self.schedule.attempts = self.schedule.attempts.saturating_add(1);
+        let (from, longest, step) = match self.schedule.attempts.checked_sub(EARLY_ATTEMPTS + 1) {
             None => (
                 HANDSHAKE_RETRY,
                 HANDSHAKE_RETRY_EARLY_MAX,
-                self.calling.attempts - 1,
+                self.schedule.attempts - 1,
             ),
             Some(late) => (HANDSHAKE_RETRY_EARLY_MAX, HANDSHAKE_RETRY_MAX, late + 1),
         };
         let distance = (from * (1 << step.min(8))).min(longest);
         // On a long path the answer must have a chance to arrive before the initiation is replaced.
         let distance = distance.max(2 * self.rtt.unwrap_or_default());
-        self.calling.due = Some(now + distance + jitter);
+        self.schedule.due = Some(now + distance + jitter);
     }
 
     /// The destination of the attempt: the last known address and the configured one by turns.
-    pub(crate) fn call_address(&self) -> Option<SocketAddr> {
+    pub(crate) fn attempt_address(&self) -> Option<SocketAddr> {
         let configured = self.settings.endpoint;
-        if self.calling.attempts % 2 == 1 {
+        if self.schedule.attempts % 2 == 1 {
             configured.or(self.endpoint)
         } else {
             self.endpoint
@@ -334,8 +334,8 @@ impl Peer {
             .current
             .as_ref()
             .and_then(|_| self.trains.poll_timeout());
-        let can_call = self.calling.due.is_none() && self.endpoint.is_some();
-        let rekey = if can_call {
+        let can_initiate = self.schedule.due.is_none() && self.endpoint.is_some();
+        let rekey = if can_initiate {
             self.rekey_at(rekey_interval)
         } else {
             None

@@ -6,7 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use patchcord::internals::proto::limits::{
-    CALL_BURST, CALL_RATE, EARLY_ATTEMPTS, HANDSHAKE_RETRY_MAX, ROUTE_CALL_INTERVAL,
+    EARLY_ATTEMPTS, HANDSHAKE_RETRY_MAX, INITIATION_BURST, INITIATION_RATE,
+    ROUTE_INITIATION_INTERVAL,
 };
 use patchcord::keys::PrivateKey;
 
@@ -51,8 +52,8 @@ fn calls(site: &Site) -> u64 {
 
 /// What a node may send in `time`, to however many peers.
 fn rate(time: Duration) -> u64 {
-    let rate = f64::from(CALL_RATE) * time.as_secs_f64();
-    rate.ceil() as u64 + u64::from(CALL_BURST)
+    let rate = f64::from(INITIATION_RATE) * time.as_secs_f64();
+    rate.ceil() as u64 + u64::from(INITIATION_BURST)
 }
 
 /// Calls of one peer in `time` that is called at most this often.
@@ -152,7 +153,8 @@ fn a_node_whose_addresses_and_routes_change_all_the_time_does_not_call_more_ofte
         }
     };
     let (made, time) = calls_while(&pair.a, way_to_them);
-    let most = PEERS * (once_in(HANDSHAKE_RETRY_MAX, time) + once_in(ROUTE_CALL_INTERVAL, time));
+    let most =
+        PEERS * (once_in(HANDSHAKE_RETRY_MAX, time) + once_in(ROUTE_INITIATION_INTERVAL, time));
     println!("their own: {made} calls in {time:?}, {most} are allowed");
     assert!(made <= most, "their own route: {made} calls in {time:?}");
     answers();

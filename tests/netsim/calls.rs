@@ -2,7 +2,7 @@
 //! A node calls no more often than it should, whatever others do and however many do not answer.
 
 use patchcord::internals::{
-    proto::limits::{CALL_BURST, CALL_RATE},
+    proto::limits::{INITIATION_BURST, INITIATION_RATE},
     wire::MessageType,
 };
 
@@ -59,7 +59,7 @@ fn many_dead_peers_share_one_rate_fairly() {
     net.records = true;
     net.run_for(secs(20));
     let calls = net.recorded.len();
-    let most = 20 * CALL_RATE + CALL_BURST;
+    let most = 20 * INITIATION_RATE + INITIATION_BURST;
     assert!(
         (most - 10..=most).contains(&(calls as u32)),
         "{calls} calls"

@@ -11,7 +11,7 @@ use crate::{
         clock,
         lanes::Shard,
         recovery::Recovery,
-        shared::{Caller, Shared, TablesCache},
+        shared::{DatagramPath, Shared, TablesCache},
         watchdog::Heartbeat,
     },
     proto::session::Tables,
@@ -118,7 +118,7 @@ impl Decryptor {
     pub(in crate::pipeline) fn take_message(
         &self,
         tables: &Tables,
-        from: Caller,
+        from: DatagramPath,
         datagram: &mut [u8],
         now: Instant,
     ) {
@@ -128,7 +128,7 @@ impl Decryptor {
     pub(super) fn open_one(
         &self,
         tables: &Tables,
-        from: Caller,
+        from: DatagramPath,
         datagram: &mut [u8],
         now: Instant,
     ) -> Opened {
@@ -142,7 +142,7 @@ impl Decryptor {
     fn try_open(
         &self,
         tables: &Tables,
-        from: Caller,
+        from: DatagramPath,
         datagram: &mut [u8],
         now: Instant,
     ) -> Result<Opened, DropReason> {
@@ -171,7 +171,7 @@ impl Decryptor {
         &self,
         tables: &Tables,
         message_type: MessageType,
-        from: Caller,
+        from: DatagramPath,
         datagram: &[u8],
     ) -> Result<(), DropReason> {
         if message_type != MessageType::Initiation

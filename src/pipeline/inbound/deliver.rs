@@ -21,7 +21,7 @@ use crate::{
         dispatch::{Dispatch, TrainSink},
         lane_states::{LaneState, Lanes},
         recovery::{Offender, Recovery},
-        shared::{Caller, GroupsCache, IDLE, Shared, TablesCache},
+        shared::{DatagramPath, GroupsCache, IDLE, Shared, TablesCache},
         watchdog::Heartbeat,
     },
     proto::{
@@ -166,7 +166,7 @@ impl Delivery {
         &mut self,
         tables: &Tables,
         batch: &mut RecvBatch,
-        mut open: impl FnMut(usize, Caller, &mut [u8]) -> Opened,
+        mut open: impl FnMut(usize, DatagramPath, &mut [u8]) -> Opened,
         recovery: &mut Recovery,
     ) {
         let now = self.shared.clock.now();
@@ -186,7 +186,7 @@ impl Delivery {
         &mut self,
         tables: &Tables,
         batch: &mut RecvBatch,
-        open: &mut impl FnMut(usize, Caller, &mut [u8]) -> Opened,
+        open: &mut impl FnMut(usize, DatagramPath, &mut [u8]) -> Opened,
         next: &mut usize,
         now: Now,
     ) {
@@ -275,7 +275,7 @@ impl Delivery {
     fn deliver_one(
         &mut self,
         tables: &Tables,
-        from: Caller,
+        from: DatagramPath,
         opened: Opened,
         datagram: &[u8],
         now: Now,

@@ -10,7 +10,7 @@ use crate::{
         lane_states::LaneState,
         notices::{CONTROL_BYTES, Control},
         offload::EgressFrame,
-        shared::Caller,
+        shared::DatagramPath,
     },
     proto::{partial_checksum::check_checksum, reassembly::Which},
     stats::DropReason,
@@ -27,7 +27,7 @@ pub(super) struct Arrival {
     pub(super) message_type: MessageType,
     pub(super) receiver: SessionIndex,
     pub(super) counter: Counter,
-    pub(super) from: Caller,
+    pub(super) from: DatagramPath,
 }
 
 /// Unpacks plaintext, and passes each frame that is whole to the TAP writer.
@@ -47,7 +47,7 @@ impl Unpacker<'_> {
             message_type,
             receiver,
             counter,
-            from: (from, called),
+            from: (from, local),
         } = arrival;
         let newest = lane.window.accept(counter.sequence())?;
         lane.last_arrival = arrived;
@@ -64,7 +64,7 @@ impl Unpacker<'_> {
             bytes[..len].copy_from_slice(&plaintext[..len]);
             let control = Control {
                 from,
-                called,
+                local,
                 receiver,
                 newest,
                 bytes,

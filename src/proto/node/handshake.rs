@@ -39,7 +39,7 @@ impl Node {
     pub(super) fn initiate(&mut self, now: Instant, wall: SystemTime, at: usize) {
         let index = self.fresh_index();
         let peer = &mut self.peers[at];
-        let to = peer.call_address();
+        let to = peer.attempt_address();
         peer.handle_attempt(now, jitter());
         let Some(to) = to else { return };
 
@@ -96,15 +96,15 @@ impl Node {
         self.pass_guard(now, from, datagram, message.sender)?;
         let responder = Responder::read(&self.config.private_key, &message.noise)
             .map_err(|reason| self.note_refused(reason, from, None))?;
-        let caller = Some(responder.initiator);
+        let initiator = Some(responder.initiator);
         let Some(&port) = self.by_key.get(&responder.initiator) else {
             // No answer: the node stays silent towards unknown senders.
-            return Err(self.note_refused(DropReason::UnknownPeer, from, caller));
+            return Err(self.note_refused(DropReason::UnknownPeer, from, initiator));
         };
         let offer = responder.payload;
         if offer.network_id != network_id_bytes(self.config.network_id) {
             self.refuse(now, from, message.sender, responder, Refusal::NetworkId);
-            return Err(self.note_refused(DropReason::Incompatible, from, caller));
+            return Err(self.note_refused(DropReason::Incompatible, from, initiator));
         }
         let peer = &mut self.peers[usize::from(port.0) - 1];
         if offer.timestamp <= peer.newest_timestamp {
@@ -113,7 +113,7 @@ impl Node {
             if offer.timestamp < peer.newest_timestamp {
                 self.refuse(now, from, message.sender, responder, Refusal::Timestamp);
             }
-            return Err(self.note_refused(DropReason::ReplayedHandshake, from, caller));
+            return Err(self.note_refused(DropReason::ReplayedHandshake, from, initiator));
         }
         if peer
             .last_initiation
@@ -127,7 +127,7 @@ impl Node {
         };
         let Some(cipher) = self.config.ciphers.choose(theirs) else {
             self.refuse(now, from, message.sender, responder, Refusal::Cipher);
-            return Err(self.note_refused(DropReason::Incompatible, from, caller));
+            return Err(self.note_refused(DropReason::Incompatible, from, initiator));
         };
         peer.newest_timestamp = offer.timestamp;
         peer.last_initiation = Some(now);
@@ -355,7 +355,7 @@ impl Node {
         peer.cookie = Some((cookie, now));
         if !had_one {
             // Once per cookie: a responder that keeps asking must not make us flood it.
-            peer.calling.due = Some(now);
+            peer.schedule.due = Some(now);
         }
         Ok(())
     }

@@ -14,11 +14,11 @@
 //!   to a transmit needs.
 //!
 //! The control thread drives it (`pipeline::control`), and so does `tests/netsim`, with a virtual
-//! clock. `calls` decides when to initiate a handshake with which peer, `handshake` has the
+//! clock. `initiations` decides when to initiate a handshake with which peer, `handshake` has the
 //! messages of both sides, `upkeep` keeps an established peer alive.
 
-mod calls;
 mod handshake;
+mod initiations;
 mod upkeep;
 
 use std::{
@@ -171,7 +171,7 @@ pub struct Node {
     public_key: PublicKey,
     guard: Guard,
     /// What the rate of all initiations leaves.
-    calls: Bucket,
+    initiations: Bucket,
     peers: Vec<Peer>,
     by_key: HashMap<PublicKey, PortId>,
     indices: HashMap<SessionIndex, Owner>,
@@ -193,7 +193,7 @@ impl Node {
             .collect();
         Self {
             guard: Guard::new(&public_key, now),
-            calls: Bucket::new(now),
+            initiations: Bucket::new(now),
             config,
             public_key,
             peers,
@@ -378,7 +378,7 @@ impl Node {
         peer.settings.endpoint = Some(address);
         if !peer.is_up {
             peer.handle_endpoint(address, now);
-            peer.call(now);
+            peer.schedule_handshake(now);
             self.events.push_back(Event::TablesChanged);
         }
     }
@@ -406,11 +406,11 @@ impl Node {
         let is_there = |address: Option<SocketAddr>| {
             address.is_some_and(|it| (it.ip(), it.port()) == (to.ip(), to.port()))
         };
-        let called = self.peers.iter().filter(|peer| {
-            peer.calling.due.is_some()
+        let waiting = self.peers.iter().filter(|peer| {
+            peer.schedule.due.is_some()
                 && (is_there(peer.endpoint) || is_there(peer.settings.endpoint))
         });
-        let ports: Vec<_> = called.map(|peer| peer.port).collect();
+        let ports: Vec<_> = waiting.map(|peer| peer.port).collect();
         for port in ports {
             self.note_trouble(now, port, Trouble::Unreachable(why, by));
         }
@@ -422,7 +422,7 @@ impl Node {
         let may_pass = matches!(trouble, Trouble::NoAnswer | Trouble::Unreachable(..));
         let Some(peer) = self.peer(port) else { return };
         let is_news = LastTrouble::note(&mut peer.last_trouble, trouble, now);
-        if is_news && (!may_pass || peer.calling.attempts >= EARLY_ATTEMPTS) {
+        if is_news && (!may_pass || peer.schedule.attempts >= EARLY_ATTEMPTS) {
             self.events.push_back(Event::Trouble(port));
         }
     }
@@ -443,7 +443,7 @@ impl Node {
             self.probe_path(now, at);
             self.check_trains(now, at);
         }
-        self.call_due(now, wall);
+        self.initiate_due(now, wall);
     }
 
     /// The next datagram to send.
@@ -461,7 +461,7 @@ impl Node {
         let peers = self.peers.iter();
         peers
             .filter_map(|peer| peer.poll_timeout(self.config.rekey_interval))
-            .chain(self.next_call())
+            .chain(self.next_initiation())
             .min()
     }
 
@@ -525,7 +525,7 @@ impl Node {
             }
             self.events.push_back(Event::TablesChanged);
         }
-        self.peers[at].call(now);
+        self.peers[at].schedule_handshake(now);
         self.report_state(now, at);
     }
 

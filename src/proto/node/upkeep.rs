@@ -57,7 +57,7 @@ impl Node {
                 true => HANDSHAKE_RETRY_MAX,
                 false => HANDSHAKE_RETRY,
             };
-            self.peers[at].call(now + delay);
+            self.peers[at].schedule_handshake(now + delay);
             self.set_down(now, at);
         }
     }
@@ -130,7 +130,7 @@ impl Node {
             peer.trains.handle_traffic();
         }
         if findings.rekey {
-            peer.call(now);
+            peer.schedule_handshake(now);
         }
         if findings.ask {
             self.send_echo(now, at);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which peer gets an initiation, and when (PROTOCOL.md, "Sessions", "Calling").
+//! Which peer gets an initiation, and when (PROTOCOL.md, "Sessions", "Attempts").
 //!
 //! Each peer has its own intervals between initiations (`Peer::handle_attempt`), which no event at
 //! other peers shortens. All peers share one rate: a node with many dead peers, or with hostile
@@ -12,31 +12,34 @@ use patchcord_bridge::PortId;
 
 use super::{Event, Node};
 use crate::proto::{
-    limits::{CALL_BURST, CALL_RATE, EARLY_ATTEMPTS, RESOLVE_AFTER_ATTEMPTS, ROUTE_CALL_INTERVAL},
+    limits::{
+        EARLY_ATTEMPTS, INITIATION_BURST, INITIATION_RATE, RESOLVE_AFTER_ATTEMPTS,
+        ROUTE_INITIATION_INTERVAL,
+    },
     peer::Peer,
     trouble::Trouble,
 };
 use crate::rate::Rate;
 
-const ALL_CALLS: Rate = Rate {
-    per_second: CALL_RATE,
-    burst: CALL_BURST,
+const ALL_INITIATIONS: Rate = Rate {
+    per_second: INITIATION_RATE,
+    burst: INITIATION_BURST,
 };
 
 impl Node {
     /// Initiates handshakes with the peers for which one is due, as far as the rate allows.
-    pub(super) fn call_due(&mut self, now: Instant, wall: SystemTime) {
+    pub(super) fn initiate_due(&mut self, now: Instant, wall: SystemTime) {
         for peer in &mut self.peers {
             if peer.must_replace_session(now, self.config.rekey_interval) {
-                peer.call(now);
+                peer.schedule_handshake(now);
             }
         }
         let mut due: Vec<_> = (0..self.peers.len())
-            .filter(|&at| self.peers[at].calling.due.is_some_and(|due| now >= due))
+            .filter(|&at| self.peers[at].schedule.due.is_some_and(|due| now >= due))
             .collect();
         due.sort_by_key(|&at| self.peers[at].urgency());
         for at in due {
-            if !self.calls.take(now, ALL_CALLS) {
+            if !self.initiations.take(now, ALL_INITIATIONS) {
                 break;
             }
             self.report_attempts(now, at);
@@ -46,7 +49,7 @@ impl Node {
 
     fn report_attempts(&mut self, now: Instant, at: usize) {
         let peer = &self.peers[at];
-        let (attempts, port) = (peer.calling.attempts, peer.port);
+        let (attempts, port) = (peer.schedule.attempts, peer.port);
         if peer.settings.has_name && attempts % RESOLVE_AFTER_ATTEMPTS == RESOLVE_AFTER_ATTEMPTS - 1
         {
             self.events.push_back(Event::Resolve(peer.port));
@@ -77,7 +80,7 @@ impl Node {
         peer.path.handle_route_change(now);
         peer.trains.restart(now);
         if !peer.is_up {
-            peer.call_by_new_route(now);
+            peer.initiate_by_new_route(now);
         }
         self.send_echo(now, at);
     }
@@ -91,9 +94,9 @@ impl Node {
     }
 
     /// When an initiation is due that the rate allows.
-    pub(super) fn next_call(&self) -> Option<Instant> {
-        let due = self.peers.iter().filter_map(|peer| peer.calling.due).min();
-        due.map(|due| due.max(self.calls.ready_at(ALL_CALLS)))
+    pub(super) fn next_initiation(&self) -> Option<Instant> {
+        let due = self.peers.iter().filter_map(|peer| peer.schedule.due).min();
+        due.map(|due| due.max(self.initiations.ready_at(ALL_INITIATIONS)))
     }
 }
 
@@ -106,18 +109,18 @@ impl Peer {
 
     /// The smallest goes first.
     fn urgency(&self) -> (bool, Option<Instant>) {
-        (!self.is_up, self.calling.due)
+        (!self.is_up, self.schedule.due)
     }
 
     /// The answer may have been lost on the former route.
-    fn call_by_new_route(&mut self, now: Instant) {
-        let calling = &mut self.calling;
-        let is_early = calling
+    fn initiate_by_new_route(&mut self, now: Instant) {
+        let schedule = &mut self.schedule;
+        let is_early = schedule
             .by_new_route
-            .is_some_and(|last| now < last + ROUTE_CALL_INTERVAL);
-        if calling.due.is_some_and(|due| due > now) && !is_early {
-            calling.by_new_route = Some(now);
-            calling.due = Some(now);
+            .is_some_and(|last| now < last + ROUTE_INITIATION_INTERVAL);
+        if schedule.due.is_some_and(|due| due > now) && !is_early {
+            schedule.by_new_route = Some(now);
+            schedule.due = Some(now);
         }
     }
 }
