@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_packet_is_padding() {
+    fn bytes_behind_the_packet_are_padding() {
         // A first fragment of one options header, whose upper layer is in the next fragment. The
         // padding looks like an echo request.
         let options = [58, 0, 1, 4, 0, 0, 0, 0];

@@ -375,7 +375,7 @@ mod tests {
         }
     }
     #[test]
-    fn who_has_an_address_is_noted_on_every_port_if_one_suppresses_questions() {
+    fn bindings_are_learned_on_every_port_if_one_suppresses_requests() {
         use crate::inspect::Content::*;
 
         let snooping = PortConfig {

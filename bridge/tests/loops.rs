@@ -115,7 +115,7 @@ fn of_two_tunnels_between_two_sites_one_stays() {
 }
 
 #[test]
-fn a_cable_between_the_ends_of_a_chain_isolates_nobody() {
+fn a_cable_between_the_ends_of_a_chain_isolates_no_site() {
     for seed in 0..40 {
         let mut net = Net::new(4, seed);
         for one in 0..3 {
@@ -215,7 +215,7 @@ fn a_loop_is_found_as_soon_though_the_most_senior_node_has_just_left() {
 }
 
 #[test]
-fn a_loop_is_found_when_all_who_probed_for_others_have_left() {
+fn a_loop_is_found_after_all_probing_nodes_have_left() {
     for seed in 0..20 {
         let mut net = Net::star(8, seed);
         net.run(10 * S);
@@ -276,7 +276,7 @@ fn a_loop_in_one_vlan_is_found_among_sixteen() {
 }
 
 #[test]
-fn vlans_that_somebody_makes_up_hide_no_loop_among_untagged_frames() {
+fn forged_vlans_hide_no_loop_among_untagged_frames() {
     let vlans: Vec<Vid> = (0..4095).map(vid).collect();
     for seed in 0..10 {
         let mut net = Net::mesh(2, seed);
@@ -591,7 +591,7 @@ fn what_is_said_of_changes_behind_a_confined_port_is_about_its_own_stations() {
 }
 
 #[test]
-fn a_node_is_heard_again_after_somebody_has_sent_numbers_far_ahead_in_its_name() {
+fn a_node_is_heard_again_after_forged_numbers_far_ahead() {
     let mut guard = guard(1);
     let mut hear = |sequence: u32, changes: u8, at_s: u64| {
         let mut probe = contending_probe(NodeId(7), sequence);

@@ -232,7 +232,7 @@ fn routers_get_everything() {
 }
 
 #[test]
-fn who_leaves_is_gone_when_nobody_answers_for_him() {
+fn a_host_that_leaves_is_removed_when_no_other_answers() {
     let mut net = Net::pruning();
     for port in [B, C] {
         net.hear(port, &join_v2(GROUP));
@@ -305,7 +305,7 @@ fn a_slow_querier_does_not_lose_members_and_a_fast_one_gains_nothing() {
 }
 
 #[test]
-fn asks_where_nobody_does() {
+fn queries_where_no_other_querier_does() {
     let mut net = Net::new(querier(&[LAN, vid(7)]), 1000);
     let mut asked = Vec::new();
     for now_s in 1000..1300 {

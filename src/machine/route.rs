@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_changes_the_way_to_an_address_changes_its_way() {
+    fn only_changes_of_the_route_to_an_address_change_its_route() {
         in_namespace(|| {
             for (name, net) in [("east", 1), ("west", 2)] {
                 ip(&format!("link add {name} type veth peer name {name}-far"));

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_controller_said_before_is_outdated() {
+    fn an_earlier_advertisement_is_outdated() {
         let fdb = table(8192);
         let table = addresses(&fdb);
         for (said, refusal) in [

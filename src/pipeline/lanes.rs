@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_data_and_what_is_cut_off_stays() {
+    fn datagrams_that_are_not_data_or_cut_off_stay() {
         let all_queues = ShardQueues::between(2, Arc::default).unwrap();
         let mut other = train(&[2]);
         other[0] = 0x11;

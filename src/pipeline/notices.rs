@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_woken_by_another_thread() {
+    fn a_waiting_thread_is_woken_by_another() {
         let notices = Notices::new(100);
         std::thread::scope(|scope| {
             scope.spawn(|| {

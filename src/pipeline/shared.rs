@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stations_say_does_not_keep_probes_out() {
+    fn frames_of_stations_do_not_keep_probes_out() {
         let Bench { shared, punted, .. } = bench();
         for (kind, others) in [
             (Kind::Binding, 0),
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_in_a_vlan_of_a_customers_is_none_of_ours() {
+    fn messages_in_customer_vlans_are_ignored() {
         let Bench { shared, punted, .. } = bench();
         let arp = [0x08, 6, 0, 1, 8, 0, 6, 4, 0, 1];
         for (tags, is_shown) in [

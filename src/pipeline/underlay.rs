@@ -209,7 +209,7 @@ mod tests {
     use crate::testing::{block_on, in_namespace, ip};
 
     #[test]
-    fn a_change_concerns_the_peers_to_whom_the_way_is_another() {
+    fn a_change_concerns_the_peers_whose_route_it_changes() {
         in_namespace(|| {
             for (name, net) in [("east", 1), ("west", 2)] {
                 ip(&format!("link add {name} type veth peer name {name}-far"));

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_waits_is_well_and_who_does_not_get_on_is_named() {
+    fn a_waiting_thread_is_healthy_and_a_stalled_one_is_named() {
         let watchdog = Watchdog::default();
         let [waits, works, hangs] =
             ["waits", "works", "hangs"].map(|name| watchdog.heartbeat(name));

@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_longer_than_ip_can_say_is_cut_into_super_frames() {
+    fn frames_longer_than_ip_can_state_are_cut_into_super_frames() {
         let longest = |stream: &Stream| (65_535 - (stream.headers_len() - 14)) / 1448;
         for with_option in [true, false] {
             let stream = Stream {
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_peer_would_refuse_is_cut_into_finished_frames() {
+    fn frames_that_a_peer_would_refuse_are_cut_into_finished_ones() {
         let tcp = Stream::tcp_v4(100, 5000);
         for stream in [
             Stream {
@@ -601,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_a_tunnel_is_cut_as_the_kernel_cuts_it() {
+    fn tunneled_frames_are_cut_as_the_kernel_cuts_them() {
         for tunnel in [
             Tunnel::Vxlan,
             Tunnel::Geneve(0),

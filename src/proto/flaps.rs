@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_lost_often_is_held_and_who_is_lost_now_and_then_is_not() {
+    fn a_peer_that_flaps_is_held_down_and_one_lost_now_and_then_is_not() {
         assert_eq!(losses_until_held(50), Some(4));
         assert_eq!(losses_until_held(1000), Some(4));
         assert!(losses_until_held(4000).is_some());

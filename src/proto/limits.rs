@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_peer_can_have_unfinished_is_bounded() {
+    fn unfinished_frames_of_a_peer_are_bounded() {
         for (peers, lanes, mib_in_quarters) in [
             (1, 1, 16),
             (1, 4, 16),

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_on_roams() {
+    fn a_peer_that_moves_on_roams() {
         let roams: Vec<_> = (1..20).map(|at| (at, at + 1, u64::from(at))).collect();
         assert!(told(&roams).iter().all(Option::is_none));
         let slowly: Vec<_> = (0..20)

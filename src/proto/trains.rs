@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn another_way_is_looked_at_soon() {
+    fn a_changed_route_is_checked_soon() {
         let start = Instant::now();
         let mut trains = Trains::new(start);
         let mut now = start;

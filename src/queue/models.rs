@@ -103,7 +103,7 @@ pub fn nothing_is_left_in_a_mailbox_whose_owner_sleeps() {
 }
 
 /// An owner that takes no more than fits returns for the rest.
-pub fn what_an_owner_leaves_keeps_it_awake() {
+pub fn items_that_an_owner_leaves_keep_it_awake() {
     model(|| {
         let (inlet, mailbox) = mailbox(4, Descriptor::new());
         let sender = thread::spawn(move || (1..=3).for_each(|item| assert!(inlet.send(item))));
@@ -129,7 +129,7 @@ pub fn a_full_mailbox_refuses_and_loses_nothing() {
 }
 
 /// Threads that have datagrams for each other, as lanes do, wait for none of them.
-pub fn two_that_hand_over_to_each_other_both_get_all() {
+pub fn two_threads_that_send_to_each_other_both_get_everything() {
     model(|| {
         let [(to_one, of_one), (to_two, of_two)] = [(); 2].map(|()| mailbox(1, Descriptor::new()));
         let two = thread::spawn(move || {
@@ -189,7 +189,7 @@ pub fn batches_come_back_in_order_and_all_ends_with_the_dealer() {
 
 /// A thread that learns that a place has something sees its value, and the last value is not left
 /// behind.
-pub fn what_a_bit_stands_for_is_seen_with_it() {
+pub fn the_value_of_a_bit_is_seen_with_it() {
     model(|| {
         let pending = Arc::new(Pending::new(2));
         let said = Arc::new([AtomicU32::new(0), AtomicU32::new(0)]);

@@ -450,7 +450,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_open_survives_the_wire(
+        fn a_pending_offload_survives_the_wire(
             frame_id: u32,
             total in 0..1_u32 << 24,
             checksum in (any::<u16>(), any::<u16>()),

@@ -86,12 +86,12 @@ impl Corner {
 }
 
 #[test]
-fn a_slow_way_to_one_peer_takes_nothing_from_another() {
+fn a_slow_path_to_one_peer_takes_nothing_from_another() {
     Corner::start(Settings::default()).assert_others_lose_nothing();
 }
 
 #[test]
-fn a_slow_way_to_one_peer_takes_nothing_from_another_on_several_lanes() {
+fn a_slow_path_to_one_peer_takes_nothing_from_another_on_several_lanes() {
     let settings = Settings {
         tunnel: "[pipeline]\nlanes = 3",
         ..Settings::default()
@@ -100,7 +100,7 @@ fn a_slow_way_to_one_peer_takes_nothing_from_another_on_several_lanes() {
 }
 
 #[test]
-fn a_slow_way_to_one_peer_takes_nothing_from_another_in_the_staged_plan() {
+fn a_slow_path_to_one_peer_takes_nothing_from_another_in_the_staged_plan() {
     let settings = Settings {
         tunnel: "[pipeline]\nplan = \"staged\"\nworkers = 2",
         ..Settings::default()

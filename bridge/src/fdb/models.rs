@@ -57,7 +57,7 @@ pub fn two_that_learn_an_address_leave_one_entry() {
 }
 
 /// An address that is assigned while a frame teaches another port stays where it was assigned.
-pub fn what_is_assigned_outlives_what_is_learned_at_once() {
+pub fn an_assignment_outlives_an_address_learned_at_the_same_time() {
     model(|| {
         let fdb = table();
         let learn = |fdb: &Fdb| fdb.learn(VID, A, P1, 0);

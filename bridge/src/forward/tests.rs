@@ -404,7 +404,7 @@ fn a_guarded_port_takes_no_address_from_another() {
 }
 
 #[test]
-fn who_takes_a_site_off_the_network_does_not_get_its_addresses() {
+fn a_station_that_takes_a_site_off_the_network_does_not_get_its_addresses() {
     for (guards, verdict, home) in [
         (true, Err(SourceSpoofed), Some(PEER_2)),
         (false, Ok(Flood), Some(PEER_1)),
@@ -431,7 +431,7 @@ fn who_takes_a_site_off_the_network_does_not_get_its_addresses() {
 
 /// A loop, or a suspected one, does not release any address.
 #[test]
-fn who_has_a_port_blocked_does_not_get_its_addresses() {
+fn a_station_that_has_a_port_blocked_does_not_get_its_addresses() {
     type Change = fn(&Switch);
     let changes: [(&str, Change); 4] = [
         ("blocked", |switch| {
@@ -640,7 +640,7 @@ fn ports_that_have_all_they_may_leave_room_for_others() {
 }
 
 #[test]
-fn what_is_sent_from_a_stations_address_is_no_probe() {
+fn a_frame_from_a_stations_address_is_no_probe() {
     let mut ports = [(); 3].map(|()| PortConfig::default());
     ports[1].spoof_guard = true;
     ports[2].allowed_sources = Some(Sources::new(vec![MacAddr(station(3))]).unwrap());

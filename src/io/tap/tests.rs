@@ -299,7 +299,7 @@ fn persistent_taps_of_every_make_are_adopted() {
 }
 
 #[test]
-fn what_is_not_a_tap_is_refused() {
+fn an_interface_that_is_no_tap_is_refused() {
     in_namespace(|| {
         ip("link add br0 type bridge");
         ip("link add veth0 type veth peer name veth1");
@@ -366,7 +366,7 @@ fn a_tap_whose_holder_has_bare_frames_is_used_with_bare_frames_or_refused_by_nam
 }
 
 #[test]
-fn what_an_earlier_user_of_a_tap_set_is_forgotten() {
+fn settings_of_an_earlier_user_of_a_tap_are_reset() {
     in_namespace(|| {
         ip("tuntap add tap7 mode tap vnet_hdr");
         let earlier = tun::open().unwrap();

@@ -417,7 +417,7 @@ mod tests {
     // that the thread of another test is about to start.
 
     #[test]
-    fn one_lane_shares_its_port_with_nobody() {
+    fn one_lane_shares_its_port_with_no_socket() {
         in_namespace(|| {
             for (listen, lanes) in [
                 ("0.0.0.0:1", 0),

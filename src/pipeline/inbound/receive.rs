@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_pass_does_not_end_a_thread() {
+    fn a_passing_error_does_not_end_a_thread() {
         in_namespace(|| {
             ip("link set lo up");
             // Some of them have no handling of their own.

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_use_is_known_with_its_batch() {
+    fn vlans_in_use_are_known_after_their_batch() {
         let fdb = Fdb::new(
             &SwitchConfig {
                 fdb_capacity: BATCHES * BUCKETS_AT_ONCE * 8,

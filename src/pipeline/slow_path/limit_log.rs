@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_by_rule_is_no_limit() {
+    fn refusals_by_rule_are_not_reported_as_limits() {
         let limits = DropReason::ALL
             .iter()
             .filter_map(|&reason| Limit::of(reason));

@@ -82,7 +82,7 @@ fn hosts_are_asked_again_when_a_peer_came_unheard() {
 }
 
 #[test]
-fn a_peer_that_goes_is_forgotten_however_far_behind_the_slow_path_is() {
+fn a_lost_peer_is_removed_however_far_behind_the_slow_path_is() {
     in_namespace(|| {
         let config = ports(&[false; 3]);
         let setup = SlowPathConfig::of(&config, true, true);
@@ -128,7 +128,7 @@ fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
 }
 
 #[test]
-fn what_a_report_changes_takes_effect_with_it() {
+fn changes_by_a_report_take_effect_with_it() {
     const GROUP: [u8; 4] = [239, 1, 1, 1];
     in_namespace(|| {
         let config = ports(&[false; 3]);

@@ -115,7 +115,7 @@ fn a_path_below_the_base_is_found_out_within_a_second() {
 }
 
 #[test]
-fn what_the_own_kernel_refuses_takes_no_time_to_find_out() {
+fn sizes_that_our_own_kernel_refuses_take_no_time_to_find_out() {
     let mut bench = Bench::new(u16::MAX);
     bench.link = 700;
     let took = bench.run_until(5, |path| path.current() == 700);
@@ -173,7 +173,7 @@ fn a_dip_costs_no_longer_than_it_lasts() {
 }
 
 #[test]
-fn who_is_held_back_by_the_own_link_asks_often_and_sends_next_to_nothing() {
+fn a_search_limited_by_its_own_link_probes_often_at_little_cost() {
     let mut bench = Bench::settled(1500);
     (bench.link, bench.has_traffic) = (1400, false);
     bench.path.handle_too_big(bench.now);
@@ -240,7 +240,7 @@ fn a_path_that_carries_nothing_is_told_until_it_does() {
 }
 
 #[test]
-fn who_moves_all_the_time_is_not_probed_all_the_time() {
+fn a_peer_that_moves_all_the_time_is_not_probed_all_the_time() {
     let mut bench = Bench::new(u16::MAX);
     for _ in 0..1000 {
         bench.path.restart(bench.now);
@@ -278,7 +278,7 @@ fn silence_keeps_the_size() {
 }
 
 #[test]
-fn replies_nobody_asked_for_change_nothing() {
+fn unsolicited_replies_change_nothing() {
     let now = Instant::now();
     let mut path = PathMtu::new(now);
     assert!(!path.handle_reply(99, now));

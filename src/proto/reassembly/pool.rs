@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_pool_takes_is_bounded_and_goes_where_it_is_needed() {
+    fn the_pool_is_bounded_and_serves_any_size() {
         let mut pool = BufferPool::new(1 << 20, LARGEST);
         let mut take_all = |len: usize| {
             let taken: Vec<_> = std::iter::from_fn(|| pool.take(len)).collect();

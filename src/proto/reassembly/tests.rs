@@ -173,7 +173,7 @@ fn as_many_full_frames_are_unfinished_as_come_within_a_tenth_of_a_second() {
 }
 
 #[test]
-fn what_a_liar_leaves_unfinished_is_bounded_in_bytes() {
+fn frames_that_a_lying_peer_leaves_unfinished_are_bounded_in_bytes() {
     for (total, least) in [
         (2, 1000),
         (1500, 1000),
@@ -430,7 +430,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_survives_loss_comes_out_once_and_in_order(
+    fn surviving_segments_are_delivered_once_and_in_order(
         streams in any_streams(),
         datagram_len in any_datagram_len(),
         lost in prop::collection::vec(0..100_u8, 64),
@@ -655,7 +655,7 @@ fn metadata_that_is_wrong_costs_its_own_frame() {
 }
 
 #[test]
-fn an_open_frame_in_pieces_comes_with_what_is_open() {
+fn a_fragmented_frame_arrives_with_its_pending_offload() {
     let stream = stream(0, 1448, 1448);
     let (whole, offload) = (stream.whole(), stream.offload(0..1));
     let pending = PendingOffload {

@@ -14,8 +14,8 @@ fn nothing_is_left_in_a_mailbox_whose_owner_sleeps() {
 }
 
 #[test]
-fn what_an_owner_leaves_keeps_it_awake() {
-    models::what_an_owner_leaves_keeps_it_awake();
+fn items_that_an_owner_leaves_keep_it_awake() {
+    models::items_that_an_owner_leaves_keep_it_awake();
 }
 
 #[test]
@@ -24,8 +24,8 @@ fn a_full_mailbox_refuses_and_loses_nothing() {
 }
 
 #[test]
-fn two_that_hand_over_to_each_other_both_get_all() {
-    models::two_that_hand_over_to_each_other_both_get_all();
+fn two_threads_that_send_to_each_other_both_get_everything() {
+    models::two_threads_that_send_to_each_other_both_get_everything();
 }
 
 #[test]
@@ -39,6 +39,6 @@ fn batches_come_back_in_order_and_all_ends_with_the_dealer() {
 }
 
 #[test]
-fn what_a_bit_stands_for_is_seen_with_it() {
-    models::what_a_bit_stands_for_is_seen_with_it();
+fn the_value_of_a_bit_is_seen_with_it() {
+    models::the_value_of_a_bit_is_seen_with_it();
 }

@@ -14,8 +14,8 @@ fn two_that_learn_an_address_leave_one_entry() {
 }
 
 #[test]
-fn what_is_assigned_outlives_what_is_learned_at_once() {
-    models::what_is_assigned_outlives_what_is_learned_at_once();
+fn an_assignment_outlives_an_address_learned_at_the_same_time() {
+    models::an_assignment_outlives_an_address_learned_at_the_same_time();
 }
 
 #[test]
