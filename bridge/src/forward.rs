@@ -4,10 +4,10 @@
 //!
 //! 1. read the header      a frame without one, or without a station as its source, is refused
 //! 2. admit                the port's VLANs, guards and allowed sources; a plain port skips this
-//! 3. learn                the source lives behind the ingress port
+//! 3. learn                the source is behind the ingress port
 //! 4. look up              the destination: a group, a known station, or an unknown one
-//! 5. split horizon        what peers send reaches the TAP, and other peers only in hub mode
-//! 6. limit                what is flooded, by the port it came from
+//! 5. split horizon        frames of peers reach the TAP, and other peers only in hub mode
+//! 6. limit                flooded frames, by ingress port
 //! 7. leave                the tag that the frame has on each port it leaves by
 //!
 //! The data threads call it once per frame, the last step once per copy. The caller copies a

@@ -5,7 +5,7 @@
 //! their sender never forwards one. A probe that returns by another port than it left by has found
 //! a loop, and this node is on it.
 //!
-//! **Who probes.** If all nodes did so all the time, each tunnel would carry a probe for each of
+//! **Which nodes probe.** If all nodes did so all the time, each tunnel would carry a probe for each of
 //! them. So in each VLAN the two most senior nodes, those with the smallest ids, probe each second;
 //! a node that hears two seniors is silent. Their probes also show loops that they are not on: some
 //! node on any loop that a probe gets into receives it by two of its ports (there is a path from
@@ -34,7 +34,7 @@
 //! peers' keys, say): where a cable joins two sites, the other nodes reach both by one of them, and
 //! if they do not choose the same one they get each other's frames twice.
 //!
-//! **What it asks of the switch.** A blocked port receives and sends nothing but the probes of
+//! **Requirements on the switch.** A blocked port receives and sends nothing but the probes of
 //! *this* node, which show when the loop is gone. Probes of other nodes must stop there: they are
 //! to find what is left after the cut, and would otherwise circulate for ever in a loop that their
 //! sender is not on.
@@ -44,7 +44,7 @@
 //! until they age. So each node counts its changes in its probes; a node that hears of a new one
 //! removes learned addresses, as with the topology changes of IEEE 802.1D, section 17.11.
 //!
-//! **What it trusts.** A return counts if the probe is authentic (it carries a tag under a key that
+//! **Trust.** A return counts if the probe is authentic (it carries a tag under a key that
 //! only this node has), was sent within 3 seconds, and another one returned between the same two
 //! ports. A path that carries probes from one port to another carries all other frames as well, and
 //! is a loop. Fields about other nodes are not authentic: forged contention delays a block by 6

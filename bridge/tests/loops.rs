@@ -372,7 +372,7 @@ fn one_stray_copy_is_no_loop() {
 }
 
 #[test]
-fn what_a_station_stores_or_makes_up_blocks_nothing() {
+fn stored_or_forged_probes_block_nothing() {
     let mut guard = guard(1);
     let mut stored = VecDeque::new();
     for now_us in (0..60 * S).step_by(STEP_US as usize) {
@@ -444,7 +444,7 @@ fn false_seniors_delay_a_cut_and_do_not_prevent_it() {
 }
 
 #[test]
-fn what_a_senior_has_said_before_counts_once() {
+fn repeated_claims_of_a_senior_count_once() {
     for seed in 0..10 {
         let mut net = Net::mesh(2, seed);
         net.cable(0, 1);
@@ -525,7 +525,7 @@ fn the_report_names_the_ports_between_which_stations_move() {
 }
 
 #[test]
-fn whoever_did_not_change_anything_hears_of_each_change_and_learns_anew() {
+fn other_nodes_hear_of_each_change_and_relearn() {
     for seed in 0..20 {
         let mut net = Net::mesh(5, seed);
         net.run(20 * S);
@@ -558,7 +558,7 @@ fn changes_that_are_made_up_have_stations_learned_anew_now_and_then() {
 }
 
 #[test]
-fn what_is_said_of_changes_behind_a_confined_port_is_about_its_own_stations() {
+fn changes_announced_behind_a_confined_port_concern_its_own_stations() {
     let [open, eve, mallory] = [0, 1, 2].map(PortId);
     let mut guard = guard(1);
     guard.confine(eve);

@@ -361,7 +361,7 @@ fn asks_in_the_vlans_that_have_stations() {
 }
 
 #[test]
-fn who_asks_is_chosen_in_each_vlan() {
+fn the_querier_is_elected_in_each_vlan() {
     let query = |of: &str| igmp(of, v4("224.0.0.1"), &[0x11, 100, 0, 0, 0, 0, 0, 0]);
     let stations = [(vid(10), A), (vid(11), A), (vid(12), A)].into();
     for heard_before in [true, false] {
@@ -524,7 +524,7 @@ fn the_lower_address_asks() {
 }
 
 #[test]
-fn who_poses_as_a_querier_does_not_have_members_forgotten() {
+fn a_forged_querier_does_not_have_members_removed() {
     // Of the lowest address, and as if it asked every four hours.
     let slow = |group: &str, to: &str| {
         let message = [&[0x11, 100, 0, 0], &v4(group).octets()[..], &[7, 255, 0, 0]].concat();
@@ -554,7 +554,7 @@ fn who_poses_as_a_querier_does_not_have_members_forgotten() {
 }
 
 #[test]
-fn who_asked_before_does_not_keep_it_from_asking_for_longer() {
+fn a_former_querier_does_not_silence_it_for_longer() {
     let mut net = Net::new(querier(&[LAN]), 0);
     let slow = [0x11, 100, 0, 0, 0, 0, 0, 0, 7, 255, 0, 0];
     net.hear_in(vid(7), A, &igmp("10.0.0.1", v4("224.0.0.1"), &slow));
@@ -569,7 +569,7 @@ fn who_asked_before_does_not_keep_it_from_asking_for_longer() {
 }
 
 #[test]
-fn who_asks_asks_once_more_when_someone_leaves() {
+fn the_querier_queries_once_more_when_a_host_leaves() {
     let mut net = Net::new(querier(&[LAN]), 0);
     net.wait(50);
     net.hear(B, &join_v2(GROUP));
@@ -662,7 +662,7 @@ fn a_port_that_is_gone_wants_nothing() {
 }
 
 #[test]
-fn what_no_host_hears_is_no_query_for_it() {
+fn a_query_that_no_host_receives_does_not_count() {
     let to = |mac: [u8; 6], mut query: Vec<u8>| {
         query[..6].copy_from_slice(&mac);
         query

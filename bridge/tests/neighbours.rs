@@ -401,7 +401,7 @@ fn an_address_shared_by_design_is_nobodys() {
 }
 
 #[test]
-fn what_may_be_past_is_not_told_until_the_owner_speaks() {
+fn a_doubted_binding_is_not_used_until_its_owner_sends() {
     let signed = [own(2, EVE), vec![12, 1, 0, 0, 0, 0, 0, 0]].concat();
     let reply = arp_reply(BOB, BOB_V4);
     for (name, doubt, owner, question) in [
@@ -465,7 +465,7 @@ fn what_may_be_past_is_not_told_until_the_owner_speaks() {
 }
 
 #[test]
-fn what_agrees_with_a_binding_leaves_it_as_it_is() {
+fn messages_that_agree_with_a_binding_leave_it_unchanged() {
     let mut net = Neighbours::new(NeighboursConfig::default());
     let router = advertisement_with(BOB, BOB_V6, ALICE_V6, 0xa0, &own(2, BOB));
     assert_eq!(net.learn(A, LAN, &headers(&router), 0), Learned::New);
@@ -536,7 +536,7 @@ fn a_million_addresses_on_one_port_take_its_share_only() {
 }
 
 #[test]
-fn what_is_cut_or_altered_is_not_believed() {
+fn cut_or_altered_messages_are_not_trusted() {
     for frame in [
         advertisement(BOB, BOB_V6),
         arp_reply(BOB, BOB_V4)[..42].to_vec(),
