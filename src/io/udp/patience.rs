@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_sends_to_several_waits_a_tenth_of_the_time() {
+    fn a_thread_that_sends_to_several_peers_waits_a_tenth_of_the_time() {
         let begin = Instant::now();
         let mut patience = Patience::limited(begin);
         let (mut now, mut waited) = (begin, Duration::ZERO);
