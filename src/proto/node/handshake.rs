@@ -10,7 +10,11 @@ use std::{
 use patchcord_bridge::PortId;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{Event, Node, Owner, Refused, Transmit, upkeep::random_token};
+use super::{
+    event::{Event, Refused, Transmit},
+    state::{Node, Owner},
+    upkeep::random_token,
+};
 use crate::{
     crypto::{
         aead::{Cipher, CipherOffer},

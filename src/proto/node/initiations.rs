@@ -10,13 +10,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use patchcord_bridge::PortId;
 
-use super::{Event, Node};
+use super::{event::Event, state::Node};
 use crate::proto::{
     limits::{
         EARLY_ATTEMPTS, INITIATION_BURST, INITIATION_RATE, RESOLVE_AFTER_ATTEMPTS,
         ROUTE_INITIATION_INTERVAL,
     },
     peer::Peer,
+    session::Session,
     trouble::Trouble,
 };
 use crate::rate::Rate;
@@ -102,7 +103,7 @@ impl Node {
 
 impl Peer {
     fn must_replace_session(&self, now: Instant, interval: Duration) -> bool {
-        let is_worn_out = |session: &std::sync::Arc<super::Session>| session.is_worn_out();
+        let is_worn_out = |session: &std::sync::Arc<Session>| session.is_worn_out();
         self.rekey_at(interval).is_some_and(|rekey| now >= rekey)
             || self.current.as_ref().is_some_and(is_worn_out)
     }

@@ -15,169 +15,49 @@
 //!
 //! The control thread drives it (`pipeline::control`), and so does `tests/netsim`, with a virtual
 //! clock. `initiations` decides when to initiate a handshake with which peer, `handshake` has the
-//! messages of both sides, `upkeep` keeps an established peer alive.
+//! messages of both sides, `upkeep` keeps an established peer alive. Each of them uses only what
+//! follows it here, and `state`, which has the steps that they share.
 
+mod event;
 mod handshake;
 mod initiations;
+mod state;
 mod upkeep;
+mod view;
 
 use std::{
     collections::{HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use patchcord_bridge::PortId;
 
 #[cfg(test)]
 pub(super) use self::handshake::macs;
+use self::state::Owner;
+pub use self::{
+    event::{Event, Refused, Transmit},
+    state::{Node, NodeConfig},
+    view::PeerView,
+};
 use super::{
     guard::Guard,
-    limits::{EARLY_ATTEMPTS, PATH_MTU_FLOOR},
+    limits::PATH_MTU_FLOOR,
     peer::{Peer, PeerSettings},
     session::{Session, Tables},
     trouble::{LastTrouble, NameError, Trouble, Unreachable},
 };
 use crate::{
-    crypto::{
-        self,
-        aead::{Cipher, CipherOffer},
-        keys::{PrivateKey, PublicKey},
-    },
+    crypto::keys::PublicKey,
     rate::Bucket,
-    stats::{DropReason, Traffic},
+    stats::DropReason,
     wire::{
         MessageType, SessionIndex,
         chunk::{Chunk, Chunks},
     },
 };
-
-/// The configuration of a node.
-pub struct NodeConfig {
-    /// Our identity.
-    pub private_key: PrivateKey,
-    /// The data ciphers that we allow.
-    pub ciphers: CipherOffer,
-    /// 24 bits; peers must use the same.
-    pub network_id: u32,
-    /// Our highest data lane.
-    pub lanes: u8,
-    /// The largest frame that we accept, in bytes.
-    pub max_frame: u16,
-    /// A session is replaced at this age.
-    pub rekey_interval: Duration,
-}
-
-/// A datagram to send.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Transmit {
-    /// Its destination.
-    pub to: SocketAddr,
-    /// Its bytes.
-    pub datagram: Vec<u8>,
-    /// Whether to give it to the kernel in one train with the next one, which is for the same peer
-    /// and as long.
-    pub joins_next: bool,
-}
-
-/// Something that the caller must do or may report.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Sessions, endpoints or path MTUs changed: publish [`Node::tables`] to the data threads.
-    TablesChanged,
-    /// The peer can be reached.
-    PeerUp(PortId),
-    /// Trains of datagrams arrive at the peer again.
-    TrainsArrive(PortId),
-    /// The peer cannot be reached any more.
-    PeerDown(PortId),
-    /// The peer flaps: it counts as down until it stays up.
-    PeerFlaps(PortId),
-    /// The peer was heard from another address than before.
-    PeerMoved {
-        /// The peer.
-        port: PortId,
-        /// Its former address.
-        from: SocketAddr,
-        /// Its present address.
-        to: SocketAddr,
-    },
-    /// The peer's [`PeerView::last_trouble`] is to be reported: it is new, or initiations have had
-    /// no answer for some seconds.
-    Trouble(PortId),
-    /// A handshake was refused.
-    Refused(Refused),
-    /// The peer does not answer: look its name up again.
-    Resolve(PortId),
-}
-
-/// A handshake that was refused, and its sender, as far as that is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
-    /// Why.
-    pub reason: DropReason,
-    /// Its source address, which may be forged.
-    pub from: SocketAddr,
-    /// The public key of the initiator; the message may be a replay of an earlier initiation.
-    pub key: Option<PublicKey>,
-    /// The peer with that key.
-    pub port: Option<PortId>,
-}
-
-/// A snapshot of a peer for `show`.
-#[derive(Debug)]
-pub struct PeerView {
-    /// Its identity.
-    pub public_key: PublicKey,
-    /// Its present address.
-    pub endpoint: Option<SocketAddr>,
-    /// Whether it can be reached.
-    pub is_up: bool,
-    /// It flaps, and counts as down until it stays up.
-    pub is_held_down: bool,
-    /// Cipher of the session that sends.
-    pub cipher: Option<Cipher>,
-    /// Age of that session.
-    pub handshake_age: Option<Duration>,
-    /// Time since the last authentic datagram.
-    pub silent_for: Option<Duration>,
-    /// Round trip of the last echo.
-    pub rtt: Option<Duration>,
-    /// IP packet size that arrives there, while there is a session; `None` also where no size
-    /// arrives that has room for frames.
-    pub path_mtu: Option<u16>,
-    /// Handshakes completed.
-    pub handshakes: u64,
-    /// The largest frame that the peer accepts; 0 when it did not say.
-    pub max_frame: u16,
-    /// The last reason for which it could not be reached.
-    pub last_trouble: Option<LastTrouble>,
-    /// Its counters.
-    pub traffic: Arc<Traffic>,
-}
-
-/// The owner of one of our indices.
-enum Owner {
-    /// An initiation of this peer waits for its response.
-    Attempt(PortId),
-    /// A session.
-    Session(Arc<Session>),
-}
-
-/// The protocol state of a tunnel.
-pub struct Node {
-    config: NodeConfig,
-    public_key: PublicKey,
-    guard: Guard,
-    /// What the rate of all initiations leaves.
-    initiations: Bucket,
-    peers: Vec<Peer>,
-    by_key: HashMap<PublicKey, PortId>,
-    indices: HashMap<SessionIndex, Owner>,
-    transmits: VecDeque<Transmit>,
-    events: VecDeque<Event>,
-}
 
 impl Node {
     /// A node that initiates with its peers at once. The peer at position `n` gets `PortId(n + 1)`.
@@ -232,7 +112,10 @@ impl Node {
 
     /// The peers, in the order of their ports.
     pub fn views(&self, now: Instant) -> Vec<PeerView> {
-        self.peers.iter().map(|peer| view(peer, now)).collect()
+        self.peers
+            .iter()
+            .map(|peer| PeerView::of(peer, now))
+            .collect()
     }
 
     /// The last trouble with a peer.
@@ -416,17 +299,6 @@ impl Node {
         }
     }
 
-    /// Records why a peer cannot be reached, and reports it if that is new. A trouble that may pass
-    /// with the next attempt is reported after several attempts.
-    pub(super) fn note_trouble(&mut self, now: Instant, port: PortId, trouble: Trouble) {
-        let may_pass = matches!(trouble, Trouble::NoAnswer | Trouble::Unreachable(..));
-        let Some(peer) = self.peer(port) else { return };
-        let is_news = LastTrouble::note(&mut peer.last_trouble, trouble, now);
-        if is_news && (!may_pass || peer.schedule.attempts >= EARLY_ATTEMPTS) {
-            self.events.push_back(Event::Trouble(port));
-        }
-    }
-
     /// Tells every peer that we stop.
     pub fn close(&mut self) {
         for at in 0..self.peers.len() {
@@ -463,121 +335,5 @@ impl Node {
             .filter_map(|peer| peer.poll_timeout(self.config.rekey_interval))
             .chain(self.next_initiation())
             .min()
-    }
-
-    // Sessions.
-
-    fn install(&mut self, session: Arc<Session>, ended: Option<Arc<Session>>) {
-        let index = session.agreement.local;
-        self.indices.insert(index, Owner::Session(session));
-        self.uninstall(ended);
-    }
-
-    fn uninstall(&mut self, ended: impl IntoIterator<Item = Arc<Session>>) {
-        for session in ended {
-            self.indices.remove(&session.agreement.local);
-        }
-        self.events.push_back(Event::TablesChanged);
-    }
-
-    /// A session sends from now on.
-    fn handle_established(&mut self, now: Instant, at: usize) {
-        let peer = &mut self.peers[at];
-        peer.handshakes += 1;
-        peer.liveness.handle_heard(now);
-        if !peer.is_up {
-            peer.is_up = true;
-            peer.path.restart(now);
-            peer.trains.restart(now);
-        }
-        self.events.push_back(Event::TablesChanged);
-        self.report_state(now, at);
-    }
-
-    fn promote(&mut self, now: Instant, at: usize) {
-        let peer = &mut self.peers[at];
-        let ours_goes_first = self.public_key < peer.settings.public_key;
-        let ended = peer.promote_next(ours_goes_first);
-        // The response to our initiation has arrived.
-        if let Some(attempt) = peer.attempt.take() {
-            self.indices.remove(&attempt.index);
-        }
-        self.uninstall(ended);
-        self.handle_established(now, at);
-    }
-
-    fn expire(&mut self, now: Instant, at: usize) {
-        let ended = self.peers[at].end_sessions(|session| session.is_expired(now));
-        if !ended.is_empty() {
-            self.uninstall(ended);
-        }
-        let peer = &self.peers[at];
-        if peer.is_up && peer.current.is_none() {
-            self.set_down(now, at);
-        }
-    }
-
-    fn set_down(&mut self, now: Instant, at: usize) {
-        let peer = &mut self.peers[at];
-        if std::mem::replace(&mut peer.is_up, false) {
-            if peer.flaps.handle_lost(now) {
-                self.events.push_back(Event::PeerFlaps(peer.port));
-            }
-            self.events.push_back(Event::TablesChanged);
-        }
-        self.peers[at].schedule_handshake(now);
-        self.report_state(now, at);
-    }
-
-    /// Reports to the caller if a peer has come up or gone down. A peer that flaps is down.
-    fn report_state(&mut self, now: Instant, at: usize) {
-        let peer = &mut self.peers[at];
-        let is_held = peer.flaps.look(now);
-        let is_up = peer.is_up && !is_held;
-        if std::mem::replace(&mut peer.is_told_up, is_up) != is_up {
-            self.events.push_back(match is_up {
-                true => Event::PeerUp(peer.port),
-                false => Event::PeerDown(peer.port),
-            });
-        }
-    }
-
-    fn fresh_index(&self) -> SessionIndex {
-        loop {
-            let mut bits = [0; 4];
-            crypto::random(&mut bits);
-            let index = SessionIndex::from_low_bits(u32::from_be_bytes(bits));
-            if !self.indices.contains_key(&index) {
-                return index;
-            }
-        }
-    }
-
-    fn peer(&mut self, port: PortId) -> Option<&mut Peer> {
-        self.peers.get_mut(usize::from(port.0).checked_sub(1)?)
-    }
-}
-
-fn view(peer: &Peer, now: Instant) -> PeerView {
-    let session = peer.current.as_ref();
-    PeerView {
-        public_key: peer.settings.public_key,
-        endpoint: peer.endpoint,
-        is_up: peer.is_told_up,
-        is_held_down: peer.is_up && !peer.is_told_up,
-        cipher: session.map(|session| session.agreement.cipher),
-        handshake_age: session.map(|session| session.age(now)),
-        silent_for: peer
-            .liveness
-            .last_heard()
-            .map(|heard| now.saturating_duration_since(heard)),
-        rtt: peer.rtt,
-        path_mtu: session
-            .filter(|_| !peer.path.is_too_narrow())
-            .map(|_| peer.path.current()),
-        handshakes: peer.handshakes,
-        max_frame: peer.max_frame,
-        last_trouble: peer.last_trouble.clone(),
-        traffic: peer.traffic.clone(),
     }
 }

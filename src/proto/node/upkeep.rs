@@ -4,7 +4,10 @@
 
 use std::time::Instant;
 
-use super::{Event, Node, Transmit};
+use super::{
+    event::{Event, Transmit},
+    state::Node,
+};
 use crate::{
     crypto,
     proto::{
