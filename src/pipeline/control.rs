@@ -4,6 +4,11 @@
 //! The task carries out an event before it sends the datagrams that follow: when the peer uses a
 //! new session, the data threads know it already.
 
+mod names;
+mod report;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -17,18 +22,17 @@ use tokio::{
     task::JoinSet,
     time::MissedTickBehavior,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{
     clock::{now, wall},
-    fdb_admin::Addresses,
     meter::{self, Meter},
     notices::{Control, Notice},
     reply_sources::ReplySources,
     reports::{self, Reports},
     shared::{DatagramPath, Handshake, Shared},
     underlay::{Change, Underlay},
-    view::{EngineEvent, EngineView, PortView},
+    view::{EngineEvent, EngineView},
 };
 use crate::{
     control::message::{Answered, FdbRequest},
@@ -36,20 +40,12 @@ use crate::{
         icmp::{Icmp, Undelivered, Why},
         udp::{SendError, SendFailure, SessionFilter, UdpSocket},
     },
-    machine::resolver,
     proto::{
-        limits::FRAME_OVERHEAD,
-        node::{Event, Node, Refused, Transmit},
+        node::{Event, Node, Transmit},
         trouble::{NameError, Unreachable},
     },
-    stats::{DropReason, Drops},
-    tripwire,
+    stats::Drops,
 };
-
-/// How long a name lookup may take before the log says so, and how soon a failed one is tried
-/// again.
-const RESOLVE_PATIENCE: Duration = Duration::from_secs(5);
-const RESOLVE_RETRY: Duration = Duration::from_secs(2);
 
 /// From the engine's owner.
 pub(super) enum Command {
@@ -372,182 +368,7 @@ impl ControlTask {
         }
     }
 
-    // Names.
-
-    /// Looks the peer's name up, and again until it resolves. One lookup at a time is enough:
-    /// failed attempts ask for one every few seconds, in an outage for hours.
-    fn look_up(&mut self, port: PortId, delay: Duration) {
-        let place = usize::from(port.0) - 1;
-        let Some((_, Some(host))) = self.labels.get(place) else {
-            return;
-        };
-        if self.looking_up.contains_key(&port) {
-            return;
-        }
-        self.looking_up.insert(port, now() + delay);
-        let (host, turn) = (host.clone(), self.turns[place]);
-        self.lookups.spawn(async move {
-            tokio::time::sleep(delay).await;
-            // For as long as it takes: with a dead name server before one that works, longer than a
-            // user would wait.
-            let found = match resolver::look_up(&host).await {
-                Ok(all) => {
-                    let address = all.get(turn % all.len().max(1)).copied();
-                    address.ok_or(NameError::NotFound)
-                }
-                Err(error) => Err(name_error(&error)),
-            };
-            (port, found)
-        });
-    }
-
-    fn handle_lookup(
-        &mut self,
-        found: Result<(PortId, Result<SocketAddr, NameError>), tokio::task::JoinError>,
-    ) {
-        match &found {
-            Ok((port, _)) => drop(self.looking_up.remove(port)),
-            // A task that panicked does not say which peer it was for.
-            Err(_) => self.looking_up.clear(),
-        }
-        match found {
-            Ok((port, Ok(address))) => {
-                self.turns[usize::from(port.0) - 1] += 1;
-                self.node.handle_resolved(now(), port, address);
-            }
-            Ok((port, Err(error))) => {
-                self.node.handle_unresolved(now(), port, error);
-                self.look_up(port, RESOLVE_RETRY);
-            }
-            Err(error) => warn!(%error, "looking up a name failed"),
-        }
-    }
-
     // The name in `show` and in the log.
-
-    fn name(&self, port: PortId) -> &str {
-        name(&self.labels, port)
-    }
-
-    /// Once per second.
-    fn handle_tick(&mut self) {
-        tripwire::task("control");
-        let now = now();
-        self.shared.notices.report_late_moves();
-        // The data threads only count these; the log must explain them.
-        if let Some(from) = self.shared.take_bad_mac() {
-            self.log_refusal(&Refused {
-                reason: DropReason::BadMac,
-                from,
-                key: None,
-                port: None,
-            });
-        }
-        self.note_late_names(now);
-        let views = self.node.views(now);
-        for (meter, view) in self.meters.iter_mut().zip(&views) {
-            meter.read(now, &view.traffic);
-        }
-        let names = self.labels.iter().map(|(name, _)| name.as_str());
-        let summary = reports::summary(&names.zip(&views).collect::<Vec<_>>());
-        if summary != self.summary {
-            // Reported with the next tick if the owner is behind.
-            let event = EngineEvent::Summary(summary.clone());
-            if self.events.try_send(event).is_ok() {
-                self.summary = summary;
-            }
-        }
-    }
-
-    fn log_up(&self, port: PortId) {
-        let views = self.node.views(now());
-        let Some(view) = views.get(usize::from(port.0) - 1) else {
-            return;
-        };
-        let cipher = view.cipher.map_or("none", |cipher| cipher.name());
-        info!(peer = self.name(port), cipher, "peer is up");
-        if view.max_frame != 0 && u32::from(view.max_frame) < self.shared.max_frame {
-            warn!(
-                peer = self.name(port),
-                their_mtu = u32::from(view.max_frame).saturating_sub(FRAME_OVERHEAD),
-                our_mtu = self.shared.max_frame.saturating_sub(FRAME_OVERHEAD),
-                "the peer's device has a smaller MTU than ours, so larger frames are lost there; give both ends the same device.mtu"
-            );
-        }
-    }
-
-    /// Name servers that do not answer delay the failure of a lookup, for up to a minute.
-    fn note_late_names(&mut self, now: Instant) {
-        let is_late = |since: &Instant| now.saturating_duration_since(*since) >= RESOLVE_PATIENCE;
-        let late = self.looking_up.iter().filter(|(_, since)| is_late(since));
-        let late: Vec<_> = late.map(|(&port, _)| port).collect();
-        for port in late {
-            let silent = NameError::Unavailable;
-            self.node.handle_unresolved(now, port, silent);
-        }
-    }
-
-    fn log_trouble(&mut self, port: PortId) {
-        let label = self.labels.get(usize::from(port.0).wrapping_sub(1));
-        let host = label.and_then(|(_, host)| host.clone());
-        let address = || Some(self.node.endpoint(port)?.to_string());
-        let endpoint = host.or_else(address);
-        let Some(last) = self.node.last_trouble(port) else {
-            return;
-        };
-        let peer = (name(&self.labels, port), endpoint.as_deref());
-        self.reports.trouble(port, peer, last, now());
-    }
-
-    fn log_refusal(&mut self, refused: &Refused) {
-        let peer = refused.port.map(|port| name(&self.labels, port));
-        self.reports.refused(refused, peer, now());
-    }
-
-    fn ports(&self) -> Vec<PortView> {
-        let now_us = self.shared.clock.now().micros;
-        let loops = self.shared.slow_view().loops;
-        let switch = &self.shared.switch;
-        let view = |port: PortId| PortView {
-            blocked_by_loop: loops.iter().find(|blocked| blocked.port == port).copied(),
-            blocked_by_bpdu: switch.blocks(port).by_bpdu,
-            refused: switch.refusals(port).collect(),
-            now_us,
-        };
-        switch.ports().map(view).collect()
-    }
-
-    fn view(&self) -> EngineView {
-        let names = self.labels.iter().map(|(name, _)| name.clone());
-        let flow = |flow: &crate::stats::Flow| (flow.frames(), flow.bytes());
-        let addresses = self.addresses();
-        let (fdb, fdb_omitted) = addresses.first();
-        EngineView {
-            peers: names
-                .zip(self.node.views(now()))
-                .zip(&self.meters)
-                .map(|((name, view), meter)| (name, view, meter.rates()))
-                .collect(),
-            tap: [
-                flow(&self.shared.tap.outbound),
-                flow(&self.shared.tap.inbound),
-            ],
-            drops: self.shared.total_drops(),
-            ports: self.ports(),
-            groups: self.shared.slow_view().groups,
-            switch: addresses.summary(),
-            fdb,
-            fdb_omitted,
-        }
-    }
-
-    fn addresses(&self) -> Addresses<'_> {
-        Addresses {
-            fdb: self.shared.switch.fdb(),
-            peers: self.labels.iter().map(|(name, _)| name.as_str()).collect(),
-            now_s: self.shared.clock.now().seconds,
-        }
-    }
 }
 
 fn name(labels: &[Label], port: PortId) -> &str {
@@ -556,183 +377,9 @@ fn name(labels: &[Label], port: PortId) -> &str {
         .map_or("?", |(name, _)| name)
 }
 
-/// The C library says only in words why a name was not found (gai_strerror(3)).
-fn name_error(error: &std::io::Error) -> NameError {
-    let words = error.to_string();
-    let is_unknown = [
-        "not known",
-        "No address",
-        "does not resolve",
-        "non-recoverable",
-    ]
-    .iter()
-    .any(|part| words.contains(part));
-    match is_unknown {
-        true => NameError::NotFound,
-        false => NameError::Unavailable,
-    }
-}
-
 async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use patchcord_bridge::{Switch, SwitchConfig};
-
-    use super::*;
-    use crate::pipeline::shared::ToControl;
-    use crate::{
-        crypto::{
-            aead::CipherOffer,
-            keys::{PresharedKey, PrivateKey},
-        },
-        pipeline::notices::CONTROL_BYTES,
-        proto::{guard::Mac1Check, node::NodeConfig, peer::PeerSettings},
-        wire::SessionIndex,
-    };
-
-    const PEER: PortId = PortId(1);
-    const OTHER: PortId = PortId(2);
-
-    /// The task of a node with two peers, whose endpoints are names.
-    fn task() -> ControlTask {
-        let private_key = PrivateKey::generate();
-        let mac1 = Mac1Check::new(&private_key.public_key());
-        let config = NodeConfig {
-            private_key,
-            ciphers: CipherOffer::auto(),
-            network_id: 0,
-            lanes: 1,
-            max_frame: 1522,
-            rekey_interval: Duration::from_secs(120),
-        };
-        let peer = || PeerSettings {
-            public_key: PrivateKey::generate().public_key(),
-            preshared_key: Some(PresharedKey::generate()),
-            endpoint: None,
-            has_name: true,
-            keepalive: Duration::from_secs(10),
-        };
-        let label = |name: &str| (name.to_owned(), Some("name.invalid:1".to_owned()));
-        let switch = Switch::new(SwitchConfig::with_ports(3), [0; 2]);
-        let to_control = ToControl {
-            handshakes: mpsc::channel(1).0,
-            punted: mpsc::channel(1).0,
-        };
-        let (shared, _) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
-        ControlTask::new(
-            Node::new(config, vec![peer(), peer()], now()),
-            vec![label("office"), label("lab")],
-            Arc::new(shared),
-            (
-                UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
-                None,
-            ),
-            mpsc::channel(16).0,
-        )
-    }
-
-    fn block_on(test: impl Future<Output = ()>) {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(test);
-    }
-
-    #[test]
-    fn a_name_is_looked_up_once_at_a_time() {
-        block_on(async {
-            let mut task = task();
-            // An outage: attempts continue, and no answer arrives.
-            for _ in 0..5 {
-                task.look_up(PEER, Duration::from_secs(3600));
-            }
-            assert_eq!(task.lookups.len(), 1);
-            task.lookups.abort_all();
-            while task.lookups.join_next().await.is_some() {}
-            task.handle_lookup(Ok((PEER, Err(NameError::Unavailable))));
-            assert_eq!(task.lookups.len(), 1, "tried again");
-        });
-    }
-
-    #[test]
-    fn each_peer_begins_with_the_first_address_of_its_name() {
-        block_on(async {
-            let mut task = task();
-            let address = SocketAddr::from(([192, 0, 2, 1], 1));
-            task.handle_lookup(Ok((OTHER, Err(NameError::NotFound))));
-            task.handle_lookup(Ok((PEER, Ok(address))));
-            assert_eq!(task.turns, [1, 0], "nothing was found for the other");
-            task.handle_lookup(Ok((OTHER, Ok(address))));
-            task.handle_lookup(Ok((PEER, Ok(address))));
-            assert_eq!(task.turns, [2, 1]);
-        });
-    }
-
-    /// Notices without end, as a peer that sends all the time causes them.
-    fn flood(task: &ControlTask) -> impl Future<Output = ()> + use<> {
-        let shared = task.shared.clone();
-        async move {
-            loop {
-                let control = Control {
-                    local: None,
-                    from: "192.0.2.1:1".parse().unwrap(),
-                    receiver: SessionIndex::from_low_bits(1),
-                    newest: true,
-                    bytes: [0; CONTROL_BYTES],
-                };
-                shared.notify_control(PEER, control);
-                tokio::task::yield_now().await;
-            }
-        }
-    }
-
-    #[test]
-    fn a_flood_of_notices_holds_up_neither_commands_nor_handshakes() {
-        block_on(async {
-            let (commands, commands_out) = mpsc::channel(1);
-            let (handshakes, handshakes_out) = mpsc::channel(1);
-            let task = task();
-            let (shared, drops) = (task.shared.clone(), task.drops.clone());
-            let flood = tokio::spawn(flood(&task));
-            let running = tokio::spawn(task.run(handshakes_out, commands_out));
-            for _ in 0..100 {
-                let from = ("192.0.2.2:1".parse().unwrap(), None);
-                let handshake = Handshake::new(from, &[0; 4]).unwrap();
-                handshakes.send(handshake).await.ok().unwrap();
-            }
-            let (reply, view) = oneshot::channel();
-            commands.send(Command::View(reply)).await.ok().unwrap();
-            view.await.unwrap();
-            assert!(drops.total(DropReason::UnsupportedVersion) >= 99);
-            assert!(drops.total(DropReason::UnknownSession) > 0, "no flood");
-            drop(shared);
-            flood.abort();
-            running.abort();
-        });
-    }
-
-    #[test]
-    fn an_owner_that_is_behind_hears_in_the_end_whether_a_peer_is_up() {
-        block_on(async {
-            let mut task = task();
-            let (events, mut told) = mpsc::channel(1);
-            events.try_send(EngineEvent::StationsMoved).unwrap();
-            task.events = events;
-            task.was_reachable = true;
-            task.pump();
-            assert!(matches!(told.try_recv(), Ok(EngineEvent::StationsMoved)));
-            for _ in 0..2 {
-                task.pump();
-            }
-            assert!(matches!(told.try_recv(), Ok(EngineEvent::Unreachable)));
-            assert!(told.try_recv().is_err(), "once");
-        });
     }
 }
