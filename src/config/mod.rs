@@ -18,7 +18,9 @@ mod parse;
 mod port;
 mod section;
 mod stations;
+mod syntax;
 mod value;
+mod vlan;
 mod warnings;
 
 pub use error::{ConfigError, ConfigErrors};

@@ -21,7 +21,7 @@ use super::keys::{DEVICE, DEVICE_PORT, PEER, PEER_PORT, PIPELINE, SWITCH, TUNNEL
 use super::name::tunnel_name;
 use super::section::{self, Section};
 use super::stations::Stations;
-use super::{combinations, port, value};
+use super::{combinations, port, syntax, value, vlan};
 use super::{
     error::ConfigErrors,
     load::KeyFileError,
@@ -51,23 +51,7 @@ impl Config {
         let (document, syntax_errors) = DeTable::parse_recoverable(text);
         if !syntax_errors.is_empty() {
             // What was recovered would only yield errors that are not there.
-            if let Some(at) = text.find("[Interface]") {
-                let problem = "this is a file of WireGuard's; the sections here are `[tunnel]`, \
-                               `[device]` and `[[peer]]`, in TOML";
-                report.add(&(at..at), "", problem.into());
-                return report.finish(None);
-            }
-            for error in syntax_errors {
-                let span = error.span().unwrap_or_default();
-                let is_duplicate = error.message().contains("duplicate key");
-                let remedy = match is_duplicate {
-                    true => order_remedy(text, span.start),
-                    false => quotes_remedy(text, span.start),
-                };
-                let remedy = remedy.unwrap_or_default();
-                let problem = format!("not valid TOML: {}{remedy}", error.message());
-                report.add(&span, "", problem);
-            }
+            syntax::report_errors(text, syntax_errors, &mut report);
             return report.finish(None);
         }
         let mut parser = Parser {
@@ -78,41 +62,6 @@ impl Config {
         };
         let config = parser.config(document.get_ref());
         parser.report.finish(config)
-    }
-}
-
-/// The TOML parser takes a word without quotes for a number or a boolean, and says so. Nothing but
-/// the name of the key goes into the remedy: the rest of the line may hold a secret.
-fn quotes_remedy(text: &str, offset: usize) -> Option<String> {
-    let (before, after) = text.split_at_checked(offset)?;
-    let before = before.rsplit('\n').next()?;
-    let (key, _) = before.split_once('=')?;
-    let line = before.to_owned() + after.lines().next()?;
-    let (_, value) = line.split_once('=')?;
-    let key = key.trim();
-    let is_key = key.chars().all(|c| c.is_ascii_lowercase() || c == '-');
-    let value = value.trim_start_matches(['[', ' ', '\t']);
-    let is_bare = !value.is_empty() && !value.starts_with(['"', '\'', '#']);
-    (is_key && is_bare).then(|| format!("; text goes between straight quotes: `{key} = \"...\"`"))
-}
-
-/// To the TOML parser, `[peer.port]` above the first `[[peer]]` makes a `peer` that is no list.
-fn order_remedy(text: &str, offset: usize) -> Option<String> {
-    let line = text[text[..offset].rfind('\n').map_or(0, |at| at + 1)..]
-        .lines()
-        .next()?;
-    let headers = || {
-        text.lines()
-            .map(|line| line.split('#').next().unwrap_or_default().trim())
-    };
-    let first = headers().find(|line| line.starts_with("[peer") || line.starts_with("[[peer]]"));
-    match first? {
-        "[peer.port]" => {
-            Some("; `[peer.port]` is about the `[[peer]]` above it: move it below one".to_owned())
-        }
-        "[peer]" => Some("; write `[[peer]]`, with two brackets, for each peer".to_owned()),
-        _ => (line.trim_start().starts_with('['))
-            .then(|| "; the section is there already: write its keys below that one".to_owned()),
     }
 }
 
@@ -496,9 +445,9 @@ impl Parser<'_> {
 
 /// The VLANs of the port of the bridge, none if nothing is said of them.
 fn bridge_vlans(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<BridgeVlans> {
-    let tagged = section.read("bridge-vlans", report, port::vids);
+    let tagged = section.read("bridge-vlans", report, vlan::vids);
     let native = section.read("bridge-native", report, |value| {
-        value::vid(value, 1, "bridge-native = 1")
+        vlan::vid(value, 1, "bridge-native = 1")
     });
     (tagged.is_some() || native.is_some()).then(|| BridgeVlans {
         tagged: tagged.unwrap_or(VidSet::EMPTY),

@@ -12,7 +12,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::Report;
 use super::section::Section;
-use super::value::{Parsed, mac_address, string, vid, wrong_type};
+use super::value::{Parsed, mac_address, string, wrong_type};
+use super::vlan::vid;
 
 const KEY: &str = "stations";
 const EXAMPLE: &str = "stations = [\"02:00:5e:10:00:01\"]";

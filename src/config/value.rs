@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use patchcord_bridge::{MacAddr, Vid};
+use patchcord_bridge::MacAddr;
 use toml::de::DeValue;
 
 use super::model::{Backend, Carrier, CipherChoice, Endpoint, Mode, OffloadChoice, PlanChoice};
@@ -535,13 +535,4 @@ pub(super) fn is_reachable(listen: SocketAddr, endpoint: SocketAddr) -> bool {
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => true,
         ip => ip.is_ipv4() == endpoint.is_ipv4(),
     }
-}
-
-/// The last that names a VLAN, see [`Vid::is_assignable`].
-pub(super) const MAX_VID: u16 = 4094;
-
-/// A VID from `min` on.
-pub(super) fn vid(value: &DeValue<'_>, min: u16, example: &str) -> Parsed<Vid> {
-    let number = integer(value, min.into()..=MAX_VID.into(), example)?;
-    Ok(Vid::new(number as u16).unwrap_or_default())
 }
