@@ -10,10 +10,9 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::{
-    error::{ConfigError, ConfigErrors},
-    model::Config,
-};
+use super::error::{ConfigError, ConfigErrors};
+use super::key_files::KeyFileError;
+use super::model::Config;
 
 /// Where `patchcord up NAME` looks for `NAME.toml`.
 pub const CONFIG_DIR: &str = "/etc/patchcord";
@@ -43,40 +42,6 @@ pub fn file_of(name_or_file: &str) -> PathBuf {
     } else {
         Path::new(CONFIG_DIR).join(format!("{name_or_file}.toml"))
     }
-}
-
-/// Why a key file was not read. The text names the path and the remedy, never the contents.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KeyFileError {
-    /// There is no such file.
-    #[error("{0} does not exist; write the path of the key file, relative to this file")]
-    Missing(PathBuf),
-    /// A directory, a pipe or a device.
-    #[error("{0} is not a regular file; write the path of the key file")]
-    NotAFile(PathBuf),
-    /// Others may read or change it.
-    #[error(
-        "{path} has mode {mode:03o}: group or others can read or change the key; \
-         run `chmod 600 {path}`"
-    )]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// The kernel refused.
-    #[error("{path} cannot be read ({reason}); run patchcord as root or as the file's owner")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        reason: io::ErrorKind,
-    },
-    /// Too long, or not text.
-    #[error("{0} does not hold a key; a key is one line of base64")]
-    NotAKey(PathBuf),
 }
 
 /// Reads a key file, if only its owner can.

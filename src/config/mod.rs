@@ -9,26 +9,40 @@
 //! errors at once, each with line, column, key and remedy, and none with a secret in it.
 
 mod combinations;
+mod device;
 mod error;
+mod key_files;
 mod keys;
 mod load;
 mod model;
 mod name;
 mod parse;
+mod peer;
+mod pipeline;
 mod port;
+mod schema;
 mod section;
 mod stations;
+mod switch;
 mod syntax;
+#[cfg(test)]
+mod testing;
+mod tunnel;
+mod unknown;
 mod value;
 mod vlan;
 mod warnings;
 
+pub use device::{Backend, BridgeVlans, Carrier, DeviceConfig, Mode};
 pub use error::{ConfigError, ConfigErrors};
-pub use keys::{Key, SECTIONS, Schema};
-pub use load::{CONFIG_DIR, KeyFileError, file_of, read_key_file};
-pub use model::{
-    Backend, BridgeVlans, Carrier, CipherChoice, Config, DeviceConfig, Endpoint, Mode,
-    OffloadChoice, PeerConfig, PipelineConfig, PlanChoice, SwitchSettings, TunnelConfig,
-};
+pub use key_files::KeyFileError;
+pub use keys::SECTIONS;
+pub use load::{CONFIG_DIR, file_of, read_key_file};
+pub use model::Config;
 pub use name::{RESERVED_NAME, tunnel_name};
+pub use peer::{Endpoint, PeerConfig};
+pub use pipeline::{OffloadChoice, PipelineConfig, PlanChoice};
+pub use schema::{Key, Schema};
+pub use switch::SwitchSettings;
+pub use tunnel::{CipherChoice, TunnelConfig};
 pub use warnings::ConfigWarning;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sections of a file: typed access to values, and help with unknown names.
+//! Sections of a file: typed access to values.
 //!
-//! Knows which keys there are ([`keys`](super::keys)), not what they mean. serde's derive stops at the
-//! first error; walking the parsed document finds them all.
+//! Knows which keys a section has ([`Schema`]), not what they mean. serde's derive stops at the first
+//! error; walking the parsed document finds them all.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::Report;
-use super::keys::{SECTIONS, Schema};
+use super::schema::Schema;
 use super::value;
 
 /// One table of the file.
@@ -54,22 +54,11 @@ impl<'t, 'i> Section<'t, 'i> {
             report.add(&value.span(), schema.header, problem);
             return Self::unreadable(schema);
         };
-        Self::new(schema, table, value.span(), report)
+        Self::new(schema, table, value.span())
     }
 
-    /// A table of the file; its unknown keys are reported at once.
-    pub(super) fn new(
-        schema: &'static Schema,
-        table: &'t DeTable<'i>,
-        span: Range<usize>,
-        report: &mut Report<'_>,
-    ) -> Self {
-        let is_known =
-            |key: &str| schema.has(key) || schema.port.is_some_and(|port| port.name == key);
-        for (key, _) in table.iter().filter(|(key, _)| !is_known(key.as_ref())) {
-            let name = format!("{} {}", schema.header, key.as_ref());
-            report.add(&key.span(), name, unknown_key(schema, key.as_ref()));
-        }
+    /// A table of the file.
+    pub(super) fn new(schema: &'static Schema, table: &'t DeTable<'i>, span: Range<usize>) -> Self {
         Self {
             schema,
             table: Some(table),
@@ -153,102 +142,15 @@ impl<'t, 'i> Section<'t, 'i> {
         report.add(&self.span_of(key), self.name_of(key), problem);
     }
 
+    /// Reports a problem with the whole section, if the file has it.
+    pub(super) fn refuse_whole(&self, report: &mut Report<'_>, problem: String) {
+        if self.table.is_some() {
+            report.add(&self.span, self.schema.header, problem);
+        }
+    }
+
     /// What errors call `key`.
     pub(super) fn name_of(&self, key: &str) -> String {
         format!("{} {key}", self.schema.header)
     }
-}
-
-/// Says what to do about a top-level name that is no section.
-pub(super) fn unknown_section(name: &str) -> String {
-    if let Some(home) = home_of(name, None) {
-        return format!("stands outside every section; it belongs in {home}");
-    }
-    match closest(name, SECTIONS.iter().map(|section| section.name)) {
-        Some(best) => {
-            let meant = SECTIONS.iter().filter(|section| section.name == best);
-            let headers: Vec<_> = meant
-                .map(|section| format!("`{}`", section.header))
-                .collect();
-            format!("unknown section; did you mean {}?", headers.join(" or "))
-        }
-        None => format!(
-            "unknown section; there are {}",
-            list(SECTIONS.iter().map(|s| s.header))
-        ),
-    }
-}
-
-fn unknown_key(schema: &'static Schema, key: &str) -> String {
-    let header = schema.header;
-    if let Some(home) = home_of(key, Some(schema)) {
-        return format!("is not a key of {header}; it belongs in {home}");
-    }
-    let port = schema.port;
-    let within = port.iter().flat_map(|port| port.names());
-    let here = port.iter().map(|port| port.name).chain(within);
-    let elsewhere = || SECTIONS.iter().flat_map(|section| section.names());
-    match closest(key, here.chain(schema.names())).or_else(|| closest(key, elsewhere())) {
-        Some(best) if schema.has(best) => {
-            format!("unknown key; did you mean `{best}`?")
-        }
-        Some(best) => match home_of(best, Some(schema)) {
-            Some(home) => format!("unknown key; did you mean `{best}` in {home}?"),
-            None => format!(
-                "unknown section; did you mean `{}`?",
-                port.map_or(best, |port| port.header)
-            ),
-        },
-        None => {
-            let port = port.map(|port| format!(", and the section `{}`", port.header));
-            let keys = list(schema.names());
-            format!(
-                "unknown key; {header} has {keys}{}",
-                port.unwrap_or_default()
-            )
-        }
-    }
-}
-
-/// Where `key` belongs if it stands in `found_in`: in the section within that, in the one around it,
-/// or in all that have such a key.
-fn home_of(key: &str, found_in: Option<&'static Schema>) -> Option<String> {
-    let has_key = |schema: &&Schema| schema.has(key);
-    if let Some(port) = found_in.and_then(|schema| schema.port).filter(has_key) {
-        return Some(port.header.into());
-    }
-    let is_around = |schema: &&&Schema| match (schema.port, found_in) {
-        (Some(port), Some(found_in)) => port.header == found_in.header,
-        _ => false,
-    };
-    if let Some(around) = SECTIONS
-        .iter()
-        .find(is_around)
-        .filter(|schema| has_key(schema))
-    {
-        return Some(format!("{}, above this section", around.header));
-    }
-    let homes = SECTIONS.iter().filter(|schema| has_key(schema));
-    let headers: Vec<_> = homes.map(|schema| schema.header).collect();
-    (!headers.is_empty()).then(|| headers.join(" or "))
-}
-
-fn closest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    // The spellings of other tools count as the same: PrivateKeyFile, private_key_file.
-    let name = name.to_lowercase().replace('_', "-");
-    known
-        .map(|candidate| (strsim::jaro_winkler(&name, candidate), candidate))
-        .filter(|&(likeness, _)| likeness >= LIKE_ENOUGH)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, candidate)| candidate)
-}
-
-/// Takes `peers` for `peer` and `private-key` for `private-key-file`, but not `foo` for `mtu`.
-const LIKE_ENOUGH: f64 = 0.82;
-
-fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    names
-        .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
 }

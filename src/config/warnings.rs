@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use super::model::{Config, DeviceConfig, Endpoint, Mode, PeerConfig};
+use super::device::{DeviceConfig, Mode};
+use super::model::Config;
+use super::peer::{Endpoint, PeerConfig};
 
 /// Address translators forget a UDP flow after 30 s, many of them.
 const TRANSLATORS_FORGET: Duration = Duration::from_secs(30);

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `[tunnel]`: what it becomes, its keys, and how they are read. Pure.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use super::error::Report;
+use super::key_files::KeyFiles;
+use super::schema::{Key, Schema};
+use super::section::Section;
+use super::value::{Parsed, choice, duration, integer, key_path, shown, string};
+use crate::crypto::keys::PrivateKey;
+
+/// `[tunnel]`: who we are on the underlay.
+#[derive(Debug)]
+pub struct TunnelConfig {
+    /// Read from `private-key-file`.
+    pub private_key: PrivateKey,
+    /// `listen`: the UDP address; `[::]:0`, any port, when absent.
+    pub listen: SocketAddr,
+    /// `cipher`
+    pub cipher: CipherChoice,
+    /// `network-id`: 24 bits, 0 when absent; both ends must agree on it.
+    pub network_id: u32,
+    /// `rekey-interval`: 1 s to 120 s, 120 s when absent.
+    pub rekey_interval: Duration,
+}
+
+/// Which AEAD seals the frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CipherChoice {
+    /// AES-256-GCM where both ends have the instructions for it, else ChaCha20-Poly1305.
+    #[default]
+    Auto,
+    /// AES-256-GCM only.
+    Aes256Gcm,
+    /// ChaCha20-Poly1305 only.
+    ChaCha20Poly1305,
+}
+
+pub(super) const SCHEMA: Schema = Schema {
+    name: "tunnel",
+    header: "[tunnel]",
+    about: "This node on the underlay.",
+    keys: &[
+        Key {
+            name: "private-key-file",
+            kind: "path",
+            default: "required",
+            range: "",
+            about: "File with the key of `patchcord genkey`; refused if group or others have any \
+                    access.",
+        },
+        Key {
+            name: "listen",
+            kind: "address",
+            default: "`\"[::]:0\"`",
+            range: "`ADDRESS:PORT`",
+            about: "UDP socket for IPv4 and IPv6; port 0 is any. The tunnel waits for an address that \
+                    this machine does not have yet. Required unless a peer has an `endpoint`.",
+        },
+        Key {
+            name: "cipher",
+            kind: "string",
+            default: "`\"auto\"`",
+            range: "`auto`, `aes-256-gcm`, `chacha20-poly1305`",
+            about: "AEAD for data; `auto` is AES-256-GCM if both ends have instructions for it.",
+        },
+        Key {
+            name: "network-id",
+            kind: "integer",
+            default: "`0`",
+            range: "0 to 16777215",
+            about: "Both ends must have the same.",
+        },
+        Key {
+            name: "rekey-interval",
+            kind: "duration",
+            default: "`\"120s\"`",
+            range: "1 s to 120 s",
+            about: "Age at which session keys are replaced.",
+        },
+    ],
+    port: None,
+};
+
+/// None only after an error was reported.
+pub(super) fn read(
+    section: &Section<'_, '_>,
+    key_files: &KeyFiles<'_>,
+    report: &mut Report<'_>,
+) -> Option<TunnelConfig> {
+    let remedy = "make a key with `umask 077; patchcord genkey > a.key` and name the file here";
+    let path = section.require("private-key-file", report, remedy, key_path);
+    let listen = section.read("listen", report, listen);
+    let cipher = section.read("cipher", report, cipher);
+    let network_id = section.read("network-id", report, network_id);
+    let rekey_interval = section.read("rekey-interval", report, rekey_interval);
+    let private_key = key_files.key(section, "private-key-file", &path?, report, |text| {
+        PrivateKey::from_base64(text).map_err(|error| (error, "patchcord genkey"))
+    });
+    Some(TunnelConfig {
+        private_key: private_key?,
+        listen: listen.unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, 0).into()),
+        cipher: cipher.unwrap_or_default(),
+        network_id: network_id.unwrap_or(0),
+        rekey_interval: rekey_interval.unwrap_or(Duration::from_secs(120)),
+    })
+}
+
+fn listen(value: &DeValue<'_>) -> Parsed<SocketAddr> {
+    if let DeValue::Integer(port) = value {
+        return Err(format!("has no address; write `listen = \"[::]:{port}\"`"));
+    }
+    let text = string(value, "listen = \"[::]:51830\"")?;
+    let addr: SocketAddr = text.parse().map_err(|_| explain_listen(text))?;
+    if addr.ip().is_multicast() {
+        return Err(format!(
+            "{} is a multicast address; write `[::]:PORT`",
+            shown(text)
+        ));
+    }
+    Ok(addr)
+}
+
+fn explain_listen(text: &str) -> String {
+    let port = text
+        .strip_prefix(':')
+        .or_else(|| text.strip_prefix("*:"))
+        .unwrap_or(text);
+    if port.parse::<u16>().is_ok() {
+        return format!("{} has no address; write `[::]:{port}`", shown(text));
+    }
+    if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+        let example = SocketAddr::new(ip, 51830);
+        return format!(
+            "{} has no UDP port; write for example `{example}`",
+            shown(text)
+        );
+    }
+    let remedy = "write ADDRESS:PORT, for example `[::]:51830` for every address of this host";
+    format!(
+        "{} is not an address with a UDP port; {remedy}",
+        shown(text)
+    )
+}
+
+fn cipher(value: &DeValue<'_>) -> Parsed<CipherChoice> {
+    choice(
+        value,
+        &[
+            ("auto", CipherChoice::Auto),
+            ("aes-256-gcm", CipherChoice::Aes256Gcm),
+            ("chacha20-poly1305", CipherChoice::ChaCha20Poly1305),
+        ],
+    )
+}
+
+fn network_id(value: &DeValue<'_>) -> Parsed<u32> {
+    integer(value, 0..=0xff_ffff, "network-id = 100").map(|id| id as u32)
+}
+
+fn rekey_interval(value: &DeValue<'_>) -> Parsed<Duration> {
+    duration(
+        value,
+        Duration::from_secs(1)..=Duration::from_secs(120),
+        "120s",
+    )
+}
