@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What one key of `[device]` or of a port demands of another, where it is known from the file alone that
-//! nothing would work. What may work, and is seldom meant, is in `warnings`. Pure.
+//! What keys and sections demand of each other: refuses combinations that cannot work, as the file alone
+//! shows. Those that can work, but are rarely meant, are in `warnings`. Pure.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -42,7 +42,7 @@ pub(super) fn check_device(
     }
     for key in ["bridge-vlans", "bridge-native"] {
         if section.holds(key) && !section.holds("bridge") {
-            let problem = "is about a port of a bridge; write `bridge` too, or remove it";
+            let problem = "applies to a bridge port; write `bridge` too, or remove it";
             section.refuse(key, report, problem.into());
         }
     }
@@ -71,7 +71,7 @@ fn refuse_third_end(section: &Section<'_, '_>, peers: usize, report: &mut Report
     section.refuse(key, report, problem);
 }
 
-/// Nothing of a NIC is ours to set.
+/// A NIC keeps its settings, so no key may set them.
 fn refuse_beside_nic(section: &Section<'_, '_>, device: &DeviceConfig, report: &mut Report<'_>) {
     for (key, remedy) in [
         ("name", "the device is the NIC; remove one of the two"),
@@ -94,17 +94,17 @@ fn refuse_beside_nic(section: &Section<'_, '_>, device: &DeviceConfig, report: &
         ("mac", "a NIC keeps its own; remove it"),
         (
             "addresses",
-            "this machine is no station of the wire; remove them, or make a TAP with `name`",
+            "this machine is not a station of the wire; remove them, or make a TAP with `name`",
         ),
         (
             "accept-router-advertisements",
-            "this machine is no station of the wire; remove it, or make a TAP with `name`",
+            "this machine is not a station of the wire; remove it, or make a TAP with `name`",
         ),
         (
             "carrier",
-            "a NIC has a cable of its own; remove it, or make a TAP with `name`",
+            "a NIC has the carrier of its cable; remove it, or make a TAP with `name`",
         ),
-        ("backend", "that is how a TAP is opened; remove it"),
+        ("backend", "it is for a TAP; remove it"),
     ] {
         if section.holds(key) {
             section.refuse(key, report, format!("does not go with `nic`: {remedy}"));
@@ -117,14 +117,14 @@ fn refuse_beside_nic(section: &Section<'_, '_>, device: &DeviceConfig, report: &
     }
 }
 
-/// Router advertisements are for a station that speaks IPv6.
+/// Only a station that speaks IPv6 takes router advertisements.
 fn refuse_advertisements(
     section: &Section<'_, '_>,
     device: &DeviceConfig,
     report: &mut Report<'_>,
 ) {
     let problem = if device.bridge.is_some() {
-        "needs a station, and a port of a bridge is none; remove it, or set \
+        "needs a station, and a bridge port is not one; remove it, or set \
          `net.ipv6.conf.BRIDGE.accept_ra` of the bridge"
             .to_owned()
     } else if device.mtu < IPV6_MIN_MTU {
@@ -136,7 +136,7 @@ fn refuse_advertisements(
     section.refuse("accept-router-advertisements", report, problem);
 }
 
-/// A device with addresses is a station, which must be able to speak.
+/// A device with addresses is a station: its frames must pass its own port.
 fn check_station(section: &Section<'_, '_>, device: &DeviceConfig, report: &mut Report<'_>) {
     let DeviceConfig {
         name,
@@ -152,14 +152,14 @@ fn check_station(section: &Section<'_, '_>, device: &DeviceConfig, report: &mut 
     }
     if let (Some(bridge), Some(net)) = (&device.bridge, addresses.first()) {
         let problem = format!(
-            "this machine does not answer at an address of a port of a bridge; give it to the bridge \
+            "this machine does not answer at an address of a bridge port; give it to the bridge \
              (`ip address add {net} dev {bridge}`, or in what configures the network) and remove it, \
              or remove `bridge`"
         );
         section.refuse("addresses", report, problem);
     } else if port.vlans.untagged_vid().is_none() {
         let problem = format!(
-            "this machine speaks at `{name}` without tags, which the trunk of [device.port] refuses; \
+            "this machine sends untagged frames at `{name}`, which the trunk of [device.port] drops; \
              write `native` there, or give the address to an interface of the VLAN (`ip link add \
              link {name} name {name}.10 type vlan id 10`) and remove it"
         );
@@ -169,14 +169,14 @@ fn check_station(section: &Section<'_, '_>, device: &DeviceConfig, report: &mut 
         && !sources.contains(mac)
     {
         let problem = format!(
-            "`{mac}` is not among the `sources` of [device.port], so nothing that this machine sends \
-             passes; add it there"
+            "`{mac}` is not among the `sources` of [device.port], so every frame of this machine is \
+             dropped; add it there"
         );
         section.refuse("mac", report, problem);
     }
 }
 
-/// Whoever asks for a guard must not believe that there is one.
+/// Wire mode has no guards. A file that asks for one is refused, not taken without effect.
 pub(super) fn refuse_beside_wire(
     is_nic: bool,
     switch: &Section<'_, '_>,
@@ -189,7 +189,7 @@ pub(super) fn refuse_beside_wire(
         false => "write `mode = \"switch\"`",
     };
     let problem =
-        format!("a wire looks at no frame, and has nothing of this; remove it, or {other}");
+        format!("wire mode inspects no frame, so this has no effect; remove it, or {other}");
     switch.refuse_whole(report, problem.clone());
     let ends = std::iter::once(device).chain(peers);
     for end in ends.filter(|end| end.holds("port")) {
@@ -197,7 +197,7 @@ pub(super) fn refuse_beside_wire(
     }
 }
 
-pub(super) fn check_someone_can_begin(
+pub(super) fn check_initiator(
     tunnel: &Section<'_, '_>,
     peers: &[Section<'_, '_>],
     report: &mut Report<'_>,
@@ -205,7 +205,7 @@ pub(super) fn check_someone_can_begin(
     if peers.is_empty() || tunnel.has("listen") || peers.iter().any(|p| p.has("endpoint")) {
         return;
     }
-    let problem = "is missing and no peer has an `endpoint`, so neither side can begin; \
+    let problem = "is missing and no peer has an `endpoint`, so neither side can initiate; \
                    write `listen = \"[::]:51830\"` or give a peer an `endpoint`";
     tunnel.refuse("listen", report, problem.into());
 }
@@ -266,8 +266,8 @@ pub(super) fn check_ports_meet(
     for (spans, peer) in peers {
         if !share_a_vlan(&device.port.vlans, &peer.port.vlans) {
             let problem = format!(
-                "peer `{}` has no VLAN that [device.port] has too, so no frame passes between \
-                 them; give both the same one, which is its number inside the switch",
+                "peer `{}` shares no VLAN with [device.port], so no frame passes between them; \
+                 give both the same one, by its number inside the switch",
                 peer.name
             );
             report.add(&spans.port, "[peer.port]", problem);
@@ -323,20 +323,20 @@ mod tests {
         for (device, peers, key, problem) in [
             ("nic = 'eth1'\nname = 'pc0'", 1, "name", format!("{nic}the device is the NIC; remove one of the two")),
             ("nic = 'eth1'\nbridge = 'br0'", 1, "bridge", format!("{nic}its frames go to the peer alone; remove it, or make a TAP with `name`")),
-            ("nic = 'eth1'\naddresses = []", 1, "addresses", format!("{nic}this machine is no station of the wire; remove them, or make a TAP with `name`")),
+            ("nic = 'eth1'\naddresses = []", 1, "addresses", format!("{nic}this machine is not a station of the wire; remove them, or make a TAP with `name`")),
             ("nic = 'eth1'\nmac = '02:00:5e:10:00:01'", 1, "mac", format!("{nic}a NIC keeps its own; remove it")),
             ("nic = 'eth1'\nmtu = 1500", 1, "mtu", format!("{nic}a NIC keeps its own; remove it, and use `ip link set NIC mtu …`")),
-            ("nic = 'eth1'\ncarrier = 'always'", 1, "carrier", format!("{nic}a NIC has a cable of its own; remove it, or make a TAP with `name`")),
-            ("nic = 'eth1'\naccept-router-advertisements = true", 1, "accept-router-advertisements", format!("{nic}this machine is no station of the wire; remove it, or make a TAP with `name`")),
-            ("name = 'pc0'\nbridge = 'br0'\naccept-router-advertisements = true", 1, "accept-router-advertisements", "needs a station, and a port of a bridge is none; remove it, or set `net.ipv6.conf.BRIDGE.accept_ra` of the bridge".to_owned()),
-            ("name = 'pc0'\nbridge = 'br0'\naddresses = ['10.0.0.1/24', 'fd00::1/64']", 1, "addresses", "this machine does not answer at an address of a port of a bridge; give it to the bridge (`ip address add 10.0.0.1/24 dev br0`, or in what configures the network) and remove it, or remove `bridge`".to_owned()),
-            ("name = 'pc0'\nbridge-vlans = '10'", 1, "bridge-vlans", "is about a port of a bridge; write `bridge` too, or remove it".to_owned()),
+            ("nic = 'eth1'\ncarrier = 'always'", 1, "carrier", format!("{nic}a NIC has the carrier of its cable; remove it, or make a TAP with `name`")),
+            ("nic = 'eth1'\naccept-router-advertisements = true", 1, "accept-router-advertisements", format!("{nic}this machine is not a station of the wire; remove it, or make a TAP with `name`")),
+            ("name = 'pc0'\nbridge = 'br0'\naccept-router-advertisements = true", 1, "accept-router-advertisements", "needs a station, and a bridge port is not one; remove it, or set `net.ipv6.conf.BRIDGE.accept_ra` of the bridge".to_owned()),
+            ("name = 'pc0'\nbridge = 'br0'\naddresses = ['10.0.0.1/24', 'fd00::1/64']", 1, "addresses", "this machine does not answer at an address of a bridge port; give it to the bridge (`ip address add 10.0.0.1/24 dev br0`, or in what configures the network) and remove it, or remove `bridge`".to_owned()),
+            ("name = 'pc0'\nbridge-vlans = '10'", 1, "bridge-vlans", "applies to a bridge port; write `bridge` too, or remove it".to_owned()),
             ("name = 'pc0'\nbridge = 'br0'\nbridge-native = 0", 1, "bridge-native", "`0` is out of range; write 1 to 4094".to_owned()),
             ("nic = 'eth1'\nbridge-native = 1", 1, "bridge-native", format!("{nic}its frames go to the peer alone; remove it, or make a TAP with `name`")),
-            ("name = 'pc0'\naddresses = ['10.0.0.1/24']\nport.trunk = '10'", 1, "addresses", "this machine speaks at `pc0` without tags, which the trunk of [device.port] refuses; write `native` there, or give the address to an interface of the VLAN (`ip link add link pc0 name pc0.10 type vlan id 10`) and remove it".to_owned()),
-            ("name = 'pc0'\nmac = '02:00:00:00:00:01'\naddresses = ['10.0.0.1/24']\nport.sources = ['02:00:00:00:00:02']", 1, "mac", "`02:00:00:00:00:01` is not among the `sources` of [device.port], so nothing that this machine sends passes; add it there".to_owned()),
+            ("name = 'pc0'\naddresses = ['10.0.0.1/24']\nport.trunk = '10'", 1, "addresses", "this machine sends untagged frames at `pc0`, which the trunk of [device.port] drops; write `native` there, or give the address to an interface of the VLAN (`ip link add link pc0 name pc0.10 type vlan id 10`) and remove it".to_owned()),
+            ("name = 'pc0'\nmac = '02:00:00:00:00:01'\naddresses = ['10.0.0.1/24']\nport.sources = ['02:00:00:00:00:02']", 1, "mac", "`02:00:00:00:00:01` is not among the `sources` of [device.port], so every frame of this machine is dropped; add it there".to_owned()),
             ("name = 'pc0'\nmtu = 1000\naccept-router-advertisements = true", 1, "accept-router-advertisements", "needs IPv6, which needs an MTU of 1280, not 1000; remove it".to_owned()),
-            ("nic = 'eth1'\nbackend = 'vnet'", 1, "backend", format!("{nic}that is how a TAP is opened; remove it")),
+            ("nic = 'eth1'\nbackend = 'vnet'", 1, "backend", format!("{nic}it is for a TAP; remove it")),
             ("nic = 'eth1'\nmode = 'switch'", 1, "mode", "does not go with `nic`, which is one end of a wire; write `wire`, or leave it out".to_owned()),
             ("name = 'pc0'\nmode = 'wire'", 2, "mode", "a wire has two ends, and there are 2 peers; leave one `[[peer]]`, or write `mode = \"switch\"`".to_owned()),
             ("mode = 'wire'\nnic = 'eth1'", 2, "mode", "a wire has two ends, and there are 2 peers; leave one `[[peer]]`, or write `mode = \"switch\"`".to_owned()),
@@ -353,8 +353,9 @@ mod tests {
         ] {
             let policy = "[device.port]\nspoof-guard = true\n[switch]\nhub = false";
             let errors = with_device(&format!("{device}\n{policy}"), 1).unwrap_err();
-            let problem =
-                format!("a wire looks at no frame, and has nothing of this; remove it, or {other}");
+            let problem = format!(
+                "wire mode inspects no frame, so this has no effect; remove it, or {other}"
+            );
             let seen: Vec<_> = errors
                 .iter()
                 .map(|error| (error.key(), error.problem()))
@@ -396,7 +397,7 @@ mod tests {
         ] {
             assert!(file(device, peer, true).is_ok(), "{device}, {peer}");
             let seen = file(device, peer, false).map_err(|errors| errors.to_string());
-            let expected = "[peer.port]: peer `b` has no VLAN that [device.port] has too";
+            let expected = "[peer.port]: peer `b` shares no VLAN with [device.port]";
             match seen {
                 Ok(_) => assert!(!is_refused, "{device}, {peer}"),
                 Err(errors) => assert!(is_refused && errors.contains(expected), "{errors}"),

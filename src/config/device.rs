@@ -22,25 +22,24 @@ use super::vlan::{vid, vids};
 pub struct DeviceConfig {
     /// `name`, or `nic`: 1 to 15 bytes that the kernel takes as an interface name.
     pub name: String,
-    /// Whether it was `nic`: a NIC that exists, which keeps its MTU, addresses and so on. There are
-    /// no other keys beside it but `mode`.
+    /// Whether it was `nic`: a NIC that exists, and keeps its MTU, addresses and so on. Only `mode` and
+    /// `link-loss-forwarding` go with it.
     pub is_nic: bool,
     /// `mode`: [`Mode::Wire`] with `nic`.
     pub mode: Mode,
-    /// `mtu`: the overlay MTU, 68 to 65521, 1500 when absent; 1280 or more with an IPv6 address. Of
-    /// no meaning for a NIC.
+    /// `mtu`: the overlay MTU, 68 to 65521, 1500 when absent; 1280 or more with an IPv6 address. A
+    /// NIC ignores it.
     pub mtu: u32,
     /// `bridge`: the Linux bridge to become a port of.
     pub bridge: Option<String>,
-    /// `bridge-vlans` and `bridge-native`: the VLANs of the port of the bridge; what the bridge gives it if
-    /// neither is there.
+    /// `bridge-vlans` and `bridge-native`: the VLANs of the bridge port. Without both the bridge chooses.
     pub bridge_vlans: Option<BridgeVlans>,
     /// `mac`: a unicast address.
     pub mac: Option<MacAddr>,
     /// `addresses`: without duplicates.
     pub addresses: Vec<IpNet>,
-    /// `accept-router-advertisements`: whether routers behind the tunnel configure this machine; not
-    /// when absent, nor where IPv6 has no part in the device.
+    /// `accept-router-advertisements`: whether routers behind the tunnel configure this machine; false
+    /// when absent.
     pub accept_router_advertisements: bool,
     /// `carrier`
     pub carrier: Carrier,
@@ -55,24 +54,24 @@ pub struct DeviceConfig {
 /// The VLANs of a port of a Linux bridge: these and no others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BridgeVlans {
-    /// `bridge-vlans`: those whose frames have a tag there.
+    /// `bridge-vlans`: VLANs whose frames are tagged at that port.
     pub tagged: VidSet,
-    /// `bridge-native`: the one whose frames have none.
+    /// `bridge-native`: the VLAN whose frames are untagged there.
     pub native: Option<Vid>,
 }
 
-/// What is between the device and the peers.
+/// How frames pass between the device and the peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// A switch, which learns where stations are.
     #[default]
     Switch,
-    /// Nothing: each frame of the device goes to the one peer there is, and the other way round.
+    /// No switch: each frame of the device goes to the one peer, and each frame of the peer to the device.
     Wire,
 }
 
 impl Mode {
-    /// As it is written.
+    /// Its name in the file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Switch => "switch",
@@ -256,7 +255,7 @@ pub(super) fn read(
     }
 }
 
-/// The VLANs of the port of the bridge, none if nothing is said of them.
+/// The VLANs of the bridge port; none if the file has neither key.
 fn bridge_vlans(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<BridgeVlans> {
     let tagged = section.read("bridge-vlans", report, vids);
     let native = section.read("bridge-native", report, |value| {
@@ -269,7 +268,7 @@ fn bridge_vlans(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<Br
 }
 
 fn overlay_mtu(value: &DeValue<'_>) -> Parsed<u32> {
-    // What the kernel takes for a TAP: a frame with its header still fits in 65535 bytes.
+    // The kernel's limit for a TAP: a frame with its header still fits in 65535 bytes.
     integer(value, 68..=65521, "mtu = 1500").map(|mtu| mtu as u32)
 }
 

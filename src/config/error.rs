@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is wrong with a configuration, and where. Collected by `parse` and `load`, printed as is.
+//! Errors of a configuration, with their place in the file. Collected by `parse` and `load`.
 
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Everything that is wrong with one file, in the order of the file; never empty.
+/// The errors of one file, in the order of the file; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<ConfigError>);
 
@@ -35,7 +35,7 @@ impl From<ConfigError> for ConfigErrors {
     }
 }
 
-/// One thing that is wrong: `FILE:LINE:COLUMN: [section] key: what is wrong; remedy`.
+/// One error: `FILE:LINE:COLUMN: [section] key: what is wrong; remedy`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     file: PathBuf,
@@ -71,12 +71,12 @@ impl ConfigError {
         self.position.map(|position| position.line)
     }
 
-    /// `[section] key`; empty when no single key is at fault.
+    /// `[section] key`; empty if the error is not about one key.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// What is wrong, and the remedy.
+    /// The problem and its remedy.
     pub fn problem(&self) -> &str {
         &self.problem
     }

@@ -69,7 +69,7 @@ pub enum KeyFileError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's reason.
         reason: io::ErrorKind,
     },
     /// Too long, or not text.

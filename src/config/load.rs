@@ -56,12 +56,12 @@ pub fn read_key_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
             reason,
         },
     };
-    // Looked at before it is opened, because opening a pipe would wait for a writer.
+    // Checked before opening, because opening a pipe would wait for a writer.
     if !fs::metadata(path).map_err(failed)?.is_file() {
         return Err(KeyFileError::NotAFile(path.into()));
     }
     let file = File::open(path).map_err(failed)?;
-    // The mode of what was opened, which may no longer be what the path names.
+    // The mode of the open file: the path may name another one by now.
     let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(KeyFileError::Exposed {
@@ -109,5 +109,5 @@ fn read_text(file: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Room for tens of thousands of peers, and for fewer than there are numbers of ports.
+/// Enough for tens of thousands of peers, and too little for more peers than there are port numbers.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;

@@ -5,8 +5,8 @@
 //! NAME or FILE -> file_of -> Config::load -> text, key files   (load: the only I/O)
 //!                                 └> Config::parse -> Config   (all others: pure)
 //! ```
-//! Whoever holds a [`Config`] need not check any of it again. A file that is wrong yields *all* its
-//! errors at once, each with line, column, key and remedy, and none with a secret in it.
+//! A [`Config`] needs no further checks. A file with errors yields all of them at once, each with line,
+//! column, key and remedy, and without secrets.
 
 mod combinations;
 mod device;

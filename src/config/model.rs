@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A configuration as a value: what the file says, with the defaults in place of what it leaves out.
+//! A configuration as a value: the settings of the file, and defaults for the keys that it leaves out.
 //!
 //! Each section is described in a file of its own.
 
@@ -9,7 +9,7 @@ use super::pipeline::PipelineConfig;
 use super::switch::SwitchSettings;
 use super::tunnel::TunnelConfig;
 
-/// Everything that a tunnel is told at start.
+/// The whole configuration of a tunnel.
 #[derive(Debug)]
 pub struct Config {
     /// The stem of the file's name; also names the socket.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::error::ConfigError;
 
-/// What no tunnel is called: the socket of that name is that of a [`host`](crate::host).
+/// The one name that no tunnel may have: its socket is that of a [`host`](crate::host).
 pub const RESERVED_NAME: &str = "host";
 
 /// The name of the tunnel that `file` configures: its stem.
@@ -18,7 +18,7 @@ pub fn tunnel_name(file: &Path) -> Result<String, ConfigError> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let begins_well = stem.starts_with(|c: char| c.is_ascii_alphanumeric());
     if stem == RESERVED_NAME {
-        let problem = "the file's name names the tunnel, and `host` is that of `patchcord host`; \
+        let problem = "the file's name names the tunnel, and `host` is taken by `patchcord host`; \
                        rename the file";
         return Err(ConfigError::of_file(file, problem.into()));
     }

@@ -33,7 +33,7 @@ impl Config {
         let mut report = Report::new(file, text);
         let (document, syntax_errors) = DeTable::parse_recoverable(text);
         if !syntax_errors.is_empty() {
-            // What was recovered would only yield errors that are not there.
+            // The recovered part of the document would yield errors that are not there.
             syntax::report_errors(text, syntax_errors, &mut report);
             return report.finish(None);
         }
@@ -108,7 +108,7 @@ impl<'t, 'i> Sections<'t, 'i> {
         }
     }
 
-    /// What the sections demand of each other by the keys that they have.
+    /// Checks sections against each other, by the keys that are in them.
     fn check(&self, device: &DeviceConfig, report: &mut Report<'_>) {
         combinations::check_device(&self.device, device, self.peers.len(), report);
         if device.mode == Mode::Wire {
@@ -120,7 +120,7 @@ impl<'t, 'i> Sections<'t, 'i> {
             } = self;
             combinations::refuse_beside_wire(device.is_nic, switch, section, peers, report);
         }
-        combinations::check_someone_can_begin(&self.tunnel, &self.peers, report);
+        combinations::check_initiator(&self.tunnel, &self.peers, report);
     }
 }
 
@@ -261,7 +261,7 @@ mod tests {
                 querier: true,
             }
         );
-        // What all the keys of a port mean is tested beside them.
+        // Beside the keys of a port are tests of each.
         assert!(config.device.port.neighbour_suppression);
         let [peer] = &config.peers[..] else {
             panic!("one peer: {:?}", config.peers)

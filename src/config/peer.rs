@@ -25,7 +25,7 @@ pub struct PeerConfig {
     pub name: String,
     /// `public-key`: unique, and not our own.
     pub public_key: PublicKey,
-    /// `endpoint`: where to find the peer; one without is waited for.
+    /// `endpoint`: the address of the peer at first. Without it, the peer has to initiate.
     pub endpoint: Option<Endpoint>,
     /// `keepalive`: 1 s to 1 h, 10 s when absent.
     pub keepalive: Duration,
@@ -35,7 +35,7 @@ pub struct PeerConfig {
     pub port: PortConfig,
 }
 
-/// Where a peer is to be found at first.
+/// The address of a peer until it has answered from another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// An address.
@@ -238,8 +238,8 @@ fn udp_port(text: &str) -> Parsed<u16> {
     }
 }
 
-/// `[fe80::1%eth0]`, as it is written: the number of the interface is looked up when it is called, as it
-/// changes with each start of the machine. None for what has no `%`.
+/// `[fe80::1%eth0]`, kept as text: the index of the interface is looked up for each call, because it changes
+/// with each start of the machine. None without a `%`.
 fn scoped_address(name: &str) -> Parsed<Option<String>> {
     let inner = name.trim_matches(['[', ']']);
     let Some((address, interface)) = inner.split_once('%') else {
@@ -278,7 +278,7 @@ fn is_host_name(name: &str) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
     };
-    // A name of digits and dots is a mistyped IPv4 address; resolvers do odd things with it.
+    // A name of digits and dots is a mistyped IPv4 address, which resolvers read in their own ways.
     let numeric = name.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     name.len() <= 253
         && !numeric

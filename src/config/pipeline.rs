@@ -8,7 +8,7 @@ use super::schema::{Key, Schema};
 use super::section::Section;
 use super::value::{Parsed, choice, integer};
 
-/// `[pipeline]`: how the work is spread over cores; the defaults suit nearly everyone.
+/// `[pipeline]`: how work is spread over cores; the defaults suit nearly every machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PipelineConfig {
     /// `plan`
@@ -17,9 +17,9 @@ pub struct PipelineConfig {
     pub lanes: Option<usize>,
     /// `workers`: 1 to 64; chosen by the number of cores when absent.
     pub workers: Option<usize>,
-    /// `pin`: whether threads are pinned to cores; when there is a core for each if absent.
+    /// `pin`: whether threads are pinned to cores; if absent, they are where each has a core.
     pub pin: Option<bool>,
-    /// `nice`: precedence of the data threads while there is bulk traffic, -20 (most) to 19; -20 if
+    /// `nice`: priority of the data threads while they carry bulk traffic, -20 (first) to 19; -20 if
     /// absent.
     pub nice: Option<i32>,
     /// `udp-gso`: whether the kernel or the network card may cut trains of datagrams.

@@ -198,7 +198,7 @@ pub(super) fn read(
     }
 }
 
-/// The keys of which a port has one at most.
+/// A port has at most one of these keys.
 const KINDS: [&str; 3] = ["trunk", "access", "tunnel"];
 
 fn vlans(section: &Section<'_, '_>, report: &mut Report<'_>) -> PortVlans {
@@ -209,7 +209,7 @@ fn vlans(section: &Section<'_, '_>, report: &mut Report<'_>) -> PortVlans {
         ("tag", "tunnel", "tunnel = 200"),
     ] {
         if section.has(key) && !section.has(kind) {
-            let problem = format!("is of use in a {kind} only; write for example `{example}` too");
+            let problem = format!("applies to a {kind} only; write for example `{example}` too");
             section.refuse(key, report, problem);
         }
     }
@@ -222,7 +222,7 @@ fn vlans(section: &Section<'_, '_>, report: &mut Report<'_>) -> PortVlans {
 
     let is_native_wrong = native.is_none() && section.has("native");
     let vlans = match (allowed, access, tunnel) {
-        // What is wrong with it is reported; to go on would only yield errors that are not there.
+        // Its error is reported, and further checks would yield errors that are not there.
         (Some(_), ..) if is_native_wrong => return PortVlans::transparent(),
         (Some(allowed), ..) => PortVlans::trunk(allowed, native, &translate.unwrap_or_default()),
         (None, Some(vid), _) => PortVlans::access(vid),
@@ -236,7 +236,7 @@ fn vlans(section: &Section<'_, '_>, report: &mut Report<'_>) -> PortVlans {
     })
 }
 
-/// Every kind but the first of the file is one too many.
+/// Refuses all kinds but the first in the file.
 fn refuse_second_kind(section: &Section<'_, '_>, report: &mut Report<'_>) {
     let mut kinds: Vec<_> = KINDS.into_iter().filter(|kind| section.has(kind)).collect();
     kinds.sort_by_key(|kind| section.span_of(kind).start);
@@ -249,7 +249,7 @@ fn refuse_second_kind(section: &Section<'_, '_>, report: &mut Report<'_>) {
     }
 }
 
-/// The key that is to blame, and what to do about it.
+/// The key at fault, and the remedy.
 fn remedy(error: VlanError) -> (&'static str, &'static str) {
     match error {
         VlanError::TranslatedInVain { .. } => {

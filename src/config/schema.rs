@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the table of keys is made of: sections, and the row of each key.
+//! The types of the table of keys: a section, and the row of a key.
 
 /// One key of a section.
 #[derive(Debug)]
 pub struct Key {
-    /// As it is written.
+    /// Its name in the file.
     pub name: &'static str,
     /// The type of its value.
     pub kind: &'static str,
-    /// What holds where the key is absent.
+    /// The value if the key is absent.
     pub default: &'static str,
-    /// The values that are taken; empty where the type or `about` says all.
+    /// The values that it may have; empty if the type or `about` suffices.
     pub range: &'static str,
-    /// What it does, in one paragraph. Keys and values stand between backquotes.
+    /// Its purpose, in one paragraph. Keys and values stand between backquotes.
     pub about: &'static str,
 }
 
@@ -21,9 +21,9 @@ pub struct Key {
 pub struct Schema {
     /// Its name, without brackets.
     pub name: &'static str,
-    /// As it is written.
+    /// Its header in the file.
     pub header: &'static str,
-    /// What it is about.
+    /// Its purpose.
     pub about: &'static str,
     /// Its keys, in the order of the documents.
     pub keys: &'static [Key],

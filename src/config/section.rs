@@ -32,7 +32,7 @@ impl<'t, 'i> Section<'t, 'i> {
         }
     }
 
-    /// A section that is not a table, which is reported: no key in it is said to be missing.
+    /// A section that is not a table, which has been reported. No key of it is reported as missing.
     pub(super) fn unreadable(schema: &'static Schema) -> Self {
         Self {
             is_readable: false,
@@ -75,7 +75,7 @@ impl<'t, 'i> Section<'t, 'i> {
         }
     }
 
-    /// Whether it is a table, or absent; what is neither is reported.
+    /// Whether it is a table, or absent. All else has been reported.
     pub(super) fn is_readable(&self) -> bool {
         self.is_readable
     }
@@ -149,7 +149,7 @@ impl<'t, 'i> Section<'t, 'i> {
         }
     }
 
-    /// What errors call `key`.
+    /// The name of `key` in errors.
     pub(super) fn name_of(&self, key: &str) -> String {
         format!("{} {key}", self.schema.header)
     }

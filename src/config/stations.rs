@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `stations` of the ports: who lives where, whatever frames say. Pure.
+//! `stations` of the ports: static entries of the FDB, which frames do not override. Pure.
 //!
-//! What each port says is checked at once, what they say together as they are read one by one.
+//! The list of a port is checked as it is read, against the lists of the ports before it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,7 +19,7 @@ const KEY: &str = "stations";
 const EXAMPLE: &str = "stations = [\"02:00:5e:10:00:01\"]";
 const IN_VLAN: &str = "{ mac = \"02:00:5e:10:00:01\", vlan = 10 }";
 
-/// All that were read so far.
+/// The stations read so far.
 #[derive(Default)]
 pub(super) struct Stations {
     /// With the number of its port, in the order in which they are read.
@@ -66,12 +66,12 @@ impl Stations {
         Err(if home == self.ports {
             format!("{address} is listed twice; remove one")
         } else {
-            format!("{address} is behind another port already; leave it where it lives")
+            format!("{address} is behind another port already; leave it at one of them")
         })
     }
 
-    /// The table must have a place for each of them, though its key, which is secret and another one at
-    /// each start, says where.
+    /// The FDB must have room for all of them under any hash key: the key is secret, and drawn at each
+    /// start.
     pub(super) fn check_room(&self, capacity: usize, report: &mut Report<'_>) {
         let room = capacity.max(LEAST_ROOM * SHARE) / SHARE;
         let Some((span, key)) = self.places.get(room) else {
@@ -90,9 +90,9 @@ impl Stations {
     }
 }
 
-/// Of so many places one may be taken. With fewer, some bucket would have too many under any key.
+/// One entry in so many may be static. With more, a bucket would overflow under some key.
 const SHARE: usize = 8;
-/// What one bucket takes.
+/// The entries of one bucket.
 const LEAST_ROOM: usize = 8;
 
 type Item = (Range<usize>, Parsed<(Vid, MacAddr)>);
@@ -134,7 +134,7 @@ fn in_vlan(table: &DeTable<'_>) -> Parsed<(MacAddr, Option<Vid>)> {
         .find(|key| !["mac", "vlan"].contains(&key.get_ref().as_ref()));
     if unknown.is_some() {
         return Err(format!(
-            "a station has a `mac` and a `vlan`, and nothing else; write `{IN_VLAN}`"
+            "a station has the keys `mac` and `vlan` only; write `{IN_VLAN}`"
         ));
     }
     let mac = match table.get("mac") {
@@ -154,7 +154,7 @@ fn mac(value: &DeValue<'_>) -> Parsed<MacAddr> {
         Ok(mac)
     } else {
         Err(format!(
-            "{mac} is the address of a group, or null, and not of a station; {remedy}"
+            "{mac} is the address of a group, or zero, and not of a station; {remedy}"
         ))
     }
 }
@@ -236,17 +236,17 @@ mod tests {
         for (lines, error) in [
             ("stations = '02:00:00:00:00:01'", format!("12:12: [peer.port] stations: is a string, not an array; {example}")),
             ("stations = [\n  '02:00:00:00:00:01',\n  '02:00',\n]", format!("14:3: [peer.port] stations: `02:00`: an Ethernet address has six groups, as in 02:00:5e:10:00:01; {example}")),
-            ("stations = ['ff:ff:ff:ff:ff:ff']", format!("12:13: [peer.port] stations: ff:ff:ff:ff:ff:ff is the address of a group, or null, and not of a station; {example}")),
-            ("stations = [{ mac = '00:00:00:00:00:00' }]", format!("12:13: [peer.port] stations: 00:00:00:00:00:00 is the address of a group, or null, and not of a station; {example}")),
+            ("stations = ['ff:ff:ff:ff:ff:ff']", format!("12:13: [peer.port] stations: ff:ff:ff:ff:ff:ff is the address of a group, or zero, and not of a station; {example}")),
+            ("stations = [{ mac = '00:00:00:00:00:00' }]", format!("12:13: [peer.port] stations: 00:00:00:00:00:00 is the address of a group, or zero, and not of a station; {example}")),
             ("stations = [1]", format!("12:13: [peer.port] stations: is an integer, not a string; {example}")),
             ("stations = [{ vlan = 10 }]", format!("12:13: [peer.port] stations: has no `mac`; {in_vlan}")),
-            ("stations = [{ mac = '02:00:00:00:00:01', vid = 10 }]", format!("12:13: [peer.port] stations: a station has a `mac` and a `vlan`, and nothing else; {in_vlan}")),
+            ("stations = [{ mac = '02:00:00:00:00:01', vid = 10 }]", format!("12:13: [peer.port] stations: a station has the keys `mac` and `vlan` only; {in_vlan}")),
             ("stations = [{ mac = '02:00:00:00:00:01', vlan = 4095 }]", "12:13: [peer.port] stations: `4095` is out of range; write 0 to 4094".to_owned()),
             ("access = 42\nstations = [{ mac = '02:00:00:00:00:01', vlan = 43 }]", "13:13: [peer.port] stations: 02:00:00:00:00:01 is in VLAN 43, which the port does not have; its only one is 42: leave `vlan` out".to_owned()),
             ("trunk = 10\nstations = [{ mac = '02:00:00:00:00:01', vlan = 20 }]", "13:13: [peer.port] stations: 02:00:00:00:00:01 is in VLAN 20, which the port does not have; write one of `trunk`, or add it there".to_owned()),
             ("trunk = 10\nstations = ['02:00:00:00:00:01']", "13:13: [peer.port] stations: 02:00:00:00:00:01 is in no VLAN, and untagged frames do not pass here; write for example `{ mac = \"02:00:5e:10:00:01\", vlan = 10 }`".to_owned()),
             ("stations = ['02:00:00:00:00:01', '02:00:00:00:00:01']", "12:34: [peer.port] stations: 02:00:00:00:00:01 is listed twice; remove one".to_owned()),
-            ("stations = [{ mac = '02:00:00:00:00:09', vlan = 10 }]", "12:13: [peer.port] stations: 02:00:00:00:00:09 in VLAN 10 is behind another port already; leave it where it lives".to_owned()),
+            ("stations = [{ mac = '02:00:00:00:00:09', vlan = 10 }]", "12:13: [peer.port] stations: 02:00:00:00:00:09 in VLAN 10 is behind another port already; leave it at one of them".to_owned()),
         ] {
             let first = "stations = [{ mac = '02:00:00:00:00:09', vlan = 10 }]";
             let printed = parse("", [first, lines]).unwrap_err().to_string();

@@ -12,30 +12,30 @@ use super::schema::{Key, Schema};
 use super::section::Section;
 use super::value::{Parsed, duration, integer};
 
-/// `[switch]`: what holds for all of its ports.
+/// `[switch]`: settings for all ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SwitchSettings {
     /// `hub`: whether frames pass from peer to peer, as they do not in a mesh.
     pub hub: bool,
-    /// `capacity`: for how many addresses there is room, 8 to 1048576; twice as many as all ports may
-    /// have when absent, see [`SwitchConfig::usual_capacity`].
+    /// `capacity`: addresses that the FDB has room for, 8 to 1048576; twice as many as all ports may have
+    /// when absent, see [`SwitchConfig::usual_capacity`].
     pub capacity: Option<usize>,
-    /// `ageing`: how long an address is remembered that sends nothing, 1 s to 1 d; 300 s when absent.
+    /// `ageing`: how long the FDB keeps an address that sends nothing, 1 s to 1 d; 300 s when absent.
     pub ageing: Duration,
-    /// `dampening`: how often an address that moved too often may move again, once in 0 s to 60 s; 1 s
-    /// when absent.
+    /// `dampening`: an address that moved too often moves at most once in this time, 0 s to 60 s; 1 s when
+    /// absent.
     pub dampening: Duration,
-    /// `max-addresses`: how many of one port are learned, 1 to 1048576 and no more than `capacity`; 4096
-    /// when absent.
+    /// `max-addresses`: addresses that the FDB learns for one port, 1 to 1048576 and at most `capacity`;
+    /// 4096 when absent.
     pub max_addresses: usize,
-    /// `loop-guard`: whether loops are looked for, and cut; so when absent.
+    /// `loop-guard`: whether loops are found and cut; true when absent.
     pub loop_guard: bool,
-    /// `querier`: whether this node asks the stations for the groups that they want.
+    /// `querier`: whether this node asks stations for their multicast groups.
     pub querier: bool,
 }
 
 impl SwitchSettings {
-    /// For how many addresses there is room in a switch with so many ports, the device's included.
+    /// The addresses that the FDB of a switch with so many ports, that of the device included, has room for.
     pub fn room(&self, ports: usize) -> usize {
         let usual = || SwitchConfig::usual_capacity(ports, self.max_addresses);
         self.capacity.unwrap_or_else(usual)
@@ -132,7 +132,7 @@ pub(super) fn read(section: &Section<'_, '_>, report: &mut Report<'_>) -> Switch
         && max_addresses > room
     {
         let problem = format!(
-            "{max_addresses} is more than there is room for in all, which is {room}; write a \
+            "{max_addresses} is more than the FDB has room for, which is {room}; write a \
              `capacity` of twice as many as there are stations"
         );
         section.refuse("max-addresses", report, problem);
@@ -156,7 +156,7 @@ pub(super) fn read(section: &Section<'_, '_>, report: &mut Report<'_>) -> Switch
     }
 }
 
-/// So many addresses, of the switch or of one port.
+/// A number of addresses, of the switch or of one port.
 fn stations(value: &DeValue<'_>, range: RangeInclusive<i64>, example: &str) -> Parsed<usize> {
     integer(value, range, example).map(|stations| stations as usize)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Text that is not TOML: what the parser of TOML says of it, and the remedy. Pure.
+//! Text that is not TOML: the errors of the TOML parser, with remedies. Pure.
 
 use toml::de::Error;
 
@@ -8,7 +8,7 @@ use super::error::Report;
 /// Reports what the parser of TOML found in `text`.
 pub(super) fn report_errors(text: &str, errors: Vec<Error>, report: &mut Report<'_>) {
     if let Some(at) = text.find("[Interface]") {
-        let problem = "this is a file of WireGuard's; the sections here are `[tunnel]`, \
+        let problem = "this is a WireGuard file; the sections here are `[tunnel]`, \
                        `[device]` and `[[peer]]`, in TOML";
         report.add(&(at..at), "", problem.into());
         return;
@@ -26,8 +26,8 @@ pub(super) fn report_errors(text: &str, errors: Vec<Error>, report: &mut Report<
     }
 }
 
-/// The TOML parser takes a word without quotes for a number or a boolean, and says so. Nothing but
-/// the name of the key goes into the remedy: the rest of the line may hold a secret.
+/// The TOML parser takes a word without quotes for a number or a boolean, and complains about that. The
+/// remedy names the key only: the rest of the line may hold a secret.
 fn quotes_remedy(text: &str, offset: usize) -> Option<String> {
     let (before, after) = text.split_at_checked(offset)?;
     let before = before.rsplit('\n').next()?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the tests of sections share: keys, and files that are valid but for the lines of a test.
+//! Shared by the tests of sections: keys, and files that are valid without the lines of the test.
 
 use std::path::Path;
 

@@ -13,7 +13,7 @@ use super::section::Section;
 use super::value::{Parsed, choice, duration, integer, key_path, shown, string};
 use crate::crypto::keys::PrivateKey;
 
-/// `[tunnel]`: who we are on the underlay.
+/// `[tunnel]`: this node on the underlay.
 #[derive(Debug)]
 pub struct TunnelConfig {
     /// Read from `private-key-file`.

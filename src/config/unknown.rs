@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Names that are no key and no section: what may be meant instead. Pure.
+//! Unknown names: reported with the key or section that was probably meant. Pure.
 
 use toml::de::{DeTable, DeValue};
 
@@ -7,18 +7,18 @@ use super::error::Report;
 use super::keys::SECTIONS;
 use super::schema::Schema;
 
-/// Reports every name of the file that the table of keys does not have.
+/// Reports every name in the file that is not in the table of keys.
 pub(super) fn report_unknown(document: &DeTable<'_>, report: &mut Report<'_>) {
     for (name, value) in document {
         let name_text = name.get_ref().as_ref();
-        match outermost().find(|schema| schema.name == name_text) {
+        match top_level().find(|schema| schema.name == name_text) {
             Some(schema) => report_keys(schema, value.get_ref(), report),
             None => report.add(&name.span(), name_text, unknown_section(name_text)),
         }
     }
 }
 
-/// Of a section, or of each in a list. What is neither is refused where the section is read.
+/// For a section, or each in a list. [`Section`](super::section) refuses all other values.
 fn report_keys(schema: &'static Schema, value: &DeValue<'_>, report: &mut Report<'_>) {
     match value {
         DeValue::Table(table) => report_keys_of(schema, table, report),
@@ -43,20 +43,20 @@ fn report_keys_of(schema: &'static Schema, table: &DeTable<'_>, report: &mut Rep
     }
 }
 
-/// The sections that are within no other.
-fn outermost() -> impl Iterator<Item = &'static Schema> {
+/// The sections at the top level of the file.
+fn top_level() -> impl Iterator<Item = &'static Schema> {
     let is_port_of = |schema: &Schema, outer: &Schema| {
         outer.port.is_some_and(|port| port.header == schema.header)
     };
-    let is_outermost =
+    let is_top_level =
         move |schema: &&Schema| !SECTIONS.iter().any(|outer| is_port_of(schema, outer));
-    SECTIONS.into_iter().filter(is_outermost)
+    SECTIONS.into_iter().filter(is_top_level)
 }
 
-/// Says what to do about a top-level name that is no section.
+/// The remedy for a name at the top level that is not a section.
 fn unknown_section(name: &str) -> String {
     if let Some(home) = home_of(name, None) {
-        return format!("stands outside every section; it belongs in {home}");
+        return format!("is outside every section; it belongs in {home}");
     }
     match closest(name, SECTIONS.iter().map(|section| section.name)) {
         Some(best) => {

@@ -2,7 +2,7 @@
 //! Values of single keys: from TOML to a type. Pure; knows nothing of sections or of other keys.
 //!
 //! Every error reads "what is wrong; remedy". A value is repeated only through [`shown`], because
-//! people paste keys into the wrong line.
+//! a key may be pasted into the wrong line.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -163,12 +163,12 @@ pub(super) fn shown(text: &str) -> String {
     format!("`{}{dots}`", short.escape_debug())
 }
 
-/// Whether somebody may have pasted a key, be it cut or with characters too many: a run of base64.
+/// A run of base64 that may be a key, cut short or with extra characters.
 fn may_hold_a_key(run: &str) -> bool {
     run.len() >= 32
 }
 
-/// Stricter, because a long path of letters and slashes must pass.
+/// Stricter than [`may_hold_a_key`], because a long path of letters and slashes must pass.
 fn is_key_rather_than_path(text: &str) -> bool {
     let base64 = matches!(text.trim_end_matches('=').len(), 42..=43)
         && text.chars().all(is_base64)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a valid configuration has that is seldom meant: told by `check` and at each start. What is wrong
-//! for certain is an error, in `parse`. Pure.
+//! Valid settings that are rarely meant: `check` and each start warn of them. Certain errors are those of
+//! `parse`. Pure.
 
 use std::{
     fmt,
@@ -12,12 +12,12 @@ use super::device::{DeviceConfig, Mode};
 use super::model::Config;
 use super::peer::{Endpoint, PeerConfig};
 
-/// Address translators forget a UDP flow after 30 s, many of them.
+/// Many address translators forget a UDP flow after 30 s.
 const TRANSLATORS_FORGET: Duration = Duration::from_secs(30);
-/// What Ethernet carries, and a bridge's other ports mostly have.
+/// The MTU of Ethernet, and of most ports of a bridge.
 const USUAL_MTU: u32 = 1500;
 
-/// One thing that is seldom meant: `[section] key: what may be wrong; remedy`.
+/// One setting that is rarely meant: `[section] key: what may be wrong; remedy`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigWarning {
     key: &'static str,
@@ -31,7 +31,7 @@ impl fmt::Display for ConfigWarning {
 }
 
 impl Config {
-    /// What is seldom meant, in the order of the sections.
+    /// Settings that are rarely meant, in the order of the sections.
     pub fn warnings(&self) -> Vec<ConfigWarning> {
         let mut warnings = Vec::new();
         let mut warn = |key, text| warnings.push(ConfigWarning { key, text });
@@ -42,7 +42,7 @@ impl Config {
         about_listen(self, &mut warn);
         about_pairs(&self.peers, &mut warn);
         if self.switch.hub && self.peers.len() == 1 {
-            let text = "there is one peer, so nothing is passed on between peers; leave it out";
+            let text = "there is one peer, so no frame passes from peer to peer; leave it out";
             warn("[switch] hub", text.to_owned());
         }
         warnings
@@ -71,7 +71,7 @@ fn about_device(device: &DeviceConfig, warn: &mut Warn<'_>) {
         let is_alone = net.prefix_len() == net.max_prefix_len();
         if is_alone && device.mode == Mode::Switch {
             let text = format!(
-                "`{net}` covers no other station, so none is on this network; write for example \
+                "`{net}` is a network of one address, without another station; write for example \
                  `{}/{}`",
                 net.addr(),
                 if net.addr().is_ipv4() { 24 } else { 64 }
@@ -95,7 +95,7 @@ fn about_peer(config: &Config, peer: &PeerConfig, warn: &mut Warn<'_>) {
     match &peer.endpoint {
         None if config.tunnel.listen.port() == 0 => {
             let text = format!(
-                "peer `{name}` is waited for, at a UDP port that is another one at each start; \
+                "peer `{name}` has to initiate, to a UDP port that changes at each start; \
                  write `listen = \"[::]:51830\"` in [tunnel], or an `endpoint`"
             );
             warn("[[peer]] endpoint", text);
@@ -111,14 +111,14 @@ fn about_endpoint(config: &Config, name: &str, endpoint: SocketAddr, warn: &mut 
     if let Some(net) = inside.next() {
         let text = format!(
             "`{endpoint}` of peer `{name}` is in the network `{net}` of the tunnel's own device, so \
-             the way to the peer leads into the tunnel; choose other `addresses`"
+             the route to the peer leads into the tunnel; choose other `addresses`"
         );
         warn("[[peer]] endpoint", text);
     }
     let is_link_local = matches!(endpoint, SocketAddr::V6(it) if it.ip().is_unicast_link_local() && it.scope_id() == 0);
     if is_link_local {
         let text = format!(
-            "`{endpoint}` of peer `{name}` is on every link; write `[{}%INTERFACE]:{}`",
+            "`{endpoint}` of peer `{name}` is a link-local address without its interface; write `[{}%INTERFACE]:{}`",
             endpoint.ip(),
             endpoint.port()
         );
@@ -126,7 +126,7 @@ fn about_endpoint(config: &Config, name: &str, endpoint: SocketAddr, warn: &mut 
     }
 }
 
-/// Peers elsewhere cannot be reached from an address of this machine alone.
+/// A loopback address reaches no peer on another machine.
 fn about_listen(config: &Config, warn: &mut Warn<'_>) {
     let listen = config.tunnel.listen;
     let elsewhere = |peer: &&PeerConfig| match &peer.endpoint {
@@ -144,7 +144,7 @@ fn about_listen(config: &Config, warn: &mut Warn<'_>) {
         others => format!("peer `{name}` and {others} others are"),
     };
     let text = format!(
-        "`{listen}` speaks to this machine only, and {who} elsewhere; write `[::]:{}`",
+        "`{listen}` reaches this machine only, and {who} elsewhere; write `[::]:{}`",
         listen.port()
     );
     warn("[tunnel] listen", text);
@@ -154,7 +154,7 @@ fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
-/// What only one peer can have.
+/// Endpoints and preshared keys belong to one peer each.
 fn about_pairs(peers: &[PeerConfig], warn: &mut Warn<'_>) {
     for (at, peer) in peers.iter().enumerate() {
         let earlier = || peers[..at].iter();
@@ -162,7 +162,7 @@ fn about_pairs(peers: &[PeerConfig], warn: &mut Warn<'_>) {
             |other: &&PeerConfig| other.endpoint.is_some() && other.endpoint == peer.endpoint;
         if let (Some(other), Some(endpoint)) = (earlier().find(same), &peer.endpoint) {
             let text = format!(
-                "peers `{}` and `{}` are both at `{endpoint}`, where only one can be",
+                "peers `{}` and `{}` both have the endpoint `{endpoint}`, and only one can be there",
                 other.name, peer.name
             );
             warn("[[peer]] endpoint", text);

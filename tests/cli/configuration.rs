@@ -107,7 +107,7 @@ fn accepts() {
 
 #[test]
 #[rustfmt::skip] // one row, one warning
-fn check_warns_of_what_is_seldom_meant() {
+fn check_warns_of_what_is_rarely_meant() {
     let site = Site::new();
     let other = run_with_stdin(&["pubkey"], &run(&["genkey"]).stdout).stdout;
     let second = |lines: &str| format!("{PEER_KEY}\n{lines}\n[[peer]]\nname = \"site-c\"\npublic-key = \"{}\"\n{lines}", other.trim());
@@ -123,14 +123,14 @@ fn check_warns_of_what_is_seldom_meant() {
             "write for example `10.99.0.1/24`"),
         (CONFIG.replace(PEER_KEY, &format!("{PEER_KEY}\nkeepalive = \"2m\"")),
             "warning: [[peer]] keepalive: 2m of peer `site-b` is longer than"),
-        (CONFIG.replace(LISTEN, "listen = \"[::]:0\""), "at a UDP port that is another one at each start"),
-        (in_own_network, "the way to the peer leads into the tunnel"),
+        (CONFIG.replace(LISTEN, "listen = \"[::]:0\""), "to a UDP port that changes at each start"),
+        (in_own_network, "the route to the peer leads into the tunnel"),
         (CONFIG.replace(PEER_KEY, &format!("{PEER_KEY}\nendpoint = \"[fe80::1]:1\"")), "write `[fe80::1%INTERFACE]:1`"),
         (CONFIG.replace(LISTEN, "listen = \"127.0.0.1:1\"").replace(PEER_KEY, &format!("{PEER_KEY}\nendpoint = \"192.0.2.1:1\"")),
-            "warning: [tunnel] listen: `127.0.0.1:1` speaks to this machine only, and peer `site-b` is elsewhere"),
+            "warning: [tunnel] listen: `127.0.0.1:1` reaches this machine only, and peer `site-b` is elsewhere"),
         (CONFIG.replace(LISTEN, "listen = \"127.0.0.1:1\"").replace(PEER_KEY, &others),
             "and peer `site-b` and another one are elsewhere"),
-        (CONFIG.replace(PEER_KEY, &twins), "peers `site-b` and `site-c` are both at `192.0.2.1:1`"),
+        (CONFIG.replace(PEER_KEY, &twins), "peers `site-b` and `site-c` both have the endpoint `192.0.2.1:1`"),
         (CONFIG.replace(PEER_KEY, &shared), "peers `site-b` and `site-c` have the same preshared key"),
         (CONFIG.replace("[device]", "[switch]\nhub = true\n[device]"), "warning: [switch] hub: there is one peer"),
     ] {
@@ -159,7 +159,7 @@ fn slips_of_the_file_as_a_whole_have_a_remedy() {
             &format!("{CONFIG}\n[tunnel]\n"),
             "the section is there already",
         ),
-        (wireguard, "this is a file of WireGuard's"),
+        (wireguard, "this is a WireGuard file"),
     ] {
         let ran = site.check(text);
         assert_eq!(ran.code, 2, "{}", ran.stderr);
@@ -399,7 +399,7 @@ fn refuses_values_of_ports() {
     for (lines, begin, part) in [
         ("trunk = \"10, 4095\"", "8:9: [device.port] trunk: `4095`", "1 to 4094"),
         ("trunk = 10\naccess = 42", "9:10: [device.port] access: the port has `trunk` already", "remove one"),
-        ("native = 5", "8:10: [device.port] native: is of use in a trunk only", "`trunk = \"10, 20-29\"`"),
+        ("native = 5", "8:10: [device.port] native: applies to a trunk only", "`trunk = \"10, 20-29\"`"),
         ("bpdu = \"no\"", "8:8: [device.port] bpdu:", "`pass` or `drop` or `guard`"),
         ("sources = [\"01:00:5e:00:00:01\"]", "8:11: [device.port] sources:", "not the address of a station"),
         ("stations = [\"01:00:5e:00:00:01\"]", "8:13: [device.port] stations: 01:00:5e:00:00:01 is the address of a group", "02:00:5e:10:00:01"),
@@ -425,7 +425,7 @@ fn refuses_values_of_ports() {
     refuses(&[
         (DEVICE, "name = \"pc0\"\nacces = 42", "7:1: [device] acces: unknown key", &["`access` in [device.port]"]),
         (DEVICE, "name = \"pc0\"\ntrunk = 42", "7:1: [device] trunk: is not a key of [device]", &["belongs in [device.port]"]),
-        ("[tunnel]", "access = 42\n[tunnel]", "1:1: access: stands outside", &["[device.port] or [peer.port]"]),
+        ("[tunnel]", "access = 42\n[tunnel]", "1:1: access: is outside", &["[device.port] or [peer.port]"]),
     ]);
 }
 
