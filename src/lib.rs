@@ -228,7 +228,7 @@ pub mod internals {
         }
     }
     pub mod machine {
-        pub use crate::machine::{keep_memory_private, service, signals};
+        pub use crate::machine::{keep_memory_private, lock::is_hosted, service, signals};
     }
     #[cfg(fuzzing)]
     pub mod pipeline {

@@ -17,6 +17,7 @@ use patchcord::config::{self, ConfigErrors, RESERVED_NAME};
 use patchcord::control::{RUN_DIR, socket_path};
 use patchcord::host::client::{Client, ClientError};
 use patchcord::host::protocol::{Refusal, RefusalCode, TunnelInfo};
+use patchcord::internals::machine::is_hosted;
 use patchcord::provider::SessionStatus;
 use tokio::runtime::Builder;
 use tokio::time::timeout;
@@ -196,20 +197,15 @@ fn is_running(tunnel: &TunnelInfo) -> bool {
     )
 }
 
-/// Whether a process that lives has a tunnel without a socket of its own.
+/// Whether a host that lives runs a tunnel, as the locks of the tunnels show. One with a socket of its own
+/// needs no host: it is that of a program with one tunnel, or of an older `patchcord up`.
 fn is_host_busy(run_dir: &Path) -> bool {
     let entries = fs::read_dir(run_dir).into_iter().flatten().flatten();
     let mut names = entries.filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
         name.strip_suffix(".lock").map(str::to_owned)
     });
-    names.any(|name| !socket_path(run_dir, &name).exists() && is_locked(run_dir, &name))
-}
-
-fn is_locked(run_dir: &Path, name: &str) -> bool {
-    let pid = fs::read_to_string(run_dir.join(format!("{name}.lock")));
-    let pid = pid.ok().and_then(|text| text.trim().parse::<u32>().ok());
-    pid.is_some_and(|pid| Path::new("/proc").join(pid.to_string()).exists())
+    names.any(|name| is_hosted(run_dir, &name) && !socket_path(run_dir, &name).exists())
 }
 
 /// The names for which there is a socket, in order; some may be of tunnels that were killed.

@@ -69,12 +69,26 @@ pub(crate) struct RunLock {
 }
 
 impl RunLock {
-    /// Takes the lock of `tunnel` in the run directory `dir`, which is made when it does not exist.
+    /// Takes the lock of `tunnel` in the run directory `dir`, which is made when it does not exist. The
+    /// holder is a host: clients of the tunnel ask at its socket.
     ///
     /// # Errors
     /// When another holder lives, or the directory is not writable.
     pub(crate) fn acquire(dir: &Path, tunnel: &str) -> Result<Self, LockError> {
-        let file = LockFile::acquire(dir.join(format!("{tunnel}.lock")));
+        Self::acquire_as("", dir, tunnel)
+    }
+
+    /// The same for a process that runs only this tunnel, and makes a socket for it. The file says so from
+    /// the first moment: until the socket is there, and when it is gone, nothing else does.
+    ///
+    /// # Errors
+    /// As [`Self::acquire`].
+    pub(crate) fn acquire_alone(dir: &Path, tunnel: &str) -> Result<Self, LockError> {
+        Self::acquire_as(ALONE, dir, tunnel)
+    }
+
+    fn acquire_as(role: &str, dir: &Path, tunnel: &str) -> Result<Self, LockError> {
+        let file = LockFile::acquire_as(role, dir.join(format!("{tunnel}.lock")));
         // Once in a while, and a start is one.
         sweep(dir);
         let held = |pid| LockError::TunnelHeld {
@@ -85,6 +99,15 @@ impl RunLock {
             _file: file.map_err(|refusal| refusal.into_error(held))?,
         })
     }
+}
+
+/// In the lock of a tunnel, behind the process: it runs no other.
+const ALONE: &str = "alone";
+
+/// Whether a host that lives holds the lock of `tunnel` in the run directory `dir`.
+pub fn is_hosted(dir: &Path, tunnel: &str) -> bool {
+    let text = fs::read_to_string(dir.join(format!("{tunnel}.lock"))).unwrap_or_default();
+    pid_in(&text).is_some_and(is_alive) && text.split_whitespace().nth(1) != Some(ALONE)
 }
 
 /// The name of a device in the network namespace of this thread, for this process alone.
@@ -167,7 +190,12 @@ impl Refusal {
 
 impl LockFile {
     fn acquire(path: PathBuf) -> Result<Self, Refusal> {
-        match Self::try_acquire(&path) {
+        Self::acquire_as("", path)
+    }
+
+    /// `role`: a word about this process for the file, or none.
+    fn acquire_as(role: &str, path: PathBuf) -> Result<Self, Refusal> {
+        match Self::try_acquire(role, &path) {
             Ok(Ok(file)) => Ok(Self { path, file }),
             Ok(Err(pid)) => Err(Refusal::Held(pid)),
             Err(error) => Err(Refusal::Io(path, error)),
@@ -175,7 +203,7 @@ impl LockFile {
     }
 
     /// The locked file, or the process that holds it.
-    fn try_acquire(path: &Path) -> io::Result<Result<File, Option<u32>>> {
+    fn try_acquire(role: &str, path: &Path) -> io::Result<Result<File, Option<u32>>> {
         if let Some(dir) = path.parent() {
             make_run_dir(dir)?;
         }
@@ -208,7 +236,8 @@ impl LockFile {
             // open and our lock, we hold a lock that nobody else can see.
             if fs::metadata(path).is_ok_and(|there| is_same_file(&there, &file)) {
                 file.set_len(0)?;
-                file.write_all(std::process::id().to_string().as_bytes())?;
+                let holder = format!("{} {role}", std::process::id());
+                file.write_all(holder.trim_end().as_bytes())?;
                 return Ok(Ok(file));
             }
         }
@@ -301,7 +330,11 @@ fn is_same_file(there: &fs::Metadata, file: &File) -> bool {
 fn read_pid(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+    pid_in(&text)
+}
+
+fn pid_in(text: &str) -> Option<u32> {
+    text.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -329,6 +362,22 @@ mod tests {
             0,
             "nothing is left behind"
         );
+    }
+
+    #[test]
+    fn a_lock_tells_a_host_from_a_process_that_runs_one_tunnel() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_hosted(dir.path(), "office"), "nobody runs it");
+        let hosted = RunLock::acquire(dir.path(), "office").unwrap();
+        assert!(is_hosted(dir.path(), "office"));
+        drop(hosted);
+        let _alone = RunLock::acquire_alone(dir.path(), "office").unwrap();
+        assert!(!is_hosted(dir.path(), "office"));
+        let error = RunLock::acquire(dir.path(), "office").unwrap_err();
+        let pid = format!("(process {})", std::process::id());
+        assert!(error.to_string().contains(&pid), "{error}");
+        fs::write(dir.path().join("home.lock"), "4194305").unwrap();
+        assert!(!is_hosted(dir.path(), "home"), "its host is dead");
     }
 
     #[test]

@@ -104,7 +104,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
 async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     let name = config.name.clone();
     // Held until the socket is gone, too.
-    let lock = Arc::new(RunLock::acquire(run_dir, &name)?);
+    let lock = Arc::new(RunLock::acquire_alone(run_dir, &name)?);
     let path = socket_path(run_dir, &name);
     let (listener, _file) = socket::bind(&path, daemon::Policy::default().socket_mode())
         .map_err(|source| RunError::ControlSocket { path, source })?;

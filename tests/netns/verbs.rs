@@ -3,6 +3,8 @@
 //! whichever of its names it is given.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -149,4 +151,30 @@ fn each_verb_reaches_each_tunnel_however_it_was_started() {
     assert_eq!(names(&json(site, "show --json")), [""; 0]);
     assert_eq!(names(&json(site, "host list --json")), ["office"]);
     drop(two.host);
+}
+
+#[test]
+fn a_tunnel_that_has_no_socket_yet_or_any_more_starts_no_host() {
+    let mut pair = Pair::prepare(Plan::default());
+    pair.a.up().wait_for("engine started", secs(20));
+    let pid = pair.a.process().pid();
+    let run_dir = PathBuf::from(format!("/proc/{pid}/root/run/patchcord"));
+    let own = run_dir.join(format!("{}.sock", pair.a.tunnel));
+    eventually(secs(20), "a socket", || own.exists().then_some(()));
+    // As systemd listens for a host: whoever connects starts it.
+    let host = UnixListener::bind(run_dir.join("host.sock")).expect("a socket");
+    host.set_nonblocking(true).expect("a flag");
+    // As it is before `patchcord up` has made its socket, and after it has removed it.
+    fs::remove_file(&own).expect("it was there");
+    assert!(own.with_extension("lock").exists(), "it runs");
+
+    let site = &pair.a;
+    assert_eq!(names(&json(site, "show --json")), [""; 0]);
+    assert_eq!(names(&json(site, "fdb show --json")), [""; 0]);
+    for verb in ["show", "fdb show", "down"] {
+        let (code, text) = ran(site, &format!("{verb} {}", site.tunnel));
+        assert!(code == Some(1) && text.contains("is not running"), "{text}");
+    }
+    let connected = host.accept().map(drop).map_err(|error| error.kind());
+    assert_eq!(connected, Err(ErrorKind::WouldBlock), "nobody connected");
 }
