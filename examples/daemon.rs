@@ -4,11 +4,11 @@
 //!
 //! ```text
 //!  patchcord host list --socket S ──┐
-//!  patchcord host start NAME  …  ───┴─ S ═ daemon::serve ═ Host ═ Drain, one for each session
+//!  patchcord host start NAME  …  ───┴─ S ═ daemon ═ Host ═ Drain, one for each session
 //!                                          Store::feed ═══╝
 //! ```
 //! The provider is the least that there can be: an interface whose frames go nowhere and are counted.
-//! [`daemon::serve`] does the rest: it asks the kernel who a client is, lets in whom the policy names, and
+//! [`daemon::serve_until`] does the rest: it asks the kernel who a client is, lets in whom the policy names, and
 //! answers what `patchcord host` and [`Client`](patchcord::host::client::Client) ask.
 //!
 //! ```text
@@ -41,6 +41,7 @@ use patchcord::{
     host::{
         EventKind, Events, Host,
         daemon::{self, Policy},
+        socket,
         store::Store,
     },
     provider::{
@@ -48,10 +49,7 @@ use patchcord::{
         ProviderContext, ProviderError, StartOptions, StopReason,
     },
 };
-use tokio::{
-    net::UnixListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// A host of tunnels whose frames go nowhere
 #[derive(Clone, Parser)]
@@ -97,22 +95,29 @@ async fn run(args: &Args) -> Result<()> {
     }
     // What clients configure is kept beside what the administrator writes.
     let store = Store::new(&args.tunnels, args.tunnels.join("by-clients"));
-    let listener = UnixListener::bind(&args.socket)
+    // Its file goes with the variable.
+    let (listener, _file) = socket::bind_unless_in_use(&args.socket, policy.socket_mode())
+        .await
         .with_context(|| format!("cannot listen on {}", args.socket.display()))?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(policy.socket_mode());
-    std::fs::set_permissions(&args.socket, mode)?;
     tokio::spawn(print(host.events()));
-    let mut terminate = signal(SignalKind::terminate())?;
+    let terminate = signal(SignalKind::terminate())?;
+    let over = stop_on_signal(host.clone(), terminate);
     let outcome = tokio::select! {
-        () = daemon::serve(host.clone(), listener, policy, Some(store.clone())) => Ok(()),
+        () = daemon::serve_until(host.clone(), listener, policy, Some(store.clone()), over) => Ok(()),
         fed = store.feed(&host) => fed.context("the folder cannot be watched"),
-        _ = terminate.recv() => Ok(()),
-        _ = tokio::signal::ctrl_c() => Ok(()),
     };
-    // Each provider is stopped and its interface removed, also after a failure.
+    // Also after a failure, and what a client has started since.
     host.stop_all(StopReason::UserInitiated).await;
-    let _ = std::fs::remove_file(&args.socket);
     outcome
+}
+
+/// Returns when each provider is stopped and its interface removed; clients see that happen.
+async fn stop_on_signal(host: Host, mut terminate: Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    host.stop_all(StopReason::UserInitiated).await;
 }
 
 /// Prints what happens, until the host is gone.

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tracing::debug;
 
 /// Removes the socket's file when it is dropped.
@@ -33,6 +33,20 @@ pub fn bind(path: &Path, mode: u32) -> io::Result<(UnixListener, SocketFile)> {
     // Until this line others might connect; they would fail the check of credentials.
     fs::set_permissions(path, Permissions::from_mode(mode))?;
     Ok((listener, file))
+}
+
+/// The same where another process may listen at `path`: fails with `AddrInUse` if one does.
+///
+/// # Errors
+/// As [`bind`].
+pub async fn bind_unless_in_use(path: &Path, mode: u32) -> io::Result<(UnixListener, SocketFile)> {
+    if UnixStream::connect(path).await.is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another process listens there already; stop it, or choose another path",
+        ));
+    }
+    bind(path, mode)
 }
 
 impl Drop for SocketFile {
@@ -75,6 +89,11 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600);
             drop(file);
             assert!(!stale.exists());
+            let (_listener, file) = bind_unless_in_use(&stale, 0o600).await.unwrap();
+            let refused = bind_unless_in_use(&stale, 0o600).await.unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+            assert!(stale.exists(), "it is left to its owner");
+            drop(file);
             let file = dir.path().join("b.sock");
             fs::write(&file, "precious").unwrap();
             let refused = bind(&file, 0o600).unwrap_err();

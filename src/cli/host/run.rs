@@ -17,7 +17,7 @@ use patchcord::{
         client::DEFAULT_SOCKET,
         daemon::{self, Policy},
         secrets::{SECRETS_DIR, SecretStore},
-        socket::{self, SocketFile},
+        socket,
         store::{ADMIN_DIR, OWN_DIR, Store},
     },
     internals::machine::{service, signals},
@@ -25,7 +25,7 @@ use patchcord::{
     tunnel::{PROVIDER, TunnelProvider},
 };
 use tokio::{
-    net::{UnixListener, UnixStream},
+    net::UnixListener,
     task::{JoinError, JoinSet},
     time::timeout,
 };
@@ -68,7 +68,10 @@ pub(super) async fn run(options: &RunOptions) -> Result<(), Failure> {
             (UnixListener::from_std(listener)?, None)
         }
         None => {
-            let (listener, file) = listen(path, policy.socket_mode()).await?;
+            // What each client may do is for the host to say.
+            let bound = socket::bind_unless_in_use(path, policy.socket_mode()).await;
+            let (listener, file) =
+                bound.with_context(|| format!("cannot listen on {}", path.display()))?;
             (listener, Some(file))
         }
     };
@@ -165,14 +168,6 @@ fn duties(
 
 fn unasked(end: &JoinError) -> anyhow::Error {
     anyhow!("a task of the host panicked; please report this with the lines above: {end}")
-}
-
-/// The socket for clients to connect to: what each may do is the host's to say.
-async fn listen(path: &Path, mode: u32) -> anyhow::Result<(UnixListener, SocketFile)> {
-    if UnixStream::connect(path).await.is_ok() {
-        bail!("a host listens on {} already", path.display());
-    }
-    socket::bind(path, mode).with_context(|| format!("cannot listen on {}", path.display()))
 }
 
 /// The built-in provider, of a configuration that names its file.
