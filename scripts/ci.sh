@@ -243,7 +243,7 @@ job_netns() {
     echo "network namespaces need root: sudo scripts/ci.sh netns" >&2
     exit 1
   fi
-  # Most of them wait; those that do not take turns, see tests/netns/load.rs.
+  # Most of them wait; those that do not take turns, see tests/netns/kit/load.rs.
   cargo test --locked --test netns -- --test-threads 6
   cargo test --locked --test hostile -- --test-threads 3
 }

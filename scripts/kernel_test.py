@@ -32,7 +32,7 @@ PROGRAM = "busybox"
 # Names of tests, by the program that has them.
 TESTS = {
     "lib": ["a_port_has_the_vlans_that_it_is_given"],
-    "netns": ["port_vlans::", "lan::ping_loses_nothing", "lan::tcp_moves_data"],
+    "netns": ["device::port_vlans::", "cord::lan::ping_loses_nothing", "cord::lan::tcp_moves_data"],
 }
 
 # Runs in the first file system, with nothing but busybox.

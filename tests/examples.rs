@@ -4,18 +4,13 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
-#[allow(dead_code, reason = "shared with the tests in netns")]
-#[path = "netns/cable.rs"]
-mod cable;
-#[allow(dead_code, reason = "shared with the tests in netns")]
-#[path = "netns/frames.rs"]
-mod frames;
-#[allow(dead_code, reason = "shared with the tests in netns")]
-#[path = "netns/namespace.rs"]
-mod namespace;
-#[allow(dead_code, reason = "shared with the tests in netns")]
-#[path = "netns/process.rs"]
-mod process;
+#[allow(
+    dead_code,
+    clippy::print_stderr,
+    reason = "shared with the tests in netns"
+)]
+#[path = "netns/kit/mod.rs"]
+mod kit;
 
 use std::{
     fs::{File, OpenOptions},
@@ -39,7 +34,7 @@ use pcap_file::{
 };
 use tempfile::TempDir;
 
-use crate::{
+use crate::kit::{
     cable::Cable,
     frames::{BROADCAST, EXPERIMENTAL, Mac, frame},
     namespace::Namespace,

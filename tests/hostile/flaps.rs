@@ -5,8 +5,8 @@
 use patchcord::internals::wire::chunk::Chunk;
 
 use crate::chunk;
-use crate::frames::{BROADCAST, EXPERIMENTAL, frame};
-use crate::process::{eventually, secs};
+use crate::kit::frames::{BROADCAST, EXPERIMENTAL, frame};
+use crate::kit::process::{eventually, secs};
 use crate::rogue::{Rogue, Sealed};
 use crate::stage::{Mode, Stage};
 

@@ -2,9 +2,9 @@
 //! Headers that are as long as those of a super-frame may be, and longer.
 
 use crate::chunk;
-use crate::frames::{BROADCAST, Mac};
+use crate::kit::frames::{BROADCAST, Mac};
+use crate::kit::process::secs;
 use crate::packet::Packet;
-use crate::process::secs;
 use crate::stage::{Mode, Stage};
 
 /// UDP over IPv6 whose headers, up to the checksum, are longer than a datagram of a path of 1280 bytes,

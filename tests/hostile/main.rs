@@ -42,20 +42,8 @@
 
 // The kit of the end-to-end tests, of which these use a part.
 #[allow(dead_code)]
-#[path = "../netns/cable.rs"]
-mod cable;
-#[allow(dead_code)]
-#[path = "../netns/frames.rs"]
-mod frames;
-#[allow(dead_code)]
-#[path = "../netns/namespace.rs"]
-mod namespace;
-#[allow(dead_code)]
-#[path = "../netns/process.rs"]
-mod process;
-#[allow(dead_code)]
-#[path = "../netns/topology.rs"]
-mod topology;
+#[path = "../netns/kit/mod.rs"]
+mod kit;
 
 // No topic needs all of it.
 #[allow(dead_code)]
@@ -68,6 +56,6 @@ mod rogue;
 mod stage;
 
 mod flaps;
-mod kit;
+mod honest;
 mod long_headers;
 mod random;

@@ -3,7 +3,7 @@
 
 use patchcord::internals::wire::offload::{Checksum, Offload, Segmentation, Transport};
 
-use crate::frames::{self, Mac};
+use crate::kit::frames::{self, Mac};
 
 const ETHERNET: usize = 14;
 const TAG: usize = 4;

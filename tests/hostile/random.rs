@@ -14,9 +14,9 @@ use patchcord::internals::wire::offload::{Checksum, Offload, Segmentation, Trans
 use patchcord::internals::wire::{Lane, MessageType};
 
 use crate::chunk;
-use crate::frames::{BROADCAST, Mac};
+use crate::kit::frames::{BROADCAST, Mac};
+use crate::kit::process::millis;
 use crate::packet::Packet;
-use crate::process::millis;
 use crate::rogue::{Rogue, Sealed, Source};
 use crate::stage::{Mode, Stage};
 

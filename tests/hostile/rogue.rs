@@ -22,10 +22,10 @@ use patchcord::internals::wire::{
 };
 use patchcord::keys::{PrivateKey, PublicKey};
 
-use crate::frames::Mac;
-use crate::namespace::Namespace;
-use crate::process::{eventually, millis, secs};
-use crate::topology::{Peer, Router, Sandbox, Site, UDP_PORT, Uplink};
+use crate::kit::frames::Mac;
+use crate::kit::namespace::Namespace;
+use crate::kit::process::{eventually, millis, secs};
+use crate::kit::topology::{Peer, Router, Sandbox, Site, UDP_PORT, Uplink};
 
 /// How long a look at the socket waits: the node's timers are not finer.
 const LOOK: Duration = millis(10);

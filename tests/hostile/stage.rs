@@ -3,11 +3,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cable::Cable;
-use crate::frames::{BROADCAST, EXPERIMENTAL, frame};
-use crate::process::{eventually, millis, secs};
+use crate::kit::cable::Cable;
+use crate::kit::frames::{BROADCAST, EXPERIMENTAL, frame};
+use crate::kit::process::{eventually, millis, secs};
+use crate::kit::topology::{Router, Sandbox, Settings, Site};
 use crate::rogue::Rogue;
-use crate::topology::{Router, Sandbox, Settings, Site};
 
 /// A rogue's kernel cuts what is larger.
 const UNDERLAY_MTU: u32 = 1500;

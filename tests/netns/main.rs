@@ -10,14 +10,28 @@
 //!                                   +-- router ---+
 //! ```
 //!
-//! Every box is a network namespace that lives as long as its value ([`namespace`]). A `cable` is the
-//! bare end of an Ethernet cable: the test itself reads and writes its frames ([`cable`]). The router
+//! | Group | Promises |
+//! |---|---|
+//! | `cord` | frames cross byte for byte, once, in order: bridged, from NIC to NIC, over many lanes |
+//! | `switch` | each frame goes where it belongs: FDB, VLANs, multicast, neighbours, storms, loops, guards |
+//! | `path` | the underlay may be narrow, lossy or slow: MTU, loss, offload, super-frames |
+//! | `session` | peers find each other and stay in touch: names, NAT, roaming, restarts, rekeying |
+//! | `device` | the device keeps its configuration, and stations behind the tunnel change none |
+//! | `program` | how the program starts, ends and fails, its verbs, and what it says about trouble |
+//! | `security` | an attacker gains nothing: keys, replays, mangled datagrams, floods |
+//! | `kit` | no tests: what the others are made of |
+//!
+//! A name on the command line selects tests by a part of `group::module::test`: `cargo test --test netns
+//! -- switch::` runs a group, `-- keep` a module.
+//!
+//! Every box is a network namespace that lives as long as its value ([`kit::namespace`]). A `cable` is the
+//! bare end of an Ethernet cable: the test itself reads and writes its frames ([`kit::cable`]). The router
 //! stands for the Internet; tests make its links narrow, its firewall rude, or put a NAT before it, and
-//! splice a relay that loses frames into its cables ([`splice`]).
+//! splice a relay that loses frames into its cables ([`kit::splice`]).
 //!
 //! Nothing here sleeps to synchronise: tests poll for what they wait for, with a deadline. Tests
 //! run side by side, more of them than there are cores, as most of them wait; what loads the machine
-//! takes its turn ([`load`]). Run
+//! takes its turn ([`kit::load`]). Run
 //! `PATCHCORD=/usr/bin/patchcord cargo test --test netns` to try an installed program.
 // A test fails by panicking, waits by the real clock, and prints its logs.
 #![allow(
@@ -27,48 +41,11 @@
     clippy::print_stdout
 )]
 
-mod cable;
-mod frames;
-mod load;
-mod logs;
-mod mesh;
-mod namespace;
-mod process;
-mod splice;
-mod topology;
-mod traffic;
-mod wiretap;
-
-mod addresses;
-mod autoconf;
-mod calls;
-mod continuity;
-mod guard;
-mod hostile;
-mod keep;
-mod keys;
-mod lan;
-mod lanes;
-mod lifecycle;
-mod loops;
-mod loss;
-mod many;
-mod mtu;
-mod multicast;
-mod names;
-mod neighbours;
-mod offload;
-mod panics;
-mod port_vlans;
-mod segments;
-mod slow_peer;
-mod soak;
-mod sources;
-mod storm;
+mod cord;
+mod device;
+mod kit;
+mod path;
+mod program;
+mod security;
+mod session;
 mod switch;
-mod transparency;
-mod trouble;
-mod underlay;
-mod verbs;
-mod vlan;
-mod wire;

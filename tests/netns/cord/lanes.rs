@@ -1,0 +1,389 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Several lanes: flows are spread over them, and nothing else is different.
+//!
+//! A flow is here a pair of Ethernet addresses, which is what a frame that is not IP is spread by.
+
+use std::collections::HashMap;
+use std::io::IoSlice;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+
+use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
+
+use crate::kit::cable::{Cable, Stream};
+use crate::kit::frames::{Flow, Tally};
+use crate::kit::load::{self, Turn};
+use crate::kit::namespace::Namespace;
+use crate::kit::process::{eventually, millis, secs};
+use crate::kit::topology::{Pair, Plan, Settings, UDP_PORT};
+use crate::kit::traffic::{iperf, pings};
+use crate::kit::wiretap::{Datagram, Wiretap};
+use crate::session::continuity::{assert_followed, move_to};
+
+/// Flows of each direction: so many that every lane has some.
+const FLOWS: u8 = 12;
+
+/// Both sides up, A with the first number of lanes and B with the second.
+fn start(lanes: [usize; 2], tunnel: &str) -> Pair {
+    let pair = start_with(lanes, tunnel, "");
+    for (site, lanes) in [&pair.a, &pair.b].into_iter().zip(lanes) {
+        assert_eq!(site.status().core_plan.lanes, lanes);
+    }
+    pair
+}
+
+/// As [`start`], with further lines in `[device]` at B.
+fn start_with(lanes: [usize; 2], tunnel: &str, device: &'static str) -> Pair {
+    let mut pair = Pair::prepare(Plan::default());
+    let settings = lanes.map(|lanes| Settings {
+        // `[tunnel]` is followed by `[device]`; a section of its own may stand in between.
+        tunnel: format!("{tunnel}\n[pipeline]\nlanes = {lanes}").leak(),
+        ..Settings::default()
+    });
+    let peers = [&pair.b, &pair.a].map(|site| site.as_peer(Some(site.uplink.v4.into())));
+    pair.a.configure(&settings[0], &peers[..1]);
+    let [_, settings] = settings;
+    pair.b
+        .configure(&Settings { device, ..settings }, &peers[1..]);
+    pair.up();
+    pair.connect(secs(10));
+    pair
+}
+
+/// One flow from each of several stations behind `from`.
+fn flows(from: &Cable, to: &Cable, first_id: u16) -> Vec<Flow> {
+    let station = |number: u8| {
+        let mut mac = from.mac;
+        mac[4] = mac[4].wrapping_add(0x40);
+        mac[3] = number;
+        mac
+    };
+    (0..FLOWS)
+        .map(|number| Flow {
+            src: station(number),
+            dst: to.mac,
+            id: first_id + u16::from(number),
+        })
+        .collect()
+}
+
+/// Flows that are being sent.
+struct Load<'a> {
+    ways: Vec<(Flow, &'a Cable, Stream)>,
+    _turn: Turn,
+}
+
+impl<'a> Load<'a> {
+    fn start(pair: &'a Pair) -> Self {
+        let turn = load::some();
+        let sizes = |number: u64| [60, 1514, 300, 1514, 900, 64][number as usize % 6];
+        let there = flows(&pair.at_a, &pair.at_b, 100);
+        let back = flows(&pair.at_b, &pair.at_a, 200);
+        let there = there.into_iter().map(|flow| (flow, &pair.at_a, &pair.at_b));
+        let back = back.into_iter().map(|flow| (flow, &pair.at_b, &pair.at_a));
+        let ways = there
+            .chain(back)
+            .map(|(flow, from, to)| (flow, to, from.stream(flow, millis(6), sizes)));
+        Self {
+            ways: ways.collect(),
+            _turn: turn,
+        }
+    }
+
+    fn has_moved(&self, frames: u64) -> bool {
+        self.ways
+            .iter()
+            .all(|(flow, to, _)| flow.count(to) >= frames)
+    }
+
+    /// Ends it; each flow and what became of it.
+    fn stop(self) -> Vec<(Flow, Tally)> {
+        let tally = |(flow, to, stream): (Flow, &Cable, Stream)| {
+            let sent = stream.stop();
+            flow.wait_number(to, sent - 1, secs(2));
+            (flow, flow.tally(to, sent))
+        };
+        self.ways.into_iter().map(tally).collect()
+    }
+}
+
+/// The lanes of the data that came from a side, and a datagram of each.
+fn lanes_of(datagrams: &[Datagram]) -> HashMap<u8, Datagram> {
+    let data = datagrams
+        .iter()
+        .filter(|datagram| matches!(datagram.payload.first(), Some(0x14 | 0x15)));
+    data.map(|datagram| (datagram.payload[4], datagram.clone()))
+        .filter(|&(lane, _)| lane > 0)
+        .collect()
+}
+
+fn assert_every_flow_in_order(lanes: [usize; 2]) {
+    assert_in_order(&start(lanes, ""));
+}
+
+fn assert_in_order(pair: &Pair) {
+    let load = Load::start(pair);
+    eventually(secs(30), "300 frames of each flow arrive", || {
+        load.has_moved(300).then_some(())
+    });
+    for (flow, tally) in load.stop() {
+        assert_eq!(tally, Tally::perfect(tally.sent), "flow {}", flow.id);
+    }
+}
+
+#[test]
+fn flows_keep_their_order_over_two_lanes() {
+    assert_every_flow_in_order([2, 2]);
+}
+
+#[test]
+fn flows_keep_their_order_over_four_lanes() {
+    assert_every_flow_in_order([4, 4]);
+}
+
+#[test]
+fn flows_keep_their_order_between_different_numbers_of_lanes() {
+    assert_every_flow_in_order([4, 1]);
+    assert_every_flow_in_order([2, 3]);
+}
+
+#[test]
+fn a_device_with_one_queue_gives_one_lane_and_gets_along_with_four() {
+    let pair = start_with([4, 4], "", "backend = \"plain\"");
+    assert_eq!(pair.a.status().core_plan.lanes, 4);
+    let plan = pair.b.status().core_plan;
+    let names: Vec<_> = plan.threads.iter().map(|thread| &thread.name[..]).collect();
+    assert_eq!((plan.lanes, &names[..2]), (1, &["outbound", "inbound"][..]));
+    assert_in_order(&pair);
+}
+
+#[test]
+fn every_lane_carries_some_of_the_flows() {
+    let pair = start([4, 2], "");
+    let wiretap = Wiretap::before(&pair.internet, &pair.b);
+    let load = Load::start(&pair);
+    for (site, lanes) in [(&pair.a, 1..=4), (&pair.b, 1..=2)] {
+        eventually(secs(10), "every lane is used", || {
+            let seen = lanes_of(&wiretap.from(site.uplink.v4));
+            lanes
+                .clone()
+                .all(|lane| seen.contains_key(&lane))
+                .then_some(())
+        });
+    }
+    load.stop();
+}
+
+#[test]
+fn rekeying_under_load_over_several_lanes_loses_nothing() {
+    let pair = start([4, 3], "rekey-interval = \"1s\"");
+    let before = pair.a.peer().handshakes;
+    let load = Load::start(&pair);
+    eventually(secs(15), "five handshakes under load", || {
+        (pair.a.peer().handshakes >= before + 5).then_some(())
+    });
+    for (flow, tally) in load.stop() {
+        assert_eq!(tally, Tally::perfect(tally.sent), "flow {}", flow.id);
+    }
+}
+
+#[test]
+fn a_killed_side_with_several_lanes_comes_back() {
+    let mut pair = start([2, 4], "");
+    pair.b.kill_9();
+    pair.b.up();
+    pair.connect(secs(10));
+    let load = Load::start(&pair);
+    eventually(secs(15), "every flow moves again", || {
+        load.has_moved(50).then_some(())
+    });
+    load.stop();
+    pair.b.terminate();
+}
+
+#[test]
+fn a_side_with_several_lanes_may_roam() {
+    let pair = start([2, 4], "");
+    let load = Load::start(&pair);
+    eventually(secs(10), "every flow moves", || {
+        load.has_moved(50).then_some(())
+    });
+    let address = move_to(&pair.a, 77);
+    assert_followed(&pair.b, address);
+    let moved = load.ways[0].0.count(&pair.at_b);
+    eventually(secs(10), "every flow moves again", || {
+        load.has_moved(moved + 100).then_some(())
+    });
+    for (flow, tally) in load.stop() {
+        assert_eq!(
+            (tally.duplicates, tally.reordered),
+            (0, 0),
+            "flow {}",
+            flow.id
+        );
+    }
+    assert_followed(&pair.b, address);
+}
+
+/// Sends datagrams of the same size as one train, which the kernels on the way do not take apart: it
+/// arrives at the socket of the first one's lane.
+fn send_merged(from: &Namespace, to: SocketAddr, datagrams: &[&Datagram]) {
+    let size = datagrams[0].payload.len() as u16;
+    let train = datagrams.iter().map(|datagram| &datagram.payload[..]);
+    let train: Vec<u8> = train.collect::<Vec<_>>().concat();
+    assert_eq!(train.len(), usize::from(size) * datagrams.len());
+    let SocketAddr::V4(to) = to else {
+        unreachable!("the underlay is IPv4")
+    };
+    from.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a port is free");
+        let segments = [ControlMessage::UdpGsoSegments(&size)];
+        let sent = sendmsg(
+            socket.as_raw_fd(),
+            &[IoSlice::new(&train)],
+            &segments,
+            MsgFlags::empty(),
+            Some(&SockaddrIn::from(to)),
+        );
+        assert_eq!(sent.expect("a train can be sent"), train.len());
+    });
+}
+
+/// Frames of 300 bytes, one of each flow from A to B, and the datagrams that carried them by lane.
+fn recorded(pair: &Pair, wiretap: &Wiretap, number: u64) -> HashMap<u8, Datagram> {
+    let alone = |datagram: &Datagram| datagram.payload.len() == 300 + 28;
+    let seen = || {
+        let mut seen = wiretap.from(pair.a.uplink.v4);
+        seen.retain(alone);
+        seen
+    };
+    let before = seen().len();
+    for (flow, sent) in flows(&pair.at_a, &pair.at_b, 300).iter().zip(1..) {
+        pair.at_a.send(&flow.frame(number, 300));
+        // One by one, or they share datagrams.
+        eventually(secs(20), "the frame is on its way", || {
+            (seen().len() >= before + sent).then_some(())
+        });
+    }
+    let lanes = lanes_of(&seen()[before..]);
+    assert_eq!(lanes.len(), 2);
+    lanes
+}
+
+#[test]
+fn a_replayed_datagram_is_refused_at_every_socket() {
+    let pair = start([2, 2], "");
+    let wiretap = Wiretap::before(&pair.internet, &pair.a);
+    let lanes = recorded(&pair, &wiretap, 0);
+    let arrived = || -> u64 {
+        let flows = flows(&pair.at_a, &pair.at_b, 300);
+        flows.iter().map(|flow| flow.count(&pair.at_b)).sum()
+    };
+    eventually(secs(20), "they arrive", || {
+        (arrived() == u64::from(FLOWS)).then_some(())
+    });
+    let to = (pair.b.uplink.v4, UDP_PORT).into();
+    for train in [[1, 2], [2, 1], [2, 2]] {
+        let before = pair.b.drops("replayed");
+        send_merged(&pair.internet.ns, to, &train.map(|lane| &lanes[&lane]));
+        eventually(secs(20), "both are refused", || {
+            (pair.b.drops("replayed") == before + 2).then_some(())
+        });
+    }
+    assert_eq!(arrived(), u64::from(FLOWS), "none came twice");
+}
+
+#[test]
+fn a_datagram_that_arrives_at_the_socket_of_another_lane_is_delivered() {
+    let pair = start([2, 2], "");
+    let wiretap = Wiretap::before(&pair.internet, &pair.a);
+    let to = (pair.b.uplink.v4, UDP_PORT).into();
+    for (number, train) in (0..).zip([[1, 2], [2, 1]]) {
+        // On their way they are recorded and lost.
+        pair.b.ns.nft(
+            "table ip lost { chain in { type filter hook input priority 0; iifname wan drop; }; }",
+        );
+        let lanes = recorded(&pair, &wiretap, number);
+        pair.b.ns.nft("delete table ip lost");
+        let arrived = || {
+            let flows = flows(&pair.at_a, &pair.at_b, 300);
+            let count = |flow: &Flow| flow.arrivals(&pair.at_b).iter().any(|&(_, n)| n == number);
+            flows.iter().filter(|flow| count(flow)).count()
+        };
+        assert_eq!(arrived(), 0);
+        send_merged(&pair.internet.ns, to, &train.map(|lane| &lanes[&lane]));
+        eventually(secs(20), "both are delivered", || {
+            (arrived() == 2).then_some(())
+        });
+    }
+}
+
+#[test]
+fn hosts_talk_over_any_numbers_of_lanes() {
+    for lanes in [[2, 2], [4, 4], [4, 1], [2, 3]] {
+        let pair = start(lanes, "");
+        let (a, b) = (pair.a.host(2), pair.b.host(2));
+        for (from, to) in [(&a, &b), (&b, &a)] {
+            for target in [to.v4.to_string(), to.v6.to_string()] {
+                pings(from, &target, 10, 56);
+            }
+            let tcp = iperf(pair.sandbox.path(), from, to, &["--parallel", "8"]);
+            let udp = ["--udp", "--parallel", "4", "--bitrate", "2M"];
+            let udp = iperf(pair.sandbox.path(), from, to, &udp);
+            println!("{lanes:?}: TCP {tcp:.2e} bit/s, UDP {udp:.2e} bit/s");
+            assert!(tcp > 1e6 && udp > 1e6, "{lanes:?}: TCP {tcp}, UDP {udp}");
+        }
+    }
+}
+
+/// Data of no session, for each lane more than a socket has room for.
+fn send_junk(from: &Namespace, to: SocketAddr, lanes: u8) {
+    const EACH: u32 = 10_000;
+    let socket = from.enter(|| UdpSocket::bind("0.0.0.0:0").expect("a port"));
+    let mut junk = vec![0; 1400];
+    for lane in 1..=lanes {
+        for nth in 0..EACH {
+            junk[..4].copy_from_slice(&nth.to_be_bytes());
+            (junk[0], junk[4]) = (0x15, lane);
+            // What the kernel has no room for is lost on the way already.
+            let _ = socket.send_to(&junk, to);
+        }
+    }
+}
+
+#[test]
+fn what_strangers_send_takes_no_room_from_what_peers_send() {
+    for lanes in [1, 2] {
+        let mut pair = start([lanes; 2], "");
+        let stranger = pair.sandbox.namespace("stranger");
+        pair.internet.attach(&stranger, 3, 1500);
+        let to = SocketAddr::new(pair.b.uplink.v4.into(), UDP_PORT);
+        let flows = flows(&pair.at_a, &pair.at_b, 1);
+        // A thread that is late is one that does not run at all, for a while.
+        pair.b.process().signal(Signal::SIGSTOP);
+        let turn = load::some();
+        send_junk(&stranger, to, lanes as u8);
+        drop(turn);
+        let before = pair.a.peer().counters.outbound_frames;
+        const FRAMES: u64 = 20;
+        for number in 0..FRAMES {
+            flows
+                .iter()
+                .for_each(|flow| pair.at_a.send(&flow.frame(number, 200)));
+        }
+        let sent = FRAMES * flows.len() as u64;
+        eventually(secs(20), "A has sent them", || {
+            (pair.a.peer().counters.outbound_frames >= before + sent).then_some(())
+        });
+        pair.b.process().signal(Signal::SIGCONT);
+        for flow in &flows {
+            eventually(secs(20), "every frame arrives, once and in order", || {
+                (flow.tally(&pair.at_b, FRAMES) == Tally::perfect(FRAMES)).then_some(())
+            });
+        }
+        eventually(secs(20), "those of the stranger are counted", || {
+            (pair.b.drops("unknown-session") > 0).then_some(())
+        });
+    }
+}

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The device on this machine keeps its configuration, whatever other programs do to it; and stations
+//! behind the tunnel configure nothing here that the file does not allow.
+
+pub(crate) mod autoconf;
+mod keep;
+mod port_vlans;

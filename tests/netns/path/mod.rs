@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The underlay may be narrow, lossy, late or slow: full frames and super-frames cross it, with no MTU
+//! to configure, and it costs no more than the frames that it loses.
+
+mod loss;
+mod mtu;
+pub(crate) mod offload;
+mod segments;
+mod slow_peer;

@@ -1,0 +1,511 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the kernel leaves to a network card: checksums and segments of TCP and UDP. They cross the
+//! tunnel undone, and are done at the far end, by its kernel or by its network card.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::Arc;
+
+use etherparse::{PacketBuilder, SlicedPacket};
+
+use crate::kit::frames::{BROADCAST, EXPERIMENTAL, Mac, frame};
+use crate::kit::namespace::Namespace;
+use crate::kit::process::{eventually, millis, secs};
+use crate::kit::topology::{DEVICE, Host, Pair, Plan, Ports, Settings, Site};
+use crate::kit::traffic::{
+    BLOCK, DATAGRAMS_AT_ONCE, Ip, assert_checksums, nstat, shower, transfer,
+};
+
+/// Both sites, some of them with the plain back-end.
+fn start_with_plain(a_is_plain: bool, b_is_plain: bool) -> Pair {
+    let mut pair = Pair::prepare(Plan::default());
+    let plain = Settings {
+        device: "backend = \"plain\"",
+        ..Settings::default()
+    };
+    for (is_plain, site, other) in [
+        (a_is_plain, &pair.a, &pair.b),
+        (b_is_plain, &pair.b, &pair.a),
+    ] {
+        if is_plain {
+            let peer = other.as_peer(Some(other.uplink.v4.into()));
+            site.configure(&plain, &[peer]);
+        }
+    }
+    pair.up();
+    pair.connect(secs(10));
+    pair
+}
+
+/// The features of the tunnel's device that are on.
+fn features(site: &Site) -> Vec<String> {
+    let shown = site.ns.run(&["ethtool", "-k", DEVICE]);
+    let is_on = |line: &str| {
+        let (name, state) = line.trim().split_once(": ")?;
+        state.starts_with("on").then(|| name.to_owned())
+    };
+    shown.lines().filter_map(is_on).collect()
+}
+
+const FEATURES: [&str; 3] = [
+    "tx-checksumming",
+    "tcp-segmentation-offload",
+    "tx-udp-segmentation",
+];
+
+/// Which of them can be on: there are no segments without checksums.
+const SETS: [u8; 5] = [0b111, 0b011, 0b101, 0b001, 0b000];
+
+/// Each feature on or off, as the bits say, the first one first.
+fn set_features(ns: &Namespace, bits: u8) {
+    let words: Vec<_> = ["tx", "tso", "tx-udp-segmentation"]
+        .into_iter()
+        .enumerate()
+        .flat_map(|(bit, feature)| [feature, ["off", "on"][usize::from(bits >> bit & 1)]])
+        .collect();
+    ns.run(&[&["ethtool", "-K", DEVICE], &words[..]].concat());
+}
+
+/// Packets that the tunnel's device has handed to the kernel, or got from it.
+pub(crate) fn packets(site: &Site, counter: &str) -> u64 {
+    let path = format!("/sys/class/net/{DEVICE}/statistics/{counter}");
+    site.ns.run(&["cat", &path]).trim().parse().unwrap()
+}
+
+/// TCP and UDP both ways, all of it exact.
+pub(crate) fn assert_exact(a: &Host, b: &Host, blocks: u64) {
+    for (from, to) in [(a, b), (b, a)] {
+        for ip in [Ip::V4, Ip::V6] {
+            transfer(from, to, ip, blocks);
+            let numbers = shower(from, to, ip, blocks / 4);
+            assert!(
+                numbers.into_iter().eq(0..blocks / 4 * DATAGRAMS_AT_ONCE),
+                "every datagram, in order, once"
+            );
+        }
+    }
+}
+
+pub(crate) fn assert_nothing_refused(sites: &[&Site]) {
+    for site in sites {
+        for reason in [
+            "bad-offload",
+            "segment-lost",
+            "reassembly-evicted",
+            "malformed",
+        ] {
+            assert_eq!(site.drops(reason), 0, "{}: {reason}", site.tunnel);
+        }
+        assert_eq!(site.drops("tap-write-failed"), 0, "{}", site.tunnel);
+    }
+}
+
+#[test]
+fn the_device_takes_checksums_and_segments_unless_it_is_plain() {
+    let pair = start_with_plain(false, true);
+    for (site, is_on) in [(&pair.a, true), (&pair.b, false)] {
+        let on = features(site);
+        for feature in FEATURES {
+            assert_eq!(
+                on.iter().any(|it| it == feature),
+                is_on,
+                "{feature}: {on:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_set_of_offloads_carries_every_byte() {
+    let pair = Pair::start(Plan::default());
+    let (a, b) = (pair.a.host(1), pair.b.host(1));
+    for at_a in SETS {
+        for at_b in SETS {
+            set_features(&pair.a.ns, at_a);
+            set_features(&pair.b.ns, at_b);
+            assert_exact(&a, &b, 8);
+        }
+    }
+    assert_checksums(&[&pair.a.ns, &pair.b.ns, &a.ns, &b.ns]);
+    assert_nothing_refused(&[&pair.a, &pair.b]);
+}
+
+/// Site's own machine as a host: the tunnel's device has the addresses.
+fn at_home(site: &Site, n: u8) -> Host {
+    site.ns.ip(&format!(
+        "addr add 10.88.0.{n}/24 dev {DEVICE}\naddr add fd88::{n}/64 dev {DEVICE} nodad"
+    ));
+    Host {
+        ns: Arc::clone(&site.ns),
+        v4: [10, 88, 0, n].into(),
+        v6: format!("fd88::{n}").parse().unwrap(),
+        mac: [0; 6],
+    }
+}
+
+#[test]
+fn addresses_on_the_device_carry_every_byte() {
+    let mut pair = Pair::prepare(Plan::default());
+    pair.a.leave_bridge_out();
+    pair.b.leave_bridge_out();
+    pair.up();
+    for site in [&pair.a, &pair.b] {
+        site.wait_state("up", secs(20));
+        site.ns.run(&[
+            "sysctl",
+            "-qw",
+            &format!("net.ipv6.conf.{DEVICE}.disable_ipv6=0"),
+        ]);
+    }
+    let (a, b) = (at_home(&pair.a, 1), at_home(&pair.b, 2));
+    for bits in SETS {
+        set_features(&pair.a.ns, bits);
+        assert_exact(&a, &b, 8);
+    }
+    assert_checksums(&[&a.ns, &b.ns]);
+    assert_nothing_refused(&[&pair.a, &pair.b]);
+}
+
+#[test]
+fn a_plain_back_end_finishes_what_comes_undone() {
+    for (a_is_plain, b_is_plain) in [(true, false), (false, true)] {
+        let pair = start_with_plain(a_is_plain, b_is_plain);
+        let (a, b) = (pair.a.host(1), pair.b.host(1));
+        assert_exact(&a, &b, 16);
+        assert_checksums(&[&pair.a.ns, &pair.b.ns, &a.ns, &b.ns]);
+        assert_nothing_refused(&[&pair.a, &pair.b]);
+    }
+}
+
+#[test]
+fn a_tunnel_may_do_without_the_offloads_of_udp() {
+    let mut plan = Plan::default();
+    plan.settings.device = "[pipeline]\nudp-gso = \"off\"\nudp-gro = \"off\"";
+    let pair = Pair::start(plan);
+    for site in [&pair.a, &pair.b] {
+        let status = site.status();
+        assert!(!status.udp_gso && !status.udp_gro);
+    }
+    let (a, b) = (pair.a.host(1), pair.b.host(1));
+    assert_exact(&a, &b, 32);
+    assert_nothing_refused(&[&pair.a, &pair.b]);
+}
+
+/// A card, or its driver, that loses what the kernel gives it as one piece: here the router does, to which
+/// the trains come whole.
+const NO_TRAINS: &str = "table ip trains { chain forward { type filter hook forward priority 0; \
+                         meta length > 1600 udp dport 51830 drop; }; }";
+
+#[test]
+fn where_trains_do_not_arrive_datagrams_leave_one_by_one() {
+    let mut pair = Pair::prepare(Plan::default());
+    pair.internet.ns.nft(NO_TRAINS);
+    pair.up();
+    pair.connect(secs(20));
+    let flows = [(pair.there(), &pair.at_a), (pair.back(), &pair.at_b)];
+    let streams = flows.map(|(flow, from)| from.stream(flow, millis(20), |_| 200));
+    for site in [&pair.a, &pair.b] {
+        eventually(secs(40), "it is noticed", || {
+            let peer = site.try_status()?.peers.into_iter().next()?;
+            (peer.last_error?.cause == "lost-trains").then_some(())
+        });
+    }
+    let log = pair.a.process().log();
+    assert!(log.contains("udp-gso = \"off\""), "{log}");
+    let (a, b) = (pair.a.host(1), pair.b.host(1));
+    assert_exact(&a, &b, 32);
+    pair.internet.ns.nft("delete table ip trains");
+    let again = "trains of datagrams arrive at the peer again";
+    pair.a.process().wait_for(again, secs(150));
+    for stream in streams {
+        stream.stop();
+    }
+    assert_exact(&a, &b, 32);
+}
+
+#[test]
+fn super_frames_cross_whole() {
+    let pair = Pair::start(Plan::default());
+    let (a, b) = (pair.a.host(1), pair.b.host(1));
+    for ip in [Ip::V4, Ip::V6] {
+        let before = packets(&pair.b, "rx_packets");
+        transfer(&a, &b, ip, 256);
+        let segments = 256 * BLOCK as u64 / 1448;
+        let came = packets(&pair.b, "rx_packets") - before;
+        println!("{segments} segments of TCP came in {came} packets");
+        assert!(came * 4 < segments, "{came} of {segments}");
+
+        let before = packets(&pair.b, "rx_packets");
+        shower(&a, &b, ip, 50);
+        let came = packets(&pair.b, "rx_packets") - before;
+        assert!((50..100).contains(&came), "{came} for 50 super-frames");
+    }
+    assert_nothing_refused(&[&pair.a, &pair.b]);
+}
+
+#[test]
+fn segments_that_a_port_joined_cross_as_one() {
+    let pair = Pair::start(Plan::default());
+    let (a, b) = (pair.a.host(1), pair.b.host(1));
+    // As from a network card that only receives: finished segments, joined by the bridge's port.
+    a.ns.turn_offloads_off("eth0");
+    pair.a.ns.run(&["ethtool", "-K", "host1", "gro", "on"]);
+    let before = packets(&pair.a, "tx_packets");
+    transfer(&a, &b, Ip::V4, 256);
+    transfer(&a, &b, Ip::V6, 256);
+    let segments = 512 * BLOCK as u64 / 1448;
+    let left = packets(&pair.a, "tx_packets") - before;
+    println!("{segments} segments left in {left} packets");
+    assert!(left * 2 < segments, "{left} of {segments}");
+    assert_exact(&a, &b, 16);
+    assert_checksums(&[&pair.a.ns, &pair.b.ns, &a.ns, &b.ns]);
+    assert_nothing_refused(&[&pair.a, &pair.b]);
+}
+
+#[test]
+fn congestion_marks_cross() {
+    let pair = Pair::start(Plan::default());
+    let (a, b) = (pair.a.host(1), pair.b.host(1));
+    for host in [&a, &b] {
+        host.ns.run(&["sysctl", "-qw", "net.ipv4.tcp_ecn=1"]);
+    }
+    a.ns.nft(
+        "table inet marks {\n  chain out {\n    type filter hook output priority 0;\n    \
+         ip ecn ect0 limit rate 50/second burst 5 packets ip ecn set ce\n  }\n}",
+    );
+    b.ns.nft(
+        "table inet counts {\n  counter reduced { }\n  chain in {\n    type filter hook input priority 0;\n    \
+         tcp flags & (cwr | syn) == cwr counter name reduced\n  }\n}",
+    );
+    transfer(&a, &b, Ip::V4, 512);
+    let marked = nstat(&b.ns, &["IpExtInCEPkts", "IpExtInECT0Pkts"]);
+    assert!(marked["IpExtInCEPkts"] > 0, "{marked:?}");
+    assert!(
+        marked["IpExtInECT0Pkts"] > marked["IpExtInCEPkts"],
+        "{marked:?}"
+    );
+    let reduced =
+        b.ns.run(&["nft", "list", "counter", "inet", "counts", "reduced"]);
+    assert!(!reduced.contains("packets 0 "), "{reduced}");
+    assert_checksums(&[&a.ns, &b.ns]);
+    assert_nothing_refused(&[&pair.a, &pair.b]);
+}
+
+/// A raw socket on an interface, which says of each frame what the kernel has to do.
+pub(crate) struct Crafter(File);
+
+impl Crafter {
+    pub(crate) fn on(ns: &Namespace, interface: &str) -> Self {
+        let index: i32 = ns
+            .run(&["cat", &format!("/sys/class/net/{interface}/ifindex")])
+            .trim()
+            .parse()
+            .unwrap();
+        let socket = ns.enter(|| {
+            // SAFETY: takes no pointers; the descriptor that it returns is owned by nobody else.
+            unsafe {
+                let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
+                assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+                File::from_raw_fd(fd)
+            }
+        });
+        let (on, size) = (1_i32, size_of::<i32>() as libc::socklen_t);
+        let address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: 0,
+            sll_ifindex: index,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        let fd = socket.as_raw_fd();
+        // SAFETY: both point to values that live longer than the call, with their own sizes.
+        let failed = unsafe {
+            libc::setsockopt(fd, libc::SOL_PACKET, 15, (&raw const on).cast(), size)
+                | libc::bind(
+                    fd,
+                    (&raw const address).cast(),
+                    size_of_val(&address) as libc::socklen_t,
+                )
+        };
+        assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
+        Self(socket)
+    }
+
+    /// A frame with which nothing is to be done.
+    fn send_plain(&mut self, frame: &[u8]) {
+        let sent = self.0.write_all(&[&[0; 10], frame].concat());
+        sent.expect("the kernel takes the frame");
+    }
+
+    /// A super-frame whose checksum is the pseudo-header's sum already.
+    pub(crate) fn send(
+        &mut self,
+        gso_type: u8,
+        checksum: (usize, u16),
+        gso_size: u16,
+        frame: &[u8],
+    ) {
+        let (start, offset) = checksum;
+        let mut bytes = vec![1, gso_type];
+        for field in [0, gso_size, start as u16, offset] {
+            bytes.extend(field.to_ne_bytes());
+        }
+        bytes.extend(frame);
+        self.0
+            .write_all(&bytes)
+            .expect("the kernel takes the super-frame");
+    }
+}
+
+/// The sum of the 16-bit words, folded.
+pub(crate) fn sum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|word| {
+        let low = word.get(1).copied().unwrap_or(0);
+        u64::from(u16::from_be_bytes([word[0], low]))
+    });
+    let mut sum: u64 = words.sum();
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    sum as u16
+}
+
+/// Of TCP or UDP over IPv4.
+pub(crate) fn pseudo_header(ip: &[u8], len: usize) -> Vec<u8> {
+    let len = (len as u16).to_be_bytes();
+    [&ip[12..20], &[0, ip[9]], &len].concat()
+}
+
+#[test]
+fn segments_with_tags_are_cut_as_the_kernel_cuts_them() {
+    let pair = Pair::start(Plan::default());
+    assert_segments(&pair, &[0x81, 0, 0, 42]);
+}
+
+#[test]
+fn segments_whose_tag_changes_are_cut_as_the_kernel_cuts_them() {
+    let device = |device| Ports { device, peer: "" };
+    let peer = |peer| Ports { device: "", peer };
+    let dot1ad: &[u8] = &[0x88, 0xa8, 0, 200, 0x81, 0, 0, 42];
+    for (ports, tags) in [
+        (
+            device("trunk = 110\ntranslate = { 42 = 110 }"),
+            &[0x81, 0, 0, 110][..],
+        ),
+        (device("tunnel = 200"), dot1ad),
+        (peer("access = 42"), &[]),
+        (peer("trunk = 42\ntranslate = { 7 = 42 }"), &[0x81, 0, 0, 7]),
+    ] {
+        for ports in [
+            [ports, Ports::default()],
+            [
+                Ports::default(),
+                Ports {
+                    device: ports.peer,
+                    peer: ports.device,
+                },
+            ],
+        ] {
+            println!("{ports:?}");
+            let pair = Pair::start_with_ports(ports);
+            assert_segments(&pair, tags);
+        }
+    }
+}
+
+/// Super-frames of VLAN 42 from A are segments with these `tags` at B.
+fn assert_segments(pair: &Pair, tags: &[u8]) {
+    const SIZE: usize = 1000;
+    const TRANSPORT: usize = 18 + 20;
+
+    let ip_at = 14 + tags.len();
+    let transport_at = ip_at + 20;
+    let host = pair.a.host(1);
+    let mut crafter = Crafter::on(&host.ns, "eth0");
+    let payload: Vec<u8> = (0..20 * SIZE as u32 + 7)
+        .map(|at| ((at * 7919) >> 5) as u8)
+        .collect();
+    for (is_tcp, fin_and_cwr) in [(true, false), (true, true), (false, false)] {
+        let mut frame = Vec::new();
+        let untagged = PacketBuilder::ethernet2(host.mac, pair.at_b.mac)
+            .single_vlan(42.try_into().unwrap())
+            .ipv4([10, 1, 0, 1], [10, 1, 0, 2], 64);
+        let header = if is_tcp {
+            let mut tcp = untagged.tcp(7, 8, 0xffff_f000, 1024).ack(5).psh();
+            if fin_and_cwr {
+                tcp = tcp.fin().cwr();
+            }
+            tcp.write(&mut frame, &payload).unwrap();
+            20
+        } else {
+            untagged.udp(7, 8).write(&mut frame, &payload).unwrap();
+            8
+        };
+        frame[22..24].copy_from_slice(&0xfffe_u16.to_be_bytes());
+        frame[28..30].fill(0);
+        let checksum = (!sum(&frame[18..TRANSPORT])).to_be_bytes();
+        frame[28..30].copy_from_slice(&checksum);
+        let (gso_type, offset) = match (is_tcp, fin_and_cwr) {
+            (true, false) => (1, 16),
+            (true, true) => (0x81, 16),
+            (false, _) => (5, 6),
+        };
+        let at = TRANSPORT + usize::from(offset);
+        let open = sum(&pseudo_header(&frame[18..], frame.len() - TRANSPORT));
+        frame[at..at + 2].copy_from_slice(&open.to_be_bytes());
+        connect_tagged(pair, &mut crafter, host.mac, tags);
+        pair.at_b.clear();
+        crafter.send(gso_type, (TRANSPORT, offset), SIZE as u16, &frame);
+
+        let front = [tags, &[8, 0]].concat();
+        let is_segment = |bytes: &[u8]| bytes[6..12] == host.mac && bytes[12..].starts_with(&front);
+        pair.at_b.wait(secs(3), |all| {
+            all.iter().filter(|it| is_segment(&it.bytes)).count() == 21
+        });
+        let segments: Vec<_> = pair.at_b.with_arrivals(|all| {
+            let bytes = all.iter().map(|arrival| arrival.bytes.clone());
+            bytes.filter(|bytes| is_segment(bytes)).collect()
+        });
+        assert_eq!(segments.len(), 21);
+        for (number, segment) in segments.iter().enumerate() {
+            SlicedPacket::from_ethernet(segment).unwrap();
+            let ip = &segment[ip_at..];
+            let id = u16::from_be_bytes([ip[4], ip[5]]);
+            assert_eq!(id, 0xfffe_u16.wrapping_add(number as u16), "IP ID");
+            assert_eq!(sum(&ip[..20]), 0xffff, "IP checksum");
+            let transport = &segment[transport_at..];
+            let all = [&pseudo_header(ip, transport.len())[..], transport].concat();
+            assert_eq!(sum(&all), 0xffff, "checksum of segment {number}");
+            let sent = payload.chunks(SIZE).nth(number).unwrap();
+            assert!(transport[header..] == *sent, "payload of segment {number}");
+            if is_tcp {
+                let sequence = u32::from_be_bytes(*transport[4..].first_chunk().unwrap());
+                assert_eq!(
+                    sequence,
+                    0xffff_f000_u32.wrapping_add((number * SIZE) as u32)
+                );
+                let (first, last) = (number == 0, number == 20);
+                let flag = |is_set: bool, bit| if is_set { bit } else { 0 };
+                let expected = 0x10
+                    | flag(last, 0x08)
+                    | flag(last && fin_and_cwr, 0x01)
+                    | flag(first && fin_and_cwr, 0x80);
+                assert_eq!(transport[13], expected, "flags of segment {number}");
+            }
+        }
+    }
+    assert_nothing_refused(&[&pair.a, &pair.b]);
+}
+
+/// Waits until a frame of VLAN 42 from a host at A is one with these `tags` at B.
+fn connect_tagged(pair: &Pair, crafter: &mut Crafter, src: Mac, tags: &[u8]) {
+    let sent = frame(BROADCAST, src, &[(0x8100, 42)], EXPERIMENTAL, 100, 1);
+    let came = [&sent[..12], tags, &sent[16..]].concat();
+    eventually(secs(10), "a tagged frame crosses", || {
+        crafter.send_plain(&sent);
+        pair.at_b.receives(&came, millis(50)).then_some(())
+    });
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Each verb of the command line reaches each tunnel, whether `patchcord up` or a host runs it, and
+//! whichever of its names it is given.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::kit::process::{Process, eventually, secs};
+use crate::kit::topology::{Pair, Plan, Site, binary, patchcord, write_secret};
+
+const STATION: &str = "02:00:5e:10:00:01";
+
+/// A site with the tunnel `office` of a host, and the tunnel `lab` of `patchcord up`.
+struct Two {
+    pair: Pair,
+    host: Process,
+    lab: Process,
+    lab_file: PathBuf,
+}
+
+impl Two {
+    fn start() -> Self {
+        let pair = Pair::prepare(Plan::default());
+        let dir = pair.sandbox.path();
+        let tunnels = dir.join("tunnels.d");
+        fs::create_dir_all(&tunnels).expect("a folder");
+        let config = pair.a.config.display();
+        let file = format!("provider = \"patchcord\"\nvendor.config = \"{config}\"\n");
+        fs::write(tunnels.join("office.toml"), file).expect("a file");
+        let lab_file = dir.join("lab.toml");
+        write_secret(&dir.join("lab.key"), &patchcord(&["genkey"], ""));
+        let far = patchcord(&["pubkey"], &patchcord(&["genkey"], ""));
+        let text = format!(
+            "[tunnel]\nprivate-key-file = \"lab.key\"\nlisten = \"[::]:0\"\n[device]\nname = \"lab0\"\n\
+             [[peer]]\nname = \"far\"\npublic-key = \"{}\"\n",
+            far.trim()
+        );
+        fs::write(&lab_file, text).expect("a file");
+        let path = |name: &str| dir.join(name).display().to_string();
+        let (tunnels, state, secrets) = (path("tunnels.d"), path("state"), path("secrets"));
+        let folders = [
+            "--tunnels",
+            &tunnels,
+            "--state",
+            &state,
+            "--secrets",
+            &secrets,
+        ];
+        let program = binary();
+        let words = [&[program.as_str(), "host", "run"], &folders[..]].concat();
+        let mut host = pair.a.ns.spawn(&dir.join("host.log"), &words);
+        host.wait_for("host is ready", secs(20));
+        let words = [program.as_str(), "up", &path("lab.toml")];
+        let mut lab = pair.a.ns.spawn(&dir.join("lab.log"), &words);
+        lab.wait_for("ready", secs(20));
+        eventually(secs(20), "the host starts its tunnel", || {
+            (ran(&pair.a, "host start office").0 == Some(0)).then_some(())
+        });
+        Self {
+            pair,
+            host,
+            lab,
+            lab_file,
+        }
+    }
+
+    /// What a tunnel may be called on the command line, and what it is called in answers.
+    fn names(&self) -> Vec<(String, &'static str)> {
+        let office = &self.pair.a;
+        vec![
+            ("lab".to_owned(), "lab"),
+            (self.lab_file.display().to_string(), "lab"),
+            ("office".to_owned(), "office"),
+            (office.tunnel.clone(), "office"),
+            (office.config.display().to_string(), "office"),
+        ]
+    }
+}
+
+/// The status of a `patchcord` command and what it printed.
+fn ran(site: &Site, words: &str) -> (Option<i32>, String) {
+    let output = site.patchcord(&words.split(' ').collect::<Vec<_>>());
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    (output.status.code(), text)
+}
+
+/// What a command prints that succeeds.
+fn done(site: &Site, words: &str) -> String {
+    let (code, text) = ran(site, words);
+    assert_eq!(code, Some(0), "{words}: {text}");
+    text
+}
+
+fn json(site: &Site, words: &str) -> Value {
+    let text = done(site, words);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{words}: {error}: {text}"))
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    let items = list.as_array().expect("a list").iter();
+    items.filter_map(|item| item["tunnel"].as_str()).collect()
+}
+
+#[test]
+fn each_verb_reaches_each_tunnel_however_it_was_started() {
+    let mut two = Two::start();
+    let site = &two.pair.a;
+    for list in ["show --json", "fdb show --json", "host list --json"] {
+        assert_eq!(names(&json(site, list)), ["lab", "office"], "{list}");
+    }
+    let list = done(site, "host list");
+    assert_eq!(list.matches("connected").count(), 2, "{list}");
+    for (called, name) in two.names() {
+        assert!(done(site, &format!("show {called}")).starts_with(&format!("tunnel {name}\n")));
+        assert_eq!(json(site, &format!("show {called} --json"))["tunnel"], name);
+        let (code, text) = ran(site, &format!("show {called} --check"));
+        assert!(code == Some(1) && text.contains("no peer is up"), "{text}");
+
+        done(site, &format!("fdb add {called} {STATION} tap --vlan 7"));
+        let table = json(site, &format!("fdb show {called} --json"));
+        assert_eq!(
+            (&table["tunnel"], &table["fdb"][0]["mac"]),
+            (&name.into(), &STATION.into())
+        );
+        done(site, &format!("fdb del {called} {STATION} --vlan 7"));
+        let (code, text) = ran(site, &format!("fdb add {called} {STATION} nowhere"));
+        let refusal = format!("tunnel `{name}`: there is no port `nowhere`");
+        assert!(code == Some(1) && text.contains(&refusal), "{text}");
+        let flushed = done(site, &format!("fdb flush {called}"));
+        assert!(flushed.contains("forgotten"), "{flushed}");
+    }
+    for name in ["lab", "office"] {
+        let (code, text) = ran(site, &format!("host send {name} hello"));
+        assert!(code == Some(1) && text.contains("has no answer"), "{text}");
+        let (code, text) = ran(site, &format!("host start {name}"));
+        assert!(code == Some(1) && text.contains("already"), "{text}");
+    }
+
+    done(site, &format!("down {}", site.tunnel));
+    assert!(site.link("lab0").is_some(), "another tunnel stays");
+    assert!(done(site, "host list").contains("disconnected"));
+    assert_eq!(names(&json(site, "show --json")), ["lab"]);
+    done(site, "host stop lab");
+    assert!(site.link("lab0").is_none(), "gone when the command returns");
+    assert!(two.lab.wait_exit(secs(20)).success());
+    assert_eq!(names(&json(site, "show --json")), [""; 0]);
+    assert_eq!(names(&json(site, "host list --json")), ["office"]);
+    drop(two.host);
+}
+
+#[test]
+fn a_tunnel_that_has_no_socket_yet_or_any_more_starts_no_host() {
+    let mut pair = Pair::prepare(Plan::default());
+    pair.a.up().wait_for("engine started", secs(20));
+    let pid = pair.a.process().pid();
+    let run_dir = PathBuf::from(format!("/proc/{pid}/root/run/patchcord"));
+    let own = run_dir.join(format!("{}.sock", pair.a.tunnel));
+    eventually(secs(20), "a socket", || own.exists().then_some(()));
+    // As systemd listens for a host: whoever connects starts it.
+    let host = UnixListener::bind(run_dir.join("host.sock")).expect("a socket");
+    host.set_nonblocking(true).expect("a flag");
+    // As it is before `patchcord up` has made its socket, and after it has removed it.
+    fs::remove_file(&own).expect("it was there");
+    assert!(own.with_extension("lock").exists(), "it runs");
+
+    let site = &pair.a;
+    assert_eq!(names(&json(site, "show --json")), [""; 0]);
+    assert_eq!(names(&json(site, "fdb show --json")), [""; 0]);
+    for verb in ["show", "fdb show", "down"] {
+        let (code, text) = ran(site, &format!("{verb} {}", site.tunnel));
+        assert!(code == Some(1) && text.contains("is not running"), "{text}");
+    }
+    let connected = host.accept().map(drop).map_err(|error| error.kind());
+    assert_eq!(connected, Err(ErrorKind::WouldBlock), "nobody connected");
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Only who has the right keys gets a session, and nothing crosses without one.
+
+use crate::kit::frames::{BROADCAST, EXPERIMENTAL, frame};
+use crate::kit::process::{eventually, millis, secs};
+use crate::kit::topology::{Pair, Peer, Plan, Settings, Site, patchcord};
+
+/// Brings both sides up, and tries to get frames across until `site` counts `reason`.
+fn assert_refused(pair: &mut Pair, reason: &str, at_b: bool) {
+    pair.up();
+    pair.a.process().wait_for("ready", secs(20));
+    pair.b.process().wait_for("ready", secs(20));
+    let hello = |from: [u8; 6]| frame(BROADCAST, from, &[], EXPERIMENTAL, 100, 1);
+    let (from_a, from_b) = (hello(pair.at_a.mac), hello(pair.at_b.mac));
+    let counting: &Site = if at_b { &pair.b } else { &pair.a };
+    eventually(secs(10), &format!("`{reason}` is counted"), || {
+        pair.at_a.send(&from_a);
+        pair.at_b.send(&from_b);
+        (counting.drops(reason) > 0).then_some(())
+    });
+    assert!(
+        !pair.at_b.receives(&from_a, millis(500)),
+        "no frame of A reaches B"
+    );
+    assert!(
+        !pair.at_a.receives(&from_b, millis(100)),
+        "no frame of B reaches A"
+    );
+    for site in [&pair.a, &pair.b] {
+        let peer = site.peer();
+        assert_ne!(peer.state, "up", "{}", site.tunnel);
+        assert_eq!(peer.handshakes, 0, "{}", site.tunnel);
+    }
+}
+
+fn another_public_key() -> String {
+    patchcord(&["pubkey"], &patchcord(&["genkey"], ""))
+        .trim()
+        .to_owned()
+}
+
+/// A calls B and B waits, so that each drop has one place to be counted.
+fn caller_and_waiter() -> Pair {
+    Pair::prepare(Plan {
+        b_knows_a: false,
+        ..Plan::default()
+    })
+}
+
+fn peers(pair: &Pair) -> [Peer; 2] {
+    [
+        pair.b.as_peer(Some(pair.b.uplink.v4.into())),
+        pair.a.as_peer(None),
+    ]
+}
+
+#[test]
+fn a_key_that_nobody_was_told_about_is_refused() {
+    let mut pair = caller_and_waiter();
+    let [_, a_at_b] = peers(&pair);
+    pair.b.configure(
+        &pair.settings,
+        &[Peer {
+            public_key: another_public_key(),
+            ..a_at_b
+        }],
+    );
+    assert_refused(&mut pair, "unknown-peer", true);
+}
+
+#[test]
+fn a_peer_with_another_key_than_expected_is_not_answered() {
+    let mut pair = caller_and_waiter();
+    let [b_at_a, _] = peers(&pair);
+    pair.a.configure(
+        &pair.settings,
+        &[Peer {
+            public_key: another_public_key(),
+            ..b_at_a
+        }],
+    );
+    // mac1 is made for another public key.
+    assert_refused(&mut pair, "bad-mac", true);
+}
+
+#[test]
+fn different_preshared_keys_do_not_match() {
+    let mut pair = caller_and_waiter();
+    let [b_at_a, a_at_b] = peers(&pair);
+    let psk = || Some(patchcord(&["genpsk"], ""));
+    pair.a.configure(
+        &pair.settings,
+        &[Peer {
+            preshared_key: psk(),
+            ..b_at_a
+        }],
+    );
+    pair.b.configure(
+        &pair.settings,
+        &[Peer {
+            preshared_key: psk(),
+            ..a_at_b
+        }],
+    );
+    // The preshared key enters with the second message (IKpsk2), so the caller notices.
+    assert_refused(&mut pair, "bad-handshake", false);
+}
+
+#[test]
+fn a_preshared_key_on_one_side_only_does_not_match() {
+    let mut pair = caller_and_waiter();
+    let [b_at_a, _] = peers(&pair);
+    pair.a.configure(
+        &pair.settings,
+        &[Peer {
+            preshared_key: Some(patchcord(&["genpsk"], "")),
+            ..b_at_a
+        }],
+    );
+    assert_refused(&mut pair, "bad-handshake", false);
+}
+
+#[test]
+fn the_same_preshared_key_works() {
+    let mut pair = caller_and_waiter();
+    let [b_at_a, a_at_b] = peers(&pair);
+    let psk = Some(patchcord(&["genpsk"], ""));
+    pair.a.configure(
+        &pair.settings,
+        &[Peer {
+            preshared_key: psk.clone(),
+            ..b_at_a
+        }],
+    );
+    pair.b.configure(
+        &pair.settings,
+        &[Peer {
+            preshared_key: psk,
+            ..a_at_b
+        }],
+    );
+    pair.up();
+    pair.connect(secs(10));
+    pair.a.wait_state("up", secs(5));
+    pair.b.wait_state("up", secs(5));
+}
+
+#[test]
+fn the_configured_cipher_is_used() {
+    for (cipher, tunnel) in [
+        ("aes-256-gcm", "cipher = \"aes-256-gcm\""),
+        ("chacha20-poly1305", "cipher = \"chacha20-poly1305\""),
+    ] {
+        let settings = Settings {
+            tunnel,
+            ..Settings::default()
+        };
+        let pair = Pair::start(Plan {
+            settings,
+            ..Plan::default()
+        });
+        assert_eq!(pair.a.peer().cipher.as_deref(), Some(cipher));
+        assert_eq!(pair.b.peer().cipher.as_deref(), Some(cipher));
+    }
+}
+
+#[test]
+fn sides_that_allow_no_common_cipher_do_not_connect() {
+    let mut pair = caller_and_waiter();
+    let [b_at_a, a_at_b] = peers(&pair);
+    let aes = Settings {
+        tunnel: "cipher = \"aes-256-gcm\"",
+        ..Settings::default()
+    };
+    let chacha = Settings {
+        tunnel: "cipher = \"chacha20-poly1305\"",
+        ..Settings::default()
+    };
+    pair.a.configure(&aes, &[b_at_a]);
+    pair.b.configure(&chacha, &[a_at_b]);
+    assert_refused(&mut pair, "incompatible", true);
+}

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Neighbour suppression: questions whose answers are known do not cross, all others do.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::cord::lan::resolves;
+use crate::kit::cable::{Arrival, Cable};
+use crate::kit::frames::{BROADCAST, Mac, frame};
+use crate::kit::process::{eventually, millis, secs};
+use crate::kit::topology::{Host, Pair, Ports, Settings, connect, mac};
+use crate::switch::forwarding::Sites;
+
+const SUPPRESS: Ports = Ports {
+    device: "neighbour-suppression = true",
+    peer: "neighbour-suppression = true",
+};
+
+/// A host at each site, and the addresses by which B's is asked for.
+struct Lan {
+    a: Host,
+    b: Host,
+    pair: Pair,
+}
+
+impl Lan {
+    fn start() -> Self {
+        let pair = Pair::start_with_ports([SUPPRESS; 2]);
+        let (a, b) = (pair.a.host(1), pair.b.host(1));
+        for host in [&a, &b] {
+            // Says so when its address is another one.
+            host.ns
+                .run(&["sysctl", "-qw", "net.ipv4.conf.eth0.arp_notify=1"]);
+            host.ns
+                .run(&["sysctl", "-qw", "net.ipv6.conf.eth0.ndisc_notify=1"]);
+        }
+        pair.connect(secs(10));
+        eventually(secs(10), "hosts reach each other", || {
+            let ping = ["ping", "-c1", "-W1", &b.v4.to_string()].map(str::to_owned);
+            a.ns.succeeds(&ping.each_ref().map(String::as_str))
+                .then_some(())
+        });
+        Self { a, b, pair }
+    }
+
+    fn targets(&self) -> [IpAddr; 3] {
+        let b = &self.b;
+        [b.v4.into(), b.v6.into(), b.link_local().into()]
+    }
+
+    /// A asks for B's host, and is told `mac`: how many questions came to B.
+    fn questions(&self, target: IpAddr, owner: Mac) -> usize {
+        self.pair.at_b.clear();
+        resolves(&self.a, &target.to_string(), owner);
+        fence(&self.pair.at_a, &self.pair.at_b);
+        asked(&self.pair.at_b, self.a.mac, target)
+    }
+}
+
+/// Whatever was sent before has arrived, or never will.
+fn fence(from: &Cable, to: &Cable) {
+    // Questions take the slow path, and so may be overtaken once.
+    for _ in 0..2 {
+        connect(from, to, secs(5));
+        std::thread::sleep(millis(50));
+    }
+}
+
+/// How many questions of a station for an address came out of a cable.
+fn asked(cable: &Cable, asker: Mac, target: IpAddr) -> usize {
+    let is_question = |it: &&Arrival| {
+        let bytes = &it.bytes;
+        bytes.get(6..12) == Some(&asker[..])
+            && match target {
+                IpAddr::V4(target) => {
+                    bytes[12..14] == [8, 6]
+                        && bytes[20..22] == [0, 1]
+                        && bytes[38..42] == target.octets()
+                }
+                IpAddr::V6(target) => {
+                    bytes[12..14] == [0x86, 0xdd]
+                        && bytes[20] == 58
+                        && bytes[54] == 135
+                        && bytes[62..78] == target.octets()
+                }
+            }
+    };
+    cable.with_arrivals(|all| all.iter().filter(is_question).count())
+}
+
+/// An ARP request, RFC 826.
+pub(crate) fn arp(source: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let mut bytes = frame(BROADCAST, source, &[], 0x0806, 14, 0);
+    bytes.extend([0, 1, 8, 0, 6, 4, 0, 1]);
+    bytes.extend(source);
+    bytes.extend(sender.octets());
+    bytes.extend([0; 6]);
+    bytes.extend(target.octets());
+    bytes.resize(60, 0);
+    bytes
+}
+
+/// An ICMPv6 message with hop limit 255, RFC 4861 section 4.
+fn icmpv6(dst_mac: Mac, source: Mac, src: Ipv6Addr, dst: Ipv6Addr, message: &[u8]) -> Vec<u8> {
+    let mut sum: u32 = 58 + message.len() as u32;
+    let both = [&src.octets()[..], &dst.octets(), message].concat();
+    for pair in both.chunks(2) {
+        sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let mut bytes = frame(dst_mac, source, &[], 0x86dd, 14, 0);
+    bytes.extend([0x60, 0, 0, 0, 0, message.len() as u8, 58, 255]);
+    bytes.extend(both);
+    let checksum = bytes.len() - message.len() + 2;
+    bytes[checksum..checksum + 2].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    bytes
+}
+
+/// A neighbour solicitation for `target` to its solicited-node group.
+fn solicitation(source: Mac, src: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
+    let [.., x, y, z] = target.octets();
+    let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, x, y, z]);
+    let mut message = vec![135, 0, 0, 0, 0, 0, 0, 0];
+    message.extend(target.octets());
+    if !src.is_unspecified() {
+        message.extend([1, 1]);
+        message.extend(source);
+    }
+    icmpv6([0x33, 0x33, 0xff, x, y, z], source, src, group, &message)
+}
+
+/// An unsolicited advertisement with the override flag, to all nodes.
+fn advertisement(source: Mac, target: Ipv6Addr) -> Vec<u8> {
+    let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+    message.extend(target.octets());
+    message.extend([2, 1]);
+    message.extend(source);
+    icmpv6([0x33, 0x33, 0, 0, 0, 1], source, target, all, &message)
+}
+
+#[test]
+fn questions_with_known_answers_stay_at_their_site() {
+    let lan = Lan::start();
+    for target in lan.targets() {
+        lan.a.ns.ip("neigh flush dev eth0");
+        // The first one is how it is learned.
+        resolves(&lan.a, &target.to_string(), lan.b.mac);
+        for _ in 0..3 {
+            assert_eq!(lan.questions(target, lan.b.mac), 0, "{target}");
+        }
+    }
+    // The other way, and at once in both.
+    lan.b.ns.ip("neigh flush dev eth0");
+    for target in [IpAddr::from(lan.a.v4), lan.a.v6.into()] {
+        resolves(&lan.b, &target.to_string(), lan.a.mac);
+        lan.pair.at_a.clear();
+        resolves(&lan.b, &target.to_string(), lan.a.mac);
+        fence(&lan.pair.at_b, &lan.pair.at_a);
+        assert_eq!(asked(&lan.pair.at_a, lan.b.mac, target), 0, "{target}");
+    }
+    crate::kit::traffic::pings(&lan.a, &lan.b.v4.to_string(), 20, 1472);
+    crate::kit::traffic::pings(&lan.b, &lan.a.v6.to_string(), 20, 1452);
+}
+
+#[test]
+fn probes_announcements_and_unknown_addresses_pass() {
+    let lan = Lan::start();
+    for target in lan.targets() {
+        resolves(&lan.a, &target.to_string(), lan.b.mac);
+    }
+    let (at_a, at_b) = (&lan.pair.at_a, &lan.pair.at_b);
+    let (us, other) = (Ipv4Addr::new(10, 77, 1, 200), Ipv4Addr::new(10, 77, 9, 9));
+    let [us6, other6] = [1, 9].map(|n| Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, n, 200));
+    let none = Ipv6Addr::UNSPECIFIED;
+    for (what, sent) in [
+        (
+            "a probe for a known address",
+            arp(at_a.mac, Ipv4Addr::UNSPECIFIED, lan.b.v4),
+        ),
+        ("an announcement", arp(at_a.mac, us, us)),
+        ("an unknown target", arp(at_a.mac, us, other)),
+        (
+            "DAD for a known address",
+            solicitation(at_a.mac, none, lan.b.v6),
+        ),
+        ("an unsolicited advertisement", advertisement(at_a.mac, us6)),
+        (
+            "an unknown IPv6 target",
+            solicitation(at_a.mac, us6, other6),
+        ),
+    ] {
+        for _ in 0..2 {
+            at_b.clear();
+            at_a.send(&sent);
+            assert!(at_b.receives(&sent, secs(20)), "{what}");
+            fence(at_a, at_b);
+            assert_eq!(at_b.count(&sent), 1, "{what}: once");
+            assert_eq!(at_a.count(&sent), 0, "{what} comes back");
+        }
+    }
+    // A known one that is asked for by the same means is answered, and goes nowhere.
+    for (sent, kind) in [
+        (arp(at_a.mac, us, lan.b.v4), [0x08, 0x06]),
+        (solicitation(at_a.mac, us6, lan.b.v6), [0x86, 0xdd]),
+    ] {
+        at_a.clear();
+        at_b.clear();
+        at_a.send(&sent);
+        let is_answer = |it: &Arrival| {
+            it.bytes[..6] == at_a.mac && it.bytes[6..12] == lan.b.mac && it.bytes[12..14] == kind
+        };
+        assert!(at_a.wait(secs(2), |all| all.iter().any(is_answer)));
+        fence(at_a, at_b);
+        assert_eq!(at_b.count(&sent), 0);
+    }
+}
+
+#[test]
+fn a_host_with_another_address_and_one_that_moves_are_followed() {
+    let lan = Lan::start();
+    for target in lan.targets() {
+        resolves(&lan.a, &target.to_string(), lan.b.mac);
+    }
+    let new: Mac = [0x02, 0x77, 0, 0xee, 0, 1];
+    lan.b.ns.ip(&format!("link set eth0 address {}", mac(new)));
+    // It speaks; a question for somebody else will do as well as an announcement.
+    lan.b.ns.ip("neigh flush dev eth0");
+    for target in [lan.a.v4.to_string(), lan.a.v6.to_string()] {
+        lan.b.ns.succeeds(&["ping", "-c1", "-W1", &target]);
+    }
+    for target in [IpAddr::from(lan.b.v4), lan.b.v6.into()] {
+        assert_eq!(lan.questions(target, new), 0, "{target}");
+    }
+    crate::kit::traffic::pings(&lan.a, &lan.b.v4.to_string(), 5, 56);
+
+    // To A's own bridge, where a cable speaks for it: nobody answers there any more.
+    let (at_a, at_b) = (&lan.pair.at_a, &lan.pair.at_b);
+    lan.b.ns.ip("link set eth0 down");
+    for announced in [arp(new, lan.b.v4, lan.b.v4), advertisement(new, lan.b.v6)] {
+        at_a.send(&announced);
+        assert!(at_b.receives(&announced, secs(20)));
+    }
+    for sent in [
+        arp(lan.a.mac, lan.a.v4, lan.b.v4),
+        solicitation(lan.a.mac, lan.a.v6, lan.b.v6),
+    ] {
+        at_a.clear();
+        at_a.send(&sent);
+        assert!(
+            at_b.receives(&sent, secs(20)),
+            "flooded: the owner hears it"
+        );
+        let is_answered = |it: &Arrival| it.bytes[..6] == lan.a.mac && it.bytes[6..12] == new;
+        assert!(!at_a.with_arrivals(|all| all.iter().any(is_answered)));
+    }
+    // From B, where it was, the answer is right at once: it is behind the tunnel now.
+    let asker: Mac = [0x02, 0xca, 0, 0, 9, 9];
+    let own = Ipv4Addr::new(10, 77, 2, 201);
+    at_b.clear();
+    // A question that tells where somebody is goes on; this one does not.
+    at_b.send(&arp(asker, own, own));
+    let sent = arp(asker, own, lan.b.v4);
+    at_a.clear();
+    at_b.send(&sent);
+    let is_answer = |it: &Arrival| {
+        it.bytes[..6] == asker && it.bytes[6..12] == new && it.bytes[20..22] == [0, 2]
+    };
+    assert!(at_b.wait(secs(2), |all| all.iter().any(is_answer)));
+    fence(at_b, at_a);
+    assert_eq!(at_a.count(&sent), 0);
+}
+
+/// A asks for addresses of B's, on ports with suppression. They go to C, which A has a port without for.
+#[test]
+fn an_address_that_moves_behind_a_port_without_suppression_is_followed() {
+    let asking = Settings {
+        device: "[device.port]\nneighbour-suppression = true",
+        ..Settings::default()
+    };
+    let sites = Sites::start(
+        [asking, Settings::default(), Settings::default()],
+        [
+            &[(1, "neighbour-suppression = true"), (2, "")],
+            &[(0, ""), (2, "")],
+            &[(0, ""), (1, "")],
+        ],
+    );
+    sites.connect(&[(0, 1), (0, 2), (1, 2)]);
+    let [at_a, at_b, at_c] = &sites.cables[..] else {
+        panic!("three sites");
+    };
+    let (us, owned) = (Ipv4Addr::new(10, 77, 1, 200), Ipv4Addr::new(10, 77, 2, 200));
+    let [us6, owned6, shared6] = [1, 2, 3].map(|n| Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, n, 200));
+    let announced = arp(at_a.mac, us, us);
+    at_a.send(&announced);
+    assert!(at_b.receives(&announced, secs(20)) && at_c.receives(&announced, secs(20)));
+    let asks = [
+        arp(at_a.mac, us, owned),
+        solicitation(at_a.mac, us6, owned6),
+        solicitation(at_a.mac, us6, shared6),
+    ];
+
+    let claims = |from: &Cable, addresses: &[Ipv6Addr]| {
+        let advertised = addresses.iter().map(|&it| advertisement(from.mac, it));
+        for claim in advertised.chain([arp(from.mac, owned, owned)]) {
+            from.send(&claim);
+            assert!(at_a.receives(&claim, secs(20)));
+        }
+    };
+    claims(at_b, &[owned6, shared6]);
+    for question in &asks {
+        assert_eq!(told(at_a, question), [at_b.mac]);
+    }
+    fence(at_a, at_b);
+    assert_eq!(at_b.count(&asks[0]), 0, "known, and not asked for");
+
+    claims(at_c, &[owned6]);
+    for question in &asks[..2] {
+        assert_eq!(told(at_a, question), [at_c.mac]);
+    }
+    // Whoever asks says where it is, though not enough to answer in its name.
+    let elsewhere = solicitation(at_c.mac, shared6, us6);
+    at_c.send(&elsewhere);
+    assert!(at_a.receives(&elsewhere, secs(20)));
+    at_c.clear();
+    assert_eq!(told(at_a, &asks[2]), [[0; 6]; 0]);
+    assert!(at_c.receives(&asks[2], secs(20)), "the owner hears it");
+}
+
+/// What the cable asks, and who is said to have the address.
+fn told(from: &Cable, question: &[u8]) -> Vec<Mac> {
+    let asker = &question[6..12];
+    from.clear();
+    from.send(question);
+    let is_answer = |it: &&Arrival| it.bytes[..6] == *asker && it.bytes[12..14] == question[12..14];
+    from.wait(millis(500), |all| all.iter().any(|it| is_answer(&it)));
+    from.with_arrivals(|all| {
+        let owners = all.iter().filter(is_answer);
+        owners
+            .map(|it| *it.bytes[6..].first_chunk().expect("a source"))
+            .collect()
+    })
+}
