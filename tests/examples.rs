@@ -7,6 +7,7 @@
 #[allow(
     dead_code,
     clippy::print_stderr,
+    clippy::print_stdout,
     reason = "shared with the tests in netns"
 )]
 #[path = "netns/kit/mod.rs"]

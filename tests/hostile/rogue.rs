@@ -25,7 +25,8 @@ use patchcord::keys::{PrivateKey, PublicKey};
 use crate::kit::frames::Mac;
 use crate::kit::namespace::Namespace;
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{Peer, Router, Sandbox, Site, UDP_PORT, Uplink};
+use crate::kit::site::{Peer, Site, UDP_PORT};
+use crate::kit::topology::{Router, Sandbox, Uplink};
 
 /// How long a look at the socket waits: the node's timers are not finer.
 const LOOK: Duration = millis(10);

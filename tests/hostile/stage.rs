@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::kit::cable::Cable;
 use crate::kit::frames::{BROADCAST, EXPERIMENTAL, frame};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{Router, Sandbox, Settings, Site};
+use crate::kit::site::{Settings, Site};
+use crate::kit::topology::{Router, Sandbox};
 use crate::rogue::Rogue;
 
 /// A rogue's kernel cuts what is larger.

@@ -2,22 +2,19 @@
 //! What people do on a LAN works across the cord: real hosts, real programs.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::kit::cable::VlanHost;
-use crate::kit::frames::Mac;
-use crate::kit::load;
-use crate::kit::process::{Process, eventually, millis, secs};
-use crate::kit::topology::{BRIDGE, DEVICE, Host, Pair, Plan, mac};
-use crate::kit::traffic::pings;
+use crate::kit::dhcp::{dhcp_lease, dhcp_server};
+use crate::kit::pair::{Pair, Plan};
+use crate::kit::process::{millis, secs};
+use crate::kit::site::{BRIDGE, DEVICE};
+use crate::kit::topology::Host;
+use crate::kit::traffic::{iperf, pings, resolves};
 
 /// Two hosts at each site.
 struct Lan {
@@ -35,22 +32,6 @@ impl Lan {
             pair,
         }
     }
-}
-
-/// What `host` has resolved `address` to.
-fn neighbour(host: &Host, address: &str) -> Option<String> {
-    let shown = host
-        .ns
-        .run(&["ip", "-j", "neigh", "show", "to", address, "dev", "eth0"]);
-    let entries: serde_json::Value = serde_json::from_str(&shown).ok()?;
-    entries[0]["lladdr"].as_str().map(str::to_owned)
-}
-
-pub(crate) fn resolves(from: &Host, address: &str, owner: Mac) {
-    from.ns.ip("neigh flush dev eth0");
-    from.ns
-        .run(&["ping", "-c", "1", "-W", "2", "-I", "eth0", address]);
-    assert_eq!(neighbour(from, address), Some(mac(owner)), "{address}");
 }
 
 #[test]
@@ -78,60 +59,6 @@ fn ping_loses_nothing_and_full_size_packets_need_no_fragmentation() {
             pings(from, &target, 20, size);
         }
     }
-}
-
-/// A DHCP server that leases 10.77.`third`.100 and more.
-pub(crate) fn dhcp_server(host: &Host, dir: &Path, third: u8) -> Process {
-    let lease_option = format!(
-        "--dhcp-leasefile={}",
-        dir.join(format!("leases{third}")).display()
-    );
-    let range = format!("--dhcp-range=10.77.{third}.100,10.77.{third}.199,255.255.0.0,5m");
-    host.ns.spawn(
-        &dir.join(format!("dnsmasq{third}.log")),
-        &[&DNSMASQ[..], &[&lease_option, &range]].concat(),
-    )
-}
-
-/// In the foreground, with nothing from the machine's own configuration.
-pub(crate) const DNSMASQ: [&str; 12] = [
-    "dnsmasq",
-    "--keep-in-foreground",
-    "--conf-file=/dev/null",
-    "--port=0",
-    "--interface=eth0",
-    "--bind-dynamic",
-    "--user=root",
-    "--no-ping",
-    "--no-resolv",
-    "--no-hosts",
-    "--log-facility=-",
-    "--pid-file",
-];
-
-/// Asks for an address a few times: what was leased, and by whom.
-pub(crate) fn dhcp_lease(client: &Host, dir: &Path) -> Option<(String, String)> {
-    let (script, leased) = (dir.join("udhcpc.sh"), dir.join("leased"));
-    // Instead of the system's script, which would rewrite this machine's resolv.conf.
-    let text = format!(
-        "#!/bin/sh\n[ \"$1\" = bound ] || exit 0\necho \"$ip $serverid\" > {}\n",
-        leased.display()
-    );
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    let _ = fs::remove_file(&leased);
-    let script = script.display().to_string();
-    let udhcpc = [
-        "busybox", "udhcpc", "-i", "eth0", "-f", "-n", "-q", "-s", &script,
-    ];
-    let has_lease = client
-        .ns
-        .succeeds(&[&udhcpc[..], &["-t", "8", "-T", "1"]].concat());
-    has_lease.then(|| {
-        let leased = fs::read_to_string(&leased).expect("the client was given a lease");
-        let (address, by) = leased.trim().split_once(' ').unwrap();
-        (address.to_owned(), by.to_owned())
-    })
 }
 
 #[test]
@@ -301,43 +228,12 @@ fn tagged_hosts_reach_each_other_in_their_vlan() {
     drop(vlans);
 }
 
-/// Runs iperf3 for two seconds and returns what arrived, in bit/s.
-fn iperf(lan: &Lan, reverse: bool) -> f64 {
-    let (server, client) = (&lan.b[0], &lan.a[0]);
-    let _turn = load::half();
-    let log = lan.pair.sandbox.path().join("iperf3.log");
-    let _server = server
-        .ns
-        .spawn(&log, &["iperf3", "--server", "--one-off", "--forceflush"]);
-    eventually(secs(20), "iperf3 listens", || {
-        server
-            .ns
-            .run(&["cat", "/proc/net/tcp", "/proc/net/tcp6"])
-            .contains(":1451 ")
-            .then_some(())
-    });
-    let target = server.v4.to_string();
-    let mut argv = vec!["iperf3", "--client", &target, "--time", "2", "--json"];
-    argv.extend(reverse.then_some("--reverse"));
-    let output = client
-        .ns
-        .command(&argv)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let result: serde_json::Value =
-        serde_json::from_slice(&output.stdout).expect("iperf3 prints JSON");
-    assert!(output.status.success(), "iperf3: {}", result["error"]);
-    result["end"]["sum_received"]["bits_per_second"]
-        .as_f64()
-        .unwrap()
-}
-
 #[test]
 fn tcp_moves_data_both_ways() {
     let lan = Lan::start();
     for reverse in [false, true] {
-        let rate = iperf(&lan, reverse);
+        let arguments: &[_] = if reverse { &["--reverse"] } else { &[] };
+        let rate = iperf(lan.pair.sandbox.path(), &lan.a[0], &lan.b[0], arguments);
         assert!(rate > 1e6, "{rate} bit/s, reverse: {reverse}");
     }
 }

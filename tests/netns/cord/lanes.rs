@@ -15,11 +15,11 @@ use crate::kit::cable::{Cable, Stream};
 use crate::kit::frames::{Flow, Tally};
 use crate::kit::load::{self, Turn};
 use crate::kit::namespace::Namespace;
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{Pair, Plan, Settings, UDP_PORT};
+use crate::kit::site::{Settings, UDP_PORT, assert_followed, move_to};
 use crate::kit::traffic::{iperf, pings};
 use crate::kit::wiretap::{Datagram, Wiretap};
-use crate::session::continuity::{assert_followed, move_to};
 
 /// Flows of each direction: so many that every lane has some.
 const FLOWS: u8 = 12;

@@ -2,8 +2,8 @@
 //! Frames cross: every frame that enters one end leaves the other, byte for byte, once and in order,
 //! between bridges or between NICs, and over any number of lanes.
 
-pub(crate) mod lan;
+mod lan;
 mod lanes;
 mod soak;
 mod transparency;
-pub(crate) mod wire;
+mod wire;

@@ -7,8 +7,9 @@ use std::time::Instant;
 use crate::kit::cable::Cable;
 use crate::kit::frames::{Flow, Tally};
 use crate::kit::load;
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{Pair, Plan, Settings};
+use crate::kit::site::Settings;
 
 /// A size from 60 to `max` that depends on the number only.
 fn size(number: u64, salt: u64, max: u64) -> usize {

@@ -2,12 +2,11 @@
 //! What enters one end of the cord comes out of the other, byte for byte, once, and in order.
 
 use crate::kit::cable::Cable;
-use crate::kit::frames::{BROADCAST, EXPERIMENTAL, Tally, frame};
+use crate::kit::frames::{BROADCAST, DOT1AD, DOT1Q, EXPERIMENTAL, Tally, frame};
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{Pair, Plan, Settings};
+use crate::kit::site::Settings;
 
-const DOT1Q: u16 = 0x8100;
-const DOT1AD: u16 = 0x88a8;
 const OLD_QINQ: u16 = 0x9100;
 
 /// Tags, EtherType (or 802.3 length) and frame length of one frame.

@@ -9,66 +9,15 @@
 use std::path::Path;
 
 use crate::kit::cable::Cable;
-use crate::kit::frames::{BROADCAST, EXPERIMENTAL, Mac, frame};
+use crate::kit::frames::{BROADCAST, DOT1AD, DOT1Q, EXPERIMENTAL, Mac, frame};
+use crate::kit::pair::connect;
 use crate::kit::process::{Process, eventually, millis, secs};
-use crate::kit::topology::{Host, Router, Sandbox, Settings, Site, connect, mac};
+use crate::kit::site::{Settings, Site};
+use crate::kit::topology::{Host, Router, Sandbox, mac};
 use crate::kit::traffic::{
     BLOCK, DATAGRAMS_AT_ONCE, Ip, assert_checksums, pings, shower, transfer,
 };
-
-pub(crate) const NIC: &str = "eth7";
-const DOT1Q: u16 = 0x8100;
-const DOT1AD: u16 = 0x88a8;
-
-/// Two sites, and whatever is plugged into their NICs.
-pub(crate) struct Wire<T> {
-    pub(crate) at: [T; 2],
-    pub(crate) sites: [Site; 2],
-    _internet: Router,
-    sandbox: Sandbox,
-}
-
-impl<T> Wire<T> {
-    /// The program runs at both ends.
-    pub(crate) fn start(plug: impl Fn(&Site) -> T) -> Self {
-        Self::start_with("", plug)
-    }
-
-    /// The same, with further lines behind `[device]`.
-    fn start_with(further: &'static str, plug: impl Fn(&Site) -> T) -> Self {
-        let sandbox = Sandbox::new();
-        let internet = Router::internet(&sandbox);
-        let sites = [1, 2].map(|n| Site::new(&sandbox, &internet, n, 1500));
-        let at = [&sites[0], &sites[1]].map(plug);
-        let mut wire = Self {
-            at,
-            sites,
-            _internet: internet,
-            sandbox,
-        };
-        let settings = Settings {
-            nic: Some(NIC),
-            device: further,
-            ..Settings::default()
-        };
-        let [a, b] = &wire.sites;
-        for (site, other) in [(a, b), (b, a)] {
-            let peer = other.as_peer(Some(other.uplink.v4.into()));
-            site.configure(&settings, &[peer]);
-        }
-        for site in &mut wire.sites {
-            site.up();
-        }
-        for site in &wire.sites {
-            site.wait_state("up", secs(10));
-        }
-        wire
-    }
-
-    pub(crate) fn drops(&self, reason: &str) -> u64 {
-        self.sites.iter().map(|site| site.drops(reason)).sum()
-    }
-}
+use crate::kit::wire::{NIC, Wire, hosts};
 
 /// Cables, and NICs, that take frames of these MTUs.
 fn cables(mtu: [u32; 2]) -> Wire<Cable> {
@@ -230,18 +179,6 @@ fn frames_that_the_far_nic_does_not_take_are_counted() {
     }
     let sent = frame(b.mac, a.mac, &[], EXPERIMENTAL, 1514, 1);
     assert_crosses(a, b, &sent, "one that fits, afterwards");
-}
-
-/// A host at each NIC.
-pub(crate) fn hosts(further: &'static str) -> Wire<Host> {
-    let wire = Wire::start_with(further, |site| site.host_at(1, NIC));
-    let [a, b] = &wire.at;
-    eventually(secs(10), "neighbours know each other", || {
-        let ping = ["ping", "-c1", "-W1", &b.v4.to_string()].map(str::to_owned);
-        a.ns.succeeds(&ping.each_ref().map(String::as_str))
-            .then_some(())
-    });
-    wire
 }
 
 #[test]

@@ -3,53 +3,10 @@
 
 use std::net::Ipv4Addr;
 
+use crate::kit::packets::{arp, is_answer, router_advertisement};
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
-use crate::kit::topology::{DEVICE, Pair, Plan, Settings, Site};
-use crate::switch::neighbours::arp;
-
-/// A router advertisement (RFC 4861, section 4.2) of fe80::bad: a default route for so many seconds, and
-/// a prefix to make addresses of.
-pub(crate) fn router_advertisement(lifetime_s: u16) -> Vec<u8> {
-    let mut message = vec![134, 0, 0, 0, 64, 0];
-    message.extend(lifetime_s.to_be_bytes());
-    message.extend([0; 8]);
-    // Prefix information: on-link, autonomous, for an hour.
-    message.extend([
-        3, 4, 64, 0xc0, 0, 0, 0x0e, 0x10, 0, 0, 0x0e, 0x10, 0, 0, 0, 0,
-    ]);
-    message.extend([0xfd, 0xba, 0xdb, 0xad, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    let mut source = [0; 16];
-    source[..2].copy_from_slice(&[0xfe, 0x80]);
-    source[14..].copy_from_slice(&[0x0b, 0xad]);
-    let mut group = [0; 16];
-    (group[0], group[1], group[15]) = (0xff, 0x02, 1);
-    let checksum = icmpv6_checksum(source, group, &message);
-    message[2..4].copy_from_slice(&checksum.to_be_bytes());
-
-    let mut frame = vec![
-        0x33, 0x33, 0, 0, 0, 1, 0x02, 0xba, 0xd0, 0, 0, 1, 0x86, 0xdd,
-    ];
-    frame.extend([0x60, 0, 0, 0]);
-    frame.extend((message.len() as u16).to_be_bytes());
-    frame.extend([58, 255]);
-    frame.extend(source);
-    frame.extend(group);
-    frame.extend(message);
-    frame
-}
-
-fn icmpv6_checksum(source: [u8; 16], destination: [u8; 16], message: &[u8]) -> u16 {
-    let length = (message.len() as u32).to_be_bytes();
-    let parts = [&source, &destination, &length[..], &[0, 0, 0, 58], message].concat();
-    let words = parts
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
+use crate::kit::site::{DEVICE, Settings, Site};
 
 /// A site whose device is a station by itself, and the other one, where the advertisement is sent.
 fn start(device: &'static str) -> Pair {
@@ -88,14 +45,6 @@ fn advertise(pair: &Pair, mut done: impl FnMut() -> bool) {
         rounds += u32::from(answered);
         (rounds >= 3 && done()).then_some(())
     });
-}
-
-/// An ARP reply (RFC 826) of `owner`.
-pub(crate) fn is_answer(frame: &[u8], owner: Ipv4Addr) -> bool {
-    frame.len() >= 42
-        && frame[12..14] == [0x08, 0x06]
-        && frame[20..22] == [0, 2]
-        && frame[28..32] == owner.octets()
 }
 
 #[test]

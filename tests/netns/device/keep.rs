@@ -5,20 +5,11 @@
 use std::fs;
 use std::net::Ipv4Addr;
 
-use patchcord::control::message::DeviceStatus;
-
-use crate::device::autoconf::is_answer;
+use crate::kit::packets::{arp, is_answer};
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{BRIDGE, DEVICE, Pair, Plan, Settings, Site, mac};
-use crate::switch::neighbours::arp;
-
-fn master(site: &Site) -> Option<String> {
-    Some(site.link(DEVICE)?["master"].as_str()?.to_owned())
-}
-
-fn device(site: &Site) -> DeviceStatus {
-    site.status().device
-}
+use crate::kit::site::{BRIDGE, DEVICE, Settings};
+use crate::kit::topology::mac;
 
 fn becomes(what: &str, mut is_so: impl FnMut() -> bool) {
     eventually(secs(20), what, || is_so().then_some(()));
@@ -65,14 +56,14 @@ fn what_others_undo_comes_back_and_is_logged() {
         pair.a.ns.ip(&format!("link set {DEVICE} {change}"));
         let line = format!("changed=\"{changed}\"");
         becomes(&line, || pair.a.process().log().contains(&line));
-        assert_eq!(master(&pair.a).as_deref(), Some(BRIDGE), "after {change}");
+        assert_eq!(pair.a.master().as_deref(), Some(BRIDGE), "after {change}");
         let link = pair.a.link(DEVICE).expect("the device is there");
         assert_eq!(
             (&link["mtu"], &link["inet6_addr_gen_mode"]),
             (&1450.into(), &"none".into())
         );
         assert_eq!(link["address"], "02:00:5e:10:00:01");
-        assert_eq!(device(&pair.a).bridge.as_deref(), Some(BRIDGE));
+        assert_eq!(pair.a.device_status().bridge.as_deref(), Some(BRIDGE));
     }
     pair.connect(secs(10));
 }
@@ -96,11 +87,11 @@ fn a_bridge_that_is_deleted_is_joined_again_when_it_is_back() {
     let mut pair = Pair::start(Plan::default());
     pair.a.ns.ip(&format!("link del {BRIDGE}"));
     becomes("show says that it waits", || {
-        let device = device(&pair.a);
+        let device = pair.a.device_status();
         let waits = device.waits_for.as_deref() == Some(BRIDGE);
         waits && device.bridge.is_none() && !device.carrier
     });
-    assert!(device(&pair.a).remedies[0].contains("ip link add br-lan"));
+    assert!(pair.a.device_status().remedies[0].contains("ip link add br-lan"));
     let log = pair.a.process().log();
     assert!(log.contains("waits for its bridge"), "{log}");
     pair.a.ns.ip(&format!(
@@ -108,7 +99,7 @@ fn a_bridge_that_is_deleted_is_joined_again_when_it_is_back() {
          link set cable1 master {BRIDGE}"
     ));
     becomes("it is a port again, with carrier", || {
-        let device = device(&pair.a);
+        let device = pair.a.device_status();
         device.bridge.as_deref() == Some(BRIDGE) && device.waits_for.is_none() && device.carrier
     });
     pair.connect(secs(10));
@@ -122,7 +113,7 @@ fn a_bridge_that_comes_after_the_start_is_waited_for() {
     pair.a.ns.ip(&format!("link del {BRIDGE}"));
     pair.up();
     pair.a.wait_state("up", secs(20));
-    let state = device(&pair.a);
+    let state = pair.a.device_status();
     assert_eq!(state.waits_for.as_deref(), Some(BRIDGE));
     assert!(!state.carrier, "no frame goes on its way to nowhere");
     let log = pair.a.process().log();
@@ -135,7 +126,7 @@ fn a_bridge_that_comes_after_the_start_is_waited_for() {
          link set cable1 master {BRIDGE}"
     ));
     becomes("it is a port", || {
-        master(&pair.a).as_deref() == Some(BRIDGE)
+        pair.a.master().as_deref() == Some(BRIDGE)
     });
     pair.connect(secs(10));
 }
@@ -164,7 +155,7 @@ fn a_program_that_insists_wins_and_is_told_of_once() {
     };
     let mut rounds = 0;
     eventually(secs(60), "patchcord gives way", || {
-        if master(&pair.a).is_some() {
+        if pair.a.master().is_some() {
             pair.a.ns.ip(&format!("link set {DEVICE} nomaster"));
             rounds += 1;
         }
@@ -174,7 +165,7 @@ fn a_program_that_insists_wins_and_is_told_of_once() {
     let before = rounds;
     let until = std::time::Instant::now() + secs(5);
     while std::time::Instant::now() < until {
-        if master(&pair.a).is_some() {
+        if pair.a.master().is_some() {
             pair.a.ns.ip(&format!("link set {DEVICE} nomaster"));
             rounds += 1;
         }
@@ -183,7 +174,7 @@ fn a_program_that_insists_wins_and_is_told_of_once() {
     assert!(rounds <= before + 2, "{before} rounds, then {rounds}");
     assert_eq!(told(&mut pair), 1);
     // And the port comes back after all when it gives up.
-    becomes("the device is a port again", || master(&pair.a).is_some());
+    becomes("the device is a port again", || pair.a.master().is_some());
 }
 
 #[test]
@@ -196,7 +187,7 @@ fn what_another_interface_above_the_device_sets_is_its_own() {
          link set {DEVICE} up"
     ));
     becomes("show says what is", || {
-        let device = device(&pair.a);
+        let device = pair.a.device_status();
         device.bridge.as_deref() == Some("above") && device.up && device.mtu == 1400
     });
     // Each of these makes patchcord look at the device again.
@@ -213,7 +204,10 @@ fn what_another_interface_above_the_device_sets_is_its_own() {
             (&1400.into(), &"above".into())
         );
     }
-    assert_eq!(device(&pair.a).mac, mac([2, 0xbb, 0xbb, 0xbb, 0xbb, 0xbb]));
+    assert_eq!(
+        pair.a.device_status().mac,
+        mac([2, 0xbb, 0xbb, 0xbb, 0xbb, 0xbb])
+    );
 }
 
 #[test]
@@ -226,10 +220,10 @@ fn who_sets_the_device_down_means_it() {
             .log()
             .contains("somebody set the interface down")
     });
-    assert!(!device(&pair.a).up);
-    assert!(device(&pair.a).remedies[0].contains("ip link set pc0 up"));
+    assert!(!pair.a.device_status().up);
+    assert!(pair.a.device_status().remedies[0].contains("ip link set pc0 up"));
     pair.a.ns.ip(&format!("link set {DEVICE} up"));
-    becomes("show says so", || device(&pair.a).up);
+    becomes("show says so", || pair.a.device_status().up);
     pair.connect(secs(10));
 }
 
@@ -259,7 +253,7 @@ fn frames_cross_when_the_device_is_moved_to_another_namespace() {
     let told = format!("to=the network namespace of process {pid}");
     let log = pair.a.process().log();
     assert!(log.contains(&told), "{log}");
-    let state = device(&pair.a);
+    let state = pair.a.device_status();
     assert!(state.moved && state.name == DEVICE, "{state:?}");
     // The carrier follows the peer there, too.
     pair.b.terminate();
@@ -276,7 +270,7 @@ fn frames_cross_when_the_device_is_moved_to_another_namespace() {
         let shown = pair.a.ns.run(&["ip", "addr", "show", "dev", DEVICE]);
         shown.contains("10.99.0.1/24") && shown.contains(",UP")
     });
-    assert!(!device(&pair.a).moved);
+    assert!(!pair.a.device_status().moved);
     pair.a.terminate();
     assert!(pair.a.link(DEVICE).is_none(), "the device is gone");
 }
@@ -292,7 +286,7 @@ fn a_renamed_device_is_the_same() {
             .link("cord7")
             .is_some_and(|link| link["master"] == BRIDGE)
     });
-    assert_eq!(device(&pair.a).name, "cord7");
+    assert_eq!(pair.a.device_status().name, "cord7");
     pair.connect(secs(10));
     pair.a.terminate();
     assert!(pair.a.link("cord7").is_none(), "the device is gone");
@@ -314,13 +308,13 @@ fn the_carrier_is_in_from_the_start_where_the_file_says_so() {
     ));
     pair.b.up();
     becomes("show says what the bridge does", || {
-        let device = device(&pair.b);
+        let device = pair.b.device_status();
         let port = device.bridge_port.as_ref();
         let is_held = port.is_some_and(|port| port.stp && port.state != "forwarding");
         device.carrier && is_held && device.remedies[0].contains("spanning tree")
     });
     becomes("the port is open without a peer", || {
-        let port = device(&pair.b).bridge_port;
+        let port = pair.b.device_status().bridge_port;
         port.is_some_and(|port| port.state == "forwarding")
     });
     pair.a.up();
@@ -330,7 +324,7 @@ fn the_carrier_is_in_from_the_start_where_the_file_says_so() {
     eventually(secs(30), "the peer is down", || {
         (pair.b.peer().state != "up").then_some(())
     });
-    let state = device(&pair.b);
+    let state = pair.b.device_status();
     assert!(state.carrier, "{state:?}");
     assert_eq!(state.bridge_port.expect("it is a port").state, "forwarding");
 }
@@ -351,13 +345,13 @@ fn a_firewall_that_drops_what_crosses_the_bridge_is_told_of() {
         site.wait_state("up", secs(20));
     }
     becomes("the log says so", || pair.a.process().log().contains(drops));
-    let remedies = device(&pair.a).remedies.join("\n");
+    let remedies = pair.a.device_status().remedies.join("\n");
     assert!(remedies.contains(drops), "{remedies}");
     let remedy = format!("iptables -I FORWARD -i {BRIDGE} -o {BRIDGE} -j ACCEPT");
     assert!(remedies.contains(&remedy), "{remedies}");
     pair.a.ns.ip(&bridge_option(0));
     becomes("nothing is wrong any more", || {
-        device(&pair.a).remedies.is_empty()
+        pair.a.device_status().remedies.is_empty()
     });
 }
 
@@ -377,10 +371,10 @@ fn an_mtu_below_that_of_the_bridge_is_told_of() {
         log.contains("smaller MTU than another port of its bridge"),
         "{log}"
     );
-    let remedies = device(&pair.a).remedies.join("\n");
+    let remedies = pair.a.device_status().remedies.join("\n");
     assert!(
         remedies.contains("MTU 1420, but `cable1` in `br-lan` has 1500"),
         "{remedies}"
     );
-    assert_eq!(device(&pair.b).remedies, Vec::<String>::new());
+    assert_eq!(pair.b.device_status().remedies, Vec::<String>::new());
 }

@@ -2,6 +2,6 @@
 //! The device on this machine keeps its configuration, whatever other programs do to it; and stations
 //! behind the tunnel configure nothing here that the file does not allow.
 
-pub(crate) mod autoconf;
+mod autoconf;
 mod keep;
 mod port_vlans;

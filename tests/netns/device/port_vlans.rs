@@ -4,12 +4,11 @@
 //! Not every kernel has such bridges. Where there are none, the only test is that this is said;
 //! `scripts/kernel-test` runs the others on kernels that have them.
 
-use patchcord::control::message::DeviceStatus;
-
 use crate::kit::cable::Cable;
 use crate::kit::frames::{BROADCAST, EXPERIMENTAL, frame};
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
-use crate::kit::topology::{BRIDGE, DEVICE, Pair, Plan, Settings, Site};
+use crate::kit::site::{BRIDGE, DEVICE, Settings, Site};
 
 /// Frames of VLAN 5 have no tag at the device.
 const VLANS: &str = "bridge-vlans = \"10, 20-22\"\nbridge-native = 5";
@@ -65,12 +64,8 @@ fn wanted() -> Vec<(u64, Vec<String>)> {
     [native].into_iter().chain(tagged).collect()
 }
 
-fn device(site: &Site) -> DeviceStatus {
-    site.status().device
-}
-
 fn shown(site: &Site) -> Option<String> {
-    device(site).bridge_port?.vlans
+    site.device_status().bridge_port?.vlans
 }
 
 #[test]
@@ -156,7 +151,7 @@ fn frames_of_the_ports_vlans_cross_with_their_tags_and_no_others() {
         );
     }
     // The port lacks what the cable has.
-    let remedies = device(&pair.a).remedies.join("\n");
+    let remedies = pair.a.device_status().remedies.join("\n");
     let missing = format!("other ports have VLAN 30, which {DEVICE} has not");
     assert!(remedies.contains(&missing), "{remedies}");
     assert!(remedies.contains("vid 30`"), "{remedies}");
@@ -171,13 +166,13 @@ fn a_bridge_that_filters_no_vlans_is_told_of() {
     let off = format!("link set {BRIDGE} type bridge vlan_filtering 0");
     pair.a.ns.ip(&off);
     pair.a.up().wait_for("ready tunnel", secs(20));
-    let remedies = device(&pair.a).remedies.join("\n");
+    let remedies = pair.a.device_status().remedies.join("\n");
     assert!(remedies.contains("filters no VLANs"), "{remedies}");
     let on = remedies.split('`').find(|text| text.starts_with("ip link"));
     let on = on.expect("the remedy is a command");
     pair.a.ns.run(&on.split(' ').collect::<Vec<_>>());
     eventually(secs(20), "the remedy helps", || {
-        let remedies = device(&pair.a).remedies.join("\n");
+        let remedies = pair.a.device_status().remedies.join("\n");
         (!remedies.contains("filters no VLANs")).then_some(())
     });
     assert_eq!(vlans(&pair.a, DEVICE), wanted());

@@ -10,6 +10,9 @@ pub(crate) type Mac = [u8; 6];
 pub(crate) const BROADCAST: Mac = [0xff; 6];
 /// IEEE 802 local experimental EtherType 1.
 pub(crate) const EXPERIMENTAL: u16 = 0x88b5;
+/// The TPIDs of C-tags and of S-tags.
+pub(crate) const DOT1Q: u16 = 0x8100;
+pub(crate) const DOT1AD: u16 = 0x88a8;
 
 /// A frame of `len` bytes (header and tags included, no FCS) whose payload depends on `seed`.
 pub(crate) fn frame(

@@ -18,7 +18,8 @@ use super::cable::Cable;
 use super::frames::{self, BROADCAST, Flow, Tally};
 use super::namespace::Namespace;
 use super::process::{eventually, millis, secs};
-use super::topology::{BRIDGE, Peer, Router, Sandbox, Settings, Site};
+use super::site::{BRIDGE, Peer, Settings, Site};
+use super::topology::{Router, Sandbox};
 
 /// Sites that are joined over a router.
 pub(crate) struct Mesh {
@@ -143,7 +144,7 @@ impl Mesh {
     pub(crate) fn wait_connected(&self) {
         for (at, from) in self.cables.iter().enumerate() {
             for to in others(&self.cables, at) {
-                super::topology::connect(from, to, secs(10));
+                super::pair::connect(from, to, secs(10));
             }
         }
     }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use patchcord_relay::{Harm, Relay, Report};
 
 use super::namespace::Namespace;
-use super::topology::{Router, Sandbox, Site};
+use super::site::Site;
+use super::topology::{Router, Sandbox};
 
 pub(crate) struct Splice {
     relay: Relay,

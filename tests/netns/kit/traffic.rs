@@ -10,11 +10,12 @@ use std::thread;
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::frames::fill;
+use super::frames::{Mac, fill};
 use super::load;
 use super::namespace::Namespace;
 use super::process::{eventually, millis, secs};
-use super::topology::Host;
+use super::site::{DEVICE, Site};
+use super::topology::{Host, mac};
 
 /// Which addresses of the hosts are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,4 +219,66 @@ pub(crate) fn shower(from: &Host, to: &Host, ip: Ip, times: u64) -> Vec<u64> {
         let most = times * DATAGRAMS_AT_ONCE;
         received.take(most as usize).collect()
     })
+}
+
+/// Packets that the tunnel's device has handed to the kernel, or got from it.
+pub(crate) fn packets(site: &Site, counter: &str) -> u64 {
+    let path = format!("/sys/class/net/{DEVICE}/statistics/{counter}");
+    site.ns.run(&["cat", &path]).trim().parse().unwrap()
+}
+
+/// TCP and UDP both ways, all of it exact.
+pub(crate) fn assert_exact(a: &Host, b: &Host, blocks: u64) {
+    for (from, to) in [(a, b), (b, a)] {
+        for ip in [Ip::V4, Ip::V6] {
+            transfer(from, to, ip, blocks);
+            let numbers = shower(from, to, ip, blocks / 4);
+            assert!(
+                numbers.into_iter().eq(0..blocks / 4 * DATAGRAMS_AT_ONCE),
+                "every datagram, in order, once"
+            );
+        }
+    }
+}
+
+pub(crate) fn assert_nothing_refused(sites: &[&Site]) {
+    for site in sites {
+        for reason in [
+            "bad-offload",
+            "segment-lost",
+            "reassembly-evicted",
+            "malformed",
+        ] {
+            assert_eq!(site.drops(reason), 0, "{}: {reason}", site.tunnel);
+        }
+        assert_eq!(site.drops("tap-write-failed"), 0, "{}", site.tunnel);
+    }
+}
+
+/// TCP comes out of the tunnel at `site` in far fewer packets than segments.
+pub(crate) fn assert_whole(from: &Host, to: &Host, site: &Site) {
+    for ip in [Ip::V4, Ip::V6] {
+        let before = packets(site, "rx_packets");
+        transfer(from, to, ip, 256);
+        let segments = 256 * BLOCK as u64 / 1448;
+        let came = packets(site, "rx_packets") - before;
+        println!("{segments} segments came in {came} packets");
+        assert!(came * 4 < segments, "{came} of {segments}");
+    }
+}
+
+/// What `host` has resolved `address` to.
+fn neighbour(host: &Host, address: &str) -> Option<String> {
+    let shown = host
+        .ns
+        .run(&["ip", "-j", "neigh", "show", "to", address, "dev", "eth0"]);
+    let entries: serde_json::Value = serde_json::from_str(&shown).ok()?;
+    entries[0]["lladdr"].as_str().map(str::to_owned)
+}
+
+pub(crate) fn resolves(from: &Host, address: &str, owner: Mac) {
+    from.ns.ip("neigh flush dev eth0");
+    from.ns
+        .run(&["ping", "-c", "1", "-W", "2", "-I", "eth0", address]);
+    assert_eq!(neighbour(from, address), Some(mac(owner)), "{address}");
 }

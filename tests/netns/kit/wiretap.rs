@@ -13,7 +13,8 @@ use pnet::datalink::{self, Channel, Config, DataLinkReceiver, DataLinkSender};
 
 use super::namespace::Namespace;
 use super::process::millis;
-use super::topology::{Router, Site};
+use super::site::Site;
+use super::topology::Router;
 
 /// A UDP datagram of the underlay (IPv4).
 #[derive(Clone, Debug, PartialEq, Eq)]

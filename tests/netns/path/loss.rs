@@ -8,9 +8,11 @@ use patchcord_relay::{Harm, Relay, Report};
 use crate::kit::cable::Cable;
 use crate::kit::frames::{BROADCAST, EXPERIMENTAL, Flow, Tally, frame};
 use crate::kit::load;
+use crate::kit::pair::{Pair, Plan, connect};
 use crate::kit::process::{eventually, secs};
+use crate::kit::site::Settings;
 use crate::kit::splice::Splice;
-use crate::kit::topology::{Pair, Plan, Sandbox, Settings, connect};
+use crate::kit::topology::Sandbox;
 use crate::kit::traffic::{DATAGRAMS_AT_ONCE, Ip, assert_checksums, nstat, shower, transfer};
 
 /// Two sites on a bad path.

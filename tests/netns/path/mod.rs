@@ -4,6 +4,6 @@
 
 mod loss;
 mod mtu;
-pub(crate) mod offload;
+mod offload;
 mod segments;
 mod slow_peer;

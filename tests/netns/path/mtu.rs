@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::kit::cable::Cable;
 use crate::kit::frames::{EXPERIMENTAL, Flow, Tally, frame};
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{Pair, Plan, Settings, Site};
+use crate::kit::site::{Settings, Site};
 
 /// A search that waits out a few lost probes.
 const SEARCH: Duration = secs(10);

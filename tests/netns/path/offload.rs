@@ -2,20 +2,22 @@
 //! What the kernel leaves to a network card: checksums and segments of TCP and UDP. They cross the
 //! tunnel undone, and are done at the far end, by its kernel or by its network card.
 
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
 use etherparse::{PacketBuilder, SlicedPacket};
 
 use crate::kit::frames::{BROADCAST, EXPERIMENTAL, Mac, frame};
 use crate::kit::namespace::Namespace;
+use crate::kit::packets::{pseudo_header, sum};
+use crate::kit::pair::{Pair, Plan, Ports};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{DEVICE, Host, Pair, Plan, Ports, Settings, Site};
+use crate::kit::site::{DEVICE, Settings, Site};
+use crate::kit::topology::Host;
 use crate::kit::traffic::{
-    BLOCK, DATAGRAMS_AT_ONCE, Ip, assert_checksums, nstat, shower, transfer,
+    BLOCK, Ip, assert_checksums, assert_exact, assert_nothing_refused, nstat, packets, shower,
+    transfer,
 };
+use crate::kit::vnet::Crafter;
 
 /// Both sites, some of them with the plain back-end.
 fn start_with_plain(a_is_plain: bool, b_is_plain: bool) -> Pair {
@@ -65,40 +67,6 @@ fn set_features(ns: &Namespace, bits: u8) {
         .flat_map(|(bit, feature)| [feature, ["off", "on"][usize::from(bits >> bit & 1)]])
         .collect();
     ns.run(&[&["ethtool", "-K", DEVICE], &words[..]].concat());
-}
-
-/// Packets that the tunnel's device has handed to the kernel, or got from it.
-pub(crate) fn packets(site: &Site, counter: &str) -> u64 {
-    let path = format!("/sys/class/net/{DEVICE}/statistics/{counter}");
-    site.ns.run(&["cat", &path]).trim().parse().unwrap()
-}
-
-/// TCP and UDP both ways, all of it exact.
-pub(crate) fn assert_exact(a: &Host, b: &Host, blocks: u64) {
-    for (from, to) in [(a, b), (b, a)] {
-        for ip in [Ip::V4, Ip::V6] {
-            transfer(from, to, ip, blocks);
-            let numbers = shower(from, to, ip, blocks / 4);
-            assert!(
-                numbers.into_iter().eq(0..blocks / 4 * DATAGRAMS_AT_ONCE),
-                "every datagram, in order, once"
-            );
-        }
-    }
-}
-
-pub(crate) fn assert_nothing_refused(sites: &[&Site]) {
-    for site in sites {
-        for reason in [
-            "bad-offload",
-            "segment-lost",
-            "reassembly-evicted",
-            "malformed",
-        ] {
-            assert_eq!(site.drops(reason), 0, "{}: {reason}", site.tunnel);
-        }
-        assert_eq!(site.drops("tap-write-failed"), 0, "{}", site.tunnel);
-    }
 }
 
 #[test]
@@ -290,93 +258,6 @@ fn congestion_marks_cross() {
     assert!(!reduced.contains("packets 0 "), "{reduced}");
     assert_checksums(&[&a.ns, &b.ns]);
     assert_nothing_refused(&[&pair.a, &pair.b]);
-}
-
-/// A raw socket on an interface, which says of each frame what the kernel has to do.
-pub(crate) struct Crafter(File);
-
-impl Crafter {
-    pub(crate) fn on(ns: &Namespace, interface: &str) -> Self {
-        let index: i32 = ns
-            .run(&["cat", &format!("/sys/class/net/{interface}/ifindex")])
-            .trim()
-            .parse()
-            .unwrap();
-        let socket = ns.enter(|| {
-            // SAFETY: takes no pointers; the descriptor that it returns is owned by nobody else.
-            unsafe {
-                let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
-                assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-                File::from_raw_fd(fd)
-            }
-        });
-        let (on, size) = (1_i32, size_of::<i32>() as libc::socklen_t);
-        let address = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET as u16,
-            sll_protocol: 0,
-            sll_ifindex: index,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
-        let fd = socket.as_raw_fd();
-        // SAFETY: both point to values that live longer than the call, with their own sizes.
-        let failed = unsafe {
-            libc::setsockopt(fd, libc::SOL_PACKET, 15, (&raw const on).cast(), size)
-                | libc::bind(
-                    fd,
-                    (&raw const address).cast(),
-                    size_of_val(&address) as libc::socklen_t,
-                )
-        };
-        assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
-        Self(socket)
-    }
-
-    /// A frame with which nothing is to be done.
-    fn send_plain(&mut self, frame: &[u8]) {
-        let sent = self.0.write_all(&[&[0; 10], frame].concat());
-        sent.expect("the kernel takes the frame");
-    }
-
-    /// A super-frame whose checksum is the pseudo-header's sum already.
-    pub(crate) fn send(
-        &mut self,
-        gso_type: u8,
-        checksum: (usize, u16),
-        gso_size: u16,
-        frame: &[u8],
-    ) {
-        let (start, offset) = checksum;
-        let mut bytes = vec![1, gso_type];
-        for field in [0, gso_size, start as u16, offset] {
-            bytes.extend(field.to_ne_bytes());
-        }
-        bytes.extend(frame);
-        self.0
-            .write_all(&bytes)
-            .expect("the kernel takes the super-frame");
-    }
-}
-
-/// The sum of the 16-bit words, folded.
-pub(crate) fn sum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|word| {
-        let low = word.get(1).copied().unwrap_or(0);
-        u64::from(u16::from_be_bytes([word[0], low]))
-    });
-    let mut sum: u64 = words.sum();
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    sum as u16
-}
-
-/// Of TCP or UDP over IPv4.
-pub(crate) fn pseudo_header(ip: &[u8], len: usize) -> Vec<u8> {
-    let len = (len as u16).to_be_bytes();
-    [&ip[12..20], &[0, ip[9]], &len].concat()
 }
 
 #[test]

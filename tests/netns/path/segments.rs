@@ -2,8 +2,6 @@
 //! Super-frames and partial checksums of every kind that a kernel may hand over: of tunnels, longer than
 //! 64 KiB, with lengths that a guest left to its card, and of transports that are neither TCP nor UDP.
 
-use std::fs::File;
-use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,14 +11,17 @@ use etherparse::{IpNumber, Ipv4Header, PacketBuilder, TcpHeader, UdpHeader};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::cord::wire::{NIC, Wire, hosts};
 use crate::kit::cable::Cable;
 use crate::kit::frames::{EXPERIMENTAL, Mac, frame};
 use crate::kit::namespace::Namespace;
+use crate::kit::packets::{pseudo_header, sum};
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{Host, Pair, Plan, Site};
-use crate::kit::traffic::{Ip, assert_checksums, nstat, transfer};
-use crate::path::offload::{Crafter, assert_nothing_refused, pseudo_header, sum};
+use crate::kit::site::Site;
+use crate::kit::topology::Host;
+use crate::kit::traffic::{Ip, assert_checksums, assert_nothing_refused, nstat, transfer};
+use crate::kit::vnet::{Crafter, Source};
+use crate::kit::wire::{NIC, Wire, hosts};
 
 /// The host by its addresses inside of a tunnel between the hosts of a wire.
 fn inside(host: &Host, n: u8) -> Host {
@@ -139,48 +140,6 @@ fn longest_packet(ns: &Namespace, f: impl FnOnce()) -> usize {
 enum Plug {
     Source(Source),
     Cable(Cable),
-}
-
-/// A TAP whose frames come with a `virtio_net_hdr`.
-struct Source(File);
-
-impl Source {
-    fn new(ns: &Namespace, name: &str) -> Self {
-        const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
-        // IFF_TAP, IFF_NO_PI and IFF_VNET_HDR.
-        const FLAGS: i16 = 0x0002 | 0x1000 | 0x4000;
-        let file = ns.enter(|| {
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/net/tun")
-                .unwrap();
-            let mut request = [0_u8; 40];
-            request[..name.len()].copy_from_slice(name.as_bytes());
-            request[16..18].copy_from_slice(&FLAGS.to_ne_bytes());
-            // SAFETY: the kernel reads and writes one `ifreq`, which has 40 bytes.
-            let failed = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) };
-            assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
-            file
-        });
-        ns.ip(&format!("link set {name} addrgenmode none up"));
-        Self(file)
-    }
-
-    /// A frame with a partial checksum, and a super-frame if it has a type and a segment size.
-    fn send(&self, gso_type: u8, checksum: (usize, u16), gso_size: u16, frame: &[u8]) {
-        let mut bytes = vec![1, gso_type];
-        for field in [0, gso_size, checksum.0 as u16, checksum.1] {
-            bytes.extend(field.to_ne_bytes());
-        }
-        bytes.extend(frame);
-        (&self.0).write_all(&bytes).expect("the kernel takes it");
-    }
-
-    fn send_plain(&self, frame: &[u8]) {
-        let sent = (&self.0).write_all(&[&[0; 10], frame].concat());
-        sent.expect("the kernel takes the frame");
-    }
 }
 
 const OURS: Mac = [2, 0, 0, 0, 0, 1];

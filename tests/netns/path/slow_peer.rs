@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::kit::cable::Cable;
 use crate::kit::frames::{Flow, Tally};
 use crate::kit::load;
+use crate::kit::pair::{Pair, Plan, connect};
 use crate::kit::process::{eventually, secs};
-use crate::kit::topology::{Pair, Peer, Plan, Settings, Site, connect};
+use crate::kit::site::{Peer, Settings, Site};
 
 /// Two sites, and a third one at the far end of a second uplink of A.
 struct Corner {

@@ -9,8 +9,9 @@ use nix::fcntl::OFlag;
 use nix::pty;
 use nix::sys::signal::Signal;
 
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
-use crate::kit::topology::{BRIDGE, DEVICE, Pair, Plan, Settings, Site, UDP_PORT, binary};
+use crate::kit::site::{BRIDGE, DEVICE, Settings, Site, UDP_PORT, binary};
 
 fn waits_for_device(site: &Site) {
     eventually(secs(20), "the device is there", || {
@@ -22,10 +23,6 @@ fn waits_for_no_device(site: &Site) {
     eventually(secs(20), "the device is gone", || {
         site.link(DEVICE).is_none().then_some(())
     });
-}
-
-fn master(site: &Site) -> Option<String> {
-    Some(site.link(DEVICE)?["master"].as_str()?.to_owned())
 }
 
 fn carrier_becomes(site: &Site, on: bool, limit: u64) {
@@ -88,7 +85,7 @@ fn the_device_is_made_as_configured() {
 
     let mut pair = with_station("addresses = [\"10.99.0.1/24\", \"fd99::1/64\"]");
     pair.a.up().wait_for("ready", secs(20));
-    assert_eq!(master(&pair.a), None);
+    assert_eq!(pair.a.master(), None);
     let addresses = addresses(&pair.a);
     assert!(
         addresses.contains("10.99.0.1/24") && addresses.contains("fd99::1/64"),
@@ -239,7 +236,7 @@ fn comes_up(pair: &Pair) {
 
 fn assert_adopted(pair: &Pair, is_port: bool) {
     assert!(pair.a.status().device.adopted, "show says adopted");
-    assert_eq!(master(&pair.a).as_deref(), is_port.then_some(BRIDGE));
+    assert_eq!(pair.a.master().as_deref(), is_port.then_some(BRIDGE));
     let addresses = addresses(&pair.a);
     assert_eq!(addresses.contains("10.99.0.1/24"), !is_port, "{addresses}");
 }
@@ -252,7 +249,7 @@ fn addresses(site: &Site) -> String {
 /// The device is there and has lost what patchcord added, and only that.
 fn assert_given_back(site: &Site) {
     assert!(site.link(DEVICE).is_some(), "an adopted device stays");
-    assert_eq!(master(site), None, "it is no port of the bridge any more");
+    assert_eq!(site.master(), None, "it is no port of the bridge any more");
     let addresses = addresses(site);
     assert!(
         !addresses.contains("10.99.0.1"),

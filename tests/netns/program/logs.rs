@@ -9,8 +9,8 @@ use std::path::Path;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
-use crate::kit::topology::{Pair, Plan};
 
 /// A pipe that is full, from both ends.
 fn full_pipe(path: &Path) -> File {

@@ -10,8 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::kit::frames::{EXPERIMENTAL, frame};
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{Process, eventually, millis, secs};
-use crate::kit::topology::{DEVICE, Pair, Plan, Settings, Site, binary};
+use crate::kit::site::{DEVICE, Settings, Site, binary};
 
 const REASON: &str = "internal-error";
 

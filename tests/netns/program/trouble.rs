@@ -5,21 +5,11 @@
 use nix::sys::signal::Signal;
 use patchcord::control::message::LastErrorStatus;
 
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
-use crate::kit::topology::{DEVICE, Pair, Peer, Plan, Settings, Site, UDP_PORT, binary, patchcord};
-
-/// A calls B, and B waits.
-fn caller_and_waiter() -> Pair {
-    Pair::prepare(Plan {
-        b_knows_a: false,
-        ..Plan::default()
-    })
-}
-
-fn another_public_key() -> String {
-    let key = patchcord(&["genkey"], "");
-    patchcord(&["pubkey"], &key).trim().to_owned()
-}
+use crate::kit::site::{
+    DEVICE, Peer, Settings, Site, UDP_PORT, another_public_key, binary, patchcord,
+};
 
 /// Waits until `site` knows `cause`, and has told it in a line of its log.
 fn wait_for_cause(site: &mut Site, cause: &str) -> LastErrorStatus {
@@ -49,7 +39,7 @@ fn refusal(site: &mut Site, reason: &str) -> String {
 
 #[test]
 fn a_port_where_nothing_listens() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     pair.a.up();
     let error = wait_for_cause(&mut pair.a, "port-closed");
     let by = format!("(says {})", pair.b.uplink.v4);
@@ -69,7 +59,7 @@ fn a_port_where_nothing_listens() {
 
 #[test]
 fn no_route_to_the_peer() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     pair.a.ns.ip("route del default");
     pair.a.up();
     let error = wait_for_cause(&mut pair.a, "no-route");
@@ -78,7 +68,7 @@ fn no_route_to_the_peer() {
 
 #[test]
 fn a_router_on_the_way_that_knows_no_route() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let nowhere = Peer {
         endpoint: Some(format!("203.0.113.9:{UDP_PORT}")),
         ..pair.b.as_peer(None)
@@ -92,7 +82,7 @@ fn a_router_on_the_way_that_knows_no_route() {
 
 #[test]
 fn a_host_that_is_not_there() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let nobody = Peer {
         endpoint: Some(format!("{}:{UDP_PORT}", pair.a.uplink.other_v4(77))),
         ..pair.b.as_peer(None)
@@ -108,7 +98,7 @@ fn a_packet_filter_that_says_so_and_one_that_does_not() {
         ("reject with icmp admin-prohibited", "forbidden"),
         ("drop", "no-answer"),
     ] {
-        let mut pair = caller_and_waiter();
+        let mut pair = Pair::caller_and_waiter();
         pair.internet.ns.run(&["nft", "add table inet t"]);
         pair.internet.ns.run(&[
             "nft",
@@ -123,7 +113,7 @@ fn a_packet_filter_that_says_so_and_one_that_does_not() {
 
 #[test]
 fn a_name_without_an_address() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let unknown = Peer {
         endpoint: Some(format!("nobody.invalid:{UDP_PORT}")),
         ..pair.b.as_peer(None)
@@ -142,7 +132,7 @@ fn a_name_without_an_address() {
 
 #[test]
 fn another_network_id_is_told_to_the_caller_and_to_the_one_that_is_called() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let settings = Settings {
         tunnel: "network-id = 7",
         ..pair.settings.clone()
@@ -161,7 +151,7 @@ fn another_network_id_is_told_to_the_caller_and_to_the_one_that_is_called() {
 
 #[test]
 fn another_preshared_key_is_told_at_both_ends() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let b = Peer {
         preshared_key: Some(patchcord(&["genpsk"], "")),
         ..pair.b.as_peer(Some(pair.b.uplink.v4.into()))
@@ -174,7 +164,7 @@ fn another_preshared_key_is_told_at_both_ends() {
 
 #[test]
 fn a_stranger_hears_nothing_and_is_told_of_with_address_and_key() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let stranger = Peer {
         public_key: another_public_key(),
         ..pair.a.as_peer(None)
@@ -193,7 +183,7 @@ fn a_stranger_hears_nothing_and_is_told_of_with_address_and_key() {
 
 #[test]
 fn a_caller_with_the_wrong_public_key_of_ours_is_told_of_with_its_address() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let b = Peer {
         public_key: another_public_key(),
         ..pair.b.as_peer(Some(pair.b.uplink.v4.into()))
@@ -229,44 +219,34 @@ fn two_machines_with_one_key_are_told_of() {
     assert!(log.contains(moved) && log.contains(" to=198.18."), "{log}");
 }
 
-/// The status of a `patchcord` command and what it printed.
-fn ran(site: &Site, args: &[&str]) -> (Option<i32>, String) {
-    let output = site.patchcord(args);
-    let text = [output.stdout, output.stderr].concat();
-    (
-        output.status.code(),
-        String::from_utf8_lossy(&text).into_owned(),
-    )
-}
-
 #[test]
 fn a_script_can_ask_whether_a_peer_is_up() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let name = pair.a.tunnel.clone();
-    assert_eq!(ran(&pair.a, &["show", &name, "--check"]).0, Some(1));
+    assert_eq!(pair.a.ran(&["show", &name, "--check"]).0, Some(1));
     pair.a.up().wait_for("ready", secs(20));
     eventually(secs(20), "show answers", || pair.a.try_status());
-    let (code, text) = ran(&pair.a, &["show", &name]);
+    let (code, text) = pair.a.ran(&["show", &name]);
     assert_eq!(code, Some(0), "it runs: {text}");
-    let (code, text) = ran(&pair.a, &["show", &name, "--check"]);
+    let (code, text) = pair.a.ran(&["show", &name, "--check"]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("no peer is up"), "{text}");
-    let (code, text) = ran(&pair.a, &["show", &name, "--peer", "site2"]);
+    let (code, text) = pair.a.ran(&["show", &name, "--peer", "site2"]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.starts_with("peer site2\n"), "{text}");
-    let (code, text) = ran(&pair.a, &["show", &name, "--peer", "nobody"]);
+    let (code, text) = pair.a.ran(&["show", &name, "--peer", "nobody"]);
     assert_eq!(code, Some(1), "{text}");
     pair.b.up();
     pair.a.wait_state("up", secs(30));
     for args in [&["show", &name, "--check"][..], &["show", "--check"]] {
-        let (code, text) = ran(&pair.a, args);
+        let (code, text) = pair.a.ran(args);
         assert_eq!(code, Some(0), "{text}");
     }
 }
 
 #[test]
 fn a_tunnel_of_the_host_is_seen_and_ended_like_any_other() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     pair.b.up();
     let config = pair.a.config.display().to_string();
     let host = pair.sandbox.path().join("host");
@@ -308,23 +288,23 @@ fn a_tunnel_of_the_host_is_seen_and_ended_like_any_other() {
         ],
     );
     process.wait_for("host is ready", secs(20));
-    let (code, text) = ran(&pair.a, &["show", "office"]);
+    let (code, text) = pair.a.ran(&["show", "office"]);
     assert_eq!(code, Some(1), "it does not run: {text}");
     eventually(secs(20), "the host knows the tunnel", || {
-        (ran(&pair.a, &["host", "start", "office"]).0 == Some(0)).then_some(())
+        (pair.a.ran(&["host", "start", "office"]).0 == Some(0)).then_some(())
     });
     told("STATUS=1 of 1 tunnel connected");
     eventually(secs(30), "the peer is up", || {
-        (ran(&pair.a, &["show", "office", "--check"]).0 == Some(0)).then_some(())
+        (pair.a.ran(&["show", "office", "--check"]).0 == Some(0)).then_some(())
     });
-    let (_, list) = ran(&pair.a, &["show"]);
+    let (_, list) = pair.a.ran(&["show"]);
     assert!(list.contains("1 of 1 peer up"), "{list}");
     let mac = "02:00:5e:10:00:01";
-    let (code, text) = ran(&pair.a, &["fdb", "add", "office", mac, "site2"]);
+    let (code, text) = pair.a.ran(&["fdb", "add", "office", mac, "site2"]);
     assert_eq!(code, Some(0), "{text}");
-    let (_, table) = ran(&pair.a, &["fdb", "show", "office"]);
+    let (_, table) = pair.a.ran(&["fdb", "show", "office"]);
     assert!(table.contains(mac), "{table}");
-    let (code, text) = ran(&pair.a, &["down", "office"]);
+    let (code, text) = pair.a.ran(&["down", "office"]);
     assert_eq!(code, Some(0), "{text}");
     assert!(pair.a.link(DEVICE).is_none(), "it is gone");
     told("STATUS=0 of 1 tunnel connected");
@@ -334,7 +314,7 @@ fn a_tunnel_of_the_host_is_seen_and_ended_like_any_other() {
 fn lines_for_the_journal_have_a_priority() {
     use std::os::unix::fs::MetadataExt;
 
-    let pair = caller_and_waiter();
+    let pair = Pair::caller_and_waiter();
     let log = pair.sandbox.path().join("journal.log");
     let file = std::fs::File::create(&log).expect("a file");
     let it = file.metadata().expect("the file is there");
@@ -364,7 +344,7 @@ fn lines_for_the_journal_have_a_priority() {
 
 #[test]
 fn entries_of_the_journal_have_fields() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let folder = pair.sandbox.path().join("journald");
     std::fs::create_dir(&folder).expect("a folder");
     let journald = std::os::unix::net::UnixDatagram::bind(folder.join("socket")).expect("a socket");
@@ -410,7 +390,7 @@ fn entries_of_the_journal_have_fields() {
 
 #[test]
 fn systemd_is_told_what_the_tunnel_waits_for() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let path = pair.sandbox.path().join("notify.sock");
     let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
     socket.set_read_timeout(Some(secs(60))).expect("a limit");

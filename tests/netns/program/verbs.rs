@@ -9,8 +9,9 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{Process, eventually, secs};
-use crate::kit::topology::{Pair, Plan, Site, binary, patchcord, write_secret};
+use crate::kit::site::{Site, binary, patchcord, write_secret};
 
 const STATION: &str = "02:00:5e:10:00:01";
 
@@ -83,10 +84,7 @@ impl Two {
 
 /// The status of a `patchcord` command and what it printed.
 fn ran(site: &Site, words: &str) -> (Option<i32>, String) {
-    let output = site.patchcord(&words.split(' ').collect::<Vec<_>>());
-    let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    (output.status.code(), text)
+    site.ran(&words.split(' ').collect::<Vec<_>>())
 }
 
 /// What a command prints that succeeds.

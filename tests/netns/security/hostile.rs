@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::kit::frames::{EXPERIMENTAL, frame};
 use crate::kit::load;
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{Pair, Plan, Site, UDP_PORT};
+use crate::kit::site::{Site, UDP_PORT};
 use crate::kit::wiretap::{Datagram, Wiretap};
 
 /// 100 frames from A to B arrive once each, and the datagrams that carried them.

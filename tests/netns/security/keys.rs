@@ -2,8 +2,9 @@
 //! Only who has the right keys gets a session, and nothing crosses without one.
 
 use crate::kit::frames::{BROADCAST, EXPERIMENTAL, frame};
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{Pair, Peer, Plan, Settings, Site, patchcord};
+use crate::kit::site::{Peer, Settings, Site, another_public_key, patchcord};
 
 /// Brings both sides up, and tries to get frames across until `site` counts `reason`.
 fn assert_refused(pair: &mut Pair, reason: &str, at_b: bool) {
@@ -33,20 +34,6 @@ fn assert_refused(pair: &mut Pair, reason: &str, at_b: bool) {
     }
 }
 
-fn another_public_key() -> String {
-    patchcord(&["pubkey"], &patchcord(&["genkey"], ""))
-        .trim()
-        .to_owned()
-}
-
-/// A calls B and B waits, so that each drop has one place to be counted.
-fn caller_and_waiter() -> Pair {
-    Pair::prepare(Plan {
-        b_knows_a: false,
-        ..Plan::default()
-    })
-}
-
 fn peers(pair: &Pair) -> [Peer; 2] {
     [
         pair.b.as_peer(Some(pair.b.uplink.v4.into())),
@@ -56,7 +43,7 @@ fn peers(pair: &Pair) -> [Peer; 2] {
 
 #[test]
 fn a_key_that_nobody_was_told_about_is_refused() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let [_, a_at_b] = peers(&pair);
     pair.b.configure(
         &pair.settings,
@@ -70,7 +57,7 @@ fn a_key_that_nobody_was_told_about_is_refused() {
 
 #[test]
 fn a_peer_with_another_key_than_expected_is_not_answered() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let [b_at_a, _] = peers(&pair);
     pair.a.configure(
         &pair.settings,
@@ -85,7 +72,7 @@ fn a_peer_with_another_key_than_expected_is_not_answered() {
 
 #[test]
 fn different_preshared_keys_do_not_match() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let [b_at_a, a_at_b] = peers(&pair);
     let psk = || Some(patchcord(&["genpsk"], ""));
     pair.a.configure(
@@ -108,7 +95,7 @@ fn different_preshared_keys_do_not_match() {
 
 #[test]
 fn a_preshared_key_on_one_side_only_does_not_match() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let [b_at_a, _] = peers(&pair);
     pair.a.configure(
         &pair.settings,
@@ -122,7 +109,7 @@ fn a_preshared_key_on_one_side_only_does_not_match() {
 
 #[test]
 fn the_same_preshared_key_works() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let [b_at_a, a_at_b] = peers(&pair);
     let psk = Some(patchcord(&["genpsk"], ""));
     pair.a.configure(
@@ -166,7 +153,7 @@ fn the_configured_cipher_is_used() {
 
 #[test]
 fn sides_that_allow_no_common_cipher_do_not_connect() {
-    let mut pair = caller_and_waiter();
+    let mut pair = Pair::caller_and_waiter();
     let [b_at_a, a_at_b] = peers(&pair);
     let aes = Settings {
         tunnel: "cipher = \"aes-256-gcm\"",

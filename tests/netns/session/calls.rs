@@ -11,10 +11,11 @@ use patchcord::internals::proto::limits::{
 };
 use patchcord::keys::PrivateKey;
 
-use crate::device::autoconf::router_advertisement;
 use crate::kit::namespace::Namespace;
+use crate::kit::packets::router_advertisement;
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{BRIDGE, Pair, Peer, Plan, Site, UDP_PORT};
+use crate::kit::site::{BRIDGE, Peer, Site, UDP_PORT};
 use crate::kit::traffic::pings;
 
 /// A network that swallows every datagram.

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The cord stays up: addresses change, programs die, keys are renewed, and frames keep flowing.
 
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use crate::kit::cable::{Cable, Stream};
 use crate::kit::frames::{Flow, Tally, longest_gap};
 use crate::kit::load::{self, Turn};
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{Pair, Plan, Settings, Site, UDP_PORT};
+use crate::kit::site::{Settings, assert_followed, move_to};
 
 /// The longest silence that a change may cause.
 const GAP_MAX: Duration = secs(2);
@@ -71,32 +71,6 @@ impl<'a> Probes<'a> {
             "{what}: A to B {there:?}, B to A {back:?}"
         );
     }
-}
-
-/// Takes a site's address away and gives it another one, as a DHCP client or a mobile link would.
-pub(crate) fn move_to(site: &Site, last: u8) -> Ipv4Addr {
-    let (old, new) = (site.uplink.v4, site.uplink.other_v4(last));
-    let gateway = site.uplink.other_v4(1);
-    site.ns.ip(&format!(
-        "addr del {old}/24 dev wan\naddr add {new}/24 dev wan\nroute replace default via {gateway}"
-    ));
-    new
-}
-
-pub(crate) fn assert_followed(follower: &Site, address: Ipv4Addr) {
-    let expected = format!("{address}:{UDP_PORT}");
-    eventually(
-        secs(5),
-        &format!("show names the new endpoint {expected}"),
-        || {
-            // An IPv4 address may be shown as such or mapped into IPv6.
-            follower
-                .peer()
-                .endpoint
-                .is_some_and(|shown| shown.replace(['[', ']'], "").ends_with(&expected))
-                .then_some(())
-        },
-    );
 }
 
 #[test]

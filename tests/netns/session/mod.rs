@@ -3,7 +3,7 @@
 //! often a peer that does not answer is called.
 
 mod calls;
-pub(crate) mod continuity;
+mod continuity;
 mod names;
 mod sources;
 mod underlay;

@@ -5,8 +5,9 @@ use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::thread;
 
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
-use crate::kit::topology::{Pair, Peer, Plan, Site, patchcord};
+use crate::kit::site::{Peer, Site, patchcord};
 
 /// A name server that swallows what it is asked: a neighbour on the uplink that is not there, and
 /// whose link-layer address is known all the same.

@@ -5,8 +5,9 @@
 use std::net::SocketAddr;
 
 use crate::kit::frames::Tally;
+use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
-use crate::kit::topology::{Pair, Peer, Plan, Settings, UDP_PORT};
+use crate::kit::site::{Peer, Settings, UDP_PORT};
 
 /// A pair in which B waits for A.
 fn waiting(listen: &str) -> Pair {

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use crate::kit::cable::Cable;
 use crate::kit::frames::{BROADCAST, EXPERIMENTAL, Flow, Tally, frame, longest_gap};
+use crate::kit::pair::{Pair, Plan, connect};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{
-    Pair, Peer, Plan, Router, Sandbox, Settings, Site, Uplink, connect, mac,
-};
+use crate::kit::site::{Peer, Settings, Site};
+use crate::kit::topology::{Router, Sandbox, Uplink, mac};
 use crate::kit::wiretap::Wiretap;
 
 #[test]

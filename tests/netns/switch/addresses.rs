@@ -13,8 +13,10 @@ use std::net::IpAddr;
 
 use crate::kit::cable::Cable;
 use crate::kit::frames::{self, BROADCAST, EXPERIMENTAL, Mac};
+use crate::kit::pair::{Pair, Plan, connect};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{Pair, Peer, Plan, Router, Sandbox, Settings, Site, connect, mac};
+use crate::kit::site::{Peer, Settings, Site};
+use crate::kit::topology::{Router, Sandbox, mac};
 
 struct Star {
     at: [Cable; 3],

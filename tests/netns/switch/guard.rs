@@ -5,10 +5,12 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::cord::lan::{DNSMASQ, dhcp_lease, dhcp_server};
+use crate::kit::dhcp::{DNSMASQ, dhcp_lease, dhcp_server};
 use crate::kit::frames::{BROADCAST, EXPERIMENTAL, Mac, frame};
+use crate::kit::pair::{Pair, Ports, connect};
 use crate::kit::process::{Process, eventually, millis, secs};
-use crate::kit::topology::{BRIDGE, Host, Pair, Ports, connect};
+use crate::kit::site::BRIDGE;
+use crate::kit::topology::Host;
 
 /// B's port to its peer has these lines.
 fn start(peer: &'static str) -> Pair {

@@ -13,7 +13,8 @@ use crate::kit::cable::Patch;
 use crate::kit::load::{self, Turn};
 use crate::kit::mesh::{Block, Link, Mesh, at_home, blocks, hello, rate, wait_blocked};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{BRIDGE, DEVICE, Settings, Site, UDP_PORT, mac};
+use crate::kit::site::{BRIDGE, DEVICE, Settings, Site, UDP_PORT};
+use crate::kit::topology::mac;
 use crate::kit::traffic::pings;
 
 /// What a loaded machine may take to find a loop.

@@ -7,7 +7,8 @@ use std::time::Instant;
 use crate::kit::load;
 use crate::kit::mesh::{Link, Mesh, hello, wait_blocked};
 use crate::kit::process::secs;
-use crate::kit::topology::{Host, Settings};
+use crate::kit::site::Settings;
+use crate::kit::topology::Host;
 use crate::kit::traffic::pings;
 
 /// Each host reaches each other one, all at the same time.

@@ -3,11 +3,11 @@
 //! what a port refuses.
 
 mod addresses;
-pub(crate) mod forwarding;
+mod forwarding;
 mod guard;
 mod loops;
 mod many;
 mod multicast;
-pub(crate) mod neighbours;
+mod neighbours;
 mod storm;
 mod vlan;

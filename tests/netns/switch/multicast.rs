@@ -16,8 +16,9 @@ use crate::kit::cable::{Cable, VlanHost};
 use crate::kit::frames::Mac;
 use crate::kit::mesh::{Mesh, hello};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{BRIDGE, Host, Settings, Site};
-use crate::switch::forwarding::Sites;
+use crate::kit::site::{BRIDGE, Settings, Site};
+use crate::kit::sites::Sites;
+use crate::kit::topology::Host;
 
 /// Joined at the second site only.
 const AT_B: [IpAddr; 2] = [v4(1), v6(1)];

@@ -3,12 +3,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::cord::lan::resolves;
 use crate::kit::cable::{Arrival, Cable};
-use crate::kit::frames::{BROADCAST, Mac, frame};
+use crate::kit::frames::Mac;
+use crate::kit::packets::{advertisement, arp, solicitation};
+use crate::kit::pair::{Pair, Ports, connect};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{Host, Pair, Ports, Settings, connect, mac};
-use crate::switch::forwarding::Sites;
+use crate::kit::site::Settings;
+use crate::kit::sites::Sites;
+use crate::kit::topology::{Host, mac};
+use crate::kit::traffic::resolves;
 
 const SUPPRESS: Ports = Ports {
     device: "neighbour-suppression = true",
@@ -85,59 +88,6 @@ fn asked(cable: &Cable, asker: Mac, target: IpAddr) -> usize {
             }
     };
     cable.with_arrivals(|all| all.iter().filter(is_question).count())
-}
-
-/// An ARP request, RFC 826.
-pub(crate) fn arp(source: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
-    let mut bytes = frame(BROADCAST, source, &[], 0x0806, 14, 0);
-    bytes.extend([0, 1, 8, 0, 6, 4, 0, 1]);
-    bytes.extend(source);
-    bytes.extend(sender.octets());
-    bytes.extend([0; 6]);
-    bytes.extend(target.octets());
-    bytes.resize(60, 0);
-    bytes
-}
-
-/// An ICMPv6 message with hop limit 255, RFC 4861 section 4.
-fn icmpv6(dst_mac: Mac, source: Mac, src: Ipv6Addr, dst: Ipv6Addr, message: &[u8]) -> Vec<u8> {
-    let mut sum: u32 = 58 + message.len() as u32;
-    let both = [&src.octets()[..], &dst.octets(), message].concat();
-    for pair in both.chunks(2) {
-        sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    let mut bytes = frame(dst_mac, source, &[], 0x86dd, 14, 0);
-    bytes.extend([0x60, 0, 0, 0, 0, message.len() as u8, 58, 255]);
-    bytes.extend(both);
-    let checksum = bytes.len() - message.len() + 2;
-    bytes[checksum..checksum + 2].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    bytes
-}
-
-/// A neighbour solicitation for `target` to its solicited-node group.
-fn solicitation(source: Mac, src: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
-    let [.., x, y, z] = target.octets();
-    let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, x, y, z]);
-    let mut message = vec![135, 0, 0, 0, 0, 0, 0, 0];
-    message.extend(target.octets());
-    if !src.is_unspecified() {
-        message.extend([1, 1]);
-        message.extend(source);
-    }
-    icmpv6([0x33, 0x33, 0xff, x, y, z], source, src, group, &message)
-}
-
-/// An unsolicited advertisement with the override flag, to all nodes.
-fn advertisement(source: Mac, target: Ipv6Addr) -> Vec<u8> {
-    let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-    let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
-    message.extend(target.octets());
-    message.extend([2, 1]);
-    message.extend(source);
-    icmpv6([0x33, 0x33, 0, 0, 0, 1], source, target, all, &message)
 }
 
 #[test]

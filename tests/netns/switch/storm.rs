@@ -26,7 +26,8 @@ use crate::kit::frames::{BROADCAST, EXPERIMENTAL, Flow, frame};
 use crate::kit::load;
 use crate::kit::mesh::Mesh;
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{DEVICE, Host, Settings, Site};
+use crate::kit::site::{DEVICE, Settings, Site};
+use crate::kit::topology::Host;
 use crate::kit::traffic::pings;
 
 const STORM: u32 = 100_000;

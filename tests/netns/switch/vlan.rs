@@ -4,18 +4,18 @@
 use std::sync::Arc;
 
 use crate::kit::cable::{Cable, VlanHost};
-use crate::kit::frames::{BROADCAST, EXPERIMENTAL, Mac, frame};
+use crate::kit::frames::{BROADCAST, DOT1AD as AD, DOT1Q as Q, EXPERIMENTAL, Mac, frame};
+use crate::kit::pair::{Pair, Ports};
 use crate::kit::process::{eventually, millis, secs};
-use crate::kit::topology::{BRIDGE, DEVICE, Host, Pair, Ports, Site, mac};
-use crate::kit::traffic::{Ip, assert_checksums, iperf, transfer};
-use crate::path::offload::{assert_exact, assert_nothing_refused};
-use crate::switch::forwarding::assert_whole;
+use crate::kit::site::{BRIDGE, DEVICE, Site};
+use crate::kit::topology::{Host, mac};
+use crate::kit::traffic::{
+    Ip, assert_checksums, assert_exact, assert_nothing_refused, assert_whole, iperf, transfer,
+};
 
 /// TPID, and priority, DEI and VID.
 type Tag = (u16, u16);
 
-const Q: u16 = 0x8100;
-const AD: u16 = 0x88a8;
 /// Priority 5.
 const PRIORITY: u16 = 0xa000;
 
