@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The system bus (D-Bus), where the resolver and the power management of most machines are.
 //!
-//! A machine may have none; everyone who asks it has something to fall back on. Called by `names`
-//! and `power`.
+//! A machine may have none; each caller has a fallback. Called by `names` and `power`.
 
 use std::time::Duration;
 
 use zbus::{Connection, Message, connection::Builder, zvariant::DynamicType};
 
-/// Whoever takes longer to answer counts as absent: a stop of the tunnel must not hang on it.
+/// A service that takes longer to answer counts as absent: a stop of the tunnel must not hang on it.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
-/// Where the bus is.
+/// The address of the bus.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Bus {
     address: Option<String>,
 }
 
 impl Bus {
-    /// At this address, as the D-Bus specification writes it; the default value is the system bus.
+    /// In the syntax of the D-Bus specification; the default value is the system bus.
     #[cfg(test)]
     pub(crate) fn at(address: impl Into<String>) -> Self {
         Self {
@@ -74,7 +73,7 @@ pub(crate) mod testing {
 
     use super::Bus;
 
-    /// Ends with this value.
+    /// dbus-daemon ends when this value is dropped.
     pub(crate) struct TestBus {
         daemon: Child,
         address: String,
@@ -82,7 +81,7 @@ pub(crate) mod testing {
     }
 
     impl TestBus {
-        /// Starts it; who connects may do anything.
+        /// Starts dbus-daemon; any client may do anything.
         pub(crate) fn start() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let configuration = dir.path().join("bus.conf");
@@ -103,7 +102,7 @@ pub(crate) mod testing {
                 .arg("--print-address")
                 .arg(format!("--config-file={}", configuration.display()))
                 .stdout(Stdio::piped())
-                // It complains that it may not raise its limit of files.
+                // dbus-daemon complains that it may not raise its limit of files.
                 .stderr(Stdio::null())
                 .spawn()
                 .expect("these tests need dbus-daemon");

@@ -8,9 +8,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::monitor::{Event, Monitor};
 
-/// A change is told when it has been quiet for so long.
+/// A change is reported after so long without another one.
 const QUIET: Duration = Duration::from_millis(100);
-/// Or, if it never is, so long after the first.
+/// Or, in a continuous series, so long after the first one.
 const AT_LATEST: Duration = Duration::from_secs(1);
 
 /// Changes of some kinds in one network namespace, lost ones among them.
@@ -30,7 +30,7 @@ impl Changes {
         }
     }
 
-    /// Waits for a change, and then until it is over: a burst of them is one, and so is each second
+    /// Waits for a change, and then until it is over: a burst is one change, and so is each second
     /// of a flood.
     pub(super) async fn next(&mut self) {
         self.next_that(|_| true).await;

@@ -7,7 +7,8 @@
 //! remove   the same backwards; a device that was adopted is left as it was found
 //! ```
 //!
-//! A NIC ([`Backend::Packet`](crate::io::tap::Backend::Packet)) is an adopted device of which nothing changes but that it is up.
+//! A NIC ([`Backend::Packet`](crate::io::tap::Backend::Packet)) is an adopted device; nothing of it
+//! changes, except that it is set up.
 //!
 //! A step that fails undoes the ones before it. Ties together `tap`, `link`, `lock` and `journal`;
 //! the provider calls it when settings are applied, on the control thread.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Small files that are whole or not there.
+//! Small files that are complete or absent.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -11,13 +11,13 @@ use crate::io::sys::faults::{self, Call};
 /// Whether a file must survive a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lasting {
-    /// As long as the kernel runs: for the run directory, which lasts no longer either.
+    /// As long as the kernel runs: for the run directory, whose life ends with the kernel too.
     Boot,
-    /// Over a power cut.
+    /// Across a power cut.
     Disk,
 }
 
-/// Replaces the file: a reader finds the old or the new text, never half of one.
+/// Replaces the file: a reader finds the old or the new text, never a part of one.
 pub(crate) fn replace(path: &Path, text: &[u8], mode: u32, lasting: Lasting) -> io::Result<()> {
     let mut new = path.to_owned().into_os_string();
     new.push(".new");
@@ -38,8 +38,7 @@ pub(crate) fn replace(path: &Path, text: &[u8], mode: u32, lasting: Lasting) -> 
     }
 }
 
-/// Makes last which file of its folder has this name: a power cut may undo a rename or a removal until
-/// then.
+/// Makes renames and removals in the file's folder durable: until then, a power cut may undo them.
 pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
     faults::before(Call::SyncFolder, 1)?;
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
@@ -47,7 +46,7 @@ pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Deletes the file, if there is one, so that it does not come back with a power cut.
+/// Deletes the file, if it exists, so that a power cut does not bring it back.
 pub(crate) fn remove_for_good(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Ok(()) => sync_folder_of(path),
@@ -56,7 +55,7 @@ pub(crate) fn remove_for_good(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Deletes the file, if there is one.
+/// Deletes the file, if it exists.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

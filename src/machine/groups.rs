@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The multicast groups that a link listens to: those that the kernel, on behalf of sockets, has
-//! put into the link's filter (`ip maddress`).
+//! The multicast groups that a link listens to: those that the kernel, on behalf of sockets, has put
+//! into the link's filter (`ip maddress`).
 //!
 //! Belongs to the network namespace of the thread that calls [`watch()`]; `provider` calls it.
 
@@ -21,12 +21,12 @@ use tracing::warn;
 use super::changes::Changes;
 use crate::retry::Retry;
 
-/// The kernel does not announce groups that packet sockets join (LLDP), and those of IP only since
-/// 6.15; so the table is read so often.
+/// The kernel does not announce groups that packet sockets join (LLDP), and announces those of IP only
+/// since 6.15; so this module reads the table at this interval.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// The groups of the link that `index` names, none while it names no link, and what follows them, which
-/// ends with the last receiver. Groups are told within a second. Must be called on a tokio runtime.
+/// The groups of the link with this `index`, none while no link has it, and their changes, until the
+/// last receiver is dropped. A change is reported within a second. Must be called on a tokio runtime.
 ///
 /// # Errors
 /// When the table of groups cannot be opened.
@@ -151,7 +151,7 @@ mod tests {
                         .unwrap()
                         .unwrap();
                 }
-                // As a daemon for LLDP does, without the kernel telling anybody.
+                // As an LLDP daemon joins it, without a message of the kernel.
                 let lldp = [0x01, 0x80, 0xc2, 0, 0, 0x0e];
                 ip("maddress add 01:80:c2:00:00:0e dev east");
                 let seen = groups.wait_for(|groups| groups.contains(&lldp));

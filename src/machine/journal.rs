@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a tunnel changed on a device that outlives it, so that a stop restores it and a start after
-//! a kill -9 clears what was left: ours only, never anything foreign.
+//! What a tunnel changed on a device that outlives it. A stop restores it, and a start after a kill -9
+//! undoes it: only changes of patchcord, never those of another program.
 //!
-//! Each change is written down before it is made, as "from what, to what". It is undone only where
-//! the device still shows the "to": whoever changed it since has the last word. A device that the
-//! tunnel made itself needs no journal, the kernel removes it with the process. Called by `device`;
+//! Each change is written down before it is made, as "from what, to what". It is undone only where the
+//! device still shows the "to": a later change by another program has the last word. A device that the
+//! tunnel created needs no journal: the kernel removes it with the process. Called by `device`;
 //! `routing` keeps a record of its own in the same kind of file.
 
 use std::collections::BTreeMap;
@@ -35,7 +35,8 @@ impl<T: PartialEq> Change<T> {
         (from != to).then_some(Self { from, to })
     }
 
-    /// This change, made after an `earlier` one: to undo both is to go back behind the first.
+    /// This change, made after an `earlier` one: undoing both restores the value before the earlier
+    /// one.
     pub(super) fn after(self, earlier: Option<Self>) -> Self {
         Self {
             from: earlier.map_or(self.from, |earlier| earlier.from),
@@ -43,7 +44,7 @@ impl<T: PartialEq> Change<T> {
         }
     }
 
-    /// What to go back to: nothing, when `now` is not what the change made.
+    /// The value to restore: none, when `now` is not the value that the change made.
     fn undo(self, now: &T) -> Option<T> {
         (*now == self.to).then_some(self.from)
     }
@@ -54,7 +55,8 @@ impl<T: PartialEq> Change<T> {
 pub(super) struct Record {
     /// The inode of the network namespace.
     pub(super) namespace: u64,
-    /// The device's name; with `index` it tells the device from a later one of the same name.
+    /// The device's name; with `index` it distinguishes the device from a later one of the same
+    /// name.
     pub(super) device: String,
     pub(super) index: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,7 +81,7 @@ pub(super) struct Record {
     /// All IPv6 options from before an MTU that took IPv6 away.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) ipv6_options: BTreeMap<String, String>,
-    /// Addresses of others that a change took away.
+    /// Addresses of other programs that a change removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) lost_addresses: Vec<IpNet>,
 }
@@ -104,7 +106,8 @@ impl Record {
         }
     }
 
-    /// Goes back, the latest change first. What fails is logged and left: the rest matters as much.
+    /// Undoes the changes, the latest first. Logs a failure and goes on: the other changes matter
+    /// as much.
     pub(super) async fn undo(&self, links: &Links) {
         let link = match links.find(&self.device).await {
             Ok(Some(link)) if link.index == self.index => link,
@@ -206,13 +209,13 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         Self { path, record }
     }
 
-    /// Where it is.
+    /// The path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What an earlier run left. A file that cannot be understood is reported and counts as none:
-    /// guessing what to undo could harm what is not ours.
+    /// The record of an earlier run. A file that cannot be parsed is logged and counts as absent: a
+    /// guess at what to undo could harm the configuration of others.
     pub(super) fn read(&self) -> io::Result<Option<R>> {
         let text = match fs::read_to_string(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

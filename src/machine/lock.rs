@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::io::{NAMESPACE, namespace_inode, sys};
 
-/// Why a lock cannot be had.
+/// Why a lock cannot be taken.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
@@ -24,7 +24,7 @@ pub enum LockError {
     TunnelHeld {
         /// The tunnel.
         tunnel: String,
-        /// The process that holds the lock, as far as it can be told.
+        /// The process that holds the lock, if it is known.
         pid: Option<u32>,
     },
     /// Another tunnel uses the device.
@@ -32,15 +32,15 @@ pub enum LockError {
     DeviceHeld {
         /// The device.
         device: String,
-        /// The process that holds the lock, as far as it can be told.
+        /// The process that holds the lock, if it is known.
         pid: Option<u32>,
     },
-    /// The run directory does not take a lock file.
+    /// A lock file cannot be created in the run directory.
     #[error("cannot lock {}{}", path.display(), remedy(.source))]
     Io {
         /// The lock file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
 }
@@ -112,8 +112,8 @@ pub fn is_hosted(dir: &Path, tunnel: &str) -> bool {
 
 /// The name of a device in the network namespace of this thread, for this process alone.
 ///
-/// The kernel guards only devices with a single queue: any process may join a multi-queue TAP, and
-/// would take away some of its frames.
+/// The kernel guards only devices with a single queue: any process may attach to a multi-queue TAP, and
+/// would receive some of its frames.
 #[derive(Debug)]
 pub(crate) struct DeviceLock {
     _file: LockFile,
@@ -214,7 +214,7 @@ impl LockFile {
                 .write(true)
                 .create(true)
                 .truncate(false)
-                // Whoever can open a file for reading can lock it.
+                // A process that can open a file for reading can lock it.
                 .mode(0o600)
                 .custom_flags(sys::O_NOFOLLOW)
                 .open(path)?;
@@ -222,7 +222,8 @@ impl LockFile {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     let pid = read_pid(&mut file);
-                    // Whoever sweeps holds the file of somebody who is gone, and deletes it at once.
+                    // A process that sweeps holds the file of a dead process, and deletes it at
+                    // once.
                     if patience > 0 && !pid.is_some_and(is_alive) {
                         patience -= 1;
                         wait_for_sweep();
@@ -232,8 +233,8 @@ impl LockFile {
                 }
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            // The holder before us deletes the file when it leaves. If that happened between our
-            // open and our lock, we hold a lock that nobody else can see.
+            // The previous holder deletes the file when it leaves. If that happened between our
+            // open and our lock, no other process can see the lock that we hold.
             if fs::metadata(path).is_ok_and(|there| is_same_file(&there, &file)) {
                 file.set_len(0)?;
                 let holder = format!("{} {role}", std::process::id());
@@ -253,8 +254,8 @@ fn wait_for_sweep() {
     std::thread::sleep(Duration::from_millis(1));
 }
 
-/// Deletes the locks that nobody holds: a `kill -9` leaves them, and in a namespace that is gone nobody
-/// would ever take them again.
+/// Deletes the locks without a holder: a `kill -9` leaves them, and in a namespace that is gone no
+/// process would ever take them again.
 fn sweep(dir: &Path) {
     let Ok(entries) = fs::read_dir(dir) else {
         return;
@@ -263,7 +264,7 @@ fn sweep(dir: &Path) {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if SWEPT.iter().any(|ending| name.ends_with(ending)) {
-            // What cannot be deleted now stays until the next time.
+            // A file that cannot be deleted now stays until the next time.
             let _ = delete_if_free(&entry.path());
         }
     }
@@ -276,7 +277,7 @@ fn delete_if_free(path: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let options = options.read(true).custom_flags(sys::O_NOFOLLOW);
     let mut file = options.open(path)?;
-    // Somebody who lives may be about to lock it.
+    // A live process may be about to lock it.
     if read_pid(&mut file).is_none_or(is_alive) || file.try_lock().is_err() {
         return Ok(());
     }
@@ -295,7 +296,8 @@ impl Drop for LockFile {
     }
 }
 
-/// Only its owner may put files there, whatever the umask is: links in it would lead us astray.
+/// Only its owner may create files there, whatever the umask is: a link of another user in it would
+/// redirect our writes.
 fn make_run_dir(dir: &Path) -> io::Result<()> {
     if let Ok(metadata) = fs::metadata(dir) {
         return check_run_dir(&metadata);
@@ -304,7 +306,7 @@ fn make_run_dir(dir: &Path) -> io::Result<()> {
         .recursive(true)
         .mode(RUN_DIR_MODE)
         .create(dir)?;
-    // Again, because the umask may have taken bits away.
+    // Set again, because the umask may have removed bits.
     fs::set_permissions(dir, Permissions::from_mode(RUN_DIR_MODE))
 }
 
@@ -409,13 +411,13 @@ mod tests {
         let dead = "4194305";
         write("4026531840-tap7.device-lock", dead);
         write("4026531840-3.routing-lock", dead);
-        // About to be locked, or none of ours.
+        // About to be locked, or not a lock of patchcord.
         write("1-tap7.device-lock", "");
         write("2-tap7.device-lock", &std::process::id().to_string());
         write("office.journal", dead);
         let _held = DeviceLock::acquire(dir.path(), "tap7").unwrap();
         let held = format!("{}-tap7.device-lock", namespace_inode().unwrap());
-        // As if its holder lived in a namespace of processes of its own.
+        // As if its holder lived in another PID namespace.
         write(&held, dead);
         let _lock = RunLock::acquire(dir.path(), "home").unwrap();
         let names = fs::read_dir(dir.path()).unwrap();

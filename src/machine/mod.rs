@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The machine around the tunnel: what is set up before the first frame, watched meanwhile, and put
-//! back after the last.
+//! The machine around the tunnel: set up before the first frame, watched meanwhile, and restored after
+//! the last.
 //!
 //! ```text
 //! device     one call that makes the TAP as asked for, and one that undoes it
@@ -63,7 +63,7 @@ pub(crate) fn effective_user() -> u32 {
 /// limits of the process allow.
 ///
 /// # Errors
-/// Never on Linux as it is, but for kernels and filters of system calls that refuse it.
+/// Only with kernels and system call filters that refuse it; Linux itself never does.
 pub fn keep_memory_private() -> std::io::Result<()> {
     sys::forbid_dumps()?;
     if !sys::forbid_swapping()? {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Network namespaces as people can name them: to say where an interface went, and how to get it back.
+//! Network namespaces by the names that users know: to say where an interface went, and how to move it
+//! back.
 //!
-//! The kernel tells of a namespace by a number that is valid in ours only (`ip netns list-id`), or by
-//! its inode. People know it by its name below `/run/netns`, or by a process in it. Changes nothing.
+//! The kernel identifies a namespace by a number that is valid in ours only (`ip netns list-id`), or by
+//! its inode. Users know it by its name below `/run/netns`, or by a process in it. Changes nothing.
 
 use std::{
     collections::HashSet,
@@ -31,16 +32,16 @@ const NAMES: &str = "/run/netns";
 /// A network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Namespace {
-    /// One that `ip netns` knows.
+    /// A namespace with a name of `ip netns`.
     Named(String),
-    /// One that this process is in.
+    /// A namespace with this process in it.
     OfProcess(u32),
-    /// One in which we see no process.
+    /// A namespace in which no process is visible.
     Unknown,
 }
 
 impl Namespace {
-    /// The one that has this number in the namespace of this thread.
+    /// The namespace that has this number in the namespace of this thread.
     pub(crate) async fn with_id(id: i32) -> Self {
         let Ok((connection, mut handle, _)) = rtnetlink::new_connection() else {
             return Self::Unknown;
@@ -57,13 +58,13 @@ impl Namespace {
         found
     }
 
-    /// The one with this inode.
+    /// The namespace with this inode.
     pub(super) fn with_inode(inode: u64) -> Self {
         let found = places().find(|place| place.inode == inode);
         found.map_or(Self::Unknown, |place| place.namespace)
     }
 
-    /// The one of this thread.
+    /// The namespace of this thread.
     pub(crate) fn own() -> Self {
         namespace_inode().map_or(Self::Unknown, Self::with_inode)
     }
@@ -100,7 +101,7 @@ struct Place {
     namespace: Namespace,
 }
 
-/// All that can be seen, each once: names first, then the oldest processes.
+/// All visible namespaces, each once: names first, then the oldest processes.
 fn places() -> impl Iterator<Item = Place> {
     let mut seen = HashSet::new();
     let all = named().into_iter().chain(of_processes());
@@ -127,7 +128,7 @@ fn named() -> Vec<(PathBuf, Namespace)> {
 fn of_processes() -> impl Iterator<Item = (PathBuf, Namespace)> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pid = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
-    // We end with the tunnel.
+    // Leaves out this process, which ends with the tunnel.
     let mut pids: Vec<_> = entries
         .filter_map(pid)
         .filter(|pid| *pid != process::id())
@@ -184,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_namespace_without_a_process_has_no_name() {
-        // Threads do not count, and we end with the tunnel.
+        // Threads do not count, and this process ends with the tunnel.
         in_namespace(|| assert_eq!(Namespace::own(), Namespace::Unknown));
     }
 }

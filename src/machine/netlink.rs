@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A connection to the kernel's network tables (rtnetlink), and the task that serves it.
 //!
-//! The task ends with its owner. Should it end before, because of an error of the socket or a fault of
-//! the program, then what was asked at that moment fails, and the next question gets a new connection.
+//! The task ends with its owner. If it ends earlier, because of an error of the socket or a fault of
+//! the program, pending requests fail, and the next request opens a new connection.
 
 use std::{
     fmt, io,
@@ -25,7 +25,7 @@ pub(super) struct Netlink {
 struct Service {
     handle: Handle,
     task: JoinHandle<()>,
-    /// Tells of attempts to replace it.
+    /// Logs attempts to replace it.
     retry: Retry,
 }
 
@@ -46,7 +46,7 @@ impl Netlink {
         Self::by(|| rtnetlink::new_connection().map(Service::of))
     }
 
-    /// The kernel looks at what is asked for only, as at one table of many.
+    /// The kernel returns only what is asked for, such as one table of many.
     pub(super) fn connect_with_strict_check() -> io::Result<Self> {
         Self::by(|| rtnetlink::new_connection_with_strict_check().map(Service::of))
     }
@@ -56,7 +56,7 @@ impl Netlink {
         Ok(Self { connect, service })
     }
 
-    /// For the next question.
+    /// For the next request.
     pub(super) fn handle(&self) -> Handle {
         let mut service = self.service();
         if service.has_ended() {
@@ -65,7 +65,7 @@ impl Netlink {
         service.handle.clone()
     }
 
-    /// An answer, unless it may have been cut off: without a connection every list is at its end.
+    /// The answer, unless it may be incomplete: when the connection ends, so does every list.
     pub(super) fn whole<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
         let answer = answer?;
         match self.is_well() {
@@ -74,7 +74,7 @@ impl Netlink {
         }
     }
 
-    /// Whether what was asked so far was answered in full.
+    /// Whether all requests so far were answered in full.
     pub(super) fn is_well(&self) -> bool {
         !self.service().has_ended()
     }
@@ -99,7 +99,7 @@ impl Netlink {
         self.service.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the service as a fault would.
+    /// Ends the task as a fault would.
     #[cfg(test)]
     pub(super) async fn break_off(&self) {
         self.service().task.abort();
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
     use crate::testing::{block_on, in_namespace};
 
-    /// How many links the kernel tells of.
+    /// The number of links that the kernel lists.
     async fn links(netlink: &Netlink, handle: &Handle) -> Result<usize, Error> {
         let links: Result<Vec<_>, _> = handle.link().get().execute().try_collect().await;
         netlink.whole(links).map(|links| links.len())

@@ -13,7 +13,7 @@ use tracing::debug;
 
 const ROOT: &str = "/proc/sys/net";
 
-/// Where an option of `device` is.
+/// The path of an option of `device`.
 pub(super) fn path(device: &str, option: &str) -> PathBuf {
     let (family, name) = option.split_once('/').unwrap_or(("ipv6", option));
     Path::new(ROOT)
@@ -23,7 +23,7 @@ pub(super) fn path(device: &str, option: &str) -> PathBuf {
         .join(name)
 }
 
-/// The value of an option; None when the device does not have it, as one without IPv6.
+/// The value of an option; None when the device does not have it, as without IPv6.
 pub(super) fn read(device: &str, option: &str) -> io::Result<Option<i32>> {
     match fs::read_to_string(path(device, option)) {
         Ok(text) => Ok(text.trim().parse().ok()),
@@ -37,14 +37,14 @@ pub(super) fn write(device: &str, option: &str, value: i32) -> io::Result<()> {
     fs::write(path(device, option), value.to_string())
 }
 
-/// All options that IPv6 and its neighbour discovery have on `device`. The kernel forgets them
-/// together with IPv6, when the MTU falls below 1280.
+/// All options of IPv6 and of neighbour discovery on `device`. The kernel drops them together with
+/// IPv6, when the MTU falls below 1280.
 pub(super) fn ipv6_of(device: &str) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for kind in ["conf", "neigh"] {
         for entry in fs::read_dir(ipv6_dir(kind, device)).into_iter().flatten() {
             let Ok(entry) = entry else { continue };
-            // Not every one can be read: `stable_secret` only when it is set.
+            // Some cannot be read: `stable_secret` only when it is set.
             if let Ok(value) = fs::read_to_string(entry.path()) {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 all.insert(format!("{kind}/{name}"), value.trim().to_owned());
@@ -54,7 +54,7 @@ pub(super) fn ipv6_of(device: &str) -> BTreeMap<String, String> {
     all
 }
 
-/// Gives `device` back what [`ipv6_of`] has seen. Only what differs is written.
+/// Restores the options that [`ipv6_of`] has read. Writes only those that differ.
 pub(super) fn restore_ipv6(device: &str, options: &BTreeMap<String, String>) {
     let now = ipv6_of(device);
     for (option, value) in options {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The machine's own route to the Internet, as the sockets outside of the tunnel see it.
 //!
-//! The kernel is asked for its routes to a few public addresses, with the mark of those sockets. So
-//! rules that send everything else into a tunnel do not count, half routes (`0.0.0.0/1` and
+//! This module asks the kernel for its routes to a few public addresses, with the mark of those
+//! sockets. So rules that send everything else into a tunnel do not count, half routes (`0.0.0.0/1` and
 //! `128.0.0.0/1`) count as much as a default route, and nothing is sent. Belongs to the network
 //! namespace of the thread that calls [`watch()`]; `provider` calls it.
 
@@ -26,8 +26,8 @@ use tracing::debug;
 use super::{changes::Changes, link::LinkInfo, netlink::Netlink};
 use crate::io::mark::Mark;
 
-/// One address of each half of IPv4, in blocks that have been routed publicly for decades and that
-/// nobody has a reason to route by themselves (unlike those of well-known name servers).
+/// One address of each half of IPv4, in blocks that have been routed publicly for decades, and that
+/// sites have no reason to route by themselves (unlike those of well-known name servers).
 const PUBLIC_IPV4: [Ipv4Addr; 2] = [Ipv4Addr::new(18, 0, 0, 1), Ipv4Addr::new(200, 160, 0, 1)];
 /// All public addresses of IPv6 lie in one half; this one is in 2600::/12.
 const PUBLIC_IPV6: Ipv6Addr = Ipv6Addr::new(0x2600, 0, 0, 0, 0, 0, 0, 1);
@@ -37,7 +37,7 @@ const PUBLIC_IPV6: Ipv6Addr = Ipv6Addr::new(0x2600, 0, 0, 0, 0, 0, 0, 1);
 #[non_exhaustive]
 #[repr(u8)]
 pub enum PathStatus {
-    /// Nobody has looked yet.
+    /// Not determined yet.
     #[default]
     Invalid = 0,
     /// There is a route, over a link that is up.
@@ -48,46 +48,46 @@ pub enum PathStatus {
     Satisfiable = 3,
 }
 
-/// The link that a path leaves by.
+/// The link of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PathInterface {
     /// Its identity in the network namespace.
     pub index: u32,
-    /// Its name, for people.
+    /// Its name, for log lines.
     pub name: String,
 }
 
 /// The best route out. Equal paths are equal for sockets: one that differs may need new ones.
 ///
-/// There is nothing about costs (`isExpensive`, `isConstrained`): the kernel does not know them.
+/// Costs (`isExpensive`, `isConstrained`) are missing: the kernel does not know them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Path {
     /// Whether it can be used.
     pub status: PathStatus,
-    /// The link; of IPv4 and IPv6 the better one, IPv4 if both are as good. `None` without a route.
+    /// The link; of IPv4 and IPv6 the better one, IPv4 if both are equal. `None` without a route.
     pub interface: Option<PathInterface>,
     /// The next routers on that link, at most one of IPv4 and one of IPv6. A point-to-point link
     /// needs none.
     pub gateways: Vec<IpAddr>,
-    /// The addresses that sockets get on that link, likewise.
+    /// The source addresses of sockets on that link, likewise.
     pub sources: Vec<IpAddr>,
     /// The largest packet, from the link or from the route.
     pub mtu: Option<u32>,
-    /// Whether IPv4 gets out, on this link or another.
+    /// Whether IPv4 has a route, on this link or another.
     pub has_ipv4: bool,
-    /// Whether IPv6 gets out, on this link or another.
+    /// Whether IPv6 has a route, on this link or another.
     pub has_ipv6: bool,
 }
 
-/// The path of sockets with `mark`, and what follows it, which ends with the last receiver. The first
-/// value is [`PathStatus::Invalid`], and the first look follows at once. Changes are told when they have
-/// settled for 100 ms, and each second if they never do. A route over a link for which `is_own` is
-/// none. Must be called on a tokio runtime.
+/// The path of sockets with `mark`, and its changes, until the last receiver is dropped. The first
+/// value is [`PathStatus::Invalid`], and the first result follows at once. A change is reported when
+/// the path has been stable for 100 ms, and each second if it never is. A route over a link for which
+/// `is_own` does not count. Must be called on a tokio runtime.
 ///
 /// # Errors
-/// When no netlink socket can be had.
+/// When no netlink socket can be opened.
 pub(crate) fn watch(
     mark: Mark,
     is_own: impl Fn(u32) -> bool + Send + Sync + 'static,
@@ -96,7 +96,7 @@ pub(crate) fn watch(
         Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link, Nexthop,
     };
     let groups = [Link, Ipv4Ifaddr, Ipv4Route, Ipv4Rule];
-    // A kernel without IPv6 lacks its groups, and an old one lacks routes by number of next hop.
+    // A kernel without IPv6 lacks its groups, and an old one lacks nexthop objects.
     let optional = [Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Nexthop];
     let mut changes = Changes::of("changes of the machine's default route", &groups, &optional);
     let netlink = Netlink::connect()?;
@@ -220,7 +220,7 @@ async fn route_to(handle: &Handle, address: IpAddr, mark: Mark) -> Option<RouteM
     std::pin::pin!(routes).try_next().await.ok().flatten()
 }
 
-/// Which route a socket with `mark` takes to `address`.
+/// The request for the route of a socket with `mark` to `address`.
 pub(super) fn question(address: IpAddr, mark: Mark) -> RouteMessage {
     let mut question = match address {
         IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
@@ -303,7 +303,8 @@ mod tests {
     fn two_links() {
         for (name, net) in [("east", "192.0.2"), ("west", "198.51.100")] {
             run_ip(&format!("link add {name} type veth peer name {name}-far"));
-            // Otherwise IPv6 has news of its own for seconds, after which everybody looks again.
+            // Without this, IPv6 changes by itself for seconds, and each change makes the task look
+            // again.
             for end in [name.to_owned(), format!("{name}-far")] {
                 run_ip(&format!("link set {end} addrgenmode none"));
             }
@@ -445,7 +446,7 @@ mod tests {
             .await;
             run_ip("route delete default");
             until(&mut path, "goes below the tunnel", is_out).await;
-            // Only the rule changes: its group is one of those that are followed.
+            // Only the rule changes: the task listens to its group too.
             run_ip("rule add pref 5 lookup 4711");
             until(&mut path, "a rule for all", |path| leaves_by(path, "west")).await;
             assert_ne!(*path.borrow(), before);
@@ -494,7 +495,7 @@ mod tests {
         test(|mut path| async move {
             until(&mut path, "no route yet", is_out).await;
             path.borrow_and_update();
-            // On a busy machine a step may take so long that it counts as settled.
+            // On a busy machine, a step may take so long that the path counts as stable.
             let (mut updates, mut allowed) = (0, 4);
             for _ in 0..25 {
                 let begin = Instant::now();

@@ -6,9 +6,8 @@
 //!        ^                                                                                  │
 //!        └──────────── taken again, Wake ────────────── woke up, or did not sleep ──────────┘
 //! ```
-//! An inhibitor can only delay sleep, for `InhibitDelayMaxSec` at most; it is given back before
-//! that, so that logind has nothing to complain of. `provider` listens, once for all sessions of a
-//! host.
+//! An inhibitor can only delay sleep, for `InhibitDelayMaxSec` at most; this module releases it
+//! earlier, so that logind does not complain. `provider` listens, once for all sessions of a host.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,10 +31,10 @@ const PROPERTIES: Object = Object {
     ..LOGIND
 };
 const SLEEP_SIGNAL: &str = "PrepareForSleep";
-/// What logind has when nobody says otherwise.
+/// The default of logind.
 const DEFAULT_DELAY: Duration = Duration::from_secs(5);
 
-/// What the machine does.
+/// A change of the machine's power state.
 #[derive(Clone, Debug)]
 pub(crate) enum PowerEvent {
     /// It is about to sleep. It waits until the guard is dropped, but not beyond its deadline.
@@ -44,22 +43,22 @@ pub(crate) enum PowerEvent {
     Wake,
 }
 
-/// Keeps the machine from sleeping, until it and its clones are dropped or its time is up.
+/// Delays the sleep of the machine, until it and its clones are dropped or its time is up.
 #[derive(Clone, Debug)]
 pub(crate) struct SleepGuard {
     deadline: Instant,
-    /// Dropped with the last clone, which the other end notices.
+    /// Dropped with the last clone; the receiver sees that.
     _held: Arc<oneshot::Sender<()>>,
 }
 
 impl SleepGuard {
-    /// When the machine sleeps whether the guard is held or not.
+    /// The time at which the machine sleeps even if the guard is still held.
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline
     }
 }
 
-/// The machine's sleep cannot be followed.
+/// The machine's sleep cannot be watched.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action}")]
 pub(crate) struct PowerError {
@@ -74,8 +73,7 @@ pub(crate) struct Power {
 }
 
 impl Power {
-    /// Begins to watch, and to delay sleep because of `why`, which people see in
-    /// `systemd-inhibit --list`.
+    /// Begins to watch, and to delay sleep because of `why`, which `systemd-inhibit --list` shows.
     ///
     /// # Errors
     /// When there is no system bus, or no logind on it.
@@ -93,7 +91,7 @@ impl Power {
         let signals = sleep_signals(&bus)
             .await
             .map_err(failed("listen to logind"))?;
-        // Taken after the subscription: a sleep in between is noticed.
+        // Taken after the subscription, so that a sleep in between is not missed.
         let inhibitor = inhibit(&bus, why).await.map_err(failed("delay sleep"))?;
         let (sender, events) = mpsc::unbounded_channel();
         let watch = Watch {
@@ -107,7 +105,7 @@ impl Power {
         Ok(Self { events })
     }
 
-    /// The next event; `None` when logind cannot be heard any more. May be dropped and called again.
+    /// The next event; `None` when logind cannot be reached any more. Cancel safe.
     pub(crate) async fn next(&mut self) -> Option<PowerEvent> {
         self.events.recv().await
     }
@@ -118,7 +116,7 @@ struct Watch {
     bus: Connection,
     why: String,
     inhibitor: Option<OwnedFd>,
-    /// The sleep that the machine is about to begin, or is in.
+    /// The sleep that is about to begin, or that has begun.
     sleep: Option<Sleep>,
     events: mpsc::UnboundedSender<PowerEvent>,
 }
@@ -153,7 +151,7 @@ impl Watch {
         let Ok(begins) = signal.body().deserialize::<bool>() else {
             return;
         };
-        // Some machines announce twice.
+        // Some machines announce a sleep twice.
         if begins == self.sleep.is_some() {
             return;
         }
@@ -177,12 +175,12 @@ impl Watch {
             }
             PowerEvent::Wake
         };
-        // Nobody listens: the loop ends.
+        // Without a receiver, the loop ends.
         let _ = self.events.send(event);
     }
 }
 
-/// Waits until the inhibitor can be given back; for ever where no sleep is announced.
+/// Waits until the inhibitor can be released; for ever where no sleep is announced.
 async fn ready(sleep: Option<&mut Sleep>) {
     match sleep {
         Some(sleep) => tokio::select! {
@@ -210,7 +208,7 @@ async fn inhibit(bus: &Connection, why: &str) -> zbus::Result<OwnedFd> {
     answer.body().deserialize()
 }
 
-/// How long sleep may be delayed, less a tenth for the way to logind.
+/// How long sleep may be delayed, less a tenth for the message to logind.
 async fn delay(bus: &Connection) -> Duration {
     let arguments = (LOGIND.interface, "InhibitDelayMaxUSec");
     let most = match PROPERTIES.call(bus, "Get", &arguments).await {
@@ -225,7 +223,7 @@ async fn delay(bus: &Connection) -> Duration {
     most - most / 10
 }
 
-/// A logind that a test directs.
+/// A stub of logind that a test controls.
 #[cfg(test)]
 pub(crate) mod testing {
     use std::io::{PipeReader, Read};
@@ -299,7 +297,7 @@ pub(crate) mod testing {
                 .unwrap();
         }
 
-        /// How many inhibitors were ever taken.
+        /// The number of inhibitors taken so far.
         pub(crate) fn taken(&self) -> usize {
             self.inhibitors.lock().unwrap().len()
         }
@@ -312,7 +310,7 @@ pub(crate) mod testing {
             reader.read(&mut [0]).is_err()
         }
 
-        /// Waits until the latest inhibitor is given back.
+        /// Waits until the latest inhibitor is released.
         pub(crate) async fn wait_for_release(&self) {
             while self.is_held() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The proxy of programs, published as a file of environment variables.
+//! The proxy for programs, published as a file of environment variables.
 //!
-//! Linux has no proxy for the whole system: programs read variables, desktops have settings of
-//! their own. So the file is an offer, for shells (`set -a; . FILE`), for units
-//! (`EnvironmentFile=`) and for agents of a desktop. It is readable by all and holds no secret.
+//! Linux has no system-wide proxy setting: programs read variables, and desktops have settings of their
+//! own. So the file only offers the proxy, for shells (`set -a; . FILE`), for units
+//! (`EnvironmentFile=`) and for agents of a desktop. It is readable by all users and holds no secret.
 //! The provider calls this after names were set up.
 
 use std::fs;
@@ -12,21 +12,21 @@ use std::path::{Path, PathBuf};
 
 use super::file::{self, Lasting};
 
-/// Everyone may read it, as everyone's programs need it.
+/// All users may read it, as their programs need it.
 const MODE: u32 = 0o644;
 
-/// What shall be published. Texts must be free of white space and quotes.
+/// The settings to publish. Texts must be free of white space and quotes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ProxyRequest {
-    /// Where a proxy auto-configuration script is.
+    /// The URL of a proxy auto-configuration script.
     pub auto_config_url: Option<String>,
     /// Host and port for HTTP.
     pub http: Option<(String, u16)>,
     /// Host and port for HTTPS.
     pub https: Option<(String, u16)>,
-    /// Names without a dot go past the proxy.
+    /// Names without a dot bypass the proxy.
     pub exclude_simple_hostnames: bool,
-    /// Domains that go past the proxy.
+    /// Domains that bypass the proxy.
     pub exceptions: Vec<String>,
 }
 
@@ -36,16 +36,16 @@ pub(crate) struct ProxyRequest {
 pub struct ProxyError {
     /// The file.
     path: PathBuf,
-    /// What the kernel said.
+    /// The error of the kernel.
     source: io::Error,
 }
 
-/// What became of the proxy.
+/// The state of the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ProxyOutcome {
-    /// There is none.
+    /// No proxy is published.
     None,
-    /// It is in this file.
+    /// The proxy is published in this file.
     Published(PathBuf),
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// The proxy of `tunnel`, in the run directory; nothing is written yet.
+    /// The proxy of `tunnel`, in the run directory; writes nothing yet.
     pub(crate) fn new(run_dir: &Path, tunnel: &str) -> Self {
         Self {
             tunnel: tunnel.to_owned(),
@@ -65,11 +65,11 @@ impl Proxy {
         }
     }
 
-    /// Makes the file say what is wanted; without anything wanted there is none. What an earlier run
-    /// left is replaced or deleted.
+    /// Publishes `wanted` in the file, or deletes the file if nothing is wanted. Replaces or
+    /// deletes what an earlier run left.
     ///
     /// # Errors
-    /// When the run directory does not permit it.
+    /// When the run directory is not writable.
     pub(crate) fn apply(&self, wanted: Option<&ProxyRequest>) -> Result<ProxyOutcome, ProxyError> {
         let outcome = match wanted {
             Some(wanted) => self.write(&text(&self.tunnel, wanted)),
@@ -86,7 +86,7 @@ impl Proxy {
         })
     }
 
-    /// Whoever reads the file finds the old or the new text, never half of one.
+    /// A reader finds the old or the new text, never a part of one.
     fn write(&self, text: &str) -> io::Result<()> {
         if fs::read_to_string(&self.path).is_ok_and(|now| now == text) {
             return Ok(());
@@ -110,7 +110,7 @@ fn text(tunnel: &str, request: &ProxyRequest) -> String {
         ("https_proxy", &request.https),
     ] {
         if let Some((host, port)) = server {
-            // Both are spoken to in clear; what differs is the programs' traffic.
+            // Programs speak HTTP in clear to both; their own traffic may be encrypted.
             lines.push(format!("{variable}=http://{}:{port}", in_url(host)));
         }
     }

@@ -36,7 +36,7 @@ impl ReplySourceLookup {
     /// For sockets with `mark`.
     ///
     /// # Errors
-    /// When no netlink socket can be had.
+    /// When no netlink socket can be opened.
     pub(crate) fn open(mark: Mark) -> io::Result<Self> {
         let mut kernel = Socket::new(NETLINK_ROUTE)?;
         kernel.bind_auto()?;
@@ -84,7 +84,7 @@ impl ReplySourceLookup {
         }
         if let Some(by) = by {
             question.attributes.push(RouteAttribute::Oif(by));
-            // The route itself: there is none to neighbours that are only assumed.
+            // The route itself: the kernel only assumes neighbours, without one.
             question.header.flags |= RouteFlags::FibMatch;
         }
         self.answer_to(question).ok().flatten()
@@ -188,7 +188,7 @@ mod tests {
                 ("10.9.9.9", "one", Some(0)),
                 ("fd00:1::3", "one", Some(0)),
                 ("fd00:9::9", "one", Some(0)),
-                // By another one, which has a route.
+                // By another interface, which has a route.
                 ("10.0.2.2", "two", Some(index("two"))),
                 ("fd00:2::2", "two", Some(index("two"))),
                 // And by one that has none: on IPv4 the kernel would look for a neighbour there.

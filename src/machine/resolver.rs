@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Addresses of names, as the C library finds them (`/etc/hosts`, `nsswitch.conf`, DNS).
+//! Resolves names as the C library does (`/etc/hosts`, `nsswitch.conf`, DNS).
 //!
-//! `getaddrinfo` blocks until the last name server has not answered, which takes up to a minute, and
-//! nothing can end it earlier. So it runs on a few threads of its own: [`THREADS`] for the whole
-//! process, whatever number of names there is, and one look-up per name, whose result goes to all
-//! that asked. Nobody waits for these threads, neither a runtime that is shut down nor the process
-//! that ends. A name that nobody waits for any more is not looked up.
+//! `getaddrinfo` blocks until the last name server has failed to answer, for up to a minute, and cannot
+//! be cancelled. So it runs on a few threads of its own: [`THREADS`] for the whole process, however
+//! many names there are, with one look-up per name, whose result goes to all requests. Neither the
+//! shutdown of a runtime nor the end of the process waits for these threads. A name whose requests were
+//! all cancelled is not looked up.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,13 +17,13 @@ use std::{
 
 use tokio::sync::oneshot;
 
-/// As many names are looked up at the same time.
+/// The number of names that are looked up at the same time.
 const THREADS: usize = 8;
 
 type Found = io::Result<Vec<SocketAddr>>;
 type Ask = dyn Fn(&str) -> Found + Send + Sync;
 
-/// The addresses of `name:port`. Takes as long as the C library does; whoever waits may stop.
+/// The addresses of `name:port`. Takes as long as the C library does; the caller may cancel it.
 ///
 /// The answer is that of the network and mount namespace of the process.
 ///
@@ -37,7 +37,7 @@ pub(crate) async fn look_up(name: &str) -> Found {
     }
 }
 
-/// `[fe80::1%eth0]:51830` is for the C library to read, too, which wants it without brackets.
+/// The C library parses `[fe80::1%eth0]:51830` too, but without the brackets.
 fn ask_system(name: &str) -> Found {
     let scoped = name
         .strip_prefix('[')
@@ -57,9 +57,9 @@ struct Pool {
 
 #[derive(Default)]
 struct Work {
-    /// Names that no thread has taken, in the order in which they were asked for.
+    /// Names that no thread has taken, in the order of the requests.
     queue: VecDeque<String>,
-    /// Who waits for which name, taken or not.
+    /// The pending requests for each name, taken or not.
     waiting: HashMap<String, Vec<oneshot::Sender<Found>>>,
     threads: usize,
 }
@@ -94,7 +94,7 @@ impl Pool {
         if work.threads < THREADS {
             match self.spawn() {
                 Ok(()) => work.threads += 1,
-                // Those that there are do it.
+                // The existing threads do the work.
                 Err(_) if work.threads > 0 => {}
                 Err(error) => return Err(error),
             }
@@ -104,11 +104,11 @@ impl Pool {
         Ok(())
     }
 
-    /// A thread that ends when there is nothing left to do.
+    /// A thread that ends when there is no work left.
     fn spawn(&self) -> io::Result<()> {
         let pool = self.clone();
         let thread = thread::Builder::new().name("look-up".to_owned());
-        // Nobody joins it: see above.
+        // No thread joins it: see above.
         thread.spawn(move || pool.run()).map(drop)
     }
 
@@ -117,13 +117,13 @@ impl Pool {
             let found = (self.ask)(&name);
             let waiting = self.lock().waiting.remove(&name);
             for reply in waiting.into_iter().flatten() {
-                // Whoever asked may have gone.
+                // The request may have been cancelled.
                 let _ = reply.send(copy(&found));
             }
         }
     }
 
-    /// The next name that somebody waits for; `None` ends the thread.
+    /// The next name with a pending request; `None` ends the thread.
     fn next(&self) -> Option<String> {
         let mut work = self.lock();
         while let Some(name) = work.queue.pop_front() {
@@ -158,7 +158,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(30);
 
-    /// Name servers that answer when they are told to, and what was asked of them.
+    /// Stubs of name servers that answer on command, and a record of their queries.
     #[derive(Default)]
     struct Servers {
         answers: Mutex<bool>,

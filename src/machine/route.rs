@@ -35,7 +35,7 @@ impl RouteLookup {
     /// Of sockets with `mark`. Must be called on a tokio runtime.
     ///
     /// # Errors
-    /// When no netlink socket can be had.
+    /// When no netlink socket can be opened.
     pub(crate) fn connect(mark: Mark) -> io::Result<Self> {
         let netlink = Netlink::connect()?;
         Ok(Self { netlink, mark })

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The service manager: what it hands over, and what it is told (sd_listen_fds(3), sd_notify(3)).
+//! The service manager: the socket that it hands over, and notifications to it (sd_listen_fds(3),
+//! sd_notify(3)).
 //!
-//! A process that no service manager started is told nothing and tells nobody. Called by the process
-//! edge, `tunnel` and `cli`.
+//! A process that no service manager started receives nothing and notifies nothing. Called by the
+//! process edge, `tunnel` and `cli`.
 
 use std::{future::pending, io, os::unix::net::UnixListener};
 
@@ -15,7 +16,7 @@ use crate::io::sys;
 /// The socket that the service manager listens on for this process, if it does.
 ///
 /// # Errors
-/// `InvalidInput` if what it handed over is no Unix socket that listens.
+/// `InvalidInput` if the descriptor that it handed over is no listening Unix socket.
 pub fn activation_listener() -> io::Result<Option<UnixListener>> {
     let Some(number) = sd_notify::listen_fds()?.next() else {
         return Ok(None);
@@ -30,23 +31,23 @@ pub fn activation_listener() -> io::Result<Option<UnixListener>> {
     Ok(Some(fd.into()))
 }
 
-/// The service is up.
+/// Notifies the service manager that the service is up.
 pub fn tell_ready() {
     tell(NotifyState::Ready);
 }
 
-/// What the service does, for `systemctl status`.
+/// Sets the text of `systemctl status`.
 pub fn tell_status(text: &str) {
     tell(NotifyState::Status(text));
 }
 
-/// The service goes down.
+/// Notifies the service manager that the service goes down.
 pub fn tell_stopping() {
     tell(NotifyState::Stopping);
 }
 
-/// Says again and again that this runtime turns and all `is_well`, if the service manager wants to hear
-/// it (`WatchdogSec=`), until it is dropped.
+/// Notifies the watchdog as long as this runtime turns and all `is_well`, if the service manager asks
+/// for it (`WatchdogSec=`), until it is dropped.
 pub async fn tell_alive(is_well: impl Fn() -> bool) {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return pending().await;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which signals end the program, and what becomes of the others.
+//! Which signals end the program, and what the others do.
 //!
 //! SIGTERM, SIGINT and SIGQUIT end it in good order. So does SIGHUP when its terminal was closed; from
-//! anybody else it asks a service to read its configuration again, and must not cost the tunnel.
-//! SIGUSR1 and SIGUSR2 mean nothing. The Rust runtime ignores SIGPIPE. Called by the process edge,
+//! another sender it asks a service to read its configuration again, and must not end the tunnel.
+//! SIGUSR1 and SIGUSR2 do nothing. The Rust runtime ignores SIGPIPE. Called by the process edge,
 //! `tunnel` and `cli`.
 
 use std::{fs::File, io};
@@ -11,8 +11,8 @@ use std::{fs::File, io};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
-/// Waits for a signal that ends the program. The others that would end it are caught from the first
-/// poll on, and until the process ends.
+/// Waits for a signal that ends the program. Catches the others, whose default action would end it,
+/// from the first poll until the process ends.
 ///
 /// # Errors
 /// When signals cannot be caught.
@@ -41,8 +41,7 @@ pub async fn until_end() -> io::Result<()> {
 }
 
 struct Hangup {
-    /// `None` if whoever started the program had it ignored, as `nohup` does: to catch it would undo
-    /// that.
+    /// `None` if the parent process had it ignored, as `nohup` does: a handler would undo that.
     signal: Option<Signal>,
     had_terminal: bool,
 }
@@ -59,7 +58,7 @@ impl Hangup {
         })
     }
 
-    /// The next one, and whether it says that the terminal was closed.
+    /// Waits for the next one: whether it means that the terminal was closed.
     async fn is_end(&mut self) -> bool {
         match &mut self.signal {
             Some(signal) => signal.recv().await,
@@ -69,13 +68,13 @@ impl Hangup {
     }
 }
 
-/// The kernel takes a closed terminal from its processes before they are told (`/dev/tty` is that of
-/// the process).
+/// The kernel detaches a closed terminal from its processes before it signals them (`/dev/tty` is that
+/// of the process).
 fn has_terminal() -> bool {
     File::open("/dev/tty").is_ok()
 }
 
-/// As `/proc/self/status` has it.
+/// As in `/proc/self/status`.
 fn is_hangup_ignored() -> bool {
     const SIGHUP_BIT: u64 = 1;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

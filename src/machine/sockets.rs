@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sockets that take one side of the tunnel, whatever the routes say.
+//! Sockets that use one side of the tunnel, whatever the routes say.
 //!
 //! *Through* it, a socket is bound to the interface before it is connected, TCP and UDP alike.
-//! *Outside* of it, a socket has the bypass mark, which the rules of a full tunnel leave out. A
-//! tunnel's own sockets must be outside, or it would carry itself. Sockets belong to the network
-//! namespace of the thread that opens them; `provider` calls this.
+//! *Outside* of it, a socket has the bypass mark, which the rules of a full tunnel exempt. A tunnel's
+//! own sockets must be outside, or it would carry itself. Sockets belong to the network namespace of
+//! the thread that opens them; `provider` calls this.
 
 use std::{
     io,
@@ -18,14 +18,14 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use super::link::{LinkError, Links};
 use crate::io::mark::Mark;
 
-/// Why there is no such socket.
+/// Why a socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SocketError {
     /// There is no interface before the first settings, or it was deleted.
     #[error("there is no interface to go through: apply network settings first")]
     NoInterface,
-    /// Not allowed.
+    /// The process lacks the permission.
     #[error(
         "marking a socket as outside of the tunnel needs CAP_NET_ADMIN: run as root or with that \
          capability"
@@ -37,14 +37,14 @@ pub enum SocketError {
     /// Anything else.
     #[error("cannot {action}")]
     Io {
-        /// What was attempted, with the address.
+        /// The attempted action, with the address.
         action: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
 }
 
-/// For those whose errors are those of I/O: the kind stays.
+/// For callers with I/O errors: the kind stays.
 impl From<SocketError> for io::Error {
     fn from(error: SocketError) -> Self {
         let kind = match &error {
@@ -57,12 +57,12 @@ impl From<SocketError> for io::Error {
     }
 }
 
-/// The side of the tunnel that a socket takes.
+/// The side of the tunnel that a socket uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     /// Through the interface with this index.
     Through(u32),
-    /// Outside of every tunnel whose rules leave this mark out.
+    /// Outside of every tunnel whose rules exempt this mark.
     Outside(Mark),
 }
 
@@ -82,11 +82,13 @@ impl Side {
         socket.connect(remote).await.map_err(failed(what))
     }
 
-    /// A socket that speaks with `remote` only, from `local` or from an address that the kernel
-    /// chooses. It may be a group or the broadcast address, on an interface without addresses too.
+    /// A socket for datagrams to and from `remote` only, with `local` or an address that the kernel
+    /// chooses as its source. `remote` may be a group or the broadcast address, on an interface
+    /// without addresses too.
     ///
     /// # Errors
-    /// When there is no such interface, the mark is not permitted, or there is no way to `remote`.
+    /// When there is no such interface, the mark is not permitted, or there is no route to
+    /// `remote`.
     pub(crate) async fn udp(
         self,
         remote: SocketAddr,
@@ -123,7 +125,7 @@ impl Side {
             Self::Through(index) => index,
             Self::Outside(mark) => return protect(socket, mark),
         };
-        // The index is the identity; somebody may have changed the name.
+        // The index identifies it; another program may have changed the name.
         let link = Links::connect()?.find_index(index).await?;
         let name = link.ok_or(SocketError::NoInterface)?.name;
         let bound = SockRef::from(socket).bind_device(Some(name.as_bytes()));
@@ -131,7 +133,7 @@ impl Side {
     }
 }
 
-/// Puts any socket outside of the tunnel. What it is connected to already keeps its way.
+/// Puts any socket outside of the tunnel. Existing connections keep their route.
 ///
 /// # Errors
 /// [`SocketError::NotPermitted`] without CAP_NET_ADMIN.

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What others changed of the device.
+//! Changes that other programs made to the device.
 
 use crate::machine::link::ForwardChain;
 
-/// A change that somebody else made, and that was taken back.
+/// A change that another program made and patchcord took back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Drift {
     /// `bridge`, `MTU` and so on.
     pub what: String,
-    /// What it was found to be.
+    /// The value that was found.
     pub found: String,
-    /// What it is again.
+    /// The value that it has again.
     pub wanted: String,
 }
 
-/// What was told of the bridge, so that it is told once.
+/// Warnings about the bridge that were logged, so that each is logged once.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     pub(super) wider: Option<(String, u32)>,
     pub(super) netfilter: Option<String>,
-    /// What it was told for.
+    /// The chains that the last warning named.
     pub(super) forward: Option<Vec<ForwardChain>>,
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Why the device is not as asked for.
+//! Why the device cannot be set up as requested.
 
 use std::{io, path::PathBuf};
 
@@ -8,25 +8,25 @@ use crate::{
     machine::{journal::Journal, link::LinkError, lock::LockError},
 };
 
-/// Why the device is not as asked for. Nothing of it is left then.
+/// Why the device cannot be set up as requested. Nothing of it is left then.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
-    /// Another process has the tunnel or the device.
+    /// Another process uses the tunnel or the device.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The TAP cannot be opened, or the NIC not be attached.
+    /// The TAP cannot be opened, or the NIC cannot be attached.
     #[error(transparent)]
     Tap(#[from] TapError),
     /// A link cannot be changed.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The journal cannot be kept.
+    /// The journal cannot be written.
     #[error("cannot keep a journal in {}", path.display())]
     Journal {
         /// The journal file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The device itself: made, changed, and undone. In `ipv6`, what IPv6 does by itself; in `keep`, what is
-//! put back when others change it.
+//! The device itself: created, changed, and undone. `ipv6` controls what IPv6 does by itself, `keep`
+//! restores what other programs change.
 
 mod ipv6;
 mod keep;
@@ -32,26 +32,26 @@ pub(crate) struct Device {
     links: Links,
     journal: Journal,
     record: Record,
-    /// What was last asked for.
+    /// The administrative state that was last asked for.
     wanted_up: Option<bool>,
-    /// Whether the tunnel can be used, so that the cable shall be in.
+    /// Whether the tunnel can be used, so that the carrier should be on.
     wanted_carrier: AtomicBool,
     /// Whether a NIC is set down while the carrier is off, and whether it is so now.
     forwards_link_loss: bool,
     held_down: bool,
-    /// What the latest steps changed.
+    /// The changes of the latest steps.
     steps: Vec<Drift>,
-    /// What was logged last of its bridge: a wider port, and what netfilter does.
+    /// The last warnings about its bridge: a wider port, and what netfilter does.
     told_of: Told,
-    /// Whether it has VLANs of its own in its bridge.
+    /// Whether the configuration gives it VLANs in its bridge.
     has_vlans: bool,
     _device_lock: DeviceLock,
 }
 
 impl Device {
-    /// Makes the device as `request` says, with the carrier off. Its lock and the journal of
-    /// `tunnel` are kept in `run_dir`; the caller holds the tunnel's own lock. Must be called on a
-    /// tokio runtime, in the network namespace where the device shall be.
+    /// Makes the device as `request` says, with the carrier off. Keeps its lock and the journal of
+    /// `tunnel` in `run_dir`; the caller holds the tunnel's own lock. Must be called on a tokio
+    /// runtime, in the network namespace where the device belongs.
     ///
     /// # Errors
     /// When any step fails; the earlier ones are undone.
@@ -65,7 +65,8 @@ impl Device {
         clear_leftovers(&journal, &links, run_dir).await?;
         let device_lock = DeviceLock::acquire(run_dir, &request.name)?;
         let before = links.find(&request.name).await?;
-        // The kernel lets anyone join a multi-queue TAP, and would share our frames with them.
+        // Any process may attach to a multi-queue TAP, and the kernel would give it a share of our
+        // frames.
         if before
             .as_ref()
             .and_then(|link| link.tap_queues)
@@ -120,10 +121,10 @@ impl Device {
         Ok((device, queues))
     }
 
-    /// Undoes what the making of a device has left that was given up in the middle.
+    /// Undoes what an interrupted creation of a device left.
     ///
     /// # Errors
-    /// When the kernel or the journal cannot be asked.
+    /// When the kernel or the journal cannot be read.
     pub(crate) async fn undo_leftovers(run_dir: &Path, tunnel: &str) -> Result<(), DeviceError> {
         let journal = Journal::new(run_dir, tunnel);
         if !journal.path().exists() {
@@ -142,18 +143,18 @@ impl Device {
         &self.tap
     }
 
-    /// Plugs the cable in or out; it stays out while the device waits for its bridge.
+    /// Switches the carrier on or off; it stays off while the device waits for its bridge.
     pub(crate) fn set_carrier(&self, on: bool) {
         self.wanted_carrier.store(on, Ordering::Relaxed);
         let on = on && self.info.waits_for.is_none();
         if let Err(error) = self.tap.set_carrier(on) {
-            // Only a deleted device refuses, and its queues tell that to those who must know.
+            // Only a deleted device refuses; its queues report that to their readers.
             debug!(device = self.info.name, on, %error, "the carrier cannot be switched");
         }
     }
 
-    /// Stations that were behind the device may be elsewhere: the bridge that it is in, if any, learns
-    /// anew where they are.
+    /// Stations behind the device may have moved: flushes what the bridge of the device, if any,
+    /// has learned about them.
     pub(crate) async fn forget_stations(&self) {
         let index = self.info.index;
         let outcome = match self.links.find_index(index).await {
@@ -162,12 +163,12 @@ impl Device {
             Err(error) => Err(error),
         };
         if let Err(error) = outcome {
-            // It will, when they have been silent for long enough.
+            // The bridge forgets them anyway, after they have been silent for long enough.
             debug!(device = self.info.name, %error, "the bridge does not forget");
         }
     }
 
-    /// Makes the device as `request` says, whatever it is now: only what differs is touched. Name,
+    /// Makes the device as `request` says, from any state, and changes only what differs. Name,
     /// back-end and queues stay as they were created.
     ///
     /// # Errors
@@ -178,8 +179,8 @@ impl Device {
         self.set_up(request).await
     }
 
-    /// Undoes what [`create`](Self::create) did. Others may have deleted the device meanwhile, and
-    /// may still hold its queues.
+    /// Undoes [`create`](Self::create). Other programs may have deleted the device meanwhile, and
+    /// may still have its queues open.
     pub(crate) async fn remove(self) {
         self.set_carrier(false);
         if self.info.adopted {
@@ -222,16 +223,18 @@ impl Device {
         }
     }
 
-    /// The steps after the TAP is open, each journalled before it is made.
+    /// The steps after the TAP is open. Each is written to the journal before it is made.
     async fn set_up(&mut self, request: &DeviceRequest) -> Result<(), DeviceError> {
         let link = self.link().await?;
         if self.tap.is_nic() {
             self.forwards_link_loss = request.link_loss_forwarding;
-            // What its owner takes down later stays down, until it is wanted otherwise.
+            // If the owner sets it down later, it stays down until a request asks for another
+            // state.
             if self.wanted_up.replace(request.up) == Some(request.up) {
                 return self.look(&link).await;
             }
-            // One that nobody used gets no address by being brought up; others keep theirs.
+            // An unused device must get no address by being set up; a device in use keeps its
+            // addresses.
             if !link.up && self.record.up.is_none() {
                 self.set_ipv6(Ipv6Mode::Silent).await?;
             }
@@ -247,7 +250,7 @@ impl Device {
         self.look(&link).await
     }
 
-    /// Notes what the device is.
+    /// Stores the state of the device.
     async fn look(&mut self, link: &LinkInfo) -> Result<(), DeviceError> {
         self.info.mac = link.mac.unwrap_or(self.info.mac);
         self.info.mtu = link.mtu;
@@ -315,7 +318,7 @@ impl Device {
             self.record.controller = Some(change.after(self.record.controller));
             self.note()?;
             self.links.set_controller(link.index, change.to).await?;
-            // One that comes later is not the work of somebody else.
+            // A bridge that appears later is no change by another program.
             if self.info.waits_for.is_none() {
                 self.step("bridge", found, bridge);
             }
@@ -333,7 +336,7 @@ impl Device {
         let Some(change) = Change::needed(now.clone(), wanted.clone()) else {
             return Ok(());
         };
-        // A bridge that the device leaves forgets them.
+        // The bridge forgets them when the device leaves it.
         if self.record.controller.is_none() {
             self.record.vlans = Some(change.after(self.record.vlans.take()));
             self.note()?;
@@ -352,7 +355,7 @@ impl Device {
         Ok(link.map_or_else(|| "none".to_owned(), |link| link.name))
     }
 
-    /// The bridge is not there: no frame shall be lost on its way to nowhere.
+    /// The bridge does not exist: the carrier goes off, so that no frame is sent nowhere.
     fn wait_for_bridge(&mut self, bridge: &str, error: &LinkError) {
         let device = &self.info.name;
         if self.info.waits_for.as_deref() != Some(bridge) {
@@ -375,9 +378,10 @@ impl Device {
 
     async fn add_addresses(&mut self, wanted: &[IpNet]) -> Result<(), DeviceError> {
         let present = self.links.addresses(self.info.index).await?;
-        // What is there already is someone else's and stays when we go.
+        // An address that is there already belongs to another program, and stays when patchcord
+        // ends.
         for &address in wanted.iter().filter(|address| !present.contains(address)) {
-            // Ours may have gone with the link that somebody brought down.
+            // Ours may have gone when another program set the link down.
             if !self.record.addresses.contains(&address) {
                 self.record.addresses.push(address);
             }
@@ -388,7 +392,7 @@ impl Device {
         Ok(())
     }
 
-    /// Takes away those of our addresses that are not wanted any more.
+    /// Removes those of our addresses that are not wanted any more.
     async fn remove_addresses_except(&mut self, wanted: &[IpNet]) -> Result<(), DeviceError> {
         let ours = self.record.addresses.clone();
         for address in ours.into_iter().filter(|address| !wanted.contains(address)) {
@@ -408,7 +412,7 @@ impl Device {
             return Ok(());
         };
         if !change.to || self.record.up.is_none() {
-            // Now, or when it is down again, after us.
+            // The kernel drops them now, or when the device goes down again after patchcord ends.
             self.lose_ipv6_addresses().await?;
         }
         self.record.up = Some(change.after(self.record.up));
@@ -425,7 +429,7 @@ impl Device {
         link.ok_or_else(|| LinkError::Missing { name: name() })
     }
 
-    /// Notes that something was changed.
+    /// Records a change.
     fn step(&mut self, what: &str, found: impl ToString, wanted: impl ToString) {
         self.steps.push(Drift {
             what: what.to_owned(),
@@ -434,7 +438,7 @@ impl Device {
         });
     }
 
-    /// Writes the record down; a device of our own needs none.
+    /// Writes the journal; a device that patchcord created needs none.
     fn note(&self) -> Result<(), DeviceError> {
         if !self.info.adopted {
             return Ok(());
@@ -471,8 +475,9 @@ impl Device {
     }
 }
 
-/// Another process that holds a TAP decides whether there is packet information in front of its frames.
-/// TUNGETIFF does not tell: in its answer the bit of IFF_NO_PI says that the queue has no filter.
+/// Another process that has a TAP open decides whether its frames begin with packet information.
+/// TUNGETIFF does not report this: in its answer the bit of IFF_NO_PI says that the queue has no
+/// filter.
 async fn check_frames_are_bare(tap: &Tap, links: &Links) -> Result<(), DeviceError> {
     match links.find_index(tap.index()).await? {
         Some(link) if link.tap_packet_information => {
@@ -483,7 +488,7 @@ async fn check_frames_are_bare(tap: &Tap, links: &Links) -> Result<(), DeviceErr
     }
 }
 
-/// A NIC whose frames a bridge or a bond takes would give them to two at once.
+/// If a bridge or a bond takes the frames of the NIC, each frame would go to two receivers.
 async fn check_nobody_has(nic: Option<&LinkInfo>, links: &Links) -> Result<(), DeviceError> {
     let Some((nic, controller)) = nic.and_then(|nic| Some((nic, nic.controller?))) else {
         return Ok(());
@@ -496,7 +501,7 @@ async fn check_nobody_has(nic: Option<&LinkInfo>, links: &Links) -> Result<(), D
     Err(TapError::Nic(error).into())
 }
 
-/// Undoes what a killed process left, if the device is still the same and in this namespace.
+/// Undoes what a killed process left, if the device is still the same one, in this namespace.
 async fn clear_leftovers(
     journal: &Journal,
     links: &Links,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the device is, and what the kernel says of it.
+//! The device's attributes and state, as far as patchcord and the kernel know them.
 
 use crate::machine::link::{KernelCounters, PortReport};
 
-/// What the device is.
+/// The attributes of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// The name of the interface.
@@ -22,29 +22,29 @@ pub struct DeviceInfo {
     pub adopted: bool,
     /// Whether it is administratively up.
     pub up: bool,
-    /// Whether its cable is in, as its users see it.
+    /// Whether its carrier is on, as its users see it.
     pub carrier: bool,
-    /// The bridge that is not there, and is joined when it comes.
+    /// The bridge that does not exist yet, and that the device joins when it appears.
     pub waits_for: Option<String>,
-    /// Whether somebody moved it to another network namespace.
+    /// Whether another program moved it to another network namespace.
     pub moved: bool,
 }
 
-/// What the kernel says of the device now.
+/// The state of the device in the kernel now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeviceReport {
-    /// What it is.
+    /// Its attributes.
     pub info: DeviceInfo,
-    /// What its bridge does with it.
+    /// Its state as a port of its bridge.
     pub port: Option<PortReport>,
-    /// What the kernel counted.
+    /// The counters of the kernel.
     pub counters: KernelCounters,
-    /// What keeps frames from passing it, for people, with what to do.
+    /// What keeps frames from passing it, with a remedy, for users.
     pub remedies: Vec<String>,
 }
 
 impl DeviceReport {
-    /// What is known without asking the kernel.
+    /// The part that is known without asking the kernel.
     pub(crate) fn of(info: DeviceInfo) -> Self {
         Self {
             info,

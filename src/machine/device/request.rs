@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the device shall be.
+//! The requested state of the device.
 
 use ipnet::IpNet;
 
 use crate::{io::tap::Backend, machine::link::PortVlans};
 
-/// What the device shall be.
+/// The requested state of the device.
 #[derive(Clone, Debug)]
 pub(crate) struct DeviceRequest {
-    /// The name of the interface; it is made unless a TAP of this name exists. A NIC exists.
+    /// The name of the interface; it is created unless a TAP of this name exists. A NIC exists.
     pub name: String,
-    /// The way to the kernel. With [`Backend::Packet`] only `queues` and `up` count besides.
+    /// The interface to the kernel. With [`Backend::Packet`], only `queues` and `up` count besides.
     pub backend: Backend,
     /// How many queues, if the device can have several.
     pub queues: usize,
@@ -20,19 +20,19 @@ pub(crate) struct DeviceRequest {
     pub default_mac: [u8; 6],
     /// The overlay MTU: bytes behind the Ethernet header.
     pub mtu: u32,
-    /// The bridge to join. None leaves the device where it is.
+    /// The bridge to join. None leaves the device in its bridge, if any.
     pub bridge: Option<String>,
-    /// Whether the bridge may come later: the device waits for it then, without carrier.
+    /// Whether the bridge may appear later: until then the device waits, without carrier.
     pub waits_for_bridge: bool,
-    /// The VLANs to have as a port of that bridge. None leaves those that a bridge gives its ports.
+    /// Its VLANs as a port of that bridge. None leaves the bridge's defaults.
     pub bridge_vlans: Option<PortVlans>,
-    /// The addresses to have.
+    /// The addresses of the device.
     pub addresses: Vec<IpNet>,
     /// Whether a NIC is set down while the carrier is off.
     pub link_loss_forwarding: bool,
     /// What IPv6 does by itself.
     pub ipv6: Ipv6Mode,
-    /// Whether the device shall be up.
+    /// Whether the device is to be up.
     pub up: bool,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct DeviceRequest {
 pub(crate) enum Ipv6Mode {
     /// Nothing: no address and no frame.
     Silent,
-    /// A link-local address. Whatever routers on the link advertise is ignored.
+    /// A link-local address. Router advertisements are ignored.
     LinkLocal,
     /// Addresses, routes and routers from router advertisements, even where this machine is a router.
     AcceptAdvertisements,

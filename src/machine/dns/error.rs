@@ -1,33 +1,33 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Why names are not resolved as asked for.
+//! Why names cannot be resolved as requested.
 
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
-/// Why names are not resolved as asked for.
+/// Why names cannot be resolved as requested.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NamesError {
-    /// The resolver of this machine is not able to.
+    /// The resolver of this machine cannot do it.
     #[error(
         "{resolver} cannot do {what}; run systemd-resolved with /etc/resolv.conf linked to \
          /run/systemd/resolve/stub-resolv.conf, or ask for all names, in clear"
     )]
     Unsupported {
-        /// What it would have to do.
+        /// The missing feature.
         what: &'static str,
-        /// Who.
+        /// The resolver.
         resolver: &'static str,
     },
-    /// Names are resolved for all network namespaces by one that is not this one.
+    /// One resolver, in another network namespace, resolves names for all of them.
     #[error(
         "systemd-resolved is in another network namespace; give this one an /etc/resolv.conf of its \
          own, as ip-netns(8) does with /etc/netns/NAME/resolv.conf"
     )]
     Elsewhere,
-    /// Another tunnel has the file.
+    /// Another tunnel has written the file.
     #[error(
         "another tunnel has {}: {by:?}; stop that, or start and stop it if it was killed",
         path.display()
@@ -41,9 +41,9 @@ pub enum NamesError {
     /// systemd-resolved refuses.
     #[error("systemd-resolved cannot {action}")]
     Resolved {
-        /// What it was asked to do.
+        /// The requested action.
         action: &'static str,
-        /// What it said.
+        /// Its answer.
         source: Box<zbus::Error>,
     },
     /// The program failed.
@@ -51,15 +51,15 @@ pub enum NamesError {
     Resolvconf {
         /// The program.
         program: PathBuf,
-        /// What it said.
+        /// Its error.
         source: io::Error,
     },
-    /// A file cannot be kept.
+    /// A file cannot be written.
     #[error("cannot replace {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
 }

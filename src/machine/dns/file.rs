@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `/etc/resolv.conf` itself, where nobody else looks after it.
+//! `/etc/resolv.conf` itself, on machines where no other program manages it.
 //!
-//! The first line says whose it is. What was there, a file or a link, waits beside it under another
-//! name, so that it comes back by one rename, even after the machine lost its power.
+//! The first line names the owner. The earlier file or link is kept beside it under another name, so
+//! that one rename restores it, even after a power cut.
 
 use std::{
     fs::{self, File, Permissions},
@@ -20,21 +20,22 @@ use super::{
 };
 use crate::machine::file::{remove, remove_for_good, sync_folder_of};
 
-/// How the first line begins, whatever the tunnel; then comes the path of the tunnel's journal.
+/// The start of the first line, for every tunnel; the path of the tunnel's journal follows.
 const MARK: &str = "# Written by patchcord ";
 
-/// A file in the place of another.
+/// A file that replaces another one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Replacement {
     path: PathBuf,
-    /// Where the other waits; `None` if there was none.
+    /// The path of the other one; `None` if there was none.
     backup: Option<PathBuf>,
-    /// What the file says; between two texts, either. The last is the wanted one.
+    /// The possible contents of the file: one text, or two while one replaces the other. The last
+    /// is the wanted one.
     texts: Vec<String>,
 }
 
 impl Replacement {
-    /// What takes the place of the file there is.
+    /// Plans the replacement of the present file.
     pub(super) fn plan(
         path: &Path,
         journal: &Path,
@@ -55,7 +56,8 @@ impl Replacement {
         })
     }
 
-    /// The same place, another text; and what somebody else put there is what comes back.
+    /// The same place with another text. If another program replaced the file, its version is the
+    /// one to restore.
     pub(super) fn with(self, journal: &Path, request: &NamesRequest) -> Result<Self, NamesError> {
         if !self.has_header() {
             return Self::plan(&self.path, journal, request);
@@ -67,7 +69,7 @@ impl Replacement {
         })
     }
 
-    /// What the tunnel of this journal left before the machine lost its power.
+    /// What the tunnel of this journal left before the machine lost power.
     pub(super) fn left(path: &Path, journal: &Path) -> Option<Self> {
         let text = fs::read_to_string(path).ok()?;
         let backup = backup(path, journal);
@@ -78,10 +80,10 @@ impl Replacement {
         })
     }
 
-    /// Puts the text in place.
+    /// Writes the text.
     pub(super) fn put(&self) -> Result<(), NamesError> {
         let put = || {
-            // Once ours is there, it is not what shall come back.
+            // Once our file is in place, it must not become the backup.
             if let Some(backup) = &self.backup
                 && !self.has_header()
             {
@@ -93,7 +95,7 @@ impl Replacement {
         put().map_err(file_error(&self.path))
     }
 
-    /// Brings back what was there, unless somebody changed the file.
+    /// Restores the earlier file, unless another program changed ours.
     pub(super) fn restore(&self) -> Result<(), NamesError> {
         let restore = || match &self.backup {
             Some(backup) if backup.symlink_metadata().is_err() => {
@@ -111,7 +113,7 @@ impl Replacement {
         restore().map_err(file_error(&self.path))
     }
 
-    /// Whether the file was ours, and at most edited since.
+    /// Whether patchcord wrote the file, and it was at most edited since.
     fn has_header(&self) -> bool {
         let ours = self.texts.last().and_then(|text| text.lines().next());
         ours == Some(&first_line(&self.path))
@@ -122,7 +124,7 @@ impl Replacement {
     }
 }
 
-/// The file, or what a tunnel will bring back.
+/// The file, or the one that a tunnel will restore.
 pub(super) fn without_tunnel(path: &Path) -> String {
     let journal = first_line(path)
         .strip_prefix(MARK)
@@ -175,7 +177,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     sync_folder_of(to)
 }
 
-/// A reader finds the old or the new text, never half of one.
+/// A reader finds the old or the new text, never a part of one.
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let new = beside(path, "patchcord-new");
     let mut file = File::create(&new)?;
@@ -185,7 +187,7 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     bring_back(&new, path)
 }
 
-/// Renames; but a container's file is often a mount of its own, which can only be written to.
+/// Renames; in a container, though, the file is often a mount of its own, which can only be written to.
 fn bring_back(from: &Path, to: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {

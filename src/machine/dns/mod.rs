@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who resolves names while a tunnel is up.
+//! The resolver of names while a tunnel is up.
 //!
-//! Machines differ, so whoever is in charge is found out anew each time, in this order:
+//! Machines differ, so each call determines the resolver in charge anew, in this order:
 //!
 //! ```text
 //! resolved    systemd-resolved, if programs really ask it: servers by link, by domain, with TLS
 //! resolvconf  the program, if there is one: servers for all names
 //! file        /etc/resolv.conf itself, for all names; what was there comes back
 //! ```
-//! Changes are journalled before they are made, so that the next start of the tunnel undoes what a
-//! kill -9 left. What somebody else changed since has the last word. A request that the resolver
-//! here cannot fulfil is refused: names would go to servers that they must not go to, or in clear.
-//! Called by the provider after the device was set up.
+//! Each change is written to a journal before it is made, so that the next start of the tunnel undoes
+//! what a kill -9 left. A later change by another program has the last word. A request that the
+//! resolver here cannot fulfil is refused: otherwise names would go to servers that must not see them,
+//! or in clear. Called by the provider after the device was set up.
 
 mod error;
 mod file;
@@ -40,22 +40,22 @@ pub(crate) use self::{
 };
 use super::journal::Journal;
 
-/// Who resolves names now.
+/// The resolver in charge now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NamesOutcome {
-    /// Whoever did without the tunnel.
+    /// The same as without the tunnel.
     Unchanged,
-    /// systemd-resolved, by link.
+    /// systemd-resolved, per link.
     Resolved,
-    /// What resolvconf set up.
+    /// The servers that resolvconf set up.
     Resolvconf,
     /// The servers in `/etc/resolv.conf`.
     File,
 }
 
 impl Resolvers {
-    /// Those of the link with this index, as systemd-resolved has them; or else those of the
-    /// machine, as they were before a tunnel replaced them. Must be called on a tokio runtime.
+    /// The resolvers of the link with this index, as systemd-resolved has them; otherwise those of
+    /// the machine, as they were before a tunnel replaced them. Must be called on a tokio runtime.
     pub(crate) async fn of_link(index: u32, places: &Places) -> Self {
         if let Found::Here(resolved) = Resolved::find(places).await {
             return resolved.in_use(index).await.unwrap_or_else(|error| {
@@ -82,7 +82,7 @@ struct InForce {
     request: NamesRequest,
 }
 
-/// What must be undone.
+/// The changes to undo.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Record {
@@ -91,7 +91,7 @@ enum Record {
     File(Replacement),
 }
 
-/// Who is in charge.
+/// The resolver in charge.
 enum Resolver {
     Resolved(Resolved),
     Resolvconf(Resolvconf),
@@ -99,7 +99,7 @@ enum Resolver {
 }
 
 impl Names {
-    /// Those of `tunnel`, whose journal lies in the run directory. Nothing is done yet.
+    /// Name resolution of `tunnel`, whose journal is in the run directory. Changes nothing yet.
     pub(crate) fn new(run_dir: &Path, tunnel: &str, places: Places) -> Self {
         Self {
             tunnel: tunnel.to_owned(),
@@ -109,12 +109,12 @@ impl Names {
         }
     }
 
-    /// Makes `wanted` the state, for the link of this index and name; without anything wanted all is
-    /// as if the tunnel had never been. An equal request changes nothing. The first call undoes what
-    /// a killed run left. Must be called on a tokio runtime.
+    /// Makes `wanted` the state, for the link of this index and name; without a request, restores
+    /// the state without the tunnel. An equal request changes nothing. The first call undoes what a
+    /// killed run left. Must be called on a tokio runtime.
     ///
     /// # Errors
-    /// When the resolver here cannot do it or refuses; then nothing of the request is in force.
+    /// When the resolver here cannot do it or refuses; then no part of the request is in force.
     pub(crate) async fn apply(
         &mut self,
         index: u32,
@@ -147,7 +147,7 @@ impl Names {
         Ok(outcome)
     }
 
-    /// What a killed run left and cannot be undone is no reason not to start.
+    /// A start must not fail over leftovers of a killed run that cannot be undone.
     async fn withdraw(&mut self) -> Result<NamesOutcome, NamesError> {
         let was_in_force = self.in_force.is_some();
         match self.revert().await {
@@ -193,7 +193,7 @@ impl Names {
         Ok(())
     }
 
-    /// Undoes what the journal says, be it from this run or from one that was killed.
+    /// Undoes the changes in the journal, of this run or of a killed one.
     async fn revert(&mut self) -> Result<(), NamesError> {
         self.in_force = None;
         let left = match self
@@ -201,7 +201,7 @@ impl Names {
             .read()
             .map_err(file_error(self.journal.path()))?
         {
-            // The run directory does not outlive the machine's power, but the file does.
+            // The run directory is lost in a power cut, the file is not.
             None => {
                 Replacement::left(&self.places.resolv_conf, self.journal.path()).map(Record::File)
             }
@@ -222,7 +222,7 @@ impl Names {
     async fn resolver(&self) -> Result<Resolver, NamesError> {
         match Resolved::find(&self.places).await {
             Found::Here(resolved) => return Ok(Resolver::Resolved(resolved)),
-            // The file is then that of a machine whose links are not ours.
+            // The file then belongs to a machine whose links are not ours.
             Found::Elsewhere => return Err(NamesError::Elsewhere),
             Found::No => {}
         }
@@ -257,7 +257,7 @@ impl Resolver {
 }
 
 impl Record {
-    /// Whether a change by `resolver` takes the place of this one, so that nothing is to be undone.
+    /// Whether a change by `resolver` replaces this one, so that there is nothing to undo.
     fn is_kept_by(&self, resolver: &Resolver, index: u32, name: &str) -> bool {
         match (self, resolver) {
             (Self::Resolved(link), Resolver::Resolved(_)) => {

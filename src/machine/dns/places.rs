@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where the resolvers of a machine are.
+//! Where the resolvers of a machine are found.
 
 use std::{env, path::PathBuf};
 
 use crate::machine::bus::Bus;
 
-/// Where the machine's resolvers are.
+/// Where the machine's resolvers are found.
 #[derive(Clone, Debug)]
 pub(crate) struct Places {
     /// The bus of systemd-resolved.
     pub bus: Bus,
-    /// What programs read.
+    /// The file that programs read.
     pub resolv_conf: PathBuf,
-    /// The directories of programs.
+    /// The directories that are searched for programs.
     pub programs: Vec<PathBuf>,
 }
 

@@ -1,35 +1,35 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is asked of the resolver.
+//! A request to the resolver.
 
 use std::net::IpAddr;
 
-/// What is asked of the resolver.
+/// A request to the resolver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NamesRequest {
     /// The servers, the preferred one first.
     pub servers: Vec<IpAddr>,
-    /// How they are spoken to.
+    /// The protocol to use with them.
     pub transport: Transport,
-    /// Which names go to them.
+    /// The names that are resolved by them.
     pub scope: Scope,
-    /// Domains that short names are tried in. With [`Scope::Domains`] their names go to the servers
-    /// as well.
+    /// Search domains for short names. With [`Scope::Domains`] the servers resolve the names in
+    /// them as well.
     pub search: Vec<String>,
 }
 
-/// How servers are spoken to.
+/// The protocol to use with the servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
-    /// RFC 1035, whatever the resolver does with other servers.
+    /// RFC 1035, whatever protocol the resolver uses with other servers.
     Cleartext,
-    /// RFC 7858, never anything else.
+    /// RFC 7858 always, without a fallback.
     Tls {
-        /// The name in the servers' certificates; none where the addresses are certified.
+        /// The name in the servers' certificates; none where their addresses are certified.
         server_name: Option<String>,
     },
 }
 
-/// Which names go to the servers.
+/// The names that the servers resolve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// All.
@@ -39,7 +39,7 @@ pub(crate) enum Scope {
 }
 
 impl NamesRequest {
-    /// As resolv.conf(5) has it.
+    /// In the syntax of resolv.conf(5).
     pub(super) fn as_resolv_conf(&self) -> String {
         let mut text = String::new();
         if !self.search.is_empty() {

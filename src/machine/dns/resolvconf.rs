@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The resolvconf program, be it openresolv or Debian's: it keeps what each interface brings, and
-//! makes `/etc/resolv.conf` of it.
+//! The resolvconf program, openresolv's or Debian's: it stores the name servers of each interface, and
+//! makes `/etc/resolv.conf` of them.
 
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
 use super::{error::NamesError, request::NamesRequest};
 
-/// It runs scripts that restart servers.
+/// resolvconf runs scripts that restart servers.
 const RUN_TIME: Duration = Duration::from_secs(10);
 
 /// The program.
@@ -24,7 +24,7 @@ pub(super) struct Resolvconf {
     program: PathBuf,
 }
 
-/// What the program keeps for a tunnel.
+/// The record that the program stores for a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Entry {
     program: PathBuf,
@@ -33,7 +33,7 @@ pub(super) struct Entry {
 
 impl Resolvconf {
     /// The first one in these directories. systemd-resolved has a program of this name too, which
-    /// is of no use where systemd-resolved is not in charge.
+    /// has no effect where systemd-resolved is not in charge.
     pub(super) fn find(directories: &[PathBuf]) -> Option<Self> {
         let is_real = |program: &PathBuf| {
             is_executable(program)
@@ -46,7 +46,7 @@ impl Resolvconf {
             .map(|program| Self { program })
     }
 
-    /// What the program keeps for the interface of this name.
+    /// The record of the program for the interface of this name.
     pub(super) fn entry(&self, interface: &str) -> Entry {
         Entry {
             program: self.program.clone(),
@@ -54,7 +54,7 @@ impl Resolvconf {
         }
     }
 
-    /// Adds the servers or replaces those of the interface, before and instead of all others.
+    /// Adds the servers, or replaces those of the interface, before and instead of all others.
     pub(super) async fn add(
         &self,
         interface: &str,
@@ -67,7 +67,7 @@ impl Resolvconf {
 }
 
 impl Entry {
-    /// Deletes it; done when the program is gone.
+    /// Deletes the record; succeeds if the program was removed.
     pub(super) async fn delete(&self) -> Result<(), NamesError> {
         if !is_executable(&self.program) {
             return Ok(());
@@ -100,7 +100,7 @@ async fn run(program: &Path, arguments: &[&str], input: &str) -> io::Result<()> 
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         match stdin.write_all(input.as_bytes()).await {
-            // It need not read what it does not need.
+            // The program need not read its input.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
             _ => {}
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! systemd-resolved: servers by link, spoken to over the system bus (org.freedesktop.resolve1(5)).
+//! systemd-resolved: servers by link, set over the system bus (org.freedesktop.resolve1(5)).
 
 use std::{fs, net::IpAddr, os::unix::fs::MetadataExt, path::Path};
 
@@ -49,17 +49,17 @@ pub(super) struct Resolved {
 /// Whether systemd-resolved is in charge.
 pub(super) enum Found {
     Here(Resolved),
-    /// It is, but knows other links than ours.
+    /// It is, but for the links of another network namespace.
     Elsewhere,
     No,
 }
 
-/// How programs come to its servers.
+/// How programs reach its servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// They ask systemd-resolved.
     Stub,
-    /// They read the servers that it knows from the file that it writes.
+    /// They read its servers from the file that it writes.
     Uplink,
 }
 
@@ -72,7 +72,7 @@ pub(super) struct Link {
 }
 
 impl Resolved {
-    /// It counts only if it runs, in this network namespace, and programs come to it.
+    /// It is in charge if it runs in this network namespace and programs reach it.
     pub(super) async fn find(places: &Places) -> Found {
         let Some(way) = way(&places.resolv_conf) else {
             return Found::No;
@@ -95,13 +95,14 @@ impl Resolved {
         }
     }
 
-    /// Whether programs ask it, so that it decides what goes where and how.
+    /// Whether programs ask it, so that it decides which server gets which name, and by which
+    /// protocol.
     pub(super) fn is_asked_by_programs(&self) -> bool {
         self.way == Way::Stub
     }
 
-    /// Sets everything that a request says. TLS is on before the servers that need it are known, and
-    /// off only when those that need it are forgotten: nothing goes in clear that must not.
+    /// Sets everything in the request. It turns TLS on before it sets servers that need TLS, and
+    /// off only after it has removed them: no query that needs TLS leaves in clear.
     pub(super) async fn set(&self, index: u32, request: &NamesRequest) -> Result<(), NamesError> {
         let link = index.cast_signed();
         let is_clear = request.transport == Transport::Cleartext;
@@ -199,7 +200,7 @@ impl Link {
         }
     }
 
-    /// Takes the servers away. They are gone already if the link is, or systemd-resolved.
+    /// Removes the servers. They are gone already if the link or systemd-resolved is.
     pub(super) async fn revert(&self, bus: &Bus) -> Result<(), NamesError> {
         if *self != Self::new(self.index, &self.name) || !self.exists().await {
             return Ok(());
@@ -247,7 +248,7 @@ fn domains(request: &NamesRequest) -> Vec<(&str, bool)> {
         Scope::All => vec!["."],
         Scope::Domains(domains) => domains.iter().map(String::as_str).collect(),
     };
-    // A domain that is there twice would count with its last flag.
+    // Of a domain that is listed twice, only the last flag would count.
     let routes = routes
         .into_iter()
         .filter(|name| !request.search.iter().any(|search| search == name));
@@ -257,7 +258,7 @@ fn domains(request: &NamesRequest) -> Vec<(&str, bool)> {
 
 /// Family and bytes.
 fn address(address: &IpAddr) -> (i32, Vec<u8>) {
-    // Linux has them so on every architecture (bits/socket.h).
+    // Linux has these values on every architecture (bits/socket.h).
     const AF_INET: i32 = 2;
     const AF_INET6: i32 = 10;
     match address {
@@ -272,7 +273,7 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
         .ok()
 }
 
-/// How programs that read this file come to systemd-resolved, if they do (systemd-resolved(8),
+/// How programs that read this file reach systemd-resolved, if they do (systemd-resolved(8),
 /// "/etc/resolv.conf").
 fn way(resolv_conf: &Path) -> Option<Way> {
     if let Ok(target) = fs::read_link(resolv_conf) {
@@ -298,8 +299,8 @@ fn way(resolv_conf: &Path) -> Option<Way> {
         .then_some(Way::Stub)
 }
 
-/// A link has another index, or none, in the namespace of a systemd-resolved elsewhere. Who may not
-/// look assumes the usual.
+/// In the namespace of a systemd-resolved elsewhere, a link has another index, or none. Without
+/// permission to look, assumes the usual case.
 fn is_in_this_namespace(process: u32) -> bool {
     let theirs = fs::metadata(format!("/proc/{process}/ns/net")).map(|file| file.ino());
     match (theirs, namespace_inode()) {
@@ -308,7 +309,7 @@ fn is_in_this_namespace(process: u32) -> bool {
     }
 }
 
-/// A systemd-resolved that takes notes.
+/// A stub of systemd-resolved that records its calls.
 #[cfg(test)]
 pub(super) mod testing {
     use std::fmt::Debug;
@@ -416,12 +417,12 @@ pub(super) mod testing {
             self.bus.bus()
         }
 
-        /// What it was asked to do since the last time.
+        /// The calls since the last time.
         pub(in crate::machine::dns) fn take_calls(&self) -> Vec<String> {
             std::mem::take(&mut *self.notes.calls.lock().unwrap())
         }
 
-        /// Refuses this from now on.
+        /// From now on, refuses calls of this method.
         pub(in crate::machine::dns) fn refuse(&self, what: &'static str) {
             *self.notes.refused.lock().unwrap() = Some(what);
         }

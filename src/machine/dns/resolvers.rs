@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who resolves names without the tunnels.
+//! The resolvers of a link without the tunnels.
 
 use std::net::IpAddr;
 
-/// Who resolves names on a link, without the tunnels.
+/// The resolvers of a link without the tunnels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resolvers {
-    /// The servers; none where nobody knows.
+    /// The servers; none where they are unknown.
     pub servers: Vec<IpAddr>,
-    /// Domains that short names are tried in.
+    /// Search domains for short names.
     pub search: Vec<String>,
 }
 
@@ -22,7 +22,7 @@ impl Resolvers {
                 (Some("nameserver"), Some(server)) => {
                     resolvers.servers.extend(server.parse::<IpAddr>());
                 }
-                // Of several lines the last counts.
+                // Of several lines, the last one counts.
                 (Some("search" | "domain"), _) => {
                     resolvers.search = words.map(str::to_owned).collect();
                 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The resolvers of a machine that lies in a directory: a bus with a systemd-resolved that takes
-//! notes, a resolvconf that does, and a file.
+//! The resolvers of a machine, in a directory: a bus with a stub of systemd-resolved, a stub of
+//! resolvconf, and a file.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -51,7 +51,7 @@ impl Machine {
         symlink(target, &self.places.resolv_conf).unwrap();
     }
 
-    /// A resolvconf that notes what it is asked to do, and ends with `status`.
+    /// A stub of resolvconf that records its calls, and ends with `status`.
     fn install_resolvconf(&self, status: u8) {
         let program = self.places.programs[0].join("resolvconf");
         let log = self.dir.path().join("log");
@@ -61,8 +61,8 @@ impl Machine {
         );
         let source = self.dir.path().join("run/script");
         fs::write(&source, script).unwrap();
-        // Written by another process: a program that is open for writing cannot be started, and
-        // what another test is about to start may have inherited our descriptor.
+        // Another process writes it: a program that is open for writing cannot be started, and a
+        // child process of another test may have inherited our descriptor.
         let arguments = [Path::new("-m755"), &source, &program];
         let mut install = std::process::Command::new("install");
         assert!(install.args(arguments).status().unwrap().success());
@@ -211,7 +211,7 @@ fn check_34_the_next_start_restores_what_a_killed_run_left() {
     let machine = Machine::new();
     block_on(async {
         for wanted in [None, Some(all_names())] {
-            // Dropped without a word, as a killed process drops it.
+            // Dropped without a stop, as a killed process drops it.
             apply(&mut machine.names("office"), Some(&all_names()))
                 .await
                 .unwrap();
@@ -266,7 +266,7 @@ fn check_34_what_somebody_else_wrote_stays() {
             assert_eq!(machine.text(), "nameserver 198.51.100.1\n");
             assert!(machine.is_clean());
         }
-        // And comes back where it was there first.
+        // And it comes back at its first place.
         let mut names = machine.names("office");
         apply(&mut names, Some(&all_names())).await.unwrap();
         fs::write(&machine.places.resolv_conf, ORIGINAL).unwrap();

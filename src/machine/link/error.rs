@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Why a link is not as asked for.
+//! Why a link cannot be set as requested.
 
 use std::io;
 
-/// Why a link is not as asked for. Each message says what to do, where something can be done.
+/// Why a link cannot be set as requested. Each message names the remedy, where there is one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
@@ -25,10 +25,10 @@ pub enum LinkError {
     NoBridge {
         /// The bridge.
         name: String,
-        /// The bridges that there are.
+        /// The bridges that exist.
         existing: Vec<String>,
     },
-    /// There is such an interface, of another kind.
+    /// The interface exists, but is of another kind.
     #[error(
         "`{name}` is {} and not a bridge: choose another device.bridge ({})",
         kind_for_people(kind.as_deref()), bridges(existing)
@@ -38,16 +38,16 @@ pub enum LinkError {
         name: String,
         /// Its kind, as `ip -d link` shows it; physical interfaces have none.
         kind: Option<String>,
-        /// The bridges that there are.
+        /// The bridges that exist.
         existing: Vec<String>,
     },
-    /// The kernel was built without them.
+    /// The kernel was built without VLAN filtering.
     #[error(
         "the kernel's bridges cannot filter VLANs (CONFIG_BRIDGE_VLAN_FILTERING is not set): remove \
          device.bridge-vlans and device.bridge-native"
     )]
     NoVlans,
-    /// Somebody moved the interface away.
+    /// Another program moved the interface to another namespace.
     #[error(
         "`{name}` is in another network namespace: set it up there, or move it back with `ip link set \
          {name} netns PID`"
@@ -59,9 +59,9 @@ pub enum LinkError {
     /// The kernel refused.
     #[error("cannot {action}")]
     Refused {
-        /// What was attempted, with the values.
+        /// The attempted action, with its values.
         action: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the kernel tells of a link, as a value.
+//! The attributes of a link in the kernel, as a value.
 
 use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::link::{
@@ -7,7 +7,7 @@ use rtnetlink::packet_route::link::{
     LinkMessage,
 };
 
-/// What the kernel knows about a link.
+/// The attributes of a link in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LinkInfo {
     /// The number of the link in its namespace.
@@ -20,13 +20,13 @@ pub(crate) struct LinkInfo {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
-    /// Whether its cable is in.
+    /// Whether its carrier is on.
     pub carrier: bool,
     /// The index of the bridge or bond that it belongs to.
     pub controller: Option<u32>,
     /// `bridge`, `tun`, `veth` and so on; physical interfaces have none.
     pub kind: Option<String>,
-    /// How IPv6 makes addresses by itself; None when the link has no IPv6.
+    /// How IPv6 generates addresses by itself; None when the link has no IPv6.
     pub addr_gen_mode: Option<u8>,
     /// How many queues of a multi-queue TAP are open now.
     pub tap_queues: Option<u32>,
@@ -118,10 +118,10 @@ fn addr_gen_mode(families: &[AfSpecUnspec]) -> Option<u8> {
     })
 }
 
-/// The value of `addr_gen_mode` with which IPv6 makes no address by itself.
+/// The value of `addr_gen_mode` with which IPv6 generates no address by itself.
 pub(crate) const ADDR_GEN_NONE: u8 = 1;
 
-/// Whether frames of this interface go by radio (IEEE 802.11).
+/// Whether this interface is a radio (IEEE 802.11).
 pub(crate) fn is_radio(name: &str) -> bool {
     std::path::Path::new("/sys/class/net")
         .join(name)

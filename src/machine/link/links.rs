@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Asks the kernel for links and addresses, and changes them.
+//! Reads links and addresses from the kernel, and changes them.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -30,7 +30,7 @@ impl Links {
     /// Connects; must be called on a tokio runtime. The task behind it ends with the last clone.
     ///
     /// # Errors
-    /// When no netlink socket can be had.
+    /// When no netlink socket can be opened.
     pub(crate) fn connect() -> Result<Self, LinkError> {
         let netlink = Netlink::connect().map_err(LinkError::Connect)?.into();
         Ok(Self { netlink })
@@ -126,7 +126,8 @@ impl Links {
             .await
     }
 
-    /// Brings the link up or down. Going down loses its IPv6 addresses and the routes over it.
+    /// Brings the link up or down. When it goes down, the kernel deletes its IPv6 addresses and the
+    /// routes over it.
     ///
     /// # Errors
     /// When the link is gone.
@@ -138,7 +139,8 @@ impl Links {
             .await
     }
 
-    /// Sets how IPv6 makes addresses by itself; [`ADDR_GEN_NONE`](super::ADDR_GEN_NONE) for a port that only forwards.
+    /// Sets how IPv6 generates addresses by itself; [`ADDR_GEN_NONE`](super::ADDR_GEN_NONE) for a
+    /// port that only forwards.
     ///
     /// # Errors
     /// When the link is gone, or has no IPv6.
@@ -173,14 +175,14 @@ impl Links {
         }
     }
 
-    /// Puts the link into the bridge or bond with index `controller`, out of any other one; 0 takes
-    /// it out only.
+    /// Puts the link into the bridge or bond with index `controller`, out of any other one; 0 only
+    /// takes it out.
     ///
-    /// The MTUs need not agree. A bridge whose MTU nobody has set takes the smallest of its ports
-    /// and goes back by itself when we leave. Otherwise a larger frame from the tunnel is dropped
-    /// at the port that cannot send it; it comes to no harm elsewhere. A bridge whose MAC address
-    /// nobody has set takes the numerically lowest of its ports: a MAC address below those of the
-    /// other ports would change the bridge's own.
+    /// The MTUs need not agree. A bridge without a configured MTU takes the smallest of its ports,
+    /// and returns to the earlier one when the link leaves. Otherwise the port that cannot send a
+    /// larger frame from the tunnel drops it; other ports are not affected. A bridge without a
+    /// configured MAC address takes the numerically lowest of its ports: a MAC address below those
+    /// of the other ports would change the bridge's own.
     ///
     /// # Errors
     /// When one of the links is gone, or this one cannot be a port.
@@ -196,7 +198,7 @@ impl Links {
         .await
     }
 
-    /// Has the bridge that the link is in forget the addresses that it has learned there.
+    /// Makes the bridge of the link flush the addresses that it has learned there.
     ///
     /// # Errors
     /// When the link is gone, or in no bridge.
@@ -229,8 +231,8 @@ impl Links {
         Ok(messages.iter().filter_map(local_address).collect())
     }
 
-    /// The networks that this machine is in by links other than `except`; not those of loopback and
-    /// link-local addresses.
+    /// The networks that this machine is in by links other than `except`, without those of loopback
+    /// and link-local addresses.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -274,7 +276,7 @@ impl Links {
         messages.map_err(refused(|| format!("list the addresses of link {index}")))
     }
 
-    /// Adds an address with its prefix length. Returns false when the link had it already.
+    /// Adds an address with its prefix length. Returns false when the link already has it.
     ///
     /// # Errors
     /// When the link is gone, or the kernel refuses the address.
@@ -285,7 +287,7 @@ impl Links {
                 .address()
                 .add(index, address.addr(), address.prefix_len());
         if address.max_prefix_len() - address.prefix_len() <= 1 {
-            // A network of one or two addresses has none to spare for broadcasts.
+            // A network of one or two addresses has no address left for broadcasts.
             let attributes = &mut request.message_mut().attributes;
             attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
         }
@@ -299,7 +301,7 @@ impl Links {
         }
     }
 
-    /// Removes an address. Returns false when the link did not have it.
+    /// Removes an address. Returns false when the link does not have it.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -326,7 +328,7 @@ impl Links {
         Ok(true)
     }
 
-    /// Deletes a link; one that is gone already is fine.
+    /// Deletes a link; succeeds if it is gone already.
     ///
     /// # Errors
     /// When the kernel refuses.

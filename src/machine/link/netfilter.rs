@@ -2,9 +2,9 @@
 //! What netfilter does by default with frames that a bridge forwards: the policies of the chains at its
 //! `forward` hook, read from nf_tables through nfnetlink.
 //!
-//! These are the chains of `nft` and of today's `iptables`. The kernel tells the policies of the older
-//! `iptables-legacy` by another interface, which is not asked: its chains count as unknown. Called by
-//! `port`.
+//! These are the chains of `nft` and of today's `iptables`. The kernel reports the policies of the
+//! older `iptables-legacy` through another interface, which this module does not read: its chains count
+//! as unknown. Called by `port`.
 
 use std::collections::BTreeSet;
 use std::{fmt, fs, io};
@@ -41,7 +41,7 @@ const FAMILY_BYTES: usize = 4;
 /// The family of chains that see a bridge's frames without br_netfilter.
 const BRIDGE_FAMILY: &str = "bridge";
 
-/// The tables of `iptables-legacy` that there are, for IPv4 and IPv6.
+/// The tables of `iptables-legacy`, for IPv4 and IPv6.
 const LEGACY_TABLES: [(&str, &str); 2] = [
     ("ip", "/proc/net/ip_tables_names"),
     ("ip6", "/proc/net/ip6_tables_names"),
@@ -56,9 +56,10 @@ pub(crate) struct ForwardChain {
     pub table: String,
     /// Its name.
     pub name: String,
-    /// Whether its policy is to drop what no rule accepts; none where the kernel does not tell.
+    /// Whether its policy is to drop what no rule accepts; none where the kernel does not report
+    /// it.
     pub drops: Option<bool>,
-    /// Whether a rule of its table speaks of the bridge: somebody has thought of its frames.
+    /// Whether a rule of its table names the bridge, so that the ruleset handles its frames.
     pub knows_bridge: bool,
 }
 
@@ -75,7 +76,7 @@ impl fmt::Display for ForwardChain {
 }
 
 impl ForwardChain {
-    /// The command that lets everything pass that stays within the bridge.
+    /// The command that accepts all traffic that stays within the bridge.
     pub(super) fn accept_command(&self, bridge: &str, device: &str) -> String {
         let Self {
             family,
@@ -106,7 +107,7 @@ impl ForwardChain {
 /// `hands_over` its frames.
 ///
 /// # Errors
-/// When the kernel has no nf_tables, or does not tell.
+/// When the kernel has no nf_tables, or refuses.
 pub(super) fn forward_chains(bridge: &str, hands_over: bool) -> io::Result<Vec<ForwardChain>> {
     let chains = dump(NFT_MSG_GETCHAIN, NFT_MSG_NEWCHAIN)?;
     let chains = chains.iter().filter_map(|message| chain(message));
@@ -143,7 +144,7 @@ fn legacy_chain((family, path): (&'static str, &str)) -> Option<ForwardChain> {
         })
 }
 
-/// A base chain at the `forward` hook, if the message is of one.
+/// The base chain at the `forward` hook that the message describes, if it does.
 fn chain(message: &[u8]) -> Option<ForwardChain> {
     let (family, attributes) = split(message)?;
     let find = |kind| attribute(attributes, kind);
@@ -184,7 +185,7 @@ fn split(message: &[u8]) -> Option<(&'static str, &[u8])> {
 fn attribute(attributes: &[u8], kind: u16) -> Option<&[u8]> {
     let mut all = NlasIterator::new(attributes).map_while(Result::ok);
     let found = all.find(|it| it.kind() == kind)?;
-    // It begins with its head, and all others follow it.
+    // The first element has the length of the whole, and all others follow it.
     found
         .into_inner()
         .get(NLA_HEADER_SIZE..found.length().into())
@@ -200,8 +201,8 @@ fn text(value: &[u8]) -> String {
         .to_owned()
 }
 
-/// All answers to a request for everything of a kind: family and attributes. The kernel answers while it
-/// is asked, so this waits for nobody.
+/// All answers to a dump request: family and attributes. The kernel answers within the call, so this
+/// does not block.
 fn dump(request: u16, answer: u16) -> io::Result<Vec<Vec<u8>>> {
     let socket = Socket::new(NETLINK_NETFILTER)?;
     socket.set_non_blocking(true)?;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a bridge does with one of its ports: read from the kernel, never assumed, and put into words.
+//! How a bridge treats one of its ports: read from the kernel, never assumed, and explained.
 //!
-//! A port can be there and healthy to look at while nothing passes it: spanning tree holds it, its VLANs
+//! A port can exist and seem to be well while no frame passes it: spanning tree blocks it, its VLANs
 //! are not those of the LAN, netfilter drops what crosses the bridge, or its MTU is below that of the
-//! others. [`PortReport::remedies`] says so, with what to do. Called by `device`.
+//! others. [`PortReport::remedies`] names the cause and the remedy. Called by `device`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,26 +18,26 @@ use super::error::{LinkError, refused};
 use super::netfilter::{ForwardChain, forward_chains};
 use super::{info::LinkInfo, links::Links};
 
-/// Whether netfilter sees what crosses bridges, where the module `br_netfilter` is loaded.
+/// Whether netfilter sees frames that cross bridges, where the module `br_netfilter` is loaded.
 const BRIDGE_NETFILTER: [&str; 2] = [
     "/proc/sys/net/bridge/bridge-nf-call-iptables",
     "/proc/sys/net/bridge/bridge-nf-call-ip6tables",
 ];
 
-/// What the kernel counted at a device, seen from this machine: `tx` goes into the tunnel.
+/// The counters of a device in the kernel, from the view of this machine: `tx` goes into the tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct KernelCounters {
-    /// Frames from the tunnel that the network stack did not take.
+    /// Frames from the tunnel that the network stack dropped.
     pub rx_dropped: u64,
-    /// Frames for the tunnel that found no room, or no carrier.
+    /// Frames for the tunnel that found no space in a queue, or no carrier.
     pub tx_dropped: u64,
-    /// Frames from the tunnel that were malformed for the kernel.
+    /// Frames from the tunnel that the kernel found malformed.
     pub rx_errors: u64,
     /// Frames for the tunnel that failed.
     pub tx_errors: u64,
 }
 
-/// A port of a Linux bridge, as the bridge has it.
+/// The state of a port in its Linux bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PortReport {
     /// The bridge.
@@ -46,26 +46,26 @@ pub(crate) struct PortReport {
     pub state: &'static str,
     /// Whether the bridge runs the spanning tree protocol, or something runs it for the bridge.
     pub stp: bool,
-    /// Seconds that a port which came up is held by it.
+    /// Seconds for which it blocks a port that came up.
     pub stp_delay_s: u32,
-    /// The VLANs of the port; none where the bridge does not look at VLANs.
+    /// The VLANs of the port; none where the bridge does not filter VLANs.
     pub vlans: Option<BTreeSet<u16>>,
     /// VLANs of other ports that this one does not have.
     pub other_vlans: BTreeSet<u16>,
-    /// Whether it reaches no other isolated port.
+    /// Whether the bridge forwards nothing from it to other isolated ports.
     pub isolated: bool,
-    /// Whether netfilter looks at what crosses the bridge.
+    /// Whether netfilter sees frames that cross the bridge.
     pub netfilter: bool,
-    /// The chains of netfilter that frames pass when the bridge forwards them; none where the kernel does
-    /// not tell.
+    /// The chains of netfilter that frames pass when the bridge forwards them; none where the
+    /// kernel does not report them.
     pub forward: Option<Vec<ForwardChain>>,
     /// The bridge's port with the largest MTU, if that is larger.
     pub wider: Option<(String, u32)>,
 }
 
 impl PortReport {
-    /// What keeps frames from passing, with what to do. `device` is the port's name, `has_carrier`
-    /// whether its cable is in.
+    /// What keeps frames from passing, each with its remedy. `device` is the port's name,
+    /// `has_carrier` whether its carrier is on.
     pub(crate) fn remedies(&self, device: &str, mtu: u32, has_carrier: bool) -> Vec<String> {
         let bridge = &self.bridge;
         let mut texts = Vec::new();
@@ -108,7 +108,7 @@ impl PortReport {
         texts
     }
 
-    /// What netfilter does, or may do, with frames that cross the bridge.
+    /// What netfilter does, or may do, to frames that cross the bridge.
     pub(crate) fn netfilter_remedy(&self, device: &str) -> Option<String> {
         let bridge = &self.bridge;
         let chains = self.forward.as_deref().unwrap_or_default();
@@ -125,7 +125,7 @@ impl PortReport {
             return None;
         }
         if is_clear {
-            // Rules may drop as well; without a chain there is none.
+            // Rules may drop as well; where there is no chain, there is no rule.
             let chain = chains.first()?;
             return Some(format!(
                 "netfilter sees the frames of `{bridge}` (br_netfilter); if some do not cross, look for a \
@@ -157,8 +157,8 @@ pub(crate) fn ranges(numbers: &BTreeSet<u16>) -> String {
     texts.collect::<Vec<_>>().join(", ")
 }
 
-/// What netfilter does by default with frames that cross the bridge, where all bridges' frames are handed
-/// to it. Cheap where they are not.
+/// What netfilter does by default to frames that cross the bridge, where it sees the frames of all
+/// bridges. Cheap where it does not.
 pub(crate) fn forward_policies(bridge: &str) -> Vec<ForwardChain> {
     match is_netfilter_on() {
         true => forward_chains(bridge, true).unwrap_or_default(),
@@ -167,7 +167,7 @@ pub(crate) fn forward_policies(bridge: &str) -> Vec<ForwardChain> {
 }
 
 impl Links {
-    /// What the bridge does with this port; none if it is in no bridge.
+    /// The state of this port in its bridge; none if it is in no bridge.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -237,7 +237,7 @@ impl Links {
         Ok((Some(own), missing))
     }
 
-    /// What the kernel counted at a device.
+    /// The counters of a device in the kernel.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -259,7 +259,7 @@ impl Links {
     }
 }
 
-/// What counts for all ports of a bridge.
+/// The settings of a bridge for all its ports.
 #[derive(Default)]
 struct BridgeSettings {
     stp: bool,
@@ -278,7 +278,7 @@ impl BridgeSettings {
         for attribute in data.flatten() {
             match attribute {
                 InfoBridge::StpState(state) => settings.stp = *state != BridgeStpState::Disabled,
-                // In hundredths of a second; two states are passed, and a little.
+                // In hundredths of a second; a port passes two states, and a little more.
                 InfoBridge::ForwardDelay(delay) => settings.stp_delay_s = delay / 50 + 1,
                 InfoBridge::VlanFiltering(on) => settings.filters_vlans = *on,
                 InfoBridge::NfCallIpTables(on) | InfoBridge::NfCallIp6Tables(on) => {
@@ -326,7 +326,7 @@ fn port_state(message: &LinkMessage) -> (&'static str, bool) {
     (state, isolated)
 }
 
-/// Whether the module is there already: to ask would load it.
+/// Whether the module is loaded already: a request would load it.
 fn has_nf_tables() -> bool {
     fs::exists("/sys/module/nf_tables").unwrap_or(false)
 }
@@ -347,7 +347,7 @@ mod tests {
         assert!(output.status.success(), "bridge {arguments}: {output:?}");
     }
 
-    /// The port `veth0` of `br0`, with a cable that is in, beside `veth2`.
+    /// The port `veth0` of `br0`, with its carrier on, beside `veth2`.
     fn make_port(bridge: &str) {
         ip(&format!("link add br0 type bridge {bridge}"));
         for (name, other) in [("veth0", "veth1"), ("veth2", "veth3")] {
@@ -372,7 +372,7 @@ mod tests {
         })
     }
 
-    /// A bridge need not filter by VLAN, as not every kernel can.
+    /// A bridge need not filter by VLAN, as not every kernel supports it.
     #[test]
     fn vlans_that_the_port_lacks_are_named() {
         let report = PortReport {

@@ -17,10 +17,11 @@ use super::error::{LinkError, io_error, refused};
 use super::links::Links;
 use crate::io::sys;
 
-/// What counts of a VLAN of a port: untagged frames that come in are of it, and its frames leave untagged.
+/// The flags of a port's VLAN that are restored: untagged ingress frames belong to it, and its frames
+/// leave untagged.
 const KEPT: Flags = Flags::Pvid.union(Flags::Untagged);
 
-/// The VLANs of a port of a bridge, each with its flags of the kernel.
+/// The VLANs of a port of a bridge, each with its kernel flags.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PortVlans(BTreeMap<u16, u16>);
 
@@ -60,14 +61,14 @@ impl PortVlans {
         self.0.keys().copied()
     }
 
-    /// Those that `other` has not, or not in the same way.
+    /// Those that `other` lacks, or has with other flags.
     fn beside(&self, other: &Self) -> Self {
         let differs = |(vid, flags): &(&u16, &u16)| other.0.get(vid) != Some(flags);
         let differing = self.0.iter().filter(differs);
         Self(differing.map(|(&vid, &flags)| (vid, flags)).collect())
     }
 
-    /// What a message says of them, to set or to remove them.
+    /// A message that names them, to set or to remove them.
     fn message(&self, index: u32) -> LinkMessage {
         let mut message = LinkMessage::default();
         message.header.interface_family = AddressFamily::Bridge;
@@ -86,7 +87,7 @@ impl PortVlans {
         message
     }
 
-    /// First, last and flags. The kernel has no range of VLANs into which untagged frames go.
+    /// First, last and flags. The kernel has no ranges of VLANs with the PVID flag.
     fn runs(&self) -> Vec<(u16, u16, u16)> {
         let mut runs: Vec<(u16, u16, u16)> = Vec::new();
         for (&vid, &flags) in &self.0 {
@@ -138,7 +139,7 @@ impl Links {
         Ok(messages.iter().map(vlans).collect())
     }
 
-    /// The VLANs of a port; none of them where the kernel's bridges know of no VLANs.
+    /// The VLANs of a port; empty where the kernel's bridges do not filter VLANs.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -148,10 +149,10 @@ impl Links {
         Ok(own.map(|(_, vlans)| vlans).unwrap_or_default())
     }
 
-    /// Gives a port these VLANs and no others, in place of those that it has.
+    /// Gives a port these VLANs and no others, and removes those that it has.
     ///
     /// # Errors
-    /// [`LinkError::NoVlans`] where the kernel's bridges know of no VLANs, and when it refuses.
+    /// [`LinkError::NoVlans`] where the kernel's bridges do not filter VLANs, and when it refuses.
     pub(crate) async fn set_port_vlans(
         &self,
         index: u32,
@@ -232,8 +233,8 @@ mod tests {
         assert_eq!(PortVlans::default().to_string(), "none");
     }
 
-    /// Either the kernel has VLAN filtering, and then the port has these VLANs, or it is said that it
-    /// has not.
+    /// Either the kernel has VLAN filtering, and then the port has these VLANs, or the error says
+    /// that it has none.
     #[test]
     fn a_port_has_the_vlans_that_it_is_given() {
         in_namespace(|| {

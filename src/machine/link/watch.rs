@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What others change: links, addresses and routes, as a stream of events.
+//! Watches changes of other programs to links, addresses and routes, as a stream of events.
 //!
-//! For roaming (another path may be better now), for the sizes that the underlay's links take, and for
-//! noticing that someone deleted our device.
-//! Changes nothing itself. The control thread listens.
+//! For roaming (another path may be better now), for the MTUs of the underlay's links, and to notice
+//! that another program deleted our device. Changes nothing itself. The control thread listens.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::take;
@@ -41,14 +40,14 @@ impl Links {
 pub(crate) struct LinkWatch {
     monitor: Monitor,
     burst: Burst,
-    /// When the burst counts as over, if there is one.
+    /// When the current burst is over, if there is one.
     settles_at: Option<Instant>,
     /// Of the last burst.
     events: VecDeque<LinkEvent>,
 }
 
 impl LinkWatch {
-    /// The next change. May be dropped and called again.
+    /// The next change. Cancel safe.
     pub(crate) async fn next(&mut self) -> LinkEvent {
         loop {
             if let Some(event) = self.events.pop_front() {
@@ -68,7 +67,7 @@ impl LinkWatch {
     }
 }
 
-/// For ever where there is no such time.
+/// For ever without a time.
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -76,7 +75,7 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// What someone, perhaps this process, changed.
+/// A change by any program, this process included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LinkEvent {
     /// Addresses or routes: another path may be better now, or the only one left. Also sent when
@@ -88,12 +87,12 @@ pub(crate) enum LinkEvent {
         index: u32,
         /// Its name.
         name: String,
-        /// The largest packet that it takes.
+        /// Its MTU.
         mtu: u32,
         /// Whether it is administratively up.
         up: bool,
-        /// Whether it is up and was down, however short, since it was last reported or since the
-        /// watch began. Static IPv6 addresses and routes are lost then.
+        /// Whether it is up after it was down, however briefly, since the last report or since the
+        /// watch began. The kernel has then deleted static IPv6 addresses and routes.
         came_up: bool,
         /// Whether it is gone.
         deleted: bool,
@@ -121,8 +120,8 @@ impl Burst {
     }
 
     fn add_link(&mut self, message: &LinkMessage, deleted: bool) {
-        // A bridge tells of its ports' VLANs and states in the same words: there, "deleted" means "left the
-        // bridge".
+        // A bridge reports its ports' VLANs and states in the same messages: there, "deleted" means
+        // "left the bridge".
         if deleted && message.header.interface_family == AddressFamily::Bridge {
             return;
         }
@@ -181,7 +180,7 @@ mod tests {
         tokio::time::timeout(limit, events.next()).await.ok()
     }
 
-    /// All events until nothing happens for a while.
+    /// All events until no more come for a while.
     async fn settle(events: &mut LinkWatch) -> Vec<LinkEvent> {
         let mut seen = Vec::new();
         let quiet = Duration::from_millis(300);
@@ -201,7 +200,7 @@ mod tests {
         message.header.interface_family = AddressFamily::Bridge;
         burst.add_link(&message, true);
         assert_eq!(burst.take_events().count(), 0);
-        // As when its VLANs change.
+        // As a change of its VLANs produces.
         burst.add_link(&message, false);
         assert_eq!(burst.take_events().count(), 1);
     }

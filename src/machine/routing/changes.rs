@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! That somebody, perhaps the tunnel itself, changed something in a tunnel's table or among its rules.
+//! Reports that a program, perhaps the tunnel itself, changed a tunnel's table or rules.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -25,7 +25,7 @@ impl RoutingChanges {
         Self { changes, number }
     }
 
-    /// Waits for a change, and then until it is over: a burst of them is one, and so is each second
+    /// Waits for a change, and then until it is over: a burst is one change, and so is each second
     /// of a flood.
     pub(crate) async fn next(&mut self) {
         let Self { changes, number } = self;

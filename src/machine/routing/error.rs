@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Why routing is not as asked for.
+//! Why routing cannot be set as requested.
 
 use std::{io, path::PathBuf};
 
 use super::slot::Slot;
 use crate::machine::lock::LockError;
 
-/// Why routing is not as asked for. It is as it was before then.
+/// Why routing cannot be set as requested. The earlier state stays in force.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RoutingError {
@@ -16,23 +16,23 @@ pub enum RoutingError {
     /// The kernel refused.
     #[error("cannot {action}")]
     Refused {
-        /// What was attempted, with the values.
+        /// The attempted action, with its values.
         action: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The run directory takes no lock.
+    /// A lock in the run directory cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The journal cannot be kept.
+    /// The journal cannot be written.
     #[error("cannot keep a journal in {}", path.display())]
     Journal {
         /// The journal file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// Every slot is taken.
+    /// All slots are in use.
     #[error(
         "no routing table is left for this tunnel: {} run already, or other programs use their \
          numbers (see `ip rule`)",

@@ -9,18 +9,18 @@
 //! 32766     lookup main                                        the machine's own
 //! ```
 //! P, M and T are a *slot*, a set of numbers that belongs to one tunnel as long as its [`Routing`]
-//! lives. A lock file in the run directory keeps other tunnels off it, a look at the kernel's rules
-//! and tables everybody else. After a kill a tunnel keeps the slot that its journal names. Otherwise
-//! it takes the first free one from that on which follows from its name, so that it is likely to be
-//! the same each time.
+//! lives. A lock file in the run directory reserves it against other tunnels; a look at the kernel's
+//! rules and tables avoids the numbers of other programs. After a kill, a tunnel keeps the slot that
+//! its journal names. Otherwise it takes the first free one, beginning with the one that follows from
+//! its name, so that it is likely to be the same each time.
 //!
 //! Rules, and routes that refuse or throw, outlive the process and the interface. They are therefore
-//! written down before they are made. The next start of the tunnel goes on from there, or, where
-//! somebody else has come to use the same numbers, deletes what still is as written down and takes
-//! other numbers. Whatever others put into the table, or at the priorities, stays.
+//! written down before they are made. The next start of the tunnel goes on from there. If another
+//! program has begun to use the same numbers, it deletes what still matches the journal and takes other
+//! numbers. It leaves whatever other programs put into the table, or at the priorities.
 //!
-//! What others delete of it while the tunnel runs, [`Routing::restore`] makes again; when to look,
-//! [`RoutingChanges`] says.
+//! [`Routing::restore`] makes again what other programs delete while the tunnel runs;
+//! [`RoutingChanges`] says when to look.
 //!
 //! Routing does not touch packet sockets: DHCP clients, which use them, work in every mode.
 //! The provider calls this when settings are applied, on the control thread.
@@ -49,13 +49,13 @@ pub(crate) use self::changes::RoutingChanges;
 pub use self::error::RoutingError;
 pub(crate) use self::state::{Family, Route, RoutingState, Rule, Target};
 
-/// What is written down.
+/// The content of the journal.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     /// The inode of the network namespace.
     namespace: u64,
     slot: Slot,
-    /// What may be there; some of it may be gone, or not made yet.
+    /// What may exist; parts of it may be gone, or not made yet.
     state: RoutingState,
 }
 
@@ -74,9 +74,9 @@ pub(crate) struct Routing {
     run_dir: PathBuf,
     tunnel: String,
     journal: Journal<Record>,
-    /// None until there is something to route.
+    /// None as long as there is nothing to route.
     claim: Option<Claim>,
-    /// The number of the claim's slot, or 0, for those who listen to the kernel.
+    /// The number of the claim's slot, or 0, for the listeners to the kernel.
     number: Arc<AtomicU8>,
     /// What the latest call of `apply` made.
     in_force: RoutingState,
@@ -85,7 +85,7 @@ pub(crate) struct Routing {
 }
 
 impl Routing {
-    /// The routing of `tunnel`, whose lock the caller holds; nothing is looked at yet.
+    /// The routing of `tunnel`, whose lock the caller holds; reads nothing yet.
     pub(crate) fn new(run_dir: &Path, tunnel: &str) -> Self {
         Self {
             run_dir: run_dir.to_owned(),
@@ -104,8 +104,8 @@ impl Routing {
         RoutingChanges::new(self.number.clone())
     }
 
-    /// Makes `wanted` the state, in the network namespace of this thread: only what differs is
-    /// touched. What an earlier run left counts as made by an earlier call.
+    /// Makes `wanted` the state, in the network namespace of this thread, and changes only what
+    /// differs. Leftovers of an earlier run count as made by an earlier call.
     ///
     /// # Errors
     /// When a step fails; the earlier ones are undone.
@@ -130,8 +130,9 @@ impl Routing {
         Ok(())
     }
 
-    /// Makes again what somebody else deleted since [`apply`](Self::apply); false if that was nothing.
-    /// Routes by an interface come only if `interface_is_up`, as the kernel refuses them otherwise.
+    /// Makes again what other programs deleted since [`apply`](Self::apply); false if there was
+    /// nothing to do. Leaves out routes by an interface unless `interface_is_up`, as the kernel
+    /// refuses them otherwise.
     ///
     /// # Errors
     /// When the kernel refuses something; the rest is back.
@@ -148,8 +149,8 @@ impl Routing {
         Ok(!lost.is_empty())
     }
 
-    /// Makes what there was before a step failed. What cannot be made again is logged and left, with
-    /// the journal as it is.
+    /// Restores the state from before a failed step. Logs what cannot be restored and leaves it,
+    /// with the journal as it is.
     async fn go_back(&self, tables: &Tables, slot: Slot, before: &RoutingState) {
         let outcome = match tables.list(slot).await {
             Ok(now) => tables.change(slot, &now, before).await,
@@ -161,12 +162,12 @@ impl Routing {
         }
     }
 
-    /// Deletes everything and gives the slot back.
+    /// Deletes everything and releases the slot.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub(crate) async fn clear(&mut self) -> Result<(), RoutingError> {
-        // Whatever fails now, nothing shall come back.
+        // Whatever fails now, `restore` must bring nothing back.
         self.in_force = RoutingState::default();
         self.apply(&RoutingState::default()).await?;
         self.set_claim(None);
@@ -191,7 +192,7 @@ impl Routing {
         let tables = Tables::connect()?;
         let rules = tables.rules().await?;
         for slot in Slot::all_for(&self.tunnel) {
-            // Locked before looked at: another tunnel's may be about to be filled.
+            // Locked before it is read: another tunnel may be about to fill it.
             let Some(lock) = RoutingLock::try_acquire(&self.run_dir, slot.number())? else {
                 continue;
             };
@@ -209,7 +210,7 @@ impl Routing {
         Err(RoutingError::NoSlot)
     }
 
-    /// Looks once for what a killed process left.
+    /// Looks once for leftovers of a killed process.
     async fn take_over(&mut self) -> Result<(), RoutingError> {
         if !self.leftovers {
             return Ok(());
@@ -225,9 +226,10 @@ impl Routing {
         Ok(())
     }
 
-    /// The slot of a killed process with what is in it, to go on from there: a kill switch must not
-    /// open in between. None if it is in another namespace, or another tunnel has it now. If somebody
-    /// else uses its numbers, too, what is still as written down is deleted, and the rest left.
+    /// The slot of a killed process with its content, to go on from there: a kill switch must not
+    /// open in between. None if it is in another namespace, or if another tunnel has it now. If
+    /// another program uses its numbers too, deletes what still matches the journal, and leaves the
+    /// rest.
     async fn inherit(&self, record: &Record) -> Result<Option<Claim>, RoutingError> {
         let (tunnel, slot) = (&self.tunnel, record.slot);
         if record.namespace != namespace_inode().map_err(self.journal_error())? {
@@ -261,7 +263,7 @@ impl Routing {
         Ok(None)
     }
 
-    /// Writes down what there is, or is about to be.
+    /// Writes down what exists, or is about to.
     fn note(&self, slot: Slot, state: &RoutingState) -> Result<(), RoutingError> {
         if state.is_empty() {
             return self.journal.clear().map_err(self.journal_error());

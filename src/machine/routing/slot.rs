@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The numbers of the kernel that a tunnel has for itself: a table, and priorities of rules.
+//! The numbers in the kernel that a tunnel has for itself: a table, and priorities of rules.
 //!
-//! There are [`Slot::COUNT`] sets of them, in fixed ranges that people can recognise and that no
-//! known program uses. Which one is whose is decided in `routing`.
+//! There are [`Slot::COUNT`] sets of them, in fixed ranges that users can recognise and that no known
+//! program uses. `routing` assigns them.
 
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
@@ -22,8 +22,8 @@ impl Slot {
     const TABLES: u32 = 47_100;
     const PRIORITIES: u32 = 18_000;
 
-    /// All of them, from the one on that `tunnel` should have so that it is likely to be the same
-    /// one each time. FNV-1a, because the hash must be the same in every build.
+    /// All of them, beginning with the one that follows from `tunnel`, so that a tunnel is likely
+    /// to get the same one each time. FNV-1a, because the hash must be the same in every build.
     pub(super) fn all_for(tunnel: &str) -> impl Iterator<Item = Self> + use<> {
         let hash = tunnel
             .bytes()
@@ -50,7 +50,7 @@ impl Slot {
         }
     }
 
-    /// Whether a rule, whoever made it, uses one of the numbers.
+    /// Whether a rule of any program uses one of the numbers.
     pub(super) fn is_used_by(self, rule: &RuleMessage) -> bool {
         let first = Self::PRIORITIES + 2 * u32::from(self.0);
         rule.attributes.iter().any(|attribute| match attribute {
@@ -60,7 +60,7 @@ impl Slot {
         })
     }
 
-    /// Whether a route, whoever made it, is in the table.
+    /// Whether a route of any program is in the table.
     pub(super) fn has_route(self, route: &RouteMessage) -> bool {
         // The field of the header has room for 255 tables.
         let table = RouteAttribute::Table(self.table());

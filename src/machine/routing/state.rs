@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a tunnel wants of the machine's routing, as plain data: no table, priority or mark in it,
-//! these are given out by `slot`.
+//! The routing that a tunnel wants, as plain data: without table, priority or mark, which `slot`
+//! assigns.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -40,7 +40,7 @@ impl RoutingState {
         }
     }
 
-    /// What does not go by an interface.
+    /// The part without routes by an interface.
     pub(super) fn without_interfaces(&self) -> Self {
         let is_other = |route: &&Route| !matches!(route.target, Target::Interface { .. });
         Self {
@@ -49,8 +49,8 @@ impl RoutingState {
         }
     }
 
-    /// The routes, those by a gateway last: the kernel wants a gateway on the link, and looks for it
-    /// in this table, too.
+    /// The routes, those by a gateway last: the kernel requires a route to the gateway on the link,
+    /// and looks for it in this table, too.
     pub(super) fn direct_routes_first(&self) -> impl Iterator<Item = &Route> {
         let direct = self.routes.iter().filter(|route| route.is_direct());
         let by_gateway = self.routes.iter().filter(|route| !route.is_direct());
@@ -62,7 +62,7 @@ impl RoutingState {
         self.routes.iter().any(|other| other.key() == route.key())
     }
 
-    /// What concerns one family.
+    /// The part of one family.
     pub(super) fn of(&self, family: Family) -> Self {
         let routes = self.routes.iter();
         let rules = self.rules.iter();
@@ -79,7 +79,7 @@ impl RoutingState {
     }
 }
 
-/// IPv4 and IPv6 are routed apart.
+/// IPv4 and IPv6 are routed separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Family {
     /// IPv4.
@@ -104,18 +104,18 @@ impl Family {
 /// A route of the tunnel's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Route {
-    /// Where to; the kernel takes no host bits.
+    /// The destination; the kernel takes no host bits.
     pub destination: IpNet,
-    /// Of two routes to the same destination the one with the lower metric counts.
+    /// Of two routes to the same destination, the one with the lower metric wins.
     pub metric: u32,
-    /// What happens to what goes there.
+    /// What the kernel does with matching packets.
     pub target: Target,
 }
 
 impl Route {
     /// The metric of a route that has no competitor.
     pub(crate) const METRIC: u32 = 1024;
-    /// The metric of a route that every other one goes before.
+    /// The metric of a route that loses against every other one.
     pub(crate) const WORST_METRIC: u32 = u32::MAX;
 
     pub(super) fn family(&self) -> Family {
@@ -132,37 +132,37 @@ impl Route {
         )
     }
 
-    /// What the kernel tells routes of one table apart by.
+    /// The key by which the kernel distinguishes routes of one table.
     fn key(&self) -> (IpNet, u32) {
         (self.destination, self.metric)
     }
 }
 
-/// What happens to what takes a route.
+/// What the kernel does with packets that match a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Target {
-    /// It leaves by an interface.
+    /// Sends them by an interface.
     Interface {
         /// The index of the interface.
         index: u32,
         /// The next hop; None where the destination itself is on the link.
         gateway: Option<IpAddr>,
-        /// The next hop is on the link although no address of the interface says so.
+        /// The next hop is on the link although no address of the interface implies it.
         onlink: bool,
     },
-    /// The tunnel's table does not count: the rules after its own decide.
+    /// Leaves the tunnel's table: the rules after its own decide.
     Throw,
-    /// It is refused.
+    /// Refuses them.
     Unreachable,
 }
 
 /// A rule, before those of the machine itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Rule {
-    /// The routes of the machine go first, but for its default routes:
-    /// `lookup main suppress_prefixlength 0`.
+    /// The routes of the machine go first, except for its default routes: `lookup main
+    /// suppress_prefixlength 0`.
     MainButDefault(Family),
-    /// What does not have the tunnel's mark goes by the tunnel's table: `not fwmark M lookup T`.
+    /// Packets without the tunnel's mark take the tunnel's table: `not fwmark M lookup T`.
     Unmarked(Family),
 }
 

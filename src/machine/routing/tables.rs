@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A slot's routes and rules in the kernel, through netlink.
 //!
-//! What carries [`OURS`] as its protocol, and the numbers of the slot, was made here. Everything
-//! else is neither listed nor touched.
+//! A route or rule with [`OURS`] as its protocol, and the numbers of the slot, was made here.
+//! Everything else is neither listed nor changed.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,7 +27,7 @@ use crate::io::sys;
 use crate::machine::link::io_error;
 use crate::machine::netlink::Netlink;
 
-/// Who made it: `proto 112` in what `ip` shows, the letter p.
+/// The protocol of our routes and rules: `proto 112` in the output of `ip`, the letter p.
 const OURS: RouteProtocol = RouteProtocol::Other(112);
 
 /// A connection to the kernel's routing tables and rules, in the network namespace of the thread
@@ -48,13 +48,13 @@ impl Tables {
         })
     }
 
-    /// What of a state this kernel can have.
+    /// The part of a state that this kernel supports.
     pub(super) fn possible(&self, state: &RoutingState) -> RoutingState {
         let parts = self.families.iter().map(|&family| state.of(family));
         parts.fold(RoutingState::default(), |all, part| all.union(&part))
     }
 
-    /// What there is of ours.
+    /// The routes and rules of ours that exist.
     pub(super) async fn list(&self, slot: Slot) -> Result<RoutingState, RoutingError> {
         let rules = self.rules().await?;
         let routes = self.routes(slot).await?;
@@ -70,7 +70,7 @@ impl Tables {
         })
     }
 
-    /// Whether nobody uses any number of the slot, but for what is in `ours`.
+    /// Whether no number of the slot is in use, except by `ours`.
     pub(super) async fn is_free(
         &self,
         slot: Slot,
@@ -82,7 +82,7 @@ impl Tables {
         Ok((rules, routes) == (ours.rules.len(), ours.routes.len()))
     }
 
-    /// The rules of everybody.
+    /// The rules of all programs.
     pub(super) async fn rules(&self) -> Result<Vec<RuleMessage>, RoutingError> {
         let mut all = Vec::new();
         for &family in self.families {
@@ -104,7 +104,7 @@ impl Tables {
         Ok(all)
     }
 
-    /// The routes of everybody in the slot's table.
+    /// The routes of all programs in the slot's table.
     async fn routes(&self, slot: Slot) -> Result<Vec<RouteMessage>, RoutingError> {
         let mut all = Vec::new();
         for &family in self.families {
@@ -121,7 +121,7 @@ impl Tables {
                 .await;
             match self.netlink.whole(routes).map_err(io_error) {
                 Ok(routes) => all.extend(routes),
-                // Nobody has used the table yet.
+                // The table has never been used.
                 Err(error) if error.raw_os_error() == Some(sys::ENOENT) => {}
                 Err(source) => {
                     let action = format!("list the routes of table {}", slot.table());
@@ -132,8 +132,8 @@ impl Tables {
         Ok(all)
     }
 
-    /// Goes from one state to another. What is new comes first, so that nothing takes the wrong way
-    /// in between: the routes before the rules that lead to them, and back in reverse.
+    /// Goes from one state to another. Adds first, so that no packet takes a wrong route in
+    /// between: routes before the rules that lead to them, and in reverse order when it deletes.
     pub(super) async fn change(
         &self,
         slot: Slot,
@@ -159,8 +159,8 @@ impl Tables {
         Ok(())
     }
 
-    /// Adds what is lost of what there was, in the same order. What the kernel refuses keeps nothing
-    /// else from coming back; the first refusal is the error.
+    /// Adds again what was lost, in the same order. A refusal of the kernel does not keep the rest
+    /// from coming back; the first one is the error.
     pub(super) async fn add_again(
         &self,
         slot: Slot,
@@ -220,7 +220,7 @@ impl Tables {
     }
 }
 
-/// A kernel that was started without IPv6 has no packets of it to route.
+/// A kernel that was started without IPv6 has no IPv6 packets to route.
 fn families() -> &'static [Family] {
     if Path::new("/proc/thread-self/net/if_inet6").exists() {
         &Family::ALL
@@ -304,7 +304,7 @@ fn route_message(slot: Slot, route: &Route) -> RouteMessage {
                 Some(gateway) => message
                     .attributes
                     .push(RouteAttribute::Gateway(gateway.into())),
-                // Only IPv4 tells, and asks for, how far away a destination is.
+                // Only IPv4 has, and requires, a scope.
                 None if route.family() == Family::V4 => header.scope = RouteScope::Link,
                 None => {}
             }
@@ -381,7 +381,7 @@ fn refused(action: impl FnOnce() -> String) -> impl FnOnce(rtnetlink::Error) -> 
     }
 }
 
-/// Somebody may have deleted it since it was listed, or the interface under it.
+/// Another program may have deleted it, or the interface under it, since it was listed.
 fn gone_or(
     outcome: Result<(), rtnetlink::Error>,
     action: impl FnOnce() -> String,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Against the kernel, with `ip` as a second opinion. Each test has a namespace of its own.
+//! Tests against the kernel, with `ip` as a second opinion. Each test has a namespace of its own.
 #![cfg(test)]
 
 use std::collections::BTreeSet;
@@ -182,8 +182,8 @@ fn a_state_becomes_any_other_one() {
     test(|dir, index| async move {
         let mut routing = Routing::new(dir.path(), "office");
         let changed = [
-            // The same destination by another way, of another kind, and back. The gateways are on
-            // the link because this table says so.
+            // The same destination by another gateway, of another kind, and back. The gateways are
+            // on the link because this table says so.
             route("0.0.0.0/0", by(index, "10.8.0.3")),
             route("10.8.0.0/24", on_link(index)),
             route("fd08::/64", on_link(index)),
@@ -271,7 +271,7 @@ fn what_somebody_deletes_comes_back() {
     });
 }
 
-/// What other programs have, some of it with our numbers.
+/// Configuration of other programs, some of it with our numbers.
 fn make_foreign(slot: Slot) -> String {
     let table = slot.table();
     let priority = slot.priority(Rule::Unmarked(Family::V4));
@@ -287,7 +287,7 @@ fn make_foreign(slot: Slot) -> String {
     look()
 }
 
-/// What the kernel does for a killed process: descriptors are closed, nothing else happens.
+/// What the kernel does for a killed process: it closes descriptors, nothing else.
 fn kill(routing: Routing) {
     assert!(routing.journal.path().exists());
     drop(routing);
@@ -311,7 +311,7 @@ fn a_start_after_a_kill_deletes_what_is_ours_only() {
         assert_eq!(look(), foreign);
         assert!(is_empty(&dir));
 
-        // Others have the numbers now.
+        // Other programs use the numbers now.
         routing.apply(&simple(index)).await.unwrap();
         assert_ne!(slot_of(&routing), slot);
         routing.clear().await.unwrap();
@@ -338,7 +338,7 @@ fn a_kill_may_come_at_any_time() {
     });
 }
 
-/// Polls a future so many times and drops it; whether it was done by then.
+/// Polls a future so many times and drops it; returns whether it was done by then.
 async fn advance(future: impl Future, steps: usize) -> bool {
     let mut future = std::pin::pin!(future);
     for _ in 0..steps {
@@ -355,7 +355,7 @@ async fn advance(future: impl Future, steps: usize) -> bool {
 fn a_start_after_a_kill_finds_the_same_numbers() {
     test(|dir, index| async move {
         let mut routing = Routing::new(dir.path(), "office");
-        // Not those that its name leads to.
+        // Not the slots that follow from its name.
         let first = Slot::all_for("office").next().unwrap();
         ip(&format!(
             "route add throw 192.0.2.0/24 table {}",
@@ -406,7 +406,7 @@ fn leftovers_stay_where_they_cannot_be_ours() {
         let journal = dir.path().join("office.routes-journal");
         let written = std::fs::read(&journal).unwrap();
         let during = look();
-        // In another namespace the same routes would be somebody else's.
+        // In another namespace, the same routes would belong to another tunnel.
         let path: &Path = dir.path();
         Namespace::new().run(|| {
             block_on(async {
@@ -543,7 +543,8 @@ fn what_others_delete_is_made_again_and_nothing_else() {
             ["-6 rule delete lookup TABLE", ""],
             ["route delete 10.3.0.0/16 table TABLE metric 1024", ""],
             ["-6 route flush table TABLE", ""],
-            // A gateway that is known by another route of the table, and a route of somebody else's.
+            // A gateway that is known by another route of the table, and a route of another
+            // program.
             [
                 "route flush table TABLE",
                 "route add 192.0.2.0/24 dev pc0 table TABLE",

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What IPv6 does by itself on the device, and what stations behind the tunnel may configure there.
 //!
-//! A device that is adopted gets its options and addresses back: what a step changes or takes away is
-//! noted before.
+//! An adopted device gets its options and addresses back: each step stores what it changes or removes
+//! first.
 
 use ipnet::IpNet;
 use tracing::warn;
@@ -18,7 +18,7 @@ use crate::machine::options;
 const IPV6_MIN_MTU: u32 = 1280;
 
 impl Ipv6Mode {
-    /// The kernel options of this mode, of either family.
+    /// The kernel options of this mode, for both families.
     ///
     /// `accept_ra = 0` turns off everything that a router advertisement (RFC 4861, RFC 4862) sets:
     /// default routers, prefixes and addresses, routes (RFC 4191), MTU, hop limit and timers; the
@@ -43,7 +43,8 @@ impl Ipv6Mode {
 impl Device {
     pub(super) async fn set_ipv6(&mut self, wanted: Ipv6Mode) -> Result<(), DeviceError> {
         self.set_options(wanted.options())?;
-        // Read again: with an MTU below 1280 the device has no IPv6 any more, and needs no silence.
+        // Reads the link again: with an MTU below 1280 the device has no IPv6 any more, and needs
+        // no options.
         let link = self.link().await?;
         let Some(mode) = link.addr_gen_mode else {
             return Ok(());
@@ -64,7 +65,8 @@ impl Device {
             self.links.set_addr_gen_mode(link.index, to).await?;
             self.remove_link_local_addresses().await
         } else {
-            // Netlink would set the mode as well, and make the address at the next "up" only.
+            // Netlink would set the mode too, but the kernel would make the address at the next
+            // "up" only.
             Ok(set_option(
                 &self.info.name,
                 "ipv6/addr_gen_mode",
@@ -73,7 +75,7 @@ impl Device {
         }
     }
 
-    /// Sets these kernel options; those of an earlier request go back to what they were.
+    /// Sets these kernel options, and restores those of an earlier request.
     fn set_options(&mut self, wanted: &[(&'static str, i32)]) -> Result<(), DeviceError> {
         let is_wanted = |option: &str| wanted.iter().any(|(name, _)| *name == option);
         let earlier: Vec<_> = self.record.options.keys().cloned().collect();
@@ -106,9 +108,9 @@ impl Device {
         if written.is_ok() {
             self.step(option, now, to);
         }
-        // Told once.
+        // Logged once.
         if let (Err(error), None) = (written, earlier) {
-            // Containers often have a /proc/sys that cannot be written; the tunnel works without.
+            // Containers often have a read-only /proc/sys; the tunnel works without.
             let path = options::path(&self.info.name, option);
             warn!(
                 device = self.info.name,
@@ -122,7 +124,7 @@ impl Device {
         Ok(())
     }
 
-    /// Those that the kernel made before it was told not to.
+    /// Removes those that the kernel made before the option forbade it.
     async fn remove_link_local_addresses(&mut self) -> Result<(), DeviceError> {
         for address in self.links.addresses(self.info.index).await? {
             let is_made = matches!(address, IpNet::V6(net) if net.addr().is_unicast_link_local());
@@ -134,7 +136,7 @@ impl Device {
         Ok(())
     }
 
-    /// Notes that a change takes away an address of the device's owner.
+    /// Records that a change removes an address of the device's owner.
     fn lose(&mut self, address: IpNet) -> Result<(), DeviceError> {
         if self.info.adopted && !self.record.lost_addresses.contains(&address) {
             self.record.lost_addresses.push(address);
@@ -143,7 +145,7 @@ impl Device {
         Ok(())
     }
 
-    /// With an MTU below that of IPv6 the kernel forgets all that the device has of it.
+    /// With an MTU below that of IPv6, the kernel drops all IPv6 state of the device.
     pub(super) async fn note_ipv6_before(
         &mut self,
         change: Change<u32>,
@@ -155,7 +157,7 @@ impl Device {
         self.lose_ipv6_addresses().await
     }
 
-    /// Notes that the kernel will take away the IPv6 addresses of the device's owner.
+    /// Records that the kernel will remove the IPv6 addresses of the device's owner.
     pub(super) async fn lose_ipv6_addresses(&mut self) -> Result<(), DeviceError> {
         for address in self.links.addresses(self.info.index).await? {
             if matches!(address, IpNet::V6(_)) && !self.record.addresses.contains(&address) {

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The device while it is in use: what others change is put back, or left to whom it belongs.
+//! The device in use: patchcord restores what other programs change, or leaves it to its owner.
 //!
-//! | Others change | Then |
+//! | Another program changes | Then patchcord |
 //! |---|---|
-//! | bridge, its VLANs, addresses, IPv6 options, MTU, a MAC address that was asked for | it is put back |
-//! | the bridge is deleted | the device waits for another one of its name, without carrier |
-//! | MAC address or MTU, while a bond, or a bridge that was not asked for, has the device | it stays: they are that one's |
-//! | the device is set down | it stays down |
-//! | its name, or its network namespace | followed; elsewhere, only frames, carrier and offloads are ours |
+//! | bridge, its VLANs, addresses, IPv6 options, MTU, a MAC address that was asked for | restores it |
+//! | the bridge is deleted | waits for another one of its name, without carrier |
+//! | MAC address or MTU, while the device is a port of a bond, or of a bridge that was not asked for | leaves it: it belongs to that interface |
+//! | the device is set down | leaves it down |
+//! | its name, or its network namespace | follows it; elsewhere, it sets only frames, carrier and offloads |
 //!
-//! How often something is put back is for the caller to limit. What is left is logged here, what is put
-//! back is handed to the caller.
+//! The caller limits how often something is restored. This module logs what it leaves, and returns what
+//! it restores.
 
 use tracing::{info, warn};
 
@@ -26,7 +26,7 @@ use crate::{io::tap::Whereabouts, machine::namespace::Namespace};
 
 impl Device {
     /// Makes the device what `request` says, as far as that is ours to keep, and returns what was
-    /// different. One that somebody set down stays so.
+    /// different. A device that another program set down stays down.
     ///
     /// # Errors
     /// [`LinkError::Missing`] when the device was deleted; or when a step fails, and the earlier ones stay
@@ -36,7 +36,7 @@ impl Device {
         request: &DeviceRequest,
     ) -> Result<Vec<Drift>, DeviceError> {
         match self.keep_once(request).await {
-            // It may have been renamed or moved between two of the steps.
+            // Another program may have renamed or moved it between two of the steps.
             Err(DeviceError::Link(LinkError::Missing { .. })) => self.keep_once(request).await,
             kept => kept,
         }
@@ -44,7 +44,7 @@ impl Device {
 
     async fn keep_once(&mut self, request: &DeviceRequest) -> Result<Vec<Drift>, DeviceError> {
         self.steps.clear();
-        // What was there and went is not a mistake of the request.
+        // A bridge that existed and went is no mistake of the request.
         let request = &DeviceRequest {
             waits_for_bridge: true,
             ..request.clone()
@@ -82,7 +82,7 @@ impl Device {
                 self.set_mac(request, &link).await?;
             }
         }
-        // The kernel sets down what moves.
+        // The kernel sets a device down when it moves.
         if came_back {
             self.set_administrative_state(request.up, &link).await?;
         } else if !link.up {
@@ -92,7 +92,7 @@ impl Device {
         self.add_addresses(&request.addresses).await
     }
 
-    /// Whether something above the device has it that was not asked for, as a bond.
+    /// Whether an upper interface that was not asked for, such as a bond, has the device.
     async fn is_anothers(
         &self,
         request: &DeviceRequest,
@@ -105,7 +105,8 @@ impl Device {
         Ok(controller.is_some_and(|it| Some(&it.name) != request.bridge.as_ref()))
     }
 
-    /// Follows the device to another name or network namespace. True when it came back from one.
+    /// Follows the device to another name or network namespace. True when it came back from another
+    /// namespace.
     pub(super) async fn find_again(&mut self) -> Result<bool, DeviceError> {
         let missing = || LinkError::Missing {
             name: self.info.name.clone(),
@@ -165,8 +166,8 @@ impl Device {
         Ok(came_back)
     }
 
-    /// Has a NIC's cable follow the carrier, if that was asked for: it is set down while the carrier is
-    /// off. One that its owner set down stays so.
+    /// Makes the link of a NIC follow the carrier, if that was asked for: sets it down while the
+    /// carrier is off. A NIC that its owner set down stays down.
     pub(crate) async fn forward_link_loss(&mut self, on: bool) {
         if !self.forwards_link_loss || !self.tap.is_nic() || self.held_down != on {
             return;
@@ -193,7 +194,7 @@ impl Device {
         self.look(&link).await
     }
 
-    /// What somebody else changed, and is not put back.
+    /// Logs what another program changed and patchcord leaves.
     fn log_what_stays(&self, before: &DeviceInfo) {
         let (device, now) = (&self.info.name, &self.info);
         let is_ours = |what: &str| self.steps.iter().any(|step| step.what == what);
@@ -210,7 +211,7 @@ impl Device {
         if before.bridge != now.bridge && !is_ours("bridge") {
             let from = &before.bridge;
             match &now.bridge {
-                // That it waited and waits no more, or begins to, was told.
+                // The beginning and the end of the wait were logged.
                 Some(_) if before.waits_for == now.bridge => {}
                 None if now.waits_for.is_some() => {}
                 Some(to) => info!(
@@ -236,10 +237,10 @@ impl Device {
         }
     }
 
-    /// What the kernel says of the device now.
+    /// The state of the device in the kernel now.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be read.
     pub(crate) async fn report(&mut self) -> Result<DeviceReport, DeviceError> {
         self.find_again().await?;
         if self.info.moved {
@@ -287,7 +288,7 @@ impl Device {
         })
     }
 
-    /// Logs what keeps frames from passing the bridge, when that is news.
+    /// Logs what keeps frames from passing the bridge, when that is new.
     pub(super) async fn warn_of_bridge(&mut self) {
         let Some(bridge) = &self.info.bridge else {
             self.told_of = Told::default();

@@ -41,8 +41,7 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 fn look(name: &str) -> String {
     let link = ip(&format!("-d -o link show {name}"));
     let until = link.find(" numtxqueues").unwrap();
-    // Two traces stay that matter to nobody: how a TAP was last opened, and that it was up
-    // once.
+    // Two traces stay that have no effect: how a TAP was last opened, and that it was up once.
     let traces = [
         (" vnet_hdr on", ""),
         (" vnet_hdr off", ""),
@@ -87,8 +86,7 @@ fn assert_looks(before: &str) {
     }
 }
 
-/// [`Device::create`], again while another test's child has a descriptor that this one has
-/// closed.
+/// [`Device::create`], repeated while another test's child has a descriptor that this one has closed.
 async fn create(
     request: DeviceRequest,
     run_dir: &Path,
@@ -238,7 +236,7 @@ fn a_silent_device_has_no_ipv6_of_its_own() {
     });
 }
 
-/// A persistent TAP with a life of its own.
+/// A persistent TAP of another owner.
 fn make_foreign(flags: &str, up: bool) {
     ip(&format!("tuntap add tap7 mode tap {flags}"));
     ip("link set tap7 address 02:aa:aa:aa:aa:aa mtu 1450");
@@ -287,7 +285,7 @@ fn an_adopted_device_is_left_as_it_was_found() {
     }
 }
 
-/// Options of a device whose owner thought about them.
+/// Options that the owner of a device chose.
 fn set_foreign_options() {
     for (option, value) in [
         ("ipv6/conf/tap7/accept_ra", "2"),
@@ -354,14 +352,14 @@ fn request_of_another() -> DeviceRequest {
 fn make_nic(up: bool) {
     ip("link add tap7 address 02:aa:aa:aa:aa:aa mtu 1400 type veth peer name far");
     ip("link set far up");
-    // Up once: what it shows when it is down is the same from then on.
+    // Up once: its state when it is down is the same from then on.
     ip("link set tap7 up");
     if !up {
         ip("link set tap7 down");
     } else {
         ip("address add 192.0.2.1/24 dev tap7");
         wait_for_carrier("tap7");
-        // The kernel's own address, which is there when it was found unique.
+        // The kernel's own address appears once it was found unique.
         let is_settled = || {
             let addresses = ip("-6 address show tap7");
             (addresses.contains("fe80") && !addresses.contains("tentative")).then_some(())
@@ -401,7 +399,7 @@ fn a_nic_is_up_and_otherwise_as_it_was_and_is_given_back() {
                     let seen = seen.replace("PROMISC,", "");
                     assert_eq!(seen, before);
                 } else {
-                    // Nobody asked for a machine with addresses on this wire.
+                    // The configuration asked for no addresses of this machine on this wire.
                     assert!(
                         seen.contains("addrgenmode none") && !seen.contains("fe80"),
                         "{seen}"
@@ -519,7 +517,7 @@ fn a_start_after_a_kill_clears_what_is_ours_only() {
         let before = look("tap7");
         let (device, queues) = create(adopting(1), dir.path(), "office").await.unwrap();
         kill(device, queues);
-        // Someone works on the device before the next start.
+        // Another program changes the device before the next start.
         ip("address add 198.51.100.1/24 dev tap7");
         ip("link set tap7 mtu 1300");
         let (device, queues) = create(
@@ -552,7 +550,7 @@ fn a_start_after_a_kill_clears_what_is_ours_only() {
     });
 }
 
-/// What the kernel does for a killed process: descriptors are closed, nothing else happens.
+/// What the kernel does for a killed process: it closes descriptors, nothing else.
 fn kill(device: Device, queues: Vec<TapQueue>) {
     drop(queues);
     let Device {
@@ -706,7 +704,7 @@ fn a_device_that_someone_deleted_is_removed_quietly() {
     test(|dir| async move {
         let (device, _queues) = create(request("tap7"), dir.path(), "office").await.unwrap();
         ip("link delete tap7");
-        // The name is free, and whoever took it keeps it.
+        // The name is free; another program that takes it keeps it.
         ip("tuntap add tap7 mode tap");
         device.set_carrier(true);
         device.remove().await;
