@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Ends a callback of a provider that takes too long.
+//! Cancels a callback of a provider that takes too long.
 
 use std::time::Duration;
 
 use tokio::{task::JoinHandle, time::timeout};
 use tracing::error;
 
-/// Ends a task of the provider, which is over when it waits for something the next time.
+/// Cancels a task of the provider: it ends at its next await.
 pub(super) async fn give_up<T>(task: &mut JoinHandle<T>, callback: &str) {
     const PATIENCE: Duration = Duration::from_secs(1);
     task.abort();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a tunnel is configured to be, before and beside what its provider asks for
+//! The configuration of a tunnel, before and besides its provider's requests
 //! (`NETunnelProviderProtocol`, and the routing policy of `NEVPNProtocol`).
 
 use std::collections::BTreeMap;
@@ -18,25 +18,24 @@ pub struct TunnelConfiguration {
     pub enabled: bool,
     /// The kind of provider, as it is registered with the host (`providerBundleIdentifier`).
     pub provider: String,
-    /// For people.
+    /// For users.
     pub description: String,
-    /// The server, in the provider's words (`serverAddress`).
+    /// The server, as the provider names it (`serverAddress`).
     pub server: String,
-    /// What only the provider understands (`providerConfiguration`).
+    /// The part that only the provider understands (`providerConfiguration`).
     pub vendor: BTreeMap<String, serde_json::Value>,
-    /// What goes through the tunnel beside what its routes say.
+    /// What goes through the tunnel besides its routes.
     pub routing: RoutingPolicy,
     /// The session ends when the machine sleeps.
     pub disconnect_on_sleep: bool,
-    /// Of the tunnels of one group only one is up; the one that is started last takes the place of
-    /// the other.
+    /// Of the tunnels of one group, only one is up: a tunnel that is started replaces the other.
     pub exclusive_group: Option<String>,
     /// The host starts and stops the tunnel as its rules say (`isOnDemandEnabled`).
     pub on_demand: bool,
-    /// The rules, of which the first that matches the network counts (`onDemandRules`).
+    /// The rules; the first one that matches the network applies (`onDemandRules`).
     pub on_demand_rules: Vec<OnDemandRule>,
-    /// The secrets that the provider may ask for, by the name that it uses, and the host's name of
-    /// each (`passwordReference`).
+    /// The secrets that the provider may request: its own name for each, and the host's name
+    /// (`passwordReference`).
     pub secrets: BTreeMap<String, String>,
 }
 
@@ -68,18 +67,18 @@ impl TunnelConfiguration {
     }
 }
 
-/// What goes through a tunnel, whatever other routes say. All off is the usual.
+/// What goes through a tunnel, whatever other routes say. By default, all are off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct RoutingPolicy {
-    /// Everything does, and nothing leaves the machine otherwise, also while the tunnel is not
-    /// connected: a kill switch. DHCP and the tunnel's own datagrams still leave; questions for names
-    /// do not, so the peers of the built-in provider need addresses for endpoints.
+    /// All networks do, and nothing leaves the machine otherwise, even while the tunnel is not
+    /// connected: a kill switch. DHCP and the tunnel's own datagrams still leave; DNS queries do
+    /// not, so the peers of the built-in provider need addresses for endpoints.
     pub include_all_networks: bool,
-    /// Networks that this machine is in are reached directly, with either of the others.
+    /// Networks that this machine is in are reached directly, with either of the other two.
     pub exclude_local_networks: bool,
-    /// The tunnel's routes go before those of the machine. Without it a network that the machine is
-    /// in, or has a more specific route to, is reached directly. Means nothing with
+    /// The tunnel's routes take precedence over those of the machine. Without it, a network that
+    /// the machine is in, or has a more specific route to, is reached directly. Has no effect with
     /// `include_all_networks`.
     pub enforce_routes: bool,
 }

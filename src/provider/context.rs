@@ -37,11 +37,11 @@ use crate::{
 /// The longest text that is displayed, in bytes.
 pub const MAX_DISPLAYED: usize = 1024;
 
-/// How long a question about the interface waits for settings that are being applied, and its loss for
-/// the kernel to tell why.
+/// How long a request for the interface's state waits while settings are applied, and how long the loss
+/// of the interface waits for the kernel to give the reason.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long the end of a session waits for the tasks beside the provider to finish what they are at.
+/// How long the end of a session waits for the session's tasks to finish their work.
 const TASKS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A provider's handle to its host. Clones are handles to the same session.
@@ -55,7 +55,7 @@ struct Inner {
     configuration: watch::Sender<Arc<TunnelConfiguration>>,
     /// Held while settings are applied, so that calls take effect one after the other.
     network: tokio::sync::Mutex<Network>,
-    /// Counts calls of `set_network_settings`: an older one gives way to a newer one.
+    /// Counts calls of `set_network_settings`: a newer one cancels an older one.
     settings_calls: AtomicU64,
     info: Mutex<Option<DeviceInfo>>,
     /// That of `info`, for writers.
@@ -65,7 +65,7 @@ struct Inner {
     /// All queues, the first included, until they are taken.
     queues: Mutex<Vec<Arc<TapQueue>>>,
     reader_taken: Mutex<bool>,
-    /// Calls of `recv_batch` that wait.
+    /// Pending calls of `recv_batch`.
     readers_waiting: Arc<AtomicUsize>,
     status: watch::Sender<SessionStatus>,
     hosting: Box<dyn Hosting>,
@@ -73,16 +73,16 @@ struct Inner {
     failure: Mutex<Option<ProviderError>>,
     carrier: Mutex<bool>,
     watches: Watches,
-    /// Beside the provider; see [`ProviderContext::spawn`].
+    /// Tasks of the session; see [`ProviderContext::spawn`].
     tasks: Mutex<JoinSet<()>>,
 }
 
-/// What a host of many tunnels does for one session. A session by itself has none of it.
+/// The services of a host of many tunnels for one session. A session without a host has none of them.
 pub(crate) trait Hosting: Send + Sync {
-    /// Hears of each new status, in order, while nothing else can change it.
+    /// Receives each new status, in order; no status changes during the call.
     fn observe(&self, status: SessionStatus);
 
-    /// Shows a text to whoever listens; false if nobody does.
+    /// Shows a text to the host's listeners; false if there are none.
     fn display(&self, text: &str) -> bool;
 
     /// The secret that the host has by this name.
@@ -104,7 +104,7 @@ impl Hosting for Alone {
     }
 }
 
-/// What becomes of a session when something that works for it panics.
+/// The error of a session when one of its tasks panics.
 pub(super) fn task_panicked() -> ProviderError {
     ProviderError::new("a task of the session panicked; please report this with the lines above")
 }
@@ -156,16 +156,15 @@ impl ProviderContext {
         self.inner.configuration.subscribe()
     }
 
-    /// Makes these the complete settings. The first call creates the interface; later ones touch
-    /// only what differs, so that connections through the tunnel survive. `None` takes everything
-    /// away but the interface itself, which stays, down, with its reader and writers.
+    /// Makes these the complete settings. The first call creates the interface; later calls change
+    /// only what differs, so that connections through the tunnel survive. `None` removes everything
+    /// except the interface itself, which stays, down, with its reader and writers.
     ///
-    /// A call that comes while an earlier one is at work, or a stop, ends the earlier one with
-    /// [`SettingsError::Canceled`].
+    /// A later call, or a stop, cancels one that is still at work with [`SettingsError::Canceled`].
     ///
     /// # Errors
-    /// [`SettingsError::Invalid`] and nothing was changed, or [`SettingsError::Failed`] or
-    /// [`SettingsError::Unroutable`] and what had been changed was changed back.
+    /// [`SettingsError::Invalid`] if nothing was changed, or [`SettingsError::Failed`] or
+    /// [`SettingsError::Unroutable`] if every change was undone.
     pub async fn set_network_settings(
         &self,
         settings: Option<EthernetTunnelSettings>,
@@ -195,7 +194,7 @@ impl ProviderContext {
         outcome.map(Some)
     }
 
-    /// Router advertisements come through the provider itself.
+    /// Router advertisements arrive through the provider itself.
     fn check_addressing(&self, settings: &EthernetTunnelSettings) -> Result<(), SettingsError> {
         let is_automatic = settings
             .ipv6
@@ -232,13 +231,13 @@ impl ProviderContext {
         kept
     }
 
-    /// Follows the networks that this machine is in, if the policy speaks of them.
+    /// Follows the networks that this machine is in, if the policy depends on them.
     pub(super) async fn follow_local_networks(&self) {
         let mut network = self.inner.network.lock().await;
         network.follow_local_networks().await;
     }
 
-    /// The interface takes no frames any more. Whoever watches the links hears in a moment whether it was
+    /// The interface takes no frames any more. The link watch learns in a moment whether it was
     /// deleted or moved, and ends the session.
     pub(crate) async fn handle_lost_interface(&self) {
         if timeout(PATIENCE, self.cancelled()).await.is_err() {
@@ -265,10 +264,10 @@ impl ProviderContext {
         self.fail(StopReason::InternalError, Some(ProviderError::new(message)));
     }
 
-    /// What the kernel says of the interface now, or what is known of it while its settings are changed;
-    /// `None` before the first ones.
+    /// The state of the interface in the kernel, or the last known one while its settings are
+    /// changed; `None` before the first settings.
     pub(crate) async fn device_report(&self) -> Option<DeviceReport> {
-        // Settings are applied meanwhile, and a resolver or the like does not answer.
+        // Settings are being applied, and a resolver or another service does not answer.
         let Ok(mut network) = timeout(PATIENCE, self.inner.network.lock()).await else {
             return self.device_info().map(DeviceReport::of);
         };
@@ -282,7 +281,7 @@ impl ProviderContext {
         lock(&self.inner.info).as_ref().map(Interface::of)
     }
 
-    /// Everything that is known of the interface.
+    /// Everything that is known about the interface.
     pub fn device_info(&self) -> Option<DeviceInfo> {
         lock(&self.inner.info).clone()
     }
@@ -311,7 +310,7 @@ impl ProviderContext {
         &self.inner.watches
     }
 
-    /// Tells the number of the interface, if there is one, without keeping the session.
+    /// Returns the index of the interface, if there is one, without keeping the session alive.
     pub(super) fn interface_index(&self) -> impl Fn() -> Option<u32> + Send + Sync + use<> {
         let inner = Arc::downgrade(&self.inner);
         move || lock(&inner.upgrade()?.info).as_ref().map(|info| info.index)
@@ -327,8 +326,8 @@ impl ProviderContext {
 
     /// All queues of the TAP: as many as [`EthernetTunnelSettings::queues`] says, or one where the
     /// back-end or an adopted device has no more. Each frame comes out of one of them, those of a
-    /// flow always out of the same one. Otherwise as [`Self::take_queue`], and instead of it: who
-    /// asks for several queues reads all of them.
+    /// flow always out of the same one. Otherwise as [`Self::take_queue`], and instead of it: a
+    /// caller that requests several queues must read all of them.
     pub fn take_queues(&self) -> Option<Vec<Arc<TapQueue>>> {
         let mut taken = lock(&self.inner.reader_taken);
         if *taken || self.inner.queue.borrow().is_none() {
@@ -338,9 +337,9 @@ impl ProviderContext {
         Some(std::mem::take(&mut *lock(&self.inner.queues)))
     }
 
-    /// Asks the kernel to leave checksums and segmentation to whoever holds the queue, and returns
-    /// what it grants. For holders of [`Self::take_queue`] only: a
-    /// [`FrameReader`] hands out finished frames.
+    /// Asks the kernel to leave checksums and segmentation to the holder of the queue, and returns
+    /// what it grants. For holders of [`Self::take_queue`] only: a [`FrameReader`] returns finished
+    /// frames.
     ///
     /// # Errors
     /// When there is no interface, or it was deleted.
@@ -348,8 +347,8 @@ impl ProviderContext {
         self.inner.network.lock().await.set_offloads(wanted)
     }
 
-    /// Says that the provider is trying to get the tunnel back, or has it. False, without effect,
-    /// unless the session is connected.
+    /// Reports that the provider is trying to re-establish the tunnel, or has done so. False,
+    /// without effect, unless the session is connected.
     pub fn set_reasserting(&self, reasserting: bool) -> bool {
         let wanted = if reasserting {
             SessionStatus::Reasserting
@@ -364,40 +363,40 @@ impl ProviderContext {
         })
     }
 
-    /// Plugs the interface's cable in or out, as its users see it.
+    /// Switches the interface's carrier on or off, as its users see it.
     pub async fn set_carrier(&self, on: bool) {
         if self.inner.network.lock().await.set_carrier(on).await {
             *lock(&self.inner.carrier) = on;
         }
     }
 
-    /// Stations that were reached by this interface may be reached otherwise now: the bridge that it
-    /// is in, if any, forgets which ones it has seen there.
+    /// Stations behind this interface may have moved: the bridge of the interface, if any, flushes
+    /// those that it has learned there.
     pub async fn forget_stations(&self) {
         self.inner.network.lock().await.forget_stations().await;
     }
 
-    /// Whether the cable is in.
+    /// Whether the carrier is on.
     pub fn carrier(&self) -> bool {
         *lock(&self.inner.carrier)
     }
 
-    /// The provider cannot go on, or with `None` has nothing more to do, which is no error. The
-    /// first call counts; the host then stops the session.
+    /// Ends the tunnel: the provider cannot go on, or, with `None`, has nothing left to do, which
+    /// is no error. The first call counts; the host then stops the session.
     pub fn cancel_tunnel(&self, error: Option<ProviderError>) {
         self.fail(StopReason::ProviderFailed, error);
     }
 
     fn fail(&self, reason: StopReason, error: Option<ProviderError>) {
-        // Noted first: whoever hears of the stop looks for it.
+        // Stored first: every receiver of the stop reads it.
         let mut failure = lock(&self.inner.failure);
         if self.begin_stop(reason) {
             *failure = error;
         }
     }
 
-    /// Shows a text to people, by those who listen to the host's events (`displayMessage`). False if
-    /// nobody does. What is beyond [`MAX_DISPLAYED`] bytes is cut off.
+    /// Shows a text to users, through the listeners to the host's events (`displayMessage`). False
+    /// if there are none. Text beyond [`MAX_DISPLAYED`] bytes is cut off.
     pub fn display_message(&self, text: &str) -> bool {
         let ends = text
             .char_indices()
@@ -406,7 +405,7 @@ impl ProviderContext {
         self.inner.hosting.display(&text[..end.unwrap_or(0)])
     }
 
-    /// A secret that the configuration names (`secrets`), and the host keeps. It is read anew each
+    /// A secret that the configuration names (`secrets`) and the host stores. It is read anew each
     /// time, and wiped when it is dropped.
     ///
     /// # Errors
@@ -418,7 +417,7 @@ impl ProviderContext {
         self.inner.hosting.secret(kept_as)
     }
 
-    /// Waits until the session is to end, and says why.
+    /// Waits until the session is to end, and returns the reason.
     pub async fn cancelled(&self) -> StopReason {
         let mut stopping = self.inner.stopping.subscribe();
         match stopping.wait_for(Option::is_some).await {
@@ -434,7 +433,7 @@ impl ProviderContext {
 
     // For the host.
 
-    /// Notes why the session ends. False if it was ending already.
+    /// Stores the reason for the session's end. False if it was ending already.
     pub(super) fn begin_stop(&self, reason: StopReason) -> bool {
         self.inner.stopping.send_if_modified(|stopping| {
             let first = stopping.is_none();
@@ -453,7 +452,7 @@ impl ProviderContext {
         self.inner.stopping.borrow().is_some()
     }
 
-    /// Shuts the machine off until there is a tunnel, if the policy says so.
+    /// Blocks the machine's traffic until there is a tunnel, if the policy requires it.
     pub(super) async fn hold(&self) -> Result<(), SettingsError> {
         self.inner.network.lock().await.hold().await
     }
@@ -462,7 +461,7 @@ impl ProviderContext {
         self.inner.network.lock().await.routing_changes()
     }
 
-    /// Makes again what somebody else deleted of the routes and rules; false if that was nothing.
+    /// Restores routes and rules that another program deleted; false if there was nothing to do.
     pub(super) async fn restore_routing(&self) -> Result<bool, SettingsError> {
         self.inner.network.lock().await.restore_routing().await
     }
@@ -471,7 +470,7 @@ impl ProviderContext {
         self.change_status(status, |_| true);
     }
 
-    /// False if the status that is does not `allow` another one.
+    /// False if the present status does not `allow` another one.
     fn change_status(&self, wanted: SessionStatus, allow: impl Fn(SessionStatus) -> bool) -> bool {
         let mut allowed = false;
         self.inner.status.send_if_modified(|status| {
@@ -488,7 +487,7 @@ impl ProviderContext {
         allowed
     }
 
-    /// The configuration that the session begins with.
+    /// The configuration with which the session begins.
     pub(super) fn preset_configuration(&self, configuration: Arc<TunnelConfiguration>) {
         self.inner.configuration.send_replace(configuration);
     }
@@ -513,12 +512,12 @@ impl ProviderContext {
         lock(&self.inner.failure).take()
     }
 
-    /// Does a task beside the provider, which ends by itself when the session does. One that panics
-    /// ends the session.
+    /// Runs a task of the session, which ends with it at the latest. A panic in the task ends the
+    /// session.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let inner = Arc::downgrade(&self.inner);
         let task = async move {
-            // Ends with this one.
+            // Dropped with this task.
             let mut inner_task = JoinSet::new();
             inner_task.spawn(task);
             if let Some(Err(end)) = inner_task.join_next().await
@@ -529,12 +528,12 @@ impl ProviderContext {
             }
         };
         let mut tasks = lock(&self.inner.tasks);
-        // Those that have ended are nobody's business any more.
+        // Removes the tasks that have ended.
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
     }
 
-    /// Waits for the tasks beside the provider, for a while: one that is at work shall finish it.
+    /// Waits for the session's tasks for a while, so that one that is at work can finish.
     async fn join_tasks(&self) {
         let mut tasks = std::mem::take(&mut *lock(&self.inner.tasks));
         let ended = async { while tasks.join_next().await.is_some() {} };
@@ -548,7 +547,7 @@ impl ProviderContext {
         }
     }
 
-    /// Removes what the settings made, whatever the provider did or did not do.
+    /// Removes what the settings made, whatever state the provider left.
     pub(super) async fn tear_down(&self) {
         self.join_tasks().await;
         let mut network = self.inner.network.lock().await;

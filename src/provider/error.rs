@@ -9,15 +9,15 @@ use super::settings::SettingsError;
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct ProviderError {
-    /// What failed, for a person, with the remedy if there is one.
+    /// What failed, for a user, with the remedy if there is one.
     pub message: String,
-    /// What it failed of.
+    /// The cause.
     #[source]
     pub source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl ProviderError {
-    /// An error that is its own explanation.
+    /// An error without a source.
     pub fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -25,7 +25,7 @@ impl ProviderError {
         }
     }
 
-    /// An error with the one behind it.
+    /// An error with its source.
     pub fn with_source(
         message: impl Into<String>,
         source: impl Into<Box<dyn Error + Send + Sync>>,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a tunnel implements: the callbacks of a provider, and what they are given.
+//! The trait of a tunnel: the callbacks of a provider, and their arguments.
 
 use std::{collections::BTreeMap, pin::Pin};
 
@@ -14,19 +14,19 @@ pub type BoxFut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// An Ethernet tunnel. One value is one session; the host makes a fresh one for each.
 pub trait EthernetTunnelProvider: Send + Sync + 'static {
-    /// Brings the tunnel up. Returning `Ok` says that frames can flow.
+    /// Brings the tunnel up. `Ok` means that frames can flow.
     ///
-    /// Must have called [`ProviderContext::set_network_settings`] with success by then: an Ethernet
-    /// tunnel has no interface before. A stop may come meanwhile; watch
-    /// [`ProviderContext::cancelled`], or be dropped at an await.
+    /// Must call [`ProviderContext::set_network_settings`] with success before: an Ethernet tunnel
+    /// has no interface until then. A stop may come meanwhile; watch
+    /// [`ProviderContext::cancelled`], or expect to be dropped at an await.
     fn start<'a>(
         &'a self,
         context: &'a ProviderContext,
         options: StartOptions,
     ) -> BoxFut<'a, Result<(), ProviderError>>;
 
-    /// Ends the tunnel. Called exactly once for each session that was started, whatever ended it; the
-    /// host removes the interface afterwards, even if this does not return in time.
+    /// Ends the tunnel. Called exactly once for each session that was started, whatever ended it;
+    /// the host removes the interface afterwards, even if this does not return in time.
     fn stop<'a>(&'a self, context: &'a ProviderContext, reason: StopReason) -> BoxFut<'a, ()>;
 
     /// Answers a message from outside; `None` is no answer.
@@ -39,7 +39,7 @@ pub trait EthernetTunnelProvider: Send + Sync + 'static {
         Box::pin(async { None })
     }
 
-    /// Answers what `patchcord show` and `patchcord fdb` ask, if this kind of provider can.
+    /// Answers the queries of `patchcord show` and `patchcord fdb`, if this kind of provider can.
     fn handle_query<'a>(
         &'a self,
         context: &'a ProviderContext,
@@ -60,10 +60,10 @@ pub trait EthernetTunnelProvider: Send + Sync + 'static {
         let _ = context;
     }
 
-    /// Whether what works for the tunnel gets on. Asked often, from the thread that runs the host, so it
-    /// must not wait for anything. While a provider says no, the service manager does not hear that the
-    /// host is well, and restarts it in the end (`WatchdogSec=`); one that cannot be helped cancels its
-    /// tunnel before that.
+    /// Whether the threads and tasks of the tunnel make progress. Called often, on the thread that
+    /// runs the host, so it must not block. While a provider returns false, the service manager
+    /// gets no watchdog notification, and restarts the host in the end (`WatchdogSec=`); a provider
+    /// that cannot recover cancels its tunnel before that.
     fn is_well(&self) -> bool {
         true
     }
@@ -73,9 +73,9 @@ pub trait EthernetTunnelProvider: Send + Sync + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct StartOptions {
-    /// From whoever started it; `None` unless an application did.
+    /// Options of the application; `None` unless an application started it.
     pub options: Option<BTreeMap<String, String>>,
-    /// Who that was.
+    /// The origin of the start.
     pub source: StartSource,
 }
 
@@ -83,9 +83,9 @@ pub struct StartOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AppMessage {
-    /// What it says.
+    /// Its content.
     pub body: Bytes,
-    /// Who sent it, as the kernel knows; `None` if that was this process.
+    /// Its sender, as reported by the kernel; `None` if that was this process.
     pub sender: Option<Sender>,
 }
 
@@ -96,7 +96,7 @@ pub struct Sender {
     pub user: u32,
     /// Its group.
     pub group: u32,
-    /// Its number, if it is in this process's world.
+    /// Its process ID, if it is in the PID namespace of this process.
     pub process: Option<i32>,
 }
 
@@ -109,18 +109,18 @@ impl<T: Into<Bytes>> From<T> for AppMessage {
     }
 }
 
-/// Who started a session.
+/// The origin of a session's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum StartSource {
-    /// A program or a person.
+    /// A program or a user.
     #[default]
     App,
     /// A rule.
     OnDemand,
     /// The service manager.
     System,
-    /// The machine came up.
+    /// The start of the machine.
     Boot,
 }

@@ -21,12 +21,12 @@ use crate::io::{
 
 /// Frames that one call returns at most.
 const BATCH_FRAMES: usize = 64;
-/// An Ethernet header, without which a frame is none.
+/// An Ethernet header; fewer bytes are no frame.
 const MIN_FRAME: usize = 14;
-/// What a frame may have beside the MTU: the Ethernet header and two VLAN tags.
+/// The most that a frame may have besides the MTU: the Ethernet header and two VLAN tags.
 const OVERHEAD: usize = MIN_FRAME + 2 * 4;
-/// The largest frame that a TAP hands over without offloads. Of a larger one the kernel would leave
-/// the beginning, and not say so.
+/// The largest frame that a TAP delivers without offloads. The kernel would cut a larger one without a
+/// sign.
 const MAX_FRAME: usize = *MTU_RANGE.end() as usize + OVERHEAD;
 
 /// Why frames do not flow.
@@ -39,7 +39,7 @@ pub enum FlowError {
     /// The session has ended, or is about to.
     #[error("the session has ended ({0:?})")]
     Closed(StopReason),
-    /// Somebody deleted the interface.
+    /// Another program deleted the interface.
     #[error("the interface was deleted")]
     InterfaceLost,
     /// The kernel refused.
@@ -47,7 +47,7 @@ pub enum FlowError {
     Io(#[from] io::Error),
 }
 
-/// What became of a batch.
+/// The result of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SendReport {
     /// Frames that the kernel took.
@@ -56,7 +56,7 @@ pub struct SendReport {
     pub rejected: usize,
 }
 
-/// What readers and writers see of the session.
+/// The part of a session that readers and writers see.
 #[derive(Clone)]
 pub(super) struct Flow {
     pub(super) queue: watch::Receiver<Option<Arc<TapQueue>>>,
@@ -66,7 +66,7 @@ pub(super) struct Flow {
 
 impl Flow {
     fn queue(&self) -> Option<Arc<TapQueue>> {
-        // Cloned at once: who holds on to the borrow keeps the host from removing the interface.
+        // Cloned at once: a borrow that is held keeps the host from removing the interface.
         self.queue.borrow().clone()
     }
 
@@ -89,11 +89,11 @@ impl Flow {
 pub struct FrameReader {
     flow: Flow,
     frame: Box<[u8]>,
-    /// How many calls wait, for the host to see that frames are read.
+    /// The number of pending calls, so that the host can see that frames are read.
     waiting: Arc<AtomicUsize>,
 }
 
-/// Counts one call that waits, until it is dropped.
+/// Counts one pending call, until it is dropped.
 struct Waiting(Arc<AtomicUsize>);
 
 impl Waiting {
@@ -124,17 +124,17 @@ impl FrameReader {
         }
     }
 
-    /// Waits for at least one frame and appends what is there to `batch`, up to 64. Whole Ethernet
-    /// frames, byte by byte as the kernel sent them. Losing the future loses no frame. Frames that
-    /// nobody fetches wait in the kernel, which keeps 1,000 and counts the others as `tx_dropped` of
-    /// the interface.
+    /// Waits for at least one frame and appends the pending ones to `batch`, up to 64. Whole
+    /// Ethernet frames, byte by byte as the kernel sent them. Dropping the future loses no frame.
+    /// Frames wait in the kernel until they are read; it keeps 1,000 and counts the others as
+    /// `tx_dropped` of the interface.
     ///
     /// # Errors
-    /// [`FlowError::Closed`] as soon as the session is to end, for this call and those to come, so
+    /// [`FlowError::Closed`] as soon as the session is to end, for this call and later ones, so
     /// that a provider's loop ends with it; [`FlowError::InterfaceLost`].
     pub async fn recv_batch(&mut self, batch: &mut Vec<Bytes>) -> Result<usize, FlowError> {
         let _waiting = Waiting::count(&self.waiting);
-        // A reader that never has to wait must let others have their turn.
+        // A reader that never has to wait must let other tasks have their turn.
         coop::consume_budget().await;
         let queue = self.flow.wait_for_queue().await?;
         let read = self.read(&queue, batch)?;
@@ -147,13 +147,13 @@ impl FrameReader {
                 biased;
                 _ = self.flow.stopping.wait_for(Option::is_some) => true,
                 ready = readiness.wait() => {
-                    // Cleared first: what comes after the read makes it ready again.
+                    // Cleared first: a frame that arrives after the read makes it ready again.
                     ready?.clear_ready();
                     false
                 }
             };
-            // Nothing may end this future between here and the return: the frames are ours now.
-            // A session that ends because its interface was deleted says so.
+            // No await between here and the return, as this future now owns the frames. A session
+            // whose interface was deleted reports that.
             match self.read(&queue, batch)? {
                 _ if is_stopping => return Err(self.flow.closed()),
                 0 => {}
@@ -162,7 +162,7 @@ impl FrameReader {
         }
     }
 
-    /// Appends what is there.
+    /// Appends the pending frames.
     fn read(&mut self, queue: &TapQueue, batch: &mut Vec<Bytes>) -> Result<usize, FlowError> {
         let before = batch.len();
         while batch.len() - before < BATCH_FRAMES {
@@ -170,10 +170,10 @@ impl FrameReader {
                 Ok(Some((vnet, at))) if vnet.is_finished() => {
                     batch.push(Bytes::copy_from_slice(&self.frame[at]));
                 }
-                // Comes from a NIC only; see `Backend::Packet`.
+                // Only a NIC delivers such frames; see `Backend::Packet`.
                 Ok(Some(_)) => {}
                 Ok(None) => break,
-                // It comes again with the next call.
+                // The next call gets the error again.
                 Err(_) if batch.len() > before => break,
                 Err(error) => return Err(flow_error(error)),
             }
@@ -184,11 +184,11 @@ impl FrameReader {
     /// The interface's descriptor, for providers that wait for it or read it in their own way;
     /// `None` before the first settings and after the session.
     ///
-    /// Who calls this shares the descriptor with the host and must neither close it nor change its
-    /// state. What is read from it does not come out of [`Self::recv_batch`]. It is dropped when
+    /// The caller shares the descriptor with the host and must neither close it nor change its
+    /// state. Frames that are read from it do not come out of [`Self::recv_batch`]. Drop it when
     /// [`ProviderContext::cancelled`](super::ProviderContext::cancelled) returns: the host removes
-    /// the interface in any case, and then the descriptor is good for nothing, but stays open for as
-    /// long as it is held.
+    /// the interface in any case; the descriptor is then useless, but stays open for as long as it
+    /// is held.
     pub fn tap(&self) -> Option<Arc<TapQueue>> {
         self.flow.queue()
     }
@@ -199,9 +199,9 @@ impl FrameWriter {
         Self { flow }
     }
 
-    /// Writes frames without waiting. One that is refused does not stop the others: shorter than an
-    /// Ethernet header, longer than the MTU allows with the header and two VLAN tags, or refused by
-    /// the kernel, which takes none while the interface is down.
+    /// Writes frames without waiting. A refused frame does not stop the others: it is shorter than
+    /// an Ethernet header, longer than the MTU allows with the header and two VLAN tags, or refused
+    /// by the kernel, which takes none while the interface is down.
     ///
     /// # Errors
     /// [`FlowError::NotReady`] before the first settings, [`FlowError::Closed`] when the interface
@@ -218,11 +218,11 @@ impl FrameWriter {
     /// Writes frames as [`Self::try_send_batch`] does, and lets other tasks have their turn after
     /// every 64.
     ///
-    /// It waits only where the kernel says that there is no room, which a TAP does if somebody gave
-    /// it a send buffer (`TUNSETSNDBUF`; an adopted device may have one). Otherwise the kernel takes
-    /// a frame through its stack within the call, and whoever it is for drops what is too much. It
-    /// does not wait for the first settings: nobody would know when these frames were meant to be
-    /// sent. Losing the future loses the frames not yet written.
+    /// It waits only where the kernel reports that there is no space, which a TAP does if it has a
+    /// send buffer (`TUNSETSNDBUF`; an adopted device may have one). Otherwise the kernel takes a
+    /// frame through its stack within the call, and the receiver drops the excess. It does not wait
+    /// for the first settings, as it could not know for which time these frames were meant.
+    /// Dropping the future loses the frames not yet written.
     ///
     /// # Errors
     /// As [`Self::try_send_batch`], and [`FlowError::Closed`] when the session is to end meanwhile.

@@ -6,9 +6,9 @@ use crate::machine::device::DeviceInfo;
 /// The interface of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// Its identity in the network namespace.
+    /// Its index in the network namespace.
     pub index: u32,
-    /// Its name, for people.
+    /// Its name, for log lines.
     pub name: String,
 }
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Keeps the interface of a session while it lasts: what somebody else changes comes back, and what
-//! comes late, as its bridge, is taken when it comes.
+//! Maintains the interface of a session while it lasts: restores what other programs change, and takes
+//! what appears late, such as its bridge.
 //!
-//! Each change of a link or an address that the kernel tells of leads to a look, at most one every
-//! [`GAP`], and so does each [`ROUND`], for what the kernel does not tell. What is ours and differs is
-//! put back by [`Device::keep`](crate::machine::device::Device::keep). A program that insists on something
-//! else is left to win for longer and longer ([`Fight`]), which is logged when it begins. The session
-//! runs this from the first settings on.
+//! Each change of a link or an address that the kernel reports leads to a check, at most one every
+//! [`GAP`]; so does each [`ROUND`], for changes that the kernel does not report.
+//! [`Device::keep`](crate::machine::device::Device::keep) restores what is ours and differs. A program
+//! that insists on its change wins for longer and longer ([`Fight`]), and the log says so when that
+//! begins. The session runs this from the first settings on.
 
 use std::{collections::VecDeque, error::Error, time::Duration};
 
@@ -22,14 +22,14 @@ use crate::{
     tripwire,
 };
 
-/// Looks are so far apart.
+/// The time between two checks.
 const GAP: Duration = Duration::from_millis(250);
-/// A look without any event.
+/// The time until a check without an event.
 const ROUND: Duration = Duration::from_secs(30);
 
 /// Runs beside a session until the session is to end.
 pub(super) async fn follow(context: ProviderContext) {
-    // Before the first settings there is nothing to keep.
+    // Before the first settings there is nothing to maintain.
     tokio::select! {
         () = context.until_interface() => {}
         _ = context.cancelled() => return,
@@ -53,13 +53,13 @@ pub(super) async fn follow(context: ProviderContext) {
 struct Keeper {
     last: Instant,
     due: Instant,
-    /// The kernel said that the interface is gone, or elsewhere.
+    /// The kernel reported that the interface is gone, or in another namespace.
     is_gone: bool,
-    /// The number of the network namespace where it is then.
+    /// The number of that network namespace.
     moved_to: Option<i32>,
-    /// The last look did not find it.
+    /// The last check did not find it.
     is_missed: bool,
-    /// The interface was down since the last look, so that routes and names may be gone, too.
+    /// The interface was down since the last check, so that routes and names may be gone, too.
     came_up: bool,
     fight: Fight,
     last_error: Option<String>,
@@ -70,7 +70,7 @@ impl Keeper {
         let now = Instant::now();
         Self {
             last: now,
-            // For what happened before the kernel was heard.
+            // For changes from before the watch began.
             due: now + GAP,
             is_gone: false,
             moved_to: None,
@@ -105,7 +105,7 @@ impl Keeper {
                 ..
             } => {
                 self.came_up |= came_up && index == own;
-                // A machine may have thousands of others, which come and go.
+                // A machine may have thousands of other interfaces, which come and go.
                 if index == own || name == device.name || Some(&name) == bridge {
                     self.look_soon(now);
                 }
@@ -117,7 +117,7 @@ impl Keeper {
         }
     }
 
-    /// Not before the last look is [`GAP`] old, nor while another program has its way.
+    /// Not before the last check is [`GAP`] old, nor while another program's change is tolerated.
     fn look_soon(&mut self, now: Instant) {
         let earliest = self.fight.pause(now).unwrap_or(self.last + GAP);
         self.due = self.due.min(earliest.max(now));
@@ -144,7 +144,7 @@ impl Keeper {
                 context.lose_interface(self.moved_to).await;
             }
             Ok(Kept::Lost) => {
-                // The kernel tells in a moment whether it was deleted or moved.
+                // The kernel reports in a moment whether it was deleted or moved.
                 (self.is_missed, self.due) = (true, now + GAP);
             }
             Err(error) => self.failed(context, &error),
@@ -205,23 +205,23 @@ impl Keeper {
     }
 }
 
-/// So often may something be put back at once,
+/// The number of repairs that are made at once,
 const MOST: usize = 5;
-/// in so long.
+/// within this time.
 const WINDOW: Duration = Duration::from_secs(10);
-/// The longest time that another program has its way.
+/// The longest time for which another program's change is tolerated.
 const LONGEST: Duration = Duration::from_secs(300);
 
 /// The latest repairs, and whether another program undoes them.
 #[derive(Default)]
 struct Fight {
     times: VecDeque<Instant>,
-    /// How long after a repair the next one has to wait; zero in peace.
+    /// How long after a repair the next one has to wait; zero while no program undoes them.
     hold: Duration,
 }
 
 impl Fight {
-    /// Something was put back. True if that begins a fight.
+    /// Counts a repair. True if that begins a fight.
     fn note(&mut self, now: Instant) -> bool {
         let quiet = self.times.back().map(|last| now.duration_since(*last));
         if quiet.is_some_and(|quiet| quiet >= self.hold + WINDOW) {
@@ -247,7 +247,7 @@ impl Fight {
         !self.hold.is_zero()
     }
 
-    /// Until when the next repair has to wait, if it has to.
+    /// The time until which the next repair has to wait, if it has to.
     fn pause(&self, now: Instant) -> Option<Instant> {
         let end = *self.times.back()? + self.hold;
         (now < end).then_some(end)

@@ -3,8 +3,8 @@
 //!
 //! A provider is a value with two callbacks, [`start`](EthernetTunnelProvider::start) and
 //! [`stop`](EthernetTunnelProvider::stop). A [`Session`] calls them and owns everything else: the
-//! states, the deadlines, the TAP and its removal. In between the provider talks to the host through
-//! its [`ProviderContext`]: it asks for an interface with
+//! states, the deadlines, the TAP and its removal. In between, the provider calls the host through its
+//! [`ProviderContext`]: it asks for an interface with
 //! [`set_network_settings`](ProviderContext::set_network_settings), takes the frames, and reports
 //! trouble with [`cancel_tunnel`](ProviderContext::cancel_tunnel).
 //!
@@ -13,8 +13,8 @@
 //!        ^                              │ failed                   │ stop, cancel
 //!        └──────── all removed ── Disconnecting <──────────────────┘
 //! ```
-//! `patchcord up` runs its own tunnel as such a provider ([`crate::tunnel`]); there is no other way
-//! to start one.
+//! `patchcord up` runs its own tunnel as such a provider ([`crate::tunnel`]); there is no other way to
+//! start one.
 
 mod callback;
 mod configuration;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Brings the machine to the state that settings describe, and back.
 //!
-//! Each part (device, routes, names, proxy) compares what is with what shall be and touches only
-//! the difference. So equal settings change nothing, settings after somebody else's changes restore
-//! what was lost, and going back after a failure is the same with the earlier settings.
+//! Each part (device, routes, names, proxy) compares the present state with the wanted one and changes
+//! only the difference. So equal settings change nothing, settings after changes of another program
+//! restore what was lost, and a rollback after a failure is the same with the earlier settings.
 
 use std::{
     collections::BTreeSet,
@@ -43,11 +43,11 @@ pub(super) struct Network {
     device: Option<Device>,
     new_queues: Option<Queues>,
     surroundings: Surroundings,
-    /// What is in force; `None` before the first settings and after they were cleared.
+    /// The settings in force; `None` before the first settings and after they were cleared.
     settings: Option<EthernetTunnelSettings>,
 }
 
-/// What settings change beside the device itself.
+/// What settings change besides the device itself.
 struct Surroundings {
     configuration: watch::Receiver<Arc<TunnelConfiguration>>,
     routing: Routing,
@@ -55,14 +55,14 @@ struct Surroundings {
     proxy: Proxy,
 }
 
-/// What the first settings of a session bring.
+/// The queues that the first settings of a session open.
 pub(super) type Queues = Vec<Arc<TapQueue>>;
 
-/// What became of the interface.
+/// The state of the interface after a check.
 pub(super) enum Kept {
-    /// What is ours is as it shall be; these things were not.
+    /// It is as wanted; these things were not.
     Well(Vec<Drift>),
-    /// Somebody deleted it, or moved it to where it cannot be followed.
+    /// Another program deleted it, or moved it where patchcord cannot follow.
     Lost,
 }
 
@@ -90,14 +90,14 @@ impl Network {
     /// Makes `wanted` the state. Asks `is_overtaken` between steps.
     ///
     /// # Errors
-    /// A failure ([`SettingsError::is_failure`]), and then everything is as before;
-    /// [`SettingsError::Canceled`], and then it is for whoever overtook.
+    /// A failure ([`SettingsError::is_failure`]), after everything was restored;
+    /// [`SettingsError::Canceled`], after which the newer call takes over the state.
     pub(super) async fn apply(
         &mut self,
         wanted: EthernetTunnelSettings,
         is_overtaken: impl Fn() -> bool,
     ) -> Result<Applied, SettingsError> {
-        // Somebody may have renamed it since.
+        // Another program may have renamed it since.
         let asked = self.settings.as_ref().map(|it| &it.interface_name);
         if let Some(device) = &self.device
             && *asked.unwrap_or_else(|| &device.info().name) != wanted.interface_name
@@ -127,19 +127,19 @@ impl Network {
         Ok(applied)
     }
 
-    /// The interface's queues, once after it was made; also when the settings were overtaken.
+    /// The interface's queues, once after it was created; also when the settings were overtaken.
     pub(super) fn take_new_queues(&mut self) -> Option<Queues> {
         self.new_queues.take()
     }
 
-    /// Does again what somebody else undid of routes, names and proxy, and of the interface.
+    /// Does again what another program undid of routes, names, proxy and the interface.
     pub(super) async fn restore(&mut self) {
         if let Err(error) = self.keep(true).await {
             warn!(%error, "the interface was changed by somebody else, and cannot be set up again");
         }
     }
 
-    /// Puts back what somebody else changed of the interface; of routes, names and proxy too if it
+    /// Restores what another program changed of the interface; routes, names and proxy too if it
     /// changed, or `came_up` again.
     pub(super) async fn keep(&mut self, came_up: bool) -> Result<Kept, SettingsError> {
         let (Some(device), Some(settings)) = (&mut self.device, &self.settings) else {
@@ -149,14 +149,14 @@ impl Network {
             Err(DeviceError::Link(LinkError::Missing { .. })) => return Ok(Kept::Lost),
             drifts => drifts?,
         };
-        // Nothing of this machine leads to an interface that is elsewhere.
+        // Nothing on this machine leads to an interface in another namespace.
         if (came_up || !drifts.is_empty()) && !device.info().moved {
             surround(device, &mut self.surroundings, settings, || false).await?;
         }
         Ok(Kept::Well(drifts))
     }
 
-    /// What the kernel says of the interface now.
+    /// The state of the interface in the kernel.
     pub(super) async fn report(&mut self) -> Option<DeviceReport> {
         let report = self.device.as_mut()?.report().await;
         report
@@ -164,13 +164,13 @@ impl Network {
             .ok()
     }
 
-    /// Changes from now on of the routes and rules, whoever makes them.
+    /// Changes of the routes and rules by any program, from now on.
     pub(super) fn routing_changes(&self) -> RoutingChanges {
         self.surroundings.routing.changes()
     }
 
-    /// Makes again what somebody else deleted of the routes and rules; false if that was nothing.
-    /// The interface itself is left alone: who sets it down means it.
+    /// Restores routes and rules that another program deleted; false if there was nothing to do.
+    /// Does not touch the interface itself: an interface that is set down stays down.
     pub(super) async fn restore_routing(&mut self) -> Result<bool, SettingsError> {
         let is_up = match &self.device {
             Some(device) => is_up(device.info()).await?,
@@ -179,8 +179,8 @@ impl Network {
         Ok(self.surroundings.routing.restore(is_up).await?)
     }
 
-    /// Shuts off what must not leave the machine but through the tunnel, if the policy says so, while
-    /// there is no tunnel.
+    /// Blocks traffic that may leave the machine through the tunnel only, if the policy requires
+    /// it, while there is no tunnel.
     pub(super) async fn hold(&mut self) -> Result<(), SettingsError> {
         self.surroundings.route(None).await
     }
@@ -195,14 +195,14 @@ impl Network {
         }
     }
 
-    /// Follows the networks that this machine is in, if the policy speaks of them.
+    /// Follows the networks that this machine is in, if the policy depends on them.
     pub(super) async fn follow_local_networks(&mut self) {
         if needs_local_networks(self.surroundings.policy()) {
             self.restore().await;
         }
     }
 
-    /// Takes everything away but the interface, which is down then.
+    /// Removes everything except the interface, and sets that down.
     pub(super) async fn clear(&mut self) -> Result<(), SettingsError> {
         self.hold().await?;
         if let (Some(device), Some(settings)) = (&mut self.device, self.settings.take()) {
@@ -213,7 +213,7 @@ impl Network {
         Ok(())
     }
 
-    /// Takes everything away. Whoever holds queues of the interface keeps descriptors only.
+    /// Removes everything. Holders of queues of the interface keep useless descriptors.
     pub(super) async fn tear_down(&mut self) {
         self.settings = None;
         if let Err(error) = self.surroundings.routing.clear().await {
@@ -222,7 +222,7 @@ impl Network {
         if self.device.is_some() {
             return self.remove_device().await;
         }
-        // Whoever wanted one may have given up while it was made.
+        // The creation of one may have been cancelled halfway.
         if let Err(error) = Device::undo_leftovers(&self.run_dir, &self.tunnel).await {
             warn!(
                 %error,
@@ -353,7 +353,7 @@ impl Surroundings {
         Ok(self.routing.apply(&wanted).await?)
     }
 
-    /// Takes away names and proxy.
+    /// Removes names and proxy.
     async fn withdraw(&mut self, device: &Device) -> Result<(), SettingsError> {
         let info = device.info();
         let unpublished = self.proxy.apply(None);
@@ -368,7 +368,7 @@ async fn is_up(device: &DeviceInfo) -> Result<bool, DeviceError> {
     Ok(link.is_some_and(|link| link.up))
 }
 
-/// The networks of this machine, where the policy asks for them.
+/// The networks of this machine, where the policy depends on them.
 async fn local_networks(
     policy: RoutingPolicy,
     interface: Option<u32>,
@@ -407,7 +407,7 @@ fn device_request(settings: &EthernetTunnelSettings) -> DeviceRequest {
     }
 }
 
-/// The interface without anything on it, and down.
+/// The interface without any configuration, and down.
 fn cleared(settings: &EthernetTunnelSettings) -> DeviceRequest {
     DeviceRequest {
         addresses: Vec::new(),

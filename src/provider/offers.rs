@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Settings of names and of the proxy, in the words of those who offer them to programs.
+//! Turns settings of names and of the proxy into requests to the resolver and to the publisher of the
+//! proxy.
 
 use super::{
     configuration::RoutingPolicy,
@@ -12,7 +13,7 @@ use crate::machine::{
     proxy::{self, ProxyRequest},
 };
 
-/// What to ask of the resolver, if anything. A tunnel that carries all networks carries all names.
+/// The request to the resolver, if any. A tunnel that carries all networks resolves all names.
 pub(super) fn names_request(
     settings: &EthernetTunnelSettings,
     policy: RoutingPolicy,
@@ -67,7 +68,7 @@ fn is_root(name: &str) -> bool {
     name.trim_end_matches('.').is_empty()
 }
 
-/// What to publish, if anything.
+/// The proxy to publish, if any.
 pub(super) fn proxy_request(settings: &EthernetTunnelSettings) -> Option<ProxyRequest> {
     let proxy = settings.proxy.as_ref()?;
     let server = |server: &ProxyServer| (server.address.clone(), server.port);

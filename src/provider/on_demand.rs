@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Rules by which a host starts and stops a tunnel by itself (`NEOnDemandRule`).
 //!
-//! The first rule that matches the network that the machine is in decides; where none does, nothing
-//! happens. Unlike Apple's, a rule to connect does so when the network matches, not when a program
-//! opens a socket: a route cannot wait for a tunnel. Pure; `host` looks at the network and acts.
+//! The first rule that matches the machine's network decides; where none does, nothing happens. Unlike
+//! Apple's, a rule to connect does so when the network matches, not when a program opens a socket: a
+//! route cannot wait for a tunnel. Pure; `host` looks at the network and acts.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What to do in some networks.
+/// An action and the networks that it applies to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
 pub struct OnDemandRule {
-    /// What to do where all of the following hold.
+    /// The action where all of the following hold.
     pub action: OnDemandAction,
-    /// The kind of link that the default route leaves by (`interfaceTypeMatch`).
+    /// The kind of link of the default route (`interfaceTypeMatch`).
     #[serde(default)]
     pub interface: InterfaceType,
     /// The network's search domain is one of these, if there are any (`DNSSearchDomainMatch`).
@@ -33,7 +33,7 @@ pub struct OnDemandRule {
     pub probe: Option<ProbeUrl>,
 }
 
-/// What to do; numbers as in `NEOnDemandRuleAction`, which also has one for each connection (3).
+/// The action; numbers as in `NEOnDemandRuleAction`, which also has one for each connection (3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -57,13 +57,13 @@ pub enum InterfaceType {
     /// Any.
     #[default]
     Any = 0,
-    /// Whatever is no radio.
+    /// All links except radio.
     Ethernet = 1,
     /// IEEE 802.11.
     Wifi = 2,
 }
 
-/// An address that is asked by HTTP whether this is the network it knows.
+/// A URL whose answer tells whether this is the network that the rule means.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "String", try_from = "String")]
 pub struct ProbeUrl {
@@ -73,7 +73,7 @@ pub struct ProbeUrl {
     pub(crate) path: String,
 }
 
-/// This is no address to probe.
+/// The text is no URL for a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a probe is an address like http://10.0.0.1/here; https is not available")]
 pub struct ProbeUrlError;
@@ -117,7 +117,7 @@ impl From<ProbeUrl> for String {
     }
 }
 
-/// The network that the machine is in, without its tunnels.
+/// The network of the machine, without its tunnels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Surroundings {
     /// Never `Any`.
@@ -127,7 +127,7 @@ pub(crate) struct Surroundings {
 }
 
 impl OnDemandRule {
-    /// Does this wherever the machine has a network.
+    /// A rule with this action for every network.
     pub fn always(action: OnDemandAction) -> Self {
         Self {
             action,
@@ -135,7 +135,7 @@ impl OnDemandRule {
         }
     }
 
-    /// Whether it holds here, apart from its probe.
+    /// Whether the rule matches here, apart from its probe.
     pub(crate) fn matches(&self, here: &Surroundings) -> bool {
         let is_listed = |domain: &String| {
             self.search_domains

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Tells providers of the machine's sleep, and ends their sessions for it if they are configured so.
+//! Announces the machine's sleep to providers, and ends their sessions before it if they are configured
+//! so.
 //!
 //! ```text
 //! logind ── Power ── SleepWatch ─┬─> follow, session "office" ── provider
 //!    one inhibitor               ├─> follow, session "lab" ── provider
 //!                                └─> the host, which starts nothing meanwhile
 //! ```
-//! Each session holds a clone of the guard as long as it needs, beside the others.
+//! Each session holds a clone of the guard as long as it needs.
 
 use std::{
     error::Error,
@@ -34,11 +35,11 @@ use crate::machine::{
     power::{Power, PowerEvent, SleepGuard},
 };
 
-/// Between attempts to hear logind; a machine may have none, or have it later.
+/// The time between attempts to connect to logind; a machine may have none, or start it later.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// One watch over the machine's sleep, for all who share a clone of it. It begins with the first
-/// that listens, and ends with the last clone.
+/// One watch over the machine's sleep, shared by all clones. It begins with the first listener, and
+/// ends with the last clone.
 #[derive(Clone)]
 pub(crate) struct SleepWatch {
     inner: Arc<Inner>,
@@ -59,7 +60,7 @@ struct Listeners {
 }
 
 impl SleepWatch {
-    /// Not begun. People see `why` in `systemd-inhibit --list`.
+    /// Not begun. `systemd-inhibit --list` shows `why`.
     pub(crate) fn new(bus: Bus, why: impl Into<String>) -> Self {
         let inner = Inner {
             bus,
@@ -72,7 +73,7 @@ impl SleepWatch {
         }
     }
 
-    /// What the machine does from now on. Must be called on a tokio runtime.
+    /// The power events from now on. Must be called on a tokio runtime.
     pub(super) fn events(&self) -> mpsc::UnboundedReceiver<PowerEvent> {
         let (sender, events) = mpsc::unbounded_channel();
         let mut senders = lock(&self.inner.listeners.senders);
@@ -104,7 +105,7 @@ impl SleepWatch {
 
 impl Listeners {
     fn tell(&self, event: &PowerEvent) {
-        // Before providers get ready: nothing shall start meanwhile.
+        // Set before providers get ready: no session may start meanwhile.
         self.is_asleep
             .send_replace(matches!(event, PowerEvent::Sleep(_)));
         lock(&self.senders).retain(|listener| listener.send(event.clone()).is_ok());
@@ -125,7 +126,7 @@ async fn listen(bus: Bus, why: String, listeners: Arc<Listeners>) {
                 while let Some(event) = power.next().await {
                     listeners.tell(&event);
                 }
-                // Nobody will say so any more.
+                // No event will report the end of that sleep.
                 if *listeners.is_asleep.borrow() {
                     listeners.tell(&PowerEvent::Wake);
                 }
@@ -142,7 +143,8 @@ async fn listen(bus: Bus, why: String, listeners: Arc<Listeners>) {
     }
 }
 
-/// Runs beside a session until it is dropped. A machine without logind does not say when it sleeps.
+/// Runs as a task of a session until it is dropped. A machine without logind does not announce its
+/// sleep.
 pub(super) async fn follow(
     mut events: mpsc::UnboundedReceiver<PowerEvent>,
     provider: Arc<dyn EthernetTunnelProvider>,
@@ -152,7 +154,7 @@ pub(super) async fn follow(
         match event {
             PowerEvent::Sleep(guard) if disconnects_on_sleep(&context) => {
                 context.begin_stop(StopReason::Sleep);
-                // Until all is removed, which ends this.
+                // Held until everything is removed, which ends this task.
                 let _guard = guard;
                 return pending().await;
             }
@@ -165,7 +167,7 @@ pub(super) async fn follow(
     }
 }
 
-/// The provider's callbacks are for sessions that run.
+/// The callbacks are for sessions that run.
 fn is_connected(context: &ProviderContext) -> bool {
     matches!(
         *context.status().borrow(),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From settings and a routing policy to the routes and rules that carry them out.
+//! Computes the routes and rules that carry out settings and a routing policy.
 //!
 //! ```text
 //! policy                 rules                    the tunnel's table
@@ -8,7 +8,7 @@
 //! include_all_networks   table                    the same, a default route if there is a router,
 //!                                                 and everything else is unreachable
 //! ```
-//! What is thrown goes the machine's own way. Without a route to include there are no rules at all,
+//! Thrown packets take the machine's own route. Without a route to include there are no rules at all,
 //! unless the policy includes everything.
 
 use std::{
@@ -24,16 +24,16 @@ use super::{
 };
 use crate::machine::routing::{Family, Route, RoutingState, Rule, Target};
 
-/// Where each destination goes. Of several entries for a destination the last one counts.
+/// The target of each destination. Of several entries for a destination, the last one wins.
 type Table = BTreeMap<IpNet, Target>;
 
-/// The state that `policy` asks for, with the settings of a tunnel and the index of its interface
-/// once there is one. `local_networks` are those that [`needs_local_networks`] speaks of.
+/// The state for `policy`, with the settings of a tunnel and the index of its interface once there is
+/// one. `local_networks` are those of [`needs_local_networks`].
 ///
-/// A policy that includes everything shuts the machine off while there is no tunnel. Sockets with the
-/// tunnel's mark get out. So do DHCP clients, whose packet sockets routing does not touch: a renewal
-/// by an ordinary socket is refused, and the client goes on to a broadcast. Link-local IPv6 addresses
-/// belong to the link that the sender names, so they are left to it.
+/// A policy that includes everything blocks the machine's traffic while there is no tunnel. Sockets
+/// with the tunnel's mark pass. So do DHCP clients, whose packet sockets routing does not touch: a
+/// renewal through an ordinary socket is refused, and the client goes on to a broadcast. Link-local
+/// IPv6 addresses belong to the link that the sender names, so they keep their link.
 pub(super) fn routing_state(
     policy: RoutingPolicy,
     tunnel: Option<(&EthernetTunnelSettings, u32)>,
@@ -69,13 +69,13 @@ pub(super) fn routing_state(
     }
 }
 
-/// Whether the networks that this machine is in matter to the policy: all of them but the tunnel's
-/// own and the link-local ones.
+/// Whether the policy depends on the networks that this machine is in: all of them but the tunnel's own
+/// and the link-local ones.
 pub(super) const fn needs_local_networks(policy: RoutingPolicy) -> bool {
     goes_first(policy) && policy.exclude_local_networks
 }
 
-/// Whether the tunnel's table goes before that of the machine.
+/// Whether the tunnel's table takes precedence over that of the machine.
 const fn goes_first(policy: RoutingPolicy) -> bool {
     policy.enforce_routes || policy.include_all_networks
 }
@@ -103,7 +103,7 @@ fn included_routes(
     table
 }
 
-/// Where everything goes that the policy includes, if the far LAN has a router for it.
+/// The route for everything that the policy includes, if the far LAN has a router for it.
 fn default_route<N, A: Copy>(
     settings: &IpSettings<N, A>,
     policy: RoutingPolicy,
@@ -116,7 +116,7 @@ fn default_route<N, A: Copy>(
     })
 }
 
-/// A route without a gateway takes the settings' router, unless its destination is on the link.
+/// A route without a gateway uses the router of the settings, unless its destination is on the link.
 fn included_routes_of<N, A>(
     settings: &IpSettings<N, A>,
     default: Option<IncludedRoute<N, A>>,
@@ -132,7 +132,7 @@ where
             .iter()
             .any(|&own| own.into().contains(net))
     };
-    // What the settings say of the default route themselves comes later, and counts.
+    // Default routes of the settings come later, and win.
     let included = default
         .into_iter()
         .chain(settings.included_routes.iter().copied());
@@ -149,12 +149,12 @@ where
     })
 }
 
-/// The kernel finds these on every link.
+/// These destinations are on every link.
 fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
-/// Otherwise the neighbours would be reached by the router, or not at all.
+/// Otherwise neighbours would be reached through the router, or not at all.
 fn own_networks(settings: &EthernetTunnelSettings, interface: u32) -> Table {
     let target = Target::Interface {
         index: interface,
@@ -186,7 +186,7 @@ fn routes(table: Table) -> impl Iterator<Item = Route> {
     })
 }
 
-/// With every network included, what no route of the tunnel takes goes nowhere.
+/// With every network included, packets without a route of the tunnel are refused.
 fn last_resorts(policy: RoutingPolicy) -> impl Iterator<Item = Route> {
     let defaults = [
         Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0).into(),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Secrets of a tunnel, which its configuration names and does not contain (`passwordReference`).
+//! Secrets of a tunnel, which its configuration refers to but does not contain (`passwordReference`).
 
 use std::{fmt, io, path::PathBuf};
 
@@ -10,7 +10,7 @@ use serde::{
 };
 use zeroize::Zeroizing;
 
-/// A password, a key: wiped from memory when it is dropped, and in no log.
+/// A password or a key: wiped from memory when it is dropped, and never logged.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
@@ -20,7 +20,7 @@ impl Secret {
         Self(bytes.into())
     }
 
-    /// The secret that is written so.
+    /// The secret with this base64 text.
     pub(crate) fn from_base64(text: &[u8]) -> Option<Self> {
         let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
         let len = STANDARD.decode_slice(text, &mut bytes).ok()?;
@@ -28,17 +28,17 @@ impl Secret {
         Some(Self(bytes))
     }
 
-    /// What it is. A copy of it is the caller's to wipe.
+    /// Its bytes. The caller must wipe a copy of them.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// What is said of text that is no secret.
+/// The error for text that is no secret.
 pub(crate) const NOT_BASE64: &str = "a secret that is not base64";
 
-/// Base64, in requests to a host. A reader of JSON makes copies of text that has escapes in it; a host
-/// reads it in another way.
+/// Base64, in requests to a host. A JSON parser copies text with escapes in it; a host reads secrets in
+/// another way.
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&Zeroizing::new(STANDARD.encode(&self.0)))
@@ -57,7 +57,7 @@ impl<'de> Deserialize<'de> for Secret {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
-                // What a decoder says quotes what it read.
+                // A decoder's error quotes its input.
                 Secret::from_base64(text.as_bytes()).ok_or_else(|| E::custom(NOT_BASE64))
             }
         }
@@ -71,33 +71,33 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Why there is no such secret.
+/// Why a secret is not available.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SecretError {
-    /// The session is not one of a host, which has the secrets.
+    /// The session does not belong to a host, which stores the secrets.
     #[error("this session has no store of secrets: run the tunnel in a host")]
     NoStore,
     /// The configuration gives the tunnel no secret of this name.
     #[error("the configuration has no secret `{0}`; add `secrets.{0} = \"NAME\"` to it")]
     NotConfigured(String),
-    /// The store has none.
+    /// The store does not have it.
     #[error(
         "there is no secret `{0}`; keep one with `patchcord host keep-secret {0} < FILE`, or pass it as a credential of the unit"
     )]
     NotKept(String),
-    /// This cannot be the name of one.
+    /// The text cannot be the name of a secret.
     #[error(
         "`{0}` is no name for a secret: use letters, digits, `-`, `_` and `.`, 64 at most, the first a letter or digit"
     )]
     Name(String),
-    /// It is larger than a secret may be.
+    /// It is larger than the limit.
     #[error("a secret has {max} bytes at most")]
     TooLarge {
-        /// What it may have.
+        /// The limit.
         max: usize,
     },
-    /// Others may read it.
+    /// Other users may read the file.
     #[error("{} can be read by others than its owner; chmod 600 it, and replace the secret", path.display())]
     Exposed {
         /// The file.
@@ -106,7 +106,7 @@ pub enum SecretError {
     /// The file cannot be read, written or deleted.
     #[error("{}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,

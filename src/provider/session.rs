@@ -54,23 +54,23 @@ pub struct Session {
     provider: Arc<dyn EthernetTunnelProvider>,
     context: ProviderContext,
     deadlines: Deadlines,
-    /// Where the machine says that it is going to sleep.
+    /// Announces the machine's sleep.
     sleep: SleepWatch,
 }
 
-/// Stops a session, or talks to its provider, from outside.
+/// Stops a session, or calls its provider, from outside.
 #[derive(Clone)]
 pub struct SessionHandle {
     provider: Arc<dyn EthernetTunnelProvider>,
     context: ProviderContext,
 }
 
-/// How a session ended.
+/// The end of a session.
 #[derive(Debug)]
 pub struct SessionEnd {
-    /// Why.
+    /// The reason.
     pub reason: StopReason,
-    /// The error behind it, unless somebody just asked.
+    /// The error behind it, unless the stop was requested.
     pub error: Option<SessionError>,
 }
 
@@ -78,10 +78,10 @@ pub struct SessionEnd {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
-    /// The provider did not start, or gave up.
+    /// The provider did not start, or cancelled the tunnel.
     #[error(transparent)]
     Provider(#[from] ProviderError),
-    /// The provider said that it is ready without having an interface.
+    /// The provider returned from `start` without an interface.
     #[error("the provider started without network settings")]
     NoSettings,
     /// The provider's `start` took too long.
@@ -103,7 +103,7 @@ impl SessionError {
 }
 
 impl Session {
-    /// A session of `provider`, not started. Run-time state lies in `run_dir` under the name
+    /// A session of `provider`, not started. Its run-time state is in `run_dir` under the name
     /// `tunnel`.
     pub fn new(
         provider: Arc<dyn EthernetTunnelProvider>,
@@ -119,16 +119,16 @@ impl Session {
         Self::hosted(provider, context, deadlines, sleep)
     }
 
-    /// The same with this configuration, of which a session takes the routing policy and what to do
-    /// when the machine sleeps.
+    /// The same with this configuration; a session uses its routing policy and the action before
+    /// sleep.
     #[must_use]
     pub fn with_configuration(self, configuration: TunnelConfiguration) -> Self {
         self.context.preset_configuration(configuration.into());
         self
     }
 
-    /// The same for a tunnel of a host, which follows each change of its status, and watches over the
-    /// machine's sleep for all.
+    /// The same for a tunnel of a host, which observes each change of its status, and watches over
+    /// the machine's sleep for all its tunnels.
     pub(crate) fn hosted(
         provider: Arc<dyn EthernetTunnelProvider>,
         context: ProviderContext,
@@ -143,7 +143,7 @@ impl Session {
         }
     }
 
-    /// A handle for others.
+    /// A handle for other tasks.
     pub fn handle(&self) -> SessionHandle {
         SessionHandle {
             provider: self.provider.clone(),
@@ -151,7 +151,7 @@ impl Session {
         }
     }
 
-    /// Counts as connecting from now on, while it waits for others to end before it runs.
+    /// Makes the session count as connecting, while it waits for others to end before it runs.
     pub(crate) fn begin(&self) {
         self.context.set_status(SessionStatus::Connecting);
     }
@@ -159,7 +159,7 @@ impl Session {
     /// Runs the session. Calls `ready` when it is connected. Returns when everything is removed.
     pub async fn run(self, options: StartOptions, ready: impl FnOnce()) -> SessionEnd {
         self.begin();
-        // Ends with the session, and with it the last delay of a sleep.
+        // Dropped with the session, and with it the last delay of a sleep.
         let mut background = JoinSet::new();
         let (provider, context) = (self.provider.clone(), self.context.clone());
         background.spawn(power::follow(self.sleep.events(), provider, context));
@@ -168,7 +168,7 @@ impl Session {
         let start_error = self.start(options).await.err();
         match &start_error {
             Some(error) => drop(self.context.begin_stop(error.reason())),
-            // Whoever stopped it meanwhile does not hear that it is up.
+            // After a stop, `ready` is not called any more.
             None if self.context.is_stopping() => {}
             None => {
                 self.context.set_status(SessionStatus::Connected);
@@ -184,7 +184,7 @@ impl Session {
         SessionEnd { reason, error }
     }
 
-    /// Waits for the reason to stop; a task in the background that panics is one.
+    /// Waits for the reason to stop; a panic of a background task is one.
     async fn until_stopped(&self, background: &mut JoinSet<()>) -> StopReason {
         loop {
             tokio::select! {
@@ -218,7 +218,7 @@ impl Session {
         Ok(())
     }
 
-    /// Gives a `start` that is overtaken by a stop a moment to notice.
+    /// Gives a `start` that a stop overtook a moment to notice.
     async fn abandon(
         &self,
         mut start: JoinHandle<Result<(), ProviderError>>,
@@ -244,7 +244,7 @@ impl Session {
 }
 
 impl SessionHandle {
-    /// Whether the provider gets on with its work.
+    /// Whether the provider makes progress.
     pub(crate) fn is_well(&self) -> bool {
         self.provider.is_well()
     }
@@ -258,7 +258,7 @@ impl SessionHandle {
     pub async fn send_message(&self, message: impl Into<AppMessage>) -> Option<Bytes> {
         let message = message.into();
         let (provider, context) = (self.provider.clone(), self.context.clone());
-        // Ends with this call.
+        // Dropped at the end of this call.
         let mut handling = JoinSet::new();
         handling.spawn(async move { provider.handle_app_message(&context, message).await });
         let answer = handling.join_next().await?;
@@ -271,10 +271,10 @@ impl SessionHandle {
     /// The provider's answer to a query.
     ///
     /// # Errors
-    /// As the provider says, or that it panicked over the query.
+    /// The error of the provider, or a panic over the query.
     pub async fn ask(&self, query: Query) -> Answered {
         let (provider, context) = (self.provider.clone(), self.context.clone());
-        // Ends with this call.
+        // Dropped at the end of this call.
         let mut handling = JoinSet::new();
         handling.spawn(async move { provider.handle_query(&context, query).await });
         let answer = handling.join_next().await.ok_or(QueryError::NotNow)?;
@@ -284,7 +284,7 @@ impl SessionHandle {
         })
     }
 
-    /// The configuration is another one now; the provider sees it at once.
+    /// Replaces the configuration; the provider sees the new one at once.
     pub fn configure(&self, configuration: Arc<TunnelConfiguration>) {
         self.context.set_configuration(configuration);
     }
@@ -299,7 +299,7 @@ impl SessionHandle {
         self.context.status()
     }
 
-    /// The number of its interface, while there is one.
+    /// The index of its interface, while there is one.
     pub(crate) fn interface_index(&self) -> Option<u32> {
         self.context.interface().map(|interface| interface.index)
     }
@@ -318,7 +318,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(20);
 
-    /// Notes what it is called for; sleeps until it is allowed to return.
+    /// Records its callbacks; sleeps until it is allowed to return.
     #[derive(Default)]
     struct Sleeper {
         calls: Mutex<Vec<String>>,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a provider asks of its interface and of the machine's routing and names
+//! The settings that a provider asks for: its interface, and the machine's routing and names
 //! (`NEEthernetTunnelNetworkSettings` and what belongs to it).
 //!
-//! Each value is the complete state that shall be; there is no "add" and no "remove". Two things on
-//! Ethernet differ from a tunnel of IP packets: addresses are optional, since a port of a bridge has
-//! none, and a route needs a next hop, because neighbours are resolved for real.
+//! Each value is the complete wanted state; there is no "add" and no "remove". Two things on Ethernet
+//! differ from a tunnel of IP packets: addresses are optional, since a port of a bridge has none, and a
+//! route needs a next hop, because neighbours are resolved for real.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,17 +17,17 @@ use crate::{
     machine::{device::DeviceError, dns::NamesError, proxy::ProxyError, routing::RoutingError},
 };
 
-/// The smallest and largest MTU that a TAP takes.
+/// The smallest and largest MTU of a TAP.
 pub(super) const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65_521;
 /// Below this the kernel removes every IPv6 address (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
 
-/// The complete state that the interface should be in.
+/// The complete wanted state of the interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EthernetTunnelSettings {
     /// The address of the tunnel's other end, which is never routed into the tunnel; unspecified or
-    /// loopback when there is none in particular.
+    /// loopback when there is no particular one.
     pub tunnel_remote_address: IpAddr,
     /// The interface's MAC address.
     pub ethernet_address: MacAddr,
@@ -40,31 +40,31 @@ pub struct EthernetTunnelSettings {
     /// IPv6 of the interface; with `None` the kernel sends no frame by itself.
     pub ipv6: Option<Ipv6Settings>,
     /// Take addresses, routes and routers of IPv6 from the far LAN in addition to fixed addresses
-    /// ([`Addressing::Automatic`] does so by itself). Without it, nobody behind the tunnel configures
-    /// this machine: router advertisements and redirects are ignored.
+    /// ([`Addressing::Automatic`] does so by itself). Without it, stations behind the tunnel cannot
+    /// configure this machine: router advertisements and redirects are ignored.
     pub accept_router_advertisements: bool,
     /// Name resolution while the tunnel is up.
     pub dns: Option<DnsSettings>,
-    /// The proxy of programs while the tunnel is up.
+    /// The proxy for programs while the tunnel is up.
     pub proxy: Option<ProxySettings>,
-    /// The interface's name; created, or adopted if it is a TAP that exists. With
-    /// [`Backend::Packet`] the name of a NIC, or another Ethernet interface, that exists.
+    /// The interface's name; created, or adopted if it is an existing TAP. With
+    /// [`Backend::Packet`], the name of an existing NIC or other Ethernet interface.
     pub interface_name: String,
     /// The Linux bridge to make the interface a port of.
     pub bridge: Option<String>,
-    /// The bridge need not be there yet: the interface waits for it, without carrier. An interface of
-    /// its name that is no bridge is a failure all the same. A bridge that goes while the session lasts
-    /// is waited for in any case.
+    /// The bridge need not exist yet: the interface waits for it, without carrier. An interface of
+    /// its name that is no bridge is still a failure. A bridge that goes while the session lasts is
+    /// waited for in any case.
     pub bridge_may_come_later: bool,
-    /// The VLANs of that port, in a bridge that filters VLANs; none leaves those that the bridge gives.
+    /// The VLANs of that port, in a bridge that filters VLANs; none leaves the bridge's defaults.
     pub bridge_vlans: Option<BridgeVlans>,
-    /// How the TAP is opened, or that a NIC is attached in its place: one that is brought up and
-    /// otherwise stays as it is, so that neither its MAC address nor its MTU follow these settings,
-    /// and it can have no addresses, routes or bridge. Counts in the first settings of a session
-    /// only, as do the name and the queues: later ones keep the interface.
+    /// How the TAP is opened, or that a NIC is attached in its place. A NIC is brought up and
+    /// otherwise stays as it is: neither its MAC address nor its MTU follow these settings, and it
+    /// can have no addresses, routes or bridge. Only the first settings of a session use this, the
+    /// name and the queues: later ones keep the interface.
     pub backend: Backend,
-    /// Take a NIC down while the carrier is off, so that whoever is at the other end of its cable knows;
-    /// it is as it was when the session ends. Means nothing with a TAP.
+    /// Take a NIC down while the carrier is off, so that the other end of its cable sees it; the
+    /// end of the session restores it. Has no effect with a TAP.
     pub link_loss_forwarding: bool,
     /// Queues of the TAP, at least one. There may be fewer than asked for; see
     /// [`ProviderContext::take_queues`](super::ProviderContext::take_queues).
@@ -76,7 +76,7 @@ pub struct EthernetTunnelSettings {
 pub struct BridgeVlans {
     /// Those whose frames have a tag at the port.
     pub tagged: Vec<u16>,
-    /// The one whose frames have none, if such frames shall pass.
+    /// The one whose frames have none, if untagged frames are to pass.
     pub native: Option<u16>,
 }
 
@@ -94,40 +94,40 @@ pub struct IpSettings<N, A> {
     pub addressing: Addressing<N>,
     /// The next hop in the far LAN for routes that name none and are not on-link.
     pub router: Option<A>,
-    /// What goes through the tunnel.
+    /// Destinations that go through the tunnel.
     pub included_routes: Vec<Route<N, A>>,
-    /// What does not, although an included route covers it.
+    /// Destinations that do not, although an included route covers them.
     pub excluded_routes: Vec<N>,
 }
 
-/// Where addresses come from.
+/// The origin of addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Addressing<N> {
-    /// From here.
+    /// These.
     Manual(Vec<N>),
-    /// The kernel makes a link-local one (IPv6 only, RFC 4862, section 5.3).
+    /// The kernel generates a link-local one (IPv6 only, RFC 4862, section 5.3).
     LinkLocal,
     /// From the far LAN by router advertisements (IPv6 only, RFC 4862). Needs a provider that reads
-    /// frames: they come through the tunnel.
+    /// frames: the advertisements arrive through the tunnel.
     Automatic,
 }
 
-/// What goes through the tunnel (`NEIPv4Route`, `NEIPv6Route`).
+/// A route through the tunnel (`NEIPv4Route`, `NEIPv6Route`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route<N, A> {
-    /// Where to; host bits do not count.
+    /// The destination; host bits do not count.
     pub destination: N,
-    /// The next hop; without one the settings' router where the destination is not on-link.
+    /// The next hop; without one, the settings' router where the destination is not on-link.
     pub gateway: Option<A>,
 }
 
 impl<N, A> IpSettings<N, A> {
-    /// Fixed addresses, no routes beside those that they bring.
+    /// Fixed addresses, without routes besides those that they imply.
     pub fn manual(addresses: impl Into<Vec<N>>) -> Self {
         Self::with_addressing(Addressing::Manual(addresses.into()))
     }
 
-    /// No routes beside those that the addresses bring.
+    /// No routes besides those that the addresses imply.
     pub fn with_addressing(addressing: Addressing<N>) -> Self {
         Self {
             addressing,
@@ -167,22 +167,22 @@ impl<N, A> IpSettings<N, A> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DnsSettings {
-    /// How servers are spoken to.
+    /// The protocol to use with the servers.
     pub protocol: DnsProtocol,
     /// The servers, the preferred one first.
     pub servers: Vec<IpAddr>,
     /// The domain of this machine in the far LAN; the first search domain.
     pub domain_name: Option<String>,
-    /// Domains that short names are tried in.
+    /// Search domains for short names.
     pub search_domains: Vec<String>,
-    /// Only names in these domains go to the servers. `None` is all names if the tunnel has the
-    /// default route and none but the search domains otherwise; an empty name is all names.
+    /// The servers resolve only names in these domains. `None` is all names if the tunnel has the
+    /// default route, and only the search domains otherwise; an empty name is all names.
     pub match_domains: Option<Vec<String>>,
     /// The match domains are not search domains.
     pub match_domains_no_search: bool,
 }
 
-/// How DNS servers are spoken to.
+/// The protocol to use with DNS servers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DnsProtocol {
@@ -191,10 +191,10 @@ pub enum DnsProtocol {
     Cleartext,
     /// RFC 7858, with the name in the servers' certificates.
     Tls {
-        /// That name; none where the addresses are certified.
+        /// That name; none where their addresses are certified.
         server_name: Option<String>,
     },
-    /// RFC 8484; no Linux resolver takes it by link, so it is refused rather than replaced.
+    /// RFC 8484; no Linux resolver supports it per link, so it is refused rather than replaced.
     Https {
         /// The template of the server.
         server_url: String,
@@ -215,24 +215,24 @@ impl DnsSettings {
     }
 }
 
-/// The proxy of programs (`NEProxySettings`). Linux has none for the whole system: it is published
-/// for those who look, see [`Applied::proxy`].
+/// The proxy for programs (`NEProxySettings`). Linux has no system-wide one: it is published for
+/// programs that look for it, see [`Applied::proxy`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProxySettings {
-    /// Where a proxy auto-configuration script is.
+    /// The URL of a proxy auto-configuration script.
     pub auto_config_url: Option<String>,
     /// For HTTP.
     pub http: Option<ProxyServer>,
     /// For HTTPS.
     pub https: Option<ProxyServer>,
-    /// Names without a dot go past the proxy.
+    /// Names without a dot bypass the proxy.
     pub exclude_simple_hostnames: bool,
-    /// Domains that go past the proxy.
+    /// Domains that bypass the proxy.
     pub exceptions: Vec<String>,
 }
 
-/// A proxy server (`NEProxyServer`). It has no password: nothing that is published may hold one.
+/// A proxy server (`NEProxyServer`). It has no password: published settings must not contain one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyServer {
     /// Its name or address.
@@ -303,7 +303,7 @@ impl EthernetTunnelSettings {
             || covers_everything(v6.map(|route| IpNet::V6(route.destination)))
     }
 
-    /// Checks everything that can be told without the kernel.
+    /// Checks everything that can be checked without the kernel.
     ///
     /// # Errors
     /// [`SettingsError::Invalid`].
@@ -457,7 +457,7 @@ impl ProxySettings {
     }
 }
 
-/// Whether a text can stand in a file of variables as it is.
+/// Whether a text can be written to a file of variables without quoting.
 fn is_plain(text: &str) -> bool {
     let is_special = |c: char| c.is_whitespace() || c.is_control() || "'\"`$\\".contains(c);
     !text.is_empty() && !text.contains(is_special)
@@ -467,26 +467,26 @@ fn invalid<T>(field: &'static str, problem: String) -> Result<T, SettingsError> 
     Err(SettingsError::Invalid { field, problem })
 }
 
-/// What took effect.
+/// The settings in effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Applied {
     /// The interface.
     pub interface: Interface,
-    /// What became of the name servers.
+    /// The resolver in charge of the name servers.
     pub dns: DnsOutcome,
-    /// What became of the proxy.
+    /// The state of the proxy.
     pub proxy: ProxyOutcome,
 }
 
-/// Who resolves names now.
+/// The resolver in charge now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DnsOutcome {
     /// No servers were asked for.
     #[default]
     Unchanged,
-    /// systemd-resolved, by link.
+    /// systemd-resolved, per link.
     Resolved,
     /// resolvconf.
     Resolvconf,
@@ -494,14 +494,15 @@ pub enum DnsOutcome {
     File,
 }
 
-/// What became of the proxy.
+/// The state of the proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProxyOutcome {
     /// None was asked for.
     #[default]
     Unchanged,
-    /// It is in this file of environment variables; programs that do not read it do not use it.
+    /// It is in this file of environment variables; programs that do not read the file do not use
+    /// the proxy.
     Published(std::path::PathBuf),
 }
 
@@ -509,28 +510,28 @@ pub enum ProxyOutcome {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettingsError {
-    /// They make no sense. Nothing was changed.
+    /// The settings are invalid. Nothing was changed.
     #[error("invalid setting {field}: {problem}")]
     Invalid {
-        /// Which one.
+        /// The field.
         field: &'static str,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
-    /// A newer call took their place, or the session is being stopped.
+    /// A newer call replaced them, or the session is being stopped.
     #[error("newer settings took the place of these, or the session is being stopped")]
     Canceled,
-    /// The kernel refused. What had been done was undone.
+    /// The kernel refused. Every change was undone.
     #[error(transparent)]
     Failed(#[from] DeviceError),
-    /// The kernel refused a route. What had been done was undone.
+    /// The kernel refused a route. Every change was undone.
     #[error(transparent)]
     Unroutable(#[from] RoutingError),
-    /// The servers of [`EthernetTunnelSettings::dns`] cannot be set, or not without names or
-    /// queries going where they must not. What had been done was undone.
+    /// The servers of [`EthernetTunnelSettings::dns`] cannot be set, or only if names or queries
+    /// went to servers that must not get them. Every change was undone.
     #[error("name servers cannot be set")]
     Names(#[from] NamesError),
-    /// The proxy cannot be published. What had been done was undone.
+    /// The proxy cannot be published. Every change was undone.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
 }
@@ -545,7 +546,7 @@ impl SettingsError {
         }
     }
 
-    /// Whether it was tried, and did not work.
+    /// Whether the settings were tried, and failed.
     pub(super) const fn is_failure(&self) -> bool {
         !matches!(self, Self::Invalid { .. } | Self::Canceled)
     }

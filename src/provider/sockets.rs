@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a provider needs beside settings and frames: the machine's own path, sockets on either side
-//! of the tunnel, the groups that the interface listens to.
+//! What a provider needs besides settings and frames: the machine's own path, sockets on either side of
+//! the tunnel, the groups that the interface listens to.
 
 use std::{
     collections::BTreeSet,
@@ -44,9 +44,9 @@ pub enum AppRule {}
 impl ProviderContext {
     /// The machine's best path for sockets outside of the tunnel (`defaultPath`), never the tunnel
     /// itself. Its first value is [`PathStatus::Invalid`](super::PathStatus::Invalid) until the
-    /// kernel has been asked, which takes a moment; it stays so, with a warning in the log, where no
-    /// netlink socket can be had. Must be called on a tokio runtime, in the network namespace of the
-    /// session.
+    /// kernel has answered, which takes a moment; it stays so, with a warning in the log, where no
+    /// netlink socket can be opened. Must be called on a tokio runtime, in the network namespace of
+    /// the session.
     pub fn default_path(&self) -> watch::Receiver<Path> {
         let index = self.interface_index();
         let is_own = move |link| index() == Some(link);
@@ -58,13 +58,13 @@ impl ProviderContext {
     }
 
     /// The multicast groups that the interface listens to, within a second; none before the first
-    /// settings. For providers that send frames for a group only where somebody wants them. Must be
-    /// called like [`Self::default_path`].
+    /// settings. For providers that send frames for a group only to members. Must be called like
+    /// [`Self::default_path`].
     ///
-    /// They are those that sockets of this machine have joined on the interface itself. It cannot
-    /// tell which ones hosts behind a bridge have joined (the bridge knows those of IP if it snoops,
-    /// `bridge mdb`), nor sockets on a bridge that the interface is a port of, nor programs that
-    /// listen to everything. A provider whose interface is in a bridge forwards all groups.
+    /// They are those that sockets of this machine have joined on the interface itself. They do not
+    /// include groups of hosts behind a bridge (the bridge knows those of IP if it snoops, `bridge
+    /// mdb`), of sockets on a bridge that the interface is a port of, or of programs that listen to
+    /// everything. A provider whose interface is in a bridge must forward all groups.
     pub fn multicast_groups(&self) -> watch::Receiver<BTreeSet<MacAddr>> {
         let index = self.interface_index();
         once(&self.watches().groups, || {
@@ -90,7 +90,7 @@ impl ProviderContext {
         })
     }
 
-    /// Does this until the session is to end.
+    /// Runs this until the session is to end.
     fn follow(&self, following: impl Future<Output = ()> + Send + 'static) {
         let mut stopping = self.stopping();
         self.spawn(async move {
@@ -111,12 +111,13 @@ impl ProviderContext {
         self.through()?.tcp(remote).await
     }
 
-    /// A socket that speaks with `remote` through the tunnel, whatever the routes say
-    /// (`createUDPSessionThroughTunnel`). `remote` may be a group or the broadcast address: only this
-    /// interface sees the frame, and it needs no address for it.
+    /// A socket for datagrams to and from `remote` through the tunnel, whatever the routes say
+    /// (`createUDPSessionThroughTunnel`). `remote` may be a group or the broadcast address: only
+    /// this interface sends the frame, and it needs no address for it.
     ///
     /// # Errors
-    /// [`SocketError::NoInterface`] before the first settings; when `local` is not of this machine.
+    /// [`SocketError::NoInterface`] before the first settings; when `local` is not an address of
+    /// this machine.
     pub async fn udp_through_tunnel(
         &self,
         remote: SocketAddr,
@@ -138,11 +139,11 @@ impl ProviderContext {
         Side::Outside(Mark::BYPASS).tcp(remote).await
     }
 
-    /// A socket that speaks with `remote` outside of the tunnel, also of a full one
+    /// A socket for datagrams to and from `remote` outside of the tunnel, also of a full one
     /// (`createUDPSession`).
     ///
     /// # Errors
-    /// [`SocketError::NotPermitted`] without CAP_NET_ADMIN; when there is no way to `remote`.
+    /// [`SocketError::NotPermitted`] without CAP_NET_ADMIN; when there is no route to `remote`.
     pub async fn udp_outside(
         &self,
         remote: SocketAddr,
@@ -151,9 +152,8 @@ impl ProviderContext {
         Side::Outside(Mark::BYPASS).udp(remote, local).await
     }
 
-    /// Puts a provider's own socket outside of the tunnel, before it is connected: nothing else
-    /// keeps a full tunnel from carrying itself. Sets [`Mark::BYPASS`] and no other bit of the
-    /// socket's mark.
+    /// Puts a provider's own socket outside of the tunnel, before it is connected: without this, a
+    /// full tunnel would carry itself. Sets [`Mark::BYPASS`] and no other bit of the socket's mark.
     ///
     /// # Errors
     /// [`SocketError::NotPermitted`] without CAP_NET_ADMIN.
@@ -166,16 +166,15 @@ impl ProviderContext {
         RoutingMethod::DestinationIp
     }
 
-    /// The rules of a per-app tunnel (`appRules`): always `None`, which is Apple's word for "this is
-    /// none". On Linux a socket does not know its program in a way that routes could go by; who
-    /// wants the traffic of some programs only puts them into a network namespace or a control
-    /// group.
+    /// The rules of a per-app tunnel (`appRules`): always `None`, which is Apple's value for other
+    /// tunnels. On Linux, routes cannot tell the program of a socket; to send only some programs
+    /// through the tunnel, put them into a network namespace or a control group.
     pub const fn app_rules(&self) -> Option<&[AppRule]> {
         None
     }
 }
 
-/// What `start` returned the first time that it had success; without that, what there is by default.
+/// The value of the first `start` that succeeded; before that, the default.
 fn once<T: Default>(
     place: &Mutex<Option<watch::Receiver<T>>>,
     start: impl FnOnce() -> io::Result<watch::Receiver<T>>,

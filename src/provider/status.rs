@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The states of a session, and why it ends.
+//! The states of a session, and the reasons for its end.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub enum StopReason {
     /// None was given.
     None = 0,
-    /// Somebody asked for it.
+    /// A user or a program asked for it.
     UserInitiated = 1,
     /// The provider failed: it cancelled the tunnel, or panicked.
     ProviderFailed = 2,
@@ -50,7 +50,7 @@ pub enum StopReason {
     InternalError = 17,
 }
 
-/// For people.
+/// For log lines.
 impl fmt::Display for StopReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -90,14 +90,14 @@ pub enum SessionStatus {
     Connecting = 2,
     /// `start` returned `Ok`.
     Connected = 3,
-    /// The provider says that it is trying to get the tunnel back.
+    /// The provider is trying to re-establish the tunnel.
     Reasserting = 4,
     /// The session is being taken down.
     Disconnecting = 5,
 }
 
 impl SessionStatus {
-    /// In lower case, for people and JSON.
+    /// In lower case, for log lines and JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Invalid => "invalid",

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Keeps the routes and rules of a session while it lasts: what somebody else deletes comes back.
+//! Maintains the routes and rules of a session while it lasts: restores those that other programs
+//! delete.
 //!
-//! Another program that insists would keep this one busy for ever, and the log with it. So things
-//! come back [`MOST`] times in [`WINDOW`], which is said once, and from then on whenever there is
-//! room. The session runs this from before its first settings, because a kill switch is there by then.
+//! Another program that insists would keep this one busy for ever, and fill the log. So this restores
+//! them [`MOST`] times in [`WINDOW`], logs once that it will now do so less often, and from then on
+//! restores whenever the limit allows. The session runs this from before its first settings, because a
+//! kill switch exists by then.
 
 use std::{collections::VecDeque, error::Error, time::Duration};
 
@@ -12,16 +14,16 @@ use tracing::{info, warn};
 
 use super::context::ProviderContext;
 
-/// So often may something come back, or fail to,
+/// The number of repairs, or failures, without a pause,
 const MOST: usize = 5;
-/// in so long.
+/// within this time.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Runs beside a session until it is dropped.
+/// Runs as a task of a session until it is dropped.
 pub(super) async fn follow(context: ProviderContext) {
     let mut changes = context.routing_changes().await;
     let mut repairs = Repairs::default();
-    // The first look is for what happened before the kernel was heard.
+    // The first check is for changes from before the watch began.
     loop {
         repair(&context, &mut repairs).await;
         changes.next().await;
@@ -58,7 +60,7 @@ async fn repair(context: &ProviderContext, repairs: &mut Repairs) {
     repairs.note(Instant::now());
 }
 
-/// The latest repairs, and whether somebody undoes them.
+/// The latest repairs, and whether another program undoes them.
 #[derive(Default)]
 struct Repairs {
     times: VecDeque<Instant>,
@@ -66,7 +68,7 @@ struct Repairs {
 }
 
 impl Repairs {
-    /// A repair was made. After a quiet [`WINDOW`] it is the first one of another matter.
+    /// Counts a repair. After a quiet [`WINDOW`], it is the first one of another incident.
     fn note(&mut self, now: Instant) {
         let is_another = |last: &Instant| now.duration_since(*last) >= WINDOW;
         if self.times.back().is_some_and(is_another) {
@@ -78,7 +80,7 @@ impl Repairs {
         }
     }
 
-    /// Until when the next one has to wait, if it has to.
+    /// The time until which the next one has to wait, if it has to.
     fn pause(&self, now: Instant) -> Option<Instant> {
         let first = self.times.front().filter(|_| self.times.len() == MOST)?;
         let end = *first + WINDOW;

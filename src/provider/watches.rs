@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a session follows of the machine for its provider.
+//! What a session watches on the machine for its provider.
 
 use std::{collections::BTreeSet, sync::Mutex};
 
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::machine::path::Path;
 
-/// What is followed once somebody has asked for it, until the session is to end.
+/// Watches that begin with the first request, and run until the session is to end.
 #[derive(Default)]
 pub(super) struct Watches {
     pub(super) path: Mutex<Option<watch::Receiver<Path>>>,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The state of each mode as data, and the way that packets take in a namespace:
+//! The state of each mode as data, and the route of packets in a namespace:
 //!
 //! ```text
 //! eth0  192.168.1.10/24, 2001:db8:1::10/64   default by .1 and ::1; 10.50.0.0/16 by .2
@@ -80,7 +80,7 @@ fn include<N, A>(settings: &mut Option<IpSettings<N, A>>, destination: N, gatewa
     });
 }
 
-/// A state as lines that read like those of `ip`.
+/// A state as lines in the style of `ip`.
 fn lines(state: &RoutingState) -> Vec<String> {
     let routes = state.routes.iter().map(|route| {
         let target = match route.target {
@@ -259,7 +259,7 @@ fn a_route_has_the_next_hop_that_reaches_it() {
             Some("10.0.0.9"),
             "10.0.0.128/25 by 10.0.0.9",
         ),
-        // A gateway that no address of ours has in its network.
+        // A gateway outside of the networks of our addresses.
         (
             addressed("0.0.0.0"),
             "10.1.2.0/24",
@@ -350,7 +350,7 @@ fn test<F: Future<Output = ()>>(
     });
 }
 
-/// The interface that a packet leaves by and the next hop, or `no` and why.
+/// The interface and the next hop of a packet, or `no` and the reason.
 fn way(destination: &str, mark: Option<u32>) -> String {
     let mut command = Command::new("ip");
     command.args(["route", "get", destination]);
@@ -382,7 +382,7 @@ const NOWHERE: &str = "no: RTNETLINK answers: No route to host";
 
 #[test]
 fn packets_take_the_way_of_the_mode() {
-    // Destination, the way of marked packets, and that of others in each mode.
+    // Destination, the route of marked packets, and that of others in each mode.
     let modes = [USUAL, ENFORCED, ENFORCED_BUT_LOCAL, ALL, ALL_BUT_LOCAL];
     let ways = [
         ("8.8.8.8", OUTSIDE, [TUNNEL; 5]),
@@ -398,7 +398,7 @@ fn packets_take_the_way_of_the_mode() {
             "eth0",
             ["eth0", TUNNEL6, "eth0", TUNNEL6, "eth0"],
         ),
-        // One that it has a route to.
+        // A network that it has a route to.
         (
             "10.50.0.1",
             "eth0 192.168.1.2",
@@ -464,7 +464,7 @@ fn with_all_networks_nothing_leaves_without_a_tunnel() {
         assert!(network.info().is_none());
         assert_eq!(ways(), [NOWHERE; 4], "after settings that failed");
 
-        // The rest of the world is not in the tunnel, which has no router for it.
+        // The tunnel does not carry the rest of the world, as it has no router for it.
         let mut some = addressed("198.51.100.7");
         include(&mut some.ipv4, net("10.0.0.0/8"), Some(net("10.0.0.254")));
         some.ipv4.as_mut().unwrap().router = None;
