@@ -50,7 +50,7 @@ pub(crate) fn watch(
                 match groups {
                     Ok(groups) => publish(&sender, groups),
                     Err(error) if retry.may_log(Instant::now().into()) => {
-                        warn!(%error, "the table of multicast groups cannot be read, so that those that are joined or left are not noticed; it is read again each second");
+                        warn!(%error, "cannot read the table of multicast groups: joins and leaves are not noticed; trying again each second");
                     }
                     Err(_) => {}
                 }

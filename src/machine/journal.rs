@@ -111,7 +111,7 @@ impl Record {
     pub(super) async fn undo(&self, links: &Links) {
         let link = match links.find(&self.device).await {
             Ok(Some(link)) if link.index == self.index => link,
-            Ok(_) => return debug!(device = self.device, "nothing to undo, the device is gone"),
+            Ok(_) => return debug!(device = self.device, "nothing to undo: the device is gone"),
             Err(error) => return warn_left(&self.device, &error),
         };
         let attempt = |result: Result<(), LinkError>| {
@@ -185,7 +185,7 @@ pub(super) fn set_option(device: &str, option: &str, value: i32) -> Result<(), L
 
 fn warn_left(device: &str, error: &LinkError) {
     let source = std::error::Error::source(error).map(ToString::to_string);
-    warn!(device, %error, source, "a change to the device is not undone");
+    warn!(device, %error, source, "cannot undo a change to the device; undo it by hand");
 }
 
 /// The file of one tunnel's [`Record`], or of a record of another kind.
@@ -223,7 +223,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         };
         let record = serde_json::from_str(&text);
         Ok(record
-            .inspect_err(|error| warn!(path = %self.path.display(), %error, "unreadable journal"))
+            .inspect_err(|error| warn!(path = %self.path.display(), %error, "cannot parse the journal: what an earlier run changed is not undone"))
             .ok())
     }
 

@@ -67,7 +67,7 @@ pub(crate) fn effective_user() -> u32 {
 pub fn keep_memory_private() -> std::io::Result<()> {
     sys::forbid_dumps()?;
     if !sys::forbid_swapping()? {
-        tracing::debug!("memory may be swapped: RLIMIT_MEMLOCK is not unlimited");
+        tracing::debug!("memory with keys may be swapped: RLIMIT_MEMLOCK is not unlimited");
     }
     Ok(())
 }

@@ -84,12 +84,12 @@ impl Netlink {
         match (self.connect)() {
             Ok(new) => {
                 warn!(
-                    "the connection to the kernel's network tables ended unasked; there is a new one"
+                    "the connection to the kernel's network tables ended unexpectedly; opened a new one"
                 );
                 *service = new;
             }
             Err(error) if may_log => {
-                warn!(%error, "the connection to the kernel's network tables ended unasked, and there is no new one; that is tried again");
+                warn!(%error, "the connection to the kernel's network tables ended unexpectedly, and a new one cannot be opened; trying again");
             }
             Err(_) => {}
         }

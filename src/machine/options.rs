@@ -65,7 +65,7 @@ pub(super) fn restore_ipv6(device: &str, options: &BTreeMap<String, String>) {
             continue;
         };
         if let Err(error) = fs::write(ipv6_dir(kind, device).join(name), value) {
-            debug!(device, option, value, %error, "an IPv6 option is not restored");
+            debug!(device, option, value, %error, "cannot restore an IPv6 option");
         }
     }
 }

@@ -135,7 +135,7 @@ impl Watch {
             tokio::select! {
                 signal = signals.next() => match signal {
                     Some(Ok(signal)) => self.handle_signal(&signal).await,
-                    Some(Err(error)) => debug!(%error, "a signal of logind cannot be read"),
+                    Some(Err(error)) => debug!(%error, "cannot parse a signal of logind"),
                     None => return debug!("the system bus closed the connection"),
                 },
                 () = ready(sleep) => {
@@ -169,7 +169,7 @@ impl Watch {
                 match inhibit(&self.bus, &self.why).await {
                     Ok(inhibitor) => self.inhibitor = Some(inhibitor),
                     Err(error) => {
-                        warn!(%error, "cannot delay the machine's next sleep, so the tunnel may not get ready for it; logind refuses the inhibitor")
+                        warn!(%error, "cannot delay the machine's next sleep: logind refuses the inhibitor; the tunnel may not get ready for it")
                     }
                 }
             }

@@ -28,8 +28,8 @@ pub async fn until_end() -> io::Result<()> {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = quit.recv() => return Ok(()),
-            _ = user_1.recv() => info!("SIGUSR1 has no meaning here and is ignored"),
-            _ = user_2.recv() => info!("SIGUSR2 has no meaning here and is ignored"),
+            _ = user_1.recv() => info!("ignoring SIGUSR1: it has no meaning here"),
+            _ = user_2.recv() => info!("ignoring SIGUSR2: it has no meaning here"),
             is_end = hangup.is_end() => {
                 if is_end {
                     return Ok(());

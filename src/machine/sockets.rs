@@ -23,7 +23,7 @@ use crate::io::mark::Mark;
 #[non_exhaustive]
 pub enum SocketError {
     /// There is no interface before the first settings, or it was deleted.
-    #[error("there is no interface to go through: apply network settings first")]
+    #[error("the tunnel has no interface yet: apply network settings first")]
     NoInterface,
     /// The process lacks the permission.
     #[error(

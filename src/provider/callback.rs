@@ -13,7 +13,7 @@ pub(super) async fn give_up<T>(task: &mut JoinHandle<T>, callback: &str) {
     if timeout(PATIENCE, task).await.is_err() {
         error!(
             callback,
-            "the provider does not end what it does, which is left behind"
+            "the provider's callback cannot be cancelled; abandoning it"
         );
     }
 }

@@ -257,9 +257,9 @@ impl ProviderContext {
                      back (`{back}`) and start the tunnel again, or start the tunnel there"
                 )
             }
-            None => format!(
-                "the interface `{name}` was deleted by somebody else; start the tunnel again"
-            ),
+            None => {
+                format!("another program deleted the interface `{name}`; start the tunnel again")
+            }
         };
         self.fail(StopReason::InternalError, Some(ProviderError::new(message)));
     }
@@ -541,7 +541,7 @@ impl ProviderContext {
             let tunnel = self.tunnel();
             warn!(
                 tunnel,
-                "a task of the session does not end in time; it is given up"
+                "a task of the session did not end in time; abandoning it"
             );
             let _ = timeout(TASKS_PATIENCE, tasks.shutdown()).await;
         }

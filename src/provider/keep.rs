@@ -174,7 +174,7 @@ impl Keeper {
                     found,
                     wanted,
                     pause_s,
-                    "another program keeps changing the interface: it is put back less and less often; \
+                    "another program keeps changing the interface: restoring it less and less often; \
                      leave the interface out of that program's configuration"
                 );
             } else if !self.fight.is_on() {
@@ -184,7 +184,7 @@ impl Keeper {
                     changed = what,
                     found,
                     wanted,
-                    "somebody else changed the interface; it is put back"
+                    "restored the interface after another program changed it"
                 );
             }
         }
@@ -198,7 +198,7 @@ impl Keeper {
             let source = error.source().map(ToString::to_string);
             warn!(
                 tunnel, %error, source,
-                "somebody else changed the interface, and it cannot be put back; that is tried again"
+                "cannot restore the interface after another program changed it; trying again"
             );
         }
         self.last_error = Some(text);

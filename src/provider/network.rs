@@ -135,7 +135,7 @@ impl Network {
     /// Does again what another program undid of routes, names, proxy and the interface.
     pub(super) async fn restore(&mut self) {
         if let Err(error) = self.keep(true).await {
-            warn!(%error, "the interface was changed by somebody else, and cannot be set up again");
+            warn!(%error, "cannot set the interface up again after another program changed it");
         }
     }
 
@@ -160,7 +160,7 @@ impl Network {
     pub(super) async fn report(&mut self) -> Option<DeviceReport> {
         let report = self.device.as_mut()?.report().await;
         report
-            .inspect_err(|error| debug!(?error, "the interface cannot be looked at"))
+            .inspect_err(|error| debug!(?error, "cannot read the interface"))
             .ok()
     }
 
@@ -217,7 +217,7 @@ impl Network {
     pub(super) async fn tear_down(&mut self) {
         self.settings = None;
         if let Err(error) = self.surroundings.routing.clear().await {
-            warn!(%error, "cannot delete the tunnel's routes and rules; its next start does");
+            warn!(%error, "cannot delete the tunnel's routes and rules; the next start of the tunnel tries again");
         }
         if self.device.is_some() {
             return self.remove_device().await;
@@ -226,7 +226,7 @@ impl Network {
         if let Err(error) = Device::undo_leftovers(&self.run_dir, &self.tunnel).await {
             warn!(
                 %error,
-                "cannot give the interface back; the tunnel's next start does"
+                "cannot restore the interface; the next start of the tunnel tries again"
             );
         }
     }
@@ -237,7 +237,7 @@ impl Network {
             if let Err(error) = self.surroundings.withdraw(&device).await {
                 warn!(
                     %error,
-                    "cannot give the name servers and the proxy back; the tunnel's next start does"
+                    "cannot restore the name servers and the proxy; the next start of the tunnel tries again"
                 );
             }
             device.remove().await;
@@ -261,7 +261,7 @@ impl Network {
             (None, _) => self.hold().await,
         };
         if let Err(error) = outcome {
-            warn!(%error, "cannot go back to the settings before those that failed; the interface is in between");
+            warn!(%error, "cannot restore the settings before the failed ones; the interface has parts of both");
         }
     }
 

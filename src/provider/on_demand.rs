@@ -75,7 +75,7 @@ pub struct ProbeUrl {
 
 /// The text is no URL for a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a probe is an address like http://10.0.0.1/here; https is not available")]
+#[error("a probe is a URL such as http://10.0.0.1/here; https is not supported")]
 pub struct ProbeUrlError;
 
 impl FromStr for ProbeUrl {

@@ -130,13 +130,13 @@ async fn listen(bus: Bus, why: String, listeners: Arc<Listeners>) {
                 if *listeners.is_asleep.borrow() {
                     listeners.tell(&PowerEvent::Wake);
                 }
-                debug!("logind cannot be heard any more");
+                debug!("logind cannot be reached any more");
             }
             Err(_) if is_told => {}
             Err(error) => {
                 is_told = true;
                 let source = error.source().map(ToString::to_string);
-                debug!(%error, source, "the machine's sleep will not be noticed");
+                debug!(%error, source, "cannot watch the machine's sleep");
             }
         }
         tokio::time::sleep(RETRY).await;

@@ -88,7 +88,7 @@ pub enum SecretError {
     NotKept(String),
     /// The text cannot be the name of a secret.
     #[error(
-        "`{0}` is no name for a secret: use letters, digits, `-`, `_` and `.`, 64 at most, the first a letter or digit"
+        "`{0}` is not a valid name for a secret: use letters, digits, `-`, `_` and `.`, 64 at most, the first a letter or digit"
     )]
     Name(String),
     /// It is larger than the limit.
@@ -98,7 +98,7 @@ pub enum SecretError {
         max: usize,
     },
     /// Other users may read the file.
-    #[error("{} can be read by others than its owner; chmod 600 it, and replace the secret", path.display())]
+    #[error("{} can be read by other users; chmod 600 it, and replace the secret", path.display())]
     Exposed {
         /// The file.
         path: PathBuf,

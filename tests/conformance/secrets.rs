@@ -223,7 +223,7 @@ fn check_40_a_secret_reaches_its_provider_and_nobody_else() {
         answered(3, "unknown-verb");
         answered(4, "malformed");
         answered(5, "not base64");
-        answered(6, "no name for a secret");
+        answered(6, "not a valid name for a secret");
         for line in &heard {
             assert!(!line.contains("aHVudGVy"), "quoted: {line}");
         }

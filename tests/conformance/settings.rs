@@ -356,6 +356,6 @@ fn check_25_what_others_do_to_the_interface_is_noticed() {
         assert!(matches!(error, FlowError::InterfaceLost), "{error:?}");
         let (_, reason, error) = until_end(&mut events, "a").await;
         assert_eq!(reason, StopReason::InternalError);
-        assert!(error.unwrap().contains("deleted by somebody else"));
+        assert!(error.unwrap().contains("another program deleted"));
     });
 }

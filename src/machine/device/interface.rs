@@ -149,7 +149,7 @@ impl Device {
         let on = on && self.info.waits_for.is_none();
         if let Err(error) = self.tap.set_carrier(on) {
             // Only a deleted device refuses; its queues report that to their readers.
-            debug!(device = self.info.name, on, %error, "the carrier cannot be switched");
+            debug!(device = self.info.name, on, %error, "cannot switch the carrier");
         }
     }
 
@@ -164,7 +164,7 @@ impl Device {
         };
         if let Err(error) = outcome {
             // The bridge forgets them anyway, after they have been silent for long enough.
-            debug!(device = self.info.name, %error, "the bridge does not forget");
+            debug!(device = self.info.name, %error, "cannot flush the bridge's learned addresses");
         }
     }
 
@@ -186,20 +186,20 @@ impl Device {
         if self.info.adopted {
             self.tap.stop_steering();
             if let Err(error) = self.tap.set_offloads(Offloads::NONE) {
-                debug!(device = self.info.name, %error, "the offloads stay on");
+                debug!(device = self.info.name, %error, "cannot turn the offloads off");
             }
             self.give_back().await;
         } else if self.info.moved {
             debug!(
                 device = self.info.name,
-                "the device goes with its last queue"
+                "the kernel deletes the device with its last queue"
             );
         } else if let Err(error) = self.delete().await {
             let name = &self.info.name;
-            warn!(device = name, %error, "the device stays until its last queue is closed");
+            warn!(device = name, %error, "cannot delete the device: it stays until its last queue is closed");
         }
         if let Err(error) = self.journal.clear() {
-            warn!(path = %self.journal.path().display(), %error, "the journal cannot be deleted");
+            warn!(path = %self.journal.path().display(), %error, "cannot delete the journal: the next start undoes it again");
         }
         debug!(device = self.info.name, "device removed");
     }
@@ -208,8 +208,8 @@ impl Device {
         if self.info.moved {
             warn!(
                 device = self.info.name,
-                "the device is in another network namespace, and stays as it is: what patchcord set is \
-                 not undone"
+                "leaving the device as it is: it is in another network namespace; undo there what patchcord \
+                 set"
             );
         }
         self.record.undo(&self.links).await;
@@ -370,7 +370,7 @@ impl Device {
         if let Some(bridge) = self.info.waits_for.take() {
             info!(
                 device,
-                bridge, "the bridge is there, and the interface its port"
+                bridge, "the bridge exists, and the interface is its port"
             );
             self.set_carrier(self.wanted_carrier.load(Ordering::Relaxed));
         }
@@ -515,7 +515,7 @@ async fn clear_leftovers(
     if record.namespace != here {
         warn!(
             device,
-            "leftovers of an earlier run are in another network namespace, and stay"
+            "leaving leftovers of an earlier run: they are in another network namespace"
         );
     } else if let Ok(_lock) = DeviceLock::acquire(run_dir, device) {
         info!(device, "undoing what an earlier run left behind");
@@ -523,7 +523,7 @@ async fn clear_leftovers(
     } else {
         warn!(
             device,
-            "another tunnel uses the device now, leftovers of an earlier run stay"
+            "leaving leftovers of an earlier run: another tunnel uses the device now"
         );
     }
     journal.clear().map_err(journal_error(journal))

@@ -106,7 +106,7 @@ impl Replacement {
             None if self.is_in_place() => remove_for_good(&self.path),
             backup => {
                 let path = self.path.display();
-                info!(%path, "not restored: another program has changed the file since, and its version stays");
+                info!(%path, "not restoring the file: another program has changed it since; leaving its version");
                 backup.as_deref().map_or(Ok(()), remove)
             }
         };

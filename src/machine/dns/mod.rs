@@ -59,7 +59,7 @@ impl Resolvers {
     pub(crate) async fn of_link(index: u32, places: &Places) -> Self {
         if let Found::Here(resolved) = Resolved::find(places).await {
             return resolved.in_use(index).await.unwrap_or_else(|error| {
-                debug!(%error, "systemd-resolved does not say what it uses");
+                debug!(%error, "cannot read the servers of systemd-resolved");
                 Self::default()
             });
         }
@@ -138,7 +138,7 @@ impl Names {
         }
         if let Err(error) = self.change(&resolver, index, name, request).await {
             if let Err(second) = self.revert().await {
-                warn!(error = %second, "cannot undo a change of the name servers that has failed half way; the next start of the tunnel tries again");
+                warn!(error = %second, "cannot undo a partly failed change of the name servers; the next start of the tunnel tries again");
             }
             return Err(error);
         }
@@ -213,7 +213,7 @@ impl Names {
             Some(Record::Resolvconf(entry)) => entry.delete().await?,
             Some(Record::File(replacement)) => replacement.restore()?,
         }
-        debug!(tunnel = self.tunnel, "names are resolved as before");
+        debug!(tunnel = self.tunnel, "restored the earlier name servers");
         self.journal
             .clear()
             .map_err(file_error(self.journal.path()))

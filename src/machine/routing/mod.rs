@@ -158,7 +158,7 @@ impl Routing {
         };
         if let Err(error) = outcome.and_then(|()| self.note(slot, before)) {
             let source = std::error::Error::source(&error).map(ToString::to_string);
-            warn!(tunnel = self.tunnel, %error, source, "routing cannot be put back as it was");
+            warn!(tunnel = self.tunnel, %error, source, "cannot restore the earlier routing; the next start of the tunnel cleans up");
         }
     }
 
@@ -235,14 +235,14 @@ impl Routing {
         if record.namespace != namespace_inode().map_err(self.journal_error())? {
             warn!(
                 tunnel,
-                "routes of an earlier run are in another network namespace, and stay"
+                "leaving routes of an earlier run: they are in another network namespace"
             );
             return Ok(None);
         }
         let Some(lock) = RoutingLock::try_acquire(&self.run_dir, slot.number())? else {
             warn!(
                 tunnel,
-                "another tunnel has the routing table of an earlier run now"
+                "another tunnel uses the routing table of an earlier run now"
             );
             return Ok(None);
         };

@@ -386,7 +386,7 @@ fn a_nic_that_goes_down_comes_back_and_one_that_is_gone_ends_the_tunnel() {
     assert_eq!(status.code(), Some(1));
     let log = wire.sites[0].process().log();
     assert!(
-        log.contains("the interface `eth7` was deleted by somebody else"),
+        log.contains("another program deleted the interface `eth7`"),
         "{log}"
     );
 }

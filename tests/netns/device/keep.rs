@@ -218,7 +218,7 @@ fn who_sets_the_device_down_means_it() {
         pair.a
             .process()
             .log()
-            .contains("somebody set the interface down")
+            .contains("another program set the interface down")
     });
     assert!(!pair.a.device_status().up);
     assert!(pair.a.device_status().remedies[0].contains("ip link set pc0 up"));

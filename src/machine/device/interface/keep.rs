@@ -136,8 +136,8 @@ impl Device {
                 device,
                 %to,
                 "the interface was moved to another network namespace: frames still cross, and its \
-                 carrier follows the peers; addresses, MTU, bridge and up are to be set there, until it \
-                 is back (`{back}`)"
+                 carrier follows the peers; set addresses, MTU, bridge and up there, or move it back \
+                 (`{back}`)"
             );
         }
     }
@@ -149,7 +149,7 @@ impl Device {
         }
         if name != self.info.name {
             let (from, to) = (&self.info.name, &name);
-            info!(from, to, "somebody renamed the interface");
+            info!(from, to, "another program renamed the interface");
         }
         let link = self.links.find(&name).await?;
         let link = link.ok_or_else(|| LinkError::Missing { name: name.clone() })?;
@@ -178,7 +178,7 @@ impl Device {
                 device,
                 on,
                 ?error,
-                "the network card cannot forward the loss of the link"
+                "cannot forward the loss of the link to the NIC"
             );
         }
     }
@@ -201,8 +201,8 @@ impl Device {
         if before.up && !now.up && !self.held_down {
             warn!(
                 device,
-                "somebody set the interface down, and it stays so: no frame crosses until `ip link \
-                 set {device} up`"
+                "another program set the interface down; leaving it: no frame crosses until `ip link set \
+                 {device} up`"
             );
         }
         if !before.up && now.up {
@@ -220,7 +220,7 @@ impl Device {
                 ),
                 None => info!(
                     device,
-                    from, "the interface is a port of no interface any more"
+                    from, "the interface is no longer a port of another interface"
                 ),
             }
         }
@@ -228,12 +228,15 @@ impl Device {
             let (from, to) = (hex(before.mac), hex(now.mac));
             info!(
                 device,
-                from, to, "somebody changed the MAC address; it stays so"
+                from, to, "another program changed the MAC address; leaving it"
             );
         }
         if before.mtu != now.mtu && !is_ours("MTU") {
             let (from, to) = (before.mtu, now.mtu);
-            info!(device, from, to, "somebody changed the MTU; it stays so");
+            info!(
+                device,
+                from, to, "another program changed the MTU; leaving it"
+            );
         }
     }
 
