@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The other side of a host's socket (`NETunnelProviderManager`, `NETunnelProviderSession`).
+//! The client of a host's socket (`NETunnelProviderManager`, `NETunnelProviderSession`).
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), patchcord::host::client::ClientError> {
@@ -54,15 +54,15 @@ use crate::{
     provider::{Secret, TunnelConfiguration},
 };
 
-/// Where a host listens unless it is told otherwise.
+/// The default socket of a host.
 pub const DEFAULT_SOCKET: &str = "/run/patchcord/host.sock";
 
-/// Events that may wait to be taken; the host counts those beyond.
+/// Events that may wait to be read; the host counts those beyond.
 const EVENTS: usize = 64;
-/// Between attempts to get into the line of those that the host has not accepted yet.
+/// The time between attempts to connect while the listener's backlog is full.
 const IN_LINE: Duration = Duration::from_millis(20);
-/// The longest line of a host: room for the status of a tunnel with very many peers; a bound, should
-/// something else answer.
+/// The longest line of a host: room for the status of a tunnel with very many peers, and a bound in
+/// case another program answers.
 const MAX_LINE: u64 = 64 << 20;
 /// For the host's hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -77,22 +77,22 @@ struct Inner {
     requests: mpsc::Sender<Zeroizing<Vec<u8>>>,
     next_id: AtomicU64,
     shared: Arc<Mutex<Shared>>,
-    /// A task that writes, apart from those who ask: a request that is given up meanwhile must not
-    /// leave half a line.
+    /// Tasks that write, separate from the requests: a cancelled request must not leave half a
+    /// line.
     _tasks: JoinSet<()>,
 }
 
-/// What the task that reads shares with those that ask. `None` once the connection is gone.
+/// What the reading task shares with the requests. `None` once the connection is gone.
 #[derive(Default)]
 struct Shared {
     gone: bool,
-    /// Why the host ended the connection, if it said so.
+    /// The host's reason for ending the connection, if it gave one.
     refused: Option<Refusal>,
     replies: BTreeMap<u64, oneshot::Sender<Result<Reply, ClientError>>>,
     events: Option<mpsc::Sender<Result<Event, Lagged>>>,
 }
 
-/// Why a host did not do what a client asked for.
+/// Why a host did not carry out a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -104,7 +104,7 @@ pub enum ClientError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The socket is not for this user.
+    /// This user may not connect to the socket.
     #[error("this user may not use {}; run as root", path.display())]
     PermissionDenied {
         /// The socket.
@@ -117,25 +117,25 @@ pub enum ClientError {
         "what listens there is patchcord {version} and speaks protocol {protocols:?}, and this program {PROTOCOLS:?}: it is of another version; start the tunnel again with this one"
     )]
     Version {
-        /// The host's.
+        /// The version of the host.
         version: String,
-        /// What it speaks.
+        /// The protocol versions of the host.
         protocols: Vec<u32>,
     },
-    /// What listens does not begin as a host does; those of the first versions did not.
+    /// The listener does not begin as a host does; hosts of the first versions did not.
     #[error(
         "what listens on {} is of another version of patchcord, or another program; start the tunnel again with this version", path.display()
     )]
     NoHello {
         /// The socket.
         path: PathBuf,
-        /// What is wrong with the first line.
+        /// The error in the first line.
         source: serde_json::Error,
     },
     /// The connection ended. The host may be restarting: connect again.
     #[error("the host ended the connection; connect again")]
     Disconnected,
-    /// The host answered something else than a host does.
+    /// The answer is not one of a host.
     #[error("not an answer that this version understands: {0}")]
     BadAnswer(String),
     /// The host refused.
@@ -143,14 +143,14 @@ pub enum ClientError {
     Refused(Refusal),
 }
 
-/// Events of a host. Keeps the connection.
+/// Events of a host. Keeps the connection open.
 pub struct ClientEvents {
     receiver: mpsc::Receiver<Result<Event, Lagged>>,
     _connection: Arc<Inner>,
 }
 
 impl ClientEvents {
-    /// The next event; `None` when the host is gone. Losing the future loses no event.
+    /// The next event; `None` when the host is gone. Cancel safe.
     ///
     /// # Errors
     /// [`Lagged`] once after events were lost.
@@ -159,12 +159,12 @@ impl ClientEvents {
     }
 }
 
-/// Connects, after those who are in line already.
+/// Connects, after the clients that wait in the backlog.
 async fn call(path: &Path) -> io::Result<UnixStream> {
     let deadline = Instant::now() + HELLO_DEADLINE;
     loop {
         match UnixStream::connect(path).await {
-            // The line is full, and a socket like this one does not wait by itself.
+            // The backlog is full, and a non-blocking socket does not wait.
             Err(error)
                 if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
             {
@@ -191,7 +191,7 @@ impl Client {
         })?;
         let (reader, mut writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
-        // A host that does not want us may have hung up; why, is there to be read.
+        // A host that refuses the connection may have closed it; its reason can still be read.
         let _ = writer.write_all(&to_line(&Hello::of(CLIENT))).await;
         let line = timeout(HELLO_DEADLINE, read_line(&mut reader)).await;
         let line = line.ok().flatten().ok_or(ClientError::Disconnected)?;
@@ -224,7 +224,7 @@ impl Client {
     /// All tunnels.
     ///
     /// # Errors
-    /// [`ClientError`], as of all requests.
+    /// [`ClientError`], as for all requests.
     pub async fn list(&self) -> Result<Vec<TunnelInfo>, ClientError> {
         match self.request(Verb::List).await? {
             Reply::Tunnels(tunnels) => Ok(tunnels),
@@ -244,7 +244,7 @@ impl Client {
         }
     }
 
-    /// What a running tunnel answers to a query.
+    /// The answer of a running tunnel to a query.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -267,7 +267,7 @@ impl Client {
         }
     }
 
-    /// Looks at the table of addresses of a running tunnel, or changes it (`patchcord fdb`).
+    /// Reads the FDB of a running tunnel, or changes it (`patchcord fdb`).
     ///
     /// # Errors
     /// [`ClientError`].
@@ -291,7 +291,7 @@ impl Client {
         }
     }
 
-    /// Ends the session, and waits until everything of it is gone (`stopTunnel`).
+    /// Ends the session, and waits until everything of it is removed (`stopTunnel`).
     ///
     /// # Errors
     /// [`ClientError`].
@@ -316,8 +316,8 @@ impl Client {
         }
     }
 
-    /// Adds a tunnel or changes it, with `generation` only if no other client did since; returns the new
-    /// generation (`saveToPreferences`).
+    /// Adds a tunnel or changes it; with `generation`, only if no other client has changed it
+    /// since. Returns the new generation (`saveToPreferences`).
     ///
     /// # Errors
     /// [`ClientError`].
@@ -339,7 +339,7 @@ impl Client {
         }
     }
 
-    /// Forgets a tunnel (`removeFromPreferences`).
+    /// Removes a tunnel (`removeFromPreferences`).
     ///
     /// # Errors
     /// [`ClientError`].
@@ -348,8 +348,8 @@ impl Client {
         self.carry_out(Verb::Remove { tunnel }).await
     }
 
-    /// Leaves a secret with the host, in place of an older one of this name. No client gets it back, only
-    /// the providers of tunnels whose configurations name it.
+    /// Stores a secret with the host, in place of an older one of this name. No client can read it,
+    /// only the providers of tunnels whose configurations name it.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -358,7 +358,7 @@ impl Client {
         self.carry_out(Verb::KeepSecret { name, secret }).await
     }
 
-    /// Has the host forget a secret that was left with it; one that there is not is fine.
+    /// Deletes a stored secret; succeeds if there is none.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -367,8 +367,8 @@ impl Client {
         self.carry_out(Verb::ForgetSecret { name }).await
     }
 
-    /// What happens from now on, in the order in which it did; an `Err` says how many events were
-    /// lost because they were not taken in time. One stream for a connection: an earlier one ends.
+    /// The events from now on, in their order; an `Err` is the number of events that were lost
+    /// because they were not read in time. One stream per connection: an earlier one ends.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -382,7 +382,7 @@ impl Client {
         })
     }
 
-    /// For verbs to which there is nothing more to say.
+    /// For verbs whose reply has no content.
     async fn carry_out(&self, verb: Verb) -> Result<(), ClientError> {
         match self.request(verb).await? {
             Reply::Done => Ok(()),
@@ -401,7 +401,7 @@ impl Client {
             return Err(self.disconnected());
         }
         let line = wiped_line(&Request { id, verb });
-        // The task that writes lives as long as this.
+        // The writing task lives as long as this.
         let _ = self.inner.requests.send(line).await;
         reply.await.map_err(|_| self.disconnected())?
     }
@@ -433,7 +433,7 @@ fn unexpected(reply: &Reply) -> ClientError {
     ClientError::BadAnswer(format!("{reply:?}"))
 }
 
-/// The next line; `None` when there is none any more, or it has no end.
+/// The next line; `None` at the end, or if a line has no end.
 async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> Option<Vec<u8>> {
     let mut line = Vec::new();
     let read = reader.take(MAX_LINE).read_until(b'\n', &mut line).await;
@@ -442,13 +442,13 @@ async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> Option<Vec<u8>> {
 
 async fn write(mut writer: OwnedWriteHalf, mut lines: mpsc::Receiver<Zeroizing<Vec<u8>>>) {
     while let Some(line) = lines.recv().await {
-        // What a host refuses it may not read to the end; its answer is there all the same.
+        // A host may not read a refused request to its end; its answer can be read all the same.
         let _ = writer.write_all(&line).await;
     }
 }
 
-/// Hands out what the host says until it says no more. Events that are not taken in time are
-/// counted, so that answers do not wait behind them.
+/// Distributes the host's lines until there are no more. Counts events that are not read in time, so
+/// that answers do not wait behind them.
 async fn read(mut reader: BufReader<OwnedReadHalf>, hangup: Hangup) {
     let shared = &*hangup.0;
     let mut lost = 0;
@@ -484,7 +484,7 @@ async fn read(mut reader: BufReader<OwnedReadHalf>, hangup: Hangup) {
             }
             Heard { event, lagged, .. } => {
                 lost += lagged.unwrap_or_default();
-                // What happened may be something of a later version.
+                // The event may be one of a later version.
                 let event = event.and_then(|event| serde_json::from_str(event.get()).ok());
                 event
                     .into_iter()
@@ -495,13 +495,13 @@ async fn read(mut reader: BufReader<OwnedReadHalf>, hangup: Hangup) {
         let mut waiting = None;
         with(&mut |shared| waiting = shared.replies.remove(&id));
         if let Some(waiting) = waiting {
-            // The request may have been given up.
+            // The request may have been cancelled.
             let _ = waiting.send(answer);
         }
     }
 }
 
-/// Dropped when nothing more is read from the host.
+/// Dropped when no more is read from the host.
 struct Hangup(Arc<Mutex<Shared>>);
 
 impl Drop for Hangup {

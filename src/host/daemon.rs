@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A host's socket: its connections, and the requests of each.
 //!
-//! The kernel says which user a client is, and the policy what that user may do. Each connection is a
+//! The kernel reports the user of a client, and the policy what that user may do. Each connection is a
 //! task of its own with bounded memory: garbage or too long a line ends that connection only, and a
 //! client that does not read its events loses them and is told how many.
 
@@ -37,16 +37,16 @@ use super::{
 };
 use crate::{provider::Sender, retry::Retry};
 
-/// After a connection that could not be accepted.
+/// The first pause after a connection could not be accepted.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
-/// Requests of one client that are being answered; it is not read from meanwhile.
+/// Pending requests of one client; no more is read from it meanwhile.
 const MAX_REQUESTS: usize = 16;
-/// For the client's hello to arrive.
+/// The time for the client's hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
-/// For the requests of a client that is gone.
+/// The time for the requests of a client that is gone.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
-/// For a line to leave; who reads nothing for that long is gone.
+/// The time to write a line; a client that reads nothing for that long is disconnected.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the connections of a daemon share.
@@ -56,13 +56,13 @@ struct Desk {
     configurations: Configurations,
 }
 
-/// Answers clients on `listener` until the future is dropped. What they configure is kept in
-/// `store`, if there is one.
+/// Answers clients on `listener` until the future is dropped. Saves their configurations in `store`, if
+/// there is one.
 pub async fn serve(host: Host, listener: UnixListener, policy: Policy, store: Option<Store>) {
     serve_until(host, listener, policy, store, pending()).await;
 }
 
-/// The same until it is `over`, and each client has the answers to what it asked before.
+/// The same until `over` completes and each client has the answers to its earlier requests.
 pub async fn serve_until(
     host: Host,
     listener: UnixListener,
@@ -78,8 +78,8 @@ pub async fn serve_until(
     desk.serve(listener, over).await;
 }
 
-/// Answers clients of a host that runs one tunnel, for root and the host's own user, until that is
-/// `over`, as [`serve_until`] does. None of them may change its configuration.
+/// Answers clients of a host that runs one tunnel, for root and the host's own user, until `over`
+/// completes, as [`serve_until`] does. None of them may change its configuration.
 pub(crate) async fn serve_one(host: Host, listener: UnixListener, over: impl Future<Output = ()>) {
     let desk = Desk {
         host,
@@ -106,7 +106,7 @@ impl Desk {
                         }
                     }
                     Err(error) => {
-                        // Out of descriptors, most likely: trying at once would spin.
+                        // Most likely out of descriptors: an immediate retry would spin.
                         if retry.may_log(Instant::now().into()) {
                             warn!(%error, "the socket for clients accepts no connection; trying again");
                         }
@@ -122,7 +122,8 @@ impl Desk {
     }
 }
 
-/// Who has connected, if there is a place for that user. Who has too many connections is hung up on.
+/// The credentials of the client, if its user may have another connection; otherwise the connection is
+/// closed.
 fn admit(stream: &UnixStream, places: &Places) -> Option<(UCred, Place)> {
     let client = stream
         .peer_cred()
@@ -160,15 +161,15 @@ struct Conversation {
     desk: Arc<Desk>,
     client: UCred,
     place: Place,
-    /// There may be secrets in them.
+    /// They may contain secrets.
     lines: Lines<OwnedReadHalf>,
     writer: OwnedWriteHalf,
     events: Option<Events>,
-    /// Whether nothing new is read, as the host ends.
+    /// Whether nothing more is read, as the host ends.
     closing: watch::Receiver<bool>,
 }
 
-/// What happens next on a connection.
+/// The next event of a connection.
 enum Step {
     Line(Option<Zeroizing<Vec<u8>>>),
     Write(HostLine),
@@ -192,11 +193,12 @@ impl Conversation {
         self.converse().await
     }
 
-    /// Ends when the client says no more and its requests are carried out.
+    /// Ends when the client sends no more and its requests are carried out.
     async fn converse(&mut self) -> io::Result<()> {
         let mut requests = JoinSet::new();
         let outcome = self.carry_out(&mut requests).await;
-        // A client may still listen that says no more, and one that is gone gets what it asked for done.
+        // A client that sends no more may still read, and the requests of one that is gone are
+        // carried out.
         let the_rest = async {
             while let Some(answer) = requests.join_next().await {
                 if let (Ok(answer), Ok(())) = (answer, &outcome) {
@@ -204,7 +206,7 @@ impl Conversation {
                 }
             }
         };
-        // What is not done by then waits for a provider that does not answer.
+        // A request that is not done by then waits for a provider that does not answer.
         if timeout(REQUEST_DEADLINE, the_rest).await.is_err() {
             debug!("requests of a client that is gone are given up");
         }
@@ -217,7 +219,7 @@ impl Conversation {
             let step = tokio::select! {
                 Some(answer) = requests.join_next() => match answer {
                     Ok(answer) => Step::Write(answer),
-                    // The client sees the connection end, and may ask again.
+                    // The client sees the connection end, and may repeat the request.
                     Err(_) => return Err(io::Error::other("a request panicked")),
                 },
                 line = next_line(&self.place, &mut self.lines), if !closes && requests.len() < MAX_REQUESTS => {
@@ -242,7 +244,7 @@ impl Conversation {
                 Step::Close => closes = true,
             }
         }
-        // How it all ended is among them.
+        // They include the ends of the sessions.
         while let Some(Some(line)) = next_event(&mut self.events).now_or_never() {
             self.write(&line).await?;
         }
@@ -279,7 +281,7 @@ impl Conversation {
     }
 }
 
-/// The next line, once the user of this place may ask again; what it sends until then waits in the socket.
+/// The next line, once the rate limit of this user allows one; until then, requests wait in the socket.
 async fn next_line(
     place: &Place,
     lines: &mut Lines<OwnedReadHalf>,
@@ -308,10 +310,10 @@ fn sender(client: &UCred) -> Sender {
     }
 }
 
-/// Returns when nothing new is to be read.
+/// Returns when nothing more is to be read.
 async fn is_closing(closing: &mut watch::Receiver<bool>) {
     if closing.wait_for(|closing| *closing).await.is_err() {
-        // The daemon goes, and this task with it.
+        // The daemon ends, and this task with it.
         pending().await
     }
 }

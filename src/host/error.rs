@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Why a host does not do what it was asked to.
+//! Why a host refuses a request.
 
 use std::error::Error;
 
@@ -10,23 +10,23 @@ use crate::{
     provider::{ProviderError, SessionStatus},
 };
 
-/// Messages and queries that a provider may have in hand. One that never answers must not hold more and
-/// more of them.
+/// The limit of pending messages and queries of a provider: one that never answers must not accumulate
+/// them.
 pub(super) const MAX_MESSAGES: usize = 64;
 
-/// Why a host does not do what it was asked to.
+/// Why a host refuses a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostError {
     /// There is no such tunnel.
     #[error("there is no tunnel `{0}`; `patchcord host list` shows those that there are")]
     NoTunnel(String),
-    /// A tunnel cannot have this name: it is one of files.
+    /// A tunnel cannot have this name: it becomes the name of files.
     #[error(
         "`{0}` is no name for a tunnel: use letters, digits, `-`, `_` and `.`, {MAX_NAME} at most, the first a letter or digit"
     )]
     Name(String),
-    /// It is configured not to be used.
+    /// Its configuration disables it.
     #[error("the tunnel `{0}` is disabled; set `enabled = true` in its configuration")]
     Disabled(String),
     /// It has a session already.
@@ -34,27 +34,27 @@ pub enum HostError {
     Running {
         /// The tunnel.
         tunnel: String,
-        /// What its session is at.
+        /// The status of its session.
         status: SessionStatus,
     },
-    /// Its provider does not know the query.
+    /// Its provider does not support the query.
     #[error(
         "the provider of `{0}` does not answer that: it is of another kind, or of an older version"
     )]
     NoQuery(String),
-    /// There is nothing to say while it is in this state.
+    /// There is no answer while it is in this state.
     #[error("nothing to show while {}; try again", status.name())]
     NotNow {
-        /// What its session is at.
+        /// The status of its session.
         status: SessionStatus,
     },
-    /// The tunnel refused; the text says why and what to do.
+    /// The tunnel refused; the text has the reason and the remedy.
     #[error("{0}")]
     Refused(String),
-    /// It has no session that could answer.
+    /// It has no session to answer.
     #[error("the tunnel `{0}` is not running")]
     NotRunning(String),
-    /// Its provider has as many messages in hand as it may, and answers none of them.
+    /// Its provider has as many pending messages as it may, and answers none of them.
     #[error(
         "the provider of `{0}` has {MAX_MESSAGES} messages in hand that it has not answered; try again \
          later, or start the tunnel again"
@@ -66,15 +66,15 @@ pub enum HostError {
     /// No factory of this name was registered.
     #[error("there is no provider `{provider}`; this host has: {}", known.join(", "))]
     NoProvider {
-        /// What the configuration names.
+        /// The name in the configuration.
         provider: String,
-        /// What there is.
+        /// The registered names.
         known: Vec<String>,
     },
-    /// The provider cannot be made of the configuration.
+    /// The provider cannot be created from the configuration.
     #[error(transparent)]
     Provider(#[from] ProviderError),
-    /// Another client changed the configuration since it was read.
+    /// Another client has changed the configuration since it was read.
     #[error("the configuration of `{tunnel}` is generation {current} by now; read it again")]
     Stale {
         /// The tunnel.

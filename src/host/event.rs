@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a host tells (`NEVPNStatusDidChange`, `NEVPNConfigurationChange`).
+//! The events of a host (`NEVPNStatusDidChange`, `NEVPNConfigurationChange`).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,59 +14,60 @@ use crate::provider::{SessionStatus, StopReason};
 #[serde(transparent)]
 pub struct Attempt(pub u64);
 
-/// Something that happened to a tunnel.
+/// An event of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Event {
-    /// Which.
+    /// The tunnel.
     pub tunnel: String,
-    /// In which of its sessions; `None` if it was to the tunnel itself.
+    /// The attempt of its session; `None` if the event is about the tunnel itself.
     pub attempt: Option<Attempt>,
-    /// What.
+    /// The kind of event.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", content = "value", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum EventKind {
-    /// The status is another one.
+    /// The status changed.
     Status(SessionStatus),
-    /// The session is over, and everything of it gone.
+    /// The session is over, and everything of it is removed.
     Ended {
-        /// Why.
+        /// The reason.
         reason: StopReason,
         /// The error behind it, unless a user asked for the end.
         error: Option<String>,
     },
     /// The provider has a message for the user.
     Message {
-        /// That.
+        /// The text.
         text: String,
     },
-    /// The configuration is another one.
+    /// The configuration changed.
     Configured {
-        /// Its number.
+        /// Its generation.
         generation: u64,
     },
-    /// A file of the [`Store`](super::store::Store) cannot be used; what was in force before stays. The
-    /// tunnel is the one that the file would be, and has no name if it is about a whole folder.
+    /// A file of the [`Store`](super::store::Store) cannot be used; the earlier configuration stays
+    /// in force. The tunnel is the one of that file, and has no name if the event is about a whole
+    /// folder.
     NotUsed {
-        /// What is wrong with which file.
+        /// The file and its error.
         problem: String,
     },
     /// The tunnel was removed.
     Removed,
 }
 
-/// Events, from when it was asked for.
+/// Events from the time of the subscription.
 pub struct Events {
     receiver: broadcast::Receiver<Event>,
 }
 
-/// The listener was too slow: this many events are lost. Look at the states again.
+/// The listener was too slow: so many events are lost. Read the states again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} events were lost; look at the states again")]
 pub struct Lagged(pub u64);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Lines with secrets in them: what was read, or is to be written, leaves no copy in memory.
+//! Lines with secrets in them: reading and writing leave no copy in memory.
 //!
-//! Buffers are wiped before they go back to the allocator, also those that have become too small.
-//! Knows nothing of what the lines say. Called by a host for its clients, and by a client for what it
-//! asks; what a host says has no secrets in it.
+//! Buffers are wiped before they go back to the allocator, also when they have become too small. Does
+//! not know the content of the lines. Called by a host for its clients, and by a client for its
+//! requests; a host's lines contain no secrets.
 
 use std::io;
 
@@ -14,11 +14,11 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::protocol::MAX_LINE;
 
-/// The lines that arrive.
+/// The lines of a connection.
 pub(super) struct Lines<R> {
     reader: R,
     bytes: Wiped,
-    /// Bytes that have no newline among them.
+    /// The number of bytes in which no newline was found.
     searched: usize,
 }
 
@@ -31,11 +31,11 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
-    /// The next line, with its newline; `None` at the end. Losing the future loses nothing.
+    /// The next line, with its newline; `None` at the end. Cancel safe.
     ///
     /// # Errors
-    /// More than [`MAX_LINE`] without a newline, an end in the middle of a line, or what the kernel
-    /// says.
+    /// More than [`MAX_LINE`] without a newline, an end in the middle of a line, or an error of the
+    /// kernel.
     pub(super) async fn next(&mut self) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         loop {
             let bytes = &mut self.bytes.0;
@@ -50,9 +50,10 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                 let error = "too long a line";
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
-            // It doubles, and `MAX_LINE` is a power of two.
+            // The capacity doubles, and `MAX_LINE` is a power of two.
             self.bytes.reserve(1);
-            // Never grows what has room. Little at a time, as what follows a line has to be moved.
+            // Never grows a buffer with room. Reads little at a time, as bytes behind a line have
+            // to be moved.
             let mut room = (&mut *self.bytes.0).limit(PART_BYTES);
             if self.reader.read_buf(&mut room).await? == 0 {
                 return match self.searched {
@@ -72,11 +73,11 @@ pub(super) fn wiped_line(message: &impl Serialize) -> Zeroizing<Vec<u8>> {
     line.0
 }
 
-/// Bytes that grow without leaving copies.
+/// A buffer that grows without leaving copies.
 #[derive(Default)]
 struct Wiped(Zeroizing<Vec<u8>>);
 
-/// What is read at a time; enough for most lines.
+/// The size of one read; enough for most lines.
 const PART_BYTES: usize = 4096;
 
 impl Wiped {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Many tunnels in one process (`NEProvider.startSystemExtensionMode` and `NETunnelProviderManager`).
 //!
-//! A [`Host`] knows kinds of providers, each a function that makes one, and the configurations of
-//! tunnels. Each start makes a fresh provider and runs it as a [`Session`](crate::provider::Session) of its own: a panic, a
-//! failure or a hang in one leaves the others alone. What happens is told as [`Event`]s, in the same
-//! order for every listener.
+//! A [`Host`] knows kinds of providers, each with a function that creates one, and the configurations
+//! of tunnels. Each start creates a fresh provider and runs it as a
+//! [`Session`](crate::provider::Session) of its own: a panic, a failure or a hang in one does not
+//! affect the others. [`Event`]s report each change, in the same order for every listener.
 //!
 //! ```text
 //!              register            configure, remove, start, stop, send_message

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What tunnels and secrets may be called: the names of their files.
+//! Valid names for tunnels and secrets: the names of their files.
 
 /// The longest name.
 pub(super) const MAX_NAME: usize = 64;
 
-/// Whether a tunnel or a secret may have this name: it is one of a file.
+/// Whether a tunnel or a secret may have this name: it becomes the name of a file.
 pub(super) fn is_name(name: &str) -> bool {
     let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     name.len() <= MAX_NAME

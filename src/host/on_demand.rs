@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Tunnels that come and go with the network (`NEOnDemandRule`).
+//! Starts and stops tunnels as the network changes (`NEOnDemandRule`).
 //!
 //! ```text
 //! path, names ──> first rule that matches ──> connect     start, and again after a failure, later and
@@ -7,9 +7,9 @@
 //!                                             disconnect  stop, once
 //!                                             ignore      nothing
 //! ```
-//! The network is the one below all tunnels, so that a tunnel does not change what its own rules see.
-//! It is looked at when the path changes, and every few seconds for the rest. While the machine gets
-//! ready for sleep nothing is started.
+//! The network is the one below all tunnels, so that a tunnel does not change the input of its own
+//! rules. It is read when the path changes, and every few seconds for the rest. While the machine gets
+//! ready for sleep, no tunnel is started.
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
@@ -40,11 +40,11 @@ use crate::{
     tripwire,
 };
 
-/// Names change without a word, after the path does: a lease takes a moment.
+/// Name servers change without a notification, after the path does: a lease takes a moment.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// For a probe to be answered.
+/// The time for the answer to a probe.
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
-/// After a failure a tunnel is tried again, this much later …
+/// After a failure, the delay until a tunnel is started again …
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// … then twice as much, up to this, until it has been up for as long.
 const LAST_RETRY: Duration = Duration::from_secs(300);
@@ -54,7 +54,7 @@ impl Host {
     /// network namespace of the host.
     ///
     /// # Errors
-    /// When the kernel cannot be asked for paths.
+    /// When the kernel refuses to report paths.
     pub async fn follow_rules(&self) -> io::Result<()> {
         let host = self.clone();
         let is_own = move |index| host.has_interface(index);
@@ -78,7 +78,7 @@ impl Host {
         let mut sleeping = self.is_asleep();
         loop {
             tripwire::task("rules");
-            // A copy: the watch must not be held while the network is asked.
+            // A copy: the watch must not be borrowed while the network is read.
             let here = path.borrow_and_update().clone();
             let here = rules.look(here).await;
             let is_awake = !*sleeping.borrow_and_update();
@@ -97,7 +97,7 @@ impl Host {
     }
 }
 
-/// The network that the machine is in. Another way out is another network, even if it looks alike.
+/// The machine's network. Another path is another network, even with equal attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Here {
     path: path::Path,
@@ -110,22 +110,22 @@ struct Rules {
     demands: BTreeMap<String, Demand>,
 }
 
-/// What the rules make of one tunnel.
+/// The decision of the rules for one tunnel.
 struct Demand {
-    /// What was decided, from what.
+    /// The decision, and its inputs.
     configuration: Arc<TunnelConfiguration>,
     here: Here,
     action: OnDemandAction,
-    /// A user stopped it; it stays stopped until a user starts it, or the rules decide otherwise.
+    /// A user stopped it; it stays down until a user starts it, or the rules decide otherwise.
     is_muted: bool,
     retry_at: Instant,
-    /// After the next failure.
+    /// The delay after the next failure.
     retry_after: Duration,
     up_since: Option<Instant>,
 }
 
 impl Rules {
-    /// The network that the machine is in; `None` without one.
+    /// The machine's network; `None` without one.
     async fn look(&self, path: path::Path) -> Option<Here> {
         let is_demanded = |tunnel: &TunnelView| is_demanded(&tunnel.configuration);
         if path.status != PathStatus::Satisfied || !self.host.list().iter().any(is_demanded) {
@@ -144,7 +144,7 @@ impl Rules {
         Some(Here { path, surroundings })
     }
 
-    /// Decides where something is new, and acts.
+    /// Decides where an input has changed, and acts.
     async fn follow(&mut self, here: &Here) {
         let tunnels = self.host.list();
         self.demands
@@ -167,7 +167,7 @@ impl Rules {
         }
     }
 
-    /// The rules of a tunnel say this from now on.
+    /// Stores a new decision for a tunnel.
     async fn note(&mut self, tunnel: &TunnelView, here: &Here, action: OnDemandAction) {
         let name = &tunnel.tunnel;
         let before = self.demands.remove(name);
@@ -213,12 +213,12 @@ impl Rules {
         }
     }
 
-    /// Waits for something of the host that may change what is to be done. False when it is gone.
+    /// Waits for an event of the host that may change a decision. False when the host is gone.
     async fn heed(&mut self, events: &mut Events) -> bool {
         loop {
             match events.next().await {
                 Some(Ok(event)) if !self.note_event(&event) => {}
-                // After a loss all is looked at.
+                // After lost events, everything is read again.
                 Some(_) => return true,
                 None => return false,
             }
@@ -265,7 +265,7 @@ impl Demand {
         match reason {
             // A user decided otherwise.
             StopReason::UserInitiated | StopReason::Superseded => self.is_muted = true,
-            // This is about the machine, and over when it wakes.
+            // The reason is the state of the machine, and passes when it wakes.
             StopReason::Sleep | StopReason::UnrecoverableNetworkChange => {}
             _ => drop(self.fail(now)),
         }
@@ -283,7 +283,7 @@ fn is_demanded(configuration: &TunnelConfiguration) -> bool {
     configuration.on_demand && configuration.enabled
 }
 
-/// What the first rule that matches says.
+/// The action of the first rule that matches.
 async fn decide(rules: &[OnDemandRule], here: &Surroundings) -> OnDemandAction {
     for rule in rules {
         if !rule.matches(here) {
@@ -297,7 +297,7 @@ async fn decide(rules: &[OnDemandRule], here: &Surroundings) -> OnDemandAction {
     OnDemandAction::Ignore
 }
 
-/// Whether a server says 200 to a request for this.
+/// Whether a server answers a request for this with 200.
 async fn answers(url: &ProbeUrl) -> bool {
     match timeout(PROBE_DEADLINE, probe(url)).await {
         Ok(Ok(answers)) => answers,
@@ -312,7 +312,7 @@ async fn answers(url: &ProbeUrl) -> bool {
     }
 }
 
-/// A request by HTTP/1.1 (RFC 9112) of which only the status matters.
+/// An HTTP/1.1 request (RFC 9112) of which only the status counts.
 async fn probe(url: &ProbeUrl) -> io::Result<bool> {
     let addresses = resolver::look_up(&url.authority).await?;
     let address = addresses.first().ok_or(io::ErrorKind::NotFound)?;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How many connections each user of a host's socket may have, and how often it may connect and ask.
+//! Limits of a host's socket: how many connections each user may have, and how often it may connect and
+//! send requests.
 //!
-//! Root, and the user that the host runs as, have places of their own, which no other user can take, and no
-//! rate; of the others no one can take the places or the time of all.
+//! Root, and the user that the host runs as, have connections reserved that no other user can take, and
+//! no rate limit; no other user can take the connections or the time of all.
 
 use std::{
     collections::HashMap,
@@ -19,20 +20,21 @@ const OF_EACH: usize = 16;
 /// … and for all of them.
 const OF_OTHERS: usize = 128;
 
-/// New connections of one user.
+/// The limit of new connections of one user.
 const CALLS: Rate = Rate {
     per_second: 10,
     burst: 32,
 };
-/// Requests of one user, by all of its connections. Each may cost as much as the list of all tunnels.
+/// The limit of requests of one user, over all its connections. Each may cost as much as the list of
+/// all tunnels.
 const REQUESTS: Rate = Rate {
     per_second: 20,
     burst: 40,
 };
-/// Users that are remembered; one process may have the numbers of 65,536.
+/// Users in the table; one process may have the IDs of 65,536.
 const MAX_USERS: usize = 1024;
 
-/// Users and what they have. Clones are the same.
+/// Users, their connections and rates. Clones share the table.
 #[derive(Clone, Default)]
 pub(super) struct Places(Arc<Mutex<HashMap<u32, User>>>);
 
@@ -51,20 +53,20 @@ impl User {
         }
     }
 
-    /// Whether it is as one that was never seen.
+    /// Whether the entry equals that of an unknown user.
     fn is_idle(&self, now: Instant) -> bool {
         self.connections == 0 && self.calls.is_full(now) && self.requests.is_full(now)
     }
 }
 
-/// A place of one connection, until it is dropped.
+/// The reservation of one connection, until it is dropped.
 pub(super) struct Place {
     places: Places,
     user: u32,
 }
 
 impl Places {
-    /// A place for a connection of this user; `None` when that has enough, or comes too often.
+    /// Reserves a connection for this user; `None` when it has enough, or connects too often.
     pub(super) fn take(&self, user: u32, now: Instant) -> Option<Place> {
         let mut users = self.lock();
         if users.len() >= MAX_USERS {
@@ -97,7 +99,7 @@ impl Places {
 }
 
 impl Place {
-    /// When the user may ask again; none if it may now.
+    /// The time at which the user may send the next request; none if it may now.
     pub(super) fn next_request(&self, now: Instant) -> Option<Instant> {
         if is_owner(self.user) {
             return None;
@@ -107,7 +109,7 @@ impl Place {
         (ready > now).then_some(ready)
     }
 
-    /// The user asks.
+    /// Counts a request of the user.
     pub(super) fn note_request(&self, now: Instant) {
         if let Some(user) = self.places.lock().get_mut(&self.user) {
             user.requests.take(now, REQUESTS);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which users may do what.
+//! The permissions of users.
 
 use std::collections::BTreeSet;
 
@@ -7,23 +7,23 @@ use tokio::net::unix::UCred;
 
 use crate::control::message::Access;
 
-/// Who may do what. Root may do everything, and so may the user that the host runs as.
+/// The permissions of users. Root may do everything, and so may the user that the host runs as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Who may look.
+    /// May read states and events.
     pub observe: Who,
-    /// Who may start, stop and talk to tunnels.
+    /// May start and stop tunnels, and send them messages.
     pub control: Who,
-    /// Who may add, change and remove them.
+    /// May add, change and remove tunnels.
     pub configure: Who,
 }
 
 /// Some users and groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Who {
-    /// Numbers of users.
+    /// User IDs.
     pub users: BTreeSet<u32>,
-    /// Numbers of groups; what counts is the group that a client runs as.
+    /// Group IDs; only the group that a client runs as counts.
     pub groups: BTreeSet<u32>,
 }
 
@@ -34,8 +34,8 @@ impl Who {
 }
 
 impl Policy {
-    /// The mode that the host's socket should have: open to all only if the policy names users beside
-    /// root and the host's own user.
+    /// The mode of the host's socket: open to all users only if the policy names users besides root
+    /// and the host's own user.
     pub fn socket_mode(&self) -> u32 {
         let whos = [&self.observe, &self.control, &self.configure];
         match whos.into_iter().all(Who::is_empty) {
@@ -44,7 +44,7 @@ impl Policy {
         }
     }
 
-    /// Whether the client may do anything at all.
+    /// Whether the client has any permission.
     pub(super) fn knows(&self, client: &UCred) -> bool {
         let all = [Access::Observe, Access::Control, Access::Configure];
         all.into_iter().any(|access| self.allows(client, access))

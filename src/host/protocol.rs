@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The one protocol of clients: what is said over a tunnel's or a host's Unix socket, as lines of JSON.
+//! The client protocol: lines of JSON over a tunnel's or a host's Unix socket.
 //!
 //! ```text
 //! host    {"hello":"patchcord-host","version":"0.1.0","protocols":[2]}
@@ -12,17 +12,16 @@
 //! host    {"id":3,"ok":"done"}
 //! host    {"event":{"tunnel":"office","attempt":7,"event":"status","value":"connected"}}
 //! ```
-//! Both sides begin with a hello and speak the highest version that both have; neither waits for the
-//! other's. Several requests may be under way; replies carry the number of theirs.
+//! Both sides begin with a hello and use the highest version that both support; neither waits for the
+//! other's hello. Several requests may be pending; a reply carries the number of its request.
 //!
-//! A verb is a variant of [`Verb`], and what it does an arm of `verbs::perform`. What only a tunnel can
-//! answer is a [`Query`] instead, which `ask` hands on.
+//! A verb is a variant of [`Verb`], and its action an arm of `verbs::perform`. What only a tunnel can
+//! answer is a [`Query`] instead, which `ask` passes on.
 //!
-//! A later version may add verbs, replies, fields and events. In a request, a field that is not known
-//! is refused, so that none is half understood; a verb or a query that is not known gets the code
-//! `unknown-verb`, and the connection goes on. Clients ignore fields and events that they do not know.
-//! `docs/control.schema.json` has all of it. Pure data; the sockets are in `daemon` and
-//! [`client`](super::client).
+//! A later version may add verbs, replies, fields and events. A request with an unknown field is
+//! refused, so that none is half understood; an unknown verb or query gets the code `unknown-verb`, and
+//! the connection goes on. Clients ignore unknown fields and events. `docs/control.schema.json` has all
+//! of it. Pure data; the sockets are in `daemon` and [`client`](super::client).
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -42,13 +41,13 @@ use crate::{
     provider::{NOT_BASE64, Secret, SessionStatus, TunnelConfiguration},
 };
 
-/// The versions of the protocol that this program speaks.
+/// The versions of the protocol that this program supports.
 pub const PROTOCOLS: &[u32] = &[2];
-/// The longest line of a client, in bytes. Bounds what one client can make a host hold.
+/// The longest line of a client, in bytes. Bounds the memory that one client can occupy in a host.
 pub const MAX_LINE: usize = 1 << 20;
-/// What a host calls itself.
+/// The name of a host in its hello.
 pub(super) const HOST: &str = "patchcord-host";
-/// What this client calls itself.
+/// The name of this client in its hello.
 pub(super) const CLIENT: &str = "patchcord";
 
 /// The first line of either side.
@@ -58,13 +57,13 @@ pub struct Hello {
     pub hello: String,
     /// Its version, for messages.
     pub version: String,
-    /// The versions of the protocol that it speaks.
+    /// The versions of the protocol that it supports.
     #[serde(default)]
     pub protocols: Vec<u32>,
 }
 
 impl Hello {
-    /// That of this version.
+    /// The hello of this version.
     pub(super) fn of(program: &str) -> Self {
         Self {
             hello: program.to_owned(),
@@ -73,7 +72,7 @@ impl Hello {
         }
     }
 
-    /// The version to speak, if there is one that both have.
+    /// The highest version that both support, if there is one.
     pub fn common(&self) -> Option<u32> {
         let known = PROTOCOLS.iter().copied();
         known.filter(|one| self.protocols.contains(one)).max()
@@ -86,11 +85,11 @@ impl Hello {
 pub struct Request {
     /// The client's number for it, which the reply repeats.
     pub id: u64,
-    /// What is asked for.
+    /// The verb.
     pub verb: Verb,
 }
 
-/// What can be asked for, and the [`Reply`] to it.
+/// The verbs, and the [`Reply`] to each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -99,32 +98,32 @@ pub enum Verb {
     List,
     /// One tunnel: [`Reply::Tunnel`].
     View {
-        /// Which.
+        /// The name of the tunnel.
         tunnel: String,
     },
-    /// What only a running tunnel can answer: [`Reply::Answer`].
+    /// A query that only a running tunnel can answer: [`Reply::Answer`].
     Ask {
-        /// Which.
+        /// The name of the tunnel.
         tunnel: String,
-        /// What.
+        /// The query.
         query: Query,
     },
     /// Starts a session; answered with [`Reply::Started`] at once.
     Start {
-        /// Which.
+        /// The name of the tunnel.
         tunnel: String,
-        /// For the provider.
+        /// Options for the provider.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         options: Option<BTreeMap<String, String>>,
     },
-    /// Ends the session; answered when everything of it is gone.
+    /// Ends the session; answered when everything of it is removed.
     Stop {
-        /// Which.
+        /// The name of the tunnel.
         tunnel: String,
     },
     /// A message for the provider: [`Reply::Message`].
     Send {
-        /// Which.
+        /// The name of the tunnel.
         tunnel: String,
         /// The message.
         message: Message,
@@ -133,29 +132,30 @@ pub enum Verb {
     Subscribe,
     /// Adds a tunnel, or replaces its configuration: [`Reply::Configured`].
     Configure {
-        /// Which.
+        /// The name of the tunnel.
         tunnel: String,
         /// The complete configuration.
         configuration: TunnelConfiguration,
-        /// The generation that the client knows, if another client's change matters.
+        /// The generation that the client has read, if a later change by another client must not be
+        /// overwritten.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         generation: Option<u64>,
     },
-    /// Forgets a tunnel.
+    /// Removes a tunnel.
     Remove {
-        /// Which.
+        /// The name of the tunnel.
         tunnel: String,
     },
-    /// Keeps a secret, which no verb gives back.
+    /// Stores a secret, which no verb returns.
     KeepSecret {
         /// Its name.
         name: String,
-        /// What it is, base64.
+        /// Its bytes, base64.
         #[serde(deserialize_with = "secret_in_json")]
         #[schemars(with = "String")]
         secret: Secret,
     },
-    /// Forgets a secret.
+    /// Deletes a secret.
     ForgetSecret {
         /// Its name.
         name: String,
@@ -163,7 +163,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// What a client must be allowed to do.
+    /// The permission that a client needs.
     pub const fn access(&self) -> Access {
         match self {
             Self::List | Self::View { .. } | Self::Subscribe => Access::Observe,
@@ -182,20 +182,20 @@ impl Verb {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Reply {
-    /// It is done, and there is nothing more to say.
+    /// Done; the reply has no content.
     Done,
     /// Tunnels, by name.
     Tunnels(Vec<TunnelInfo>),
     /// A tunnel.
     Tunnel(Box<TunnelInfo>),
-    /// What a tunnel says to a query.
+    /// The answer of a tunnel to a query.
     Answer(Answer),
     /// A session was started.
     Started {
-        /// What its events carry.
+        /// The number that its events carry.
         attempt: Attempt,
     },
-    /// What a provider says to a message; null if it has no answer.
+    /// The answer of a provider to a message; null if it has none.
     Message(Option<Message>),
     /// The configuration is in force.
     Configured {
@@ -236,7 +236,7 @@ impl JsonSchema for Message {
     }
 }
 
-/// What there is to know of a tunnel.
+/// The state of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct TunnelInfo {
@@ -248,7 +248,7 @@ pub struct TunnelInfo {
     pub generation: u64,
     /// Its status.
     pub status: SessionStatus,
-    /// Why the last session ended, if that was an error.
+    /// Why the last session ended, if it ended with an error.
     pub last_disconnect_error: Option<String>,
 }
 
@@ -256,33 +256,34 @@ pub struct TunnelInfo {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum HostLine {
-    /// The request was done.
+    /// The request was carried out.
     Done {
-        /// Which.
+        /// The number of the request.
         id: u64,
         /// The answer.
         ok: Reply,
     },
-    /// The request was not done.
+    /// The request was refused.
     Refused {
-        /// Which; null if the line was no request at all, after which the host hangs up.
+        /// The number of the request; null if the line was no request at all, after which the host
+        /// ends the connection.
         id: Option<u64>,
-        /// Why.
+        /// The reason.
         error: Refusal,
     },
-    /// Something happened.
+    /// An event.
     Event {
-        /// What.
+        /// The event.
         event: Event,
     },
-    /// So many events were lost, because they were not read in time.
+    /// Events were lost, because the client did not read them in time.
     Lagged {
-        /// How many.
+        /// Their number.
         lagged: u64,
     },
 }
 
-/// A line of the host as its client reads it: what is in it is decoded once, by the task that waits for it.
+/// A line of the host as its client reads it: the task that waits for it decodes its content once.
 #[derive(Debug, Deserialize)]
 pub(super) struct Heard<'a> {
     pub(super) id: Option<u64>,
@@ -294,7 +295,7 @@ pub(super) struct Heard<'a> {
     pub(super) lagged: Option<u64>,
 }
 
-/// Why a request was not done.
+/// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refusal {
     /// For programs.
@@ -318,40 +319,40 @@ pub enum RefusalCode {
     NotRunning,
     /// The tunnel's provider does not answer.
     Busy,
-    /// The tunnel's provider has no such query.
+    /// The tunnel's provider does not support the query.
     NoQuery,
-    /// The tunnel has nothing to say in its present state.
+    /// The tunnel has no answer in its present state.
     NotNow,
-    /// The tunnel refuses what the query asks for.
+    /// The tunnel refuses the query.
     Refused,
-    /// The configuration was changed by another client.
+    /// Another client has changed the configuration.
     Stale,
     /// The configuration is unusable, or cannot be changed.
     Configuration,
-    /// The secret is not kept.
+    /// The secret is not stored.
     Secret,
-    /// The client may not do this.
+    /// The client lacks the permission.
     NotAuthorised,
     /// The line is no request.
     Malformed,
     /// The host does not know the verb, or the query.
     UnknownVerb,
-    /// The host and the client speak no common version.
+    /// The host and the client support no common version.
     UnknownProtocol,
-    /// Something that this version has no word for.
+    /// A code that this version does not know.
     #[serde(other)]
     Other,
 }
 
-/// As any other secret would be read, but without copies of it on the way.
+/// Decodes a secret like any other field, but without copies of it on the way.
 fn secret_in_json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
     let json = <&RawValue>::deserialize(deserializer)?;
-    // The error does not quote what it was.
+    // The error does not quote the text.
     secret_from_json(json.get()).ok_or_else(|| D::Error::custom(NOT_BASE64))
 }
 
-/// Reads a string of JSON with base64 in it. Some write `/`, `+` and `=` as escapes, which the reader of
-/// JSON would undo in memory that is not wiped.
+/// Decodes a string of JSON with base64 in it. Some encoders write `/`, `+` and `=` as escapes, which
+/// the JSON parser would undo in memory that is not wiped.
 fn secret_from_json(json: &str) -> Option<Secret> {
     let mut rest = json.strip_prefix('"')?.strip_suffix('"')?.as_bytes();
     let mut text = Zeroizing::new(Vec::with_capacity(rest.len()));
@@ -377,15 +378,15 @@ pub fn to_line(message: &impl Serialize) -> Vec<u8> {
     line
 }
 
-/// Reads a line.
+/// Parses a line.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The error in it.
 pub fn from_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, serde_json::Error> {
     serde_json::from_slice(line)
 }
 
-/// Reads a request. One of a later version still has its number.
+/// Parses a request. A request of a later version still has its number.
 ///
 /// # Errors
 /// The refusal to send, and the number of the request if it has one.
@@ -412,7 +413,7 @@ pub fn request_from_line(line: &[u8]) -> Result<Request, (Option<u64>, Refusal)>
     })
 }
 
-/// As much of a request as every version has.
+/// The fields of a request that every version has.
 #[derive(Deserialize)]
 struct Named<'a> {
     id: u64,
@@ -436,7 +437,7 @@ fn unknown_name(verb: &RawValue) -> Option<String> {
     (name == "ask" && !is_known::<Query>(&query)).then_some(query)
 }
 
-/// A variant by itself is its name; with something in it, it is the only key of an object.
+/// A variant without content is its name; with content, it is the only key of an object.
 fn name_of(json: &RawValue) -> Option<(String, Option<&RawValue>)> {
     let alone = serde_json::from_str::<String>(json.get());
     alone.map(|name| (name, None)).ok().or_else(|| {
@@ -446,15 +447,15 @@ fn name_of(json: &RawValue) -> Option<(String, Option<&RawValue>)> {
     })
 }
 
-/// Whether this version has a variant of this name: by itself, it lacks fields at most.
+/// Whether this version has a variant of this name: without content, it only lacks fields.
 fn is_known<T: DeserializeOwned>(name: &str) -> bool {
     let alone = serde_json::from_value::<T>(name.into());
     !alone.is_err_and(|error| error.to_string().starts_with("unknown variant"))
 }
 
-/// The JSON Schema of everything that is said over a socket, for programs in other languages.
+/// The JSON Schema of everything that is sent over a socket, for programs in other languages.
 pub fn schema() -> serde_json::Value {
-    /// Everything that is said over a socket: a line of JSON each.
+    /// Everything that is sent over a socket: one line of JSON each.
     #[derive(JsonSchema)]
     #[schemars(title = "patchcord control protocol", deny_unknown_fields)]
     #[expect(dead_code, reason = "for its schema")]

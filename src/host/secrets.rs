@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The secrets of a host: credentials of its unit, and files that only it can read.
 //!
-//! Clients may leave a secret here, replace and delete it. Only the provider of a tunnel whose
-//! configuration names a secret gets it back. A credential (systemd.exec(5), `LoadCredential=`) goes
-//! before a file of the same name.
+//! Clients may store a secret here, replace and delete it. Only the provider of a tunnel whose
+//! configuration names a secret can read it. A credential (systemd.exec(5), `LoadCredential=`) takes
+//! precedence over a file of the same name.
 
 use std::{
     env,
@@ -21,12 +21,12 @@ use crate::{
     provider::{Secret, SecretError},
 };
 
-/// Where the host keeps secrets.
+/// Where the host stores secrets.
 pub const SECRETS_DIR: &str = "/var/lib/patchcord/secrets";
-/// The most that a secret may have, in bytes: room for a chain of certificates.
+/// The largest secret, in bytes: room for a chain of certificates.
 pub const MAX_SECRET: usize = 64 << 10;
 
-/// Where secrets are.
+/// The directories of secrets.
 #[derive(Clone, Debug)]
 pub struct SecretStore {
     credentials: Option<PathBuf>,
@@ -45,7 +45,7 @@ impl SecretStore {
     /// The secret of this name.
     ///
     /// # Errors
-    /// There is none, others can read it, or the file system refuses.
+    /// There is none, other users can read it, or the file system refuses.
     pub fn get(&self, name: &str) -> Result<Secret, SecretError> {
         let own = self.own_file(name)?;
         let credential = self.credentials.as_ref().map(|folder| folder.join(name));
@@ -57,10 +57,10 @@ impl SecretStore {
         Err(SecretError::NotKept(name.to_owned()))
     }
 
-    /// Keeps a secret over restarts, in place of an older one. It is complete or not there.
+    /// Stores a secret across restarts, in place of an older one. The file is complete or absent.
     ///
     /// # Errors
-    /// The name is none, the secret is too large, or the file system refuses.
+    /// The name is invalid, the secret is too large, or the file system refuses.
     pub fn keep(&self, name: &str, secret: &Secret) -> Result<(), SecretError> {
         let path = self.own_file(name)?;
         let bytes = secret.expose();
@@ -75,10 +75,10 @@ impl SecretStore {
         write().map_err(file_error(&path))
     }
 
-    /// Forgets a secret that was kept; one that there is not is fine.
+    /// Deletes a stored secret; succeeds if there is none.
     ///
     /// # Errors
-    /// The name is none, or the file system refuses.
+    /// The name is invalid, or the file system refuses.
     pub fn forget(&self, name: &str) -> Result<(), SecretError> {
         let path = self.own_file(name)?;
         file::remove_for_good(&path).map_err(file_error(&path))
@@ -94,7 +94,7 @@ impl SecretStore {
 
 fn read(path: &Path) -> Result<Option<Secret>, SecretError> {
     let failed = file_error(path);
-    // Looked at before it is opened, because opening a pipe would wait for a writer.
+    // Checked before it is opened, because opening a pipe would wait for a writer.
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Ok(metadata) if !metadata.is_file() => {
@@ -104,7 +104,7 @@ fn read(path: &Path) -> Result<Option<Secret>, SecretError> {
         Ok(_) => {}
     }
     let file = File::open(path).map_err(&failed)?;
-    // The mode of what was opened, which may no longer be what the path names.
+    // The mode of the open file, as the path may name another one by now.
     let metadata = file.metadata().map_err(&failed)?;
     if metadata.permissions().mode() & 0o077 != 0 {
         let path = path.to_owned();

@@ -6,8 +6,9 @@ use tokio::sync::watch;
 use super::tunnels::Host;
 
 impl Host {
-    /// Whether the machine sleeps, or is about to: from when logind announces it until it woke up, or
-    /// did not sleep after all. Never on a machine without logind. Must be called on a tokio runtime.
+    /// Whether the machine sleeps, or is about to: from logind's announcement until it woke up, or
+    /// did not sleep after all. Never on a machine without logind. Must be called on a tokio
+    /// runtime.
     pub fn is_asleep(&self) -> watch::Receiver<bool> {
         self.inner.sleep.is_asleep()
     }
@@ -34,7 +35,7 @@ mod tests {
         testing::{block_on, in_namespace, ip},
     };
 
-    /// Providers that are in `sleep`, and those that may leave it.
+    /// Providers that are in `sleep`, and those that may return from it.
     #[derive(Default)]
     struct Dormitory {
         asleep: Mutex<BTreeSet<String>>,

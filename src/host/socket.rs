@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The file of a socket: made with its mode, in place of one that a dead process left, and removed.
+//! The file of a socket: created with its mode, in place of one that a dead process left, and removed.
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -15,22 +15,22 @@ use tracing::debug;
 #[derive(Debug)]
 pub struct SocketFile(PathBuf);
 
-/// Listens at `path`, which gets this mode; makes the directory if there is none. A socket that is
-/// there already is taken for stale and replaced: the caller knows that no process listens on it. Must be
+/// Listens at `path`, which gets this mode; creates the directory if it does not exist. An existing
+/// socket counts as stale and is replaced: the caller knows that no process listens on it. Must be
 /// called on a tokio runtime.
 ///
 /// # Errors
-/// What the kernel said; `AlreadyExists` if something other than a socket is in the way.
+/// The error of the kernel; `AlreadyExists` if something other than a socket is in the way.
 pub fn bind(path: &Path, mode: u32) -> io::Result<(UnixListener, SocketFile)> {
     if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
         DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
-        // Again, because the umask may have taken bits away.
+        // Set again, because the umask may have removed bits.
         fs::set_permissions(dir, Permissions::from_mode(0o755))?;
     }
     remove_stale(path)?;
     let listener = UnixListener::bind(path)?;
     let file = SocketFile(path.to_owned());
-    // Until this line others might connect; they would fail the check of credentials.
+    // Until this line, other users might connect; the check of credentials would refuse them.
     fs::set_permissions(path, Permissions::from_mode(mode))?;
     Ok((listener, file))
 }

@@ -2,9 +2,9 @@
 //! Configurations of tunnels as files (`loadFromPreferences`, `saveToPreferences`).
 //!
 //! A file `NAME.toml` in one of two folders is the [`TunnelConfiguration`] of the tunnel NAME: the
-//! administrator's, which is only read, and the host's own, which clients write to by
-//! [`Store::save`]. The administrator's counts where both have one. Files that appear, change or go
-//! are seen at once, whichever program changes them.
+//! administrator's, which is only read, and the host's own, which clients write to by [`Store::save`].
+//! The administrator's wins where both have one. Files that appear, change or go are noticed at once,
+//! whichever program changes them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,7 +33,7 @@ pub const ADMIN_DIR: &str = "/etc/patchcord/tunnels.d";
 /// The host's own folder.
 pub const OWN_DIR: &str = "/var/lib/patchcord/tunnels";
 
-/// An editor writes, renames and deletes in one go.
+/// An editor writes, renames and deletes within moments.
 const SETTLE: Duration = Duration::from_millis(50);
 
 /// Two folders of configurations.
@@ -50,7 +50,7 @@ pub enum StoreError {
     /// The file cannot be read, written or deleted.
     #[error("{}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
@@ -58,9 +58,9 @@ pub enum StoreError {
     /// The file is not a configuration.
     #[error("{}: {problem}", path.display())]
     Malformed {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it, and where.
+        /// The error, with its position.
         problem: String,
     },
     /// A tunnel cannot have this name.
@@ -68,13 +68,13 @@ pub enum StoreError {
         "`{0}` is no name for a tunnel: use letters, digits, `-`, `_` and `.`, {MAX_NAME} at most, the first a letter or digit"
     )]
     Name(String),
-    /// It is the administrator's.
+    /// It belongs to the administrator.
     #[error("`{0}` is configured in {ADMIN_DIR}; change it there")]
     ReadOnly(String),
 }
 
 impl Store {
-    /// Configurations in these folders; one that does not exist has none.
+    /// Configurations in these folders; a folder that does not exist is empty.
     pub fn new(admin: impl Into<PathBuf>, own: impl Into<PathBuf>) -> Self {
         Self {
             admin: admin.into(),
@@ -82,7 +82,7 @@ impl Store {
         }
     }
 
-    /// All configurations, and what is wrong with those that cannot be used.
+    /// All configurations, and the errors of those that cannot be used.
     pub fn load(&self) -> (BTreeMap<String, TunnelConfiguration>, Vec<StoreError>) {
         let (mut tunnels, mut errors) = (BTreeMap::new(), Vec::new());
         for folder in [&self.own, &self.admin] {
@@ -96,10 +96,11 @@ impl Store {
         (tunnels, errors)
     }
 
-    /// Keeps a configuration over restarts. It is complete or not there, also after a crash.
+    /// Stores a configuration across restarts. The file is complete or absent, also after a crash.
     ///
     /// # Errors
-    /// The name is none, the administrator has a configuration for it, or the file system refuses.
+    /// The name is invalid, the administrator has a configuration for it, or the file system
+    /// refuses.
     pub fn save(&self, name: &str, configuration: &TunnelConfiguration) -> Result<(), StoreError> {
         let path = self.own_file(name)?;
         let text = toml::to_string(configuration).map_err(|error| StoreError::Malformed {
@@ -116,10 +117,10 @@ impl Store {
         })
     }
 
-    /// Forgets a configuration; one that there is not is fine.
+    /// Deletes a configuration; succeeds if there is none.
     ///
     /// # Errors
-    /// As of [`save`](Self::save).
+    /// As for [`save`](Self::save).
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         let path = self.own_file(name)?;
         file::remove_for_good(&path).map_err(|source| StoreError::File { path, source })
@@ -136,12 +137,12 @@ impl Store {
         Ok(self.own.join(file))
     }
 
-    /// Gives `host` the configurations that there are, and each change of them, until the future is
-    /// dropped. A file that cannot be used, or a folder that cannot be read, leaves in force what was
-    /// there before.
+    /// Gives `host` the present configurations, and each change of them, until the future is
+    /// dropped. A file that cannot be used, or a folder that cannot be read, leaves the earlier
+    /// configurations in force.
     ///
     /// # Errors
-    /// When the folders cannot be made or watched.
+    /// When the folders cannot be created or watched.
     pub async fn feed(&self, host: &Host) -> io::Result<()> {
         let inotify = Inotify::init()?;
         let mut watches = inotify.watches();
@@ -153,11 +154,11 @@ impl Store {
                 continue;
             }
             tokio::time::sleep(SETTLE).await;
-            // What came meanwhile is seen by the same look.
+            // The same read covers changes that came meanwhile.
             while let Some(Some(event)) = events.next().now_or_never() {
                 event?;
             }
-            // A folder that was deleted or moved away is another one now.
+            // A folder that was deleted or moved away is a new one now.
             if let Err(error) = self.watch(&mut watches) {
                 warn!(%error, "a folder of configurations cannot be watched");
             }
@@ -166,7 +167,7 @@ impl Store {
         Ok(())
     }
 
-    /// Makes the folders where there are none, and watches those that are not watched yet.
+    /// Creates folders that do not exist, and watches those that are not watched yet.
     fn watch(&self, watches: &mut Watches) -> io::Result<()> {
         let of_files = WatchMask::CREATE | WatchMask::CLOSE_WRITE | WatchMask::DELETE;
         let of_folder = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
@@ -177,7 +178,7 @@ impl Store {
         Ok(())
     }
 
-    /// Whether this is a new file that a program is about to write. A link is whole at once.
+    /// Whether this is a new file that a program is about to write. A link is complete at once.
     fn is_unfinished(&self, event: &EventOwned) -> bool {
         let name = event.name.as_deref().unwrap_or_default();
         let is_link = |folder: &PathBuf| {
@@ -187,7 +188,7 @@ impl Store {
         event.mask == EventMask::CREATE && ![&self.admin, &self.own].into_iter().any(is_link)
     }
 
-    /// Returns what the host has by this.
+    /// Returns what the host has afterwards.
     fn hand_over(&self, host: &Host, before: Fed) -> Fed {
         let (mut now, errors) = self.load();
         let problems = tell_problems(host, &errors, &before.problems);
@@ -212,7 +213,7 @@ impl Store {
             }
         }
         for (name, configuration) in &now {
-            // Without a generation nothing is refused.
+            // Without a generation, the host does not refuse it.
             let _ = host.configure(name, configuration.clone(), None);
         }
         Fed {
@@ -222,15 +223,15 @@ impl Store {
     }
 }
 
-/// What a host was given.
+/// The configurations that a host was given.
 #[derive(Default)]
 struct Fed {
     tunnels: BTreeMap<String, TunnelConfiguration>,
-    /// What could not be used.
+    /// The errors of those that could not be used.
     problems: BTreeSet<String>,
 }
 
-/// Tells those problems that were not there before, and returns all of them.
+/// Reports new problems, and returns all of them.
 fn tell_problems(
     host: &Host,
     errors: &[StoreError],
@@ -255,7 +256,7 @@ fn tell_problems(
 }
 
 impl StoreError {
-    /// The tunnel that it is about; nothing if it is about a folder.
+    /// The tunnel of the file; empty for a folder.
     fn tunnel(&self) -> String {
         let file = match self {
             Self::File { path, .. } | Self::Malformed { path, .. } => path,
@@ -269,7 +270,7 @@ impl StoreError {
     }
 }
 
-/// What is wrong with `text`, and where, for a log in which each line is an entry.
+/// The error in `text`, with its position, for a log in which each line is an entry.
 fn in_one_line(text: &str, error: &toml::de::Error) -> String {
     let message: Vec<_> = error.message().lines().map(str::trim).collect();
     let message = message.join("; ");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The [`Host`] itself: which tunnels there are, and their sessions.
+//! The [`Host`] itself: its tunnels and their sessions.
 
 use std::{
     collections::BTreeMap,
@@ -33,10 +33,10 @@ use crate::{
     },
 };
 
-/// Events that a slow listener may be behind before it loses some.
+/// Events that a slow listener may lag behind before it loses some.
 const EVENTS: usize = 256;
 
-/// Makes a provider for one session of a tunnel.
+/// Creates a provider for one session of a tunnel.
 pub type Factory = dyn Fn(&str, &TunnelConfiguration) -> Result<Arc<dyn EthernetTunnelProvider>, ProviderError>
     + Send
     + Sync;
@@ -47,7 +47,7 @@ pub struct Host {
     pub(super) inner: Arc<Inner>,
 }
 
-/// Says what a [`Host`] can run.
+/// Sets what a [`Host`] can run.
 pub struct HostBuilder {
     factories: BTreeMap<String, Box<Factory>>,
     run_dir: PathBuf,
@@ -69,7 +69,7 @@ pub(super) struct Inner {
 
 #[derive(Default)]
 struct Tunnel {
-    /// `None` when it was removed and its session is not over yet.
+    /// `None` after its removal, while its session is not over yet.
     configuration: Option<Arc<TunnelConfiguration>>,
     generation: u64,
     session: Option<Running>,
@@ -80,23 +80,23 @@ struct Tunnel {
 struct Running {
     attempt: Attempt,
     handle: SessionHandle,
-    /// For messages that the provider has not answered.
+    /// Permits for messages that the provider has not answered.
     messages: Arc<Semaphore>,
-    /// How it ended, when everything of the session is gone.
+    /// How it ended, once everything of the session is removed.
     ended: watch::Receiver<Option<Ending>>,
 }
 
-/// How a session ended.
+/// The end of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ending {
-    /// Why.
+    /// The reason.
     pub reason: StopReason,
     /// The error behind it, unless a user asked for the end.
     pub error: Option<String>,
 }
 
-/// What there is to know of a tunnel.
+/// The state of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TunnelView {
@@ -108,12 +108,12 @@ pub struct TunnelView {
     pub generation: u64,
     /// Its status.
     pub status: SessionStatus,
-    /// Why the last session ended, if that was an error.
+    /// Why the last session ended, if it ended with an error.
     pub last_disconnect_error: Option<String>,
 }
 
 impl HostBuilder {
-    /// Providers that the configuration calls `kind` are made by `factory`: a fresh one for each
+    /// `factory` creates the providers that a configuration calls `kind`: a fresh one for each
     /// session, from the tunnel's name and configuration.
     #[must_use]
     pub fn register<P: EthernetTunnelProvider>(
@@ -130,14 +130,14 @@ impl HostBuilder {
         self
     }
 
-    /// How long callbacks may take.
+    /// The deadlines of callbacks.
     #[must_use]
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
         self.deadlines = deadlines;
         self
     }
 
-    /// Where secrets are, unless they are the credentials of this process and files in
+    /// The store of secrets, unless it is the credentials of this process and files in
     /// [`SECRETS_DIR`].
     #[must_use]
     pub fn secrets(mut self, secrets: SecretStore) -> Self {
@@ -164,7 +164,7 @@ impl HostBuilder {
 }
 
 impl Host {
-    /// A host whose run-time state lies in `run_dir`.
+    /// A host with its run-time state in `run_dir`.
     pub fn builder(run_dir: impl AsRef<Path>) -> HostBuilder {
         HostBuilder {
             factories: BTreeMap::new(),
@@ -175,10 +175,10 @@ impl Host {
         }
     }
 
-    /// Adds a tunnel, or replaces its configuration; a running provider sees it at once, and a
-    /// session whose tunnel is disabled now ends with [`StopReason::ConfigurationDisabled`]. With
-    /// `generation` only if no other client changed it since. Returns the new generation. Equal
-    /// configurations change nothing.
+    /// Adds a tunnel, or replaces its configuration; a running provider sees it at once, and the
+    /// session of a tunnel that is now disabled ends with [`StopReason::ConfigurationDisabled`].
+    /// With `generation`, only if no other client has changed it since. Returns the new generation.
+    /// Equal configurations change nothing.
     ///
     /// # Errors
     /// [`HostError::Name`], [`HostError::Stale`].
@@ -211,7 +211,7 @@ impl Host {
         Ok(generation)
     }
 
-    /// Whether [`configure`](Self::configure) would take a change for this generation.
+    /// Whether [`configure`](Self::configure) would accept a change for this generation.
     pub(super) fn check_generation(
         &self,
         tunnel: &str,
@@ -220,7 +220,7 @@ impl Host {
         check_generation(&self.tunnels(), tunnel, known)
     }
 
-    /// Forgets a tunnel; its session ends with [`StopReason::ConfigurationRemoved`].
+    /// Removes a tunnel; its session ends with [`StopReason::ConfigurationRemoved`].
     ///
     /// # Errors
     /// [`HostError::NoTunnel`].
@@ -238,16 +238,16 @@ impl Host {
         Ok(())
     }
 
-    /// Starts a session and returns at once, with the number that its events carry. The function that
-    /// makes its provider may call the host.
+    /// Starts a session and returns at once, with the number that its events carry. The function
+    /// that creates its provider may call the host.
     ///
     /// # Errors
-    /// When it cannot even be tried.
+    /// When it cannot be attempted.
     pub fn start(&self, tunnel: &str, options: StartOptions) -> Result<Attempt, HostError> {
         self.start_under(None, tunnel, options)
     }
 
-    /// The same for a tunnel whose lock the caller has; it is held until the session is over.
+    /// The same for a tunnel whose lock the caller has taken; it is held until the session is over.
     pub(crate) fn start_under(
         &self,
         lock: Option<Arc<RunLock>>,
@@ -256,7 +256,7 @@ impl Host {
     ) -> Result<Attempt, HostError> {
         let mut configuration = self.startable(tunnel)?;
         let (provider, lock, mut tunnels) = loop {
-            // Without a lock: a function that makes providers may call the host.
+            // Not under the mutex: a function that creates providers may call the host.
             let provider = self.make_provider(tunnel, &configuration)?;
             let lock = match &lock {
                 Some(lock) => lock.clone(),
@@ -267,7 +267,7 @@ impl Host {
             if Arc::ptr_eq(&now, &configuration) {
                 break (provider, lock, tunnels);
             }
-            // A client has configured it meanwhile.
+            // A client has changed the configuration meanwhile.
             configuration = now;
         };
         let attempt = Attempt(self.inner.attempts.fetch_add(1, Ordering::Relaxed) + 1);
@@ -359,12 +359,12 @@ impl Host {
         }
         self.tell(tunnel, Some(attempt), EventKind::Ended { reason, error });
         drop(tunnels);
-        // The provider goes with it, and may call the host as it does.
+        // The provider is dropped with it, and may call the host then.
         drop(over);
     }
 
-    /// Ends the session of a tunnel and waits until everything of it is gone. A tunnel without one
-    /// is fine.
+    /// Ends the session of a tunnel and waits until everything of it is removed. Succeeds without a
+    /// session.
     ///
     /// # Errors
     /// [`HostError::NoTunnel`].
@@ -389,7 +389,7 @@ impl Host {
         }
     }
 
-    /// Begins to end the session of a tunnel; one without is fine.
+    /// Begins to end the session of a tunnel, if it has one.
     pub(crate) fn begin_stop(&self, tunnel: &str, reason: StopReason) {
         let tunnels = self.tunnels();
         let session = tunnels.get(tunnel).and_then(|entry| entry.session.as_ref());
@@ -418,8 +418,8 @@ impl Host {
     /// The answer of a tunnel's provider; `None` if it has none.
     ///
     /// # Errors
-    /// At once: [`HostError::NotRunning`] when it has no session, [`HostError::Busy`] when 64 messages
-    /// wait for their answers.
+    /// At once: [`HostError::NotRunning`] when it has no session, [`HostError::Busy`] when 64
+    /// messages wait for their answers.
     pub async fn send_message(
         &self,
         tunnel: &str,
@@ -433,7 +433,7 @@ impl Host {
     /// The answer of a tunnel to a query.
     ///
     /// # Errors
-    /// As of [`send_message`](Self::send_message), and as the tunnel says.
+    /// As for [`send_message`](Self::send_message), and the errors of the tunnel.
     pub async fn ask(&self, tunnel: &str, query: Query) -> Result<Answer, HostError> {
         let running = self.running(tunnel)?;
         let _in_hand = running.take_in_hand(tunnel)?;
@@ -447,8 +447,7 @@ impl Host {
         running.ok_or_else(|| HostError::NotRunning(tunnel.to_owned()))
     }
 
-    /// Whether the providers of all tunnels get on with their work
-    /// ([`EthernetTunnelProvider::is_well`]).
+    /// Whether the providers of all tunnels make progress ([`EthernetTunnelProvider::is_well`]).
     pub fn is_well(&self) -> bool {
         let running: Vec<_> = {
             let tunnels = self.tunnels();
@@ -457,7 +456,7 @@ impl Host {
                 .filter_map(|tunnel| tunnel.session.as_ref());
             sessions.map(|running| running.handle.clone()).collect()
         };
-        // Without the lock: a provider may ask the host.
+        // Not under the mutex: a provider may call the host.
         running.iter().all(SessionHandle::is_well)
     }
 
@@ -482,14 +481,14 @@ impl Host {
             .ok_or_else(no_tunnel)
     }
 
-    /// The status of a tunnel; [`SessionStatus::Invalid`] for one that there is not.
+    /// The status of a tunnel; [`SessionStatus::Invalid`] if it does not exist.
     pub fn status(&self, tunnel: &str) -> SessionStatus {
         self.tunnels()
             .get(tunnel)
             .map_or(SessionStatus::Invalid, Tunnel::status)
     }
 
-    /// The secrets that there are for tunnels.
+    /// The secrets for tunnels.
     pub fn secrets(&self) -> &SecretStore {
         &self.inner.secrets
     }
@@ -501,7 +500,7 @@ impl Host {
             .any(|running| running.handle.interface_index() == Some(index))
     }
 
-    /// What happens from now on.
+    /// The events from now on.
     pub fn events(&self) -> Events {
         Events::new(self.inner.events.subscribe())
     }
@@ -535,7 +534,7 @@ impl TunnelView {
     }
 }
 
-/// What a session has of its host.
+/// The services of the host for one session.
 struct Hosted {
     host: Host,
     tunnel: String,
@@ -584,7 +583,7 @@ impl Running {
         in_hand.map_err(|_| HostError::Busy(tunnel.to_owned()))
     }
 
-    /// Waits until everything of the session is gone.
+    /// Waits until everything of the session is removed.
     async fn gone(mut self) -> Option<Ending> {
         let ended = self.ended.wait_for(Option::is_some).await;
         ended.ok().and_then(|ending| ending.clone())
@@ -600,9 +599,9 @@ impl Ending {
     }
 }
 
-/// Runs a session, also if that panics.
+/// Runs a session to its end, even if that is a panic.
 async fn run_to_end(session: Session, options: StartOptions) -> SessionEnd {
-    // Ends with this one.
+    // Dropped with this one.
     let mut inner = JoinSet::new();
     inner.spawn(session.run(options, || {}));
     match inner.join_next().await {
@@ -623,7 +622,7 @@ fn known<'a>(
         .ok_or_else(|| HostError::NoTunnel(name.to_owned()))
 }
 
-/// The configuration of a tunnel that may be started.
+/// The configuration of a tunnel, if it may be started.
 fn startable(
     tunnels: &BTreeMap<String, Tunnel>,
     name: &str,
@@ -654,7 +653,8 @@ fn check_generation(
     Ok(())
 }
 
-/// Stops the other tunnels of an exclusive group, and returns their sessions to be waited for.
+/// Stops the other tunnels of an exclusive group, and returns their sessions, for the caller to wait
+/// for.
 fn supersede(
     tunnels: &BTreeMap<String, Tunnel>,
     name: &str,

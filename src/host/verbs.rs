@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What each verb of the [protocol](super::protocol) does. `daemon` has checked by then that the client
-//! may ask for it.
+//! The action of each verb of the [protocol](super::protocol). `daemon` has checked the client's
+//! permission before.
 
 use super::{
     error::{HostError, explain},
@@ -12,9 +12,9 @@ use crate::provider::{AppMessage, SecretError, Sender, StartOptions, StartSource
 
 /// What clients may do to configurations.
 pub(super) enum Configurations {
-    /// Change them, for as long as the host runs.
+    /// Change them, until the host ends.
     Unkept,
-    /// Change them for good.
+    /// Change them permanently.
     Kept(Store),
     /// Nothing: the process runs the one tunnel that it was started for.
     Fixed,
@@ -46,7 +46,7 @@ pub(super) async fn perform(
             let answer = host.send_message(&tunnel, message).await?;
             Ok(Reply::Message(answer.map(|bytes| Message(bytes.to_vec()))))
         }
-        // The connection that asked follows them from now on.
+        // The connection subscribes to them.
         Verb::Subscribe => Ok(Reply::Done),
         Verb::Configure {
             tunnel,
@@ -81,7 +81,7 @@ pub(super) async fn perform(
 }
 
 impl Configurations {
-    /// Where a change is kept, if anywhere.
+    /// The store for a change, if there is one.
     fn changeable(&self) -> Result<Option<&Store>, Refusal> {
         match self {
             Self::Unkept => Ok(None),
