@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The process edge: arguments, text for people, logs and exit codes. The tunnel is in the library.
+//! The process edge: arguments, output for users, logs and exit codes. The tunnel is in the library.
 
 mod cli;
 

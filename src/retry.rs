@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! When to try again what the kernel refuses, and when to tell people of it.
+//! When to retry a refused action, and when to log the failure.
 
 use std::time::{Duration, Instant};
 
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Attempts at one thing.
+/// The attempts at one action.
 #[derive(Debug)]
 pub(crate) struct Retry {
     first: Duration,
     last: Duration,
-    /// Before the present attempt; none while all is well.
+    /// The pause before the present attempt; none after a success.
     pause: Option<Duration>,
     quiet_until: Option<Instant>,
 }
@@ -26,7 +26,7 @@ impl Retry {
         }
     }
 
-    /// All is well, again.
+    /// The action succeeded.
     pub(crate) fn is_over(&mut self) {
         self.pause = None;
     }
@@ -37,7 +37,7 @@ impl Retry {
         *self.pause.insert(pause.min(self.last))
     }
 
-    /// Whether a failure is to be told now: once a minute.
+    /// Whether to log a failure now: once a minute.
     pub(crate) fn may_log(&mut self, now: Instant) -> bool {
         let may = self.quiet_until.is_none_or(|until| now >= until);
         if may {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What tests share: private network namespaces, which need root and iproute2, used as a second opinion
-//! on what our own netlink code does; and a log to read.
+//! Shared by tests: private network namespaces, which need root and iproute2, the second opinion on our
+//! own netlink code; and a log to read.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::io::sys::faults;
 
-/// A network namespace; it ends with this value, its sockets and its devices.
+/// A network namespace; it is deleted with this value, its sockets and its devices.
 pub(crate) struct Namespace {
     file: File,
 }
@@ -29,7 +29,7 @@ impl Namespace {
         Self { file }
     }
 
-    /// Runs `work` on a thread in this namespace. What it opens stays there.
+    /// Runs `work` on a thread in this namespace. Sockets that it opens stay there.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         on_thread(|| {
             setns(&self.file, CloneFlags::CLONE_NEWNET).unwrap();
@@ -64,8 +64,8 @@ pub(crate) fn ip(arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Waits until the kernel has taken the IPv6 addresses of this namespace into use. It does so in the
-/// background, also with `nodad` and on `lo`, and until then datagrams to one are lost in silence.
+/// Waits until the kernel has made the IPv6 addresses of this namespace usable. It does so in the
+/// background, even with `nodad` and on `lo`, and until then loses datagrams to one in silence.
 pub(crate) fn wait_for_addresses() {
     let are_in_use = || {
         let routes = ip("-6 route show table local");
@@ -80,8 +80,8 @@ pub(crate) fn wait_for_addresses() {
     eventually(are_in_use).expect("an IPv6 address is not in use");
 }
 
-/// Waits until the kernel has acted on a carrier that was switched on: it does so in the
-/// background, and until then neither the device nor a bridge sends through it.
+/// Waits until the kernel has acted on a carrier that was switched on: it does so in the background,
+/// and until then neither the device nor a bridge sends through it.
 pub(crate) fn wait_for_carrier(name: &str) {
     let has_carrier = || {
         ip(&format!("link show {name}"))
@@ -99,8 +99,8 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.unwrap().block_on(future)
 }
 
-/// Tries again for a while as long as `attempt` says None. Descriptors that a test has closed can
-/// live on for a moment in a child that another test's thread is about to start.
+/// Retries for a while as long as `attempt` returns None. Descriptors that a test has closed can stay
+/// open for a moment in a child process that another test's thread is about to start.
 pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     for _ in 0..3000 {
         let outcome = attempt();
@@ -112,7 +112,7 @@ pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T>
     None
 }
 
-/// What is logged while its subscriber is the default of the thread.
+/// Collects the log while its subscriber is the default of the thread.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -142,7 +142,7 @@ impl io::Write for Log {
     }
 }
 
-/// Fails the test if `work` does not see to it so many times that a rename or a removal lasts.
+/// Fails the test unless `work` makes a rename or a removal durable so many times.
 #[track_caller]
 pub(crate) fn assert_made_to_last<T>(times: usize, work: impl FnOnce() -> T) -> T {
     faults::script(&vec![
@@ -154,7 +154,7 @@ pub(crate) fn assert_made_to_last<T>(times: usize, work: impl FnOnce() -> T) -> 
     outcome
 }
 
-/// The next attempts of this thread to receive datagrams fail in these ways.
+/// Makes the next receptions of this thread fail in these ways.
 pub(crate) fn refuse_to_receive(codes: &[i32]) {
     let steps = codes
         .iter()

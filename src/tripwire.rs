@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Faults that tests put into debug builds: a frame, or a task, that panics or hangs.
 //!
-//! Armed by `PATCHCORD_TRIPWIRE` in the environment. A release build has nothing of it.
+//! Armed by `PATCHCORD_TRIPWIRE` in the environment. A release build does not contain it.
 
-/// A frame that [`frame`] is to trip over has one of these behind its Ethernet header.
+/// A frame that trips [`frame`] has one of these behind its Ethernet header.
 #[cfg(debug_assertions)]
 const PANICS: &[u8] = b"tripwire: panic!";
 #[cfg(debug_assertions)]
 const HANGS: &[u8] = b"tripwire: hangs!";
 
-/// Trips over a frame that says so.
+/// Panics or hangs over a frame that asks for it.
 #[cfg(debug_assertions)]
 pub(crate) fn frame(frame: &[u8]) {
     const HEADER: usize = 14;
@@ -37,7 +37,7 @@ fn is_armed(name: &str) -> bool {
     std::env::var_os("PATCHCORD_TRIPWIRE").is_some_and(|armed| armed == name)
 }
 
-/// For longer than any test waits.
+/// Longer than any test waits.
 #[cfg(debug_assertions)]
 #[expect(clippy::disallowed_methods, reason = "it hangs")]
 fn hang() {

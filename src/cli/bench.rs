@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `bench crypto`: what the data ciphers do on this machine, measured by `crypto::speed`.
+//! `bench crypto`: the speed of the data ciphers on this machine, measured by `crypto::speed`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -48,7 +48,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// The names of these fields are what scripts rely on.
+/// Scripts rely on the names of these fields.
 #[derive(Serialize)]
 struct Report {
     version: &'static str,
@@ -77,7 +77,7 @@ struct Limits {
 #[derive(Serialize)]
 struct CipherReport {
     cipher: &'static str,
-    /// Not what tunnels use.
+    /// Not a cipher of tunnels.
     reference: bool,
     sizes: Vec<SizeReport>,
 }
@@ -233,7 +233,7 @@ fn row(cipher: &CipherReport, size: &SizeReport) -> Vec<String> {
     ])
 }
 
-/// All but the first cell end at the same place as those above and below.
+/// Aligns all cells but the first to the right.
 fn right_aligned(cells: [String; 10]) -> Vec<String> {
     const WIDTHS: [usize; 10] = [0, 5, 8, 6, 6, 6, 8, 6, 6, 6];
     cells

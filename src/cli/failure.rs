@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How a command ends that did not do its work.
+//! The end of a command that failed.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use patchcord::config::ConfigErrors;
 
-/// Why a command did not do its work, which decides the exit code.
+/// Why a command failed, which decides the exit code.
 pub(super) enum Failure {
-    /// 1: it was asked for properly.
+    /// 1: the command line was valid.
     AtRunTime(anyhow::Error),
     /// 2: bad usage.
     Usage(String),
@@ -19,13 +19,13 @@ pub(super) enum Failure {
 impl Failure {
     pub(super) fn report(self) -> ExitCode {
         let (text, code) = match self {
-            // The reader of our output has seen enough, as in `patchcord show | head`.
+            // The reader of our output has closed it, as in `patchcord show | head`.
             Self::AtRunTime(error) if is_broken_pipe(&error) => return ExitCode::SUCCESS,
             Self::AtRunTime(error) => (format!("patchcord: {error:#}"), 1),
             Self::Usage(message) => (format!("patchcord: {message}"), 2),
             Self::Config(errors) => (errors.to_string(), 2),
         };
-        // When even stderr is gone, the exit code is all that is left to say.
+        // Without stderr, only the exit code is left.
         let _ = writeln!(io::stderr(), "{text}");
         ExitCode::from(code)
     }

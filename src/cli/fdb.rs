@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `fdb`: looks at the tables of addresses of running tunnels, and changes them.
+//! `fdb`: shows the FDBs of running tunnels, and changes them.
 
 use std::io::{self, BufWriter, Write};
 
@@ -29,12 +29,12 @@ Examples:
 pub(super) enum FdbCommand {
     /// List addresses and the ports they are on
     Show(ShowOptions),
-    /// Assign an address to a port, whatever is known of it
+    /// Assign an address to a port, whatever entry it has
     #[command(after_help = ADD_HELP)]
     Add(AddArguments),
-    /// Forget an address, whatever its origin
+    /// Delete an address, whatever its origin
     Del(DelArguments),
-    /// Forget learned addresses: all, or those of a port, a VLAN, or both
+    /// Delete learned addresses: all, or those of a port, a VLAN, or both
     Flush(FlushArguments),
 }
 
@@ -73,7 +73,7 @@ pub(super) struct AddArguments {
     address: Address,
     /// `tap`, or the name of a peer
     port: String,
-    /// On whose word
+    /// The origin of the entry
     #[arg(long, value_enum, default_value_t = Origin::Static)]
     origin: Origin,
     /// The number under which the controller advertises it; 0 if absent
@@ -136,7 +136,7 @@ impl From<Origin> for Assigner {
     }
 }
 
-/// What `fdb show --json` prints of a tunnel.
+/// The JSON of `fdb show` for one tunnel.
 #[derive(Serialize)]
 struct Table {
     tunnel: String,
@@ -153,7 +153,7 @@ pub(super) fn run(command: FdbCommand) -> Result<(), Failure> {
 }
 
 fn show(options: &ShowOptions) -> Result<(), Failure> {
-    // A table may have a million entries, and its text is written as it is made.
+    // A table may have a million entries, so the text is written as it is generated.
     let mut out = BufWriter::new(io::stdout().lock());
     match &options.target.name_or_file {
         Some(name_or_file) => {
@@ -212,7 +212,7 @@ async fn read(found: &Found, options: &ShowOptions) -> Result<Table, Failure> {
             port: options.port.clone(),
         });
         match ask(found, request).await? {
-            // One that does not get ahead has no end.
+            // Without progress, the loop would not end.
             Answer::Fdb(page) if page.next.is_none_or(|next| next > from) => {
                 fdb.extend(page.entries);
                 next = page.next;
@@ -285,7 +285,7 @@ fn flush(arguments: FlushArguments) -> Result<(), Failure> {
     Ok(print(&format!("{forgotten} learned {noun} forgotten\n"))?)
 }
 
-/// How many addresses that concerned.
+/// The number of addresses concerned.
 fn change(target: &Target, run_dir: &RunDir, request: FdbRequest) -> Result<u64, Failure> {
     block_on(async {
         let found = target::find(&target.name_or_file, run_dir).await?;

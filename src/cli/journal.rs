@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Logs for the journal: entries with fields, as journald's own protocol has them, so that
-//! `journalctl PATCHCORD_PEER=site-b` finds them; or, where journald's socket is not there, lines that begin
-//! with their priority, as sd-daemon(3) has it. `journalctl -p warning` finds warnings by either.
+//! Logs for the journal: entries with fields in journald's own protocol, so that `journalctl
+//! PATCHCORD_PEER=site-b` finds them; or, without journald's socket, lines that begin with their
+//! priority, as in sd-daemon(3). `journalctl -p warning` finds warnings by either.
 //!
-//! An entry is made where something is logged, and sent by the thread of the log: it alone waits while
+//! The thread that logs makes the entry, and the log's own thread sends it: only that one waits while
 //! journald is busy.
 
 use std::fmt;
@@ -19,13 +19,13 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, format::Writer};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Where journald takes entries.
+/// The socket of journald.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// What entries say of whom they are from.
+/// The identifier of entries.
 const IDENTIFIER: &str = "patchcord";
 
-/// Whether stderr is what journald says it is, and was not redirected since.
+/// Whether stderr is still the stream that journald announced, and was not redirected.
 pub(super) fn is_stderr() -> bool {
     let Some(stream) = std::env::var("JOURNAL_STREAM").ok() else {
         return false;
@@ -35,7 +35,7 @@ pub(super) fn is_stderr() -> bool {
     metadata.is_ok_and(|it| stream == format!("{}:{}", it.dev(), it.ino()))
 }
 
-/// Sends each entry that is written to journald.
+/// Sends each entry to journald.
 pub(super) struct Entries<W> {
     socket: UnixDatagram,
     to: PathBuf,
@@ -43,8 +43,8 @@ pub(super) struct Entries<W> {
 }
 
 impl<W: Write> Entries<W> {
-    /// None where there is no such socket. What journald does not take goes to `otherwise`, as a line with
-    /// its priority.
+    /// None without such a socket. An entry that journald refuses goes to `otherwise`, as a line
+    /// with its priority.
     pub(super) fn to(path: &Path, otherwise: W) -> Option<Self> {
         let socket = UnixDatagram::unbound().ok()?;
         path.exists().then(|| Self {
@@ -57,7 +57,7 @@ impl<W: Write> Entries<W> {
 
 impl<W: Write> Write for Entries<W> {
     fn write(&mut self, entry: &[u8]) -> io::Result<usize> {
-        // Not connected: journald may be started anew.
+        // Not connected, as journald may be restarted.
         if self.socket.send_to(entry, &self.to).is_err() {
             let text = String::from_utf8_lossy(entry);
             let field = |name: &str| {
@@ -76,7 +76,7 @@ impl<W: Write> Write for Entries<W> {
     }
 }
 
-/// What the inner one makes of an event as the message of an entry, with the event's fields beside it.
+/// The text of the inner formatter as the message of an entry, with the event's fields.
 pub(super) struct AsEntry<F>(pub(super) F);
 
 impl<S, N, F> FormatEvent<S, N> for AsEntry<F>
@@ -112,7 +112,7 @@ pub(super) fn entry(level: Level, message: &str) -> String {
     format!("PRIORITY={priority}\nSYSLOG_IDENTIFIER={IDENTIFIER}\nMESSAGE={message}\n")
 }
 
-/// Writes fields down: `peer` is `PATCHCORD_PEER`.
+/// Writes fields: `peer` is `PATCHCORD_PEER`.
 struct Fields<'a> {
     writer: Writer<'a>,
     result: fmt::Result,
@@ -121,7 +121,7 @@ struct Fields<'a> {
 impl Fields<'_> {
     fn put(&mut self, field: &Field, value: &str) {
         let name = field.name();
-        // It is in the entry.
+        // The entry has the message already.
         if name == "message" || self.result.is_err() {
             return;
         }
@@ -147,7 +147,7 @@ fn one_line(text: &str) -> String {
     text.replace(['\n', '\r', '\0'], " ")
 }
 
-/// What the inner one makes of an event, behind its priority.
+/// The text of the inner formatter, behind its priority.
 pub(super) struct WithPriority<F>(pub(super) F);
 
 impl<S, N, F> FormatEvent<S, N> for WithPriority<F>
@@ -172,7 +172,7 @@ pub(super) fn prefix(level: Level) -> String {
     format!("<{}>", priority(level))
 }
 
-/// As syslog(3) numbers them.
+/// As in syslog(3).
 fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,
@@ -190,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// Writes to journald where events are made, which only a test does.
+    /// Sends to journald from the thread that logs, in tests only.
     #[derive(Clone)]
     struct Direct(Arc<Mutex<Entries<Vec<u8>>>>);
 

@@ -55,7 +55,7 @@ fn print_secret(
     example: &str,
     secret: impl FnOnce() -> Zeroizing<String>,
 ) -> Result<(), Failure> {
-    // Terminals keep what they show: in scrollback, in recordings, in the view of others.
+    // Terminals keep what they show: in scrollback, in recordings, in the view of bystanders.
     if io::stdout().is_terminal() && !force {
         return Err(Failure::Usage(format!(
             "stdout is a terminal, which would show the key; write it to a file with \

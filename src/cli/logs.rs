@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where the logs of a running tunnel go: to stderr, in the form that its reader needs, or to journald.
 //!
-//! A thread of its own writes them. Whoever logs waits for nobody: when the reader does not read, lines are
-//! lost, and it is told how many.
+//! A thread of its own writes them, so that logging never blocks. When the reader does not read, lines
+//! are lost, and a line says how many.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -15,10 +15,10 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::journal::{self, AsEntry, Entries, WithPriority};
 
-/// Lines that wait for their reader.
+/// The capacity of the queue of lines.
 const LINES: usize = 1024;
 
-/// Logs until it is dropped; the last lines are written by then, if somebody reads them.
+/// Logs until it is dropped; the last lines are written by then, if a process reads them.
 pub(super) struct Logs(#[expect(dead_code, reason = "its drop is what it is for")] WorkerGuard);
 
 /// Starts logging; for the command that runs a tunnel.
@@ -66,7 +66,7 @@ fn non_blocking(out: impl Write + Send + 'static, form: Form) -> (NonBlocking, W
     (writer, guard)
 }
 
-/// What a reader takes for one event.
+/// The form of one event.
 #[derive(Clone, Copy)]
 enum Form {
     Line,
@@ -77,7 +77,7 @@ enum Form {
 }
 
 impl Form {
-    /// What is told of lines that were lost.
+    /// The line about lost lines.
     fn loss(self, lines: usize) -> String {
         let text = format!("WARN {lines} lines of this log were lost: nobody read them in time");
         match self {
@@ -88,7 +88,7 @@ impl Form {
     }
 }
 
-/// Says how many lines are missing where they are.
+/// Writes the number of lost lines at the place where they are missing.
 struct Complete<W> {
     out: W,
     form: Form,
@@ -133,7 +133,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes nothing until it is told to.
+    /// Blocks writes until a test releases it.
     struct Stalled {
         go: Receiver<()>,
         text: Arc<Mutex<Vec<u8>>>,
@@ -141,7 +141,7 @@ mod tests {
 
     impl Write for Stalled {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // When the other end is gone, nothing stalls any more.
+            // When the other end is gone, no write blocks any more.
             let _ = self.go.recv();
             self.text.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `patchcord generate`: manual pages, completions, the reference of keys and the schema of the protocol, from what the program
-//! itself knows. For packages and for `docs/`.
+//! `patchcord generate`: manual pages, completions, the reference of keys and the schema of the
+//! protocol, generated from the program itself. For packages and for `docs/`.
 
 use std::fs;
 use std::io;
@@ -19,7 +19,7 @@ use super::output::print;
 pub(super) enum Generate {
     /// Write patchcord.1, a page for each command, and patchcord.toml.5
     Man {
-        /// Where the pages go; the directory must exist
+        /// The directory for the pages; it must exist
         dir: PathBuf,
     },
     /// Print completions for a shell
@@ -29,7 +29,7 @@ pub(super) enum Generate {
     },
     /// Print the reference of configuration keys, in Markdown
     Keys,
-    /// Print the JSON Schema of the protocol that clients speak with running tunnels
+    /// Print the JSON Schema of the client protocol of running tunnels
     Schema,
 }
 
@@ -91,7 +91,7 @@ fn describe(page: &mut Roff, key: &Key) {
     }
 }
 
-/// What stands between backquotes becomes bold.
+/// Makes text between backquotes bold.
 fn inline(text: &str) -> Vec<Inline> {
     let parts = text.split('`').enumerate();
     parts

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The command line: what it takes, which function does it, and how it ends.
+//! The command line: its arguments, the function of each command, and its exit code.
 //!
 //! Output goes to stdout, errors and logs to stderr. Exit codes: 0 done, 1 failed at run time,
 //! 2 bad usage or configuration.
@@ -26,7 +26,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use self::target::Target;
 
-/// Does what the arguments say.
+/// Carries out the command line.
 pub(crate) fn run() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Genkey(options) => keys::genkey(options.force),
@@ -77,7 +77,7 @@ enum Command {
     /// Show running tunnels
     #[command(after_help = show::HELP)]
     Show(show::ShowOptions),
-    /// Look at the addresses that a running tunnel knows, and change them
+    /// Show the addresses that a running tunnel knows, and change them
     #[command(subcommand, after_help = fdb::HELP)]
     Fdb(fdb::FdbCommand),
     /// Stop a running tunnel; returns when it is gone
@@ -85,7 +85,7 @@ enum Command {
     /// Measure this machine
     #[command(subcommand)]
     Bench(Bench),
-    /// Run many tunnels in one process, and talk to it
+    /// Run many tunnels in one process, and control it
     #[command(subcommand, after_help = host::HELP)]
     Host(host::HostCommand),
     /// Write manual pages, shell completions, or the reference of configuration keys
@@ -95,7 +95,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Measure the data ciphers, by the code that tunnels run
+    /// Measure the data ciphers, with the code that tunnels run
     Crypto(bench::CryptoOptions),
 }
 

@@ -74,7 +74,7 @@ pub(super) fn ago(seconds: f64) -> String {
 
 /// Whole seconds: `2m 5s`.
 pub(super) fn age(seconds: f64) -> String {
-    // Out of range comes only from a tunnel of another version.
+    // Only a tunnel of another version sends a value out of range.
     let age = Duration::try_from_secs_f64(seconds.floor()).unwrap_or_default();
     humantime::format_duration(age).to_string()
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `show`: asks running tunnels for their status. How a status looks on a screen is in `status`.
+//! `show`: asks running tunnels for their status. `status` formats it.
 
 use std::io::{self, Write};
 
@@ -75,7 +75,7 @@ async fn show_all(options: &ShowOptions) -> Result<(), Failure> {
             Ok(status) => shown.push(status),
             Err(error) if target::is_none_of_ours(&error) => {}
             Err(error) => {
-                // The others are worth showing all the same.
+                // The others are shown all the same.
                 let _ = writeln!(io::stderr(), "patchcord: {error:#}");
                 is_complete = false;
             }
@@ -109,7 +109,7 @@ fn one(status: &Status, options: &ShowOptions) -> Result<String, Failure> {
     Ok(status::peer(peer))
 }
 
-/// With `--check`, every tunnel shall have a peer that is up, and there shall be one.
+/// With `--check`, there must be a tunnel, and every tunnel must have a peer that is up.
 fn check(shown: &[Status], options: &ShowOptions) -> Result<(), Failure> {
     if !options.check {
         return Ok(());

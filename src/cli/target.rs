@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The tunnel that a command is about: what it is called on the command line, and the process that runs
-//! it, however it was started.
+//! The tunnel of a command: its name on the command line, and the process that runs it, however it was
+//! started.
 //!
 //! `patchcord up NAME` has a socket of its own, `NAME.sock`; the tunnels of a `patchcord host` share
-//! `host.sock`. Where nothing says that a host runs a tunnel it is left alone: to connect to it may be
-//! what starts it, where systemd listens for it.
+//! `host.sock`. Unless there is a sign that a host runs a tunnel, its socket is not used: a connection
+//! may start the host, where systemd listens for it.
 
 use std::fs;
 use std::io;
@@ -55,17 +55,17 @@ pub(super) struct Found {
     pub(super) name: String,
 }
 
-/// For an answer about a tunnel.
+/// The time for an answer about a tunnel.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Finishes what a command waits for.
+/// Runs a command's request to its end.
 pub(super) fn block_on<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(task)
 }
 
 impl Found {
-    /// What the process says about the tunnel; it shall not take longer than `patience`.
+    /// The answer of the process about the tunnel, within `patience`.
     pub(super) async fn asked<T>(
         &self,
         patience: Duration,
@@ -91,7 +91,7 @@ pub(super) fn is_none_of_ours(error: &anyhow::Error) -> bool {
     )
 }
 
-/// The running tunnel that is called so.
+/// The running tunnel of this name.
 pub(super) async fn find(name_or_file: &str, run_dir: &RunDir) -> Result<Found, Failure> {
     let name = name_of(name_or_file)?;
     let socket = socket_path(&run_dir.path, &name);
@@ -150,7 +150,7 @@ pub(super) async fn processes(run_dir: &Path) -> Result<Vec<(Client, Vec<TunnelI
     Ok(processes)
 }
 
-/// What a tunnel is called, given by its name or by its file.
+/// The name of a tunnel that is given by its name or by its file.
 pub(super) fn name_of(name_or_file: &str) -> Result<String, Failure> {
     config::tunnel_name(&config::file_of(name_or_file))
         .map_err(|error| Failure::Config(ConfigErrors::from(error)))
@@ -161,7 +161,7 @@ fn of_tunnel(name: &str, error: ClientError) -> Failure {
     Failure::AtRunTime(error)
 }
 
-/// The tunnel of a host that is called so, or that is made of a file of that name.
+/// The tunnel of a host with this name, or with a file of this name.
 async fn hosted(name: &str, run_dir: &Path) -> Option<Found> {
     if !is_host_busy(run_dir) {
         return None;
@@ -184,7 +184,7 @@ async fn host(run_dir: &Path) -> Option<(Client, Vec<TunnelInfo>)> {
     timeout(PATIENCE, asked).await.ok()?.ok()
 }
 
-/// The stem of the file that a tunnel of the built-in provider is made of.
+/// The stem of the configuration file of a tunnel of the built-in provider.
 fn stem_of(tunnel: &TunnelInfo) -> Option<&str> {
     let file = tunnel.configuration.vendor.get("config")?.as_str()?;
     Path::new(file).file_stem()?.to_str()

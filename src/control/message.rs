@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a running tunnel can be asked, and what it answers: the part of the
-//! [client protocol](crate::host::protocol) that the tunnel itself understands.
+//! The queries of a running tunnel and its answers: the part of the [client
+//! protocol](crate::host::protocol) that the tunnel itself understands.
 //!
 //! Pure data. A query is added here and in `tunnel::provider`, which answers it.
 
@@ -21,30 +21,30 @@ pub use self::{
     },
 };
 
-/// What a tunnel can be asked.
+/// A query to a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Query {
     /// Its state: a [`Status`].
     Show,
-    /// To look at the table of addresses, or to change it.
+    /// Reads the FDB, or changes it.
     Fdb(FdbRequest),
 }
 
-/// What a user may be allowed to do; each one separately.
+/// A permission of a user, independent of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// To look.
+    /// To read states and events.
     Observe,
-    /// To start, stop and talk to tunnels, and to change what they know.
+    /// To start and stop tunnels, to send them messages, and to change their FDB.
     Control,
     /// To add, change and remove tunnels, and their secrets.
     Configure,
 }
 
 impl Query {
-    /// What a client must be allowed to do.
+    /// The permission that a client needs.
     pub const fn access(&self) -> Access {
         match self {
             Self::Show | Self::Fdb(FdbRequest::Show(_)) => Access::Observe,
@@ -60,29 +60,29 @@ impl Query {
 pub enum Answer {
     /// The state of the tunnel.
     Status(Box<Status>),
-    /// A part of the table of addresses.
+    /// A part of the FDB.
     Fdb(FdbPage),
-    /// The table of addresses is changed.
+    /// The FDB was changed.
     Changed {
-        /// How many addresses that concerned.
+        /// The number of addresses concerned.
         addresses: u64,
     },
 }
 
-/// An answer, or why there is none.
+/// An answer, or the reason why there is none.
 pub type Answered = Result<Answer, QueryError>;
 
 /// Why there is no answer to a [`Query`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueryError {
-    /// This kind of provider has none.
+    /// This kind of provider does not support it.
     #[error("its provider does not answer that")]
     Unknown,
-    /// The tunnel is not up yet, or not any more.
+    /// The tunnel is not up yet, or no longer.
     #[error("there is nothing to say now")]
     NotNow,
-    /// The text says why and what to do.
+    /// The text has the reason and the remedy.
     #[error("{0}")]
     Refused(String),
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What there is to know of a running tunnel, and to ask it; and where its socket is.
+//! The state of a running tunnel, the queries to it, and the path of its socket.
 //!
 //! ```text
 //! patchcord show -> host::client -> /run/patchcord/NAME.sock -> host::daemon -> the tunnel
 //! ```
 //! The directory is open to all (mode 0755), so that any user can see which tunnels run; the sockets
-//! are for their owner only (mode 0600), and the daemon asks the kernel who is calling.
+//! are for their owner only (mode 0600), and the daemon asks the kernel for the client's user.
 
 pub mod message;
 

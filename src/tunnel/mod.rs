@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `patchcord up`: the built-in provider, and the process around it.
 //!
-//! [`TunnelProvider`] turns a [`Config`] into settings and an `Engine`; it
-//! is a provider like any other. [`run`] is a [`Host`] with this one tunnel on the control thread: it
-//! answers clients as any host does, and tells systemd.
+//! [`TunnelProvider`] turns a [`Config`] into settings and an `Engine`; it is a provider like any
+//! other. [`run`] is a [`Host`] with this one tunnel on the control thread: it answers clients as any
+//! host does, and notifies systemd.
 
 mod provider;
 mod status;
@@ -41,9 +41,9 @@ use crate::{
     },
 };
 
-/// What the host calls the built-in kind of provider.
+/// The host's name for the built-in kind of provider.
 pub const PROVIDER: &str = "patchcord";
-/// For the answers that are due when the tunnel is gone.
+/// The time for pending answers after the tunnel is gone.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Why a tunnel did not start, or ended.
@@ -56,7 +56,7 @@ pub enum RunError {
     /// The control socket cannot be made.
     #[error("cannot make the control socket {}", path.display())]
     ControlSocket {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
@@ -75,10 +75,10 @@ pub enum RunError {
     Panicked,
 }
 
-/// Runs the tunnel until it is told to stop, by a signal or by `patchcord down`.
+/// Runs the tunnel until a signal or `patchcord down` stops it.
 ///
 /// # Errors
-/// Says what failed and the remedy. Everything that was set up is removed by then.
+/// What failed, with the remedy. Everything that was set up is removed by then.
 pub fn run(config: Config) -> Result<(), RunError> {
     if let Err(error) = keep_memory_private() {
         warn!(%error, "a core dump would contain the private key");
@@ -91,7 +91,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
                 .build()
                 .map_err(RunError::Runtime)?;
             let outcome = runtime.block_on(serve(config, Path::new(RUN_DIR)));
-            // Work that a task has left to another thread does not hold up the end.
+            // Blocking work of a task must not delay the end.
             runtime.shutdown_background();
             outcome
         });
@@ -135,7 +135,7 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     reports.drain(..).for_each(|report| report.abort());
     service::tell_stopping();
 
-    // Everything is gone: answer the clients that asked for the end, then remove the socket.
+    // Everything is removed: answer the clients that asked for the end, then remove the socket.
     drop(over);
     let last_words = async { while tasks.join_next().await.is_some() {} };
     if timeout(LAST_WORDS, last_words).await.is_err() {
@@ -162,7 +162,7 @@ fn host_of(name: &str, provider: TunnelProvider, run_dir: &Path) -> Result<Host,
     Ok(host)
 }
 
-/// What `session` comes to, and whether one of the `tasks` beside it panicked, which stops it.
+/// The result of `session`, and whether one of the `tasks` that run with it panicked, which stops it.
 async fn beside<T>(
     tasks: &mut JoinSet<()>,
     session: impl Future<Output = T>,
@@ -194,7 +194,7 @@ fn finish(end: Option<Ending>) -> Result<(), RunError> {
     }
 }
 
-/// Tells systemd what the tunnel waits for, until it is dropped.
+/// Sets the status text in systemd, until it is dropped.
 async fn tell_status(mut summary: watch::Receiver<String>) {
     while summary.changed().await.is_ok() {
         let text = summary.borrow_and_update().clone();
@@ -202,7 +202,7 @@ async fn tell_status(mut summary: watch::Receiver<String>) {
     }
 }
 
-/// Tells systemd, and the log, when the tunnel is connected for the first time.
+/// Notifies systemd, and logs, when the tunnel is connected for the first time.
 async fn tell_ready(name: String, mut events: Events) {
     while let Some(event) = events.next().await {
         let is_connected =

@@ -83,7 +83,7 @@ impl TunnelProvider {
         }
     }
 
-    /// How many peers are up, and what is wrong with the others, in words.
+    /// How many peers are up, and the trouble of the others, as text.
     pub fn summary(&self) -> watch::Receiver<String> {
         self.summary.subscribe()
     }
@@ -102,7 +102,7 @@ impl TunnelProvider {
         for warning in config.warnings() {
             warn!(tunnel = context.tunnel(), "{warning}");
         }
-        // The socket first: a port in use must not disturb an interface.
+        // The socket first: a UDP port in use must not disturb an interface.
         let lanes = CorePlan::choose(plan_request(&config.pipeline)).lanes;
         let mut sockets = UdpSocket::bind_lanes(config.tunnel.listen, lanes)
             .map_err(|error| ProviderError::with_source("no UDP socket", error))?;
@@ -121,7 +121,7 @@ impl TunnelProvider {
             restricted.map_err(|error| {
                 ProviderError::with_source("cannot turn UDP offloads off", error)
             })?;
-            // What carries the tunnel must not go through it.
+            // The tunnel's own datagrams must not go through it.
             let marked = context.protect(socket);
             marked.map_err(|error| ProviderError::with_source("no way past the tunnel", error))?;
         }
@@ -151,7 +151,7 @@ impl TunnelProvider {
             .await
             .map_err(|error| ProviderError::with_source("cannot set offloads", error))?;
 
-        // That of a NIC is known only now.
+        // The MTU of a NIC is known only now.
         let mtu = context.device_info().map_or(config.device.mtu, |it| it.mtu);
         let mut running = self.running.lock().await;
         let (engine, events) = Engine::start(engine_config(config, mtu), queues, sockets)
@@ -249,9 +249,9 @@ impl EthernetTunnelProvider for TunnelProvider {
     }
 }
 
-/// Does a task for as long as the tunnel runs, and ends the tunnel if it panics.
+/// Runs a task as long as the tunnel runs, and ends the tunnel if it panics.
 async fn supervise(context: ProviderContext, task: impl Future<Output = ()> + Send + 'static) {
-    // Ends with this one.
+    // Dropped with this one.
     let mut inner = JoinSet::new();
     inner.spawn(task);
     if let Some(Err(end)) = inner.join_next().await
@@ -262,15 +262,15 @@ async fn supervise(context: ProviderContext, task: impl Future<Output = ()> + Se
     }
 }
 
-/// The state follows the peers, and so does the carrier unless it is to be in always: up as long as one
-/// of them is.
+/// The state follows the peers: up while at least one of them is. So does the carrier, unless it is
+/// always on.
 async fn watch_engine(
     context: ProviderContext,
     mut events: mpsc::Receiver<EngineEvent>,
     carrier: Carrier,
     summary: watch::Sender<String>,
 ) {
-    // A NIC that forwards the loss of the link begins without one.
+    // A NIC that forwards the loss of the link begins without carrier.
     context.set_carrier(carrier == Carrier::Always).await;
     while let Some(event) = events.recv().await {
         match event {
@@ -295,8 +295,8 @@ async fn watch_engine(
     }
 }
 
-/// Peers learn of a new address of ours at once, and larger datagrams are sent as soon as the underlay's
-/// link takes them.
+/// Announces a new address of ours to the peers at once, and sends larger datagrams as soon as the
+/// underlay's link takes them.
 async fn watch_addresses(running: Arc<tokio::sync::Mutex<Option<Running>>>) {
     let mut events = Links::watch();
     let mut mtus = HashMap::new();
@@ -309,7 +309,7 @@ async fn watch_addresses(running: Arc<tokio::sync::Mutex<Option<Running>>>) {
     }
 }
 
-/// Whether datagrams may take another way, or be of another size. `mtus`: of the links seen so far.
+/// Whether datagrams may take another path, or have another size. `mtus`: the links seen so far.
 fn is_of_the_underlay(event: &LinkEvent, mtus: &mut HashMap<u32, u32>) -> bool {
     match *event {
         LinkEvent::AddressesChanged => true,
@@ -334,7 +334,7 @@ fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSett
         return settings;
     }
     if device.bridge.is_none() && device.mtu >= IPV6_MIN_MTU {
-        // An interface like any other, whoever gives it its addresses.
+        // An interface like any other, whatever assigns its addresses.
         let link_local = || Ipv6Settings::with_addressing(Addressing::LinkLocal);
         settings.ipv6.get_or_insert_with(link_local);
     }
@@ -402,7 +402,7 @@ fn engine_config(config: Config, mtu: u32) -> EngineConfig {
     }
 }
 
-/// The device has the first port, then come the peers in the order of the file.
+/// The device has the first port; the peers follow in the order of the file.
 fn switch_config(
     settings: &SwitchSettings,
     device: &DeviceConfig,
@@ -413,7 +413,7 @@ fn switch_config(
     SwitchConfig {
         fdb_capacity: settings.room(ports.len()),
         ports,
-        // Not less than was asked for: nothing at all would never be remembered.
+        // Rounded up: an ageing time of 0 would forget each address at once.
         ageing_s: settings.ageing.as_secs_f64().ceil() as u32,
         dampening_s: settings.dampening.as_secs_f64().ceil() as u32,
         max_per_port: settings.max_addresses,

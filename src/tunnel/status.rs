@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What `show` prints, put together from the host's and the engine's snapshots.
+//! Makes the output of `show` from the host's and the engine's snapshots.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     stats::Traffic,
 };
 
-/// Everything there is to show.
+/// Everything that `show` can print.
 pub(super) struct Snapshot<'a> {
     pub(super) tunnel: &'a str,
     pub(super) state: SessionStatus,

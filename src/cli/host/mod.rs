@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `host`: the process of many tunnels, and its client. Tunnels of `patchcord up` are listed, stopped and
-//! talked to in the same way.
+//! `host`: the process of many tunnels, and its client. It lists, stops and messages tunnels of
+//! `patchcord up` in the same way.
 
 mod run;
 
@@ -53,11 +53,11 @@ pub(super) enum HostCommand {
     Stop(Tunnel),
     /// Send a message to a tunnel's provider and print its answer
     Send(SendArguments),
-    /// Print what happens, one line of JSON each
+    /// Print events, one line of JSON each
     Events(Socket),
-    /// Leave a secret for tunnels, read from standard input; nothing prints it again
+    /// Store a secret for tunnels, read from standard input; no command prints it again
     KeepSecret(SecretName),
-    /// Forget a secret
+    /// Delete a secret
     ForgetSecret(SecretName),
 }
 
@@ -74,7 +74,7 @@ pub(super) struct ListOptions {
 pub(super) struct StartArguments {
     #[command(flatten)]
     tunnel: Tunnel,
-    /// For the provider
+    /// Options for the provider
     #[arg(value_name = "KEY=VALUE")]
     options: Vec<String>,
 }
@@ -134,7 +134,7 @@ pub(super) fn run(command: HostCommand) -> Result<(), Failure> {
             }
         }
     });
-    // Work that a provider has left to another thread does not hold up the end.
+    // Blocking work of a provider must not delay the end.
     runtime.shutdown_background();
     outcome
 }
@@ -147,7 +147,7 @@ async fn connect(socket: &Socket) -> Result<Client, ClientError> {
     }
 }
 
-/// The process that runs the tunnel, or would.
+/// The process that runs the tunnel, or would run it.
 async fn connect_for(name: &str, socket: &Socket) -> Result<Client, Failure> {
     let is_any = socket.path.is_none();
     if is_any && let Ok(name) = target::name_of(name) {
@@ -173,7 +173,7 @@ async fn tunnels(socket: &Socket) -> Result<Vec<TunnelInfo>, Failure> {
     }
     match connect(socket).await {
         Ok(host) => tunnels.extend(host.list().await?),
-        // Those are all that there are.
+        // Without a host, these are all tunnels.
         Err(ClientError::NotRunning { .. }) if !tunnels.is_empty() => {}
         Err(error) => return Err(error.into()),
     }
@@ -241,7 +241,7 @@ async fn send(arguments: &SendArguments) -> Result<(), Failure> {
     }
 }
 
-/// All of standard input but a newline at its end, which editors and `echo` add.
+/// All of standard input without a newline at its end, which editors and `echo` add.
 async fn keep_secret(arguments: &SecretName) -> Result<(), Failure> {
     // Reserved in full: growing would leave copies behind.
     let mut secret = Zeroizing::new(Vec::with_capacity(MAX_SECRET + 2));

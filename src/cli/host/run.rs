@@ -32,7 +32,7 @@ use tokio::{
 
 use crate::cli::{failure::Failure, logs};
 
-/// For the host's own tasks to end.
+/// The time for the host's own tasks to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Args)]
@@ -43,10 +43,10 @@ pub(crate) struct RunOptions {
     /// The administrator's configurations
     #[arg(long, value_name = "DIR", default_value = ADMIN_DIR)]
     tunnels: PathBuf,
-    /// The configurations that clients make
+    /// The configurations of clients
     #[arg(long, value_name = "DIR", default_value = OWN_DIR)]
     state: PathBuf,
-    /// The secrets that clients leave
+    /// The secrets of clients
     #[arg(long, value_name = "DIR", default_value = SECRETS_DIR)]
     secrets: PathBuf,
     /// Where run-time state is kept
@@ -93,7 +93,7 @@ pub(super) async fn run(options: &RunOptions) -> Result<(), Failure> {
         caught = signals::until_end() => caught.context("signals cannot be caught"),
     };
     service::tell_stopping();
-    // First: none of them shall start what is being stopped.
+    // First, so that none of them starts a tunnel that is being stopped.
     if timeout(PATIENCE, tasks.shutdown()).await.is_err() {
         tracing::error!("a task of the host does not end, and is left behind");
     }
@@ -102,7 +102,7 @@ pub(super) async fn run(options: &RunOptions) -> Result<(), Failure> {
     Ok(outcome?)
 }
 
-/// Tells systemd how the tunnels are, until it is dropped.
+/// Sets the status text in systemd, until it is dropped.
 async fn tell_status(host: Host) {
     let mut events = host.events();
     let mut told = String::new();
@@ -112,14 +112,14 @@ async fn tell_status(host: Host) {
             service::tell_status(&summary);
             told = summary;
         }
-        // What is lost is in the list as well.
+        // The list has the outcome of lost events, too.
         if events.next().await.is_none() {
             return;
         }
     }
 }
 
-/// How many tunnels are connected, and what is known of those that are not but should be.
+/// How many tunnels are connected, and the errors of those that should be.
 fn summary(tunnels: &[TunnelView]) -> String {
     let is_connected = |tunnel: &&TunnelView| tunnel.status == SessionStatus::Connected;
     let connected = tunnels.iter().filter(is_connected).count();
@@ -141,7 +141,7 @@ fn summary(tunnels: &[TunnelView]) -> String {
     text
 }
 
-/// What the host does as long as it runs, each in a task of its own: none is to end.
+/// The tasks of the host, which run as long as it does: none may end.
 fn duties(
     host: &Host,
     listener: UnixListener,

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The device, and what the kernel and its bridge do with it.
+//! The device, its counters in the kernel, and its state in a bridge.
 
 use patchcord::control::message::DeviceStatus;
 
 use crate::cli::output::{number, row};
 
-/// What the kernel says that concerns frames: what is in their way, and what it has dropped.
+/// What the kernel reports about frames: obstacles, and dropped frames.
 pub(super) fn device_trouble(device: &DeviceStatus) -> Vec<Vec<String>> {
     let remedies = device.remedies.iter();
     let mut rows: Vec<_> = remedies.map(|text| row("", text.clone())).collect();
@@ -33,7 +33,7 @@ pub(super) fn device(device: &DeviceStatus) -> String {
     } else {
         "no carrier"
     };
-    // Of a NIC, the cable is not ours, nor could it be but adopted.
+    // A NIC's carrier is not under our control, and a NIC is always adopted.
     let parts = [
         Some(if is_nic {
             format!("NIC {}", device.name)
@@ -58,7 +58,7 @@ pub(super) fn device(device: &DeviceStatus) -> String {
     parts.join(", ")
 }
 
-/// What the bridge says of its port, if it is more than that everything passes.
+/// The state of its port in the bridge, unless all frames pass it.
 fn bridge_port(device: &DeviceStatus) -> String {
     let Some(port) = &device.bridge_port else {
         return String::new();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The table of addresses.
+//! The FDB.
 
 use std::io::{self, Write};
 use std::iter;
@@ -8,12 +8,12 @@ use patchcord::control::message::FdbStatus;
 
 use crate::cli::output::ago;
 
-/// The addresses of a table, one to a line. There may be very many.
+/// The addresses of the FDB, one to a line. There may be very many.
 pub(crate) fn addresses(out: &mut impl Write, indent: &str, all: &[FdbStatus]) -> io::Result<()> {
     if all.is_empty() {
         return writeln!(out, "{indent}no address is known");
     }
-    // Written as it is made: `table` would hold the text of a million lines, and their cells.
+    // Written as it is generated: `table` would hold the text of a million lines, and their cells.
     let widest = |text: fn(&FdbStatus) -> &str| {
         let widths = all.iter().map(|entry| text(entry).chars().count());
         widths.max().unwrap_or_default()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How a [`Status`], or a table of addresses, looks on a screen.
+//! Formats a [`Status`], or an FDB, for a terminal.
 
 mod device;
 mod fdb;
@@ -43,7 +43,7 @@ pub(super) fn list(running: &[Status]) -> String {
     table("", rows.collect())
 }
 
-/// So many peers are shown in full; more than that get a line each.
+/// So many peers are shown in full; of more, each gets a line.
 const PEERS_IN_FULL: usize = 4;
 
 /// Everything about one tunnel; of many peers only with `verbose`.
@@ -83,15 +83,15 @@ pub(super) fn page(status: &Status, verbose: bool) -> String {
     sections.join("\n")
 }
 
-/// The page of a tunnel lists so many addresses; where there are more it says how many.
+/// The number of addresses on the page of a tunnel; of more, it shows how many.
 const LISTED: u64 = 20;
 
-/// How many addresses the tunnel knows.
+/// The number of addresses that the tunnel knows.
 fn known(status: &Status) -> u64 {
     status.fdb.len() as u64 + status.fdb_omitted
 }
 
-/// What there is to say about the table of addresses as a whole.
+/// The lines about the FDB as a whole.
 fn switch(status: &Status) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     if known(status) > LISTED {
@@ -138,7 +138,7 @@ fn switch(status: &Status) -> Vec<Vec<String>> {
     rows
 }
 
-/// A port that there is something to say about.
+/// The line of a port, if there is something to report.
 fn port(port: &PortStatus) -> Option<Vec<String>> {
     let blocked = port.blocked.as_ref().map(|block| match block {
         BlockStatus::Loop {
@@ -171,7 +171,7 @@ fn port(port: &PortStatus) -> Option<Vec<String>> {
     (!texts.is_empty()).then(|| vec![port.port.clone(), texts.join("; ")])
 }
 
-/// The interface of providers says connected from the start on, before any peer has answered.
+/// A provider's state is connected from the start on, before any peer has answered.
 fn state(status: &Status) -> &str {
     let is_any_up = status.peers.iter().any(|peer| peer.state == "up");
     match status.state.as_str() {

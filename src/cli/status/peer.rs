@@ -94,7 +94,7 @@ fn path_mtu(peer: &PeerStatus) -> Option<String> {
     }
 }
 
-/// The peer is up, and nothing but small frames crosses.
+/// The peer is up, but only small frames cross.
 fn is_nearly_cut_off(peer: &PeerStatus) -> bool {
     let is_narrow = |error: &LastErrorStatus| error.cause == "narrow-path";
     peer.state == "up" && peer.path_mtu.is_none() && peer.last_error.as_ref().is_some_and(is_narrow)

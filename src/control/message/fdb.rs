@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What `patchcord fdb` says about the table of addresses, and what `show` tells of it.
+//! The requests of `patchcord fdb`, and the part of `show` about the FDB.
 //!
-//! Addresses and names are text here, so that what is wrong with one is said by the tunnel, in words
-//! for people, and not by the codec.
+//! Addresses and names are text here, so that the tunnel can report an error in one in plain words, and
+//! not the codec.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is to be done with the table of addresses; fields that may be absent have a default.
+/// A request to the FDB; optional fields have a default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum FdbRequest {
     /// Answer with an [`FdbPage`].
     Show(FdbShow),
-    /// Assign an address to a port, whatever is known of it.
+    /// Assign an address to a port, whatever entry it has.
     Add(FdbAdd),
-    /// Forget an address, whatever its origin.
+    /// Delete an address, whatever its origin.
     Del(FdbDel),
-    /// Forget what was learned.
+    /// Delete learned addresses.
     Flush(FdbFlush),
 }
 
-/// Which part of the table to show.
+/// The part of the FDB to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FdbShow {
-    /// Where to go on: [`FdbPage::next`], 0 at first.
+    /// The start of the part: [`FdbPage::next`], 0 at first.
     #[serde(skip_serializing_if = "is_default")]
     pub from: u32,
     /// Only this address.
@@ -39,7 +39,7 @@ pub struct FdbShow {
     pub port: Option<String>,
 }
 
-/// An address, and where it shall live.
+/// An address and its port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FdbAdd {
@@ -50,7 +50,7 @@ pub struct FdbAdd {
     pub mac: String,
     /// `tap`, or the peer's name.
     pub port: String,
-    /// On whose word.
+    /// The origin of the entry.
     #[serde(default, skip_serializing_if = "is_default")]
     pub origin: Assigner,
     /// The number under which a controller advertises it (RFC 7432, section 7.7); absent is 0.
@@ -58,7 +58,7 @@ pub struct FdbAdd {
     pub sequence: Option<u32>,
 }
 
-/// Who assigns an address.
+/// The origin of an assigned address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Assigner {
@@ -69,7 +69,7 @@ pub enum Assigner {
     Controller,
 }
 
-/// An address to forget.
+/// An address to delete.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FdbDel {
@@ -84,7 +84,7 @@ pub struct FdbDel {
     pub sequence: Option<u32>,
 }
 
-/// Which of the learned addresses to forget; all of them by default.
+/// The learned addresses to delete; all of them by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FdbFlush {
@@ -96,23 +96,23 @@ pub struct FdbFlush {
     pub vid: Option<u16>,
 }
 
-/// A request is no longer when it is written than it was when it was read.
+/// Omits defaults, so that a request is no longer when it is written than when it was read.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// A part of the table.
+/// A part of the FDB.
 ///
-/// An address is always in the same part, so none comes twice. The parts are not of one moment.
+/// An address is always in the same part, so it comes once. The parts are read at different times.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FdbPage {
     /// Addresses, in no particular order; there may be none although more parts follow.
     pub entries: Vec<FdbStatus>,
-    /// Where the next part begins, if there is one.
+    /// The start of the next part, if there is one.
     pub next: Option<u32>,
 }
 
-/// An address of the table.
+/// An entry of the FDB.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FdbStatus {
     /// VLAN, 0 when untagged.
@@ -127,29 +127,30 @@ pub struct FdbStatus {
     pub origin: String,
     /// The number under which a controller last advertised it, even if it has moved since.
     pub sequence: Option<u32>,
-    /// Whether it moved too often, and moves at a lower rate for now.
+    /// Whether it moved too often, and for now follows its station at a lower rate.
     pub dampened: bool,
-    /// Whether its port is down, and it is only kept from ports with `spoof-guard`.
+    /// Whether its port is down, and the entry only keeps the address from ports with
+    /// `spoof-guard`.
     pub bound: bool,
 }
 
-/// What the switch has counted.
+/// The counters of the switch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SwitchStatus {
-    /// How full the table of addresses is.
+    /// How full the FDB is.
     pub addresses: AddressCounts,
-    /// What became of addresses since the start.
+    /// Changes of addresses since the start.
     pub counters: FdbCounters,
     /// The last moves of addresses from port to port, the oldest first; 32 at most.
     pub moves: Vec<MoveStatus>,
 }
 
-/// How full the table of addresses is.
+/// How full the FDB is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AddressCounts {
-    /// Addresses there is room for at most.
+    /// The capacity of the FDB.
     pub places: u64,
-    /// Learned, and not too old.
+    /// Learned, and not aged out.
     pub learned: u64,
     /// Assigned by the administrator.
     #[serde(rename = "static")]
@@ -159,24 +160,24 @@ pub struct AddressCounts {
 }
 
 impl AddressCounts {
-    /// All that are known.
+    /// All known addresses.
     pub fn total(&self) -> u64 {
         self.learned + self.fixed + self.controller
     }
 }
 
-/// What became of addresses since the start.
+/// Changes of addresses since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FdbCounters {
-    /// Addresses learned that were not known.
+    /// Unknown addresses that were learned.
     pub learned: u64,
-    /// Addresses that turned up on another port.
+    /// Addresses that were seen on another port.
     pub moved: u64,
     /// How often an address began to move too often.
     pub dampened: u64,
-    /// Frames whose source was not learned: too many addresses on the port.
+    /// Frames whose source was not learned, because the port had too many addresses.
     pub limited: u64,
-    /// Frames whose source was not learned: its places in the table were taken.
+    /// Frames whose source was not learned, because its slots in the table were full.
     pub full: u64,
 }
 
@@ -187,10 +188,10 @@ pub struct MoveStatus {
     pub vid: u16,
     /// Address.
     pub mac: String,
-    /// Where it lived.
+    /// The port before.
     pub from: String,
-    /// Where it was seen.
+    /// The port where it was seen.
     pub to: String,
-    /// Seconds since then.
+    /// Seconds since the move.
     pub age_s: u32,
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fdb::{FdbStatus, SwitchStatus};
 
-/// Everything `show` knows. Ages are in seconds, sizes in bytes.
+/// All data of `show`. Ages are in seconds, sizes in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The tunnel's name (the stem of its configuration file).
@@ -25,32 +25,32 @@ pub struct Status {
     pub public_key: String,
     /// The UDP address in use.
     pub listen: String,
-    /// Whether this machine has that address. Until it has, no peer can be reached.
+    /// Whether this machine has that address. Without it, no peer can be reached.
     pub listen_is_here: bool,
-    /// Whether the kernel, or the network card, cuts trains of datagrams.
+    /// Whether the kernel, or the NIC, segments trains of datagrams (UDP GSO).
     pub udp_gso: bool,
-    /// Whether the kernel hands over datagrams as trains.
+    /// Whether the kernel delivers datagrams as trains (UDP GRO).
     pub udp_gro: bool,
     /// The TAP, or the NIC.
     pub device: DeviceStatus,
-    /// How the work is spread over threads and cores.
+    /// The assignment of work to threads and cores.
     pub core_plan: CorePlanStatus,
     /// One entry per `[[peer]]`, in the order of the file.
     pub peers: Vec<PeerStatus>,
     /// Frames and bytes over the TAP.
     pub counters: Counters,
-    /// Frames and datagrams that did not arrive, by reason; reasons that never happened are absent.
+    /// Frames and datagrams that were dropped, by reason; reasons that never occurred are absent.
     pub drops: BTreeMap<String, u64>,
     /// The ports of the switch: the TAP, then the peers.
     pub ports: Vec<PortStatus>,
-    /// The multicast groups that a host asked for, where the switch snoops; at most 1000.
+    /// The multicast groups that hosts have joined, where the switch snoops; at most 1000.
     pub groups: Vec<GroupStatus>,
-    /// What the switch has counted.
+    /// The counters of the switch.
     pub switch: SwitchStatus,
-    /// The addresses that the switch knows, as far as there is room for them here: see
+    /// The addresses that the switch knows, up to a limit: see
     /// [`FdbRequest::Show`](super::FdbRequest::Show) for all.
     pub fdb: Vec<FdbStatus>,
-    /// How many others it knows.
+    /// The number of addresses that are left out.
     pub fdb_omitted: u64,
 }
 
@@ -59,9 +59,9 @@ pub struct Status {
 pub struct GroupStatus {
     /// 0 is no VLAN.
     pub vid: u16,
-    /// Its address.
+    /// The address of the group.
     pub group: String,
-    /// The ports that want it: `tap`, or peers' names.
+    /// Its member ports: `tap`, or peers' names.
     pub ports: Vec<String>,
 }
 
@@ -70,9 +70,9 @@ pub struct GroupStatus {
 pub struct PortStatus {
     /// `tap`, or the peer's name.
     pub port: String,
-    /// Why nothing passes it, if so.
+    /// Why the port is blocked, if it is.
     pub blocked: Option<BlockStatus>,
-    /// Frames from it that the switch refused, by reason; those that never happened are absent.
+    /// Frames from it that the switch refused, by reason; reasons that never occurred are absent.
     pub refused: BTreeMap<String, u64>,
 }
 
@@ -80,9 +80,9 @@ pub struct PortStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "because", rename_all = "kebab-case")]
 pub enum BlockStatus {
-    /// What leaves by it comes back by another port.
+    /// Frames that leave by it come back by another port.
     Loop {
-        /// That one.
+        /// That port.
         other: String,
         /// The VLAN in which it was seen first; 0 is no VLAN.
         vlan: u16,
@@ -93,7 +93,7 @@ pub enum BlockStatus {
         /// Loop probes that came back.
         probes: u64,
     },
-    /// A bridge is behind it, where none may be.
+    /// A bridge is behind it, which its configuration forbids.
     Bpdu,
 }
 
@@ -108,31 +108,31 @@ pub struct DeviceStatus {
     pub mac: String,
     /// Overlay MTU.
     pub mtu: u32,
-    /// The bridge, or another interface, it is a port of.
+    /// The bridge, or other interface, of which it is a port.
     pub bridge: Option<String>,
     /// Whether it is administratively up.
     pub up: bool,
     /// Whether it has carrier, that is, unless configured otherwise, whether any peer is reachable.
     pub carrier: bool,
-    /// The bridge that is not there, and that it waits for.
+    /// The bridge that does not exist, and for which it waits.
     pub waits_for: Option<String>,
     /// Whether it is in another network namespace.
     pub moved: bool,
-    /// What the bridge does with it.
+    /// Its state as a port of the bridge.
     pub bridge_port: Option<BridgePortStatus>,
-    /// What the kernel counted at it.
+    /// Its counters in the kernel.
     pub kernel: KernelCountersStatus,
-    /// What keeps frames from passing it, with the remedy, as text.
+    /// Each cause that keeps frames from passing it, with the remedy, as text.
     pub remedies: Vec<String>,
     /// `vnet` (own back-end with the virtio header), `plain` (tun-tap) or `packet` (a NIC).
     pub backend: String,
-    /// What is between it and the peers: `switch` or `wire`.
+    /// What connects it to the peers: `switch` or `wire`.
     pub mode: String,
-    /// Whether the device was there before and will stay.
+    /// Whether the device existed before and will stay.
     pub adopted: bool,
 }
 
-/// A port of a Linux bridge, as the bridge has it.
+/// The state of a port in its Linux bridge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BridgePortStatus {
     /// `forwarding`, `learning`, `listening`, `blocking` or `disabled`.
@@ -141,20 +141,20 @@ pub struct BridgePortStatus {
     pub stp: bool,
     /// The VLANs of the port, `1, 10-20`; none where the bridge does not filter by VLAN.
     pub vlans: Option<String>,
-    /// Whether it reaches no other isolated port.
+    /// Whether the bridge forwards nothing from it to other isolated ports.
     pub isolated: bool,
-    /// Whether netfilter looks at what crosses the bridge.
+    /// Whether netfilter sees frames that cross the bridge.
     pub netfilter: bool,
 }
 
-/// What the kernel counted at the device: `rx` comes from the tunnel, `tx` goes into it.
+/// The counters of the device in the kernel: `rx` comes from the tunnel, `tx` goes into it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KernelCountersStatus {
-    /// Frames that the network stack did not take.
+    /// Frames that the network stack dropped.
     pub rx_dropped: u64,
-    /// Frames that found no room, or no carrier.
+    /// Frames that found no space in a queue, or no carrier.
     pub tx_dropped: u64,
-    /// Frames that were malformed for the kernel.
+    /// Frames that the kernel found malformed.
     pub rx_errors: u64,
     /// Frames that failed.
     pub tx_errors: u64,
@@ -201,13 +201,13 @@ pub struct PeerStatus {
     pub last_received_s: Option<f64>,
     /// Round trip of the last keepalive, in microseconds.
     pub rtt_us: Option<u64>,
-    /// IP packet size that the path to the peer is known to carry; `None` also where none arrives that has
-    /// room for more than small frames.
+    /// The largest IP packet that is known to reach the peer; `None` also while only small frames
+    /// reach it.
     pub path_mtu: Option<u32>,
     /// Handshakes completed.
     pub handshakes: u64,
-    /// The last reason for which the peer could not be reached, or only by small frames. It stays when
-    /// that is over.
+    /// The last reason why the peer could not be reached, or only by small frames. It stays after
+    /// the trouble is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<LastErrorStatus>,
     /// Traffic with this peer.
@@ -219,15 +219,15 @@ pub struct PeerStatus {
 /// Why a peer could not be reached.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LastErrorStatus {
-    /// One word, such as `no-answer`, `port-closed` or `refused-network-id`.
+    /// A keyword, such as `no-answer`, `port-closed` or `refused-network-id`.
     pub cause: String,
-    /// The same in words, as a clause.
+    /// The same as a clause.
     pub text: String,
-    /// What to do about it.
+    /// The remedy.
     pub remedy: String,
     /// Seconds since it began.
     pub since_s: f64,
-    /// Seconds since it was noticed last.
+    /// Seconds since it was last seen.
     pub last_s: f64,
 }
 
