@@ -77,10 +77,10 @@ pub type Answered = Result<Answer, QueryError>;
 #[non_exhaustive]
 pub enum QueryError {
     /// This kind of provider does not support it.
-    #[error("its provider does not answer that")]
+    #[error("its provider does not support this query")]
     Unknown,
     /// The tunnel is not up yet, or no longer.
-    #[error("there is nothing to say now")]
+    #[error("it has no answer in its present state")]
     NotNow,
     /// The text has the reason and the remedy.
     #[error("{0}")]

@@ -105,7 +105,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// This user may not connect to the socket.
-    #[error("this user may not use {}; run as root", path.display())]
+    #[error("this user may not connect to {}; run as root", path.display())]
     PermissionDenied {
         /// The socket.
         path: PathBuf,
@@ -114,7 +114,7 @@ pub enum ClientError {
     },
     /// The host speaks other versions of the protocol.
     #[error(
-        "what listens there is patchcord {version} and speaks protocol {protocols:?}, and this program {PROTOCOLS:?}: it is of another version; start the tunnel again with this one"
+        "the listener is patchcord {version} with protocol {protocols:?}, this program has {PROTOCOLS:?}: it is of another version; start the tunnel again with this one"
     )]
     Version {
         /// The version of the host.
@@ -124,7 +124,7 @@ pub enum ClientError {
     },
     /// The listener does not begin as a host does; hosts of the first versions did not.
     #[error(
-        "what listens on {} is of another version of patchcord, or another program; start the tunnel again with this version", path.display()
+        "the listener on {} is another version of patchcord, or another program; start the tunnel again with this version", path.display()
     )]
     NoHello {
         /// The socket.
@@ -136,7 +136,7 @@ pub enum ClientError {
     #[error("the host ended the connection; connect again")]
     Disconnected,
     /// The answer is not one of a host.
-    #[error("not an answer that this version understands: {0}")]
+    #[error("this version does not understand the answer: {0}")]
     BadAnswer(String),
     /// The host refused.
     #[error("{}", .0.message)]

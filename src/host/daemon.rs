@@ -108,7 +108,7 @@ impl Desk {
                     Err(error) => {
                         // Most likely out of descriptors: an immediate retry would spin.
                         if retry.may_log(Instant::now().into()) {
-                            warn!(%error, "the socket for clients accepts no connection; trying again");
+                            warn!(%error, "cannot accept a client on the control socket; trying again");
                         }
                         sleep(retry.next_pause()).await;
                     }
@@ -127,11 +127,15 @@ impl Desk {
 fn admit(stream: &UnixStream, places: &Places) -> Option<(UCred, Place)> {
     let client = stream
         .peer_cred()
-        .inspect_err(|error| debug!(%error, "a client without credentials"))
+        .inspect_err(|error| debug!(%error, "refusing a client without credentials"))
         .ok()?;
     let place = places.take(client.uid(), Instant::now().into());
     if place.is_none() {
-        debug!(pid = client.pid(), uid = client.uid(), "a client too many");
+        debug!(
+            pid = client.pid(),
+            uid = client.uid(),
+            "refusing a client: its user has too many connections, or connects too often"
+        );
     }
     Some((client, place?))
 }
@@ -153,7 +157,7 @@ async fn attend(
         closing,
     };
     if let Err(error) = conversation.run().await {
-        debug!(%error, pid = client.pid(), uid = client.uid(), "a client is gone");
+        debug!(%error, pid = client.pid(), uid = client.uid(), "a client disconnected");
     }
 }
 
@@ -208,7 +212,7 @@ impl Conversation {
         };
         // A request that is not done by then waits for a provider that does not answer.
         if timeout(REQUEST_DEADLINE, the_rest).await.is_err() {
-            debug!("requests of a client that is gone are given up");
+            debug!("cancelling requests of a disconnected client");
         }
         outcome
     }

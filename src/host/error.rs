@@ -19,11 +19,11 @@ pub(super) const MAX_MESSAGES: usize = 64;
 #[non_exhaustive]
 pub enum HostError {
     /// There is no such tunnel.
-    #[error("there is no tunnel `{0}`; `patchcord host list` shows those that there are")]
+    #[error("there is no tunnel `{0}`; `patchcord host list` lists all")]
     NoTunnel(String),
     /// A tunnel cannot have this name: it becomes the name of files.
     #[error(
-        "`{0}` is no name for a tunnel: use letters, digits, `-`, `_` and `.`, {MAX_NAME} at most, the first a letter or digit"
+        "`{0}` is not a valid name for a tunnel: use letters, digits, `-`, `_` and `.`, {MAX_NAME} at most, the first a letter or digit"
     )]
     Name(String),
     /// Its configuration disables it.
@@ -39,7 +39,7 @@ pub enum HostError {
     },
     /// Its provider does not support the query.
     #[error(
-        "the provider of `{0}` does not answer that: it is of another kind, or of an older version"
+        "the provider of `{0}` does not support this query: it is of another kind, or of an older version"
     )]
     NoQuery(String),
     /// There is no answer while it is in this state.
@@ -56,7 +56,7 @@ pub enum HostError {
     NotRunning(String),
     /// Its provider has as many pending messages as it may, and answers none of them.
     #[error(
-        "the provider of `{0}` has {MAX_MESSAGES} messages in hand that it has not answered; try again \
+        "the provider of `{0}` has {MAX_MESSAGES} pending messages that it does not answer; try again \
          later, or start the tunnel again"
     )]
     Busy(String),
@@ -64,7 +64,7 @@ pub enum HostError {
     #[error(transparent)]
     Locked(#[from] LockError),
     /// No factory of this name was registered.
-    #[error("there is no provider `{provider}`; this host has: {}", known.join(", "))]
+    #[error("there is no provider `{provider}`; choose one of: {}", known.join(", "))]
     NoProvider {
         /// The name in the configuration.
         provider: String,
@@ -75,7 +75,9 @@ pub enum HostError {
     #[error(transparent)]
     Provider(#[from] ProviderError),
     /// Another client has changed the configuration since it was read.
-    #[error("the configuration of `{tunnel}` is generation {current} by now; read it again")]
+    #[error(
+        "another client changed the configuration of `{tunnel}`, now generation {current}; read it again"
+    )]
     Stale {
         /// The tunnel.
         tunnel: String,

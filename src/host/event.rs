@@ -69,7 +69,7 @@ pub struct Events {
 
 /// The listener was too slow: so many events are lost. Read the states again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} events were lost; look at the states again")]
+#[error("{0} events were lost; read the states again")]
 pub struct Lagged(pub u64);
 
 impl Events {

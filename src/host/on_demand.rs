@@ -188,7 +188,10 @@ impl Rules {
         };
         self.demands.insert(name.clone(), demand);
         if action == OnDemandAction::Disconnect && !is_same && tunnel.is_running() {
-            info!(tunnel = name, "stopped, as its rules say for this network");
+            info!(
+                tunnel = name,
+                "stopped the tunnel, as its rules say for this network"
+            );
             self.host
                 .begin_stop(name, StopReason::UnrecoverableNetworkChange);
         }
@@ -209,7 +212,7 @@ impl Rules {
         };
         if let Err(error) = self.host.start(&tunnel.tunnel, options) {
             let retry_in = demand.fail(now);
-            warn!(tunnel = tunnel.tunnel, %error, ?retry_in, "cannot be started on demand");
+            warn!(tunnel = tunnel.tunnel, %error, ?retry_in, "cannot start the tunnel on demand; trying again");
         }
     }
 

@@ -52,7 +52,7 @@ pub async fn bind_unless_in_use(path: &Path, mode: u32) -> io::Result<(UnixListe
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.0) {
-            debug!(%error, path = %self.0.display(), "the socket's file is not removed");
+            debug!(%error, path = %self.0.display(), "cannot remove the socket's file");
         }
     }
 }

@@ -65,7 +65,7 @@ pub enum StoreError {
     },
     /// A tunnel cannot have this name.
     #[error(
-        "`{0}` is no name for a tunnel: use letters, digits, `-`, `_` and `.`, {MAX_NAME} at most, the first a letter or digit"
+        "`{0}` is not a valid name for a tunnel: use letters, digits, `-`, `_` and `.`, {MAX_NAME} at most, the first a letter or digit"
     )]
     Name(String),
     /// It belongs to the administrator.
@@ -160,7 +160,7 @@ impl Store {
             }
             // A folder that was deleted or moved away is a new one now.
             if let Err(error) = self.watch(&mut watches) {
-                warn!(%error, "a folder of configurations cannot be watched");
+                warn!(%error, "cannot watch a folder of configurations: changes in it are not noticed");
             }
             fed = self.hand_over(host, fed);
         }
@@ -209,7 +209,10 @@ impl Store {
             if may_be_there(&name) {
                 now.insert(name, configuration);
             } else if host.remove(&name).is_ok() {
-                info!(tunnel = name, "the configuration is gone");
+                info!(
+                    tunnel = name,
+                    "the configuration was deleted: removing the tunnel"
+                );
             }
         }
         for (name, configuration) in &now {
@@ -246,7 +249,7 @@ fn tell_problems(
         };
         if !before.contains(&problem) {
             let tunnel = error.tunnel();
-            warn!(tunnel, %error, source, "a configuration is not used");
+            warn!(tunnel, %error, source, "cannot use a configuration; the earlier one stays in force");
             let problem = problem.clone();
             host.tell(&tunnel, None, EventKind::NotUsed { problem });
         }

@@ -672,7 +672,11 @@ fn supersede(
         .filter_map(|(_, tunnel)| tunnel.session.clone())
         .collect();
     for other in &running {
-        warn!(attempt = other.attempt.0, by = name, "superseded");
+        warn!(
+            attempt = other.attempt.0,
+            by = name,
+            "stopping the session: another tunnel of its exclusive group replaces it"
+        );
         other.handle.stop(StopReason::Superseded);
     }
     running

@@ -54,7 +54,7 @@ pub enum RunError {
     #[error(transparent)]
     Locked(#[from] LockError),
     /// The control socket cannot be made.
-    #[error("cannot make the control socket {}", path.display())]
+    #[error("cannot create the control socket {}", path.display())]
     ControlSocket {
         /// The path of the socket.
         path: PathBuf,
@@ -81,7 +81,7 @@ pub enum RunError {
 /// What failed, with the remedy. Everything that was set up is removed by then.
 pub fn run(config: Config) -> Result<(), RunError> {
     if let Err(error) = keep_memory_private() {
-        warn!(%error, "a core dump would contain the private key");
+        warn!(%error, "cannot exclude memory from core dumps: a core dump would contain the private key");
     }
     let control = thread::Builder::new()
         .name("control".into())
@@ -139,7 +139,7 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     drop(over);
     let last_words = async { while tasks.join_next().await.is_some() {} };
     if timeout(LAST_WORDS, last_words).await.is_err() {
-        warn!("a client that asked for the end gets no answer");
+        warn!("cannot answer a client that asked for the stop: it does not read");
     }
     if panicked {
         return Err(RunError::Panicked);
@@ -216,7 +216,7 @@ async fn tell_ready(name: String, mut events: Events) {
 
 async fn stop_on_signal(host: Host, name: String) {
     if let Err(error) = signals::until_end().await {
-        return warn!(%error, "signals cannot be caught; use `patchcord down`");
+        return warn!(%error, "cannot catch signals; stop the tunnel with `patchcord down`");
     }
     host.begin_stop(&name, StopReason::UserInitiated);
 }

@@ -105,7 +105,7 @@ impl TunnelProvider {
         // The socket first: a UDP port in use must not disturb an interface.
         let lanes = CorePlan::choose(plan_request(&config.pipeline)).lanes;
         let mut sockets = UdpSocket::bind_lanes(config.tunnel.listen, lanes)
-            .map_err(|error| ProviderError::with_source("no UDP socket", error))?;
+            .map_err(|error| ProviderError::with_source("cannot open the UDP socket", error))?;
         let listen = config.tunnel.listen;
         if !is_here(listen) {
             warn!(
@@ -135,7 +135,7 @@ impl TunnelProvider {
             info!(
                 asked = lanes,
                 queues = queues.len(),
-                "the interface has fewer queues than asked for, and the tunnel as many lanes"
+                "the interface has fewer queues than asked for: using as many lanes"
             );
         }
         let port = sockets[0].local_addr().map(|address| address.port());

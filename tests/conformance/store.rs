@@ -144,7 +144,7 @@ fn check_38_names_of_tunnels_stay_within_their_folder() {
         for name in ["", ".", "../x", "/tmp/x", "a b", "a\n", &"x".repeat(65)] {
             let configured = host.configure(name, TunnelConfiguration::new("scripted"), None);
             let text = configured.unwrap_err().to_string();
-            assert!(text.contains("is no name for a tunnel"), "{text}");
+            assert!(text.contains("is not a valid name for a tunnel"), "{text}");
         }
         assert_eq!(host.list().len(), 2);
     });

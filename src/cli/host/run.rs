@@ -57,7 +57,7 @@ pub(crate) struct RunOptions {
 pub(super) async fn run(options: &RunOptions) -> Result<(), Failure> {
     let _logs = logs::start();
     if let Err(error) = patchcord::internals::machine::keep_memory_private() {
-        tracing::warn!(%error, "a core dump would contain private keys");
+        tracing::warn!(%error, "cannot exclude memory from core dumps: a core dump would contain private keys");
     }
     let path = &options.socket;
     let policy = Policy::default();
@@ -90,12 +90,12 @@ pub(super) async fn run(options: &RunOptions) -> Result<(), Failure> {
     let outcome = tokio::select! {
         Some(ended) = tasks.join_next() => ended.unwrap_or_else(|end| Err(unasked(&end))),
         Some(Err(end)) = reports.join_next() => Err(unasked(&end)),
-        caught = signals::until_end() => caught.context("signals cannot be caught"),
+        caught = signals::until_end() => caught.context("cannot catch signals"),
     };
     service::tell_stopping();
     // First, so that none of them starts a tunnel that is being stopped.
     if timeout(PATIENCE, tasks.shutdown()).await.is_err() {
-        tracing::error!("a task of the host does not end, and is left behind");
+        tracing::error!("a task of the host did not end in time; abandoning it");
     }
     host.stop_all(StopReason::UserInitiated).await;
     reports.abort_all();
@@ -157,11 +157,11 @@ fn duties(
     });
     tasks.spawn(async move {
         let fed = store.feed(&of_files).await;
-        fed.context("configurations cannot be watched")
+        fed.context("cannot watch the configurations")
     });
     tasks.spawn(async move {
         let followed = of_rules.follow_rules().await;
-        followed.context("on-demand rules cannot be followed")
+        followed.context("cannot follow the on-demand rules")
     });
     tasks
 }
