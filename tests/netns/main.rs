@@ -29,10 +29,10 @@
 //! stands for the Internet; tests make its links narrow, its firewall rude, or put a NAT before it, and
 //! splice a relay that loses frames into its cables ([`kit::splice`]).
 //!
-//! Nothing here sleeps to synchronise: tests poll for what they wait for, with a deadline. Tests
-//! run side by side, more of them than there are cores, as most of them wait; what loads the machine
-//! takes its turn ([`kit::load`]). Run
-//! `PATCHCORD=/usr/bin/patchcord cargo test --test netns` to try an installed program.
+//! Nothing here sleeps to synchronise: tests poll for an event, with a deadline. Tests run side by
+//! side, more of them than there are cores, as most of them wait; a test that loads the machine takes
+//! its turn ([`kit::load`]). Run `PATCHCORD=/usr/bin/patchcord cargo test --test netns` to try an
+//! installed program.
 // A test fails by panicking, waits by the real clock, and prints its logs.
 #![allow(
     clippy::unwrap_used,

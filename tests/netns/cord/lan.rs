@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What people do on a LAN works across the cord: real hosts, real programs.
+//! The usual traffic of a LAN crosses the cord: real hosts, real programs.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -127,7 +127,8 @@ impl Listener {
         }
     }
 
-    /// Counts what comes in: until everything did and half a second more, which shows second copies.
+    /// Counts arrivals: until all datagrams came, and for half a second more, which shows second
+    /// copies.
     fn listen(mut self, limit: Duration) -> BTreeMap<String, u32> {
         let mut deadline = Instant::now() + limit;
         let mut complete = false;
@@ -218,7 +219,7 @@ fn tagged_hosts_reach_each_other_in_their_vlan() {
         pings(&lan.a[0], "10.42.0.2", 5, size);
     }
     tcpdump.wait_for("vlan 42", secs(20));
-    // An untagged host shares the bridge with them and does not hear them.
+    // An untagged host on the same bridge does not hear them.
     lan.b[1].ns.ip("addr add 10.42.0.3/24 dev eth0");
     assert!(
         !lan.a[0]

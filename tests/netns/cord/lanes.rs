@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Several lanes: flows are spread over them, and nothing else is different.
+//! Several lanes: flows are spread over them, and nothing else differs.
 //!
-//! A flow is here a pair of Ethernet addresses, which is what a frame that is not IP is spread by.
+//! A flow here is a pair of Ethernet addresses, the hash input for frames that are not IP.
 
 use std::collections::HashMap;
 use std::io::IoSlice;
@@ -21,10 +21,10 @@ use crate::kit::site::{Settings, UDP_PORT, assert_followed, move_to};
 use crate::kit::traffic::{iperf, pings};
 use crate::kit::wiretap::{Datagram, Wiretap};
 
-/// Flows of each direction: so many that every lane has some.
+/// Flows of each direction: enough that every lane has some.
 const FLOWS: u8 = 12;
 
-/// Both sides up, A with the first number of lanes and B with the second.
+/// Both sides up, A with the first number of lanes, B with the second.
 fn start(lanes: [usize; 2], tunnel: &str) -> Pair {
     let pair = start_with(lanes, tunnel, "");
     for (site, lanes) in [&pair.a, &pair.b].into_iter().zip(lanes) {
@@ -97,7 +97,7 @@ impl<'a> Load<'a> {
             .all(|(flow, to, _)| flow.count(to) >= frames)
     }
 
-    /// Ends it; each flow and what became of it.
+    /// Ends it; returns each flow and its tally.
     fn stop(self) -> Vec<(Flow, Tally)> {
         let tally = |(flow, to, stream): (Flow, &Cable, Stream)| {
             let sent = stream.stop();
@@ -108,7 +108,7 @@ impl<'a> Load<'a> {
     }
 }
 
-/// The lanes of the data that came from a side, and a datagram of each.
+/// The lanes of the data from a side, and a datagram of each.
 fn lanes_of(datagrams: &[Datagram]) -> HashMap<u8, Datagram> {
     let data = datagrams
         .iter()
@@ -226,7 +226,7 @@ fn a_side_with_several_lanes_may_roam() {
     assert_followed(&pair.b, address);
 }
 
-/// Sends datagrams of the same size as one train, which the kernels on the way do not take apart: it
+/// Sends datagrams of the same size as one train, which the kernels on the path do not segment: it
 /// arrives at the socket of the first one's lane.
 fn send_merged(from: &Namespace, to: SocketAddr, datagrams: &[&Datagram]) {
     let size = datagrams[0].payload.len() as u16;
@@ -261,7 +261,7 @@ fn recorded(pair: &Pair, wiretap: &Wiretap, number: u64) -> HashMap<u8, Datagram
     let before = seen().len();
     for (flow, sent) in flows(&pair.at_a, &pair.at_b, 300).iter().zip(1..) {
         pair.at_a.send(&flow.frame(number, 300));
-        // One by one, or they share datagrams.
+        // Each leaves alone, or they share datagrams.
         eventually(secs(20), "the frame is on its way", || {
             (seen().len() >= before + sent).then_some(())
         });
@@ -300,7 +300,7 @@ fn a_datagram_that_arrives_at_the_socket_of_another_lane_is_delivered() {
     let wiretap = Wiretap::before(&pair.internet, &pair.a);
     let to = (pair.b.uplink.v4, UDP_PORT).into();
     for (number, train) in (0..).zip([[1, 2], [2, 1]]) {
-        // On their way they are recorded and lost.
+        // They are recorded on their way, and then dropped.
         pair.b.ns.nft(
             "table ip lost { chain in { type filter hook input priority 0; iifname wan drop; }; }",
         );
@@ -337,7 +337,7 @@ fn hosts_talk_over_any_numbers_of_lanes() {
     }
 }
 
-/// Data of no session, for each lane more than a socket has room for.
+/// Data without a session: for each lane, more than a socket's buffer holds.
 fn send_junk(from: &Namespace, to: SocketAddr, lanes: u8) {
     const EACH: u32 = 10_000;
     let socket = from.enter(|| UdpSocket::bind("0.0.0.0:0").expect("a port"));
@@ -346,7 +346,7 @@ fn send_junk(from: &Namespace, to: SocketAddr, lanes: u8) {
         for nth in 0..EACH {
             junk[..4].copy_from_slice(&nth.to_be_bytes());
             (junk[0], junk[4]) = (0x15, lane);
-            // What the kernel has no room for is lost on the way already.
+            // The kernel drops the excess already when it is sent.
             let _ = socket.send_to(&junk, to);
         }
     }
@@ -360,7 +360,7 @@ fn what_strangers_send_takes_no_room_from_what_peers_send() {
         pair.internet.attach(&stranger, 3, 1500);
         let to = SocketAddr::new(pair.b.uplink.v4.into(), UDP_PORT);
         let flows = flows(&pair.at_a, &pair.at_b, 1);
-        // A thread that is late is one that does not run at all, for a while.
+        // A stopped process stands for a thread that is not scheduled for a while.
         pair.b.process().signal(Signal::SIGSTOP);
         let turn = load::some();
         send_junk(&stranger, to, lanes as u8);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Several flows of random sizes both ways for a while: all arrive, once, in order, unchanged,
+//! Several flows of random sizes both ways for a while: all frames arrive, once, in order, unchanged,
 //! whatever the core plan and the back-end of the device.
 
 use std::time::Instant;

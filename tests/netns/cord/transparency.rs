@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What enters one end of the cord comes out of the other, byte for byte, once, and in order.
+//! Every frame that enters one end of the cord leaves the other, byte for byte, once, and in order.
 
 use crate::kit::cable::Cable;
 use crate::kit::frames::{BROADCAST, DOT1AD, DOT1Q, EXPERIMENTAL, Tally, frame};
@@ -12,7 +12,8 @@ const OLD_QINQ: u16 = 0x9100;
 /// Tags, EtherType (or 802.3 length) and frame length of one frame.
 type Shape<'a> = (&'a str, &'a [(u16, u16)], u16, usize);
 
-/// Sends every shape from `from` to `to` and names those that did not come out, once and unchanged.
+/// Sends every shape from `from` to `to`; returns the names of those that did not come out once and
+/// unchanged.
 fn damaged<'a>(from: &Cable, to: &Cable, shapes: &[Shape<'a>]) -> Vec<&'a str> {
     let frames: Vec<_> = shapes
         .iter()
@@ -24,7 +25,7 @@ fn damaged<'a>(from: &Cable, to: &Cable, shapes: &[Shape<'a>]) -> Vec<&'a str> {
     for frame in &frames {
         from.send(frame);
     }
-    // What arrives twice does so right behind the first: the wait for the others shows it.
+    // A second copy arrives right behind the first: the wait for the others shows it.
     to.wait(secs(3), |all| {
         frames
             .iter()
@@ -179,7 +180,7 @@ fn assert_every_size(pair: &Pair, sizes: impl Iterator<Item = usize>) {
         for (number, &len) in sizes.iter().enumerate() {
             let number = number as u64;
             from.send(&flow.frame(number, len));
-            // A few at a time: this is about sizes, not about how deep the queues are.
+            // A few at a time: this tests sizes, not the depth of queues.
             if number % 32 == 31 {
                 flow.wait_number(to, number, secs(2));
             }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A wire from NIC to NIC: everything crosses, above all what no bridge lets through, and nothing is
-//! learned or altered.
+//! A wire from NIC to NIC: everything crosses, above all the frames that no bridge forwards, and
+//! nothing is learned or altered.
 //!
 //! ```text
 //!  cable or host -- eth7 = patchcord ~~~ router ~~~ patchcord = eth7 -- cable or host
@@ -33,7 +33,7 @@ fn cables(mtu: [u32; 2]) -> Wire<Cable> {
     wire
 }
 
-/// Sends a frame that must come out at the other end, as it is and once, and not where it came from.
+/// Sends a frame that must come out at the other end, unchanged and once, and not at its own end.
 fn assert_crosses(from: &Cable, to: &Cable, sent: &[u8], what: &str) {
     to.clear();
     from.clear();
@@ -48,7 +48,7 @@ fn what_a_bridge_eats_crosses_a_wire() {
     let wire = cables([1500; 2]);
     let [a, b] = &wire.at;
     for (from, to) in [(a, b), (b, a)] {
-        // IEEE 802.1Q, table 8-1: what a bridge never forwards.
+        // IEEE 802.1Q, table 8-1: the addresses that a bridge never forwards.
         for last in 0..=0x0f {
             let group = [0x01, 0x80, 0xc2, 0, 0, last];
             let sent = frame(group, from.mac, &[], EXPERIMENTAL, 100, last.into());
@@ -119,7 +119,7 @@ fn a_tunnel_over_the_nic_that_it_carries_does_not_carry_itself() {
     for site in &sites {
         site.wait_state("up", secs(10));
     }
-    // What else comes by the uplink is carried, such as questions for addresses.
+    // Other frames of the uplink are carried, such as ARP requests.
     std::thread::sleep(secs(2));
     for site in &sites {
         let frames = site.status().counters.outbound_frames;
@@ -207,7 +207,8 @@ fn hosts_talk_over_a_wire_and_super_frames_cross_whole() {
             );
         }
     }
-    // What a network card without offloads has: finished segments, joined by the kernel or not.
+    // As a network card without offloads delivers them: finished segments, joined by the kernel or
+    // not.
     for gro in ["on", "off"] {
         for host in [a, b] {
             host.ns.turn_offloads_off("eth0");
@@ -273,10 +274,10 @@ fn what_a_bridge_says_to_bridges_arrives_at_the_far_end() {
     assert!(arrived, "a BPDU");
 }
 
-/// lldpd, with nothing of the machine's own: `/run` is the namespace's, and it stays in the foreground.
+/// lldpd without the machine's own state: `/run` is the namespace's, and it stays in the foreground.
 fn lldpd(host: &Host, dir: &Path, n: usize) -> Process {
-    // Nobody waits for the 30 seconds from one announcement to the next. By a file, as a daemon that is
-    // told when it has just been started may forget to announce anything.
+    // The default interval between announcements is 30 seconds, too long for a test. Set by a file,
+    // as a daemon that gets the setting just after its start may forget to announce anything.
     let script = "mkdir -p /run/lldpd && echo configure lldp tx-interval 1 > /run/lldpd.conf && \
                   exec lldpd -d -u /run/lldpd.socket -O /run/lldpd.conf -I eth0 -S \"$0\" \
                   -P 'patchcord test'";
@@ -313,8 +314,9 @@ fn lldpd_sees_the_neighbour_at_the_far_end() {
 
 #[test]
 fn the_bridges_at_both_ends_hear_the_spanning_tree_of_the_other() {
-    // Linux 6.18 hears LLC frames in every namespace. Older kernels may do so in the first one only, so
-    // that a bridge elsewhere speaks and is deaf: what arrives is looked for where it would hear it.
+    // Linux 6.18 receives LLC frames in every namespace. Older kernels may do so in the first one
+    // only, so that a bridge elsewhere sends and does not receive: the test looks for the arriving
+    // frames in front of it.
     let plug = |site: &Site| {
         let host = site.host_at(1, NIC);
         host.ns.ip(
@@ -330,7 +332,7 @@ fn the_bridges_at_both_ends_hear_the_spanning_tree_of_the_other() {
         host.ns.run(&["cat", &file]).trim().to_owned()
     };
     for (host, other) in [(a, b), (b, a)] {
-        // The root is the one that goes on speaking, whoever hears it.
+        // The root bridge goes on sending, whether others receive it or not.
         for (bridge, priority) in [(host, 8), (other, 1)] {
             let priority = format!("priority {}", priority * 4096);
             let set = format!("link set br0 type bridge {priority}");
@@ -345,7 +347,7 @@ fn the_bridges_at_both_ends_hear_the_spanning_tree_of_the_other() {
         let mut tcpdump = host.ns.spawn(&log, &capture);
         assert!(tcpdump.wait_exit(secs(15)).success());
         let heard = tcpdump.log();
-        // As the other one has it: priority 4096, and its own address.
+        // The identifier of the other one: priority 4096, and its own address.
         let id = format!("bridge-id 1000.{from}");
         for part in ["STP 802.1d, Config", &id] {
             let lines = heard.lines().filter(|line| line.contains(part));
@@ -373,7 +375,7 @@ fn a_nic_that_goes_down_comes_back_and_one_that_is_gone_ends_the_tunnel() {
         });
         wire.sites[0].wait_state("up", secs(1));
     }
-    // The end of the program gives it back as it was: down, and seeing its own frames only.
+    // The end of the program restores the NIC's state: down, and not promiscuous.
     let promiscuity = |site: &Site| site.link(NIC).unwrap()["promiscuity"].clone();
     assert_eq!(promiscuity(&wire.sites[1]), 1);
     wire.sites[1].terminate();
@@ -406,7 +408,7 @@ fn a_nic_that_is_moved_ends_the_tunnel_which_says_where_it_is_and_how_to_get_it_
          cannot follow it; move it back (`nsenter -t {pid} -n ip link set {NIC} netns {home}`)"
     );
     assert!(log.contains(&told), "{log}");
-    // As it says.
+    // Carries out the command in the message.
     container.ip(&format!("link set {NIC} netns {home}"));
     wire.sites[0].up();
     let [a, b] = &wire.at;
@@ -462,7 +464,8 @@ fn a_wire_between_taps_passes_what_a_switch_would_not() {
     let [at_a, at_b] = &cables;
     connect(at_a, at_b, secs(10));
     connect(at_b, at_a, secs(10));
-    // A switch knows by now that it has come from the peer, and must not go back there.
+    // By now a switch would have learned this address at the peer, and would not send the frame
+    // back there.
     let sent = frame(at_a.mac, BROADCAST, &[], EXPERIMENTAL, 100, 1);
     at_b.send(&sent);
     assert!(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What stations behind the tunnel may configure on this machine: nothing, unless the file says so.
+//! Stations behind the tunnel may configure nothing on this machine, unless the file allows it.
 
 use std::net::Ipv4Addr;
 
@@ -8,7 +8,7 @@ use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
 use crate::kit::site::{DEVICE, Settings, Site};
 
-/// A site whose device is a station by itself, and the other one, where the advertisement is sent.
+/// A site whose device is a station by itself, and the other one, which sends the advertisement.
 fn start(device: &'static str) -> Pair {
     let mut pair = Pair::prepare(Plan::default());
     let settings = Settings {
@@ -29,8 +29,8 @@ fn routes(site: &Site) -> String {
     site.ns.run(&["ip", "-6", "route", "show", "proto", "ra"])
 }
 
-/// Sends the advertisement until `done`, which looks at A, and at least three times. That A answers a
-/// question which was asked after an advertisement tells that A has had that one.
+/// Sends the advertisement at least three times, and until `done`, which looks at A. A's answer to a
+/// request that was sent after an advertisement proves that A has received that one.
 fn advertise(pair: &Pair, mut done: impl FnMut() -> bool) {
     let (us, a) = (Ipv4Addr::new(10, 99, 0, 2), Ipv4Addr::new(10, 99, 0, 1));
     let question = arp(pair.at_b.mac, us, a);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What others do to the device while it is in use: what is ours comes back, what is theirs stays, and
-//! `show` says what is.
+//! Other programs change the device while it is in use: patchcord restores its own configuration,
+//! leaves theirs, and `show` reports the result.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -15,7 +15,7 @@ fn becomes(what: &str, mut is_so: impl FnMut() -> bool) {
     eventually(secs(20), what, || is_so().then_some(()));
 }
 
-/// A tunnel whose device is in no bridge by configuration; with these lines of `[device]`.
+/// A tunnel whose device joins no bridge, with these lines of `[device]`.
 fn start_alone(lines: &'static str) -> Pair {
     let mut pair = Pair::prepare(Plan::default());
     take_bridge_away(&pair, lines);
@@ -161,7 +161,8 @@ fn a_program_that_insists_wins_and_is_told_of_once() {
         }
         (told(&mut pair) == 1).then_some(())
     });
-    // Whoever insists has its way for ten seconds now: another round or two, and no more.
+    // The other program's change is tolerated for ten seconds now: another round or two, and no
+    // more.
     let before = rounds;
     let until = std::time::Instant::now() + secs(5);
     while std::time::Instant::now() < until {
@@ -173,14 +174,14 @@ fn a_program_that_insists_wins_and_is_told_of_once() {
     }
     assert!(rounds <= before + 2, "{before} rounds, then {rounds}");
     assert_eq!(told(&mut pair), 1);
-    // And the port comes back after all when it gives up.
+    // When the other program gives up, the port comes back.
     becomes("the device is a port again", || pair.a.master().is_some());
 }
 
 #[test]
 fn what_another_interface_above_the_device_sets_is_its_own() {
     let pair = start_alone("");
-    // As a bond does it: it takes the port, and gives it the address that all of its ports have.
+    // A bond does the same: it takes the port, and sets the address that all its ports share.
     pair.a.ns.ip(&format!(
         "link add above type bridge\nlink set above up\nlink set {DEVICE} down\n\
          link set {DEVICE} master above\nlink set {DEVICE} address 02:bb:bb:bb:bb:bb mtu 1400\n\
@@ -190,7 +191,7 @@ fn what_another_interface_above_the_device_sets_is_its_own() {
         let device = pair.a.device_status();
         device.bridge.as_deref() == Some("above") && device.up && device.mtu == 1400
     });
-    // Each of these makes patchcord look at the device again.
+    // Each of these makes patchcord check the device again.
     for _ in 0..3 {
         pair.a.ns.ip(&format!(
             "link set {DEVICE} down\nlink set {DEVICE} up\naddr add 192.0.2.7/24 dev {DEVICE}\n\
@@ -255,7 +256,7 @@ fn frames_cross_when_the_device_is_moved_to_another_namespace() {
     assert!(log.contains(&told), "{log}");
     let state = pair.a.device_status();
     assert!(state.moved && state.name == DEVICE, "{state:?}");
-    // The carrier follows the peer there, too.
+    // The carrier follows the peer in the other namespace, too.
     pair.b.terminate();
     becomes("no carrier there", || {
         container
@@ -263,7 +264,7 @@ fn frames_cross_when_the_device_is_moved_to_another_namespace() {
             .contains("NO-CARRIER")
     });
     pair.b.up();
-    // And back.
+    // Moves it back.
     let home = pair.a.ns.pid();
     container.ip(&format!("link set {DEVICE} netns {home}"));
     becomes("it is as configured again", || {
@@ -302,7 +303,7 @@ fn the_carrier_is_in_from_the_start_where_the_file_says_so() {
         settings,
         ..Plan::default()
     });
-    // Spanning tree holds a port that comes up, for two seconds twice here.
+    // Spanning tree blocks a port that comes up, here for twice two seconds.
     pair.b.ns.ip(&format!(
         "link set {BRIDGE} type bridge stp_state 1 forward_delay 200"
     ));
@@ -333,7 +334,7 @@ fn the_carrier_is_in_from_the_start_where_the_file_says_so() {
 fn a_firewall_that_drops_what_crosses_the_bridge_is_told_of() {
     let mut pair = Pair::prepare(Plan::default());
     let drops = "policy of chain `FORWARD` of table `ip filter` is drop";
-    // As Docker leaves it.
+    // Docker leaves it so.
     pair.a.ns.run(&["nft", "add table ip filter"]);
     let forward = "{ type filter hook forward priority 0; policy drop; }";
     let chain = format!("add chain ip filter FORWARD {forward}");

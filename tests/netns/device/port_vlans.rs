@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `bridge-vlans` and `bridge-native`: the VLANs of the device as a port of a bridge that filters them.
 //!
-//! Not every kernel has such bridges. Where there are none, the only test is that this is said;
+//! Not every kernel has such bridges. Without them, the test only checks that the program says so;
 //! `scripts/kernel-test` runs the others on kernels that have them.
 
 use crate::kit::cable::Cable;
@@ -25,7 +25,7 @@ fn prepared() -> Pair {
     })
 }
 
-/// Whether the kernel's bridges can filter VLANs; this one does from now on.
+/// Whether the kernel's bridges can filter VLANs; turns filtering on.
 fn filters(site: &Site) -> bool {
     let filter = format!("ip link set {BRIDGE} type bridge vlan_filtering 1");
     let argv: Vec<_> = filter.split(' ').collect();
@@ -41,7 +41,7 @@ fn bridge(site: &Site, words: &str) -> String {
     site.ns.run(&argv)
 }
 
-/// The VLANs of a port as `bridge vlan show` has them, with what it says of each.
+/// The VLANs of a port in the output of `bridge vlan show`, each with its flags.
 fn vlans(site: &Site, port: &str) -> Vec<(u64, Vec<String>)> {
     let shown = bridge(site, &format!("-json vlan show dev {port}"));
     let ports: serde_json::Value = serde_json::from_str(&shown).expect("bridge prints JSON");
@@ -139,7 +139,7 @@ fn frames_of_the_ports_vlans_cross_with_their_tags_and_no_others() {
     for (from, to) in [(&pair.at_a, &pair.at_b), (&pair.at_b, &pair.at_a)] {
         let [foreign, tagged, untagged] =
             [(Some(30), 1), (Some(10), 2), (None, 3)].map(|(vid, seed)| tagged(from, vid, seed));
-        // What must not cross goes first: it would be there before the others are.
+        // Frames that must not cross go first, so that they would arrive before the others.
         for frame in [&foreign, &tagged, &untagged] {
             from.send(frame);
         }
@@ -150,7 +150,7 @@ fn frames_of_the_ports_vlans_cross_with_their_tags_and_no_others() {
             [0, 1, 1]
         );
     }
-    // The port lacks what the cable has.
+    // The port lacks the VLANs of the cable.
     let remedies = pair.a.device_status().remedies.join("\n");
     let missing = format!("other ports have VLAN 30, which {DEVICE} has not");
     assert!(remedies.contains(&missing), "{remedies}");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The bare end of an Ethernet cable that is plugged into a bridge of a site.
 //!
-//! It is a TAP: what the test writes to it enters the bridge as if it came over a wire, and what the
-//! bridge sends out of the port is read here byte for byte, VLAN tags in their place.
+//! It is a TAP: frames that the test writes to it enter the bridge as if from a wire, and frames that
+//! the bridge sends out of the port are read here byte for byte, VLAN tags in their place.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -57,8 +57,8 @@ pub(crate) struct Arrival {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Makes the queue long, so that a busy machine does not make the test lose frames by itself: as long as
-/// the kernel allows.
+/// Makes the queue as long as the kernel allows, so that the test itself loses no frames on a busy
+/// machine.
 fn lengthen_queue(namespace: &Namespace, name: &str) {
     let lengthen = |frames| namespace.succeeds(&["ip", "link", "set", name, "txqueuelen", frames]);
     assert!(["50000", "10000"].into_iter().any(lengthen), "{name}");
@@ -78,7 +78,7 @@ pub(crate) struct Cable {
 }
 
 impl Cable {
-    /// Plugs a cable into `bridge`; `mac` is only what the test uses as its source address.
+    /// Plugs a cable into `bridge`; `mac` is only the source address of the test's frames.
     pub(crate) fn plug(
         namespace: &Arc<Namespace>,
         bridge: &str,
@@ -94,7 +94,7 @@ impl Cable {
         Self::of(tap, mac)
     }
 
-    /// The far end of a veth cable whose other end, `nic`, no bridge is to see.
+    /// The far end of a veth cable whose other end is `nic`, which is in no bridge.
     pub(crate) fn to_nic(namespace: &Arc<Namespace>, nic: &str, mac: Mac, mtu: u32) -> Self {
         let (far, name) = (format!("{nic}-far"), format!("{nic}-tap"));
         let tap = Arc::new(Tap::new(namespace, &name));
@@ -139,12 +139,12 @@ impl Cable {
         Arc::clone(&self.tap)
     }
 
-    /// Looks at everything that has come out so far.
+    /// Passes all arrivals so far to `look`.
     pub(crate) fn with_arrivals<T>(&self, look: impl FnOnce(&[Arrival]) -> T) -> T {
         look(&self.inbox.arrivals.lock().expect("no reader panics"))
     }
 
-    /// Waits until what came out satisfies `done`; false when time is up.
+    /// Waits until the arrivals satisfy `done`; false after the limit.
     pub(crate) fn wait(&self, limit: Duration, mut done: impl FnMut(&[Arrival]) -> bool) -> bool {
         let arrivals = self.inbox.arrivals.lock().expect("no reader panics");
         let (_arrivals, waited) = self
@@ -162,12 +162,12 @@ impl Cable {
         })
     }
 
-    /// How often this very frame came out.
+    /// The number of copies of this frame that came out.
     pub(crate) fn count(&self, frame: &[u8]) -> usize {
         self.with_arrivals(|all| all.iter().filter(|arrival| arrival.bytes == frame).count())
     }
 
-    /// Forgets what came out.
+    /// Drops all arrivals.
     pub(crate) fn clear(&self) {
         self.inbox
             .arrivals
@@ -176,7 +176,7 @@ impl Cable {
             .clear();
     }
 
-    /// Sends numbered frames in the background until told to stop.
+    /// Sends numbered frames in the background until it is stopped.
     pub(crate) fn stream(
         &self,
         flow: Flow,
@@ -246,7 +246,7 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Stops sending; returns how many frames went in.
+    /// Stops sending; returns how many frames were sent.
     pub(crate) fn stop(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.sender
@@ -268,7 +268,7 @@ impl Drop for Stream {
 
 /// A host's VLAN interface: untagged inside the host, tagged on a trunk port of the site's bridge.
 ///
-/// Made of two TAPs instead of an 802.1Q device, which not every kernel has.
+/// Two TAPs instead of an 802.1Q device, which not every kernel has.
 pub(crate) struct VlanHost {
     taps: [Arc<Tap>; 2],
     relays: Vec<JoinHandle<()>>,
@@ -306,8 +306,8 @@ impl VlanHost {
     }
 }
 
-/// A cable between two bridges, or two ports of one, that passes only some frames: a trunk that has
-/// one VLAN, say. Slower than any wire, so that a loop over it leaves the machine room to work.
+/// A cable between two bridges, or two ports of one, that passes only some frames, such as a trunk with
+/// one VLAN. Slower than any wire, so that a loop over it does not occupy the whole machine.
 pub(crate) struct Patch {
     taps: [Arc<Tap>; 2],
     relays: Vec<JoinHandle<()>>,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A DHCP server, and a client that asks it.
+//! A DHCP server and a client.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,7 @@ use std::path::Path;
 use super::process::Process;
 use super::topology::Host;
 
-/// In the foreground, with nothing from the machine's own configuration.
+/// In the foreground, without the machine's own configuration.
 pub(crate) const DNSMASQ: [&str; 12] = [
     "dnsmasq",
     "--keep-in-foreground",
@@ -37,10 +37,10 @@ pub(crate) fn dhcp_server(host: &Host, dir: &Path, third: u8) -> Process {
     )
 }
 
-/// Asks for an address a few times: what was leased, and by whom.
+/// Asks for an address a few times: returns the leased address, and the server's.
 pub(crate) fn dhcp_lease(client: &Host, dir: &Path) -> Option<(String, String)> {
     let (script, leased) = (dir.join("udhcpc.sh"), dir.join("leased"));
-    // Instead of the system's script, which would rewrite this machine's resolv.conf.
+    // Replaces the system's script, which would rewrite this machine's resolv.conf.
     let text = format!(
         "#!/bin/sh\n[ \"$1\" = bound ] || exit 0\necho \"$ip $serverid\" > {}\n",
         leased.display()

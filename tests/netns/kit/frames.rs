@@ -84,7 +84,7 @@ impl Flow {
     /// The number of a frame of this flow, none for other frames.
     ///
     /// # Panics
-    /// When the frame is ours but differs from what was sent in any byte.
+    /// When the frame is ours but differs in any byte from the one that was sent.
     pub(crate) fn number(&self, bytes: &[u8]) -> Option<u64> {
         let number = self.claimed_number(bytes)?;
         assert!(
@@ -95,7 +95,7 @@ impl Flow {
         Some(number)
     }
 
-    /// As [`Flow::number`], but cheap: looks at nothing else.
+    /// As [`Flow::number`], but cheap: checks nothing else.
     fn claimed_number(&self, bytes: &[u8]) -> Option<u64> {
         let (_, rest) = bytes.split_at_checked(14)?;
         let rest = rest
@@ -104,7 +104,7 @@ impl Flow {
         Some(u64::from_be_bytes(*rest.first_chunk()?))
     }
 
-    /// How many frames of this flow came out of `cable`.
+    /// The number of frames of this flow that came out of `cable`.
     pub(crate) fn count(&self, cable: &Cable) -> u64 {
         cable.with_arrivals(|all| {
             all.iter()
@@ -113,7 +113,7 @@ impl Flow {
         })
     }
 
-    /// Waits until the frame with this number came out, and so, in order, all that will.
+    /// Waits until the frame with this number, and so, in order, every frame before it, came out.
     pub(crate) fn wait_number(&self, cable: &Cable, number: u64, limit: Duration) -> bool {
         // From the end, so that a wake-up per frame stays cheap.
         cable.wait(limit, |all| {
@@ -124,13 +124,13 @@ impl Flow {
         })
     }
 
-    /// When which frame of this flow came out of `cable`, in order of arrival.
+    /// The frames of this flow that came out of `cable`, with their times, in order of arrival.
     pub(crate) fn arrivals(&self, cable: &Cable) -> Vec<(Instant, u64)> {
         let number = |arrival: &Arrival| Some((arrival.at, self.number(&arrival.bytes)?));
         cable.with_arrivals(|all| all.iter().filter_map(number).collect())
     }
 
-    /// Compares what came out of `cable` with the `sent` frames numbered from 0.
+    /// Compares the arrivals at `cable` with the `sent` frames numbered from 0.
     pub(crate) fn tally(&self, cable: &Cable, sent: u64) -> Tally {
         let mut seen = vec![0_u32; sent as usize];
         let mut tally = Tally {

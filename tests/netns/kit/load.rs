@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Turns at the cores. Most tests wait, and many of them do so side by side; what moves much, or
-//! measures how fast something is, takes its turn here.
+//! Turns at the cores. Most tests wait, and many of them do so side by side; a test that moves much, or
+//! measures how fast something is, takes a turn here.
 //!
-//! Nothing that has a deadline begins before its turn does.
+//! A test takes its turn before anything that has a deadline begins.
 
 use std::cell::Cell;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Streams of frames and transfers that go together without one of them being late.
+/// The number of streams and transfers that can run together without making each other late.
 const PLACES: u8 = 4;
 
-/// First come, first served: who wants all places is not overtaken for ever.
+/// First come, first served, so that a test that wants all places gets them in the end.
 struct Queue {
     free: u8,
-    /// Numbers of the next one that comes, and of the next one that is served.
+    /// The numbers of the next test that comes, and of the next one that is served.
     next: u64,
     served: u64,
 }
@@ -29,7 +29,7 @@ thread_local! {
     static HAS_A_TURN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Lasts as long as its value, which stays in its thread.
+/// Lasts as long as the value, which stays in its thread.
 #[must_use]
 pub(crate) struct Turn {
     places: u8,
@@ -40,12 +40,12 @@ pub(crate) fn some() -> Turn {
     Turn::take(1)
 }
 
-/// For what sends as fast as it can, and for what measures a silence.
+/// For tests that send as fast as they can, and for tests that measure a silence.
 pub(crate) fn half() -> Turn {
     Turn::take(PLACES / 2)
 }
 
-/// For storms, for what must be found in time, and for what may lose nothing for seconds.
+/// For storms, for events with a time limit, and for flows that must lose nothing for seconds.
 pub(crate) fn all() -> Turn {
     Turn::take(PLACES)
 }
@@ -77,7 +77,7 @@ impl Drop for Turn {
     }
 }
 
-/// A test that fails gives its turn back, and spoils nothing for the others.
+/// A test that fails returns its turn, and does not poison the queue.
 fn queue() -> MutexGuard<'static, Queue> {
     QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -73,7 +73,7 @@ impl Mesh {
         }
     }
 
-    /// Every site with every other one as its peer, and frames flow.
+    /// All sites up, each with every other one as its peer, and frames flow.
     pub(crate) fn start(sites: u8) -> Self {
         Self::start_with(sites, |_| Settings::default(), |_, _| true)
     }
@@ -116,7 +116,7 @@ impl Mesh {
                 std::thread::sleep(millis(10));
             }
         }
-        // A second copy would have come by then.
+        // A second copy would have arrived by then.
         std::thread::sleep(millis(300));
         for (at, cable) in self.cables.iter().enumerate() {
             for (from, flow) in flows.iter().enumerate() {
@@ -149,12 +149,12 @@ impl Mesh {
         }
     }
 
-    /// Where all their uplinks meet.
+    /// The router of all their uplinks.
     pub(crate) fn router(&self) -> &Arc<Namespace> {
         &self.internet.ns
     }
 
-    /// Which ports are blocked, at which site.
+    /// The blocked ports of all sites.
     pub(crate) fn blocked(&self) -> Vec<Block> {
         self.sites.iter().flat_map(blocks).collect()
     }
@@ -165,19 +165,19 @@ fn others<T>(all: &[T], at: usize) -> impl Iterator<Item = &T> {
     before.iter().chain(&rest[1..])
 }
 
-/// Ids that no flow had before.
+/// Unused IDs for flows.
 fn flow_ids() -> impl Iterator<Item = u16> {
     use std::sync::atomic::{AtomicU16, Ordering};
     static NEXT: AtomicU16 = AtomicU16::new(1000);
     std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A site as a peer that is where its uplink says.
+/// A site as a peer with its uplink's address as the endpoint.
 pub(crate) fn at_home(site: &Site) -> Peer {
     site.as_peer(Some(IpAddr::V4(site.uplink.v4)))
 }
 
-/// A port that is blocked for a loop.
+/// A port that is blocked because of a loop.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
     pub(crate) tunnel: String,
@@ -209,7 +209,7 @@ pub(crate) fn blocks(site: &Site) -> Vec<Block> {
 pub(crate) struct Link {
     place: Arc<Namespace>,
     port: String,
-    /// When it began to carry frames.
+    /// The time when it began to carry frames.
     pub(crate) since: Instant,
 }
 
@@ -225,7 +225,7 @@ impl Link {
                 "link set {port} addrgenmode none\nlink set {port} master {BRIDGE} up"
             ));
         }
-        // The kernel may take a second to tell the bridges of the carrier.
+        // The kernel may take a second to report the carrier to the bridges.
         let since = [one, two].map(|site| wait_forwarding(&site.ns, port));
         Self {
             place: Arc::clone(&one.ns),
@@ -243,7 +243,7 @@ impl Drop for Link {
     }
 }
 
-/// When the bridge passes what comes in by a port, of which it was not seen to do so before.
+/// Waits until the bridge forwards frames from a port; returns the time when it was first seen to.
 fn wait_forwarding(ns: &Namespace, port: &str) -> Instant {
     const FORWARDING: &str = "3";
     let file = format!("/sys/class/net/{port}/brport/state");
@@ -253,14 +253,14 @@ fn wait_forwarding(ns: &Namespace, port: &str) -> Instant {
     })
 }
 
-/// How many frames an interface has received.
+/// The number of frames that an interface has received.
 pub(crate) fn received(ns: &Namespace, interface: &str) -> u64 {
     let file = format!("/sys/class/net/{interface}/statistics/rx_packets");
     let text = ns.run(&["cat", &file]);
     text.trim().parse().expect("a number")
 }
 
-/// Frames per second that an interface receives over so long a time.
+/// Frames per second that an interface receives over this time.
 pub(crate) fn rate(ns: &Namespace, interface: &str, over: Duration) -> f64 {
     let (begun, before) = (Instant::now(), received(ns, interface));
     std::thread::sleep(over);
@@ -268,7 +268,7 @@ pub(crate) fn rate(ns: &Namespace, interface: &str, over: Duration) -> f64 {
     (after - before) as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// A broadcast that nobody has sent yet.
+/// A broadcast that no test has sent yet.
 pub(crate) fn hello(from: &Cable, tags: &[(u16, u16)]) -> Vec<u8> {
     let seed = flow_ids().next().expect("there is no end");
     frames::frame(
@@ -281,7 +281,7 @@ pub(crate) fn hello(from: &Cable, tags: &[(u16, u16)]) -> Vec<u8> {
     )
 }
 
-/// Waits until one port of these sites is blocked for a loop, and for no second one.
+/// Waits until one port of these sites is blocked because of a loop, and checks that no second one is.
 pub(crate) fn wait_blocked(sites: &[&Site], limit: Duration) -> Block {
     let all = || -> Vec<_> { sites.iter().flat_map(|site| blocks(site)).collect() };
     let block = eventually(limit, "a port is blocked", || all().into_iter().next());

@@ -3,8 +3,8 @@
 //!
 //! The namespace has no name in the file system: a sleeping process holds it open, and dies with the
 //! thread that made it. So nothing stays behind after a panic, Ctrl-C or `kill -9`; the kernel removes
-//! devices, addresses and firewall rules with the last process. Each namespace has its own `/sys` and
-//! an empty `/run` as well, as a machine of its own would.
+//! devices, addresses and firewall rules with the last process. Each namespace also has its own `/sys`
+//! and an empty `/run`, like a machine of its own.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -17,8 +17,8 @@ use nix::sched::{CloneFlags, setns};
 
 use super::process::Process;
 
-/// What every namespace starts with. Bridges are plain cables here: netfilter does not look at what
-/// crosses them, and IPv6 addresses work at once.
+/// The initial state of every namespace. Bridges are plain cables here: netfilter does not see their
+/// frames, and IPv6 addresses work at once.
 const SETUP: &str = r#"
 set -e
 mount -t sysfs sysfs /sys
@@ -71,7 +71,7 @@ impl Namespace {
         }
     }
 
-    /// What `ip link add ... netns` takes to name this namespace.
+    /// The name of this namespace for `ip link add ... netns`.
     pub(crate) fn pid(&self) -> String {
         self.holder.id().to_string()
     }
@@ -98,7 +98,7 @@ impl Namespace {
         command
     }
 
-    /// Runs a command to its end, whatever that is.
+    /// Runs a command to its end, successful or not.
     pub(crate) fn output(&self, argv: &[&str]) -> Output {
         self.command(argv)
             .stdin(Stdio::null())
@@ -110,7 +110,7 @@ impl Namespace {
         self.output(argv).status.success()
     }
 
-    /// Runs a command that must succeed and returns what it printed.
+    /// Runs a command that must succeed, and returns its output.
     pub(crate) fn run(&self, argv: &[&str]) -> String {
         let output = self.output(argv);
         assert!(
@@ -124,7 +124,7 @@ impl Namespace {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Runs `ip`-commands, one a line, without the word `ip`.
+    /// Runs `ip` commands, one a line, without the word `ip`.
     pub(crate) fn ip(&self, lines: &str) {
         self.feed(&["ip", "-batch", "-"], lines);
     }
@@ -134,7 +134,7 @@ impl Namespace {
         self.feed(&["nft", "-f", "-"], script);
     }
 
-    /// Frames leave `interface` as they would be on a wire: no trains, checksums filled in.
+    /// Makes frames leave `interface` as on a wire: no trains, checksums filled in.
     pub(crate) fn turn_offloads_off(&self, interface: &str) {
         let off = ["tx-udp-segmentation", "tso", "gso", "gro", "tx", "rx"]
             .map(|feature| [feature, "off"])

@@ -11,12 +11,12 @@ use super::process::{eventually, millis, secs};
 use super::site::{Peer, Settings, Site};
 use super::topology::{Router, Sandbox};
 
-/// What a [`Pair`] is made of.
+/// The parts of a [`Pair`].
 pub(crate) struct Plan {
     pub(crate) settings: Settings,
     pub(crate) underlay_mtu: u32,
     pub(crate) ipv6: bool,
-    /// Which sides know where the other is.
+    /// Which sides have the endpoint of the other.
     pub(crate) a_knows_b: bool,
     pub(crate) b_knows_a: bool,
 }
@@ -86,7 +86,7 @@ impl Pair {
         }
     }
 
-    /// A calls B and B waits, so that each drop has one place to be counted.
+    /// A calls B and B waits, so that one side counts each drop.
     pub(crate) fn caller_and_waiter() -> Self {
         Self::prepare(Plan {
             b_knows_a: false,
@@ -129,7 +129,8 @@ impl Pair {
         self.b.up();
     }
 
-    /// Waits until a broadcast crosses in each direction, which also tells the switches who is where.
+    /// Waits until a broadcast crosses in each direction, which also teaches the switches both
+    /// stations.
     pub(crate) fn connect(&self, limit: Duration) {
         connect(&self.at_a, &self.at_b, limit);
         connect(&self.at_b, &self.at_a, limit);
@@ -145,7 +146,8 @@ impl Pair {
     }
 }
 
-/// Sends broadcasts from one cable until the other gets one, of this call and not of an earlier one.
+/// Sends broadcasts from one cable until one of this call, and not of an earlier one, comes out of the
+/// other.
 pub(crate) fn connect(from: &Cable, to: &Cable, limit: Duration) {
     // Far from the seeds that tests choose for frames of their own.
     static CALLS: AtomicU64 = AtomicU64::new(1 << 32);

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Polls until `attempt` gives a value; fails the test, naming `what`, when `limit` is over.
+/// Polls until `attempt` returns a value; after `limit`, fails the test with `what` in the message.
 ///
-/// The longer it took, the less often it looks: an attempt may start a program or two, and who waits
-/// for seconds leaves the cores to the others.
+/// The longer it takes, the less often it polls: an attempt may start a program or two, and a test that
+/// waits for seconds should leave the cores to the others.
 pub(crate) fn eventually<T>(
     limit: Duration,
     what: &str,
@@ -39,7 +39,7 @@ pub(crate) const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Ends with its value, by SIGKILL if need be.
+/// Ends with its value, by SIGKILL if necessary.
 pub(crate) struct Process {
     child: Child,
     log: PathBuf,
@@ -104,7 +104,7 @@ impl Process {
         })
     }
 
-    /// As a power cut would end it.
+    /// Ends it as a power cut would.
     pub(crate) fn kill_9(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -37,12 +37,12 @@ pub(crate) struct Peer {
     pub(crate) port: &'static str,
 }
 
-/// What a test wants in a configuration, besides keys and peers.
+/// A test's configuration, besides keys and peers.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) listen: String,
     pub(crate) overlay_mtu: u32,
-    /// The NIC that is attached, and no TAP in the bridge.
+    /// The NIC that is attached, instead of a TAP in the bridge.
     pub(crate) nic: Option<&'static str>,
     /// Further lines of `[tunnel]` and `[device]`.
     pub(crate) tunnel: &'static str,
@@ -62,7 +62,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Those of a site that passes on what one peer sends to another.
+    /// The settings of a site that forwards frames from peer to peer.
     pub(crate) fn hub() -> Self {
         Self {
             // `[tunnel]` is followed by `[device]`; a section of its own may stand in between.
@@ -72,7 +72,7 @@ impl Settings {
     }
 }
 
-/// A place with a bridge, an uplink, and a patchcord that joins the two.
+/// A site with a bridge, an uplink, and a patchcord that joins the two.
 pub(crate) struct Site {
     pub(crate) tunnel: String,
     pub(crate) device: &'static str,
@@ -100,7 +100,7 @@ impl Site {
         Self::with_tunnel(sandbox, tunnel, DEVICE, UDP_PORT, uplink, n, ns)
     }
 
-    /// A second tunnel of the same place, into the same bridge.
+    /// A second tunnel of the same site, into the same bridge.
     pub(crate) fn beside(&self, sandbox: &Sandbox) -> Self {
         let tunnel = format!("t{}b-{}", self.n, sandbox.id);
         let (uplink, ns) = (self.uplink, Arc::clone(&self.ns));
@@ -137,7 +137,7 @@ impl Site {
         }
     }
 
-    /// Has the private key of `other`, as the copy of a machine's image has.
+    /// Takes the private key of `other`, as a copied machine image would have it.
     pub(crate) fn take_identity_of(&mut self, other: &Self) {
         let key = |site: &Self| site.dir.join(format!("{}.key", site.tunnel));
         let text = fs::read_to_string(key(other)).expect("the key can be read");
@@ -238,7 +238,7 @@ impl Site {
         fs::write(&self.config, text).expect("the configuration can be written");
     }
 
-    /// Takes the bridge out of the configuration that there is.
+    /// Removes the bridge from the present configuration.
     pub(crate) fn leave_bridge_out(&self) {
         let text = fs::read_to_string(&self.config).expect("the configuration is there");
         let text = text.replace(&format!("bridge = \"{BRIDGE}\"\n"), "");
@@ -258,14 +258,14 @@ impl Site {
             .join(format!("{}-run{}.log", self.tunnel, self.runs));
         let config = self.config.display().to_string();
         let program = binary();
-        // Whoever runs the tests may have it ignored, as `nohup` does.
+        // The parent process of the tests may ignore SIGHUP, as `nohup` does.
         let env = ["env", "--default-signal=HUP"];
         let words = [&env[..], environment, &[&program, "up", &config]].concat();
         let process = self.ns.spawn(&log, &words);
         self.process.insert(process)
     }
 
-    /// The same, with its log to `out`, which may be no file, and be read by nobody.
+    /// The same, with its log to `out`, which may be a pipe that no process reads.
     pub(crate) fn up_with_log_to(&mut self, out: &Path) -> &mut Process {
         self.runs += 1;
         let unused = self
@@ -355,13 +355,13 @@ impl Site {
         links.into_iter().next()
     }
 
-    /// Whether the device has a carrier, none when there is no device.
+    /// Whether the device has a carrier; none when there is no device.
     pub(crate) fn carrier(&self) -> Option<bool> {
         let flags = self.link(DEVICE)?["flags"].clone();
         Some(flags.as_array()?.iter().any(|flag| flag == "LOWER_UP"))
     }
 
-    /// The exit code of the program with these arguments, and what it printed to stdout and stderr.
+    /// The exit code of the program with these arguments, and its output to stdout and stderr.
     pub(crate) fn ran(&self, args: &[&str]) -> (Option<i32>, String) {
         let output = self.patchcord(args);
         let text = [output.stdout, output.stderr].concat();
@@ -390,7 +390,7 @@ pub(crate) fn patchcord(args: &[&str], input: &str) -> String {
         .spawn()
         .expect("patchcord can be run");
     let mut stdin = child.stdin.take().expect("stdin is piped");
-    // A command that needs no input may be gone already.
+    // A command that needs no input may have ended already.
     let _ = std::io::Write::write_all(&mut stdin, input.as_bytes());
     drop(stdin);
     let output = child.wait_with_output().expect("patchcord ends");
@@ -417,7 +417,7 @@ pub(crate) fn another_public_key() -> String {
         .to_owned()
 }
 
-/// Takes a site's address away and gives it another one, as a DHCP client or a mobile link would.
+/// Replaces a site's address, as a DHCP client or a mobile link would.
 pub(crate) fn move_to(site: &Site, last: u8) -> Ipv4Addr {
     let (old, new) = (site.uplink.v4, site.uplink.other_v4(last));
     let gateway = site.uplink.other_v4(1);

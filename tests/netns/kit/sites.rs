@@ -20,7 +20,7 @@ pub(crate) struct Sites {
     sandbox: Sandbox,
 }
 
-/// The peers of a site by their places, with lines of `[peer.port]`.
+/// The peers of a site by their index, with lines of `[peer.port]`.
 pub(crate) type Links<'a> = &'a [(usize, &'static str)];
 
 pub(crate) const STAR: [Links<'_>; 3] = [&[(1, ""), (2, "")], &[(0, "")], &[(0, "")]];
@@ -91,15 +91,15 @@ impl Sites {
         }
     }
 
-    /// Sends one frame from the cable of a site and checks that it comes out of those `to`, and how
-    /// often: once there, and nowhere else.
+    /// Sends one frame from the cable of a site and checks that it comes out of those `to`, once
+    /// each, and nowhere else.
     pub(crate) fn assert_once(&self, from: usize, to: &[usize], sent: &[u8]) {
         self.cables[from].send(sent);
         for &site in to {
             let came = self.cables[site].receives(sent, secs(3));
             assert!(came, "from {from} to {site}: {} bytes", sent.len());
         }
-        // What goes a longer way comes later.
+        // A copy with a longer path arrives later.
         thread::sleep(millis(200));
         let counts: Vec<_> = self.cables.iter().map(|cable| cable.count(sent)).collect();
         let expected: Vec<_> = (0..3).map(|site| usize::from(to.contains(&site))).collect();
@@ -129,7 +129,7 @@ impl Sites {
         }
     }
 
-    /// Frames between two sites, whose cables are known, come out there alone, once and in order.
+    /// Frames between two sites whose cables are known come out there alone, once and in order.
     pub(crate) fn assert_flows(&self, one: usize, other: usize, sizes: &'static [usize]) {
         let flow = |from: usize, to: usize, id| {
             (

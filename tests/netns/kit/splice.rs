@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A relay in the cable between a site and its router: a bad path, with a known fate for each frame.
+//! A relay in the cable between a site and its router: a bad path that counts what it does to each
+//! frame.
 //!
 //! ```text
 //!  site ── wan ═══ near ─ relay ─ far ═══ to1 ── router
@@ -19,7 +20,7 @@ pub(crate) struct Splice {
 }
 
 impl Splice {
-    /// Cuts the cable of a site that is not in use yet.
+    /// Cuts the cable of a site that is not up yet.
     pub(crate) fn into(sandbox: &Sandbox, router: &Router, site: &Site, harm: &Harm) -> Self {
         let ns = sandbox.namespace("relay");
         let port = site.uplink.router_port();
@@ -38,8 +39,8 @@ impl Splice {
         Self { relay, _ns: ns }
     }
 
-    /// Nothing passes any more. Returns what became of all that did, and vouches that only the harm
-    /// that was asked for was done.
+    /// Stops forwarding. Returns the counters, and checks that the relay did only the harm that was
+    /// asked for.
     pub(crate) fn cut(self) -> Report {
         let report = self.relay.stop().expect("both interfaces stayed");
         for counters in [report.a_to_b, report.b_to_a] {

@@ -83,7 +83,7 @@ pub(crate) struct Router {
     v6: u16,
 }
 
-/// Where something is plugged into a router. The router's own end is `.1` and `::1` of the same network.
+/// A port of a router, and the site on it. The router's own end is `.1` and `::1` of the same network.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Uplink {
     pub(crate) v4: Ipv4Addr,
@@ -95,7 +95,7 @@ pub(crate) struct Uplink {
 }
 
 impl Uplink {
-    /// The router's interface towards it.
+    /// The router's interface towards the site.
     pub(crate) fn router_port(&self) -> String {
         format!("to{}", self.n)
     }
@@ -112,7 +112,7 @@ impl Router {
         Self::new(sandbox.namespace("internet"), [198, 18], 0xfd18)
     }
 
-    /// A router with its own uplink to `outside`; what it masquerades is up to the test.
+    /// A router with its own uplink to `outside`; the test chooses what it masquerades.
     pub(crate) fn behind(sandbox: &Sandbox, outside: &Self, n: u8) -> (Self, Uplink) {
         let ns = sandbox.namespace("nat");
         let uplink = outside.attach(&ns, n, 1500);
@@ -171,7 +171,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// The link-local address that the kernel makes from [`Host::mac`].
+    /// The link-local address that the kernel generates from [`Host::mac`].
     pub(crate) fn link_local(&self) -> Ipv6Addr {
         let [a, b, c, d, e, f] = self.mac.map(u16::from);
         Ipv6Addr::new(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! TCP and UDP between hosts, checked byte for byte, and what the kernels counted meanwhile.
+//! TCP and UDP between hosts, checked byte for byte, and the counters of their kernels.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -42,9 +42,9 @@ fn block(number: u64) -> Vec<u8> {
     bytes
 }
 
-/// Sends blocks over one connection and compares each with what was sent.
+/// Sends blocks over one connection and compares each arrival with the original.
 pub(crate) fn transfer(from: &Host, to: &Host, ip: Ip, blocks: u64) {
-    // A few blocks are over before it would be their turn.
+    // A few blocks end before their turn would come.
     let _turn = (blocks >= 64).then(load::some);
     let listener = to.ns.enter(|| TcpListener::bind(ip.of(to, 7200)).unwrap());
     let mut sender = from
@@ -71,8 +71,8 @@ pub(crate) fn transfer(from: &Host, to: &Host, ip: Ip, blocks: u64) {
     });
 }
 
-/// Runs iperf3, for 16 MiB of TCP or a second of UDP, with its logs in `dir`; returns what arrived, in
-/// bit/s.
+/// Runs iperf3, for 16 MiB of TCP or a second of UDP, with its logs in `dir`; returns the received rate
+/// in bit/s.
 pub(crate) fn iperf(dir: &Path, from: &Host, to: &Host, arguments: &[&str]) -> f64 {
     let _turn = load::half();
     let log = dir.join("iperf3.log");
@@ -95,7 +95,7 @@ pub(crate) fn iperf(dir: &Path, from: &Host, to: &Host, arguments: &[&str]) -> f
     let result: serde_json::Value =
         serde_json::from_slice(&output.stdout).expect("iperf3 prints JSON");
     assert!(output.status.success(), "iperf3: {}", result["error"]);
-    // Two lines of text are all that a server prints at its end; the next one has a log of its own.
+    // A server prints only two lines at its end; the next one has a log of its own.
     server.wait_exit(secs(20));
     let _ = std::fs::remove_file(&log);
     let rate = |sum: &str| result["end"][sum]["bits_per_second"].as_f64();
@@ -130,7 +130,7 @@ pub(crate) fn assert_checksums(namespaces: &[&Namespace]) {
     }
 }
 
-/// Datagrams that the kernel hands over as super-frames if the device takes such.
+/// The size of datagrams that the kernel passes on as super-frames if the device takes them.
 pub(crate) const DATAGRAM: usize = 1200;
 pub(crate) const DATAGRAMS_AT_ONCE: u64 = 40;
 
@@ -140,11 +140,11 @@ fn datagram(number: u64) -> Vec<u8> {
     bytes
 }
 
-/// Echo requests of `size` bytes of payload, with DF, all of which are answered, in their order.
+/// Echo requests of `size` bytes of payload, with DF; all are answered, in their order.
 ///
-/// `ping -c` waits for the last answer only as long as two round trips took, which on a busy machine
-/// declares it lost. With `-w` it waits for as many answers as were asked for, and asks on meanwhile:
-/// some more may come together with the last one.
+/// `ping -c` waits for the last answer only as long as two round trips took, and on a busy machine
+/// declares it lost. With `-w` it waits for the requested number of answers, and sends on meanwhile:
+/// some more may arrive together with the last one.
 pub(crate) fn pings(from: &Host, target: &str, count: u16, size: u16) {
     let (answers, size) = (count.to_string(), size.to_string());
     let printed = from.ns.run(&[
@@ -168,9 +168,9 @@ pub(crate) fn pings(from: &Host, target: &str, count: u16, size: u16) {
     );
 }
 
-/// Sends numbered UDP datagrams and returns the numbers of those that came, in their order.
+/// Sends numbered UDP datagrams and returns the numbers of the received ones, in their order.
 pub(crate) fn shower(from: &Host, to: &Host, ip: Ip, times: u64) -> Vec<u64> {
-    // What waits for a neighbour's address is dropped before it reaches the tunnel.
+    // The kernel drops datagrams that wait for ARP before they reach the tunnel.
     let address = ip.of(to, 0).ip().to_string();
     eventually(secs(10), "neighbours know each other", || {
         let ping = ["ping", "-c1", "-W1", &address];
@@ -200,7 +200,7 @@ pub(crate) fn shower(from: &Host, to: &Host, ip: Ip, times: u64) -> Vec<u64> {
                 let is_last = is_sent.load(Ordering::Relaxed);
                 match receiver.recv(&mut buffer) {
                     Ok(len) => break len,
-                    // A wait with a time-out is not taken up again by itself (signal(7)), and a sender
+                    // The kernel does not restart a call with a time-out (signal(7)), and a sender
                     // may have to wait for its turn on a busy machine.
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) if error.kind() == ErrorKind::WouldBlock && !is_last => {}
@@ -215,19 +215,19 @@ pub(crate) fn shower(from: &Host, to: &Host, ip: Ip, times: u64) -> Vec<u64> {
             );
             Some(number)
         });
-        // One that comes twice takes the place of the last.
+        // A duplicate takes the place of the last.
         let most = times * DATAGRAMS_AT_ONCE;
         received.take(most as usize).collect()
     })
 }
 
-/// Packets that the tunnel's device has handed to the kernel, or got from it.
+/// Packets that the tunnel's device has passed to the kernel, or got from it.
 pub(crate) fn packets(site: &Site, counter: &str) -> u64 {
     let path = format!("/sys/class/net/{DEVICE}/statistics/{counter}");
     site.ns.run(&["cat", &path]).trim().parse().unwrap()
 }
 
-/// TCP and UDP both ways, all of it exact.
+/// TCP and UDP both ways, every byte exact.
 pub(crate) fn assert_exact(a: &Host, b: &Host, blocks: u64) {
     for (from, to) in [(a, b), (b, a)] {
         for ip in [Ip::V4, Ip::V6] {
@@ -267,7 +267,7 @@ pub(crate) fn assert_whole(from: &Host, to: &Host, site: &Site) {
     }
 }
 
-/// What `host` has resolved `address` to.
+/// The MAC address that `host` has resolved `address` to.
 fn neighbour(host: &Host, address: &str) -> Option<String> {
     let shown = host
         .ns

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Frames with a `virtio_net_hdr`, which says what the kernel still has to do with each: checksum and
-//! segments.
+//! Frames with a `virtio_net_hdr`, which tells the kernel what is left to do for each: checksum and
+//! segmentation.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 
 use super::namespace::Namespace;
 
-/// A raw socket on an interface, which says of each frame what the kernel has to do.
+/// A raw socket on an interface that passes frames with this header to the kernel.
 pub(crate) struct Crafter(File);
 
 impl Crafter {
@@ -50,12 +50,12 @@ impl Crafter {
         Self(socket)
     }
 
-    /// A frame with which nothing is to be done.
+    /// A frame that is finished.
     pub(crate) fn send_plain(&mut self, frame: &[u8]) {
         write(&self.0, &[0; 10], frame);
     }
 
-    /// A super-frame whose checksum is the pseudo-header's sum already.
+    /// A super-frame with a partial checksum, the pseudo-header's sum.
     pub(crate) fn send(
         &mut self,
         gso_type: u8,
@@ -93,7 +93,7 @@ impl Source {
         Self(file)
     }
 
-    /// A frame whose checksum is open, and a super-frame if it has a type and a segment size.
+    /// A frame with a partial checksum; with a type and a segment size, a super-frame.
     pub(crate) fn send(&self, gso_type: u8, checksum: (usize, u16), gso_size: u16, frame: &[u8]) {
         write(&self.0, &header(gso_type, checksum, gso_size), frame);
     }
@@ -103,7 +103,7 @@ impl Source {
     }
 }
 
-/// A `virtio_net_hdr` with NEEDS_CSUM; `checksum` is where it starts, and its offset from there.
+/// A `virtio_net_hdr` with NEEDS_CSUM; `checksum` has csum_start and csum_offset.
 fn header(gso_type: u8, checksum: (usize, u16), gso_size: u16) -> Vec<u8> {
     let (start, offset) = checksum;
     let mut bytes = vec![1, gso_type];

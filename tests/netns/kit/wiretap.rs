@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Somebody on the path: sees every datagram of the underlay, and can send any.
+//! An attacker on the path: sees every datagram of the underlay, and can send any.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -30,12 +30,12 @@ pub(crate) struct Wiretap {
     stop: Arc<AtomicBool>,
     reader: Option<JoinHandle<()>>,
     injector: Injector,
-    /// Bytes by whom they claimed to be from; the raw socket itself may lose some under a flood.
+    /// Bytes by claimed source; the raw socket itself may lose some under a flood.
     injected: HashMap<SocketAddrV4, u64>,
 }
 
 impl Wiretap {
-    /// Listens where `router` meets `site`: everything from and to the site passes once.
+    /// Listens between `router` and `site`: every datagram from and to the site passes once.
     pub(crate) fn before(router: &Router, site: &Site) -> Self {
         let port = site.uplink.router_port();
         router.ns.turn_offloads_off(&port);
@@ -69,7 +69,8 @@ impl Wiretap {
             .collect()
     }
 
-    /// Bytes of UDP payload that were injected in each stranger's name, and that it got from `site`.
+    /// Bytes of UDP payload that were injected in each stranger's name, and that the stranger got
+    /// from `site`.
     pub(crate) fn exchanged_with(&self, site: Ipv4Addr) -> HashMap<SocketAddrV4, (u64, u64)> {
         let mut bytes: HashMap<_, (u64, u64)> = self
             .injected
@@ -82,7 +83,7 @@ impl Wiretap {
         bytes
     }
 
-    /// Puts a datagram on the cable towards the site, from whoever it claims to be from.
+    /// Puts a datagram on the cable towards the site, with any claimed source.
     pub(crate) fn inject(&mut self, datagram: &Datagram) {
         *self.injected.entry(datagram.src).or_default() += datagram.payload.len() as u64;
         self.injector.send(datagram);
@@ -114,7 +115,7 @@ impl Injector {
         builder
             .write(&mut bytes, payload)
             .expect("a datagram that was on a wire fits a packet");
-        // A full queue of the interface loses it, as a wire would.
+        // A full queue of the interface drops it, as a wire would.
         let _ = self
             .sender
             .send_to(&bytes, None)

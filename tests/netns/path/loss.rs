@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A path that loses, reorders, repeats and delays: what arrives is right, and arrives once.
+//! A path that loses, reorders, repeats and delays: frames arrive unchanged, and once.
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ impl Bad {
         })
     }
 
-    /// The same, each of the size that its number has.
+    /// The same, with a size that follows from the number of each frame.
     fn exchange_of(&self, size: impl Fn(u64) -> usize + Copy + Send + 'static) -> [Tally; 2] {
         let pair = &self.pair;
         let ways = [
@@ -70,7 +70,7 @@ impl Bad {
     }
 }
 
-/// Waits until all has come out that will.
+/// Waits until every frame that is not lost has come out.
 fn settle(flow: Flow, from: &Cable, to: &Cable, sent: u64) {
     connect(from, to, secs(5));
     let deadline = Instant::now() + secs(1);
@@ -79,7 +79,7 @@ fn settle(flow: Flow, from: &Cable, to: &Cable, sent: u64) {
     });
 }
 
-/// At least one frame was lost, at most `most_percent` of them, and nothing else happened to any.
+/// At least one frame was lost, at most `most_percent` of them, and none was repeated or reordered.
 fn assert_only_lost(tally: Tally, most_percent: u64) {
     assert!(tally.lost > 0, "{tally:?}");
     assert!(tally.lost * 100 < tally.sent * most_percent, "{tally:?}");
@@ -90,7 +90,7 @@ fn sum(report: &Report, count: impl Fn(&patchcord_relay::Counters) -> u64) -> u6
     count(&report.a_to_b) + count(&report.b_to_a)
 }
 
-/// The instrument itself: tags come out where they were, and only IP is harmed.
+/// The relay itself: tags come out in their place, and only IP is harmed.
 #[test]
 fn a_relay_carries_frames_of_any_kind_and_loses_ip_only() {
     let sandbox = Sandbox::new();
@@ -135,7 +135,7 @@ fn lost_datagrams_cost_their_own_frames_and_change_no_order() {
         loss_percent: 1.0,
         ..Harm::default()
     });
-    // A frame in two pieces meets the loss twice.
+    // A frame in two datagrams can be lost with either.
     for tally in bad.exchange() {
         assert_only_lost(tally, 4);
     }
@@ -201,7 +201,7 @@ fn reordered_datagrams_lose_and_repeat_nothing() {
     bad.splice.cut();
 }
 
-/// Each of these frames is in two datagrams, which travel for up to so many milliseconds.
+/// Each of these frames is in two datagrams, which are delayed by up to so many milliseconds.
 fn assert_survives_jitter(most_ms: f64) {
     let bad = Bad::start(&Harm {
         delay_ms: most_ms / 2.0,
@@ -241,7 +241,7 @@ fn repeated_datagrams_do_not_surface() {
     let repeated = sum(&bad.splice.cut(), |counters| counters.fates.duplicated);
     let refused = bad.pair.a.drops("replayed") + bad.pair.b.drops("replayed");
     assert!(repeated > 20, "the path repeats: {repeated}");
-    // Some that are repeated are handshake messages, which have a counter of their own.
+    // Some repeated datagrams are handshake messages, which have a counter of their own.
     assert!(
         refused <= repeated && refused + 5 >= repeated,
         "{refused} of {repeated}"
@@ -307,7 +307,7 @@ fn assert_retransmits(loss_percent: u32) {
         let names = ["TcpOutSegs", "TcpRetransSegs"];
         let segments = nstat(&from.ns, &names);
         let (out, again) = (segments["TcpOutSegs"], segments["TcpRetransSegs"]);
-        // A super-frame of which one datagram is lost must not be lost as a whole.
+        // The loss of one datagram of a super-frame must not cost the whole super-frame.
         println!("{again} of {out} segments were sent again");
         let most = u64::from(loss_percent) * 3 + 5;
         assert!(again > 0 && again * 100 < out * most, "{again} of {out}");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! No MTU setting: full frames cross whatever the path carries, also when that changes or nobody says so.
+//! No MTU setting: full frames cross whatever the path carries, also when that changes without notice.
 
 use std::time::Duration;
 
@@ -120,7 +120,8 @@ fn a_path_of_700_bytes_is_used_in_full() {
     assert_full_frames_cross(&pair, 1);
 }
 
-/// Full-size numbered frames every 2 ms in both directions while `change` happens; then all is as before.
+/// Full-size numbered frames every 2 ms in both directions while `change` happens; afterwards, all
+/// frames cross again.
 fn survives(pair: &Pair, change: impl FnOnce(&Pair)) {
     let ways: [(Flow, &Cable, &Cable); 2] = [
         (pair.there(), &pair.at_a, &pair.at_b),
@@ -140,7 +141,7 @@ fn survives(pair: &Pair, change: impl FnOnce(&Pair)) {
             (flow.count(to) > seen + 200).then_some(())
         });
     }
-    // From here on nothing may be lost any more.
+    // From here on, no frame may be lost any more.
     for ((flow, from, to), stream) in ways.into_iter().zip(streams) {
         let sent = stream.stop();
         let tally = flow.tally(to, sent);
@@ -163,7 +164,7 @@ fn the_underlay_may_shrink_under_traffic() {
     let pair = Pair::start(Plan::default());
     settles_at(&pair.a, 1500);
     survives(&pair, |pair| {
-        // The kernel of A knows (EMSGSIZE); B's datagrams are refused by the router.
+        // The kernel of A knows (EMSGSIZE); the router refuses B's datagrams.
         let port = pair.a.uplink.router_port();
         pair.a.ns.ip("link set wan mtu 1400");
         pair.internet.ns.ip(&format!("link set {port} mtu 1400"));
@@ -172,7 +173,7 @@ fn the_underlay_may_shrink_under_traffic() {
     settles_at(&pair.b, 1400);
 }
 
-/// What the own link took for some seconds costs no minutes, also where nobody sends.
+/// A smaller MTU of the own link for some seconds does not last for minutes, even on an idle tunnel.
 #[test]
 fn a_dip_of_the_own_link_is_over_soon() {
     let pair = Pair::start(Plan::default());
@@ -189,7 +190,7 @@ fn a_dip_of_the_own_link_is_over_soon() {
     }
 }
 
-/// What a router on the way took for some seconds neither.
+/// Nor does one of a router on the path.
 #[test]
 fn a_dip_of_the_path_is_over_soon() {
     let pair = Pair::start(Plan::default());
@@ -225,7 +226,7 @@ fn a_path_that_carries_only_small_frames_is_told() {
         shown.contains(told) && shown.contains("below 576 bytes"),
         "{shown}"
     );
-    // The other direction has room.
+    // The other direction has the full MTU.
     settles_at(&pair.b, 1500);
     pair.internet.ns.nft("delete table ip narrow");
     eventually(secs(60), "the path MTU is found", || {
@@ -240,7 +241,8 @@ fn a_router_that_drops_large_datagrams_in_silence_is_survived() {
     settles_at(&pair.a, 1500);
     settles_at(&pair.b, 1500);
     survives(&pair, |pair| {
-        // The router tells nobody that a packet was too big; what enters on its narrow side it loses as well.
+        // The router sends no "too big" messages, and also drops large packets that enter on its
+        // narrow side.
         pair.internet.ns.nft(
             "table inet rude {
                 chain out {
@@ -253,7 +255,7 @@ fn a_router_that_drops_large_datagrams_in_silence_is_survived() {
         pair.internet.ns.ip(&format!("link set {port} mtu 1300"));
     });
     settles_at(&pair.a, 1300);
-    // A veth pair leaves room for a tag.
+    // A veth pair has room for a tag.
     settles_at(&pair.b, 1304);
 }
 
@@ -269,7 +271,7 @@ fn each_direction_has_a_path_mtu_of_its_own() {
     assert_full_frames_cross(&pair, 100);
 }
 
-/// Loses what is larger on the way from A to B, in silence.
+/// Drops larger packets on the path from A to B, in silence.
 fn narrow_one_way(pair: &Pair, mtu: u32) {
     // A train of datagrams would look like one large packet to the filter, so A's kernel cuts it first.
     pair.a

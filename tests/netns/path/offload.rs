@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the kernel leaves to a network card: checksums and segments of TCP and UDP. They cross the
-//! tunnel undone, and are done at the far end, by its kernel or by its network card.
+//! What the kernel leaves to a network card: checksums and segmentation of TCP and UDP. They cross the
+//! tunnel undone, and the kernel or the network card at the far end does them.
 
 use std::sync::Arc;
 
@@ -56,10 +56,10 @@ const FEATURES: [&str; 3] = [
     "tx-udp-segmentation",
 ];
 
-/// Which of them can be on: there are no segments without checksums.
+/// The possible sets: segmentation needs checksums.
 const SETS: [u8; 5] = [0b111, 0b011, 0b101, 0b001, 0b000];
 
-/// Each feature on or off, as the bits say, the first one first.
+/// Turns each feature on or off by its bit, the first one in bit 0.
 fn set_features(ns: &Namespace, bits: u8) {
     let words: Vec<_> = ["tx", "tso", "tx-udp-segmentation"]
         .into_iter()
@@ -99,7 +99,7 @@ fn every_set_of_offloads_carries_every_byte() {
     assert_nothing_refused(&[&pair.a, &pair.b]);
 }
 
-/// Site's own machine as a host: the tunnel's device has the addresses.
+/// The site's own machine as a host, with the addresses on the tunnel's device.
 fn at_home(site: &Site, n: u8) -> Host {
     site.ns.ip(&format!(
         "addr add 10.88.0.{n}/24 dev {DEVICE}\naddr add fd88::{n}/64 dev {DEVICE} nodad"
@@ -160,8 +160,8 @@ fn a_tunnel_may_do_without_the_offloads_of_udp() {
     assert_nothing_refused(&[&pair.a, &pair.b]);
 }
 
-/// A card, or its driver, that loses what the kernel gives it as one piece: here the router does, to which
-/// the trains come whole.
+/// A card, or its driver, that drops large trains: here the router does, which receives the trains
+/// whole.
 const NO_TRAINS: &str = "table ip trains { chain forward { type filter hook forward priority 0; \
                          meta length > 1600 udp dport 51830 drop; }; }";
 
@@ -297,7 +297,7 @@ fn segments_whose_tag_changes_are_cut_as_the_kernel_cuts_them() {
     }
 }
 
-/// Super-frames of VLAN 42 from A are segments with these `tags` at B.
+/// Super-frames of VLAN 42 from A arrive at B as segments with these `tags`.
 fn assert_segments(pair: &Pair, tags: &[u8]) {
     const SIZE: usize = 1000;
     const TRANSPORT: usize = 18 + 20;
@@ -381,7 +381,7 @@ fn assert_segments(pair: &Pair, tags: &[u8]) {
     assert_nothing_refused(&[&pair.a, &pair.b]);
 }
 
-/// Waits until a frame of VLAN 42 from a host at A is one with these `tags` at B.
+/// Waits until a frame of VLAN 42 from a host at A arrives at B with these `tags`.
 fn connect_tagged(pair: &Pair, crafter: &mut Crafter, src: Mac, tags: &[u8]) {
     let sent = frame(BROADCAST, src, &[(0x8100, 42)], EXPERIMENTAL, 100, 1);
     let came = [&sent[..12], tags, &sent[16..]].concat();

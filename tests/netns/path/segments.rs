@@ -23,7 +23,7 @@ use crate::kit::traffic::{Ip, assert_checksums, assert_nothing_refused, nstat, t
 use crate::kit::vnet::{Crafter, Source};
 use crate::kit::wire::{NIC, Wire, hosts};
 
-/// The host by its addresses inside of a tunnel between the hosts of a wire.
+/// The host, with its addresses inside a tunnel between the hosts of a wire.
 fn inside(host: &Host, n: u8) -> Host {
     Host {
         ns: host.ns.clone(),
@@ -44,7 +44,8 @@ fn what_hosts_wrap_in_vxlan_crosses_a_wire() {
         (3, true, "noudp6zerocsumtx noudp6zerocsumrx"),
         (4, true, "udp6zerocsumtx udp6zerocsumrx"),
     ] {
-        // A kernel that is not yet told that there may be none counts the first of them as wrong.
+        // A kernel that does not know yet that there may be no checksum counts the first of them as
+        // wrong.
         if id == 4 {
             assert_checksums(&[&a.ns, &b.ns]);
         }
@@ -85,7 +86,7 @@ fn packets_of_more_than_64_kib_cross_a_wire() {
     for host in [a, b] {
         host.ns
             .ip("link set eth0 gso_max_size 260000 gro_max_size 260000");
-        // Larger windows, so that so much is sent at once.
+        // Larger windows, so that enough is sent at once.
         host.ns
             .run(&["sysctl", "-qw", "net.ipv4.tcp_wmem=4096 4000000 8000000"]);
         host.ns
@@ -102,7 +103,7 @@ fn packets_of_more_than_64_kib_cross_a_wire() {
     }
 }
 
-/// Bytes of the longest packet that the NIC has while `f` runs.
+/// The length of the longest packet on the NIC while `f` runs.
 fn longest_packet(ns: &Namespace, f: impl FnOnce()) -> usize {
     let socket = ns.enter(|| {
         let all = i32::from((libc::ETH_P_ALL as u16).to_be());
@@ -135,8 +136,8 @@ fn longest_packet(ns: &Namespace, f: impl FnOnce()) -> usize {
     })
 }
 
-/// What is plugged into the NICs of a wire: at A the NIC is a TAP into which the test writes what it
-/// wants a kernel to hand over, at B there is a cable.
+/// The equipment at the NICs of a wire: at A the NIC is a TAP into which the test writes the frames
+/// that a kernel would pass on, at B there is a cable.
 enum Plug {
     Source(Source),
     Cable(Cable),
@@ -145,7 +146,7 @@ enum Plug {
 const OURS: Mac = [2, 0, 0, 0, 0, 1];
 const THEIRS: Mac = [2, 0, 0, 0, 0, 2];
 
-/// A wire that carries what a [`Source`] says.
+/// A wire that carries the frames of a [`Source`].
 fn from_a_source() -> Wire<Plug> {
     let plug = |site: &Site| match site.uplink.v4.octets()[2] {
         1 => Plug::Source(Source::new(&site.ns, NIC)),
@@ -170,7 +171,7 @@ fn ends(wire: &Wire<Plug>) -> (&Source, &Cable) {
 
 /// Waits until these frames, and no others of ours, came out of the cable in this order.
 fn assert_arrive(cable: &Cable, expected: &[Vec<u8>], what: &str) {
-    // Without those by which the wire was tried, of which one may still be on its way.
+    // Without the frames of the first test of the wire, of which one may still be on its way.
     let ours = |bytes: &[u8]| bytes[6..12] == OURS && bytes[12..14] != EXPERIMENTAL.to_be_bytes();
     cable.wait(secs(20), |all| {
         all.iter().filter(|it| ours(&it.bytes)).count() >= expected.len()
@@ -208,7 +209,7 @@ fn a_partial_checksum_of_another_transport_crosses_a_wire() {
     let crc = crc32c(&sctp);
     sctp[8..12].copy_from_slice(&crc.to_le_bytes());
     assert_arrive(cable, &[packet(132, &sctp)], "SCTP");
-    // Nobody here knows what it is.
+    // A protocol that no host here knows.
     let unknown = packet(253, &[7; 40]);
     cable.clear();
     source.send(0, (34, 12), 0, &unknown);
@@ -240,7 +241,7 @@ enum Tunnel {
 const PAYLOAD: usize = 20_007;
 const SIZE: usize = 1000;
 
-/// An IPv4 packet with the TCP payload from `first` on, its checksum finished or open.
+/// An IPv4 packet with the TCP payload from `first` on, its checksum finished or partial.
 fn tcp(payload: &[u8], first: usize, is_last: bool, is_open: bool) -> Vec<u8> {
     let tcp = TcpHeader {
         sequence_number: 0xffff_f000_u32.wrapping_add(first as u32),

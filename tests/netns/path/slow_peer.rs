@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A peer behind a slow link takes nothing from the others.
+//! A peer behind a slow link does not slow down the others.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl Corner {
         Self { at_c, _c: c, pair }
     }
 
-    /// From now on.
+    /// Makes the link to C slow.
     fn slow_down(&self) {
         self.pair.a.ns.run(&[
             "tc", "qdisc", "add", "dev", "slow", "root", "tbf", "rate", "1mbit", "burst", "32k",
@@ -49,7 +49,7 @@ impl Corner {
         ]);
     }
 
-    /// Far more than the link carries goes to C until the kernel takes no more, and goes on while
+    /// Sends far more than the link carries to C until the kernel refuses more, and goes on while
     /// all frames between A and B arrive.
     fn assert_others_lose_nothing(&self) {
         const AT_ONCE: u64 = 50;
@@ -72,9 +72,10 @@ impl Corner {
             for number in 0..FRAMES {
                 pair.at_a.send(&to_c.frame(sent_to_c, 1514));
                 sent_to_c += 1;
-                // As small as what no standing queue costs.
+                // Small enough to cause no standing queue.
                 from.send(&flow.frame(number, 400));
-                // The queue of a TAP holds some hundred frames, and its reader may not run for long.
+                // The queue of a TAP holds some hundred frames, and its reader may not be scheduled
+                // for long.
                 if number % AT_ONCE == AT_ONCE - 1 {
                     assert!(flow.wait_number(to, number, secs(20)), "{number}");
                 }

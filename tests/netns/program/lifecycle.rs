@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The device and the program: what comes up, what goes away, and what is said when it cannot.
+//! The start and the end of the device and the program, and the messages when they fail.
 
 use std::net::UdpSocket;
 use std::os::unix::fs::OpenOptionsExt;
@@ -53,7 +53,7 @@ fn the_carrier_follows_the_peer() {
     pair.connect(secs(5));
 }
 
-/// What [`Pair::prepare`] makes, with A a station that has these keys of `[device]` and no bridge.
+/// [`Pair::prepare`], with A a station that has these keys of `[device]` and no bridge.
 fn with_station(device: &'static str) -> Pair {
     let pair = Pair::prepare(Plan::default());
     let settings = Settings {
@@ -174,7 +174,7 @@ fn other_signals_do_not_end_the_tunnel() {
 #[test]
 fn a_terminal_that_is_closed_ends_its_tunnel() {
     let pair = Pair::prepare(Plan::default());
-    // No process of another test must hold it open.
+    // No process of another test may hold it open.
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let terminal = pty::posix_openpt(flags).unwrap();
     pty::grantpt(&terminal).unwrap();
@@ -190,7 +190,7 @@ fn a_terminal_that_is_closed_ends_its_tunnel() {
     let mut command = pair.a.ns.command(&program);
     command.stdin(screen).stdout(log.try_clone().unwrap());
     let mut child = command.stderr(log).spawn().unwrap();
-    // Of the command, too: the last one closes the terminal.
+    // The command has one as well: the last one closes the terminal.
     drop(command);
     waits_for_device(&pair.a);
     eventually(secs(20), "it answers", || pair.a.try_status().map(drop));
@@ -211,7 +211,7 @@ fn a_killed_program_leaves_nothing_in_the_way() {
     waits_for_no_device(&pair.a);
 }
 
-/// A TAP that somebody else made, with an address of its own.
+/// A TAP of another owner, with an address of its own.
 fn make_tap(site: &Site) {
     site.ns.ip(&format!(
         "tuntap add mode tap name {DEVICE}\naddr add 192.168.7.1/24 dev {DEVICE}"
@@ -246,7 +246,7 @@ fn addresses(site: &Site) -> String {
         .run(&["ip", "-brief", "addr", "show", "dev", DEVICE])
 }
 
-/// The device is there and has lost what patchcord added, and only that.
+/// The device exists, without what patchcord added, and otherwise unchanged.
 fn assert_given_back(site: &Site) {
     assert!(site.link(DEVICE).is_some(), "an adopted device stays");
     assert_eq!(site.master(), None, "it is no port of the bridge any more");
@@ -297,7 +297,7 @@ fn an_adopted_device_is_given_back_even_after_a_crash() {
     }
 }
 
-/// What a failed start says.
+/// Checks the message of a failed start.
 fn refusal(output: &Output, code: i32, words: &[&str]) {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(
@@ -313,7 +313,7 @@ fn refusal(output: &Output, code: i32, words: &[&str]) {
     }
 }
 
-/// `patchcord up` that is expected to end by itself.
+/// `patchcord up` that must end by itself.
 fn failed_up(site: &Site, prefix: &[&str]) -> Output {
     let (program, config) = (binary(), site.config.display().to_string());
     let mut argv = vec!["timeout", "10"];
@@ -373,8 +373,8 @@ fn the_address_in_listen_is_waited_for() {
     pair.connect(secs(20));
 }
 
-/// Runs what follows the folder of a cgroup where a device rule forbids each device, as that of a
-/// container, or of a unit without `DeviceAllow=`, does.
+/// Runs a command in a cgroup where a device rule forbids every device, as that of a container, or of a
+/// unit without `DeviceAllow=`, does. The first argument is the folder of the cgroup.
 const WITHOUT_DEVICES: &str = r#"
 import ctypes, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the program says, and who does not listen.
+//! The log of the program, with a reader that does not read.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -12,7 +12,7 @@ use nix::unistd::mkfifo;
 use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
 
-/// A pipe that is full, from both ends.
+/// A full pipe, both ends open.
 fn full_pipe(path: &Path) -> File {
     mkfifo(path, Mode::S_IRWXU).expect("a pipe can be made");
     let mut pipe = OpenOptions::new()
@@ -21,7 +21,7 @@ fn full_pipe(path: &Path) -> File {
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .expect("a pipe can be opened");
-    // The last bytes one by one: less than a page of room is no room for more.
+    // The last bytes one by one: with less than a page left, larger writes do not fit.
     for size in [4096, 1] {
         while pipe.write(&vec![b'.'; size]).is_ok() {}
     }

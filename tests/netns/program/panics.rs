@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A fault in the program itself: what it costs, and who hears of it. Needs a debug build, which can be
-//! made to have such faults.
+//! A fault in the program itself: its cost, and its reports. Needs a debug build, in which tests can
+//! arm such faults.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -31,7 +31,7 @@ fn started(armed: [&[&str]; 2], plan: Plan) -> Pair {
     pair
 }
 
-/// Sends what trips `n` times, with other frames before and after it, which arrive.
+/// Sends `n` frames that trip, with other frames before and after them, which arrive.
 fn assert_costs_a_frame(pair: &Pair, site: &Site, n: u64) {
     let bad = trip(pair, b"tripwire: panic!");
     for sent in 0..n {
@@ -137,7 +137,7 @@ fn the_end_of_a_task_of_the_session_is_the_end_of_the_tunnel_and_an_error() {
     assert!(pair.a.link(DEVICE).is_none(), "the device is gone");
 }
 
-/// A host at A that has its tunnel by the name `office`.
+/// A host at A with its tunnel under the name `office`.
 fn hosted(pair: &Pair, environment: &[&str]) -> Process {
     let folder = pair.sandbox.path().join("host");
     let path = |name: &str| folder.join(name).display().to_string();
@@ -174,7 +174,7 @@ fn the_end_of_a_task_of_the_host_is_its_end_and_an_error() {
     assert!(log.contains("a task of the host panicked"), "{log}");
 }
 
-/// When the service manager heard that all is well.
+/// The times when the service manager got a watchdog notification.
 fn beats(socket: &Path) -> Arc<Mutex<Vec<Instant>>> {
     let socket = UnixDatagram::bind(socket).expect("a socket");
     let beats = Arc::<Mutex<Vec<_>>>::default();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the program says when a tunnel does not come up: the cause, in `show` and in the log, and of
-//! whom.
+//! What the program reports when a tunnel does not come up: the cause and the peer, in `show` and in
+//! the log.
 
 use nix::sys::signal::Signal;
 use patchcord::control::message::LastErrorStatus;
@@ -11,7 +11,7 @@ use crate::kit::site::{
     DEVICE, Peer, Settings, Site, UDP_PORT, another_public_key, binary, patchcord,
 };
 
-/// Waits until `site` knows `cause`, and has told it in a line of its log.
+/// Waits until `site` shows `cause`, and has logged it.
 fn wait_for_cause(site: &mut Site, cause: &str) -> LastErrorStatus {
     let what = format!("{}: the cause is {cause}", site.tunnel);
     let error = eventually(secs(60), &what, || {
@@ -44,7 +44,7 @@ fn a_port_where_nothing_listens() {
     let error = wait_for_cause(&mut pair.a, "port-closed");
     let by = format!("(says {})", pair.b.uplink.v4);
     assert!(error.text.contains(&by), "{error:?}");
-    // Once the tunnel is there, it comes up, and what was is still known.
+    // Once the other side runs, the tunnel comes up, and `show` still has the earlier cause.
     pair.b.up();
     pair.a.wait_state("up", secs(30));
     let known = pair.a.peer().last_error;
@@ -351,7 +351,7 @@ fn entries_of_the_journal_have_fields() {
     journald.set_read_timeout(Some(secs(60))).expect("a limit");
     let log = pair.sandbox.path().join("stderr.log");
     let (program, config) = (binary(), pair.a.config.display().to_string());
-    // Where a program of a service finds journald, but of this program only.
+    // At the path where a program of a service finds journald, but for this program only.
     let script = format!(
         "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
          mount --bind {} /run/systemd/journal && \

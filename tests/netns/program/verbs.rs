@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Each verb of the command line reaches each tunnel, whether `patchcord up` or a host runs it, and
-//! whichever of its names it is given.
+//! under each of its names.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -69,7 +69,7 @@ impl Two {
         }
     }
 
-    /// What a tunnel may be called on the command line, and what it is called in answers.
+    /// The names of a tunnel on the command line, and its name in answers.
     fn names(&self) -> Vec<(String, &'static str)> {
         let office = &self.pair.a;
         vec![
@@ -82,12 +82,12 @@ impl Two {
     }
 }
 
-/// The status of a `patchcord` command and what it printed.
+/// The exit code of a `patchcord` command and its output.
 fn ran(site: &Site, words: &str) -> (Option<i32>, String) {
     site.ran(&words.split(' ').collect::<Vec<_>>())
 }
 
-/// What a command prints that succeeds.
+/// The output of a command that must succeed.
 fn done(site: &Site, words: &str) -> String {
     let (code, text) = ran(site, words);
     assert_eq!(code, Some(0), "{words}: {text}");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Somebody on the path replays, mangles and floods; the link does not care.
+//! An attacker on the path replays, mangles and floods; the link is not affected.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::thread;
@@ -95,7 +95,7 @@ fn a_mangled_datagram_is_dropped() {
         // In the payload or the tag, never in the header: that would be an unknown session.
         let at = 16 + n * 7 % (mangled.payload.len() - 16);
         mangled.payload[at] ^= 1 << (n % 8);
-        // Far ahead in the counter as well, for half of them: a forgery must not move the window.
+        // For half of them far ahead in the counter as well: a forgery must not move the window.
         if n % 2 == 0 {
             mangled.payload[10] ^= 0x20;
         }
@@ -152,7 +152,7 @@ fn a_replayed_handshake_opens_no_session() {
     assert_alive_and_nothing_twice(&pair, 1);
 }
 
-/// Where a flood comes from: many addresses and ports, none of them A's.
+/// The sources of a flood: many addresses and ports, none of them A's.
 fn stranger(n: u32) -> SocketAddrV4 {
     let [_, _, c, d] = n.to_be_bytes();
     SocketAddrV4::new(
@@ -161,11 +161,11 @@ fn stranger(n: u32) -> SocketAddrV4 {
     )
 }
 
-/// A burst of a flood, and the distance of two.
+/// The size of a burst, and the interval between two.
 const FLOOD_BURST: u32 = 100;
 const FLOOD_INTERVAL: Duration = millis(20);
 
-/// Sends a burst of datagrams that `make` makes of a number, from a stranger each.
+/// Sends a burst of datagrams that `make` makes from a number, each from another stranger.
 fn flood(wiretap: &mut Wiretap, to: Ipv4Addr, round: u32, make: impl Fn(u32) -> Vec<u8>) {
     for n in round * FLOOD_BURST..(round + 1) * FLOOD_BURST {
         wiretap.inject(&Datagram {
@@ -208,7 +208,7 @@ fn a_flood_of_garbage_and_handshakes_hurts_nobody() {
     let turn = load::some();
     let streams = probes.map(|(flow, from, _)| from.stream(flow, millis(5), |_| 200));
     let begun = Instant::now();
-    // Long enough that a table without a bound, or an answer per datagram, shows; and at a rate that
+    // Long enough to reveal a table without a bound, or an answer per datagram; and at a rate that
     // does not depend on how fast this machine can send.
     for round in 0..200 {
         // An honest initiation from strange addresses: replayed.
@@ -231,7 +231,7 @@ fn a_flood_of_garbage_and_handshakes_hurts_nobody() {
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }
     drop(turn);
-    // Frames kept flowing in the meantime. A queue that is flooded may lose some of them.
+    // Frames kept flowing meanwhile. A flooded queue may lose some of them.
     for ((flow, _, to), stream) in probes.into_iter().zip(streams) {
         let sent = stream.stop();
         flow.wait_number(to, sent - 1, secs(1));
@@ -251,7 +251,7 @@ fn a_flood_of_garbage_and_handshakes_hurts_nobody() {
     assert_eq!(pair.b.peer().state, "up", "state of the real peer");
 }
 
-/// Nobody but A may get more from B than was sent to B in their name.
+/// No address but A's may get more from B than was sent to B in its name.
 fn assert_no_amplification(wiretap: &Wiretap, b: Ipv4Addr) {
     for (stranger, (sent, got)) in wiretap.exchanged_with(b) {
         if stranger.ip().octets()[0] == 203 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Only who has the right keys gets a session, and nothing crosses without one.
+//! Only a peer with the right keys gets a session, and nothing crosses without one.
 
 use crate::kit::frames::{BROADCAST, EXPERIMENTAL, frame};
 use crate::kit::pair::{Pair, Plan};

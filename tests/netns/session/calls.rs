@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How often peers that do not answer are called (PROTOCOL.md, "Sessions"), counted where the calls
-//! leave: nothing that happens to this machine's addresses and routes makes it call more often.
+//! leave: no change of this machine's addresses and routes makes it call more often.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,10 +18,10 @@ use crate::kit::process::{eventually, millis, secs};
 use crate::kit::site::{BRIDGE, Peer, Site, UDP_PORT};
 use crate::kit::traffic::pings;
 
-/// A network that swallows every datagram.
+/// A network that drops every datagram.
 const NOWHERE: &str = "203.0.113";
 
-/// A and B, and so many peers of A that are not there.
+/// A and B, and so many dead peers of A.
 fn with_dead_peers(peers: u8) -> Pair {
     let pair = Pair::prepare(Plan::default());
     let mut all = vec![pair.b.as_peer(Some(pair.b.uplink.v4.into()))];
@@ -41,7 +41,7 @@ fn with_dead_peers(peers: u8) -> Pair {
     pair
 }
 
-/// Calls of dead peers that have left so far. There is nothing else to send to them.
+/// Calls of dead peers that have left so far. A sends nothing else to them.
 fn calls(site: &Site) -> u64 {
     let shown = site
         .ns
@@ -51,13 +51,13 @@ fn calls(site: &Site) -> u64 {
     number.expect("a number")
 }
 
-/// What a node may send in `time`, to however many peers.
+/// The most that a node may send in `time`, however many peers it has.
 fn rate(time: Duration) -> u64 {
     let rate = f64::from(INITIATION_RATE) * time.as_secs_f64();
     rate.ceil() as u64 + u64::from(INITIATION_BURST)
 }
 
-/// Calls of one peer in `time` that is called at most this often.
+/// The most calls of one peer in `time`, with this distance between two.
 fn once_in(distance: Duration, time: Duration) -> u64 {
     time.div_duration_f64(distance).ceil() as u64 + 1
 }
@@ -78,7 +78,7 @@ fn a_node_with_many_dead_peers_calls_at_one_rate() {
     pair.connect(secs(20));
 }
 
-/// Does `what` 200 times, within seconds.
+/// Runs `what` 200 times, within seconds.
 fn often(ns: &Namespace, what: &str) {
     let script = format!("for i in $(seq 200); do {what}; sleep 0.02; done");
     ns.run(&["sh", "-ec", &script]);
@@ -143,7 +143,8 @@ fn a_node_whose_addresses_and_routes_change_all_the_time_does_not_call_more_ofte
         assert!(made <= most, "{what}: {made} calls in {time:?}");
     }
 
-    // The way to the dead peers, back and forth, so slowly that no change is overlooked.
+    // Changes the route to the dead peers back and forth, slowly enough that each change is
+    // noticed.
     let way_to_them = || {
         let way = format!("{NOWHERE}.0/24 via {gateway} src {second}");
         for _ in 0..10 {

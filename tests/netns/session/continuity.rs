@@ -146,7 +146,7 @@ fn traffic_is_back_after_the_underlay_was_cut() {
     eventually(secs(15), "A notices that B is gone", || {
         (pair.a.peer().state != "up").then_some(())
     });
-    // What came before the cut is no end of a gap.
+    // Arrivals from before the cut do not end a gap.
     for cable in [&pair.at_a, &pair.at_b] {
         cable.clear();
     }

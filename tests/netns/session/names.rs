@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Peers by name: what becomes of a tunnel whose name servers do not answer.
+//! Peers by name: a tunnel whose name servers do not answer.
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -9,8 +9,8 @@ use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
 use crate::kit::site::{Peer, Site, patchcord};
 
-/// A name server that swallows what it is asked: a neighbour on the uplink that is not there, and
-/// whose link-layer address is known all the same.
+/// A name server that swallows queries: a dead neighbour on the uplink, whose link-layer address is
+/// known all the same.
 fn hole(site: &Site, last: u8) -> Ipv4Addr {
     let address = site.uplink.other_v4(last);
     site.ns.ip(&format!(
@@ -24,7 +24,7 @@ fn point_to_holes(site: &Site) {
     set_name_servers(site, &servers.concat());
 }
 
-/// In the mount namespace of the site, and nowhere else.
+/// In the mount namespace of the site only.
 fn set_name_servers(site: &Site, text: &str) {
     let script = "set -e; printf '%s' \"$0\" > /run/resolv.conf
         mount --bind /run/resolv.conf \"$(readlink -f /etc/resolv.conf)\"";
@@ -47,13 +47,13 @@ fn threads(pid: u32) -> usize {
     tasks.map_or(0, Iterator::count)
 }
 
-/// With peers whose names nobody looks up.
+/// With peers whose names no server resolves.
 fn start_in_an_outage(pair: &mut Pair, peers: usize) {
     point_to_holes(&pair.a);
     let peers: Vec<_> = (0..peers).map(|number| by_name(&pair.b, number)).collect();
     pair.a.configure(&pair.settings, &peers);
     pair.a.up().wait_for("ready", secs(20));
-    // It waits for name servers by now.
+    // By now it waits for name servers.
     pair.a.process().wait_for("cannot be resolved", secs(60));
 }
 
@@ -78,7 +78,7 @@ fn many_names_in_an_outage_take_few_threads() {
         let log = pair.a.process().log();
         (log.matches("cannot be resolved").count() >= names).then_some(())
     });
-    // A look-up each would be as many and more.
+    // A thread per look-up would make at least that many.
     assert!(threads(pid) < names / 2, "{} threads", threads(pid));
     pair.a.terminate();
 }
@@ -94,7 +94,7 @@ fn serve_names(server: &Site, address: Ipv4Addr) {
     });
 }
 
-/// To a query for an IPv4 address this one, to any other that there is none (RFC 1035, section 4.1).
+/// Answers a query for an IPv4 address with this one, any other with none (RFC 1035, section 4.1).
 fn answer(query: &[u8], address: Ipv4Addr) -> Vec<u8> {
     let labels = query[12..].iter().position(|&byte| byte == 0).unwrap();
     let question = &query[12..12 + labels + 5];

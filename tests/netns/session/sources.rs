@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Answers leave from where they were asked for: a caller behind a stateful packet filter, which lets
-//! in nothing else, reaches any address of a site.
+//! Answers leave from the address that was called: a caller behind a stateful packet filter, which
+//! accepts nothing else, reaches any address of a site.
 
 use std::net::SocketAddr;
 
@@ -21,7 +21,7 @@ fn waiting(listen: &str) -> Pair {
     })
 }
 
-/// A lets in what belongs to its own calls.
+/// A accepts only datagrams of its own connections.
 fn filter(pair: &Pair) {
     pair.a.ns.nft(
         "table inet stateful {
@@ -95,7 +95,7 @@ fn an_address_of_the_loopback_interface_answers() {
     assert_answers_from(pair, "198.19.0.1");
 }
 
-/// Its router takes nothing from addresses of the other.
+/// The router of each uplink refuses addresses of the other.
 #[test]
 fn a_second_uplink_answers_by_itself() {
     let pair = waiting("[::]:51830");
@@ -118,7 +118,7 @@ fn an_address_that_goes_away_is_replaced_by_another() {
     call(&mut pair, "198.18.2.99");
     pair.connect(secs(20));
     pair.b.ns.ip("addr del 198.18.2.99/24 dev wan");
-    // Nobody filters here: A hears B from its other address, and goes there.
+    // There is no filter here: A receives datagrams from B's other address, and follows.
     eventually(secs(20), "B speaks from its other address", || {
         pair.at_b.send(&pair.back().frame(0, 100));
         let endpoint = pair.a.peer().endpoint?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Ways to reach each other: IPv6, NAT, and more than two sites.
+//! Kinds of underlay: IPv6, NAT, and more than two sites.
 
 use std::time::Instant;
 
@@ -60,7 +60,7 @@ fn a_side_that_listens_on_ipv4_only_works() {
 fn a_tunnel_whose_way_leads_through_itself_does_not_carry_itself() {
     let pair = Pair::start(Plan::default());
     let (peer, station) = (pair.b.uplink.v4, mac(pair.at_b.mac));
-    // As if A had learned there that B's address is in its LAN, behind the tunnel.
+    // As if A had learned in its LAN that B's address is behind the tunnel.
     let route = format!("{peer}/32 dev br-lan");
     pair.a.ns.ip(&format!(
         "neigh replace {peer} lladdr {station} dev br-lan\nroute add {route}"

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The table of addresses from outside: what is assigned, deleted and flushed decides where real frames
-//! go.
+//! The FDB from outside: assigned, deleted and flushed addresses decide where real frames go.
 //!
 //! ```text
 //!   cable ── br-lan ── A ─┬── B ── br-lan ── cable
 //!                         └── C ── br-lan ── cable
 //! ```
-//! All commands are given at A. B and C do not know each other: what C sees of a unicast was flooded by
-//! A, or sent there on purpose.
+//! All commands run at A. B and C do not know each other: a unicast that C receives was flooded by A,
+//! or sent there on purpose.
 
 use std::net::IpAddr;
 
@@ -35,7 +34,7 @@ impl Star {
         Self::start_with("")
     }
 
-    /// With these lines of the port that A has for C.
+    /// With these lines for the port that A has for C.
     fn start_with(port: &'static str) -> Self {
         let sandbox = Sandbox::new();
         let internet = Router::internet(&sandbox);
@@ -68,15 +67,15 @@ impl Star {
         }
     }
 
-    /// `patchcord fdb` at A, and what it prints.
+    /// Runs `patchcord fdb` at A, and returns its output.
     fn fdb(&self, words: &str) -> Result<String, String> {
         fdb(&self.sites[A], words)
     }
 
-    /// Sends one frame from A to this station; which of B and C saw it.
+    /// Sends one frame from A to this station; returns whether B and C received it.
     fn unicast(&mut self, to: Mac) -> [bool; 2] {
-        // A broadcast tells that what was sent before it should be there by now; a frame to another
-        // station may be overtaken by it, if not by much.
+        // The arrival of a broadcast means that earlier frames should have arrived; it may overtake
+        // a frame to another station, but not by much.
         self.seed += 2;
         let frame = |to, seed| frames::frame(to, self.at[A].mac, &[], EXPERIMENTAL, 60, seed);
         let unicast = frame(to, self.seed);
@@ -89,7 +88,7 @@ impl Star {
         })
     }
 
-    /// A frame of this station enters at a site, and is there at A.
+    /// Sends a frame of this station at a site, and waits until it arrives at A.
     fn appears(&mut self, station: Mac, site: usize) {
         self.seed += 2;
         let hello = frames::frame(BROADCAST, station, &[], EXPERIMENTAL, 60, self.seed);
@@ -184,7 +183,7 @@ fn stations_of_the_configuration_are_there_after_each_start() {
             let expected = format!("{station} {vlan} site3 static ");
             assert!(words.join(" ").starts_with(&expected), "{shown}");
         }
-        // What is deleted is so until the next start.
+        // A deleted entry of the configuration is back after the next start.
         star.fdb(&format!("del TUNNEL {}", mac(STATION))).unwrap();
         assert_eq!(star.unicast(STATION), [true, true], "unknown");
         star.sites[A].terminate();
@@ -232,7 +231,7 @@ fn a_controller_is_followed_by_its_numbers() {
     advertise(&star, "site2", 6).unwrap();
     assert_eq!(star.unicast(STATION), [true, false]);
 
-    // The station moves, and what was said of it before counts no more.
+    // The station moves, and earlier assignments no longer apply.
     star.appears(STATION, C);
     assert_eq!(star.unicast(STATION), [false, true]);
     assert!(advertise(&star, "site2", 6).is_err());
@@ -261,13 +260,13 @@ fn a_controller_is_followed_by_its_numbers() {
 #[test]
 fn a_full_table_is_counted_by_show_and_listed_by_fdb_show() {
     const STATIONS: u16 = 2000;
-    // Here and there more than eight of them compete for the eight places of a row.
+    // Some buckets get more than eight of them for their eight slots.
     const ENOUGH: u64 = 1980;
     let pair = Pair::start(Plan::default());
     for name in 0..STATIONS {
         let [high, low] = name.to_be_bytes();
         let station = [0x02, 0x56, 0, 0, high, low];
-        // To a station that B knows, so that no flood limit counts.
+        // To a station that B knows, so that no flood limit applies.
         let frame = frames::frame(pair.at_b.mac, station, &[], EXPERIMENTAL, 60, 0);
         pair.at_a.send(&frame);
         if name % 100 == 0 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Three sites, as a star around a hub and as a mesh: each frame arrives where it should, once.
+//! Three sites, as a star around a hub and as a mesh: each frame arrives at its destination, once.
 
 use crate::kit::frames::{BROADCAST, EXPERIMENTAL, Mac, frame};
 use crate::kit::pair::{Pair, Plan};
@@ -116,7 +116,7 @@ fn frames_pass_from_peer_to_peer_in_a_hub_only() {
     chain.assert_once(1, &[0], &broadcast);
     let unknown = frame([2, 0, 0, 0, 0, 9], from, &[], EXPERIMENTAL, 100, 2);
     chain.assert_once(1, &[0], &unknown);
-    // The first site knows where it lives, and keeps it to itself.
+    // The first site knows the station's port, and sends it nowhere else.
     let unicast = frame(to, from, &[], EXPERIMENTAL, 100, 3);
     chain.assert_once(1, &[], &unicast);
     assert_eq!(chain.sites[0].drops("no-port"), 1);

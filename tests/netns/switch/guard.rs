@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Guards and limits of ports: what they refuse, and that all else passes.
+//! Guards and limits of ports: they refuse what they must, and pass all else.
 
 use std::fs;
 use std::path::Path;
@@ -34,7 +34,7 @@ fn a_dhcp_server_behind_a_guarded_port_is_not_heard() {
         assert!(address.starts_with("10.77.2.1"), "{address}");
         assert_eq!(by, right.v4.to_string());
     }
-    // The other way is open: clients at A hear both servers, and take the one that is left.
+    // The other direction is open: clients at A hear both servers, and use the remaining one.
     drop(_rogue);
     let (_, by) = dhcp_lease(&pair.a.host(2), dir).expect("a lease");
     assert_eq!(by, right.v4.to_string());
@@ -55,7 +55,7 @@ fn a_router_behind_a_guarded_port_is_not_heard() {
         shown.contains("fd99:")
     };
     for host in [&near, &far] {
-        // It asks for routers when it comes up.
+        // It sends router solicitations when it comes up.
         host.ns
             .run(&["sysctl", "-qw", "net.ipv6.conf.eth0.router_solicitations=5"]);
         host.ns.ip("link set eth0 down\nlink set eth0 up");
@@ -67,7 +67,7 @@ fn a_router_behind_a_guarded_port_is_not_heard() {
         has_address(&near).then_some(())
     });
     assert!(!has_address(&far));
-    // Neighbour discovery, which looks much the same, is not refused.
+    // Neighbour discovery, which looks much the same, passes.
     let target = near.v6.to_string();
     for (from, to) in [(&far, &near), (&near, &far)] {
         from.ns
@@ -78,8 +78,8 @@ fn a_router_behind_a_guarded_port_is_not_heard() {
     far.ns.run(&["ping", "-c", "1", "-W", "2", &target]);
 }
 
-/// radvd, the usual router daemon, which advertises one prefix every few seconds and answers those who
-/// ask for routers.
+/// radvd, the usual router daemon, which advertises one prefix every few seconds and answers router
+/// solicitations.
 fn radvd(router: &Host, dir: &Path, prefix: &str) -> Process {
     let router_pid = dir.join("radvd.pid").display().to_string();
     let config = dir.join("radvd.conf");
@@ -88,7 +88,7 @@ fn radvd(router: &Host, dir: &Path, prefix: &str) -> Process {
          prefix {prefix} {{ AdvOnLink on; AdvAutonomous on; }}; }};\n"
     );
     fs::write(&config, text).unwrap();
-    // It does not start on a machine that forwards nothing.
+    // radvd does not start on a machine that does not forward.
     router
         .ns
         .run(&["sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"]);
@@ -143,7 +143,7 @@ fn radvd_behind_a_guarded_port_is_not_heard_and_one_at_home_is() {
     assert_eq!(routes(&far), "", "no prefix, no router");
     drop(rogue);
 
-    // The other way is open: B's router is heard at both sites.
+    // The other direction is open: B's router is heard at both sites.
     let right = pair.b.host(2);
     right.ns.ip("addr add fd98::1/64 dev eth0 nodad");
     let _right = radvd(&right, pair.sandbox.path(), "fd98::/64");
@@ -193,10 +193,10 @@ fn only_allowed_sources_pass() {
     assert_eq!(pair.a.drops("source-not-allowed") - before, 1);
 }
 
-/// Where bridges talk to bridges.
+/// The group address of bridges.
 const BRIDGES: Mac = [0x01, 0x80, 0xc2, 0, 0, 0];
 
-/// How many frames of spanning trees came to the cable at B.
+/// The number of spanning tree frames that came to the cable at B.
 fn bpdus(pair: &Pair) -> usize {
     let is_bpdu = |bytes: &[u8]| bytes.starts_with(&BRIDGES);
     pair.at_b

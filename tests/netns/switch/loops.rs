@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Loops through cables, bridges and second tunnels: found, cut at one port, named, and forgotten
-//! when they are gone.
+//! Loops through cables, bridges and second tunnels: found, cut at one port, named, and forgotten after
+//! they are gone.
 //!
 //! A loop must be cut within 3 seconds. The tests print how long it took, and fail later: on a busy
 //! machine a probe waits for its turn at every hop.
@@ -17,12 +17,12 @@ use crate::kit::site::{BRIDGE, DEVICE, Settings, Site, UDP_PORT};
 use crate::kit::topology::mac;
 use crate::kit::traffic::pings;
 
-/// What a loaded machine may take to find a loop.
+/// The time to find a loop on a loaded machine.
 const PATIENCE: Duration = secs(10);
-/// A block outlasts its loop by 10 s. So long may it take to be seen gone.
+/// A block outlasts its loop by 10 s. This is the limit until it is seen to end.
 const RECOVERY: Duration = secs(20);
 
-/// How long after `begun` the port was blocked.
+/// Prints how long after `begun` the port was blocked.
 fn report(begun: Instant, block: &Block) {
     let took = begun.elapsed().saturating_sub(block.since);
     println!(
@@ -75,8 +75,9 @@ fn a_cable_between_two_sites_is_found_and_the_tunnel_steps_back() {
     assert!(calm < 100.0, "the storm goes on: {calm} frames/s");
 
     drop(turn);
-    // By the cable: the tunnel stays blocked meanwhile. Nobody asks for addresses anew, and so
-    // nobody hears a broadcast: without help the bridges would go on as they learned in the storm.
+    // Over the cable: the tunnel stays blocked meanwhile. No host sends a new ARP request, so there
+    // is no broadcast: without help, the bridges would keep the stations' ports that they learned
+    // in the storm.
     for [from, to] in [[0, 1], [1, 0]] {
         pings(&hosts[from], &hosts[to].v4.to_string(), 10, 1472);
     }
@@ -114,7 +115,7 @@ fn a_loop_in_one_vlan_is_cut_and_the_vlan_is_named() {
     let mesh = Mesh::start(2);
     mesh.wait_connected();
     let [a, b] = [0, 1].map(|at| &mesh.sites[at]);
-    // The VLAN is in use, as it is where somebody notices a loop.
+    // The VLAN is in use, as it is wherever a loop is noticed.
     for [from, to] in [[0, 1], [1, 0]] {
         let hello = hello(&mesh.cables[from], &[TAG]);
         mesh.cables[from].send(&hello);
@@ -130,7 +131,7 @@ fn a_loop_in_one_vlan_is_cut_and_the_vlan_is_named() {
     report(begun, &block);
     drop(turn);
     assert_eq!((block.other.as_str(), block.vlan), ("tap", VID));
-    // What goes round now is nothing.
+    // Now no frame circulates.
     let around = hello(&mesh.cables[0], &[TAG]);
     mesh.cables[0].send(&around);
     assert!(mesh.cables[1].receives(&around, secs(5)), "by the trunk");
@@ -223,7 +224,7 @@ fn a_ring_of_hubs_is_opened_in_one_place() {
     mesh.assert_each_broadcast_arrives_once();
 }
 
-/// Waits until so many ports are blocked, and no other for three seconds.
+/// Waits until so many ports are blocked, and no other one for three seconds.
 fn settle(mesh: &Mesh, begun: Instant, ports: usize, turn: Turn) -> (Duration, Vec<Block>) {
     let took = |blocked: &[Block]| {
         let last = blocked.iter().map(|block| block.since).min();
@@ -269,7 +270,7 @@ fn a_loop_behind_a_port_is_told_and_not_cut() {
         .process()
         .wait_for("a loop behind this port", secs(20));
     mesh.cables[0].send(&hello(&mesh.cables[0], &[]));
-    // The storm is at site A's, and what reaches B is limited.
+    // The storm stays at site A, and only a limited part reaches B.
     let storm = rate(&mesh.sites[0].ns, "inner1", secs(1));
     let abroad = rate(&mesh.sites[1].ns, DEVICE, secs(4));
     println!("frames/s in a loop at site A: {storm:.0}, and of them at site B: {abroad:.0}");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Multicast snooping: groups go to the sites that joined them. Real hosts join, and their kernels
-//! answer the querier; frames to groups are sent and looked for at the cables.
+//! answer the querier; the test sends frames to groups and looks for them at the cables.
 //!
-//! Hosts have ten seconds for their answers, so each scenario takes half a minute. They run at once.
+//! Hosts have ten seconds to answer, so each scenario takes half a minute. All run at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -24,16 +24,16 @@ use crate::kit::topology::Host;
 const AT_B: [IpAddr; 2] = [v4(1), v6(1)];
 /// Joined at the second and the third.
 const AT_B_AND_C: [IpAddr; 2] = [v4(2), v6(2)];
-/// Joined by nobody.
+/// Without members.
 const UNWANTED: [IpAddr; 2] = [v4(3), v6(3)];
-/// Joined by nobody, and for all.
+/// Without members, and flooded to all.
 const LINK_LOCAL: [IpAddr; 4] = [
     IpAddr::V4(Ipv4Addr::new(224, 0, 0, 251)),
     IpAddr::V4(Ipv4Addr::new(224, 0, 0, 199)),
     IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb)),
     IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0x4242, 0x4242)),
 ];
-/// Until the querier has asked and hosts have had time to answer.
+/// The time until the querier has asked and hosts have answered.
 const SETTLED: Duration = secs(20);
 const MANY: u8 = 200;
 
@@ -45,7 +45,7 @@ const fn v6(n: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0x7, n))
 }
 
-/// Groups of which a host joins a great many.
+/// Groups of one host with a great many memberships.
 fn many() -> impl Iterator<Item = IpAddr> {
     let both = |n: u8| {
         let v4 = Ipv4Addr::new(239, 7, 2, n);
@@ -55,7 +55,7 @@ fn many() -> impl Iterator<Item = IpAddr> {
     (0..MANY).flat_map(both)
 }
 
-/// Keeps what it has joined until it is dropped.
+/// Keeps its memberships until it is dropped.
 struct Member {
     host: Host,
     sockets: [UdpSocket; 2],
@@ -106,7 +106,7 @@ impl Member {
     }
 }
 
-/// A datagram to a group, as RFC 1112 section 6.4 and RFC 2464 section 7 have it.
+/// A datagram to a group, as in RFC 1112 section 6.4 and RFC 2464 section 7.
 fn datagram(source: Mac, group: IpAddr, number: u32) -> Vec<u8> {
     let payload = number.to_be_bytes();
     let mut bytes = Vec::new();
@@ -133,7 +133,7 @@ fn datagram(source: Mac, group: IpAddr, number: u32) -> Vec<u8> {
     bytes
 }
 
-/// Where it all happens.
+/// The sites, cables and members of a scenario.
 struct Place {
     members: Vec<Member>,
     mesh: Mesh,
@@ -141,7 +141,8 @@ struct Place {
 }
 
 impl Place {
-    /// Hosts at the second and third site have joined before the tunnels come up; nobody hears of it.
+    /// Hosts at the second and third site have joined before the tunnels come up, so that no switch
+    /// sees their reports.
     fn prepare(querier: bool, hub: bool) -> Self {
         let settings = move |site: usize| Settings {
             tunnel: match (site, querier, hub) {
@@ -178,7 +179,7 @@ impl Place {
         self.mesh.wait_connected();
     }
 
-    /// To which of the other sites what is sent to each group at a site comes.
+    /// For each group, the other sites that a frame from a site reaches.
     fn reached(&mut self, from: usize, groups: &[IpAddr]) -> Vec<BTreeSet<usize>> {
         let cables = &self.mesh.cables;
         let first = self.sent;
@@ -202,7 +203,7 @@ impl Place {
         frames.iter().map(reached).collect()
     }
 
-    /// What is sent at a site reaches these.
+    /// Frames from a site reach these.
     fn assert_reached(&mut self, from: usize, groups: &[IpAddr], sites: &[usize]) {
         let expected: BTreeSet<_> = sites.iter().copied().filter(|&at| at != from).collect();
         let reached = self.reached(from, groups);
@@ -224,7 +225,7 @@ impl Place {
         });
     }
 
-    /// What was joined keeps arriving for so long, whatever comes besides.
+    /// Joined groups keep arriving for so long, whatever else arrives.
     fn assert_wanted_arrives(&mut self, from: usize, time: Duration) {
         let (end, wanted) = (Instant::now() + time, wanted());
         while Instant::now() < end {
@@ -257,7 +258,7 @@ fn wanted() -> [(IpAddr, &'static [usize]); 4] {
     ]
 }
 
-/// All that was sent before has come out wherever it does.
+/// Every frame that was sent before has come out where it does.
 fn fence(cables: &[Cable], from: usize) {
     let mark = hello(&cables[from], &[]);
     cables[from].send(&mark);
@@ -268,7 +269,7 @@ fn fence(cables: &[Cable], from: usize) {
     thread::sleep(millis(50));
 }
 
-/// The ports of each group, as the program shows them.
+/// The ports of each group in `show`.
 fn shown(site: &Site) -> BTreeMap<String, BTreeSet<String>> {
     let groups = site.status().groups.into_iter();
     let untagged = groups.filter(|it| it.vid == 0);
@@ -288,7 +289,7 @@ fn assert_shown(site: &Site, groups: impl IntoIterator<Item = IpAddr>, ports: &[
 fn groups_reach_who_joined_them_in_a_mesh() {
     let mut place = Place::prepare(true, false);
     place.connect();
-    // Before and while the hosts are asked, nothing is missed.
+    // Before and while the querier asks, no frame is missed.
     place.assert_wanted_arrives(0, secs(2));
     for from in [2, 0, 1] {
         place.wait_reached(from, &UNWANTED, &[], SETTLED);
@@ -325,7 +326,7 @@ fn a_site_that_comes_back_misses_nothing() {
     place.connect();
     place.wait_reached(0, &UNWANTED, &[], SETTLED);
     place.assert_wanted_arrives(0, millis(1));
-    // The one that asks, then one that does not. Nobody joins anew.
+    // The querier first, then a site without one. No host joins anew.
     for site in [0, 1] {
         place.mesh.sites[site].terminate();
         place.mesh.sites[site].up();
@@ -334,7 +335,7 @@ fn a_site_that_comes_back_misses_nothing() {
             place.assert_wanted_arrives(from, millis(1));
         }
     }
-    // Until what the hosts answer is all that is known of them.
+    // Until the switch knows only what the hosts' answers say.
     place.assert_wanted_arrives(0, secs(15));
     place.assert_wanted_arrives(2, millis(1));
 }
@@ -368,8 +369,8 @@ fn groups_reach_everyone_where_nobody_asks() {
     }
 }
 
-/// The first site asks. VLAN 42 is untagged at the second, where the host knows nothing of it, and
-/// tagged at the others.
+/// The first site has the querier. VLAN 42 is untagged at the second, where the host does not know of
+/// it, and tagged at the others.
 fn hosts_of_a_vlan_are_asked_too() {
     const VID: u16 = 42;
     const TAG: [u8; 4] = [0x81, 0, 0, VID as u8];
@@ -408,7 +409,7 @@ fn hosts_of_a_vlan_are_asked_too() {
 
     let in_vlan = |frame: &[u8]| [&frame[..12], &TAG, &frame[12..]].concat();
     let mut number = 0;
-    // Which sites what the first one sends in the VLAN comes to, with a tag or without.
+    // The sites that a frame of the first one in the VLAN reaches, with a tag or without.
     let mut reached = |group: IpAddr| -> BTreeSet<usize> {
         number += 1;
         let frame = datagram(cables[0].mac, group, number);
@@ -447,7 +448,7 @@ fn hosts_of_a_vlan_are_asked_too() {
     for group in LINK_LOCAL {
         assert_eq!(reached(group), [1, 2].into(), "{group}");
     }
-    // Who leaves is asked again, in the VLAN.
+    // The querier asks again after a leave, in the VLAN.
     untagged.leave(AT_B_AND_C);
     for group in AT_B_AND_C {
         eventually(secs(8), "the last member has left", || {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Neighbour suppression: questions whose answers are known do not cross, all others do.
+//! Neighbour suppression: requests with known answers do not cross, all others do.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,7 +18,7 @@ const SUPPRESS: Ports = Ports {
     peer: "neighbour-suppression = true",
 };
 
-/// A host at each site, and the addresses by which B's is asked for.
+/// A host at each site, and the addresses of B's host.
 struct Lan {
     a: Host,
     b: Host,
@@ -30,7 +30,7 @@ impl Lan {
         let pair = Pair::start_with_ports([SUPPRESS; 2]);
         let (a, b) = (pair.a.host(1), pair.b.host(1));
         for host in [&a, &b] {
-            // Says so when its address is another one.
+            // Announces a change of its address.
             host.ns
                 .run(&["sysctl", "-qw", "net.ipv4.conf.eth0.arp_notify=1"]);
             host.ns
@@ -50,7 +50,7 @@ impl Lan {
         [b.v4.into(), b.v6.into(), b.link_local().into()]
     }
 
-    /// A asks for B's host, and is told `mac`: how many questions came to B.
+    /// A resolves B's host, and gets `mac`: returns how many requests came to B.
     fn questions(&self, target: IpAddr, owner: Mac) -> usize {
         self.pair.at_b.clear();
         resolves(&self.a, &target.to_string(), owner);
@@ -59,16 +59,16 @@ impl Lan {
     }
 }
 
-/// Whatever was sent before has arrived, or never will.
+/// Every frame that was sent before has arrived, or is lost.
 fn fence(from: &Cable, to: &Cable) {
-    // Questions take the slow path, and so may be overtaken once.
+    // Requests take the slow path, so a broadcast may overtake one.
     for _ in 0..2 {
         connect(from, to, secs(5));
         std::thread::sleep(millis(50));
     }
 }
 
-/// How many questions of a station for an address came out of a cable.
+/// How many requests of a station for an address came out of a cable.
 fn asked(cable: &Cable, asker: Mac, target: IpAddr) -> usize {
     let is_question = |it: &&Arrival| {
         let bytes = &it.bytes;
@@ -95,13 +95,13 @@ fn questions_with_known_answers_stay_at_their_site() {
     let lan = Lan::start();
     for target in lan.targets() {
         lan.a.ns.ip("neigh flush dev eth0");
-        // The first one is how it is learned.
+        // The switch learns it from the first one.
         resolves(&lan.a, &target.to_string(), lan.b.mac);
         for _ in 0..3 {
             assert_eq!(lan.questions(target, lan.b.mac), 0, "{target}");
         }
     }
-    // The other way, and at once in both.
+    // The other direction, and then both at once.
     lan.b.ns.ip("neigh flush dev eth0");
     for target in [IpAddr::from(lan.a.v4), lan.a.v6.into()] {
         resolves(&lan.b, &target.to_string(), lan.a.mac);
@@ -150,7 +150,7 @@ fn probes_announcements_and_unknown_addresses_pass() {
             assert_eq!(at_a.count(&sent), 0, "{what} comes back");
         }
     }
-    // A known one that is asked for by the same means is answered, and goes nowhere.
+    // The same request for a known address is answered, and does not cross.
     for (sent, kind) in [
         (arp(at_a.mac, us, lan.b.v4), [0x08, 0x06]),
         (solicitation(at_a.mac, us6, lan.b.v6), [0x86, 0xdd]),
@@ -175,7 +175,8 @@ fn a_host_with_another_address_and_one_that_moves_are_followed() {
     }
     let new: Mac = [0x02, 0x77, 0, 0xee, 0, 1];
     lan.b.ns.ip(&format!("link set eth0 address {}", mac(new)));
-    // It speaks; a question for somebody else will do as well as an announcement.
+    // It sends a request for another host, which teaches its address as well as an announcement
+    // does.
     lan.b.ns.ip("neigh flush dev eth0");
     for target in [lan.a.v4.to_string(), lan.a.v6.to_string()] {
         lan.b.ns.succeeds(&["ping", "-c1", "-W1", &target]);
@@ -185,7 +186,7 @@ fn a_host_with_another_address_and_one_that_moves_are_followed() {
     }
     crate::kit::traffic::pings(&lan.a, &lan.b.v4.to_string(), 5, 56);
 
-    // To A's own bridge, where a cable speaks for it: nobody answers there any more.
+    // To A's own bridge, where a cable announces it: no host answers there any more.
     let (at_a, at_b) = (&lan.pair.at_a, &lan.pair.at_b);
     lan.b.ns.ip("link set eth0 down");
     for announced in [arp(new, lan.b.v4, lan.b.v4), advertisement(new, lan.b.v6)] {
@@ -205,11 +206,11 @@ fn a_host_with_another_address_and_one_that_moves_are_followed() {
         let is_answered = |it: &Arrival| it.bytes[..6] == lan.a.mac && it.bytes[6..12] == new;
         assert!(!at_a.with_arrivals(|all| all.iter().any(is_answered)));
     }
-    // From B, where it was, the answer is right at once: it is behind the tunnel now.
+    // From B, its earlier site, the answer is right at once: it is behind the tunnel now.
     let asker: Mac = [0x02, 0xca, 0, 0, 9, 9];
     let own = Ipv4Addr::new(10, 77, 2, 201);
     at_b.clear();
-    // A question that tells where somebody is goes on; this one does not.
+    // A request that tells the sender's address goes on; this one does not.
     at_b.send(&arp(asker, own, own));
     let sent = arp(asker, own, lan.b.v4);
     at_a.clear();
@@ -222,7 +223,8 @@ fn a_host_with_another_address_and_one_that_moves_are_followed() {
     assert_eq!(at_a.count(&sent), 0);
 }
 
-/// A asks for addresses of B's, on ports with suppression. They go to C, which A has a port without for.
+/// A asks for addresses of B's on ports with suppression. They move to C, for which A has a port
+/// without it.
 #[test]
 fn an_address_that_moves_behind_a_port_without_suppression_is_followed() {
     let asking = Settings {
@@ -270,7 +272,7 @@ fn an_address_that_moves_behind_a_port_without_suppression_is_followed() {
     for question in &asks[..2] {
         assert_eq!(told(at_a, question), [at_c.mac]);
     }
-    // Whoever asks says where it is, though not enough to answer in its name.
+    // A request tells where its sender is, though not enough to answer in its name.
     let elsewhere = solicitation(at_c.mac, shared6, us6);
     at_c.send(&elsewhere);
     assert!(at_a.receives(&elsewhere, secs(20)));
@@ -279,7 +281,7 @@ fn an_address_that_moves_behind_a_port_without_suppression_is_followed() {
     assert!(at_c.receives(&asks[2], secs(20)), "the owner hears it");
 }
 
-/// What the cable asks, and who is said to have the address.
+/// Sends the request of a cable; returns the MAC addresses in the answers.
 fn told(from: &Cable, question: &[u8]) -> Vec<Mac> {
     let asker = &question[6..12];
     from.clear();

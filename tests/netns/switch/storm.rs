@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One site floods: with broadcasts, or with addresses. The others hardly notice.
+//! One site floods, with broadcasts or with addresses. The others hardly notice.
 //!
 //! ```text
 //!   site 1 ==== 100 Mbit/s ==== router ==== 100 Mbit/s ==== site 2      a TCP flow
@@ -9,8 +9,8 @@
 //!                               site 3: 100,000 broadcasts a second
 //! ```
 //!
-//! The links are narrow, as the cores of one machine are all that its sites have: whoever measured
-//! without them would measure who gets the cores. `scripts/storm-bench` measures both.
+//! The links are narrow, because all sites share the cores of one machine: without them, the test would
+//! measure the scheduler. `scripts/storm-bench` measures both.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -31,7 +31,7 @@ use crate::kit::topology::Host;
 use crate::kit::traffic::pings;
 
 const STORM: u32 = 100_000;
-/// What a port may flood, unless configured.
+/// The default flood limit of a port.
 const LIMIT: f64 = 5000.0;
 
 /// A TCP flow that sends as much as it can.
@@ -93,7 +93,7 @@ struct Flood {
 }
 
 impl Flood {
-    /// `frame` is told how many there were before.
+    /// `frame` gets the number of frames before it.
     fn start(from: &Cable, mut frame: impl FnMut(u64) -> Vec<u8> + Send + 'static) -> Self {
         const BURST: u64 = 100;
         let (stop, sent) = (
@@ -180,8 +180,8 @@ fn is_storm_weathered(mesh: &Mesh, flow: &Bulk) -> bool {
 
 /// The flow goes from the first site to the second one, the storm comes from the last.
 ///
-/// All sites share the cores of this machine with whatever else it does. So there are several tries;
-/// where a storm does slow the flow, it does so in all of them.
+/// All sites share the cores of this machine with its other work. So there are several tries; a storm
+/// that does slow the flow does so in all of them.
 fn weather_a_storm(mesh: &mut Mesh) {
     const TRIES: u32 = 6;
     mesh.wait_connected();
@@ -223,7 +223,7 @@ fn a_million_addresses_take_no_memory_and_drive_nobody_out() {
     const ADDRESSES: u64 = 1_000_000;
     let mut mesh = Mesh::start(3);
     mesh.wait_connected();
-    // The bridges of the kernel have no limit of their own, and are not what is tried here.
+    // The bridges of the kernel have no limit of their own, and are not under test here.
     for site in &mesh.sites {
         let ports = [DEVICE, "cable1"].into_iter();
         let ports = ports.filter(|&port| port == DEVICE || site.tunnel == mesh.sites[2].tunnel);
@@ -243,7 +243,7 @@ fn a_million_addresses_take_no_memory_and_drive_nobody_out() {
     let flood = Flood::start(&mesh.cables[2], move |number| {
         let [.., a, b, c, d] = number.to_be_bytes();
         let (src, stranger) = ([0x02, 0xf1, a, b, c, d], [0x02, 0xf2, a, b, c, d]);
-        // Some go straight to known stations, so that no limit keeps them from the other sites.
+        // Some go straight to known stations, so that they reach the other sites past every limit.
         let dst = match number % 8 {
             0 => known[0],
             1 => known[1],

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! VLANs of ports: which frames pass, with which tags, and that super-frames stay what they are.
+//! VLANs of ports: which frames pass, with which tags, and that super-frames stay whole.
 
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ type Tag = (u16, u16);
 /// Priority 5.
 const PRIORITY: u16 = 0xa000;
 
-/// The tags with which a frame goes in, and those with which it comes out; or why it does not, which
-/// A counts. Nothing is counted where a flooded frame does not leave by a port.
+/// The tags of a frame that goes in, and those with which it comes out, or the drop reason that A
+/// counts. There is no reason for a flooded frame that skips a port.
 type Row<'a> = (&'a [Tag], Result<&'a [Tag], &'a str>);
 
 /// Ports of A, frames from A to B, and from B to A. B has default ports.
@@ -53,7 +53,7 @@ fn access_ports_take_untagged_frames_and_no_others() {
             (&[(Q, 42), (Q, 7)], Err("vlan-refused")),
         ],
     ));
-    // The same at the other end of the switch: what is untagged is so between the sites.
+    // The same at the other end of the switch: untagged frames are untagged between the sites.
     assert_case(&(
         peer("access = 42"),
         &[(&[(Q, 42)], Ok(&[])), (&[], Err("")), (&[(Q, 43)], Err(""))],
@@ -168,7 +168,7 @@ fn tunnels_carry_tags_as_payload() {
     ));
 }
 
-/// The largest frame that the kernel hands over has two tags; between the sites it has three.
+/// The largest frame from the kernel has two tags; between the sites it has three.
 #[test]
 fn a_tunnel_has_room_for_its_tag_beside_those_of_the_frame() {
     let pair = Pair::start_with_ports([device("tunnel = 200"); 2]);
@@ -237,7 +237,7 @@ fn with_tags(src: Mac, dst: Mac, len: usize, tags: &[Tag], seed: u64) -> Vec<u8>
     frame(dst, src, tags, EXPERIMENTAL, len + 4 * tags.len(), seed)
 }
 
-/// The bridges may not forward yet: waits until the first row does as it should.
+/// The bridges may not forward yet: waits until the first row succeeds.
 fn wait_for(from: &Cable, to: &Cable, row: &Row<'_>) {
     let tags = row.1.expect("the first row passes");
     let [sent, came] = [row.0, tags].map(|tags| with_tags(from.mac, BROADCAST, 60, tags, 999));
@@ -257,7 +257,7 @@ fn assert_row(from: &Cable, to: &Cable, dst: Mac, len: usize, row: &Row<'_>, way
         let expected = with_tags(from.mac, dst, len, tags, 1);
         to.receives(&expected, secs(2));
     } else {
-        // Long enough for what passes, which is tested above.
+        // Long enough for frames that pass, as tested above.
         to.wait(millis(100), |all| !all.is_empty());
     }
     let came: Vec<_> = to.with_arrivals(|all| {
