@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The path of a frame allocates nothing: its pure stages run in both directions under an allocator
-//! that counts. Only Rust code is seen; the ciphers' assembly and C have no use for one either.
+//! that counts. It sees Rust code only; the ciphers' assembly and C have no use for an allocator
+//! either.
 #![allow(
     unsafe_code,
     reason = "an allocator is an unsafe trait; this one hands on to the system's"
@@ -22,10 +23,10 @@ use path::{
     superframe,
 };
 
-/// What one turn carries each way: small frames that share datagrams, tagged and full ones, large
-/// ones in pieces, which span trains, and in the end a super-frame.
+/// The frames of one turn each way: small frames that share datagrams, tagged and full ones, large ones
+/// in pieces, which span trains, and at the end a super-frame.
 const FRAME_LENS: [usize; 10] = [60, 60, 64, 1514, 90, 1522, 60, 9014, 800, 65_535];
-/// Every reassembly slot has held the largest frame by then, and as many parts as it ever will.
+/// By then, every reassembly slot has held the largest frame, and as many parts as it ever will.
 const WARM_UP_TURNS: usize = 100;
 const TURNS: usize = 1000;
 
@@ -41,7 +42,8 @@ fn the_path_of_a_frame_does_not_allocate() {
 
 #[test]
 fn super_frames_with_holes_do_not_allocate() {
-    // Neither a divisor nor a multiple of what a turn sends: every part of a frame is missing once.
+    // Neither a divisor nor a multiple of the datagrams of a turn: every part of a frame is missing
+    // once.
     for lost in [7, 101] {
         let frames = vec![open_superframe(), (vec![0x5a; 60], None), open_superframe()];
         let sent = 2 * TURNS * (2 * SEGMENTS + 1);
@@ -194,7 +196,7 @@ impl Wire {
         }
     }
 
-    /// Every second pair of datagrams has changed places under way, and some are lost.
+    /// Every second pair of datagrams arrives in reverse order, and some are lost.
     fn arrive(&mut self, mut receive: impl FnMut(&mut [u8])) {
         for at in 0..self.ends.len() {
             let at = match at % 4 {
@@ -215,7 +217,7 @@ impl Wire {
     }
 }
 
-/// The system's allocator, which notes on each thread how often it was asked.
+/// The system's allocator, with a count of its calls on each thread.
 struct Counting;
 
 #[global_allocator]
@@ -231,7 +233,7 @@ fn allocations() -> usize {
 }
 
 fn count() {
-    // A thread that ends allocates after its variables are gone; no test looks at it then.
+    // A thread that ends allocates after its variables are gone; no test reads the count then.
     let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The provider API as a library user meets it: providers of our own on a real TAP, each test in a
+//! The provider API as a library user sees it: providers of our own on a real TAP, each test in a
 //! network namespace of its own. Needs root.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
@@ -62,7 +62,7 @@ fn host(provider: Arc<Scripted>, dir: &Path) -> Session {
     Session::new(provider, "api", dir, deadlines)
 }
 
-/// What a provider does in `start`.
+/// The behaviour of a provider in `start`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Start {
     Succeed,
@@ -74,7 +74,7 @@ enum Start {
     CancelTwiceLater,
 }
 
-/// A provider that follows a script and writes down what happens to it.
+/// A provider that follows a script and records its callbacks.
 struct Scripted {
     start: Start,
     hang_in_stop: bool,
@@ -482,7 +482,7 @@ impl EthernetTunnelProvider for Settled {
     }
 }
 
-/// What `ip ARGUMENTS` prints.
+/// The output of `ip ARGUMENTS`.
 fn ip(arguments: &str) -> String {
     let output = std::process::Command::new("ip")
         .args(arguments.split_whitespace())

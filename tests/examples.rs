@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The examples as their user runs them: each program on real TAPs, in network namespaces of its
-//! own. Needs root, and `ip`, `ping`, `dnsmasq` and `busybox` for the traffic.
+//! The examples as their user runs them: each program on real TAPs, in network namespaces of its own.
+//! Needs root, and `ip`, `ping`, `dnsmasq` and `busybox` for the traffic.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
@@ -71,7 +71,7 @@ fn example(name: &str) -> String {
     path.to_str().expect("a plain path").to_owned()
 }
 
-/// A namespace with a directory for the logs of what runs in it.
+/// A namespace with a directory for the logs of its processes.
 struct Machine {
     ns: Arc<Namespace>,
     dir: TempDir,
@@ -111,7 +111,7 @@ impl Machine {
         self.ns.spawn(&self.dir.path().join("log"), &argv)
     }
 
-    /// A bridge that says nothing by itself, with a cable in it.
+    /// A bridge that sends nothing by itself, with a cable in it.
     fn cable(&self, mac: Mac) -> Cable {
         self.ns
             .ip("link add br0 mtu 2000 type bridge mcast_snooping 0\n\
@@ -130,7 +130,7 @@ impl Machine {
     }
 }
 
-/// Ends a session as its user does, and checks that it ends well.
+/// Ends a session as its user does, and checks that it succeeds.
 fn terminate(process: &mut Process) -> String {
     process.signal(Signal::SIGTERM);
     let status = process.wait_exit(LONG);
@@ -228,7 +228,7 @@ fn daemon_serves_clients_and_files() {
     };
     host(&["start", "drain0"]);
     assert!(host(&["list"]).contains("connected"), "{}", host(&["list"]));
-    // IPv6 looks for its neighbours at the least.
+    // At the least, IPv6 sends neighbour discovery.
     machine.ns.ip("addr add 10.80.0.1/24 dev drain0");
     let pinged = ["ping", "-c", "1", "-W", "1", "10.80.0.2"];
     assert!(!machine.ns.succeeds(&pinged), "nobody is there");
@@ -248,7 +248,7 @@ fn echo_sends_any_frame_back_with_its_tags() {
     let mut echo = machine.spawn("echo", &["--bridge", "br0", "--mac", "2:0:0:0:0:b0"]);
     echo.wait_for("answers at", LONG);
     let sent = assorted(BOB, ALICE);
-    // The bridge learns where the station is by its first answer; before, it floods.
+    // The bridge learns the port of the station from its first answer; before, it floods.
     for frame in &sent {
         cable.send(frame);
     }
@@ -295,7 +295,7 @@ fn write_pcapng(path: &str, frames: &[Vec<u8>], interval: Duration) {
     for (frame, at) in frames.iter().zip(times(interval)) {
         let packet = EnhancedPacketBlock {
             interface_id: 0,
-            // In units of the interface, which are microseconds when it does not say.
+            // In units of the interface, by default microseconds.
             timestamp: Duration::from_nanos(at.as_micros() as u64),
             original_len: frame.len() as u32,
             data: frame.into(),
@@ -417,7 +417,7 @@ fn link(machine: &Machine, own: u8, other: u8, more: &[&str]) -> Process {
 fn link_joins_two_machines() {
     let (a, b) = Machine::pair();
     let mut at_a = link(&a, 1, 2, &["--address", "10.81.0.1/24"]);
-    // Nobody is there yet: that is no reason to end.
+    // No station is there yet, which must not end the program.
     a.ns.output(&["ping", "-c", "1", "-W", "1", "10.81.0.2"]);
     let mut at_b = link(&b, 2, 1, &["--address", "10.81.0.2/24"]);
     a.ping(&["10.81.0.2"]);
@@ -497,7 +497,7 @@ impl HardPath {
         }
     }
 
-    /// What the provider answers to a message.
+    /// The provider's answer to a message.
     fn ask(&mut self, message: &str) -> String {
         let before = self.process.log().len();
         writeln!(self.stdin, "{message}").unwrap();
@@ -572,7 +572,7 @@ fn hard_path_answers_messages_and_changes_settings_under_traffic() {
     );
     a.ping(&["10.90.0.2"]);
 
-    // Whoever says goodbye is missed at once.
+    // After a goodbye, the other end notices the absence at once.
     assert!(terminate(&mut far.process).ends_with("hard0: stopped: UserInitiated\n"));
     near.reaches("reasserting", 1);
     terminate(&mut near.process);

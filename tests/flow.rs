@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Frames, sockets and paths of the provider API, on real TAPs. A packet socket on the TAP plays the
-//! kernel's users: what it sends comes out of the reader, what it receives was written.
+//! Frames, sockets and paths of the provider API, on real TAPs. A packet socket on the TAP acts as the
+//! kernel's users: frames that it sends come out of the reader, frames that it receives were written.
 //!
-//! One test at a time: descriptors are counted. Needs root.
+//! One test at a time, as they count descriptors. Needs root.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
@@ -185,7 +185,7 @@ impl Station {
     }
 
     fn send(&mut self, frame: &[u8]) {
-        // A full queue is the kernel's to count.
+        // The kernel counts frames that a full queue drops.
         let _ = self.sender.send_to(frame, None).unwrap();
     }
 
@@ -241,7 +241,7 @@ fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-/// Everything that is read until nothing comes any more, and in how many calls.
+/// Reads until no more frames come; returns them, and the number of calls.
 async fn read_all(reader: &mut FrameReader) -> (Vec<Bytes>, usize) {
     let (mut batch, mut calls) = (Vec::new(), 0);
     while let Ok(read) = timeout(Duration::from_millis(100), reader.recv_batch(&mut batch)).await {
@@ -325,7 +325,7 @@ fn check_23_oversize_frames_and_runts_are_refused_one_by_one() {
                 assert_eq!(station.next().unwrap().len(), len);
             }
         }
-        // The limit is that of the settings in force.
+        // The limit of the settings in force.
         let wider = settings(TAP, MTU + 1);
         context.set_network_settings(Some(wider)).await.unwrap();
         let report = writer.try_send_batch(&[frame(longest + 1, 1)]).unwrap();
@@ -374,7 +374,7 @@ fn a_batch_waits_for_room_where_there_is_a_limit() {
     });
 }
 
-/// Lets `bytes` of frames be on their way through the kernel.
+/// Sets how many `bytes` of frames may be on their way through the kernel.
 fn limit_room(tap: &impl AsFd, bytes: libc::c_int) {
     const TUNSETSNDBUF: libc::Ioctl = 0x4004_54d4;
     // SAFETY: the kernel reads one number from the pointer, and keeps none.
@@ -413,7 +413,7 @@ fn check_22_a_wait_that_is_given_up_loses_nothing() {
         let mut station = Station::on(TAP);
         let mut read = Vec::new();
         for number in 0..200u32 {
-            // Given up at once, while it waits, and when it is about to return.
+            // Cancelled at once, while it waits, and when it is about to return.
             let soon = Duration::from_micros(u64::from(number % 5) * 300);
             let waiting = timeout(soon, reader.recv_batch(&mut read));
             let sending = async {
@@ -676,7 +676,7 @@ fn check_29_a_socket_outside_never_shows_on_a_full_tunnel() {
     });
 }
 
-/// What a frame to 203.0.113.9 carries, "TCP" for the start of a connection.
+/// The payload of a frame to 203.0.113.9, "TCP" for the start of a connection.
 fn payload(frame: &[u8]) -> Option<String> {
     let is_ours = frame[12..14] == [8, 0] && frame[30..34] == [203, 0, 113, 9];
     match frame[23] {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What has ended leaves no key in memory: whoever reads it later opens no recording.
+//! An ended connection leaves no key in memory: a later reader of the memory can decrypt no recording.
 //!
-//! This program starts itself again. The child makes handshakes and lanes, tells the parent their
-//! keys under a mask (so that the telling leaves no copy), and waits: once with all of it alive, once
-//! after it has ended. The parent looks for the keys in the child's memory, and for what they come
-//! from.
+//! This program starts itself again. The child makes handshakes and lanes, sends the parent their keys
+//! under a mask (so that this leaves no copy), and waits: once with all of it alive, once after it has
+//! ended. The parent looks for the keys in the child's memory, and for the values from which they
+//! derive.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::{
@@ -31,7 +31,7 @@ use zerocopy::FromZeros;
 
 const MASK: u8 = 0x5a;
 const CHILD: &str = "--child";
-/// As many as a connection has in ten minutes.
+/// As many as in ten minutes of a connection.
 const HANDSHAKES: usize = 5;
 
 fn main() {
@@ -78,7 +78,7 @@ fn main() {
     println!("test keys_of_what_has_ended_are_gone ... ok");
 }
 
-/// A handshake with itself, as the two nodes of a tunnel make it, and lanes under its keys.
+/// A handshake with itself, as between the two nodes of a tunnel, and lanes under its keys.
 fn child() {
     let (alice, bob) = (PrivateKey::generate(), PrivateKey::generate());
     let psk = PresharedKey::generate();
@@ -159,7 +159,7 @@ impl Memory {
         self.windows().any(|window| window == key)
     }
 
-    /// Whether there is a chaining key from which Noise's `Split` makes `key`.
+    /// Whether the memory holds a chaining key from which Noise's `Split` makes `key`.
     fn holds_origin(&self, key: &[u8; 32]) -> bool {
         let mut windows = self.windows().filter(|window| looks_random(window));
         windows.any(|window| hmac(&hmac(window, b""), &[1]) == *key)

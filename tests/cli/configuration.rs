@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `check`: what is valid, and what is refused with which remedy.
+//! `check`: valid configurations, and refused ones with their remedies.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -36,7 +36,7 @@ fn check_summarises_what_is_valid() {
         hub.stdout
     );
 
-    // Everything that the contract promises, and both ways to name a key file.
+    // Every key of the contract, and both ways to name a key file.
     for preshared in ["ab.psk".into(), site.path("ab.psk").display().to_string()] {
         let peer = format!(
             "{PEER_NAME}\nendpoint = \"site-b.example.net:51830\"\nkeepalive = \"25s\"\n\
@@ -212,8 +212,8 @@ fn check_lists_the_stations_of_ports() {
     }
 }
 
-/// The line to replace, its replacement, and how the errors begin after `a.toml:` and what else is
-/// in them.
+/// The line to replace, its replacement, the start of the errors after `a.toml:`, and further texts in
+/// them.
 type Refusal<'a> = (&'a str, &'a str, &'a str, &'a [&'a str]);
 
 #[test]
@@ -597,7 +597,7 @@ fn secrets_are_never_in_output() {
             let ran = site.check(&CONFIG.replace(line, &replacement));
             assert_eq!(ran.code, 2, "{replacement}");
             let shown = ran.stdout + &ran.stderr;
-            // Eight characters of a key in a row are no accident.
+            // Eight characters of a key in a row are no coincidence.
             for part in (0..key.len() - 8).map(|begin| &key[begin..begin + 8]) {
                 assert!(!shown.contains(part), "{replacement}: {shown}");
             }

@@ -14,7 +14,7 @@ pub(crate) const PRESHARED: &str = "XasIfmJKikt54X+Lg4AO5m87sSkmGLb9HC+LJ/+I4Os=
 
 pub(crate) const STATION: &str = "02:00:5e:10:00:01";
 
-/// Two sites need no more than this. Rows of the tables below change one line of it.
+/// The least configuration of two sites. Rows of the tables below change one line of it.
 pub(crate) const CONFIG: &str = r#"[tunnel]
 private-key-file = "a.key"
 listen = "[::]:51830"
@@ -104,13 +104,13 @@ pub(crate) fn run_with_stdin(args: &[&str], input: &str) -> Ran {
     child.wait_with_output().unwrap().into()
 }
 
-/// Runs with a terminal for stdout: exit code, stderr, and what is on the screen.
+/// Runs with a terminal for stdout: exit code, stderr, and the content of the screen.
 pub(crate) fn run_on_terminal(args: &[&str]) -> (i32, String, String) {
     let terminal = nix::pty::openpty(None, None).unwrap();
     let mut command = patchcord(args);
     command.stdout(terminal.slave).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
-    // Its copy of the slave must go, or reading the screen would never end.
+    // The command's copy of the slave must be closed, or reading the screen would never end.
     drop(command);
     let ran = Ran::from(child.wait_with_output().unwrap());
     let mut screen = Vec::new();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The command line as scripts see it: runs the real binary, looks at exit codes and output only.
+//! The command line as scripts see it: runs the real binary, and checks exit codes and output only.
 //!
 //! Needs no privileges and no network; nothing outside temporary directories is touched.
 #![allow(clippy::unwrap_used)] // clippy takes the functions that tests share for other code

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `show`, `fdb`, `down` and `host`: with no tunnel, with one that a host of the library runs, and with
-//! one of another version.
+//! `show`, `fdb`, `down` and `host`: without a tunnel, with one of a host of the library, and with one
+//! of another version.
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
@@ -94,7 +94,7 @@ fn a_host_deletes_no_file_that_is_in_the_place_of_its_socket() {
         .unwrap();
     let mut errors = BufReader::new(host.stderr.take().unwrap()).lines();
     let error = errors.next().unwrap().unwrap();
-    // Should it run, in spite of all.
+    // In case it runs after all.
     let _ = host.kill();
     host.wait().unwrap();
     assert!(error.contains("not a socket; remove it"), "{error}");
@@ -106,7 +106,8 @@ fn show_and_down_reach_a_running_tunnel() {
     let site = Site::new();
     let run_dir = site.path("run").display().to_string();
     let tunnel = serve(socket_path(Path::new(&run_dir), "a"));
-    // That of a host is another one's: to look at it would start a host, where systemd listens.
+    // The socket belongs to another host: a connection would start that host, where systemd
+    // listens.
     let host = socket_path(Path::new(&run_dir), "host");
     let host = std::os::unix::net::UnixListener::bind(host).unwrap();
 
@@ -223,7 +224,7 @@ fn the_table_of_addresses_is_shown_and_changed() {
     tunnel.join().unwrap();
 }
 
-/// The fake tunnel's table comes in two parts.
+/// The table of the stub comes in two parts.
 fn fdb_answer(request: FdbRequest) -> Answered {
     let changed = |addresses| Ok(Answer::Changed { addresses });
     match request {
@@ -283,9 +284,9 @@ fn a_tunnel_of_another_version_is_called_that() {
     fs::create_dir_all(&run_dir).unwrap();
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     for answer in [
-        // What tunnels said before they had a protocol in common with hosts.
+        // The answer of tunnels before they shared a protocol with hosts.
         r#"{"reply":"refused","message":"the request is not one that this version knows: unknown variant"}"#,
-        // What hosts said then, and what one may say later.
+        // The hello of hosts then, and a possible one of later versions.
         r#"{"hello":"patchcord-host","version":"0.1.0","protocols":[1]}"#,
         r#"{"hello":"patchcord-host","version":"9.0.0","protocols":[9,10],"motto":"x"}"#,
     ] {
@@ -321,7 +322,7 @@ fn clients_of_another_version_and_other_programs_are_told_so() {
     let tunnel = serve(socket.clone());
     let ours = r#"{"hello":"script","version":"1","protocols":[2]}"#;
     for (lines, expected) in [
-        // The clients of the versions before.
+        // Clients of the earlier versions.
         (&[r#"{"verb":"show"}"#][..], "install the same version"),
         (
             &[r#"{"hello":"patchcord","version":"0.1.0","protocol":1}"#],
@@ -355,11 +356,11 @@ fn clients_of_another_version_and_other_programs_are_told_so() {
     tunnel.join().unwrap();
 }
 
-/// What a client hears that says this and no more.
+/// Sends these lines; returns the answers.
 fn say(socket: &Path, lines: &[&str]) -> Vec<String> {
     let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
     for line in lines {
-        // The tunnel may hang up in the middle.
+        // The tunnel may close the connection halfway.
         let _ = stream.write_all(format!("{line}\n").as_bytes());
     }
     let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -424,7 +425,7 @@ fn leave_stale_socket(path: &Path) {
     drop(std::os::unix::net::UnixListener::bind(path).unwrap());
 }
 
-/// A tunnel that never gets up, and answers all the same.
+/// A stub of a tunnel that never comes up, and answers all the same.
 struct Fake;
 
 impl EthernetTunnelProvider for Fake {
@@ -477,7 +478,7 @@ fn serve(path: PathBuf) -> std::thread::JoinHandle<()> {
     thread
 }
 
-/// The names of these fields are what scripts rely on.
+/// Scripts rely on the names of these fields.
 const STATUS: &str = r#"{
   "tunnel": "a", "version": "0.1.0", "state": "connected", "pid": 42, "uptime_s": 1.5,
   "public_key": "own=", "listen": "[::]:51830", "listen_is_here": true, "udp_gso": true, "udp_gro": true,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Everything at any time, and nothing is left of it.
+//! Any call at any time, and no trace is left.
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +20,7 @@ use tokio::time::sleep;
 
 use crate::kit::{Script, host, in_namespace, ip, port};
 
-/// Addresses and a route for everything.
+/// Addresses and a default route.
 fn full_tunnel(name: &str) -> EthernetTunnelSettings {
     let addresses = [
         "10.2.0.1/24".parse().unwrap(),
@@ -36,7 +36,7 @@ fn full_tunnel(name: &str) -> EthernetTunnelSettings {
     settings
 }
 
-/// What a session could leave behind.
+/// Traces that a session could leave.
 fn traces() -> BTreeSet<String> {
     let shown = [
         "-o link",
@@ -66,7 +66,7 @@ fn holdings() -> [usize; 2] {
     [entries("/proc/self/fd").count(), threads.count()]
 }
 
-/// In a process of its own, whose descriptors and threads are counted.
+/// In a process of its own, for the count of descriptors and threads.
 #[test]
 fn chaos_leaves_nothing_behind() {
     let output = Command::new(std::env::current_exe().unwrap())
@@ -149,7 +149,7 @@ async fn disturb(host: &Host, script: &Script, tunnel: &str, what: usize) {
         .find(|context| context.tunnel() == tunnel)
         .cloned();
     let link = |what: &str| {
-        // It may not be there.
+        // The interface may not exist.
         let _ = Command::new("ip")
             .args(["link", "set", &format!("tap-{tunnel}"), what])
             .stderr(Stdio::null())

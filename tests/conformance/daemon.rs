@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The host's socket: several clients, bad ones, old ones, and those who may not.
+//! The host's socket: several clients, bad ones, old ones, and those without permission.
 
 use std::{
     fs,
@@ -40,11 +40,12 @@ pub(crate) fn listen(host: &Host, directory: &TempDir, policy: Policy) -> PathBu
     path
 }
 
-/// A client that says exactly this, and what it hears until the host is silent or hangs up.
+/// A client that sends exactly these lines; returns the answers until the host is silent or closes the
+/// connection.
 pub(crate) async fn say(path: &Path, lines: &[&str]) -> (Vec<String>, bool) {
     let (reader, mut writer) = UnixStream::connect(path).await.unwrap().into_split();
     for line in lines {
-        // The host may hang up in the middle.
+        // The host may close the connection halfway.
         let _ = writer.write_all(format!("{line}\n").as_bytes()).await;
     }
     let (mut reader, mut heard) = (BufReader::new(reader).lines(), Vec::new());
@@ -68,7 +69,7 @@ fn check_37_a_provider_that_does_not_answer_gets_so_many_messages_and_no_more() 
         for tunnel in ["a", "b"] {
             client.start(tunnel, None).await.unwrap();
         }
-        // Clients come, ask and go.
+        // Clients connect, send requests and disconnect.
         for _ in 0..8 {
             let requests: Vec<_> = (1..=8)
                 .map(|id| {
@@ -201,7 +202,7 @@ fn check_37_a_client_that_does_not_listen_is_told_what_it_lost() {
                 .await
                 .unwrap();
         }
-        // Room again, and one more event to say it with.
+        // Makes room again, and causes one more event that reports the loss.
         let mut heard = Vec::new();
         let soon = Duration::from_millis(100);
         while let Ok(event) = timeout(soon, events.next()).await {
@@ -232,7 +233,8 @@ fn check_37_each_verb_is_for_those_who_may() {
         };
         let path = listen(&host, &directory, policy);
         let program = directory.path().join("patchcord");
-        // By another process: what a child of some other check holds open for writing cannot be run.
+        // Copied by another process: a file that a child of another check has open for writing
+        // cannot be run.
         let copied = Command::new("cp")
             .arg(env!("CARGO_BIN_EXE_patchcord"))
             .arg(&program)
@@ -276,7 +278,7 @@ fn check_37_each_verb_is_for_those_who_may() {
     });
 }
 
-/// A user who holds as many connections as there can be does not keep others out.
+/// A user with as many connections as there can be does not keep others out.
 #[test]
 fn check_37_no_user_takes_the_places_of_others() {
     const HOLD: &str = "import os, socket, sys\nuser = int(sys.argv[2])\nos.setgroups([])\n\
@@ -338,7 +340,7 @@ fn check_39_the_socket_may_be_the_service_managers() {
                 .unwrap()
         };
         for _ in 0..2 {
-            // Who calls before the host runs is answered when it does.
+            // A client that connects before the host runs is answered as soon as it does.
             let client = Client::connect(&path);
             let mut child = run(&listener);
             assert!(client.await.unwrap().list().await.unwrap().is_empty());
@@ -393,7 +395,7 @@ fn check_38_files_are_configurations() {
             SessionStatus::Connected,
             "a mistake ends nothing"
         );
-        // Another file makes no news of it.
+        // Another file causes no event for it.
         fs::write(admin.join("z.toml"), "provider = \"scripted\"\n").unwrap();
         next(&mut events, "z").await;
         fs::write(
@@ -473,7 +475,7 @@ fn check_39_hosts_and_clients_of_other_versions_get_along_or_say_so() {
     in_namespace(|directory| async move {
         let host = host(&directory, &Arc::new(Script::plain()));
         let path = listen(&host, &directory, Policy::default());
-        // A newer client: what this host does not know.
+        // A newer client, with requests that this host does not know.
         let newer = r#"{"hello":"test","version":"9","protocols":[2,3],"colour":"blue"}"#;
         let (heard, is_over) = say(
             &path,
@@ -507,7 +509,7 @@ fn check_39_hosts_and_clients_of_other_versions_get_along_or_say_so() {
             );
         }
 
-        // A newer host, played by the check: it knows more, and speaks the old protocol too.
+        // A newer host, played by the check: it knows more, and supports the old protocol too.
         let newer = directory.path().join("newer.sock");
         let listener = UnixListener::bind(&newer).unwrap();
         let play = |hello: &'static str, answer: &'static str| {
@@ -550,7 +552,7 @@ fn check_39_hosts_and_clients_of_other_versions_get_along_or_say_so() {
         );
         assert!(matches!(refused, Err(ClientError::Version { .. })));
 
-        // A host that goes is noticed, and one that comes back can be connected to.
+        // The client notices the end of a host, and can connect to one that comes back.
         let socket = directory.path().join("again.sock");
         let serve = || {
             let listener = UnixListener::bind(&socket).unwrap();
@@ -589,7 +591,7 @@ fn check_37_a_request_that_is_given_up_does_not_spoil_the_next() {
     in_namespace(|directory| async move {
         let path = directory.path().join("host.sock");
         let listener = UnixListener::bind(&path).unwrap();
-        // A host that does not read until it is told to, and then answers everything.
+        // A host that reads only on command, and then answers everything.
         let (go, is_told) = tokio::sync::oneshot::channel();
         let hosting = tokio::spawn(async move {
             let (reader, mut writer) = listener.accept().await.unwrap().0.into_split();
@@ -601,7 +603,7 @@ fn check_37_a_request_that_is_given_up_does_not_spoil_the_next() {
             while let Some(line) = lines.next_line().await.unwrap() {
                 let request = request_from_line(line.as_bytes()).unwrap();
                 let answer = format!("{{\"id\":{},\"ok\":{{\"tunnels\":[]}}}}\n", request.id);
-                // The client may be gone by then.
+                // The client may have disconnected by then.
                 let _ = writer.write_all(answer.as_bytes()).await;
                 heard.push(line);
             }

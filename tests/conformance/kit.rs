@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A host in a namespace, and a provider that does what a check tells it to.
+//! A host in a namespace, and a provider that a check controls.
 
 use std::{
     future::Future,
@@ -51,7 +51,7 @@ pub(crate) fn in_namespace<F: Future<Output = ()>>(check: impl FnOnce(TempDir) -
     });
 }
 
-/// Runs `ip` in the namespace of this thread, and returns what it printed.
+/// Runs `ip` in the namespace of this thread, and returns its output.
 pub(crate) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output();
     let output = output.expect("iproute2 is installed");
@@ -70,7 +70,7 @@ pub(crate) type Start = dyn Fn(ProviderContext, StartOptions) -> BoxFut<'static,
     + Send
     + Sync;
 
-/// What a check told a kind of provider, and what its instances saw.
+/// The instructions of a check for a kind of provider, and the records of its instances.
 pub(crate) struct Script {
     pub(crate) start: Box<Start>,
     pub(crate) hang_in_stop: bool,
@@ -201,7 +201,7 @@ async fn next_event(events: &mut Events, tunnel: &str) -> Event {
     }
 }
 
-/// The statuses of the tunnel until its session is over, why that was, and with what error.
+/// The statuses of the tunnel until its session is over, the reason, and the error.
 pub(crate) async fn until_end(
     events: &mut Events,
     tunnel: &str,

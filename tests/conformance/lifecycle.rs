@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sessions: start, stop, cancel, and what comes between.
+//! Sessions: start, stop, cancel, and the states in between.
 
 use std::{
     collections::BTreeMap,
@@ -250,7 +250,7 @@ fn check_07_a_panic_is_of_one_session() {
     }
 }
 
-/// Whoever makes a provider, and the provider as it goes, may ask the host.
+/// The factory of a provider, and its drop, may call the host.
 #[test]
 fn check_07_nobody_who_is_called_is_locked_out() {
     struct Curious(Arc<Mutex<Option<Host>>>, Arc<Mutex<Vec<SessionStatus>>>);
@@ -298,7 +298,7 @@ fn check_07_nobody_who_is_called_is_locked_out() {
         let configuration = TunnelConfiguration::new("curious");
         host.configure("a", configuration, None).unwrap();
         let mut events = host.events();
-        // On a thread of its own: whoever is locked out would hold up the check for ever.
+        // On a thread of its own: a deadlock would hang the check for ever.
         let runtime = tokio::runtime::Handle::current();
         let starter = host.clone();
         let (done, started) = tokio::sync::oneshot::channel();
@@ -323,7 +323,7 @@ fn numbered(number: u64) -> TunnelConfiguration {
     configuration
 }
 
-/// A configuration that changes while the provider is made of the one before.
+/// A configuration that changes while the factory makes a provider of the earlier one.
 #[test]
 fn check_07_a_session_has_the_latest_configuration() {
     in_namespace(|directory| async move {
@@ -483,7 +483,8 @@ fn check_32_two_tunnels_do_not_meet() {
         assert_ne!(a.device_info().unwrap().mac, b.device_info().unwrap().mac);
         let mut readers = [a, b].map(|context| context.take_reader().unwrap());
         ip("addr add 10.9.0.1/24 dev tap-a");
-        // The kernel asks for 10.9.0.2 on the one that has the network, and there only.
+        // The kernel sends an ARP request for 10.9.0.2 on the interface that has the network, and
+        // there only.
         let _ = std::net::UdpSocket::bind("10.9.0.1:0")
             .unwrap()
             .send_to(b"x", "10.9.0.2:9");

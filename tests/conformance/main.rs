@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the provider API promises, numbered: providers of our own, hosted, on real TAPs, each check
-//! in a network namespace of its own. Needs root.
+//! The numbered promises of the provider API: providers of our own, hosted, on real TAPs, each check in
+//! a network namespace of its own. Needs root.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 

@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::kit::{Script, host, in_namespace, ip, next, until_end};
 
-/// Two networks to be in, of which none is the default route's.
+/// Two networks, neither with the default route yet.
 fn networks() {
     for (name, net) in [("east", "192.0.2"), ("west", "198.51.100")] {
         ip(&format!("link add {name} type veth peer name {name}-far"));
@@ -48,7 +48,7 @@ async fn until_connected(events: &mut Events) {
     while next(events, "a").await != EventKind::Status(SessionStatus::Connected) {}
 }
 
-/// Nothing is heard of tunnel "a" for a while.
+/// No event of tunnel "a" for a while.
 async fn assert_quiet(events: &mut Events) {
     let heard = timeout(Duration::from_millis(1500), next(events, "a")).await;
     assert!(heard.is_err(), "{heard:?}");
@@ -82,14 +82,14 @@ fn check_03_a_tunnel_that_is_demanded_starts_with_the_network_and_without_option
         ip("route add default via 192.0.2.1");
         until_connected(&mut events).await;
 
-        // Whoever stopped it meant it, in this network and in others.
+        // A user's stop counts, in this network and in others.
         host.stop("a", StopReason::UserInitiated).await.unwrap();
         until_end(&mut events, "a").await;
         assert_quiet(&mut events).await;
         ip("route replace default via 198.51.100.1");
         assert_quiet(&mut events).await;
 
-        // Until its rules are others, or begin to count again.
+        // Until its rules change, or begin to count again.
         let mut off = demanded(rules.clone());
         off.on_demand = false;
         host.configure("a", off, None).unwrap();

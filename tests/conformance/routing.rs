@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which way packets go, in each mode, and what a kill leaves of that.
+//! The route of packets in each mode, and the state after a kill.
 //!
 //! ```text
 //! eth0   192.168.1.10/24, default by .1; 10.50.0.0/16 by .2
@@ -50,7 +50,7 @@ fn make_underlay() {
     }
 }
 
-/// The interface that packets to `destination` leave by.
+/// The outgoing interface of packets to `destination`.
 fn way(destination: &str, mark: u32) -> String {
     let mark = mark.to_string();
     let output = Command::new("ip")
@@ -87,7 +87,7 @@ const fn policy(enforce: bool, local: bool, all: bool) -> RoutingPolicy {
     }
 }
 
-/// The bypass mark among bits of others.
+/// The bypass mark, among bits of other programs.
 const MARKED: u32 = Mark::BYPASS.apply_to(0x00ab_cdef);
 
 #[test]
@@ -209,7 +209,7 @@ fn check_28_the_kill_switch_holds_while_there_is_no_tunnel() {
     });
 }
 
-/// Waits until `look` sees again what it saw before.
+/// Waits until `look` returns its earlier result again.
 async fn comes_back(what: &str, before: &str, look: impl Fn() -> String) {
     let end = Instant::now() + Duration::from_secs(15);
     while look() != before {
@@ -231,8 +231,8 @@ fn own_table() -> String {
     table.expect("the tunnel has rules").to_owned()
 }
 
-/// Tunnel `a` with everything included and the kill switch, whose interface is made when it is sent
-/// a value.
+/// Tunnel `a` with everything included and the kill switch; it creates its interface when it receives a
+/// value.
 fn guarded(directory: &TempDir) -> (Host, tokio::sync::watch::Sender<()>) {
     let (sender, receiver) = tokio::sync::watch::channel(());
     let script = Script::new(move |context, _| {
@@ -245,7 +245,7 @@ fn guarded(directory: &TempDir) -> (Host, tokio::sync::watch::Sender<()>) {
             Ok(())
         }
     });
-    // The check says when it starts.
+    // The check decides when it starts.
     let deadlines = Deadlines {
         start: Duration::from_secs(60),
         ..DEADLINES
@@ -270,7 +270,7 @@ fn check_28_rules_and_routes_that_others_delete_come_back() {
         let own = |command: &str| ip(&command.replace("TABLE", &table));
         let routes = || {
             let shown = own("route show table TABLE") + &own("-6 route show table TABLE");
-            // The kernel notices a carrier when it gets to it.
+            // The kernel reports a carrier with some delay.
             shown.replace("linkdown ", "")
         };
 
@@ -291,7 +291,7 @@ fn check_28_rules_and_routes_that_others_delete_come_back() {
         comes_back("the route", &routes_before, routes).await;
         own("-6 rule delete lookup TABLE");
         comes_back("the rule of IPv6", &rules_before, rules).await;
-        // What is others' does not.
+        // A route of another program does not come back.
         own("route add 192.0.2.0/24 dev eth0 table TABLE");
         ip("rule delete pref 4712");
         own("route flush table TABLE");
@@ -378,7 +378,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may be dead already.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Secrets: they reach the provider that may have them, and nobody else.
+//! Secrets: they reach the provider that may have them, and no one else.
 
 use std::{
     fs::{self, File},
@@ -25,10 +25,10 @@ use crate::{
     kit::{Script, host, in_namespace, next, port, until_end},
 };
 
-/// Bits that keep the secret itself out of what a check remembers of it.
+/// Bits that keep the secret itself out of the check's own copies of it.
 const MASK: u8 = 0x5a;
 
-/// Whether these bytes, each with its bits inverted as [`MASK`] says, are in this process' memory.
+/// Whether these bytes, each with the bits of [`MASK`] inverted, are in the memory of this process.
 fn is_in_memory(masked: &[u8]) -> bool {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let memory = File::open("/proc/self/mem").unwrap();
@@ -54,14 +54,14 @@ fn is_in_memory(masked: &[u8]) -> bool {
                     behind.is_some_and(|bytes| bytes.iter().zip(rest).all(|(a, b)| *a == b ^ MASK))
                 })
             });
-            // What was found is in the chunk too.
+            // The chunk contains the match too.
             chunk.zeroize();
             chunk.resize(1 << 20, 0);
             found
         })
 }
 
-/// So many bytes, of which nobody knows the last.
+/// So many bytes, of which the last are random.
 fn new_secret(len: usize) -> Zeroizing<Vec<u8>> {
     let mut secret = Zeroizing::new(vec![b'-'; len]);
     let unknown = &mut secret[len - KNOWN_LEN..];
@@ -69,24 +69,24 @@ fn new_secret(len: usize) -> Zeroizing<Vec<u8>> {
     secret
 }
 
-/// How many of them; with this, they have an end of the base64 text for themselves.
+/// The number of known bytes; with this, the random ones have an end of the base64 text for themselves.
 const KNOWN_LEN: usize = 30;
 
-/// What of the secret can be looked for: itself, and as it is in a request.
+/// The searched forms of the secret: itself, and its encoding in a request.
 fn traces(secret: &[u8]) -> [Vec<u8>; 2] {
     let unknown = &secret[secret.len() - KNOWN_LEN..];
     let text = Zeroizing::new(STANDARD.encode(unknown));
     [unknown, text.as_bytes()].map(|bytes| bytes.iter().map(|byte| byte ^ MASK).collect())
 }
 
-/// Says hello and a request that ends in a secret, and reads what the host answers to that.
+/// Sends hello and a request that ends in a secret, and reads the host's answer.
 async fn ask_with(socket: &Path, request: &str, secret: &str, end: &str) -> String {
     let (reader, mut writer) = UnixStream::connect(socket).await.unwrap().into_split();
     let mut reader = BufReader::new(reader).lines();
     writer.write_all(HELLO.as_bytes()).await.unwrap();
     for part in ["\n", request, secret, end] {
         writer.write_all(part.as_bytes()).await.unwrap();
-        // The host reads what is there, and the rest later.
+        // The host reads the first part, and the rest later.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     if !end.ends_with('\n') {
@@ -118,7 +118,7 @@ fn check_40_a_secret_leaves_no_copy_on_its_way() {
             expect_gone(&traces, &format!("{len} bytes, of a client"));
         }
 
-        // Other clients write JSON in other ways, stop in the middle, or are told that they are wrong.
+        // Other clients encode JSON differently, stop halfway, or get an error.
         let request = r#"{"id":1,"verb":{"keep-secret":{"name":"psk","secret":""#;
         for (way, [start, end], answered) in [
             ("as it is", ["", "\"}}}\n"], r#""ok":"done""#),
@@ -184,7 +184,7 @@ fn check_40_a_secret_reaches_its_provider_and_nobody_else() {
         client.configure("a", configuration, None).await.unwrap();
         let mut events = host.events();
 
-        // Named and not kept: the provider hears it, with the remedy.
+        // Named but not stored: the provider gets the error, with the remedy.
         client.start("a", None).await.unwrap();
         let (_, reason, _) = until_end(&mut events, "a").await;
         assert_eq!(reason, StopReason::ProviderFailed);
@@ -228,7 +228,7 @@ fn check_40_a_secret_reaches_its_provider_and_nobody_else() {
             assert!(!line.contains("aHVudGVy"), "quoted: {line}");
         }
 
-        // What the provider held is wiped with it, and so is all else.
+        // The provider's copy is wiped with it, and so is every other.
         host.stop("a", StopReason::UserInitiated).await.unwrap();
         drop(held.lock().unwrap().take());
         assert!(!is_in_memory(&masked), "left after the stop");

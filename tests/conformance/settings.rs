@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The interface: what settings make of it, and how they change.
+//! The interface: how settings create and change it.
 
 use std::{
     io::{Read, Write},
@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::kit::{Script, apply, connect, host, in_namespace, ip, port, refused, until_end};
 
-/// A session that has the interface `tap-a`, driven from outside.
+/// A session with the interface `tap-a`, controlled from outside.
 async fn session(
     directory: &TempDir,
 ) -> (

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Configurations: who changes them, and what sessions hear of it.
+//! Configurations: changes of users and programs, and what sessions see of them.
 
 use std::sync::Arc;
 

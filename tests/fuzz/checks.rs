@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What holds of super-frames and of runs of their segments.
+//! Properties of super-frames and of runs of their segments.
 
 use patchcord::internals::{proto::superframe::Layout, wire::offload::Checksum};
 

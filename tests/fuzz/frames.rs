@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Frames with right lengths and checksums around what the fuzzer makes up.
+//! Frames with right lengths and checksums around the fuzzer's data.
 
 use arbitrary::Arbitrary;
 
-/// A frame that may get past the first checks.
+/// A frame that can pass the first checks.
 #[derive(Arbitrary, Debug)]
 pub enum Frame {
     Raw(Vec<u8>),
@@ -46,7 +46,7 @@ pub enum Frame {
     },
 }
 
-/// A byte that is something else.
+/// A byte with another value.
 #[derive(Arbitrary, Debug)]
 pub struct Noise(Option<(u8, u8)>);
 
@@ -155,7 +155,7 @@ impl Frame {
     }
 }
 
-/// Stations have short names; 255 is everyone.
+/// One byte names a station; 255 is the broadcast address.
 fn ethernet(to: u8, from: u8, tags: &[[u8; 2]], ether_type: u16, payload: &[u8]) -> Vec<u8> {
     let dst = if to == 255 {
         [0xff; 6]
@@ -177,7 +177,7 @@ fn link_local(name: u8) -> [u8; 16] {
     address
 }
 
-/// With the checksum that ICMP, IGMP and PIM have in one place.
+/// With the checksum at the common place of ICMP, IGMP and PIM.
 fn checked(message: &[u8], start: u32) -> Vec<u8> {
     let mut message = message.to_vec();
     if message.len() >= 4 {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Frames for the targets: finished ones, some with a partial checksum, and super-frames of every kind.
 //!
-//! Every byte of a payload follows from the frame's number and its place, so that a piece tells where
-//! it belongs.
+//! Every byte of a payload follows from the frame's number and its offset, so that a piece identifies
+//! its place.
 
 use arbitrary::Arbitrary;
 use patchcord::internals::{
@@ -10,7 +10,7 @@ use patchcord::internals::{
     wire::offload::{Checksum, Offload, Segmentation, Transport},
 };
 
-/// What a frame is made of.
+/// The kind of a frame.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub enum Kind {
     Finished,
@@ -37,7 +37,7 @@ pub struct Original {
     pub pending: Option<PendingOffload>,
 }
 
-/// A segment is at least so long: that many bytes of a payload are in one place only.
+/// The least length of a segment: so many bytes of a payload occur at one place only.
 pub const SEGMENT_MIN: usize = 8;
 const ETHERNET: usize = 14;
 
@@ -66,7 +66,7 @@ impl Original {
         };
         // One more byte, for a piece behind the headers.
         let mut frame = filled(number, ethernet(number, false), len.max(headers_len + 1));
-        // As much of IPv4 and TCP as a receiver looks at.
+        // The fields of IPv4 and TCP that a receiver reads.
         let total = (frame.len() - 14) as u16;
         frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
         frame[16..18].copy_from_slice(&total.to_be_bytes());
@@ -143,7 +143,7 @@ impl Original {
         }
         match transport {
             Protocol::Tcp => {
-                // The sequence number comes around within the frame.
+                // The sequence number wraps within the frame.
                 put(&mut frame, start + 4, 0xffff);
                 put(&mut frame, start + 6, 0xff00);
                 frame[start + 12] = (transport_len as u8 / 4) << 4;
@@ -178,7 +178,7 @@ impl Original {
     }
 }
 
-/// Addresses that tell the number, and perhaps a tag; no EtherType.
+/// Addresses that contain the number, and perhaps a tag; no EtherType.
 fn ethernet(number: u8, is_tagged: bool) -> Vec<u8> {
     let mut header = vec![2, 0, 0, 0, 0, number, 2, 0, 0, 0, 1, number];
     if is_tagged {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Frames with headers of every shape and length: tags, IPv4 options, IPv6 extensions, TCP and UDP; and
-//! with lengths and bytes that lie, where the fuzzer wants that.
+//! Frames with headers of every shape and length: tags, IPv4 options, IPv6 extensions, TCP and UDP;
+//! with wrong lengths and bytes where the fuzzer chooses them.
 
 use arbitrary::Arbitrary;
 use patchcord::internals::{proto::partial_checksum::finish_checksum, wire::offload::Checksum};
@@ -9,10 +9,10 @@ use crate::original::{pseudo_header, sum};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-/// An IP packet has no more.
+/// The largest IP packet.
 const MAX_PACKET: usize = 65_535;
 
-/// What a frame is made of.
+/// The parts of a frame.
 #[derive(Arbitrary, Clone, Debug)]
 pub struct Packet {
     to: u8,
@@ -22,10 +22,10 @@ pub struct Packet {
     network: Network,
     transport: Transport,
     payload: u16,
-    /// More than an IP packet can have.
+    /// More than fits into an IP packet.
     is_big: bool,
     number: u8,
-    /// Bytes that are something else, in the headers.
+    /// Bytes of the headers that are replaced.
     lies: Vec<(u16, u8)>,
     /// The frame ends after so many bytes.
     cut_off: Option<u16>,
@@ -83,7 +83,7 @@ enum Transport {
     Other(u8),
 }
 
-/// A field that says how long something is.
+/// A length field.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Length {
     Right,
@@ -105,26 +105,26 @@ impl Length {
     }
 }
 
-/// A frame, and what its maker knows of it.
+/// A frame, and the properties that it was built with.
 #[derive(Clone, Debug)]
 pub struct Built {
     /// Its partial checksum holds the sum of the pseudo-header.
     pub frame: Vec<u8>,
-    /// Where that is.
+    /// Its position.
     pub checksum: Checksum,
     pub headers_len: usize,
     pub protocol: u8,
     pub is_ipv6: bool,
-    /// IP, and every field is as its contents want it.
+    /// IP, and every field fits its contents.
     pub is_honest: bool,
 }
 
 impl Built {
-    /// With its checksum in place, if it has a place.
+    /// With its checksum finished, if it has one.
     pub fn finished(&self) -> Vec<u8> {
         let mut frame = self.frame.clone();
         if self.checksum.offset > 0 {
-            // In a frame that was cut off there may be none.
+            // A frame that was cut off may have none.
             let _ = finish_checksum(&mut frame, self.checksum);
         }
         frame
@@ -195,7 +195,7 @@ impl Packet {
         }
     }
 
-    /// Stations have short names; some are everybody.
+    /// One byte names a station; some are the broadcast address.
     fn ethernet(&self) -> Vec<u8> {
         let to = match self.to % 8 {
             0 => [0xff; 6],
@@ -210,7 +210,7 @@ impl Packet {
                 Tpid::Service => [0x88, 0xa8],
                 Tpid::Old => [0x91, 0x00],
             });
-            // 0, 10, 20 and 30 are those that ports have.
+            // 0, 10, 20 and 30 are the VLANs of ports.
             frame.extend([u8::from(tag.priority) * 0xa0, tag.vid % 5 * 10]);
         }
         frame.extend(match self.tunnel {
@@ -268,7 +268,7 @@ impl Network {
     fn header_len(&self) -> usize {
         match self {
             Self::V4 { option_words, .. } => 20 + 4 * usize::from(option_words % 11),
-            // The fixed header is not counted in an IPv6 packet's length, its extensions are.
+            // The length of an IPv6 packet excludes the fixed header, and includes its extensions.
             Self::V6 { extensions, .. } => {
                 let lens = extensions.iter().take(10);
                 lens.map(|(_, words)| 8 * (1 + usize::from(*words))).sum()
@@ -292,7 +292,7 @@ impl Network {
         }
     }
 
-    /// Appends the header for so many bytes behind it; returns where its addresses are.
+    /// Appends the header for so many bytes behind it; returns the offset of its addresses.
     fn emit(
         &self,
         frame: &mut Vec<u8>,
@@ -368,7 +368,7 @@ impl Transport {
             } => {
                 let len = 20 + 4 * (option_words % 11);
                 let mut header = vec![0; len.into()];
-                // Close to where the sequence number comes around.
+                // The sequence number is about to wrap.
                 header[4..8].copy_from_slice(&[0xff, 0xff, 0xff, 0]);
                 [header[12], header[13]] = [len / 4 << 4, flags];
                 header
@@ -403,7 +403,7 @@ fn put(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
-/// Whether a finished frame that is TCP or UDP over IP as a receiver sees it has a wrong checksum.
+/// Whether a receiver finds a wrong checksum in a finished frame of TCP or UDP over IP.
 pub fn has_wrong_checksum(frame: &[u8]) -> bool {
     is_checksum_right(frame) == Some(false)
 }

@@ -31,15 +31,15 @@ pub(crate) fn fragment(fragment: Fragment, piece: &[u8]) -> Vec<u8> {
     [&header[..], piece].concat()
 }
 
-/// What is open in a frame that comes in pieces, and a copy of its headers.
+/// The offload descriptor of a frame in pieces, and a copy of its headers.
 pub(crate) fn offload(cut: CutFrame, offload: Offload, headers: &[u8]) -> Vec<u8> {
     let mut header = [0; OFFLOAD_HEADER_LEN];
     emit_offload_header(&mut header, cut, offload, headers.len() as u16);
     [&header[..], headers].concat()
 }
 
-/// The chunks of a frame that is cut into pieces of at most `piece_len` bytes, each for a datagram of
-/// its own: first the offload chunk with `headers_len` bytes, if there is something open.
+/// The chunks of a frame in pieces of at most `piece_len` bytes, each for a datagram of its own: first
+/// the offload chunk with `headers_len` bytes, if there is an offload.
 pub(crate) fn cut(
     frame: &[u8],
     frame_id: u32,

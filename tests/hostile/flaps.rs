@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A peer that comes and goes, or moves, as fast as it can: the log, the carrier and the other peers
-//! do not follow each of its turns.
+//! A peer that comes and goes, or moves, as fast as it can: the log, the carrier and the other peers do
+//! not follow every change.
 
 use patchcord::internals::wire::chunk::Chunk;
 
@@ -33,7 +33,7 @@ fn a_peer_that_comes_and_goes_changes_the_carrier_a_few_times_and_fills_no_log()
         flap(&stage.rogues()[0]);
     }
     let changes = carrier_changes(&stage) - before;
-    // Five times down and up before it is held, and once for each 4 s that this took.
+    // Five times down and up before the hold-down, and then once for each 4 s of the test.
     assert!(changes <= 40, "{changes} changes of the carrier");
     let log = stage.site.process().log();
     assert_eq!(log.matches("peer flaps").count(), 1, "{log}");
@@ -59,7 +59,7 @@ fn a_peer_that_moves_with_each_datagram_keeps_neither_calls_nor_others_out() {
             source.send(&rogue.seal(Sealed::chunks(&chunk::frame(&sent))));
         }
         if round % 50 == 0 {
-            // A handshake of another peer meanwhile.
+            // Another peer makes a handshake meanwhile.
             other.restart();
             other.connect();
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Headers that are as long as those of a super-frame may be, and longer.
+//! Headers as long as those of a super-frame may be, and longer.
 
 use crate::chunk;
 use crate::kit::frames::{BROADCAST, Mac};
@@ -47,7 +47,7 @@ fn headers_of_any_length_cross_a_hub() {
 }
 
 const SEGMENT: usize = 100;
-/// More than a kernel cuts a super-frame of UDP into.
+/// More segments than a kernel makes of a super-frame of UDP.
 const SEGMENTS: usize = 200;
 
 #[test]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A peer whose key is right and whose intentions are not, against the real program. Needs root.
+//! A hostile peer with a valid key, against the real program. Needs root.
 //!
 //! ```text
 //!  cable -- br-lan -- pc0 = patchcord -- wan --- router --- namespace of rogue 1
@@ -7,9 +7,9 @@
 //! ```
 //!
 //! A [`Stage`](stage::Stage) is one site with the program, and as many [`Rogue`](rogue::Rogue)s as it
-//! has peers. A rogue speaks the project's own protocol (`proto::Node`, `Session`), so that handshakes,
-//! echoes and keys are right for as long as the test wants them to be. Beside that it seals what it
-//! likes, and sends from where it likes:
+//! has peers. A rogue implements the project's own protocol (`proto::Node`, `Session`), so that
+//! handshakes, echoes and keys are right for as long as the test needs them. Besides, it seals any
+//! content, and sends from any address:
 //!
 //! ```text
 //! let stage = Stage::start(&Mode::HUB, 2);             // the program, and two peers of it
@@ -30,7 +30,7 @@
 //! stage.assert_well();                                 // it lives, its memory is bounded, frames cross
 //! ```
 //!
-//! `packet` builds frames with headers as long as a test wants. A new topic is a new file with its tests;
+//! `packet` builds frames with headers of any length. A new topic is a new file with its tests;
 //! `random` draws from a seed, which it prints when it fails.
 // A test fails by panicking, waits by the real clock, and prints its logs.
 #![allow(

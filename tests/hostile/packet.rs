@@ -9,12 +9,12 @@ const ETHERNET: usize = 14;
 const TAG: usize = 4;
 const IPV6: usize = 40;
 const UDP: usize = 8;
-/// Bytes that one extension header can have.
+/// The most bytes of one extension header.
 const EXTENSION_MAX: usize = 2048;
 const DESTINATION_OPTIONS: u8 = 60;
 const UDP_NUMBER: u8 = 17;
 
-/// What a frame consists of.
+/// The parts of a frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Packet<'a> {
     pub(crate) dst: Mac,
@@ -44,12 +44,12 @@ impl Packet<'_> {
         self.with_payload(&self.payload())
     }
 
-    /// The same with its checksum in place, as whoever gets it should see it.
+    /// The same with its checksum finished, as its receiver should see it.
     pub(crate) fn finished(&self) -> Vec<u8> {
         self.finish(self.with_partial_checksum())
     }
 
-    /// The frames that it stands for with so many bytes in each, as whoever gets them should see them.
+    /// Its segments of so many bytes, as their receiver should see them.
     pub(crate) fn segments(&self, size: usize) -> Vec<Vec<u8>> {
         let payload = self.payload();
         let segments = payload.chunks(size);
@@ -102,7 +102,7 @@ impl Packet<'_> {
         frame
     }
 
-    /// Where the checksum is.
+    /// The position of the checksum.
     pub(crate) fn checksum(&self) -> Checksum {
         Checksum {
             start: self.transport() as u16,
@@ -110,7 +110,7 @@ impl Packet<'_> {
         }
     }
 
-    /// What is open in it as a super-frame with so many bytes in each segment.
+    /// Its offload descriptor as a super-frame with so many bytes in each segment.
     pub(crate) fn open_segments(&self, size: u16) -> Offload {
         Offload {
             checksum: self.checksum(),
@@ -139,7 +139,7 @@ fn address(last: u8) -> [u8; 16] {
     address
 }
 
-/// Destination options of padding, in as many headers as it takes.
+/// Destination options of padding, in as many headers as needed.
 fn extend_with_options(frame: &mut Vec<u8>, mut left: usize) {
     while left > 0 {
         let len = left.min(EXTENSION_MAX);

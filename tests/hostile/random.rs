@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Anything that a peer could send, drawn from a seed: whole and broken chunks, frames with headers of
-//! any length, descriptions that lie, pieces that overlap or never come, replays, handshakes, echoes,
-//! noise, from many addresses. Afterwards the program is well.
+//! any length, wrong descriptors, pieces that overlap or never come, replays, handshakes, echoes,
+//! noise, from many addresses. Afterwards the program works.
 //!
 //! `HOSTILE_SEED=N HOSTILE_DATAGRAMS=N cargo test --test hostile random` repeats a run, or prolongs it.
 
@@ -22,9 +22,9 @@ use crate::stage::{Mode, Stage};
 
 /// Some seconds of work, in the modes together.
 const DATAGRAMS: u64 = 2000;
-/// Sent without a look at how the program does.
+/// Sent without a check of the program.
 const BURST: u64 = 50;
-/// Earlier datagrams that may come again.
+/// Earlier datagrams that may be sent again.
 const KEPT: usize = 32;
 /// Other addresses that a rogue sends from.
 const SOURCES: u8 = 12;
@@ -74,7 +74,8 @@ fn molest(stage: &Stage, dice: &mut Dice, datagrams: u64) {
     };
     for number in 0..datagrams {
         if number % BURST == 0 {
-            // A socket's buffer that is full loses what would hurt, and a session may have ended.
+            // A full socket buffer would drop the interesting datagrams, and a session may have
+            // ended.
             thread::sleep(millis(2));
             rogue.connect();
         }
@@ -101,7 +102,7 @@ impl Attack<'_> {
         self.send_from_anywhere(dice, &datagram);
     }
 
-    /// A datagram that was sent before, as it was or with another byte.
+    /// An earlier datagram, unchanged or with another byte.
     fn mangled(&self, dice: &mut Dice) -> Vec<u8> {
         let mut datagram = dice.one_of(&self.kept).clone();
         if dice.is(2) && !datagram.is_empty() {
@@ -155,7 +156,7 @@ impl Attack<'_> {
         }
     }
 
-    /// What the datagrams of one idea hold.
+    /// The plaintexts of the datagrams of one draw.
     fn plaintexts(&self, dice: &mut Dice) -> Vec<Vec<u8>> {
         match dice.below(10) {
             0 => vec![dice.bytes(1400)],
@@ -166,7 +167,7 @@ impl Attack<'_> {
         }
     }
 
-    /// Of which the tags are to be drawn apart.
+    /// Without its tags, which are drawn separately.
     fn packet<'v>(&self, dice: &mut Dice, vlans: &'v [u16], payload: usize) -> Packet<'v> {
         Packet {
             dst: *dice.one_of(&self.stations),
@@ -202,7 +203,7 @@ impl Attack<'_> {
         chunk::fragment(place, &dice.bytes(1400))
     }
 
-    /// A super-frame in pieces, some of which are lost, come twice, or say something else.
+    /// A super-frame in pieces, some of them lost, repeated, or changed.
     fn cut_frame(&self, dice: &mut Dice) -> Vec<Vec<u8>> {
         let vlans = dice.vlans();
         let packet = self.packet(dice, &vlans, 64_000);
@@ -235,7 +236,7 @@ impl Attack<'_> {
     }
 }
 
-/// SplitMix64, and what is drawn with it.
+/// SplitMix64, and the draws from it.
 struct Dice(u64);
 
 impl Dice {
@@ -269,7 +270,8 @@ impl Dice {
         &mut all[at]
     }
 
-    /// Of eight bytes in the options of a packet: most headers are about as long as may be.
+    /// Counted in eight bytes of the options of a packet: most headers are about as long as
+    /// allowed.
     fn words(&mut self) -> usize {
         let most = if self.is(3) { 180 } else { 32 };
         self.below(most)
@@ -285,7 +287,7 @@ impl Dice {
         (0..len).map(|_| self.next() as u8).collect()
     }
 
-    /// Other bytes in some places of the headers, now and then.
+    /// Changes some bytes of the headers, now and then.
     fn spoil(&mut self, frame: &mut [u8]) {
         if self.is(3) {
             for _ in 0..=self.below(3) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A peer with a valid key that sends what it likes.
+//! A hostile peer with a valid key.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -28,9 +28,9 @@ use crate::kit::process::{eventually, millis, secs};
 use crate::kit::site::{Peer, Site, UDP_PORT};
 use crate::kit::topology::{Router, Sandbox, Uplink};
 
-/// How long a look at the socket waits: the node's timers are not finer.
+/// How long a read of the socket waits: the node's timers are not finer.
 const LOOK: Duration = millis(10);
-/// The largest frame that it says it takes.
+/// The largest frame that it announces.
 const MAX_FRAME: u16 = u16::MAX;
 
 /// A datagram of a session, before it is sealed.
@@ -38,7 +38,7 @@ const MAX_FRAME: u16 = u16::MAX;
 pub(crate) struct Sealed<'a> {
     pub(crate) message_type: MessageType,
     pub(crate) lane: Lane,
-    /// The next of the lane if there is none.
+    /// The next one of the lane by default.
     pub(crate) sequence: Option<u64>,
     pub(crate) plaintext: &'a [u8],
 }
@@ -66,7 +66,7 @@ impl<'a> Sealed<'a> {
 pub(crate) struct Rogue {
     pub(crate) name: String,
     pub(crate) public_key: String,
-    /// What it uses as the address of a station behind it.
+    /// The address of a station behind it.
     pub(crate) mac: Mac,
     pub(crate) uplink: Uplink,
     key: String,
@@ -75,14 +75,14 @@ pub(crate) struct Rogue {
     keeper: Option<JoinHandle<()>>,
 }
 
-/// The program under test, as its peers know it.
+/// The program under test, from the view of its peers.
 #[derive(Clone, Copy)]
 struct Program {
     public_key: PublicKey,
     at: SocketAddr,
 }
 
-/// Shared with the thread that keeps the protocol going.
+/// Shared with the thread that runs the protocol.
 struct Line {
     socket: UdpSocket,
     program: Program,
@@ -94,7 +94,7 @@ struct Line {
 
 struct State {
     node: Node,
-    /// Frames that the program sent here.
+    /// Frames from the program.
     inbox: Vec<Vec<u8>>,
     pieces: HashMap<(SessionIndex, Lane), Reassembly>,
 }
@@ -106,7 +106,7 @@ impl Rogue {
         let key = PrivateKey::generate().to_base64();
         let namespace = sandbox.namespace(&format!("rogue{n}"));
         let uplink = router.attach(&namespace, n, mtu);
-        // Every address of the network is its own, see `source`.
+        // Every address of the network belongs to it, see `source`.
         let [a, b, c, _] = uplink.v4.octets();
         let all = format!("route add local {a}.{b}.{c}.128/25 dev lo");
         namespace.ip(&all);
@@ -133,7 +133,7 @@ impl Rogue {
         }
     }
 
-    /// As the program's configuration has it.
+    /// Its entry in the program's configuration.
     pub(crate) fn as_peer(&self, port: &'static str) -> Peer {
         Peer {
             name: self.name.clone(),
@@ -157,12 +157,12 @@ impl Rogue {
         session.unwrap_or_else(|| panic!("{} has no session: connect first", self.name))
     }
 
-    /// Begins anew, as after a restart: with no session, and so with a handshake.
+    /// Starts anew, as after a restart: without a session, and so with a handshake.
     pub(crate) fn restart(&self) {
         *self.line.state() = State::new(node(&self.key, self.line.program));
     }
 
-    /// Answers nothing and keeps nothing going, until it connects again.
+    /// Sends nothing, not even answers, until it connects again.
     pub(crate) fn mute(&self) {
         self.line.is_muted.store(true, Ordering::Relaxed);
     }
@@ -200,7 +200,7 @@ impl Rogue {
         seal(&self.session(), what)
     }
 
-    /// A good handshake message, of a node that knows nothing of the answer.
+    /// A valid handshake message of a node that ignores the answer.
     pub(crate) fn initiation(&self) -> Vec<u8> {
         let mut node = node(&self.key, self.line.program);
         node.handle_timeout(Instant::now(), SystemTime::now());
@@ -222,7 +222,7 @@ impl Rogue {
         }
     }
 
-    /// Waits for an identical frame; false when time is up.
+    /// Waits for an identical frame; false after the limit.
     pub(crate) fn receives(&self, frame: &[u8], limit: Duration) -> bool {
         let is_there = |state: &mut State| state.inbox.iter().any(|came| came == frame);
         let (_state, waited) = self
@@ -233,7 +233,7 @@ impl Rogue {
         !waited.timed_out()
     }
 
-    /// The frames that came since this was last asked.
+    /// The frames that came since the last call.
     pub(crate) fn take_frames(&self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.line.state().inbox)
     }
@@ -248,7 +248,7 @@ impl Drop for Rogue {
     }
 }
 
-/// Somewhere else that a rogue sends from.
+/// Another source address of a rogue.
 pub(crate) struct Source<'a> {
     line: &'a Line,
     socket: UdpSocket,
@@ -280,7 +280,7 @@ impl Line {
     }
 
     fn send(&self, socket: &UdpSocket, datagram: &[u8]) {
-        // A refusal is the network's, and one of an earlier datagram.
+        // An error is one of the network, about an earlier datagram.
         let _ = socket.send_to(datagram, self.program.at);
     }
 
@@ -314,13 +314,13 @@ impl State {
         }
     }
 
-    /// The session that it sends under.
+    /// The session for its datagrams.
     fn session(&self) -> Option<Arc<Session>> {
         let tables = self.node.tables();
         tables.routes.into_iter().next()?.session
     }
 
-    /// Drops what is not as it should be: the program may be under attack here, this test is not.
+    /// Drops invalid datagrams: here the program is under attack, not the test.
     fn handle(&mut self, from: SocketAddr, datagram: &mut [u8]) {
         let now = Instant::now();
         match MessageType::of(datagram) {
@@ -382,11 +382,11 @@ impl State {
     }
 }
 
-/// As the station that gets the frame sees it.
+/// As the station sees it that receives the frame.
 fn finished(frame: &[u8], open: Option<Checksum>) -> Vec<u8> {
     let mut frame = frame.to_vec();
     if let Some(checksum) = open {
-        // One that is nowhere in the frame stays open.
+        // A checksum with an impossible position stays partial.
         let _ = finish_checksum(&mut frame, checksum);
     }
     frame

@@ -10,12 +10,12 @@ use crate::kit::site::{Settings, Site};
 use crate::kit::topology::{Router, Sandbox};
 use crate::rogue::Rogue;
 
-/// A rogue's kernel cuts what is larger.
+/// A rogue's kernel fragments larger datagrams.
 const UNDERLAY_MTU: u32 = 1500;
-/// What the program may take more than at its start, whatever its peers send.
+/// The growth that the program is allowed after its start, whatever its peers send.
 const MEMORY_KIB: u64 = 64 * 1024;
 
-/// How the program is configured, and how a good frame looks then.
+/// A configuration of the program, and the shape of a good frame in it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mode {
     pub(crate) name: &'static str,
@@ -54,7 +54,7 @@ impl Mode {
         device: "mode = \"wire\"",
         ..Self::TAP
     };
-    /// A tag is pushed on the way to the device.
+    /// The switch pushes a tag on the way to the device.
     pub(crate) const ACCESS: Self = Self {
         name: "access",
         peer: "access = 10",
@@ -81,7 +81,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// The program is up and each of `peers` has a session with it.
+    /// Starts the program and waits until each of `peers` has a session with it.
     pub(crate) fn start(mode: &Mode, peers: u8) -> Self {
         let sandbox = Sandbox::new();
         let internet = Router::internet(&sandbox);
@@ -123,8 +123,8 @@ impl Stage {
         &self.rogues
     }
 
-    /// The program lives, has not grown without bound, and a good frame crosses each way for each
-    /// peer that has a session.
+    /// Checks that the program runs, has not grown without bound, and passes a good frame each way
+    /// for each peer with a session.
     pub(crate) fn assert_well(&mut self) {
         for rogue in &self.rogues {
             rogue.connect();
@@ -141,7 +141,7 @@ impl Stage {
         assert!(!log.contains("panicked"), "{}: {log}", self.mode.name);
     }
 
-    /// A good frame crosses each way.
+    /// Checks that a good frame crosses each way.
     pub(crate) fn assert_crosses(&self, rogue: &Rogue) {
         let name = self.mode.name;
         eventually(
@@ -164,7 +164,7 @@ impl Stage {
         );
     }
 
-    /// A broadcast that was not there before, as it is at the cable and as it is at a peer.
+    /// A broadcast that was not sent before, in its form at the cable and in its form at a peer.
     fn good_frame(&self, from: [u8; 6]) -> [Vec<u8>; 2] {
         // Far from the seeds that tests choose for frames of their own.
         static CALLS: AtomicU64 = AtomicU64::new(1 << 32);

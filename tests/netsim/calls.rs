@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A node calls no more often than it should, whatever others do and however many do not answer.
+//! A node calls no more often than it should, whatever other nodes do and however many do not answer.
 
 use patchcord::internals::{
     proto::limits::{INITIATION_BURST, INITIATION_RATE},
@@ -11,7 +11,7 @@ use crate::{
     net::{A, B, Net, millis, secs},
 };
 
-/// A node that calls hosts which are not there.
+/// A node that calls dead hosts.
 fn lonely(peers: usize) -> Net {
     let caller = Setup {
         peers: (1..=peers).map(|peer| (peer, true)).collect(),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Clocks that disagree end no link, and let nobody in who repeats what others have said.
+//! Clocks that disagree end no link, and do not make replays succeed.
 
 use std::net::SocketAddr;
 
@@ -11,13 +11,13 @@ fn eve() -> SocketAddr {
     "203.0.113.66:666".parse().unwrap()
 }
 
-/// The caller starts again with a clock that is a year behind. B waits for calls.
+/// The caller restarts with a clock that is a year behind. B waits for calls.
 fn set_back(net: &mut Net) {
     net.set_wall_back(secs(365 * 24 * 3600));
     net.start(A);
 }
 
-/// But for what is told of refusals.
+/// The events, without those about refusals.
 fn take_states(net: &mut Net, at: usize) -> Vec<Event> {
     let mut events = net.take_events(at);
     events.retain(|event| !matches!(event, Event::Refused(_) | Event::Trouble(_)));
@@ -41,7 +41,7 @@ fn rekeys_of_a_caller_whose_clock_went_back_go_on_and_lose_nothing() {
     assert_eq!(take_states(&mut net, B), [], "never down");
 }
 
-/// A pair, and everything that was said before and after a clock was set back.
+/// A pair, and every datagram from before and after a clock was set back.
 fn overheard() -> Net {
     let mut net = Net::pair();
     net.records = true;

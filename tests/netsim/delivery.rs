@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What arrives over a bad underlay: a table, so that a change for the worse shows as a diff.
+//! Arrivals over a bad underlay: a table, so that a change for the worse shows as a diff.
 
 use std::fmt::Write;
 
@@ -50,7 +50,7 @@ loss dup jitter | small: here late twice | cut: here late twice
 fn deliver(link: Link, len: usize) -> [usize; 3] {
     let mut net = Net::connected();
     net.run_for(secs(2));
-    // Before this, keys and jitter have decided how often the dice were thrown.
+    // Until here, keys and jitter have decided how often the dice were thrown.
     net.reset_dice();
     net.link = link;
     for number in 0..FRAMES {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How sessions come about, and why they do not.
+//! How sessions are established, and why they fail.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -273,7 +273,7 @@ fn the_peers_of_a_hub_have_nothing_to_do_with_each_other() {
     assert!(!net.hosts[A].view(2, net.now()).is_up, "C is gone");
 }
 
-/// The last trouble of a host with its peer, and what was told of it.
+/// The last trouble of a host with its peer, and the number of its reports.
 fn trouble(net: &mut Net, at: usize) -> (Option<Trouble>, usize) {
     let told = net.take_events(at);
     let told = told.iter().filter(|event| **event == Event::Trouble(FIRST));
@@ -345,7 +345,7 @@ fn a_caller_whose_answers_do_not_arrive_is_told_of_at_the_responder() {
 fn a_caller_whose_clock_went_back_gets_in_again() {
     let mut net = Net::connected();
     net.set_wall_back(secs(3600));
-    // A restart: nothing of the former run is known.
+    // A restart: the state of the earlier run is lost.
     net.start(A);
     net.run_for(secs(3));
     assert!(net.is_up(A) && net.is_up(B));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One end of a tunnel: a node, and what the data threads keep beside it.
+//! One end of a tunnel: a node, and the state of the data threads.
 
 use std::{
     collections::HashMap,
@@ -34,7 +34,7 @@ use crate::net::Sent;
 
 pub(crate) const MAX_FRAME: u16 = 10_000;
 
-/// What the configuration of a host says; a restart reads it again.
+/// The configuration of a host; a restart reads it again.
 #[derive(Clone)]
 pub(crate) struct Setup {
     /// The number of each peer, and whether its address is configured.
@@ -59,7 +59,7 @@ impl Default for Setup {
     }
 }
 
-/// What a lane of a session has received.
+/// The receive state of a lane.
 struct LaneState {
     session: Arc<Session>,
     window: ReplayWindow,
@@ -69,9 +69,9 @@ struct LaneState {
 pub(crate) struct Host {
     pub(crate) node: Node,
     pub(crate) address: SocketAddr,
-    /// Its control thread does nothing.
+    /// Its control thread is not scheduled.
     pub(crate) is_stalled: bool,
-    /// Larger datagrams are refused with EMSGSIZE (in bytes of an IP packet).
+    /// The IP MTU of its interface; larger datagrams are refused with EMSGSIZE.
     pub(crate) interface_mtu: u16,
     /// Frames that came out of the tunnel.
     pub(crate) received: Vec<(PortId, Vec<u8>)>,
@@ -122,7 +122,7 @@ impl Host {
         self.node.views(now).swap_remove(usize::from(port) - 1)
     }
 
-    /// What the data threads know.
+    /// The tables of the data threads.
     pub(crate) fn tables(&self) -> &Tables {
         &self.tables
     }
@@ -135,7 +135,7 @@ impl Host {
         *self.drops.entry(reason).or_default() += 1;
     }
 
-    /// Carries out what the node wants: events first, then datagrams (as `pipeline::control`).
+    /// Carries out the node's output: events first, then datagrams (as `pipeline::control`).
     pub(crate) fn pump(&mut self, now: Instant) -> Vec<Sent> {
         while let Some(event) = self.node.poll_event() {
             if event == Event::TablesChanged {

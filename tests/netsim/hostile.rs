@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whoever can read, repeat, mangle and forge datagrams gains nothing.
+//! An attacker who can read, repeat, mangle and forge datagrams gains nothing.
 
 use std::net::SocketAddr;
 
@@ -20,7 +20,7 @@ fn eve() -> SocketAddr {
     "203.0.113.66:666".parse().unwrap()
 }
 
-/// A connected pair, and everything that went over the wire until then.
+/// A connected pair, and every datagram until then.
 fn overheard() -> Net {
     let mut net = Net::pair();
     net.records = true;
@@ -36,13 +36,13 @@ fn overheard() -> Net {
     net.take_events(A);
     net.take_events(B);
     net.records = false;
-    // A probe that was too big for the path never came: it would be news.
+    // A probe that was too big for the path never came: its replay would be new.
     let mtu = usize::from(net.link.mtu);
     net.recorded.retain(|sent| sent.packet_len() <= mtu);
     net
 }
 
-/// What a host tells, but for the refusals.
+/// The events of a host, without the refusals.
 fn changes(net: &mut Net, at: usize) -> Vec<Event> {
     let mut told = net.take_events(at);
     told.retain(|event| !matches!(event, Event::Refused(_)));
@@ -123,7 +123,7 @@ fn mangled_datagrams_change_nothing() {
         net.run_for(millis(20));
     }
     net.run_for(secs(2));
-    // An initiation that came once more with its mac2 bent is a replay, and refused as one.
+    // A repeated initiation with a changed mac2 is a replay, and refused as one.
     assert_unmoved(&mut net);
 }
 
@@ -136,7 +136,7 @@ fn what_is_mangled_on_the_way_is_as_good_as_lost() {
     assert!(up);
 }
 
-/// An initiation by nobody that passes mac1.
+/// An initiation of an unknown node that passes mac1.
 fn forged_initiation(net: &mut Net, from: SocketAddr) -> Sent {
     let index = SessionIndex::from_low_bits(net.random() as u32);
     let mut message = Initiation::new(index, [0; _]);

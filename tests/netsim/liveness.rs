@@ -8,7 +8,7 @@ use crate::{
     net::{A, B, FIRST, Net, address, frame, millis, numbers, secs},
 };
 
-/// A frame from each end every 50 ms, until both get through; how long that took.
+/// Sends a frame from each end every 50 ms, until both arrive; returns how long that took.
 fn time_until_frames_pass(net: &mut Net) -> std::time::Duration {
     let began = net.elapsed();
     net.take_received(A);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Nodes over a virtual underlay, on a virtual clock: hours of protocol in moments, and every run
-//! of the network's dice the same.
+//! Nodes over a virtual underlay, on a virtual clock: hours of protocol in moments, with the same
+//! random decisions of the network in every run.
 //!
 //! ```text
 //!  Host: Node, tables, trains, replay windows        Net: latency, loss, duplication, reordering, MTU

@@ -65,10 +65,10 @@ pub(crate) struct Link {
     /// Up to this much is added to the latency of each datagram: reordering.
     pub(crate) jitter: Duration,
     pub(crate) loss_percent: u64,
-    /// Of handshake messages only.
+    /// For handshake messages only.
     pub(crate) handshake_loss_percent: u64,
     pub(crate) duplicate_percent: u64,
-    /// Larger IP packets vanish.
+    /// Larger IP packets are lost.
     pub(crate) mtu: u16,
 }
 
@@ -92,16 +92,16 @@ pub(crate) struct Net {
     pub(crate) link: Link,
     pub(crate) hosts: Vec<Host>,
     pub(crate) setups: Vec<Setup>,
-    /// Everything that was sent, when it is recorded.
+    /// All datagrams, while they are recorded.
     pub(crate) recorded: Vec<Sent>,
     pub(crate) records: bool,
     filter: Filter,
     keys: Vec<String>,
     began: Instant,
     elapsed: Duration,
-    /// How far the clocks that people set went back.
+    /// How far the wall clocks were set back.
     behind: Duration,
-    /// By arrival; the number keeps datagrams of one moment in order.
+    /// By arrival; the number keeps simultaneous datagrams in order.
     flying: BTreeMap<(Duration, u64), Sent>,
     launched: u64,
     dice: u64,
@@ -168,7 +168,7 @@ impl Net {
         }
     }
 
-    /// Starts a host, again if it was running: whatever it knew is gone.
+    /// Starts a host; if it was running, its state is lost.
     pub(crate) fn start(&mut self, at: usize) {
         let setup = &self.setups[at];
         let peers = setup.peers.iter().map(|&(peer, knows_address)| {
@@ -205,7 +205,7 @@ impl Net {
         self.view(at).is_up
     }
 
-    /// Loses what `passes` refuses.
+    /// Drops datagrams that `passes` refuses.
     pub(crate) fn filter(&mut self, passes: impl FnMut(&Sent) -> bool + 'static) {
         self.filter = Box::new(passes);
     }
@@ -214,7 +214,7 @@ impl Net {
         self.filter(|_| true);
     }
 
-    /// Sends a frame to the first peer; what cannot be sent is counted at the host.
+    /// Sends a frame to the first peer; the host counts it if it cannot be sent.
     pub(crate) fn send(&mut self, at: usize, frame: &[u8]) -> Result<(), DropReason> {
         self.send_to(at, FIRST, frame)
     }
@@ -232,7 +232,7 @@ impl Net {
         Ok(())
     }
 
-    /// Puts a datagram on the underlay, whoever made it.
+    /// Puts a datagram on the underlay, from any sender.
     pub(crate) fn inject(&mut self, sent: Sent) {
         let arrival = self.elapsed + self.link.latency;
         self.fly(arrival, sent);
@@ -248,7 +248,7 @@ impl Net {
         std::mem::take(&mut self.hosts[at].events)
     }
 
-    /// Lets a host do something, and sends what comes of it.
+    /// Runs an action of a host, and sends its output.
     pub(crate) fn act(&mut self, at: usize, action: impl FnOnce(&mut Host, Instant)) {
         let now = self.now();
         action(&mut self.hosts[at], now);
@@ -367,7 +367,7 @@ impl Net {
         percent > 0 && self.random() % 100 < percent
     }
 
-    /// Throws the same from here on in every run.
+    /// Restarts the dice: from here on, every run throws the same.
     pub(crate) fn reset_dice(&mut self) {
         self.dice = DICE;
     }
@@ -386,7 +386,7 @@ pub(crate) fn address(at: usize) -> SocketAddr {
     SocketAddr::from(([192, 0, 2 + high, low], 51830))
 }
 
-/// A frame that tells which one it is.
+/// A frame with a number.
 pub(crate) fn frame(number: u64, len: usize) -> Vec<u8> {
     let mut frame = vec![number as u8; len.max(8)];
     frame[..8].copy_from_slice(&number.to_be_bytes());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The path MTU is found, and lost only when it is lost.
+//! The path MTU is found, and lowered only when the path shrinks.
 
 use patchcord::internals::proto::{node::Event, trouble::Trouble};
 
@@ -9,7 +9,7 @@ fn path_mtus(net: &Net) -> [Option<u16>; 2] {
     [A, B].map(|at| net.view(at).path_mtu)
 }
 
-/// Some traffic both ways, so that the path is proved.
+/// Some traffic both ways, so that the path is confirmed.
 fn talk(net: &mut Net, seconds: u64) {
     for _ in 0..seconds * 10 {
         for at in [A, B] {
@@ -130,7 +130,7 @@ fn a_peer_that_comes_and_goes_is_not_probed_each_time() {
     let to = net.hosts[A].address;
     let is_probe = |sent: &&Sent| sent.to == to && sent.packet_len() >= 576;
     let probes = net.recorded.iter().filter(is_probe).count();
-    // Three searches, each up to the largest size, with three rounds of what does not arrive.
+    // Three searches, each up to the largest size, with three rounds of lost probes.
     assert!(probes <= 3 * 50, "{probes} probes in 10 s");
 }
 

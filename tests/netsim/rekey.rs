@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sessions follow each other without losing anything, and end when they must.
+//! Sessions follow each other without loss, and end when they must.
 
 use std::{cell::Cell, rc::Rc};
 

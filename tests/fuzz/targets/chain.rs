@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The whole data path of a node, by its own code: what an authenticated peer sends, chunk by chunk,
-//! sealed, and perhaps damaged on its way, through opening, the hand-over between threads, reassembly,
-//! checks, switch and tag edits, and out again to a device or to other peers; and what a device hands
-//! over, with any description, on its way to the peers. In every mode: TAP, plain back-end, NIC, wire,
-//! hub, inline, staged, and with two threads, with VLANs of every kind at every port, any MTU, and any
-//! path.
+//! The whole data path of a node, with its own code. Inbound: the datagrams of an authenticated peer,
+//! chunk by chunk, sealed, and perhaps damaged on their way, through opening, the hand-over between
+//! threads, reassembly, checks, switch and tag edits, and out again to a device or to other peers.
+//! Outbound: the frames of a device, with any offload descriptor, on their way to the peers. In every
+//! mode: TAP, plain back-end, NIC, wire, hub, inline, staged, and with two threads, with VLANs of every
+//! kind at every port, any MTU, and any path.
 //!
-//! Whatever goes in: nothing panics; what is written to the device is what its kernel may believe, and
-//! no larger than it takes; each datagram fits its path; and whoever is sent something accepts all of
-//! it. A wire loses nothing uncounted, and changes no byte.
+//! For any input: nothing panics; the frames written to the device are valid for its kernel, and no
+//! larger than it takes; each datagram fits its path; and its receiver accepts all of it. A wire counts
+//! every frame that it loses, and changes no byte.
 #![no_main]
 
 #[path = "../original.rs"]
@@ -42,9 +42,9 @@ use patchcord_bridge::{
 
 use packet::{Built, Packet, has_wrong_checksum};
 
-/// A tag that a port puts in front.
+/// The length of a tag that a port pushes.
 const TAG: usize = 4;
-/// Bytes of a datagram that are not plaintext.
+/// Bytes of a datagram besides the plaintext.
 const OVERHEAD: usize = 28;
 /// The largest body of a chunk here.
 const CHUNK: usize = 60_000;
@@ -64,20 +64,20 @@ fn run(input: &Input) {
     run.finish();
 }
 
-/// A node, and whoever gets what it sends.
+/// A node, and the receivers of its frames.
 struct Run {
     world: Facts,
     node: Chain,
     far: Chain,
     /// The next sequence number of each lane of each peer.
     next: [[u64; LANES as usize + 1]; MAX_PEERS],
-    /// Every frame so far was as its maker means it.
+    /// Every frame so far had correct headers.
     is_honest: bool,
-    /// Nobody was told to slow down, so that no frame was changed.
+    /// CoDel has marked no flow, so that no frame was changed.
     is_calm: bool,
-    /// Frames that were read off the device and have to come out at the far end of a wire.
+    /// Frames that were read from the device and must come out at the far end of a wire.
     owed: VecDeque<Vec<u8>>,
-    /// Others were read that cross in pieces, or with fields put right.
+    /// Other frames were read that cross in pieces, or with corrected fields.
     has_corrected: bool,
 }
 
@@ -185,7 +185,7 @@ impl Run {
             }
             described.push((vnet, built.frame));
         }
-        // Small frames may overtake large ones, and a portion takes only so many bytes.
+        // Small frames may overtake large ones, and a batch takes a limited number of bytes.
         let before = self.node.device_frames()[0];
         self.node.read(described.iter().cloned());
         let mut calls = 0;
@@ -225,7 +225,7 @@ impl Run {
         }
     }
 
-    /// A frame that came out at the far end of a wire was read at this one, as it is.
+    /// A frame that came out at the far end of a wire was read at this one, unchanged.
     fn settle(&mut self, frame: &[u8]) {
         let place = self.owed.iter().position(|owed| owed == frame);
         match place {
@@ -240,7 +240,7 @@ impl Run {
             check_description(&vnet, &frame);
         }
         for (reason, count) in self.far.drops() {
-            // A frame of this size cannot be received by anybody.
+            // No peer can receive a frame of this size.
             let is_expected = matches!(reason, DropReason::Oversize | DropReason::ControlQueueFull);
             assert!(is_expected, "{count} refused by the far end: {reason:?}");
         }
@@ -254,7 +254,7 @@ impl Run {
 }
 
 impl Facts {
-    /// What a kernel is told: it takes no more, and believes no more.
+    /// The limits of a kernel for frames and their offload descriptors.
     fn check_written(&self, vnet: &VnetHeader, frame: &[u8]) {
         assert!(self.takes_offloads || *vnet == VnetHeader::NONE);
         check_description(vnet, frame);
@@ -287,7 +287,7 @@ impl Facts {
     }
 }
 
-/// As `virtio_net_hdr_to_skb` of a kernel checks it, and more strictly.
+/// The checks of a kernel's `virtio_net_hdr_to_skb`, and stricter ones.
 fn check_description(vnet: &VnetHeader, frame: &[u8]) {
     let start = usize::from(vnet.csum_start);
     let is_open = vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0;
@@ -393,7 +393,7 @@ enum Vlans {
 }
 
 impl World {
-    /// Taken from what the number of peers leaves over.
+    /// From the remainder of the number of peers.
     fn plan(&self) -> Plan {
         match usize::from(self.peers) / MAX_PEERS % 4 {
             0 | 1 => Plan::Inline,
@@ -520,7 +520,7 @@ struct Arrival {
 }
 
 impl Arrival {
-    /// What the path does to each of its datagrams: taken from what the lane leaves over.
+    /// The damage by the path to each of its datagrams: from the remainder of the lane.
     fn damage(&self) -> Damage {
         let number = u16::from(self.lane / LANES);
         match number {
@@ -591,7 +591,7 @@ enum Piece {
     },
 }
 
-/// What is said to be open in a frame. Zeros are the truth.
+/// The offload descriptor of a frame. Zeros leave it correct.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 struct Claim {
     start: i8,
@@ -599,7 +599,7 @@ struct Claim {
     headers: i16,
     total: i16,
     transport: bool,
-    /// Bytes of a segment; none for a frame that is not cut by whoever gets it.
+    /// Bytes of a segment; none for a frame that its receiver does not segment.
     size: Option<u16>,
     cwr: bool,
 }
@@ -789,7 +789,7 @@ fn offload(id: u8, total: u32, offload: Offload, headers: &[u8]) -> Vec<u8> {
     [&header[..], headers].concat()
 }
 
-/// A frame that the device hands over.
+/// A frame that the device delivers.
 #[derive(Arbitrary, Debug)]
 struct Sent {
     packet: Packet,
@@ -826,10 +826,10 @@ impl Description {
 }
 
 impl Sent {
-    /// Whether nothing has to be put right, or may be, before it crosses.
+    /// Whether no field has to be corrected, or may be, before it crosses.
     fn crosses_as_it_is(&self, built: &Built) -> bool {
         match self.description {
-            // What is longer is cut off where it is read.
+            // A longer one is cut off where it is read.
             _ if built.frame.len() > u16::MAX.into() => false,
             Description::Finished | Description::Verified => true,
             Description::Partial { start, offset } => (start, offset) == (0, 0) && built.is_honest,
@@ -837,7 +837,7 @@ impl Sent {
         }
     }
 
-    /// A device without a description of frames gives none.
+    /// A device without offloads gives no descriptor.
     fn describe(&self, takes_offloads: bool) -> (VnetHeader, Built) {
         let mut built = self.packet.build();
         if !takes_offloads

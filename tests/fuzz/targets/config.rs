@@ -9,11 +9,11 @@ use patchcord::config::{Config, KeyFileError};
 
 const OWN: &str = "XasIfmJKikt54X+Lg4AO5m87sSkmGLb9HC+LJ/+I4Os=";
 const SHARED: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
-/// The file of a key that is not one.
+/// The file of an invalid key.
 const BROKEN: &str = "dwdtCnMY-SECRET-SECRET-SECRET";
 
 fuzz_target!(|text: &str| {
-    // A text that holds the secrets itself proves nothing.
+    // A text that contains the secrets itself proves nothing.
     if [OWN, SHARED, "SECRET"]
         .iter()
         .any(|secret| text.contains(secret))

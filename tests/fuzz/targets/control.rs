@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any line as a client's request, as a hello, and as what a tunnel says: what is read can be written and
-//! read again, and a refusal is one line.
+//! Any line as a client's request, as a hello, and as a tunnel's answer: a value that was read can be
+//! written and read again, and a refusal is one line.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -17,7 +17,7 @@ fuzz_target!(|line: &[u8]| {
             assert_one_line(&again);
             assert_eq!(request_from_line(&again).ok(), Some(request));
         }
-        // The error may repeat what the line says; the answer is one line all the same.
+        // The error may quote the line; the answer is one line all the same.
         Err((id, error)) => assert_one_line(&to_line(&HostLine::Refused { id, error })),
     }
     if let Ok(hello) = from_line::<Hello>(line) {
@@ -27,7 +27,7 @@ fuzz_target!(|line: &[u8]| {
     if let Ok(answer) = from_line::<Answer>(line) {
         let again = to_line(&Reply::Answer(answer));
         assert_one_line(&again);
-        // Numbers may lose their last bits; the text is then the same from the first time on.
+        // Numbers may lose their last bits; from then on, the text stays the same.
         let reread: Reply = from_line(&again).expect("what was written can be read");
         assert_eq!(to_line(&reread), again);
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A node between a real peer and a forger who knows its public key: any datagrams at any time.
 //!
-//! What the forger sends makes no session, no event, and no more bytes than it sent, one datagram
-//! for each; what the peer and the forger do together leaves the tables within their bounds.
+//! The forger's datagrams cause no session, no event, and no more bytes than it sent, one datagram for
+//! each; peer and forger together cannot make the tables exceed their bounds.
 #![no_main]
 
 use std::{
@@ -45,7 +45,8 @@ enum Step {
         bytes: Vec<u8>,
         good_mac: bool,
     },
-    /// A datagram of the peer, from elsewhere, bent in one place, perhaps with a good mac1 again.
+    /// A datagram of the peer, from another address, changed in one place, perhaps with a good mac1
+    /// again.
     Bend {
         which: u8,
         at: u8,
@@ -65,7 +66,7 @@ struct World {
     peer: Node,
     to_node: Vec<Vec<u8>>,
     to_peer: Vec<Vec<u8>>,
-    /// Everything that the peer sent.
+    /// Every datagram of the peer.
     overheard: Vec<Vec<u8>>,
     now: Instant,
     wall: SystemTime,

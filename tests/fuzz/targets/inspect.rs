@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any bytes as a frame. A tag more changes nothing.
+//! Any bytes as a frame. One more tag changes nothing.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use patchcord_bridge::inspect::{Content, inspect};
 
-// The first byte is there for the sake of the corpus.
+// The first byte keeps the corpus valid.
 fuzz_target!(|input: (u8, &[u8])| {
     let (_, frame) = input;
     let content = inspect(frame);
@@ -15,7 +15,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     };
     let tagged = [addresses, &[0x81, 0, 0, 7], rest].concat();
     let seen = inspect(&tagged);
-    // The tag may have been one too many.
+    // The tag may have exceeded the limit.
     let is_deep = rest.chunks(4).take(3).all(is_tag) && rest.len() >= 12;
     assert!(seen == content || is_deep && seen == Content::HidesUpperLayer);
 });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any frames at snooping, from any ports at any time.
+//! Any frames for snooping, from any ports at any time.
 //!
-//! Bounds hold whatever comes; who has asked for a group gets it; what we ask ourselves is understood.
+//! Bounds hold for any input; a port that has asked for a group gets it; our own queries are valid.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -114,7 +114,7 @@ fn port_id(port: u8) -> PortId {
     PortId(u16::from(port % 8))
 }
 
-/// What is sent to a group.
+/// A frame to a group.
 fn to_group_v4(group: Ipv4Addr) -> Vec<u8> {
     let [_, b, c, d] = group.octets();
     let mut frame = vec![0x01, 0, 0x5e, b & 0x7f, c, d, 2, 0, 0, 0, 0, 1, 8, 0];
@@ -124,7 +124,7 @@ fn to_group_v4(group: Ipv4Addr) -> Vec<u8> {
     frame
 }
 
-/// What is sent to a group.
+/// A frame to a group.
 fn to_group_v6(group: Ipv6Addr) -> Vec<u8> {
     let [.., a, b, c, d] = group.octets();
     let mut frame = vec![0x33, 0x33, a, b, c, d, 2, 0, 0, 0, 0, 1, 0x86, 0xdd];

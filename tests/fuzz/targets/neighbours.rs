@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any frames as claims and questions, from any ports at any time.
+//! Any frames as announcements and requests, from any ports at any time.
 //!
-//! Bounds hold whatever comes, and an answer says what was learned, to the one who has asked.
+//! Bounds hold for any input, and an answer has the learned address, and goes to the host that asked.
 #![no_main]
 
 use arbitrary::Arbitrary;

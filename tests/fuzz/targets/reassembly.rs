@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Pieces and descriptions of frames in any order, some of them lies, through the reassembly and
-//! beside a simple model.
+//! Pieces and offload descriptors of frames in any order, some of them wrong, through the reassembly
+//! and through a simple model beside it.
 //!
-//! What is handed out of a frame that nobody lied about are bytes of it that were sent, and no
-//! segment comes twice. While nothing had to be evicted, nothing is held back either. Lies may cost
-//! the frame that they are about, but no other one.
+//! The output of a frame with correct descriptors are bytes of it that were sent, and each segment
+//! comes once. Without evictions, no complete segment is withheld. Wrong pieces and descriptors may
+//! cost their own frame, but no other one.
 #![no_main]
 
 #[path = "../checks.rs"]
@@ -34,9 +34,9 @@ use original::{Kind, Original};
 
 /// More of the largest frames than the smallest budget holds.
 const FRAMES: usize = 24;
-/// What there is room for in any case.
+/// The least budget of the reassembly.
 const LEAST_BUDGET: usize = 2 * MAX_SUPERFRAME;
-/// Fewer than the parts of which a slot keeps account.
+/// Fewer than the parts that a slot tracks.
 const MAX_PIECES: usize = 120;
 
 fuzz_target!(|input: Input| {
@@ -85,11 +85,11 @@ struct Spec {
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    /// What is open, and the headers; honest up to twice.
+    /// The offload descriptor and the headers; correct up to twice.
     Describe {
         frame: u8,
     },
-    /// Pieces that a sender would make, from `first` on.
+    /// Pieces as a sender would make them, from `first` on.
     Send {
         frame: u8,
         first: u8,
@@ -122,7 +122,7 @@ enum Poll {
     All,
 }
 
-/// A frame at its sender, and what became of it.
+/// A frame at its sender, and its state at the receiver.
 struct Frame {
     id: u32,
     original: Original,
@@ -130,9 +130,9 @@ struct Frame {
     /// Bytes that were sent.
     sent: Vec<bool>,
     descriptions: usize,
-    /// Segments that were handed out; of an ordinary frame, all of it.
+    /// Segments that came out; of an ordinary frame, all of it.
     handed_out: Vec<bool>,
-    /// Has begun, and neither was handed out nor refused since.
+    /// It has begun, and has neither come out nor been refused since.
     is_live: bool,
     has_lies: bool,
 }
@@ -190,14 +190,14 @@ impl Frame {
         self.original.pending.is_none() || self.descriptions > 0
     }
 
-    /// Everything is there, and nothing was handed out yet.
+    /// All of it has arrived, and none of it has come out yet.
     fn should_be_whole(&self) -> bool {
         self.is_known()
             && self.sent.iter().all(|&is_sent| is_sent)
             && !self.handed_out.contains(&true)
     }
 
-    /// Segments that could be handed out.
+    /// Segments that could come out.
     fn ready(&self) -> impl Iterator<Item = usize> {
         let layout = self.layout().filter(|_| self.is_known());
         layout.into_iter().flat_map(move |layout| {
@@ -243,14 +243,14 @@ impl Frame {
         self.hand_out(segments);
     }
 
-    /// Where the payload is in the original.
+    /// The position of the payload in the original.
     fn segments_of(&self, layout: &Layout, payload: &[u8]) -> Range<usize> {
         let size = segment_len(&self.original).expect("it has segments");
         let count = payload.len().div_ceil(size);
         let last = layout.segments() - count;
         let is_here =
             |&first: &usize| self.bytes()[layout.payload(first..first + count)] == *payload;
-        // What ends with a short segment can be in one place only.
+        // A run that ends with a short segment fits at one place only.
         let first = if payload.len().is_multiple_of(size) {
             0
         } else {
@@ -271,7 +271,7 @@ struct Bench {
     max_frame: usize,
     budget: usize,
     sequence: u64,
-    /// The model has an endless memory: from then on it knows less.
+    /// The model never evicts: from then on it is less exact.
     has_evicted: bool,
 }
 
@@ -354,7 +354,7 @@ impl Bench {
                     len => usize::from(*len),
                 });
                 for &(place, byte) in bytes {
-                    // The addresses tell who is spoken of.
+                    // The addresses identify the frame.
                     if let Some(place) = head.get_mut(usize::from(place).max(12)) {
                         *place = byte;
                     }
@@ -392,7 +392,7 @@ impl Bench {
     fn send(&mut self, at: usize, piece: usize, frames: &mut [Frame]) {
         let frame = &mut frames[at];
         let place = frame.pieces[piece].clone();
-        // The replay window lets nothing through twice.
+        // The replay window passes nothing twice.
         frame.has_lies |= frame.sent[place.start];
         frame.sent[place.clone()].fill(true);
         let CutFrame { frame_id, total } = frame.cut_frame();
@@ -448,7 +448,7 @@ impl Bench {
         }
     }
 
-    /// As the pipeline does: what the frame would overtake leaves first.
+    /// As the pipeline does: frames that this one would overtake leave first.
     fn take_whole(&mut self, at: usize, frames: &mut [Frame]) {
         if let Some(stations) = self.reassembly.whole_stations() {
             self.poll(Which::Between(&stations), frames);
@@ -483,7 +483,7 @@ impl Bench {
         }
     }
 
-    /// Nothing that could be handed out was held back.
+    /// No segment that could come out was withheld.
     fn is_up_to_date(&self, frame: &Frame) {
         if !self.has_evicted && !frame.has_lies {
             assert_eq!(frame.ready().next(), None, "frame {}", frame.id);
@@ -496,7 +496,7 @@ impl Bench {
     }
 }
 
-/// What the kernel is told about a frame of a liar is true all the same.
+/// The offload descriptor for the kernel is valid even for a frame with wrong pieces.
 fn check_valid(head: &[u8], total: usize, offload: Option<Offload>, layout: Option<Layout>) {
     let Some(offload) = offload else {
         return assert_eq!(layout, None);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any bytes as the headers of a super-frame, and the headers of any run of its segments: whatever
-//! is written is accepted as what it was written for, with a right IPv4 header checksum.
+//! Any bytes as the headers of a super-frame, and the headers of any run of its segments: every header
+//! that is written is accepted as what it was written for, with a right IPv4 header checksum.
 #![no_main]
 
 #[path = "../checks.rs"]
@@ -122,7 +122,7 @@ fn emit(
     }
 }
 
-/// What a kernel would write into the first segment of the run, but for the length.
+/// The fields that a kernel would write into the first segment of the run, except the length.
 fn fields(
     layout: &Layout,
     head: &[u8],
@@ -153,7 +153,7 @@ fn fields(
     assert_eq!(headers[start + 13], flags);
 }
 
-/// A finished checksum, in place of the sum that was there, makes all ones of what it covers.
+/// A finished checksum, in place of the partial one, makes the sum of its range all ones.
 fn checksum(frame: &mut [u8], checksum: Checksum) {
     let before = frame.to_vec();
     let end = usize::from(checksum.start) + usize::from(checksum.offset) + 2;
@@ -165,7 +165,7 @@ fn checksum(frame: &mut [u8], checksum: Checksum) {
     let (start, offset) = (usize::from(checksum.start), usize::from(checksum.offset));
     let place = start + offset..start + offset + 2;
     assert_ne!(frame[place.clone()], [0, 0], "no checksum");
-    // Between two words, the sum is another one; no protocol has its checksum there.
+    // Across two words the sum differs; no protocol has its checksum there.
     if offset % 2 == 0 {
         let mut covered = frame[start..].to_vec();
         covered.resize(covered.len().next_multiple_of(2), 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any frames by any ports, in any VLANs, through ageing, moves, blocks and limits: through the switch
-//! and through the model that the crate's own tests compare it with. Both must agree on every frame.
+//! Any frames by any ports, in any VLANs, through ageing, moves, blocks and limits: through the switch,
+//! and through the model of the crate's own tests. Both must agree on every frame.
 #![no_main]
 
 #[path = "../../../bridge/tests/model/mod.rs"]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any frames into datagrams of any size and back: every frame comes out, whole and in order, with
-//! what is open in it.
+//! Any frames into datagrams of any size and back: every frame comes out, whole and in order, with its
+//! offload descriptor.
 #![no_main]
 #![allow(clippy::disallowed_methods, reason = "a handshake in real time")]
 
@@ -40,7 +40,7 @@ const LANE: Lane = Lane::FIRST_DATA;
 const ADDRESS: &str = "192.0.2.1:1";
 
 fuzz_target!(|input: Input| {
-    // The smallest datagram that a path of 576 bytes leaves, to the largest train.
+    // From the smallest datagram, on a path of 576 bytes, to the largest train.
     let datagram_len = 528 + usize::from(input.datagram_len) % (TRAIN_BYTES - 528);
     let frames: Vec<_> = (0..=255)
         .zip(&input.frames)

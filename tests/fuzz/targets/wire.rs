@@ -39,7 +39,7 @@ fuzz_target!(|bytes: &[u8]| {
     walk(bytes);
 });
 
-/// Every body lies in the datagram, behind the one before and its own header.
+/// Every body lies in the datagram, behind the previous one and its own header.
 fn walk(plaintext: &[u8]) {
     let mut behind = plaintext.as_ptr() as usize;
     let end = behind + plaintext.len();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the queues between threads promise under all races; see `src/queue/models.rs`.
+//! The promises of the queues between threads under all races; see `src/queue/models.rs`.
 // They are a module of the program, which uses all of it.
 #![allow(dead_code)]
 

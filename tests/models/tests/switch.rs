@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the table of addresses and the limits promise under all races; see `bridge/src/fdb/models.rs`.
+//! The promises of the FDB and the limits under all races; see `bridge/src/fdb/models.rs`.
 
 use patchcord_bridge::fdb::models;
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A frame and its buffer, and whether it is one that may be harmed.
+//! A frame and its buffer, and whether the relay may harm it.
 
-/// Room for a frame: a jumbo one, and what VLAN tags and unusual cables add.
+/// Room for a jumbo frame, and for VLAN tags and unusual cables.
 pub(crate) const CAPACITY: usize = 10_000;
-/// Room before it, for the tag that the kernel takes out of a frame and reports beside it.
+/// Room before it, for the tag that the kernel removes from a frame and reports separately.
 pub(crate) const HEADROOM: usize = 4;
 
 const ETHERNET_HEADER: usize = 14;
@@ -27,7 +27,7 @@ impl Frame {
         }
     }
 
-    /// Where a frame is received; [`Frame::set_len`] then says how long it is.
+    /// The buffer for a received frame; [`Frame::set_len`] then sets its length.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         &mut self.buffer[HEADROOM..]
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What happens to the frames of one direction: seeded, bounded, in virtual time.
+//! The fate of the frames of one direction: seeded, bounded, in virtual time.
 //!
 //! ```text
 //!  offer ─> loss ─> duplication ─> link of a rate ─> delay ─> reordering ─> poll
@@ -7,16 +7,16 @@
 //!           lost                  queue_overflow  delay_overflow
 //! ```
 //!
-//! Owns the decisions and the frames that wait. Never reads a clock or a socket: `now` is the time
-//! since the relay began. Each decision has dice of its own, so that one option does not change what
-//! another one does, and the n-th frame meets the same fate in each run with the same seed.
+//! Owns the decisions and the waiting frames. Never reads a clock or a socket: `now` is the time since
+//! the relay began. Each decision has dice of its own, so that one option does not change the result of
+//! another, and the n-th frame has the same fate in each run with the same seed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// What to do to the frames of both directions. The default is to do nothing.
+/// The harm to the frames of both directions. The default is none.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Harm {
     /// Frames to lose
@@ -97,16 +97,16 @@ fn number(text: &str, least: f64, most: f64) -> Result<f64, String> {
     }
 }
 
-/// What became of the frames that a [`Path`] was offered.
+/// The fate of the frames of a [`Path`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Fates {
     /// Frames that were subject to harm.
     pub offered: u64,
-    /// Lost on purpose.
+    /// Dropped on purpose.
     pub lost: u64,
     /// Second copies that were made.
     pub duplicated: u64,
-    /// Held back so that others overtake them.
+    /// Held back so that later frames overtake them.
     pub held_back: u64,
     /// Dropped because too many waited for the link.
     pub queue_overflow: u64,
@@ -186,7 +186,7 @@ impl<F: AsRef<[u8]> + Clone> Path<F> {
         }
     }
 
-    /// When [`Path::poll`] will have something, if nothing is offered before. None: never.
+    /// The time when [`Path::poll`] will return a frame, if none is offered before. None: never.
     #[must_use]
     pub fn next_due(&self) -> Option<Duration> {
         let link = self.link.as_ref().and_then(Link::next_due);
@@ -194,15 +194,15 @@ impl<F: AsRef<[u8]> + Clone> Path<F> {
         due.into_iter().flatten().min()
     }
 
-    /// What has happened so far.
+    /// The counters so far.
     #[must_use]
     pub fn fates(&self) -> Fates {
         self.fates
     }
 }
 
-/// Whether frames are lost: the model of Gilbert and Elliott, which loses none in its good state and
-/// all in its bad one.
+/// Decides losses: the model of Gilbert and Elliott, which loses none in its good state and all in its
+/// bad one.
 struct Loss {
     bad: bool,
     to_bad: Chance,
@@ -267,7 +267,7 @@ impl<F: AsRef<[u8]>> Link<F> {
         true
     }
 
-    /// The next frame that has left by `now`, and when.
+    /// The next frame that has left by `now`, with its time.
     fn pop(&mut self, now: Duration) -> Option<(F, Duration)> {
         pop_due(&mut self.waiting, now)
     }
@@ -308,7 +308,7 @@ impl<F> Delay<F> {
         }
         let spread = self.jitter.mul_f64(2.0 * self.dice.roll());
         let due = (now + self.delay + spread).saturating_sub(self.jitter);
-        // With jitter a frame may be due before its elders, or before it came.
+        // With jitter, a frame may be due before earlier ones, or before it came.
         let due = due.max(now);
         self.last_due = due.max(self.last_due);
         let due = if self.overtake { due } else { self.last_due };
@@ -355,7 +355,7 @@ impl<F> Reorder<F> {
 
     /// True if the frame is held back.
     fn push(&mut self, frame: F, now: Duration) -> bool {
-        // The dice are rolled in any case: what is full must not change the fate of later frames.
+        // The dice are rolled in any case: a full queue must not change the fate of later frames.
         if self.chance.happens() && self.held.len() < HELD_FRAMES_MAX {
             self.held.push_back(Held {
                 frame,
@@ -375,7 +375,7 @@ impl<F> Reorder<F> {
         if let Some(frame) = self.ready.pop_front() {
             return Some(frame);
         }
-        // The eldest is the first to be due, by number and by time.
+        // The oldest is the first to be due, by number and by time.
         let eldest = self.held.front()?;
         if eldest.still_to_pass > 0 && eldest.until > now {
             return None;
@@ -395,7 +395,7 @@ fn pop_due<F>(queue: &mut VecDeque<(Duration, F)>, now: Duration) -> Option<(F, 
     queue.pop_front().map(|(due, frame)| (frame, due))
 }
 
-/// Something that happens with a probability.
+/// An event with a probability.
 struct Chance {
     probability: f64,
     dice: Dice,
@@ -462,7 +462,7 @@ mod tests {
         u64::from_be_bytes(*frame.first_chunk().unwrap())
     }
 
-    /// Sends `count` frames, one in each `interval`, and returns when which came out.
+    /// Sends `count` frames, one in each `interval`, and returns the times when they came out.
     fn send(harm: &Harm, count: u64, interval: Duration) -> (Vec<(Duration, u64)>, Fates) {
         let mut path = Path::new(harm, 0);
         let mut out = Vec::new();

@@ -6,13 +6,13 @@
 //! ```
 //!
 //! For tests and measurements of tunnels on machines without a network emulator in the kernel. It
-//! carries frames of any kind, so that one path can be tried with a tunnel and without. One thread for
-//! each direction copies frames from one raw socket to another ([`Relay`]) and asks [`harm`] what
-//! becomes of each. ARP and neighbour discovery are never harmed.
+//! carries frames of any kind, so that a path can be measured with a tunnel and without. One thread for
+//! each direction copies frames from one raw socket to another ([`Relay`]) and asks [`harm`] for the
+//! fate of each. ARP and neighbour discovery are never harmed.
 //!
-//! The relay takes frames as they are: segmentation and checksum offloads must be off at both sites
-//! (`ethtool -K wan tx off tso off gso off gro off tx-udp-segmentation off`), or it meets frames that
-//! no wire carries. It counts them.
+//! The relay forwards frames as they are: segmentation and checksum offloads must be off at both sites
+//! (`ethtool -K wan tx off tso off gso off gro off tx-udp-segmentation off`), or it receives frames
+//! that no wire carries. It counts them.
 #![deny(unsafe_code)]
 
 mod frame;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The relay as a program, for scripts and by hand. Says `ready` on stderr when frames pass, ends on
-//! SIGTERM and SIGINT with one line of JSON on stdout: what became of the frames.
+//! The relay as a program, for scripts and by hand. Prints `ready` to stderr when frames pass, ends on
+//! SIGTERM and SIGINT with one line of JSON on stdout: the counters.
 #![forbid(unsafe_code)]
-// Output is what a program is for.
+// Output is the purpose of a program.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
 use std::io;
@@ -42,7 +42,8 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> io::Result<()> {
-    // Blocked before the threads begin, which inherit it: signals come by the descriptor only.
+    // Blocked before the threads begin, which inherit this: signals arrive through the descriptor
+    // only.
     let ends = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     ends.thread_block()?;
     let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC)?;

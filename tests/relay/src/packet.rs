@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A raw socket on one interface: batches of whole Ethernet frames, tags in their place.
 //!
-//! Owns the system calls. The frames that this machine itself sends out of the interface are not
-//! received, so that two relayed interfaces do not feed each other.
+//! Owns the system calls. Does not receive frames that this machine itself sends out of the interface,
+//! so that two relayed interfaces do not feed each other.
 // The fence of this crate's unsafe code: each block is one system call, or reads what one has written.
 #![allow(unsafe_code)]
 
@@ -17,7 +17,7 @@ use crate::frame::Frame;
 /// The most frames that one call moves.
 pub(crate) const BATCH: usize = 64;
 
-/// Room for a burst while the relay does not run; the kernel drops what is more, and counts it.
+/// Room for a burst while the relay is not scheduled; the kernel drops and counts the excess.
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 
 /// Room for the control message of one frame, aligned as its header wants it.
@@ -28,7 +28,7 @@ const CONTROL_SPACE: usize =
     unsafe { libc::CMSG_SPACE(size_of::<libc::tpacket_auxdata>() as u32) } as usize;
 const _: () = assert!(CONTROL_SPACE <= size_of::<Control>());
 
-/// What is known of a received frame besides its bytes.
+/// The properties of a received frame besides its bytes.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Arrived {
     /// Longer than a [`Frame`]: cut off. Segmentation offload is on at the other end of the cable.
@@ -83,7 +83,7 @@ impl Port {
         check(result).map(drop)
     }
 
-    /// Receives what is there, without waiting, into the first of `frames`. Returns how many.
+    /// Receives pending frames, without waiting, into the first of `frames`. Returns their number.
     pub(crate) fn receive(
         &self,
         frames: &mut [Frame],
@@ -150,7 +150,8 @@ impl Port {
         check(sent).map(|sent| sent as usize)
     }
 
-    /// How many frames the kernel dropped since the last call, because the receive buffer was full.
+    /// The number of frames that the kernel dropped since the last call, because the receive buffer
+    /// was full.
     pub(crate) fn overrun(&self) -> io::Result<u64> {
         // SAFETY: plain old data, for which all zeroes is a value.
         let mut stats: libc::tpacket_stats = unsafe { zeroed() };

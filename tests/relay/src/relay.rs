@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The two threads of a relay: frames in, time asked, frames out.
-// The clock is read here and given to `harm` as an argument.
+//! The two threads of a relay: frames in, the time, frames out.
+// The clock is read here and passed to `harm` as an argument.
 #![allow(clippy::disallowed_methods)]
 
 use std::io;
@@ -19,22 +19,22 @@ use crate::frame::Frame;
 use crate::harm::{Fates, Harm, Path};
 use crate::packet::{Arrived, BATCH, Port};
 
-/// How soon a thread notices that it is to end.
+/// The time until a thread notices that it is to end.
 const ATTENTION: Duration = Duration::from_millis(20);
 
-/// What one direction has done.
+/// The counters of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// Frames that came in.
     pub received: u64,
     /// Frames that went out.
     pub sent: u64,
-    /// ARP, neighbour discovery and all that is not IP: passed as they came.
+    /// ARP, neighbour discovery and all that is not IP: passed unchanged.
     pub untouched: u64,
-    /// What became of the others.
+    /// The fate of the others.
     #[serde(flatten)]
     pub fates: Fates,
-    /// Dropped before they came in, because this program was behind.
+    /// Dropped before they came in, because this program was not fast enough.
     pub overrun: u64,
     /// Dropped because they were longer than any frame of a cable: segmentation offload is on.
     pub too_long: u64,
@@ -44,7 +44,7 @@ pub struct Counters {
     pub send_failed: u64,
 }
 
-/// What both directions have done.
+/// The counters of both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// From the first port to the second.
@@ -94,10 +94,10 @@ impl Relay {
         self.directions.iter().any(JoinHandle::is_finished)
     }
 
-    /// Ends it. What is still on its way is lost.
+    /// Ends it. Frames on their way are lost.
     ///
     /// # Errors
-    /// What ended a direction before.
+    /// The error that ended a direction before.
     pub fn stop(mut self) -> io::Result<Report> {
         self.stop.store(true, Ordering::Relaxed);
         let mut counters = self.directions.drain(..).map(|direction| {
@@ -171,7 +171,7 @@ impl Direction {
         }
     }
 
-    /// Sends what is due by now.
+    /// Sends the frames that are due by now.
     fn release(&mut self, now: Duration) {
         while let Some(frame) = self.path.poll(now) {
             self.outbox.push(frame);
@@ -215,7 +215,7 @@ impl Direction {
 fn or_none_yet(received: io::Result<usize>) -> io::Result<usize> {
     match received {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        // The interface was down for a moment; if it is gone, the next call says so.
+        // The interface was down for a moment; if it is gone, the next call reports it.
         Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => Ok(0),
         other => other,
     }
