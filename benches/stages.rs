@@ -2,8 +2,8 @@
 //! One bench for each pure stage of the data path: `cargo bench --bench stages`, with the name of a
 //! stage to run only that one.
 //!
-//! Throughput is in bytes of frames, or of plaintext where a stage sees datagrams. What system calls
-//! cost is not in here; `scripts/bench` measures whole tunnels.
+//! Throughput is in bytes of frames, or of plaintext where a stage sees datagrams. The cost of system
+//! calls is not included; `scripts/bench` measures whole tunnels.
 
 #![allow(missing_docs, reason = "criterion makes public items")]
 
@@ -41,14 +41,14 @@ use path::{
 };
 
 const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305];
-/// Bytes of plaintext: a small frame, and full datagrams on paths of 1500 and 9000 bytes or nearly.
+/// Bytes of plaintext: a small frame, and full datagrams, or nearly, on paths of 1500 and 9000 bytes.
 const PLAINTEXT_LENS: [usize; 3] = [64, 1444, 8972];
 /// Frames larger than a datagram: of a jumbo MTU, and of the kernel's largest segments.
 const LARGE_FRAMES: [usize; 2] = [9014, 65_535];
 const SMALL_FRAME: usize = 60;
-/// What one wake-up may find on the TAP.
+/// The frames that one wake-up may find on the TAP.
 const FRAMES: usize = 40;
-/// What goes all the way: small frames, full ones of an MTU of 1500, and a large one.
+/// The mixes for the whole path: small frames, full ones of an MTU of 1500, and a large one.
 const MIXES: [&[usize]; 3] = [&[SMALL_FRAME; FRAMES], &[1514; FRAMES], &[65_535]];
 /// Super-frames of a stream of which every so-many-th datagram is lost.
 const STREAM: usize = 20;
@@ -119,7 +119,7 @@ fn split(criterion: &mut Criterion) {
     lay_out(&mut group, &super_frames(1), |_| {});
 }
 
-/// The stages that fill trains, and what `depart` does with them.
+/// The stages that fill trains, and the work of `depart` with them.
 fn lay_out(
     group: &mut BenchmarkGroup<'_, WallTime>,
     frames: &[Frame],
@@ -251,8 +251,8 @@ fn superframes(criterion: &mut Criterion) {
     });
 }
 
-/// All that is read of the headers of a frame between the TAP and the peers: of a super-frame, which is
-/// checked as well, and of a multicast, whose group is looked up too.
+/// All reads of a frame's headers between the TAP and the peers: of a super-frame, which is checked as
+/// well, and of a multicast, whose group is looked up too.
 fn headers(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("headers");
     group.throughput(Throughput::Elements(1));
@@ -287,8 +287,8 @@ fn headers(criterion: &mut Criterion) {
     });
 }
 
-/// A decision and what becomes of the tag, to a station that is known: between ports without a
-/// policy, and from a trunk to one that translates. Then a broadcast, which takes from its limit.
+/// A decision and the edit of the tag, to a known station: between ports without a policy, and from a
+/// trunk to one that translates. Then a broadcast, which takes from its limit.
 fn switch(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("switch");
     group.throughput(Throughput::Elements(1));
@@ -311,7 +311,8 @@ fn switch(criterion: &mut Criterion) {
             let mut station = 0_u32;
             group.bench_function(format!("{title}, {stations} addresses"), |bencher| {
                 bencher.iter(|| {
-                    // Far from the one before, so that large tables do not stay in the nearest cache.
+                    // Far from the one before, so that large tables do not stay in the nearest
+                    // cache.
                     station = (station + 7919) % stations;
                     frame[..6].copy_from_slice(&mac(station).0);
                     let now = Now::default();
@@ -333,7 +334,7 @@ fn switch(criterion: &mut Criterion) {
     });
 }
 
-/// The TAP and a peer, behind which so many stations live.
+/// The TAP and a peer with so many stations behind it.
 fn switch_of(ports: [PortConfig; 2], stations: u32, vid: Vid) -> Switch {
     let config = SwitchConfig {
         ports: ports.into(),

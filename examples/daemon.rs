@@ -51,7 +51,7 @@ use patchcord::{
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// A host of tunnels whose frames go nowhere
+/// A host of tunnels that drop their frames
 #[derive(Clone, Parser)]
 #[command(name = "daemon")]
 struct Args {
@@ -93,7 +93,7 @@ async fn run(args: &Args) -> Result<()> {
     ] {
         who.users.extend(args.user);
     }
-    // What clients configure is kept beside what the administrator writes.
+    // Configurations of clients are in a folder below the administrator's.
     let store = Store::new(&args.tunnels, args.tunnels.join("by-clients"));
     // Its file goes with the variable.
     let (listener, _file) = socket::bind_unless_in_use(&args.socket, policy.socket_mode())

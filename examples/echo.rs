@@ -4,10 +4,10 @@
 //! ```text
 //!  ping 10.80.0.2 ── kernel ── echo0 ═══ TAP ═══ this program: 10.80.0.2
 //! ```
-//! It shows the two callbacks of a provider, settings, reading and writing frames, and how a frame
-//! is understood with etherparse. It answers ARP for one address, answers pings of that address,
-//! and returns any other frame that is sent to its MAC address with the two MAC addresses
-//! exchanged. VLAN tags stay as they are, so it answers in every VLAN.
+//! It shows the two callbacks of a provider, settings, reading and writing frames, and parsing frames
+//! with etherparse. It answers ARP for one address, answers pings of that address, and returns any
+//! other frame to its MAC address with the two MAC addresses exchanged. VLAN tags stay as they are, so
+//! it answers in every VLAN.
 //!
 //! ```text
 //! $ sudo target/debug/examples/echo                     # after `cargo build --examples`
@@ -109,7 +109,7 @@ async fn stop_on_signal(session: SessionHandle) -> Result<()> {
     Ok(())
 }
 
-/// The provider: what `start` needs, and what the task that it starts counts.
+/// The provider: the input of `start`, and the counters of its task.
 struct Echo {
     args: Args,
     counters: Arc<Counters>,
@@ -211,7 +211,7 @@ async fn answer_frames(
     }
 }
 
-/// Who answers. Pure: a frame in, perhaps a frame out.
+/// The station that answers. Pure: a frame in, perhaps a frame out.
 struct Station {
     mac: [u8; 6],
     ip: Ipv4Addr,
@@ -237,11 +237,11 @@ impl Station {
         };
         match (packet, payload) {
             (Some(packet), Some(payload)) => {
-                // Everything before the payload, tags included, stays but for the MAC addresses.
+                // Copies everything before the payload, tags included, except the MAC addresses.
                 let tags: usize = packet.link_exts.iter().map(|tag| tag.header_len()).sum();
                 Some([src, &self.mac, &frame[12..14 + tags], &payload].concat())
             }
-            // Not to a group: whoever hears its own broadcasts may think of a loop.
+            // Not to a group: a host that receives its own broadcasts may suspect a loop.
             _ if is_group => None,
             _ => Some([src, dst, &frame[12..]].concat()),
         }
@@ -262,7 +262,7 @@ impl Station {
         is_for_us.then(|| reply.to_bytes().to_vec())
     }
 
-    /// RFC 792: addresses exchanged, the type changed, the data as it came.
+    /// RFC 792: addresses exchanged, the type changed, the data unchanged.
     fn answer_ping(&self, ip: &Ipv4Slice<'_>) -> Option<Vec<u8>> {
         let mut header = ip.header().to_header();
         if header.destination != self.ip.octets() || ip.is_payload_fragmented() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The hard path: what a provider does apart from moving frames.
+//! The hard path: the work of a provider besides moving frames.
 //!
 //! ```text
 //!  stdin: status, mtu N, sleep, wake ──> host ── app message ───────────────┐
@@ -10,11 +10,11 @@
 //!  hard0 ═ TAP ═ frames ───────────────────────────────────── the provider ─── UDP ─── peer
 //! ```
 //! It shows a start that waits for the peer and can be stopped meanwhile; settings with a router,
-//! routes and name servers; new settings while frames flow; a session that is `reasserting` while
-//! the peer is silent, and cancelled with a reason when it stays so; a path that changes under the
-//! tunnel; messages with and without an answer; sleep and wake; a goodbye that depends on the
-//! stop's reason. Both ends run the same program. **It does not encrypt**; see `link.rs`, which is
-//! the frames' part of this alone, in batches.
+//! routes and name servers; new settings while frames flow; a session that is `reasserting` while the
+//! peer is silent, and cancelled with a reason when it stays so; a path that changes under the tunnel;
+//! messages with and without an answer; sleep and wake; a goodbye that depends on the stop's reason.
+//! Both ends run the same program. **It does not encrypt**; see `link.rs` for the frames' part alone,
+//! in batches.
 //!
 //! ```text
 //! a$ sudo target/debug/examples/hard_path --peer 192.0.2.2:47900 --address 10.90.0.1/24
@@ -32,12 +32,11 @@
 //! hard0: disconnected
 //! hard0: stopped: UserInitiated
 //! ```
-//! `--peer` can be repeated, for a peer with several addresses: the one it was heard at last is
-//! used, and while it is silent all are tried. SIGHUP ends this end without a goodbye, for another
-//! process that takes its place. Exit codes: 0 stopped, 1 failed at run time, 2 bad
-//! usage.
+//! `--peer` can be repeated, for a peer with several addresses: datagrams go to the one that was heard
+//! last, and to all while it is silent. SIGHUP ends this end without a goodbye, for another process
+//! that takes its place. Exit codes: 0 stopped, 1 failed at run time, 2 bad usage.
 
-// It is a program: its output goes to stdout, its errors to stderr. Silence is a matter of time.
+// It is a program: its output goes to stdout, its errors to stderr. It measures silence by the clock.
 #![allow(clippy::disallowed_methods, clippy::print_stderr, clippy::print_stdout)]
 
 use std::{
@@ -75,7 +74,7 @@ use tokio::{
     time::{Instant, interval, timeout},
 };
 
-/// How often each end says that it is there.
+/// The interval of each end's hellos.
 const HELLO_INTERVAL: Duration = Duration::from_millis(200);
 
 /// An Ethernet link over plain UDP with everything around it. It does not encrypt
@@ -103,10 +102,10 @@ struct Args {
     /// Next hop in the far LAN for routes that are not on-link; one for each family
     #[arg(long, value_name = "ADDRESS")]
     router: Vec<IpAddr>,
-    /// What goes through the tunnel; can be repeated
+    /// Network that goes through the tunnel; can be repeated
     #[arg(long, value_name = "NETWORK")]
     route: Vec<IpNet>,
-    /// What does not, although a --route covers it; can be repeated
+    /// Network that does not, although a --route covers it; can be repeated
     #[arg(long, value_name = "NETWORK")]
     exclude: Vec<IpNet>,
     /// Name server in the far LAN; can be repeated
@@ -123,7 +122,7 @@ struct Args {
     give_up_after: Duration,
 }
 
-// The program: it hosts one session and passes on what it is told.
+// The program: it hosts one session and relays messages to it.
 
 fn main() -> ExitCode {
     match run(Args::parse()) {
@@ -139,7 +138,7 @@ fn main() -> ExitCode {
 async fn run(args: Args) -> Result<()> {
     let name = args.name.clone();
     let deadlines = Deadlines {
-        // The provider gives up by itself, with a better reason.
+        // The provider gives up earlier by itself, with a better reason.
         start: args.give_up_after + Duration::from_secs(10),
         ..Deadlines::default()
     };
@@ -166,7 +165,7 @@ async fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// SIGHUP says that another process takes the tunnel over, the others that it is over.
+/// SIGHUP means that another process takes the tunnel over, the other signals that it ends.
 async fn stop_on_signal(host: Host, name: String) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -181,7 +180,7 @@ async fn stop_on_signal(host: Host, name: String) -> Result<()> {
 /// Each line of stdin is a message.
 async fn pass_on_messages(host: Host, name: String) -> Result<()> {
     let (lines_in, mut lines) = mpsc::channel(1);
-    // A thread of its own: a runtime would wait for the line that it reads before it ends.
+    // A thread of its own, because a runtime would wait for the pending read before it ends.
     thread::spawn(move || {
         for line in io::stdin().lines().map_while(Result::ok) {
             if lines_in.blocking_send(line).is_err() {
@@ -202,7 +201,7 @@ async fn pass_on_messages(host: Host, name: String) -> Result<()> {
 
 struct HardPath {
     args: Args,
-    /// What is in force; changed by messages.
+    /// The settings in force; changed by messages.
     settings: tokio::sync::Mutex<Option<EthernetTunnelSettings>>,
     engine: Mutex<Option<Arc<Engine>>>,
     tasks: Mutex<JoinSet<()>>,
@@ -219,11 +218,11 @@ impl HardPath {
     }
 
     async fn start(&self, context: &ProviderContext) -> Result<(), ProviderError> {
-        // In this order: what fails without a trace, what takes long, what changes the machine. The
-        // host drops this at an await when the session is stopped meanwhile.
+        // In this order: steps that fail without a trace, steps that take long, steps that change
+        // the machine. The host drops this at an await when the session is stopped meanwhile.
         let settings = self.settings()?;
         let engine = Arc::new(Engine::new(&self.args).await?);
-        // Whatever the routes say: a tunnel that carries its own datagrams carries nothing.
+        // Whatever the routes say: a tunnel must not carry its own datagrams.
         context
             .protect(&engine.socket)
             .map_err(|error| ProviderError::with_source("no way around the tunnel", error))?;
@@ -268,7 +267,7 @@ impl HardPath {
             Some(mac) => mac,
             None => random_mac()?,
         };
-        // Belt and braces: no route covers the peer's address either.
+        // As a second measure, no route covers the peer's address.
         let remote = args.peer[0].ip();
         let mut settings = EthernetTunnelSettings::new(remote, mac, args.mtu, &args.name)
             .with_addresses(&args.address);
@@ -300,7 +299,7 @@ impl HardPath {
         Ok(settings)
     }
 
-    /// Complete settings again, of which one thing differs: nothing else is touched.
+    /// Complete settings again, with one difference: the host changes nothing else.
     async fn set_mtu(&self, context: &ProviderContext, mtu: u32) -> serde_json::Value {
         let mut in_force = self.settings.lock().await;
         let Some(mut settings) = in_force.clone() else {
@@ -341,7 +340,7 @@ impl EthernetTunnelProvider for HardPath {
         Box::pin(self.start(context))
     }
 
-    /// Comes once, whatever ended the session, also a start that failed: so nothing here may count
+    /// Called once, whatever ended the session, even after a start that failed: so it must not rely
     /// on what `start` makes.
     fn stop<'a>(&'a self, context: &'a ProviderContext, reason: StopReason) -> BoxFut<'a, ()> {
         Box::pin(async move {
@@ -352,7 +351,8 @@ impl EthernetTunnelProvider for HardPath {
                 return;
             };
             match reason {
-                // The tunnel comes back at once, or the peer cannot be told: it notices by itself.
+                // The tunnel comes back at once, or the peer cannot be reached: it notices by
+                // itself.
                 StopReason::AppUpdate
                 | StopReason::NoNetworkAvailable
                 | StopReason::UnrecoverableNetworkChange => {}
@@ -375,7 +375,8 @@ impl EthernetTunnelProvider for HardPath {
                     Ok(mtu) => self.set_mtu(context, mtu).await,
                     Err(_) => json!({ "error": "an MTU is a number, for example `mtu 1400`" }),
                 },
-                // A host does not hear of the machine's sleep; so these stand in for it.
+                // `patchcord host` does not announce the machine's sleep; these messages stand in
+                // for it.
                 ["sleep"] => {
                     self.sleep(context).await;
                     json!({ "asleep": true })
@@ -390,7 +391,7 @@ impl EthernetTunnelProvider for HardPath {
         })
     }
 
-    /// The time that is slept through is no silence of the peer, and frames would be lost.
+    /// The time of the sleep is no silence of the peer, and frames would be lost.
     fn sleep<'a>(&'a self, context: &'a ProviderContext) -> BoxFut<'a, ()> {
         Box::pin(async move {
             if let Some(engine) = self.engine() {
@@ -434,7 +435,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 // The tasks.
 
-/// What ends a task ends the session, with the reason.
+/// An error of a task ends the session, with the reason.
 async fn cancel_on_error(
     context: ProviderContext,
     problem: &'static str,
@@ -478,8 +479,8 @@ async fn inbound(context: ProviderContext, engine: Arc<Engine>) -> Result<(), Fl
     }
 }
 
-/// Says hello, and turns the peer's silence into the session's state: reasserting and no carrier,
-/// so that those who use the interface know, and after too long an end.
+/// Sends hellos, and derives the session's state from the peer's silence: reasserting and without
+/// carrier, so that users of the interface notice, and after too long an end.
 async fn watch_peer(
     context: ProviderContext,
     engine: Arc<Engine>,
@@ -499,8 +500,8 @@ async fn watch_peer(
         if silent_for >= give_up_after {
             return context.cancel_tunnel(Some(silence(engine.peer(), give_up_after)));
         }
-        // What changes nothing costs nothing, and before the session is connected it has no effect:
-        // so it is said again at each tick.
+        // A repeated call costs nothing, and before the session is connected it has no effect: so
+        // it is made at each tick.
         context.set_reasserting(is_dead);
         if context.carrier() == is_dead {
             context.set_carrier(!is_dead).await;
@@ -513,11 +514,11 @@ async fn watch_peer(
     }
 }
 
-/// When the machine's way out is another one, or gone, the old path says nothing any more about the
-/// peer: it is asked at once, everywhere.
+/// When the machine's default path changes or goes, earlier answers prove nothing about the peer any
+/// more: all its addresses are asked at once.
 async fn watch_path(context: ProviderContext, engine: Arc<Engine>) {
     let mut path = context.default_path();
-    // Until the kernel has been asked it is not known, which is no change.
+    // Until the kernel has answered, the path is unknown, which is no change.
     let is_known = |path: &Path| path.status != PathStatus::Invalid;
     if path.wait_for(is_known).await.is_err() {
         return; // the peer's silence will tell
@@ -533,9 +534,9 @@ async fn watch_path(context: ProviderContext, engine: Arc<Engine>) {
 /// The first byte of a datagram.
 #[derive(Clone, Copy)]
 enum Kind {
-    /// The sender is there, and wants to know whether the receiver is.
+    /// The sender is alive, and asks whether the receiver is.
     Hello = 0,
-    /// It is.
+    /// The answer to a hello.
     Welcome = 1,
     /// A frame follows.
     Frame = 2,
@@ -546,21 +547,21 @@ enum Kind {
 struct Engine {
     socket: UdpSocket,
     peers: Vec<SocketAddr>,
-    /// Where the peer was heard last, as a place in `peers`.
+    /// The address where the peer was heard last, as an index into `peers`.
     current: AtomicUsize,
     hearing: Mutex<Hearing>,
-    /// `hearing` is another kind of value.
+    /// `hearing` has another variant.
     turned: Notify,
     frames_out: AtomicU64,
     frames_in: AtomicU64,
 }
 
-/// What is known of the peer's presence.
+/// Whether the peer is believed to be alive.
 #[derive(Clone, Copy)]
 enum Hearing {
-    /// It was heard then.
+    /// It was heard at this time.
     Heard(Instant),
-    /// It said goodbye then, or the path changed, or this end woke up.
+    /// At this time it said goodbye, or the path changed, or this end woke up.
     Doubted(Instant),
     /// This end sleeps.
     Asleep,
@@ -599,14 +600,14 @@ impl Engine {
         }
     }
 
-    /// The path may be another one now.
+    /// The path may have changed.
     fn doubt_peer(&self) {
         if let Hearing::Heard(_) = self.hearing() {
             self.hear(Hearing::Doubted(Instant::now()));
         }
     }
 
-    /// Calls until the peer answers.
+    /// Sends hellos until the peer answers.
     async fn find_peer(&self, limit: Duration) -> Result<(), ProviderError> {
         let mut datagram = vec![0; usize::from(u16::MAX)];
         let begin = Instant::now();
@@ -623,7 +624,7 @@ impl Engine {
         Err(silence(self.peer(), limit))
     }
 
-    /// A path that fails now may work later: what is lost is lost, as on any cable.
+    /// A path that fails now may work later; lost frames are lost, as on any cable.
     async fn send(&self, datagram: &[u8]) {
         let _ = self.socket.send_to(datagram, self.peer()).await;
     }
@@ -634,7 +635,8 @@ impl Engine {
         }
     }
 
-    /// The length of the next datagram of the peer, after what it says of the peer was noted.
+    /// The length of the next datagram of the peer, after its meaning for the peer's state was
+    /// stored.
     async fn recv(&self, datagram: &mut [u8]) -> io::Result<usize> {
         loop {
             let (len, from) = self.socket.recv_from(datagram).await?;

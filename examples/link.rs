@@ -4,9 +4,9 @@
 //! ```text
 //!  machine a ── link0 ═ TAP ═ this program ─── UDP ─── this program ═ TAP ═ link0 ── machine b
 //! ```
-//! **It does not encrypt.** Everyone on the path can read the frames, and who can forge the peer's
-//! address can send some. `patchcord up` is the tunnel with keys; this shows what is left when they
-//! are taken away: a task for each direction, frames in batches, errors of the path that pass.
+//! **It does not encrypt.** Everyone on the path can read the frames, and an attacker who can forge the
+//! peer's address can inject some. `patchcord up` is the tunnel with keys; this shows what is left
+//! without them: a task for each direction, frames in batches, and temporary errors of the path.
 //!
 //! ```text
 //! a$ sudo target/debug/examples/link --peer 192.0.2.2:47800 --address 10.81.0.1/24
@@ -15,8 +15,8 @@
 //! b$ ping 10.81.0.1
 //! ```
 //! A datagram holds frames, each after its length in two bytes, as many as a path of 1500 bytes
-//! carries; the kernel fragments the datagram of a frame that is larger. Exit codes: 0 stopped,
-//! 1 failed at run time, 2 bad usage.
+//! carries; the kernel fragments the datagram of a larger frame. Exit codes: 0 stopped, 1 failed at run
+//! time, 2 bad usage.
 
 // It is a program: its output goes to stdout, its errors to stderr.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
@@ -40,7 +40,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-/// What an IPv6 path of 1500 bytes leaves to a datagram.
+/// The room for a datagram on an IPv6 path of 1500 bytes.
 const DATAGRAM_BYTES: usize = 1500 - 40 - 8;
 
 /// An Ethernet cable over plain UDP. It does not encrypt
@@ -112,7 +112,7 @@ impl EthernetTunnelProvider for Link {
         _options: StartOptions,
     ) -> BoxFut<'a, Result<(), ProviderError>> {
         Box::pin(async move {
-            // The socket first: a port in use must not disturb an interface.
+            // The socket first: a UDP port in use must not disturb an interface.
             let socket = connect(&self.0).await?;
             let mac = match self.0.mac {
                 Some(mac) => mac,
@@ -146,7 +146,7 @@ impl EthernetTunnelProvider for Link {
     }
 }
 
-/// A socket that hears the peer alone.
+/// A socket that receives from the peer only.
 async fn connect(args: &Args) -> Result<UdpSocket, ProviderError> {
     let Args { listen, peer, .. } = args;
     let failed = |error| {
@@ -192,7 +192,7 @@ async fn outbound(context: &ProviderContext, socket: &UdpSocket) -> Result<(), F
     }
 }
 
-/// A path that fails now may work later: what is lost is lost, as on any cable.
+/// A path that fails now may work later; lost frames are lost, as on any cable.
 async fn send(socket: &UdpSocket, datagram: &mut Vec<u8>) {
     if !datagram.is_empty() {
         let _ = socket.send(datagram).await;
@@ -207,7 +207,7 @@ async fn inbound(context: &ProviderContext, socket: &UdpSocket) -> Result<(), Fl
     loop {
         match socket.recv(&mut datagram).await {
             Ok(len) => drop(writer.try_send_batch(&frames_of(&datagram[..len]))?),
-            // The peer is not there yet, or not any more.
+            // The peer is not up yet, or no longer.
             Err(error) if passes(&error) => {}
             Err(error) => return Err(error.into()),
         }
@@ -222,7 +222,7 @@ fn passes(error: &io::Error) -> bool {
     )
 }
 
-/// The frames of a datagram; what comes after a length that lies is no frame.
+/// The frames of a datagram; bytes behind a wrong length are no frame.
 fn frames_of(mut datagram: &[u8]) -> Vec<&[u8]> {
     let mut frames = Vec::new();
     while let Some((len, rest)) = datagram.split_first_chunk() {

@@ -5,18 +5,18 @@
 //!  in.pcap ──> this program ═══ TAP ═══ replay0 ── kernel, or a bridge
 //!  out.pcap <─┘
 //! ```
-//! It shows a provider that has work to do and then ends: frames at their times, a provider that
-//! gives up with an error that helps, a task that `stop` waits for so that nothing is lost, and
-//! what a session says at its end. Reads pcap and pcapng; `--record` writes what the kernel or the
-//! bridge sends meanwhile, as pcap with nanoseconds.
+//! It shows a provider that has work to do and then ends: frames at their times, an error that names
+//! the remedy, a task that `stop` waits for so that nothing is lost, and the report at the end of a
+//! session. Reads pcap and pcapng; `--record` writes the frames that the kernel or the bridge sends
+//! meanwhile, as pcap with nanoseconds.
 //!
 //! ```text
 //! $ sudo target/debug/examples/replay in.pcap --bridge br-lan --speed 10 --record out.pcap
 //! replay0: playing in.pcap
 //! replay0: 1200 frames played in 3.1s, 0 refused, 2 skipped, 17 recorded
 //! ```
-//! Skipped is a frame that the recording does not have whole. Exit codes: 0 played or stopped,
-//! 1 failed at run time, 2 bad usage, or no usable recording.
+//! Skips frames that the recording does not have whole. Exit codes: 0 played or stopped, 1 failed at
+//! run time, 2 bad usage, or no usable recording.
 
 // It is a program: its output goes to stdout, its errors to stderr. Frames have times.
 #![allow(clippy::disallowed_methods, clippy::print_stderr, clippy::print_stdout)]
@@ -58,7 +58,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-/// Frames that are written at once at most.
+/// The most frames that are written at once.
 const BATCH_FRAMES: usize = 64;
 
 /// Play a recording of Ethernet frames into an interface
@@ -121,7 +121,8 @@ async fn run(args: Args, recording: Recording) -> Result<()> {
     let session = Session::new(replay.clone(), &name, RUN_DIR, Deadlines::default());
     let stopper = session.handle();
     tokio::spawn(stop_on_signal(session.handle()));
-    // A provider cannot end its session well, only cancel it; so it says when it is done.
+    // A provider cannot end its session without an error, only cancel it; so it reports when it is
+    // done.
     let outcome = replay.outcome.clone();
     tokio::spawn(async move {
         outcome.played.notified().await;
@@ -157,7 +158,7 @@ struct Replay {
     outcome: Arc<Outcome>,
 }
 
-/// What the tasks tell.
+/// The results of the tasks.
 #[derive(Default)]
 struct Outcome {
     played: Notify,
@@ -213,7 +214,7 @@ impl Replay {
         settings
     }
 
-    /// Opens the file before there is an interface: what cannot be written must not disturb one.
+    /// Opens the file before there is an interface: an unwritable file must not disturb one.
     fn recorder(&self) -> Result<Option<Recorder>, ProviderError> {
         let Some(path) = &self.args.record else {
             return Ok(None);
@@ -257,7 +258,8 @@ impl EthernetTunnelProvider for Replay {
 
     fn stop<'a>(&'a self, _: &'a ProviderContext, _: StopReason) -> BoxFut<'a, ()> {
         Box::pin(async {
-            // What was read is written: the task hears of the end, and ends after its last frame.
+            // Every frame that was read is written: the task learns of the end, and ends after its
+            // last frame.
             if let Some(recorder) = take(&self.recorder) {
                 let _ = recorder.await;
             }
@@ -275,7 +277,7 @@ fn cancel_on_error(context: &ProviderContext, outcome: Result<()>) {
     }
 }
 
-/// Writes each frame when it is due, and those that are due together as one batch.
+/// Writes each frame when it is due, and simultaneous frames as one batch.
 async fn play(
     context: &ProviderContext,
     mut recording: Recording,
@@ -317,8 +319,8 @@ async fn play(
     Ok(())
 }
 
-/// Reads what comes from the interface, also when nobody records it: a provider that does not read
-/// fills a queue of the kernel, and is charged with the drops.
+/// Reads the frames of the interface, even if they are not recorded: without a reader, a queue of the
+/// kernel would fill, and the interface would count the drops.
 async fn record(
     context: &ProviderContext,
     mut recorder: Option<Recorder>,
@@ -345,7 +347,7 @@ async fn record(
     finished.context("cannot write the recording")
 }
 
-/// A frame of a recording, with its time since whenever the recording's clock began.
+/// A frame of a recording, with its time since the start of the recording's clock.
 struct Frame {
     at: Duration,
     bytes: Vec<u8>,
@@ -406,7 +408,7 @@ impl Recording {
     }
 }
 
-/// What comes next in a file.
+/// The next element of a file.
 enum Next {
     Frame(Frame),
     Skipped,
@@ -416,7 +418,7 @@ enum Next {
 
 fn next_of_pcap(reader: &mut PcapReader<BufReader<File>>) -> Result<Next, PcapError> {
     let resolution = reader.header().ts_resolution;
-    // The raw packet: the reader's own checks refuse a file with frames that were cut short.
+    // The raw packet: the reader's own checks refuse a file with truncated frames.
     let Some(packet) = reader.next_raw_packet() else {
         return Ok(Next::End);
     };
@@ -441,7 +443,7 @@ fn next_of_pcapng(reader: &mut PcapNgReader<BufReader<File>>) -> Result<Next, Pc
     };
     let packet = match block? {
         Block::EnhancedPacket(packet) => packet.into_owned(),
-        // Both are without a time of their own, or obsolete.
+        // The first has no time of its own, the second is obsolete.
         Block::SimplePacket(_) | Block::Packet(_) => return Ok(Next::Skipped),
         _ => return Ok(Next::Other),
     };
@@ -460,7 +462,7 @@ fn next_of_pcapng(reader: &mut PcapNgReader<BufReader<File>>) -> Result<Next, Pc
 }
 
 /// A time in the units of an interface: a power of ten, or of two with the top bit set, and
-/// microseconds if it does not say (pcapng, section 4.2, `if_tsresol`).
+/// microseconds by default (pcapng, section 4.2, `if_tsresol`).
 fn units(interface: &InterfaceDescriptionBlock<'_>, count: u128) -> Duration {
     let resolution = interface.options.iter().find_map(|option| match option {
         InterfaceDescriptionOption::IfTsResol(resolution) => Some(*resolution),
@@ -474,7 +476,7 @@ fn units(interface: &InterfaceDescriptionBlock<'_>, count: u128) -> Duration {
     Duration::from_secs(seconds) + Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }
 
-/// Writes frames to a file as they come.
+/// Writes frames to a file as they arrive.
 struct Recorder {
     writer: PcapWriter<BufWriter<File>>,
     begin: (SystemTime, Instant),
@@ -496,7 +498,7 @@ impl Recorder {
     }
 
     fn write(&mut self, frames: &[Bytes]) -> Result<(), PcapError> {
-        // Of a clock that never goes back, so that neither do the times of the frames.
+        // By a clock that never goes back, so that neither do the times of the frames.
         let now = self.begin.0 + self.begin.1.elapsed();
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         for frame in frames {

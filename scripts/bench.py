@@ -120,7 +120,7 @@ class Bench(Sites):
         def attempt():
             done = self.inside("site-a", *iperf_client(target, seconds, extra), check=False, timeout=seconds + 20)
             result = json.loads(done.stdout or "{}")
-            # The server takes one client at a time, and a moment to be done with the last.
+            # The server takes one client at a time, and needs a moment to finish with the last.
             return None if "busy" in result.get("error", "") else result
         result = until(5, attempt, "iperf3 -s was not free")
         if "error" in result or result["end"]["sum_received"]["bytes"] == 0:
@@ -160,7 +160,7 @@ def process_ticks(pid):
     return int(user) + int(system)
 
 
-# --- what runs inside the sites -------------------------------------------------------------------
+# --- the programs inside the sites ----------------------------------------------------------------
 
 def agent_echo():
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -199,7 +199,7 @@ def agent_rtt(target, seconds):
 
 # --- a harness ------------------------------------------------------------------------------------
 
-# What peers.py must know of patchcord. It replaces what is between the @.
+# What peers.py must know about patchcord. It replaces the names between the @.
 PEER = {
     "name": "patchcord",
     "needs": ["patchcord"],
@@ -213,7 +213,7 @@ PEER = {
     "cmd": [["patchcord", "up", "@dir@/@side@.toml"]],
     "env": {"RUST_LOG": "warn"},
 }
-# Ours, and where it is in the results of peers.py.
+# The keys of our figures, and their places in the results of peers.py.
 HARNESS_FIGURES = {
     "tcp1_gbit_s": "tcp1.gbps", "tcp4_gbit_s": "tcp4.gbps", "reverse_gbit_s": "tcp_rev.gbps",
     "tcp1_tunnel_cpu_s": "tcp1.tun_cpu_s_per_gb", "tcp1_machine_cpu_s": "tcp1.sys_cpu_s_per_gb",

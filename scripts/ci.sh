@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT OR Apache-2.0
 #
-# The one door: every check that this repository has, for people and for CI alike.
+# The one entry point: every check of this repository, for developers and for CI alike.
 #
-#   scripts/ci.sh quick     fmt, layers, vectors, docs, clippy and unit tests: what to run before a commit
+#   scripts/ci.sh quick     fmt, layers, vectors, docs, clippy and unit tests: run it before a commit
 #   scripts/ci.sh fmt       formatting
 #   scripts/ci.sh clippy    lints, warnings are errors; nothing newer than `rust-version` is used
 #   scripts/ci.sh test      every test but those of `netns`; those of io, api, flow, examples and cli need root
@@ -12,8 +12,8 @@
 #   scripts/ci.sh vectors   the test vectors against a second implementation of the protocol
 #   scripts/ci.sh docs      links of the documents, and whether they describe every drop reason and cause
 #   scripts/ci.sh deny      licences, advisories and sources of the dependencies
-#   scripts/ci.sh models    what threads share, in each order that they and a weak memory allow
-#   scripts/ci.sh sanitizers  tests with AddressSanitizer, and with ThreadSanitizer what threads share
+#   scripts/ci.sh models    data shared by threads, in each order that they and a weak memory model allow
+#   scripts/ci.sh sanitizers  tests with AddressSanitizer, and with ThreadSanitizer for data shared by threads
 #   scripts/ci.sh fuzz      every fuzz target for FUZZ_SECONDS (10)
 #   scripts/ci.sh netns     end to end in network namespaces, hostile peers too (needs root)
 #   scripts/ci.sh all       all of them
@@ -49,8 +49,8 @@ run() {
   done
 }
 
-# Builds what a job needs while others run that mostly wait: it has what they leave of the processors
-# (SCHED_IDLE, sched(7)), so that no test notices. These builds have folders of their own.
+# Builds the targets of a later job while earlier jobs run that mostly wait: with SCHED_IDLE (sched(7)), a
+# build uses only idle processors, so that no test notices. These builds have folders of their own.
 build_aside() {
   mkdir -p target
   trap stop_builds EXIT
@@ -63,7 +63,7 @@ build_aside() {
   ASIDE[$1]=$!
 }
 
-# After a failure or Ctrl-C, of which they do not hear.
+# After a failure or Ctrl-C, which do not reach them.
 stop_builds() {
   local build
   for build in "${ASIDE[@]}"; do
@@ -214,8 +214,8 @@ job_models() {
   cargo test --manifest-path tests/models/Cargo.toml --target-dir target/models --release --locked
 }
 
-# AddressSanitizer where unsafe code is called or bytes of others are taken apart, and no namespaces are
-# needed; ThreadSanitizer where threads share something, with as little around it as can be.
+# AddressSanitizer for code that calls unsafe code or parses foreign bytes, and needs no namespaces;
+# ThreadSanitizer for data shared by threads, with as little else as possible.
 job_sanitizers() {
   local modules=(wire:: crypto:: proto:: queue:: config:: control:: stats:: io::waker io::udp io::sys io::vnet)
   sanitized address --lib --locked -- "${modules[@]}"
@@ -225,7 +225,7 @@ job_sanitizers() {
 }
 
 # Stable Rust ships the runtimes with its standard library, and takes the flag with RUSTC_BOOTSTRAP. That
-# library itself is not instrumented, which it has to be told not to mind.
+# library itself is not instrumented; a flag makes rustc accept that.
 sanitized() {
   local kind=$1 flags=-Zsanitizer=$1
   shift
@@ -243,7 +243,7 @@ job_netns() {
     echo "network namespaces need root: sudo scripts/ci.sh netns" >&2
     exit 1
   fi
-  # Most of them wait; those that do not take turns, see tests/netns/kit/load.rs.
+  # Most of them wait; tests that load the machine take turns, see tests/netns/kit/load.rs.
   cargo test --locked --test netns -- --test-threads 6
   cargo test --locked --test hostile -- --test-threads 3
 }

@@ -29,7 +29,7 @@ need() {
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# What it takes to build: a C compiler for the cryptography, and Rust.
+# The requirements of a build: a C compiler for the cryptography, and Rust.
 need_build() {
     need cc=gcc make=make
     [[ -e /usr/include/stdlib.h ]] || need libc6-dev=libc6-dev

@@ -25,7 +25,8 @@ from sites import PR_SET_PDEATHSIG, Failed, libc, run, unwind_on_signals
 
 CACHE = os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "kernel-test")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-# What the first file system needs until this machine's files are there; then modprobe takes over.
+# The modules for the first file system, until this machine's files are available; then modprobe takes
+# over.
 MODULES = ["virtio_pci", "9pnet_virtio", "9p", "overlay"]
 PROGRAM = "busybox"
 
@@ -56,7 +57,7 @@ cp /second /root/run-kernel-test
 exec switch_root /root /bin/bash /run-kernel-test
 """
 
-# Runs as process 1 over the files of this machine. The last line says how it went.
+# Runs as process 1 over the files of this machine. The last line is the result.
 SECOND = """#!/bin/bash
 export PATH=%(path)s HOME=/root
 exec >/dev/ttyS1 2>&1 </dev/null

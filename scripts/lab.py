@@ -82,7 +82,7 @@ class Lab(Sites):
         return child
 
 
-# --- what is shown --------------------------------------------------------------------------------
+# --- the steps ------------------------------------------------------------------------------------
 
 def step_arp(lab, report):
     """ARP finds a host of the other site"""
@@ -260,7 +260,7 @@ STEPS = [step_arp, step_ping, step_full_size, step_dhcp, step_ipv6, step_groups,
          step_secret]
 
 
-# --- what runs inside the hosts -------------------------------------------------------------------
+# --- the programs inside the hosts ----------------------------------------------------------------
 
 def agent_listen(interface):
     """Counts the datagrams of agent_send; ends half a second after everything came, or after 4 s."""

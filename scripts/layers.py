@@ -13,7 +13,7 @@ import pathlib
 import re
 import sys
 
-# Module -> modules of the crate that it must not import. Of `a::b`, `a` and `a::b` have a say.
+# Module -> modules of the crate that it must not import. For `a::b`, the rules of `a` and `a::b` apply.
 OUTER = {"io", "machine", "pipeline", "provider", "tunnel", "host", "cli"}
 PURE = ["wire", "crypto", "proto", "queue", "config", "control", "rate", "retry", "stats"]
 MUST_NOT_IMPORT = {module: OUTER for module in PURE} | {
@@ -22,22 +22,23 @@ MUST_NOT_IMPORT = {module: OUTER for module in PURE} | {
     "pipeline": {"config", "provider", "tunnel", "host", "cli"},
     "provider": {"proto", "config", "pipeline", "tunnel", "host", "cli"},
 }
-# Reads the configuration and the key files, and hands their text on.
+# Reads the configuration and the key files, and passes their text on.
 READS_FILES = {"config::load"}
 
-# Where system calls and the protocol meet. Everywhere else a file has one of the two, or neither.
+# Where system calls and the protocol meet. Every other file uses one of the two, or neither.
 MEETING_PLACES = {"pipeline", "provider", "tunnel"}
 
 # A module of the crate -> the only ones that may import it.
 ONLY_FOR = {
     # All unsafe code.
     "io::sys": {"io", "machine", "testing"},
-    # Of the pipeline, the control task asks the machine for routes and names. Data threads do not.
+    # Of the pipeline, only the control task asks the machine for routes and names; data threads do
+    # not.
     "machine": {
         "machine", "provider", "tunnel", "host", "cli",
         "pipeline::control", "pipeline::underlay", "pipeline::reply_sources",
     },
-    # A provider has the frames of its TAP; all else it has of `machine`.
+    # A provider gets the frames of its TAP from `io`; everything else comes from `machine`.
     "io::udp": {"io", "pipeline", "tunnel"},
 }
 

@@ -35,13 +35,13 @@ class Bench(Lab):
         for site, port in (("site-a", "near"), ("site-b", "far")):
             self.cable(site, "wan", "relay", port, mtu)
             self.ip("relay", "link set %s addrgenmode none up" % port)
-            # The relay wants frames as they are on a wire.
+            # The relay needs frames as on a wire.
             self.inside(site, "ethtool", "-K", "wan", *(word for name in OFFLOADS for word in (name, "off")))
 
     def build(self):
         super().build()
         for name in ("site-a", "site-b", "a1", "b1"):
-            # One run must not tell the next one how bad the path is.
+            # A run must not leave the kernel's metrics of the path to the next one.
             self.inside(name, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/tcp_no_metrics_save")
 
     def start_relay(self, *harm):
@@ -78,7 +78,7 @@ class Bench(Lab):
     def compare(self, round_number, loss):
         """One round at one loss: both ways over the same kind of relay, which begins anew for each."""
         ways = {"plain": ("site-a", "site-b", UNDERLAY["b"]), "tunnel": ("a1", "b1", v4("b1"))}
-        # By turns, so that neither is always the one that finds a warm machine.
+        # Alternates, so that neither always finds a warm machine.
         order = list(ways) if round_number % 2 else list(reversed(ways))
         measured = {"round": round_number, "loss_percent": loss}
         for way in order:

@@ -2,7 +2,7 @@
 //! The pure steps of the data path in the order of `pipeline::outbound` and `pipeline::inbound`,
 //! without their sockets and threads.
 //!
-//! A change to those two files has its like here; the benches and the test for allocations follow.
+//! Keep it in step with those two files; the benches and the test for allocations use it.
 
 #![allow(clippy::disallowed_methods, reason = "benches live in real time")]
 #![allow(
@@ -40,11 +40,11 @@ use patchcord::{
 pub(crate) const DATAGRAM_LEN: usize = 1472;
 /// The largest frame that a node takes.
 pub(crate) const MAX_FRAME: u16 = u16::MAX;
-/// Ethernet, IPv4, and TCP with time stamps.
+/// Ethernet, IPv4, and TCP with timestamps.
 pub(crate) const HEADERS_LEN: usize = 14 + 20 + 32;
 /// Payload of a segment whose packet has 1500 bytes.
 pub(crate) const SEGMENT_LEN: usize = 1448;
-/// What Linux puts into the largest super-frame of a TCP stream.
+/// The segments of the largest super-frame that Linux makes of a TCP stream.
 pub(crate) const SEGMENTS: usize = 45;
 /// Bytes of such a super-frame.
 pub(crate) const SUPERFRAME_LEN: usize = HEADERS_LEN + SEGMENTS * SEGMENT_LEN;
@@ -158,7 +158,7 @@ impl Sender {
         }
     }
 
-    /// Lays a frame out; trains that fill up go to `depart`.
+    /// Lays a frame out; passes trains that are full to `depart`.
     pub(crate) fn push(
         &mut self,
         frame: &[u8],
@@ -180,7 +180,7 @@ impl Sender {
         }
     }
 
-    /// The train goes to `depart` as it is.
+    /// Passes the train to `depart` as it is.
     pub(crate) fn flush(&mut self, depart: &mut impl FnMut(&mut Train)) {
         self.train.close(Lane::FIRST_DATA).unwrap();
         depart(&mut self.train);
@@ -205,7 +205,7 @@ impl Receiver {
         }
     }
 
-    /// Opens a datagram; its frames go to `deliver`.
+    /// Opens a datagram; passes its frames to `deliver`.
     pub(crate) fn receive(&mut self, datagram: &mut [u8], deliver: &mut impl FnMut(Delivered<'_>)) {
         let message_type = MessageType::of(datagram).unwrap();
         let (counter, plaintext) = self.session.open(datagram).unwrap();
@@ -228,8 +228,8 @@ impl Receiver {
         }
     }
 
-    /// A batch has ended: what it left behind goes to `deliver`, or all that can be saved when
-    /// nothing more comes.
+    /// Ends a batch: passes what it left behind to `deliver`, or, after the last one, everything
+    /// that can be saved.
     pub(crate) fn end_batch(&mut self, is_last: bool, deliver: &mut impl FnMut(Delivered<'_>)) {
         let newest = self.window.newest();
         let which = if is_last {
@@ -281,7 +281,7 @@ impl<'a> Delivered<'a> {
     }
 }
 
-/// Files a chunk of a cut frame; true when the frame is whole.
+/// Files a chunk of a frame in pieces; true when the frame is whole.
 pub(crate) fn file(
     reassembly: &mut Reassembly,
     sequence: u64,
@@ -294,7 +294,7 @@ pub(crate) fn file(
     }
 }
 
-/// What can be saved of super-frames with holes.
+/// The segments that can be saved of super-frames with holes.
 pub(crate) fn deliver_runs(
     reassembly: &mut Reassembly,
     which: Which<'_>,
