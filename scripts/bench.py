@@ -6,13 +6,13 @@
     vx0 -------------------------- VXLAN of the kernel over it ----------------------- vx0
     pc0 ------------------------------ patchcord over it ------------------------------ pc0
 
-Every round measures all three, one after the other, so that what else happens on the machine falls on
-all of them; a ratio is always to plain Ethernet in the same round. Both sites, both tunnels and the
-programs that make the traffic share this machine's cores: a rate is what all of that costs, not the
+Every round measures all three, one after the other, so that other work of the machine affects all
+of them; a ratio is always to plain Ethernet in the same round. Both sites, both tunnels and the
+programs that make the traffic share this machine's cores: a rate is the cost of all that, not the
 speed of a line. The round trips include a Python program at each end, on plain Ethernet too.
 
 With --harness, the programs in DIR/peers.py make the figures instead, for patchcord and for every other
-tunnel that they find; what follows `--` is handed on to them.
+tunnel that they find; they get the arguments after `--`.
 """
 import argparse
 import datetime
@@ -267,7 +267,7 @@ def dig(tree, path):
 # --- results --------------------------------------------------------------------------------------
 
 def machine(options):
-    """What the figures depend on."""
+    """The versions and settings that the figures depend on."""
     cpuinfo = [line.partition(":")[::2] for line in open("/proc/cpuinfo")]
     model = next((value.strip() for key, value in cpuinfo if key.strip() in ("model name", "Model")), os.uname().machine)
     try:
@@ -307,7 +307,7 @@ def write(path, text):
 
 
 def hand_over(path):
-    """What we make as root belongs to the caller of sudo, like the rest of target/."""
+    """Gives files made as root to the caller of sudo, like the rest of target/."""
     if "SUDO_UID" in os.environ:
         os.chown(path, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
 
@@ -440,7 +440,7 @@ def arguments():
 
 
 def conduct(bench, document):
-    """Fills the document round by round; what is complete stays when it is interrupted."""
+    """Fills the document round by round; complete rounds stay when it is interrupted."""
     begun = time.monotonic()
     bench.build()
     for number in range(bench.options.rounds):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Holds the documents against the tree: links lead somewhere, and each drop reason and cause is described."""
+"""Checks the documents against the tree: links resolve, and each drop reason and cause is described."""
 import pathlib
 import re
 import sys

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Debian's kernels, each in a machine of its own (qemu, without KVM), and tests of patchcord on them.
 
-    target/kernel-test/SUITE/apt      what apt knows of the suite
+    target/kernel-test/SUITE/apt      the state of apt for the suite
     target/kernel-test/SUITE/VERSION  the kernel of that suite: image, modules, first file system
     the machine's files               those of this one by 9p, read only; changes go to its memory
     the machine's network             none but its own loopback; the tests make namespaces there
 
-What runs is tests/netns, and of the library's tests those of interfaces. The programs are this machine's,
+It runs tests/netns, and the library's tests of interfaces. The programs are this machine's,
 so only the kernel differs. Emulated processors are slow: the boot takes a quarter of a minute, a test seconds.
-Without names of tests, those of TESTS run: what an older kernel, or one with VLAN filtering, could change.
+Without names of tests, those of TESTS run: tests that depend on the version of the kernel, or on VLAN filtering.
 """
 import argparse
 import json
@@ -168,7 +168,7 @@ class Kernel:
 
 
 class Machine:
-    """A kernel that runs."""
+    """A running kernel."""
 
     def __init__(self, kernel, commands, memory):
         second = SECOND % {"path": os.environ["PATH"], "modules": kernel.modules, "folder": os.getcwd(),
@@ -182,7 +182,7 @@ class Machine:
                      "-serial", "file:" + self.log, "-serial", "stdio"]
 
     def carry_out(self, limit):
-        """Prints what the tests print. The number of programs that failed."""
+        """Prints the output of the tests. Returns the number of programs that failed."""
         end = time.monotonic() + limit
         process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL), start_new_session=True)
@@ -207,7 +207,7 @@ class Machine:
 
 
 def commands(programs, names):
-    """What the machine runs: one line for each program that has such tests."""
+    """The commands for the machine: one line for each program that has such tests."""
     for program, of_program in names.items():
         if of_program:
             words = [programs[program], "--test-threads=1", *of_program]
@@ -215,7 +215,7 @@ def commands(programs, names):
 
 
 def built(listing):
-    """The test programs, from what `cargo test --no-run --message-format=json` printed."""
+    """The test programs, from the output of `cargo test --no-run --message-format=json`."""
     programs = {}
     for line in open(listing):
         message = json.loads(line)

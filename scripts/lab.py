@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Two sites on one machine, joined by patchcord, and what crosses. Run it by scripts/lab.
+"""Two sites on one machine, joined by patchcord, and the traffic that crosses. Run it by scripts/lab.
 
     pc-lab-a1 --+                                                    +-- pc-lab-b1
                 br-lan - pc0 = patchcord === wan ... wan === patchcord = pc0 - br-lan
@@ -100,9 +100,9 @@ def neighbour(lab, host, address, owner):
 
 
 def pings(lab, source, target, count, *options):
-    """What ping printed, and how many of the first `count` requests were not answered.
+    """The output of ping, and how many of the first `count` requests were not answered.
 
-    With -w it waits for that many answers, and asks on meanwhile; with -c alone it waits for the last
+    With -w it waits for that many answers, and sends on meanwhile; with -c alone it waits for the last
     one only as long as two round trips took, which is short on a busy machine."""
     out = lab.inside(source, "ping", "-n", "-c", count, "-i0.02", "-w5", *options, target, check=False).stdout
     answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", out)}
@@ -263,7 +263,7 @@ STEPS = [step_arp, step_ping, step_full_size, step_dhcp, step_ipv6, step_groups,
 # --- the programs inside the hosts ----------------------------------------------------------------
 
 def agent_listen(interface):
-    """Counts the datagrams of agent_send; ends half a second after everything came, or after 4 s."""
+    """Counts the datagrams of agent_send; ends half a second after all have come, or after 4 s."""
     index = socket.if_nametoindex(interface)
     four = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     four.bind(("", GROUP_PORT))

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Which module may import which: the arrows of ARCHITECTURE.md, held to be true.
+"""Which module may import which: checks the arrows of ARCHITECTURE.md.
 
     scripts/layers.py          prints every import that points the wrong way; exit code 1 if there is one
     scripts/layers.py graph X  prints which files of the module X import which others of it
@@ -67,7 +67,7 @@ def main():
 
 
 def files(root):
-    """All but the tests that have a file of their own, and `lib.rs`, which shows what is public of all modules."""
+    """All but the tests that have a file of their own, and `lib.rs`, which exports the public items of all modules."""
     return sorted(path for path in pathlib.Path(root).rglob("*.rs") if path.name not in {"tests.rs", "lib.rs"})
 
 
@@ -128,7 +128,7 @@ def reach(start, arrows):
 def graph(room):
     """The files of a room, and which other files of it each imports.
 
-    To declare a child is no import. A name that belongs to no file of its own belongs to the parent."""
+    A declaration of a child is no import. A name that belongs to no file of its own belongs to the parent."""
     paths = {module_of(path): path for path in files("src")}
     inside = {name: path for name, path in paths.items() if name == room or name.startswith(room + "::")}
     arrows = {}

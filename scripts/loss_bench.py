@@ -96,7 +96,7 @@ class Bench(Lab):
 
 
 def judged(counters):
-    """The counters of a relay, if it did only what it was asked to."""
+    """The counters of a relay; fails if it did other harm than it was asked to."""
     for direction, count in counters.items():
         if count["too_long"] or count["unfinished_checksum"]:
             raise Failed("%s: offloads are on at a site: %s" % (direction, count))

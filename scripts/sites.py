@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Sites on one machine, each a network namespace, with patchcord between them: what the lab and both benches share.
+"""Sites on one machine, each a network namespace, with patchcord between them: shared by the lab and the benches.
 
-Whatever is made here has names that begin alike, and only what lives in such namespaces is ever ended.
+All names of these namespaces begin alike, and the scripts end only processes in such namespaces.
 """
 import ctypes
 import json
@@ -19,7 +19,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Failed(Exception):
-    """A step did not show what it should; the message says what was seen."""
+    """A step failed; the message has its result."""
 
 
 def until(seconds, attempt, what):
@@ -44,7 +44,7 @@ def run(*argv, check=True, timeout=30, **kw):
 
 
 def unwind_on_signals():
-    """Signals that end us raise an exception, so that `finally` cleans up."""
+    """Signals that end the process raise an exception, so that `finally` cleans up."""
     signal.signal(signal.SIGINT, signal.default_int_handler)    # a background job inherits it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
@@ -109,7 +109,7 @@ class Sites:
             self.ip("site-" + site, "addr add %s/24 dev wan" % address, "link set wan up")
 
     def underlay(self, mtu):
-        """A port named `wan` at each site, and what lies between them: here, a cable."""
+        """A port named `wan` at each site, and the path between them: here, a cable."""
         self.cable("site-a", "wan", "site-b", "wan", mtu)
 
     def cable(self, one, port, other, other_port, mtu):
@@ -174,7 +174,7 @@ class Sites:
         return json.loads(self.inside("site-" + site, self.binary, "show", self.cord(site), "--json").stdout)
 
     def remove(self):
-        """Ends what runs in the namespaces and removes them; true if there was something."""
+        """Ends the processes in the namespaces and removes them; true if there were any."""
         names = self.there()
         for sig in (signal.SIGTERM, signal.SIGKILL):
             end = time.monotonic() + 3

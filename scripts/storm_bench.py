@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""What a broadcast storm at one site costs two others, and what peers that never answer do. Run it by scripts/storm-bench.
+"""The cost of a broadcast storm at one site for two others, and of peers that never answer. Run it by scripts/storm-bench.
 
     pc-storm-a1 -- br-lan - pc0 = patchcord === wan --+
     pc-storm-b1 -- br-lan - pc0 = patchcord === wan --+-- br-net        TCP goes from a1 to b1,
     pc-storm-c1 -- br-lan - pc0 = patchcord === wan --+                 the storm comes from c1
 
-Three networks are tried: the three sites as a mesh; the same with c as a hub, through which a and b see each other; and two sites of
+It measures three networks: the three sites as a mesh; the same with c as a hub, through which a and b see each other; and two sites of
 which a has 30 more peers that never answer and an idle one, against the two alone. Each round measures TCP before and during the storm
 (or without and with the idle peers); ratios are those of a round. All of it shares the cores of this machine: without --rate the storm's
 sender and site c take theirs from the flow. With it each site's uplink is that narrow, as between machines of their own. Prints

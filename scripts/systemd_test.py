@@ -296,7 +296,7 @@ def check_restart(machine):
 
 
 def check_kill(machine):
-    """after a kill the host comes back, and what it left of a kill switch is known"""
+    """after a kill the host comes back, and takes over the rules of its kill switch"""
     machine.client("start", "guard")
     rules = machine("ip", "rule").stdout
     expect("proto 112" in rules, rules)
@@ -310,7 +310,7 @@ def check_kill(machine):
 
 
 def check_rules(machine):
-    """rules that somebody deletes come back in the confinement, too"""
+    """rules that another program deletes come back in the confinement, too"""
     machine.client("start", "guard")
     rules = machine("ip", "rule").stdout
     table = next(line for line in rules.splitlines() if "fwmark" in line).split(" lookup ")[1].split()[0]
