@@ -20,10 +20,10 @@ pub(super) const HELP: &str = "\
 PORT is `tap`, or the name of a peer.
 
 Examples:
-  patchcord fdb show office                            list what is known
-  patchcord fdb add office 02:00:5e:10:00:01 site-b    this station is at site-b, whatever frames say
+  patchcord fdb show office                            list the addresses
+  patchcord fdb add office 02:00:5e:10:00:01 site-b    a static entry: frames do not move it
   patchcord fdb del office 02:00:5e:10:00:01
-  patchcord fdb flush office --port site-b --vlan 10   forget what was learned there";
+  patchcord fdb flush office --port site-b --vlan 10   delete what was learned there";
 
 #[derive(Subcommand)]
 pub(super) enum FdbCommand {

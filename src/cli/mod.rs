@@ -102,9 +102,9 @@ enum Bench {
 const EXAMPLES: &str = "\
 Examples:
   umask 077; patchcord genkey > /etc/patchcord/a.key   make a key
-  patchcord pubkey < /etc/patchcord/a.key              print what the other site needs
+  patchcord pubkey < /etc/patchcord/a.key              print the key that the other site needs
   patchcord check a                                    validate /etc/patchcord/a.toml
   patchcord up a                                       run it
-  patchcord show a --json                              look at it
+  patchcord show a --json                              show its state
 
 Exit codes: 0 done, 1 failed at run time, 2 bad usage or configuration.";

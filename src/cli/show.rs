@@ -20,7 +20,7 @@ Exit codes: 0 the tunnel answered, whether a peer is up or not; with --check, 0 
 tunnel runs, it does not answer, or with --check, no peer is up. 2 bad usage.
 
 Examples:
-  patchcord show office                    what is up, and what is wrong
+  patchcord show office                    the state of a tunnel and its peers
   patchcord show office --peer site-b      everything about one peer
   patchcord show office --check || ...     for scripts and monitoring";
 
