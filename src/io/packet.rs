@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A NIC as the end of a wire: every frame that arrives at it, and frames out of it, past bridges and
-//! the rest of the machine's network stack.
+//! A NIC as the end of a wire: every frame that arrives at it, and frames out of it, past bridges
+//! and the rest of the machine's network stack.
 //!
-//! The frames are those of a packet socket (packet(7)), changed back to what was on the wire:
+//! The frames are those of a packet socket (packet(7)), restored to the form that they had on the
+//! wire:
 //!
 //! | what the kernel did | what is done about it |
 //! |---|---|
@@ -13,7 +14,7 @@
 //! | sees the datagrams of the tunnel, if they come by this NIC | not read (`own_traffic`) |
 //! | drops frames to other stations | the NIC is promiscuous for as long as the socket is open |
 //!
-//! `tap` gives this the shape of a TAP's queue. The NIC's name, MTU and addresses stay what they are.
+//! `tap` presents it as a queue of a TAP. The NIC's name, MTU and addresses stay unchanged.
 
 pub use self::error::NicError;
 pub(super) use self::opening::{Opened, open};

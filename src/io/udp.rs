@@ -2,8 +2,8 @@
 //! The UDP socket: trains of datagrams out (GSO), merged datagrams in (GRO).
 //!
 //! A *train* is one piece of memory with datagrams of equal size back to back, of which the last
-//! may be shorter. DF is always set and the path MTU that the kernel has learnt is ignored: finding
-//! it is the tunnel's own work, and a forged ICMP message changes nothing. The socket is never
+//! may be shorter. DF is always set and the path MTU that the kernel has learnt is ignored: the
+//! tunnel finds it itself, and a forged ICMP message changes nothing. The socket is never
 //! connected, so that no ICMP error ends up in it.
 //!
 //! Where GSO fails, datagrams leave one by one: the failed train at once, later ones to the same

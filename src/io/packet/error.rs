@@ -3,7 +3,7 @@
 
 use std::io;
 
-/// Why a NIC cannot be attached. Each message says what to do.
+/// Why a NIC cannot be attached. Each message states the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NicError {
@@ -13,13 +13,13 @@ pub enum NicError {
         /// The interface.
         name: String,
     },
-    /// There is such an interface, of another kind.
+    /// An interface of another kind has the name.
     #[error("`{name}` is not an Ethernet interface: choose another device.nic")]
     NotEthernet {
         /// The interface.
         name: String,
     },
-    /// A bridge or a bond has it.
+    /// It is a port of a bridge or a bond.
     #[error(
         "`{name}` is a port of `{controller}`, which takes its frames as well: take it out with \
          `ip link set {name} nomaster`, or choose another device.nic"
@@ -38,17 +38,17 @@ pub enum NicError {
     NotPermitted {
         /// The interface.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Anything else.
     #[error("cannot {action} the interface `{name}`")]
     Io {
-        /// What was attempted.
+        /// The attempted action.
         action: &'static str,
         /// The interface.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }

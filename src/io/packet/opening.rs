@@ -16,10 +16,10 @@ mod tests;
 
 /// Bytes of frames that may wait to be read: some milliseconds of a fast network.
 const RECEIVE_BUFFER: i32 = 4 << 20;
-/// Bytes of frames that may wait for the NIC. Beyond that the writer waits, so that the queue stands
-/// where its length is looked after.
+/// Bytes of frames that may wait for the NIC. Beyond that the writer waits, so that the queue
+/// stands where CoDel watches its length.
 const SEND_BUFFER: i32 = 1 << 20;
-/// What [`open`] has opened.
+/// The result of [`open`].
 pub(in crate::io) struct Opened {
     pub(in crate::io) index: u32,
     /// At least one.
@@ -72,7 +72,8 @@ pub(in crate::io) fn open(name: &str, count: usize) -> Result<Opened, NicError> 
             });
         }
         packet::make_promiscuous(socket, index).map_err(failed("see all frames of"))?;
-        // It is in error when the interface is down, and the first frame to it would pay for that.
+        // The socket is in error when the interface is down, and the first frame sent would get
+        // that error.
         let _ = SockRef::from(&file).take_error();
         files.push(file);
     }

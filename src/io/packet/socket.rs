@@ -35,8 +35,9 @@ pub(in crate::io) struct PacketSocket {
 }
 
 impl PacketSocket {
-    /// Reads one frame into `buf` and says where in it; None when nothing is there, or while the
-    /// interface is down. A frame that cannot be had as it was on the wire is [`VnetHeader::BROKEN`].
+    /// Reads one frame into `buf` and returns its range there; `None` when there is no frame, or
+    /// while the interface is down. A frame that cannot be restored to its form on the wire is
+    /// [`VnetHeader::BROKEN`].
     ///
     /// # Errors
     /// `ENODEV` when the interface was deleted.
@@ -51,7 +52,7 @@ impl PacketSocket {
             &mut []
         };
         let header_len = in_front.len();
-        // Room for the tag comes first, so that only the addresses must move to let it in.
+        // Room for the tag is in front, so that only the addresses must move to insert it.
         let Some(room) = buf.get_mut(TAG_LEN..) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
@@ -79,22 +80,22 @@ impl PacketSocket {
         bpf::attach_filter(self.file.as_fd(), &own_traffic::all_but_datagrams_to(port))
     }
 
-    /// What an error of a read means.
+    /// The meaning of an error of a read.
     fn explain(&self, error: io::Error) -> io::Result<Option<(VnetHeader, Range<usize>)>> {
         match error.raw_os_error() {
             Some(sys::EAGAIN) => Ok(None),
             Some(sys::ENETDOWN) if self.is_deleted() => {
                 Err(io::Error::from_raw_os_error(sys::ENODEV))
             }
-            // It goes on by itself when the interface comes up again.
+            // The socket works again by itself when the interface comes up.
             Some(sys::ENETDOWN) => Ok(None),
-            // The kernel itself cannot describe the frame, which is lost: joined by the NIC (LRO).
+            // The kernel itself cannot describe the frame, which is lost: the NIC joined it (LRO).
             Some(sys::EINVAL) => Ok(Some((VnetHeader::BROKEN, 0..0))),
             _ => Err(error),
         }
     }
 
-    /// Whether somebody deleted the interface, or moved it to another namespace.
+    /// Whether the interface was deleted, or moved to another namespace.
     pub(in crate::io) fn is_deleted(&self) -> bool {
         packet::binding(self.file.as_fd()).is_ok_and(|binding| binding.index < 0)
     }
@@ -121,7 +122,7 @@ impl PacketSocket {
         .map(drop)
     }
 
-    /// The kernel compares finished frames with the MTU, and believes that segments fit.
+    /// The kernel compares finished frames with the MTU, and trusts that segments fit.
     fn check_segments(&self, vnet: &VnetHeader, parts: &[IoSlice<'_>]) -> io::Result<()> {
         let head = parts.get(1).map_or(&[][..], |part| part);
         let tags = head.get(ADDRESSES_LEN..).map_or(0, |rest| {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the tests of `packet` share.
+//! Shared by the tests of `packet`.
 #![cfg(test)]
 
 use std::os::fd::AsFd;
@@ -11,7 +11,7 @@ use crate::io::waker;
 use crate::testing::{ip, wait_for_carrier};
 
 pub(super) const EXPERIMENTAL: u16 = 0x88b5;
-/// The source of every frame here, which tells them from the kernel's own.
+/// The source of every frame here, which distinguishes them from the kernel's own.
 pub(super) const OURS: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(super) const SOMEBODY: [u8; 6] = [2, 0, 0, 0, 0, 2];
 

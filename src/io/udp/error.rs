@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Why a socket cannot be opened, why a train cannot be sent, and what the kernel's errors mean.
+//! Why a socket cannot be opened, why a train cannot be sent, and the meaning of the kernel's
+//! errors.
 
 use std::io;
 use std::net::SocketAddr;
 
 use crate::io::sys;
 
-/// Why a socket cannot be opened. Each message says what to do.
+/// Why a socket cannot be opened. Each message states the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum BindError {
@@ -31,11 +32,11 @@ pub(crate) enum BindError {
     /// Anything else.
     #[error("cannot {action} a UDP socket at {listen}")]
     Io {
-        /// What was attempted.
+        /// The attempted action.
         action: &'static str,
-        /// Where.
+        /// The address.
         listen: SocketAddr,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -44,7 +45,7 @@ pub(crate) enum BindError {
 #[derive(Debug, thiserror::Error)]
 #[error("a train ended after {sent} datagrams")]
 pub(crate) struct SendFailure {
-    /// Datagrams of it that the kernel took before.
+    /// Datagrams of it that the kernel accepted before.
     pub sent: usize,
     /// Why the rest was not sent.
     #[source]
@@ -55,7 +56,7 @@ pub(crate) struct SendFailure {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum SendError {
-    /// The datagrams are larger than the MTU of the interface that they would leave by.
+    /// The datagrams are larger than the MTU of the outgoing interface.
     #[error("datagrams of {datagram_bytes} bytes are too big for the interface to {to}")]
     TooBig {
         /// The destination.
@@ -63,12 +64,12 @@ pub(crate) enum SendError {
         /// The size of the datagrams, without UDP and IP headers.
         datagram_bytes: usize,
     },
-    /// There is no way to the destination now, or a packet filter forbids it.
+    /// There is no route to the destination now, or a packet filter forbids it.
     #[error("{to} cannot be reached")]
     Unreachable {
         /// The destination.
         to: SocketAddr,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Anything else.
@@ -76,7 +77,7 @@ pub(crate) enum SendError {
     Io {
         /// The destination.
         to: SocketAddr,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -100,7 +101,7 @@ pub(super) fn is_passing(error: &io::Error) -> bool {
     codes.iter().any(|&code| has_code(error, code))
 }
 
-/// Whether the local address may be gone, or its interface, or have no way to the destination.
+/// Whether the local address may be gone, or its interface, or have no route to the destination.
 pub(super) fn is_about_local(error: &io::Error) -> bool {
     use sys::{EADDRNOTAVAIL, EHOSTUNREACH, EINVAL, ENETDOWN, ENETUNREACH, ENODEV};
     let codes = [

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 /// How long one train waits for room in the socket before the rest of it is dropped.
 const PATIENCE: Duration = Duration::from_millis(2);
 
-/// In so many pieces: the kernel may say that there is room, and then have none.
+/// In this many pieces: the kernel may report room, and then have none.
 pub(super) const WAITS: u32 = 3;
 
-/// A thread that sends to several destinations waits for room so small a part of the time.
+/// A thread that sends to several destinations waits for room for at most one part in this many of
+/// its time.
 const WAITING_SHARE: u32 = 10;
 
-/// How long a thread may wait for room in its sockets, beside the limit that each train has.
+/// How long a thread may wait for room in its sockets, beside the limit of each train.
 #[derive(Debug)]
 pub(super) enum Patience {
     Endless,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The socket itself: how it is opened, what the kernel does for it, and what it receives.
+//! The socket itself: how it is opened, its capabilities, and how it receives.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -17,10 +17,10 @@ use crate::io::sys::{self, SocketOption};
 #[cfg(test)]
 mod tests;
 
-/// What the socket asks for in each direction; enough for 8 ms at 8 Gbit/s.
+/// The buffer that the socket requests in each direction; enough for 8 ms at 8 Gbit/s.
 pub(super) const BUFFER_BYTES: usize = 8 << 20;
 
-/// What a kernel can do for UDP; probed when a socket is opened.
+/// The offloads that a kernel has for UDP; probed when a socket is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Capabilities {
     /// Cuts a train into datagrams (UDP_SEGMENT).
@@ -35,9 +35,10 @@ pub(crate) struct UdpSocket {
     pub(super) socket: Socket,
     pub(super) is_ipv6: bool,
     pub(super) capabilities: Capabilities,
-    /// The time to live of what leaves by it, if it is not that of the kernel.
+    /// The time to live of its datagrams, if it is not the kernel's default.
     pub(super) hops: Option<u8>,
-    /// Where GSO does not work now. Shared by clones: what one has found out is true for all.
+    /// Destinations for which GSO does not work now. Shared by clones: the finding of one holds for
+    /// all.
     pub(super) pauses: Arc<Pauses>,
 }
 
@@ -109,7 +110,7 @@ impl UdpSocket {
         })
     }
 
-    /// The address that the socket is bound to.
+    /// The address to which the socket is bound.
     ///
     /// # Errors
     /// Never on a socket that is open.
@@ -134,12 +135,12 @@ impl UdpSocket {
         })
     }
 
-    /// What the kernel does for this socket.
+    /// The offloads of this socket.
     pub(crate) fn capabilities(&self) -> Capabilities {
         self.capabilities
     }
 
-    /// Does without what `allowed` does not have, although the kernel says that it can do it.
+    /// Gives up the capabilities that `allowed` lacks, although the kernel has them.
     ///
     /// # Errors
     /// Never on a socket that is open.
@@ -164,8 +165,8 @@ impl UdpSocket {
         ))
     }
 
-    /// Fills `batch` with what has arrived, without waiting. Returns how many trains it holds now,
-    /// 0 when nothing is there.
+    /// Fills `batch` with the datagrams that have arrived, without waiting. Returns how many trains
+    /// it holds now, 0 when there are none.
     ///
     /// # Errors
     /// Only those that make the socket useless; errors about single datagrams are skipped.
@@ -199,9 +200,10 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// Binds to an address that may come later. Until it does nothing comes, and nothing can be sent.
+/// Binds to an address that may be added later. Until then nothing arrives, and nothing can be
+/// sent.
 fn bind_ahead(socket: &Socket, listen: SocketAddr) -> io::Result<()> {
-    // What is meant by an address of all there are is there already, or will never be.
+    // The unspecified address exists already, or never will.
     if listen.ip().is_unspecified() {
         return Err(io::Error::from_raw_os_error(sys::EADDRNOTAVAIL));
     }
@@ -247,8 +249,8 @@ fn set_probing(socket: &Socket, is_ipv6: bool) -> io::Result<()> {
     }
 }
 
-/// Has the kernel say to which address, and by which interface, a datagram came. An IPv6 socket gets
-/// that of IPv4 datagrams in the same form. Without it the kernel chooses where answers leave from.
+/// Makes the kernel report the local address and interface of each datagram. An IPv6 socket gets
+/// those of IPv4 datagrams in the same form. Without this the kernel chooses the source of answers.
 fn ask_for_local_addresses(socket: &Socket, is_ipv6: bool) {
     let option = match is_ipv6 {
         true => SocketOption::Ipv6PacketInfo,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the tests of `udp` share.
+//! Shared by the tests of `udp`.
 #![cfg(test)]
 
 use std::net::SocketAddr;
@@ -24,15 +24,15 @@ pub(super) fn port(socket: &UdpSocket) -> u16 {
     socket.local_addr().unwrap().port()
 }
 
-/// A train in which every datagram can be told from every other one.
+/// A train in which every datagram differs from every other one.
 pub(super) fn train(bytes: usize) -> Vec<u8> {
     (0..bytes)
         .map(|at| (at % 251) as u8 ^ (at >> 8) as u8)
         .collect()
 }
 
-/// Receives datagrams until there are `count`, or none comes for a while. Returns them with
-/// their sender and the number of trains in which they came.
+/// Receives datagrams until there are `count`, or none arrives for a while. Returns them with their
+/// sender and the number of trains in which they arrived.
 pub(super) fn receive(socket: &UdpSocket, count: usize) -> (Vec<(SocketAddr, Vec<u8>)>, usize) {
     let mut batch = RecvBatch::new(8);
     let (mut datagrams, mut trains) = (Vec::new(), 0);

@@ -25,19 +25,19 @@ const MAX_SEGMENTS: usize = 64;
 /// The most bytes in one GSO send: with its headers it must fit the length field of an IP packet.
 const MAX_TRAIN: usize = 65_000;
 
-/// What became of the datagrams of a train.
+/// The outcome for the datagrams of a train.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SendReport {
-    /// Taken by the kernel.
+    /// Accepted by the kernel.
     pub sent: usize,
     /// Dropped here, because the kernel had no room for them.
     pub dropped: usize,
-    /// They could not leave from where they were to, and left from where the kernel says.
+    /// They could not leave from the requested source, and left from the kernel's choice.
     pub from_elsewhere: bool,
 }
 
 impl UdpSocket {
-    /// [`send_train_from`](Self::send_train_from) where the kernel says.
+    /// [`send_train_from`](Self::send_train_from) with the source that the kernel chooses.
     #[cfg(test)]
     pub(crate) fn send_train(
         &self,
@@ -48,12 +48,13 @@ impl UdpSocket {
         self.send_train_from(None, to, train, segment_size)
     }
 
-    /// Sends `train` as datagrams of `segment_size` bytes, the last of which may be shorter.
-    /// It leaves from `local`, an address of ours, or from where the kernel says if that is none or gone.
+    /// Sends `train` as datagrams of `segment_size` bytes, the last of which may be shorter. It
+    /// leaves from `local`, an address of ours, or from the kernel's choice if that is none or
+    /// gone.
     ///
     /// # Errors
-    /// When the kernel refuses; what was already sent is on its way, and the rest is not attempted.
-    /// No error is lasting: the next call starts afresh.
+    /// When the kernel refuses; datagrams that were already sent are on their way, and the rest is
+    /// not attempted. No error is lasting: the next call starts afresh.
     pub(crate) fn send_train_from(
         &self,
         local: Option<Local>,
@@ -72,8 +73,8 @@ impl UdpSocket {
         )
     }
 
-    /// [`send_train_from`](Self::send_train_from) by the time of `clock`, which is read when GSO has failed or
-    /// the socket is full, with what the socket itself does not say.
+    /// [`send_train_from`](Self::send_train_from) with the options that the socket itself does not
+    /// have, and with a `clock` that is read when GSO has failed or the socket is full.
     pub(super) fn send_with(
         &self,
         patience: &mut Patience,
@@ -114,7 +115,7 @@ impl UdpSocket {
     }
 
     /// Whether trains to `to` leave in one piece now. Where the interface or the kernel refuses to
-    /// cut them, they leave as single datagrams for a minute; then one is tried again.
+    /// cut them, they leave as single datagrams for a minute; then one train is tried again.
     #[cfg(test)]
     pub(crate) fn uses_gso(&self, to: SocketAddr) -> bool {
         self.may_segment(Place::of(to), now)
@@ -137,7 +138,7 @@ struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    /// Sends what fits one GSO send, in one call where possible.
+    /// Sends as much as fits one GSO send, in one call where possible.
     fn send_part(&mut self, part: &[u8], clock: impl Fn() -> Instant + Copy) -> io::Result<()> {
         let UdpSocket { pauses, .. } = self.socket;
         let is_single = part.len() <= self.segment_size || !self.as_train;
@@ -151,8 +152,8 @@ impl Sending<'_> {
                 pauses.begin(self.place, clock());
                 self.send_one_by_one(part, clock)
             }
-            // Older kernels say so when a segment exceeds the MTU, some with IPv6 over virtio.
-            // Datagrams one by one find out which; only if they pass it was GSO.
+            // Older kernels report this when a segment exceeds the MTU, some with IPv6 over virtio.
+            // Single datagrams show which: only if they pass, GSO was the cause.
             Err(error) if has_code(&error, sys::EINVAL) => {
                 self.send_one_by_one(part, clock)?;
                 pauses.strike(self.place, clock());
@@ -198,7 +199,7 @@ impl Sending<'_> {
         Ok(())
     }
 
-    /// Repeats `send` while the socket is full. None: it still is, and patience is at its end.
+    /// Repeats `send` while the socket is full. `None`: it still is, and the patience is used up.
     fn with_patience<T>(
         &mut self,
         clock: impl Fn() -> Instant,
@@ -221,7 +222,7 @@ impl Sending<'_> {
         }
     }
 
-    /// Once more without the local address, if that may be what the kernel refuses.
+    /// Retries without the local address, if that may be the reason of the refusal.
     fn try_from_elsewhere<T>(
         &mut self,
         error: io::Error,

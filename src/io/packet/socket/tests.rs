@@ -10,7 +10,7 @@ use super::*;
 use crate::io::tap;
 use crate::testing::{eventually, in_namespace, ip};
 
-/// What it is, destination, tags, EtherType (or 802.3 length) and length.
+/// Its name, destination, tags, EtherType (or 802.3 length) and length.
 type Kind<'a> = (&'a str, [u8; 6], &'a [(u16, u16)], u16, usize);
 
 #[test]
@@ -121,7 +121,7 @@ fn frames_of_every_kind_come_in_and_go_out_as_they_are() {
                 assert_crosses(&far, &near, &frame, what);
                 assert_crosses(&near, &far, &frame, what);
             }
-            // Nothing came twice, and what this end sent did not come back.
+            // Nothing arrived twice, and frames of this end did not return.
             assert_eq!((read_ours(&near), read_ours(&far)), (None, None));
         });
     }
@@ -155,7 +155,7 @@ fn jumbo_frames_cross_and_those_beyond_the_mtu_are_named() {
     });
 }
 
-/// A frame of 5000 bytes of payload, its checksum open, and what the kernel says of it.
+/// A frame of 5000 bytes of payload with a partial checksum, and the kernel's header of it.
 fn super_frame(is_ipv6: bool, is_tcp: bool, tags: &[(u16, u16)]) -> (VnetHeader, Vec<u8>) {
     let ethernet = PacketBuilder::ethernet2(OURS, SOMEBODY);
     let ip = match is_ipv6 {
@@ -212,7 +212,7 @@ fn super_frames_and_open_checksums_keep_their_description() {
                     from.write(&header, &frame).unwrap();
                     let (said, arrived) = read_ours(to).unwrap();
                     assert!(arrived == frame, "{tags:?}");
-                    // It may say more headers than there are.
+                    // The kernel may state more headers than there are.
                     let said = VnetHeader {
                         hdr_len: header.hdr_len,
                         ..said
@@ -266,7 +266,7 @@ fn a_frame_that_the_kernel_cannot_describe_does_not_end_the_reading() {
         assert_eq!(read_ours(&near).unwrap().0, VnetHeader::BROKEN);
         finish();
         assert_crosses(&far, &near, &frame, "the next one");
-        // As well one that is longer than its room.
+        // The same with a frame that is longer than its buffer.
         far.write(&VnetHeader::NONE, &frame).unwrap();
         let read = || near.try_read(&mut [0; 80]).unwrap();
         assert_eq!(eventually(read), Some((VnetHeader::BROKEN, 0..0)));

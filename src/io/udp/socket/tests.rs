@@ -57,7 +57,7 @@ fn errors_of_others_are_skipped_while_receiving() {
         );
         send();
         assert_eq!(receive_after(&[EAGAIN]), Ok(0));
-        // A flood of them gives the thread back in between.
+        // After a flood of them the thread continues in between.
         assert_eq!(receive_after(&[ECONNREFUSED; 16]), Ok(0));
         assert_eq!(receive_after(&[sys::EBADFD]), Err(Some(sys::EBADFD)));
         assert_eq!(receive_after(&[]), Ok(1));
@@ -142,7 +142,7 @@ fn start_up_errors_name_the_remedy() {
 #[test]
 fn an_address_may_come_after_the_socket() {
     in_namespace(|| {
-        // A namespace without any address takes every address for its own.
+        // A namespace without any address accepts every address as its own.
         ip("link set lo up");
         for (listen, address) in [
             ("192.0.2.1:0", "192.0.2.1/32"),
@@ -180,7 +180,7 @@ fn a_new_socket_has_large_buffers_and_knows_the_kernel() {
             gro: true
         }
     );
-    // The kernel doubles what it is asked for; rmem_max alone would allow less.
+    // The kernel doubles the requested size; rmem_max alone would allow less.
     let (receive, send) = socket.buffer_bytes().unwrap();
     assert!(
         receive >= 2 * BUFFER_BYTES && send >= 2 * BUFFER_BYTES,

@@ -115,8 +115,8 @@ fn a_train_that_the_kernel_cannot_cut_is_sent_in_singles() {
     });
 }
 
-/// A train of ten datagrams whose calls go as scripted: what is reported, how many datagrams
-/// from its front arrive, and whether the next train is sent in one piece.
+/// A train of ten datagrams whose calls go as scripted: the report, how many datagrams from its
+/// front arrive, and whether the next train is sent in one piece.
 #[track_caller]
 fn assert_scripted(steps: &[(Call, Fault)], verdict: &str, arrive: usize, uses_gso: bool) {
     let (sender, receiver) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
@@ -137,7 +137,7 @@ fn assert_scripted(steps: &[(Call, Fault)], verdict: &str, arrive: usize, uses_g
         Err(error) => format!("{error:?}"),
     };
     assert_eq!((&found[..], sender.uses_gso(to)), (verdict, uses_gso));
-    // What comes behind them shows that nothing else was between.
+    // The datagram that follows shows that nothing else was between.
     assert_eq!(sender.send_train(to, b"end", 3).unwrap().sent, 1);
     let expected = bytes.chunks(1000).take(arrive).chain([&b"end"[..]]);
     let (datagrams, _) = receive(&receiver, arrive + 1);
@@ -278,13 +278,13 @@ fn datagrams_larger_than_the_interface_are_reported_with_and_without_gso() {
             };
         }
         assert_eq!(sender.uses_gso(to), gso, "too big says nothing about GSO");
-        // The socket is as good as before, and 1472 bytes are what fits.
+        // The socket works as before, and 1472 bytes fit.
         assert_eq!(sender.send_train(to, &train(2944), 1472).unwrap().sent, 2);
         assert_eq!(receive(&receiver, 2).0.len(), 2);
     }
 }
 
-/// What the next datagram says of both its ends.
+/// Both ends of the next datagram.
 fn ends(socket: &UdpSocket) -> (SocketAddr, Option<Local>) {
     let mut batch = RecvBatch::new(1);
     let ready = waker::wait(&[socket.as_fd()], Some(Duration::from_secs(10)));
