@@ -13,7 +13,7 @@ use crate::testing::{ip, wait_for_carrier};
 pub(super) const EXPERIMENTAL: u16 = 0x88b5;
 /// The source of every frame here, which distinguishes them from the kernel's own.
 pub(super) const OURS: [u8; 6] = [2, 0, 0, 0, 0, 1];
-pub(super) const SOMEBODY: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub(super) const OTHER_STATION: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 pub(super) fn open(name: &str, queues: usize) -> Result<(Tap, Vec<TapQueue>), TapError> {
     let options = TapOptions {

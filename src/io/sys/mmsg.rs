@@ -47,7 +47,7 @@ const _: () = assert!(RECEIVED_SPACE <= size_of::<Control>() && SENT_SPACE <= si
 
 /// Options of a datagram beside those of its socket.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Notes {
+pub(crate) struct SendOptions {
     /// Its time to live, or hop limit.
     pub(crate) hops: Option<u8>,
     /// Its source.
@@ -61,12 +61,12 @@ struct Messages {
 }
 
 impl Messages {
-    fn of(notes: Notes, to: &SockAddr) -> Self {
+    fn of(options: SendOptions, to: &SockAddr) -> Self {
         let mut messages = Self {
             room: Control { bytes: [0; _] },
             len: 0,
         };
-        if let Some(hops) = notes.hops {
+        if let Some(hops) = options.hops {
             // An IPv6 socket takes the options of IPv4 for what leaves by IPv4.
             let (level, name) = match to.as_socket_ipv6() {
                 Some(to) if to.ip().to_ipv4_mapped().is_none() => {
@@ -76,7 +76,7 @@ impl Messages {
             };
             messages.push(level, name, libc::c_int::from(hops));
         }
-        match notes.local {
+        match options.local {
             Some(local) => messages.push_local(local, to),
             None => messages,
         }
@@ -144,12 +144,12 @@ impl Messages {
 pub(crate) fn send_segments(
     socket: BorrowedFd<'_>,
     to: &SockAddr,
-    notes: Notes,
+    options: SendOptions,
     train: &[u8],
     segment_size: u16,
 ) -> io::Result<()> {
     faults::before(Call::SendSegments, 1)?;
-    let mut messages = Messages::of(notes, to);
+    let mut messages = Messages::of(options, to);
     messages.push(libc::SOL_UDP, libc::UDP_SEGMENT, segment_size);
     let mut part = iovec(train);
     let mut header = header_to(to, &mut part);
@@ -165,11 +165,11 @@ pub(crate) fn send_segments(
 pub(crate) fn send_each(
     socket: BorrowedFd<'_>,
     to: &SockAddr,
-    notes: Notes,
+    options: SendOptions,
     train: &[u8],
     segment_size: usize,
 ) -> io::Result<usize> {
-    let mut messages = Messages::of(notes, to);
+    let mut messages = Messages::of(options, to);
     let mut parts = [iovec(&[]); MAX_BATCH];
     let mut headers = [MaybeUninit::<libc::mmsghdr>::uninit(); MAX_BATCH];
     let mut count = 0;

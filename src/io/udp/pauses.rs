@@ -17,31 +17,31 @@ const STRIKES: u8 = 3;
 
 /// Destinations with an entry at the same time. Two that share a slot displace each other, which
 /// costs failed attempts and nothing else.
-const PLACES: usize = 256;
+const SLOTS: usize = 256;
 
 /// Entries about destinations, one in each slot.
 #[derive(Debug)]
 pub(super) struct Pauses {
     /// 24 bits that distinguish destinations, 8 of strikes, 32 of the second after `start` in which
     /// the entry expires. An entry without strikes is empty.
-    places: [AtomicU64; PLACES],
+    slots: [AtomicU64; SLOTS],
     start: Instant,
 }
 
 #[derive(Clone, Copy)]
-struct Note {
+struct Entry {
     strikes: u8,
     expires_s: u32,
 }
 
 /// The slot of a destination's entry, and the bits by which it is recognised.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct Key {
     index: usize,
     tag: u64,
 }
 
-impl Place {
+impl Key {
     /// Ports and flow labels do not matter for the route of datagrams; the scope does.
     pub(super) fn of(to: SocketAddr) -> Self {
         let (address, scope) = match to {
@@ -56,7 +56,7 @@ impl Place {
             .rotate_left(32);
         let hash = (high ^ low).wrapping_mul(GOLDEN);
         Self {
-            index: (hash >> 56) as usize % PLACES,
+            index: (hash >> 56) as usize % SLOTS,
             tag: hash >> 32 & 0xff_ffff,
         }
     }
@@ -66,50 +66,50 @@ impl Pauses {
     /// A table without entries.
     pub(super) fn new(start: Instant) -> Self {
         Self {
-            places: [const { AtomicU64::new(0) }; PLACES],
+            slots: [const { AtomicU64::new(0) }; SLOTS],
             start,
         }
     }
 
     /// Whether the destination does without it for now. The clock is read only if it may.
-    pub(super) fn includes(&self, place: Place, now: impl FnOnce() -> Instant) -> bool {
-        self.note(place)
-            .is_some_and(|note| note.strikes >= STRIKES && self.seconds(now()) < note.expires_s)
+    pub(super) fn includes(&self, key: Key, now: impl FnOnce() -> Instant) -> bool {
+        self.entry(key)
+            .is_some_and(|entry| entry.strikes >= STRIKES && self.seconds(now()) < entry.expires_s)
     }
 
     /// Pauses the destination from now on.
-    pub(super) fn begin(&self, place: Place, now: Instant) {
-        self.put(place, STRIKES, self.seconds(now));
+    pub(super) fn begin(&self, key: Key, now: Instant) {
+        self.put(key, STRIKES, self.seconds(now));
     }
 
     /// Records a failure; the last of [`STRIKES`] in a row begins a pause.
-    pub(super) fn strike(&self, place: Place, now: Instant) {
+    pub(super) fn strike(&self, key: Key, now: Instant) {
         let now_s = self.seconds(now);
-        let earlier = self.note(place).filter(|note| now_s < note.expires_s);
-        let strikes = earlier.map_or(0, |note| note.strikes).saturating_add(1);
-        self.put(place, strikes, now_s);
+        let earlier = self.entry(key).filter(|entry| now_s < entry.expires_s);
+        let strikes = earlier.map_or(0, |entry| entry.strikes).saturating_add(1);
+        self.put(key, strikes, now_s);
     }
 
     /// Clears the failures of a destination: it works.
-    pub(super) fn end(&self, place: Place) {
-        if self.note(place).is_some() {
-            self.places[place.index].store(0, Ordering::Relaxed);
+    pub(super) fn end(&self, key: Key) {
+        if self.entry(key).is_some() {
+            self.slots[key.index].store(0, Ordering::Relaxed);
         }
     }
 
-    fn note(&self, place: Place) -> Option<Note> {
-        let bits = self.places[place.index].load(Ordering::Relaxed);
-        let note = Note {
+    fn entry(&self, key: Key) -> Option<Entry> {
+        let bits = self.slots[key.index].load(Ordering::Relaxed);
+        let entry = Entry {
             strikes: (bits >> 32) as u8,
             expires_s: bits as u32,
         };
-        (note.strikes > 0 && bits >> 40 == place.tag).then_some(note)
+        (entry.strikes > 0 && bits >> 40 == key.tag).then_some(entry)
     }
 
-    fn put(&self, place: Place, strikes: u8, now_s: u32) {
+    fn put(&self, key: Key, strikes: u8, now_s: u32) {
         let expires_s = now_s.saturating_add(PAUSE_S);
-        let bits = place.tag << 40 | u64::from(strikes) << 32 | u64::from(expires_s);
-        self.places[place.index].store(bits, Ordering::Relaxed);
+        let bits = key.tag << 40 | u64::from(strikes) << 32 | u64::from(expires_s);
+        self.slots[key.index].store(bits, Ordering::Relaxed);
     }
 
     fn seconds(&self, now: Instant) -> u32 {
@@ -124,15 +124,15 @@ mod tests {
 
     use super::*;
 
-    fn place(to: &str) -> Place {
-        Place::of(to.parse().unwrap())
+    fn key(to: &str) -> Key {
+        Key::of(to.parse().unwrap())
     }
 
     #[test]
     fn a_pause_lasts_so_long_and_concerns_one_address() {
         let pauses = Pauses::new(Instant::now());
         let at = |s| pauses.start + Duration::from_secs(s);
-        let here = place("192.0.2.1:1");
+        let here = key("192.0.2.1:1");
         pauses.begin(here, at(100));
         for (to, now_s, verdict) in [
             ("192.0.2.1:1", 100, true),
@@ -142,10 +142,10 @@ mod tests {
             ("192.0.2.2:1", 100, false),
             ("[2001:db8::1]:1", 100, false),
         ] {
-            let is_paused = pauses.includes(place(to), || at(now_s));
+            let is_paused = pauses.includes(key(to), || at(now_s));
             assert_eq!(is_paused, verdict, "{to} {now_s}");
         }
-        pauses.end(place("192.0.2.2:1"));
+        pauses.end(key("192.0.2.2:1"));
         assert!(pauses.includes(here, || at(100)));
         pauses.end(here);
         assert!(!pauses.includes(here, || at(100)));
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn failures_in_a_row_begin_a_pause() {
-        let (pauses, here) = (Pauses::new(Instant::now()), place("[2001:db8::1]:1"));
+        let (pauses, here) = (Pauses::new(Instant::now()), key("[2001:db8::1]:1"));
         let at = |s| pauses.start + Duration::from_secs(s);
         let is_paused = |s| pauses.includes(here, || at(s));
         pauses.strike(here, at(0));
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn the_clock_is_not_read_without_a_pause() {
-        let (pauses, here) = (Pauses::new(Instant::now()), place("192.0.2.1:1"));
+        let (pauses, here) = (Pauses::new(Instant::now()), key("192.0.2.1:1"));
         pauses.strike(here, pauses.start);
         assert!(!pauses.includes(here, || unreachable!("nothing is paused")));
     }
@@ -185,8 +185,8 @@ mod tests {
             |host| format!("[fe80::1%{host}]:1"),
         ];
         for network in networks {
-            let places: HashSet<_> = (1..=64).map(|host| place(&network(host)).index).collect();
-            assert!(places.len() > 48, "{}: {} of 64", network(1), places.len());
+            let slots: HashSet<_> = (1..=64).map(|host| key(&network(host)).index).collect();
+            assert!(slots.len() > 48, "{}: {} of 64", network(1), slots.len());
         }
     }
 }

@@ -24,7 +24,7 @@ use super::patience::Patience;
 use super::socket::{self, BUFFER_BYTES, UdpSocket};
 use super::transmit::SendReport;
 use crate::io::sys::bpf;
-use crate::io::sys::mmsg::Notes;
+use crate::io::sys::mmsg::SendOptions;
 use crate::wire::local::Local;
 
 /// The buffers of all sockets of a tunnel together, as long as each has [`LEAST_BYTES`].
@@ -138,7 +138,7 @@ impl Senders {
             &mut self.patience,
             socket::now,
             to,
-            Notes { hops, local },
+            SendOptions { hops, local },
             train,
             (segment_size, as_train),
         )

@@ -10,10 +10,10 @@ use socket2::SockAddr;
 
 use super::error::{SendFailure, has_code, is_about_local, send_error};
 use super::patience::{Patience, WAITS};
-use super::pauses::Place;
+use super::pauses::Key;
 use super::socket::{UdpSocket, now};
 use crate::io::sys;
-use crate::io::sys::mmsg::Notes;
+use crate::io::sys::mmsg::SendOptions;
 use crate::wire::local::Local;
 
 #[cfg(test)]
@@ -62,12 +62,12 @@ impl UdpSocket {
         train: &[u8],
         segment_size: usize,
     ) -> Result<SendReport, SendFailure> {
-        let notes = Notes { hops: None, local };
+        let options = SendOptions { hops: None, local };
         self.send_with(
             &mut Patience::Endless,
             now,
             to,
-            notes,
+            options,
             train,
             (segment_size, true),
         )
@@ -80,7 +80,7 @@ impl UdpSocket {
         patience: &mut Patience,
         clock: impl Fn() -> Instant + Copy,
         to: SocketAddr,
-        notes: Notes,
+        options: SendOptions,
         train: &[u8],
         (segment_size, as_train): (usize, bool),
     ) -> Result<SendReport, SendFailure> {
@@ -94,8 +94,8 @@ impl UdpSocket {
         let mut sending = Sending {
             socket: self,
             to: self.kernel_address(to),
-            notes,
-            place: Place::of(to),
+            options,
+            key: Key::of(to),
             segment_size,
             as_train,
             patience,
@@ -110,15 +110,15 @@ impl UdpSocket {
         Ok(sending.report)
     }
 
-    fn may_segment(&self, place: Place, clock: impl FnOnce() -> Instant) -> bool {
-        self.capabilities.gso && !self.pauses.includes(place, clock)
+    fn may_segment(&self, key: Key, clock: impl FnOnce() -> Instant) -> bool {
+        self.capabilities.gso && !self.pauses.includes(key, clock)
     }
 
     /// Whether trains to `to` leave in one piece now. Where the interface or the kernel refuses to
     /// cut them, they leave as single datagrams for a minute; then one train is tried again.
     #[cfg(test)]
     pub(crate) fn uses_gso(&self, to: SocketAddr) -> bool {
-        self.may_segment(Place::of(to), now)
+        self.may_segment(Key::of(to), now)
     }
 }
 
@@ -126,8 +126,8 @@ impl UdpSocket {
 struct Sending<'a> {
     socket: &'a UdpSocket,
     to: SockAddr,
-    notes: Notes,
-    place: Place,
+    options: SendOptions,
+    key: Key,
     segment_size: usize,
     /// Whether GSO may be used, where it works.
     as_train: bool,
@@ -142,21 +142,21 @@ impl Sending<'_> {
     fn send_part(&mut self, part: &[u8], clock: impl Fn() -> Instant + Copy) -> io::Result<()> {
         let UdpSocket { pauses, .. } = self.socket;
         let is_single = part.len() <= self.segment_size || !self.as_train;
-        if is_single || !self.socket.may_segment(self.place, clock) {
+        if is_single || !self.socket.may_segment(self.key, clock) {
             return self.send_one_by_one(part, clock);
         }
         // A send that fails has sent nothing of its part.
         match self.send_segments(part, clock) {
             // The interface cannot checksum: GSO will not work there the next time either.
             Err(error) if has_code(&error, sys::EIO) => {
-                pauses.begin(self.place, clock());
+                pauses.begin(self.key, clock());
                 self.send_one_by_one(part, clock)
             }
             // Older kernels report this when a segment exceeds the MTU, some with IPv6 over virtio.
             // Single datagrams show which: only if they pass, GSO was the cause.
             Err(error) if has_code(&error, sys::EINVAL) => {
                 self.send_one_by_one(part, clock)?;
-                pauses.strike(self.place, clock());
+                pauses.strike(self.key, clock());
                 Ok(())
             }
             result => result,
@@ -166,12 +166,12 @@ impl Sending<'_> {
     fn send_segments(&mut self, part: &[u8], clock: impl Fn() -> Instant + Copy) -> io::Result<()> {
         // More than one segment in at most MAX_TRAIN bytes: the size fits 16 bits.
         let size = self.segment_size as u16;
-        let taken = self.with_patience(clock, |fd, to, notes| {
-            sys::mmsg::send_segments(fd, to, notes, part, size)
+        let taken = self.with_patience(clock, |fd, to, options| {
+            sys::mmsg::send_segments(fd, to, options, part, size)
         })?;
         let datagrams = part.len().div_ceil(self.segment_size);
         if taken.is_some() {
-            self.socket.pauses.end(self.place);
+            self.socket.pauses.end(self.key);
             self.report.sent += datagrams;
         } else {
             self.report.dropped += datagrams;
@@ -186,8 +186,8 @@ impl Sending<'_> {
     ) -> io::Result<()> {
         let size = self.segment_size;
         while !rest.is_empty() {
-            let taken = self.with_patience(clock, |fd, to, notes| {
-                sys::mmsg::send_each(fd, to, notes, rest, size)
+            let taken = self.with_patience(clock, |fd, to, options| {
+                sys::mmsg::send_each(fd, to, options, rest, size)
             })?;
             let Some(sent) = taken else {
                 self.report.dropped += rest.len().div_ceil(size);
@@ -203,10 +203,10 @@ impl Sending<'_> {
     fn with_patience<T>(
         &mut self,
         clock: impl Fn() -> Instant,
-        send: impl Fn(BorrowedFd<'_>, &SockAddr, Notes) -> io::Result<T>,
+        send: impl Fn(BorrowedFd<'_>, &SockAddr, SendOptions) -> io::Result<T>,
     ) -> io::Result<Option<T>> {
         loop {
-            match send(self.socket.as_fd(), &self.to, self.notes) {
+            match send(self.socket.as_fd(), &self.to, self.options) {
                 Ok(value) => return Ok(Some(value)),
                 Err(error) => match error.raw_os_error() {
                     Some(sys::EINTR) => {}
@@ -226,13 +226,13 @@ impl Sending<'_> {
     fn try_from_elsewhere<T>(
         &mut self,
         error: io::Error,
-        send: impl Fn(BorrowedFd<'_>, &SockAddr, Notes) -> io::Result<T>,
+        send: impl Fn(BorrowedFd<'_>, &SockAddr, SendOptions) -> io::Result<T>,
     ) -> io::Result<T> {
-        if self.notes.local.is_none() || !is_about_local(&error) {
+        if self.options.local.is_none() || !is_about_local(&error) {
             return Err(error);
         }
-        self.notes.local = None;
-        let sent = send(self.socket.as_fd(), &self.to, self.notes)?;
+        self.options.local = None;
+        let sent = send(self.socket.as_fd(), &self.to, self.options)?;
         self.report.from_elsewhere = true;
         Ok(sent)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use etherparse::PacketBuilder;
 
 use super::super::testing::{
-    EXPERIMENTAL, OURS, SOMEBODY, assert_crosses, cable, frame, open, plugged,
+    EXPERIMENTAL, OTHER_STATION, OURS, assert_crosses, cable, frame, open, plugged,
 };
 use crate::io::sys;
 use crate::io::tap::{self, TapError};
@@ -37,14 +37,14 @@ fn a_nic_is_promiscuous_only_meanwhile_and_otherwise_left_alone() {
 fn an_interface_that_was_down_goes_on() {
     in_namespace(|| {
         let [(_near, near), (_far, far)] = plugged(1500);
-        let hello = frame(SOMEBODY, &[], EXPERIMENTAL, 100);
+        let hello = frame(OTHER_STATION, &[], EXPERIMENTAL, 100);
         for _ in 0..2 {
             ip("link set near down");
             let ready = waker::wait(&[near.as_fd()], None).unwrap();
             assert!(ready.is_broken(0) && !near.is_lost());
             assert_eq!(near.try_read(&mut [0; 100]).unwrap(), None);
             let ready = waker::wait(&[near.as_fd()], Some(Duration::ZERO)).unwrap();
-            assert!(ready.is_timeout(), "nobody spins: {ready:?}");
+            assert!(ready.is_timeout(), "no loop spins: {ready:?}");
             let error = near.write(&VnetHeader::NONE, &hello).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(sys::ENETDOWN));
             ip("link set near up");
@@ -66,7 +66,7 @@ fn an_interface_that_was_down_goes_on() {
 fn a_deleted_interface_is_noticed() {
     in_namespace(|| {
         let [(_near, near), _far] = plugged(1500);
-        let hello = frame(SOMEBODY, &[], EXPERIMENTAL, 100);
+        let hello = frame(OTHER_STATION, &[], EXPERIMENTAL, 100);
         ip("link delete near");
         let ready = waker::wait(&[near.as_fd()], None).unwrap();
         assert!(ready.is_broken(0) && near.is_lost());
@@ -98,7 +98,7 @@ fn several_queues_share_the_frames_flow_by_flow() {
         let mut used = [false; 4];
         for port in 1000..1032 {
             let mut frame = Vec::new();
-            let ethernet = PacketBuilder::ethernet2(OURS, SOMEBODY);
+            let ethernet = PacketBuilder::ethernet2(OURS, OTHER_STATION);
             let udp = ethernet.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64).udp(port, 9);
             udp.write(&mut frame, &[7; 100]).unwrap();
             let place = place_of(&frame);
@@ -112,7 +112,7 @@ fn several_queues_share_the_frames_flow_by_flow() {
 }
 
 #[test]
-fn what_cannot_be_attached_is_named() {
+fn an_interface_that_cannot_be_attached_is_named() {
     in_namespace(|| {
         let error = |name| open(name, 1).unwrap_err().to_string();
         assert!(error("eth7").starts_with("there is no interface `eth7`: `ip link`"));

@@ -4,7 +4,7 @@ use etherparse::{PacketBuilder, PacketBuilderStep, UdpHeader};
 use sys::faults::{Call, Fault, finish, script};
 
 use super::super::testing::{
-    EXPERIMENTAL, OURS, SOMEBODY, assert_crosses, frame, open, plugged, read_ours,
+    EXPERIMENTAL, OTHER_STATION, OURS, assert_crosses, frame, open, plugged, read_ours,
 };
 use super::*;
 use crate::io::tap;
@@ -17,71 +17,83 @@ type Kind<'a> = (&'a str, [u8; 6], &'a [(u16, u16)], u16, usize);
 fn frames_of_every_kind_come_in_and_go_out_as_they_are() {
     let group = |last| [0x01, 0x80, 0xc2, 0, 0, last];
     let kinds: &[Kind<'_>] = &[
-        ("untagged", SOMEBODY, &[], EXPERIMENTAL, 60),
-        ("the shortest", SOMEBODY, &[], EXPERIMENTAL, 14),
-        ("full size", SOMEBODY, &[], EXPERIMENTAL, 1514),
+        ("untagged", OTHER_STATION, &[], EXPERIMENTAL, 60),
+        ("the shortest", OTHER_STATION, &[], EXPERIMENTAL, 14),
+        ("full size", OTHER_STATION, &[], EXPERIMENTAL, 1514),
         ("broadcast", [0xff; 6], &[], EXPERIMENTAL, 100),
-        ("802.1Q", SOMEBODY, &[(CUSTOMER_TAG, 42)], EXPERIMENTAL, 60),
+        (
+            "802.1Q",
+            OTHER_STATION,
+            &[(CUSTOMER_TAG, 42)],
+            EXPERIMENTAL,
+            60,
+        ),
         (
             "802.1Q, full size",
-            SOMEBODY,
+            OTHER_STATION,
             &[(CUSTOMER_TAG, 42)],
             EXPERIMENTAL,
             1518,
         ),
         (
             "with PCP and DEI",
-            SOMEBODY,
+            OTHER_STATION,
             &[(CUSTOMER_TAG, 0xf000 | 4094)],
             EXPERIMENTAL,
             100,
         ),
         (
             "VID 0",
-            SOMEBODY,
+            OTHER_STATION,
             &[(CUSTOMER_TAG, 0xa000)],
             EXPERIMENTAL,
             100,
         ),
         (
             "VID 0, PCP 0",
-            SOMEBODY,
+            OTHER_STATION,
             &[(CUSTOMER_TAG, 0)],
             EXPERIMENTAL,
             100,
         ),
-        ("802.1ad", SOMEBODY, &[(SERVICE_TAG, 7)], EXPERIMENTAL, 100),
+        (
+            "802.1ad",
+            OTHER_STATION,
+            &[(SERVICE_TAG, 7)],
+            EXPERIMENTAL,
+            100,
+        ),
         (
             "802.1ad, VID 0",
-            SOMEBODY,
+            OTHER_STATION,
             &[(SERVICE_TAG, 0)],
             EXPERIMENTAL,
             100,
         ),
         (
             "QinQ",
-            SOMEBODY,
+            OTHER_STATION,
             &[(SERVICE_TAG, 7), (CUSTOMER_TAG, 42)],
             EXPERIMENTAL,
             100,
         ),
         (
             "802.1Q twice",
-            SOMEBODY,
+            OTHER_STATION,
             &[(CUSTOMER_TAG, 7), (CUSTOMER_TAG, 42)],
             EXPERIMENTAL,
             100,
         ),
         (
             "three tags",
-            SOMEBODY,
+            OTHER_STATION,
             &[(CUSTOMER_TAG, 0), (CUSTOMER_TAG, 7), (CUSTOMER_TAG, 42)],
             EXPERIMENTAL,
             100,
         ),
         (
             "old QinQ",
-            SOMEBODY,
+            OTHER_STATION,
             &[(OLD_STACKED_TAG, 7), (CUSTOMER_TAG, 42)],
             EXPERIMENTAL,
             100,
@@ -132,10 +144,10 @@ fn jumbo_frames_cross_and_those_beyond_the_mtu_are_named() {
     in_namespace(|| {
         let [(_near, near), (_far, far)] = plugged(9000);
         for (len, tags) in [(9014, &[][..]), (9018, &[(CUSTOMER_TAG, 42)])] {
-            let jumbo = frame(SOMEBODY, tags, EXPERIMENTAL, len);
+            let jumbo = frame(OTHER_STATION, tags, EXPERIMENTAL, len);
             assert_crosses(&far, &near, &jumbo, "a jumbo frame");
             assert_crosses(&near, &far, &jumbo, "a jumbo frame");
-            let longer = frame(SOMEBODY, tags, EXPERIMENTAL, len + 1);
+            let longer = frame(OTHER_STATION, tags, EXPERIMENTAL, len + 1);
             let error = near.write(&VnetHeader::NONE, &longer).unwrap_err();
             assert!(tap::is_too_big(&error), "{error}");
         }
@@ -143,7 +155,7 @@ fn jumbo_frames_cross_and_those_beyond_the_mtu_are_named() {
         for (mtu, fits) in [(1500, false), (1508, true)] {
             ip(&format!("link set near mtu {mtu}"));
             let full = frame(
-                SOMEBODY,
+                OTHER_STATION,
                 &[(SERVICE_TAG, 7), (CUSTOMER_TAG, 42)],
                 EXPERIMENTAL,
                 1522,
@@ -157,7 +169,7 @@ fn jumbo_frames_cross_and_those_beyond_the_mtu_are_named() {
 
 /// A frame of 5000 bytes of payload with a partial checksum, and the kernel's header of it.
 fn super_frame(is_ipv6: bool, is_tcp: bool, tags: &[(u16, u16)]) -> (VnetHeader, Vec<u8>) {
-    let ethernet = PacketBuilder::ethernet2(OURS, SOMEBODY);
+    let ethernet = PacketBuilder::ethernet2(OURS, OTHER_STATION);
     let ip = match is_ipv6 {
         true => ethernet.ipv6([1; 16], [2; 16], 64),
         false => ethernet.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64),
@@ -261,7 +273,7 @@ fn without_descriptions_what_needs_one_is_refused_and_not_mangled() {
 fn a_frame_that_the_kernel_cannot_describe_does_not_end_the_reading() {
     in_namespace(|| {
         let [(_near, near), (_far, far)] = plugged(1500);
-        let frame = frame(SOMEBODY, &[], EXPERIMENTAL, 100);
+        let frame = frame(OTHER_STATION, &[], EXPERIMENTAL, 100);
         script(&[(Call::ReceiveFrame, Fault::Errno(sys::EINVAL))]);
         assert_eq!(read_ours(&near).unwrap().0, VnetHeader::BROKEN);
         finish();
@@ -274,12 +286,12 @@ fn a_frame_that_the_kernel_cannot_describe_does_not_end_the_reading() {
 }
 
 #[test]
-fn what_this_machine_sends_by_the_nic_is_not_read() {
+fn frames_that_this_machine_sends_by_the_nic_are_not_read() {
     in_namespace(|| {
         let [(_near, near), (_far, far)] = plugged(1500);
         // Another program with a socket of its own, or the machine's network stack.
         let (_other, other) = open("near", 1).unwrap();
-        let hello = frame(SOMEBODY, &[], EXPERIMENTAL, 100);
+        let hello = frame(OTHER_STATION, &[], EXPERIMENTAL, 100);
         assert_crosses(&other[0], &far, &hello, "a frame of another program");
         assert_eq!((read_ours(&near), read_ours(&other[0])), (None, None));
     });
@@ -320,9 +332,9 @@ fn datagrams_to_a_port_of_this_machine_are_left_out_and_nothing_else() {
             (tagged(ipv4(mac, 51830)), false, "in a VLAN"),
             (ipv4(mac, 51831), true, "another port"),
             (ipv6(mac, 51831), true, "another port, IPv6"),
-            (ipv4(SOMEBODY, 51830), true, "somebody else"),
-            (ipv6(SOMEBODY, 51830), true, "somebody else, IPv6"),
-            (ipv4([0xff; 6], 51830), true, "everybody"),
+            (ipv4(OTHER_STATION, 51830), true, "another station"),
+            (ipv6(OTHER_STATION, 51830), true, "another station, IPv6"),
+            (ipv4([0xff; 6], 51830), true, "broadcast"),
         ] {
             far.write(&VnetHeader::NONE, &sent).unwrap();
             let last = frame(mac, &[], EXPERIMENTAL, 80);
@@ -351,7 +363,7 @@ fn a_writer_waits_for_a_nic_that_is_behind() {
             .args(slow.split(' '))
             .status();
         assert!(tc.unwrap().success());
-        let frame = frame(SOMEBODY, &[], EXPERIMENTAL, 1514);
+        let frame = frame(OTHER_STATION, &[], EXPERIMENTAL, 1514);
         // More than fits in the socket's buffer.
         let (mut buf, mut arrived) = (vec![0; 2000], 0);
         for number in 0..4000 {

@@ -24,7 +24,7 @@ impl UdpSocket {
             &mut Patience::Endless,
             clock,
             to,
-            Notes::default(),
+            SendOptions::default(),
             train,
             (1000, true),
         )
@@ -84,7 +84,7 @@ fn trains_arrive_without_gso() {
         ip("link set lo up");
         let (sender, receiver) = (bind("[::]:0"), bind("[::]:0"));
         let to = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port(&receiver));
-        sender.pauses.begin(Place::of(to), now());
+        sender.pauses.begin(Key::of(to), now());
         for size in [1, 1000, 4300, 70_700] {
             let trains = assert_arrives(&sender, &receiver, to, size);
             assert_eq!(trains, size.div_ceil(1000));
@@ -262,7 +262,7 @@ fn datagrams_larger_than_the_interface_are_reported_with_and_without_gso() {
     let to = at("10.0.0.2:4789");
     for gso in [true, false] {
         if !gso {
-            sender.pauses.begin(Place::of(to), now());
+            sender.pauses.begin(Key::of(to), now());
         }
         for (bytes, size) in [(1473, 1473), (1473, 65_535), (14_730, 1473)] {
             let error = sender
@@ -295,31 +295,31 @@ fn ends(socket: &UdpSocket) -> (SocketAddr, Option<Local>) {
 }
 
 #[test]
-fn an_answer_leaves_from_the_address_that_was_called() {
+fn an_answer_leaves_from_the_address_of_the_request() {
     in_namespace(|| {
         ip("link set lo up");
         ip("address add fd00::7/128 dev lo");
         wait_for_addresses();
-        for (listen, called) in [
+        for (listen, address) in [
             ("0.0.0.0:0", "127.0.0.7"),
             ("[::]:0", "127.0.0.7"),
             ("[::]:0", "fd00::7"),
         ] {
             let server = bind(listen);
-            let called: std::net::IpAddr = called.parse().unwrap();
-            let client = bind(if called.is_ipv4() {
+            let address: std::net::IpAddr = address.parse().unwrap();
+            let client = bind(if address.is_ipv4() {
                 "127.0.0.1:0"
             } else {
                 "[::1]:0"
             });
-            let to = SocketAddr::new(called, port(&server));
+            let to = SocketAddr::new(address, port(&server));
             // Alone, and cut by the kernel, both ways.
             for train in [train(100), train(300)] {
                 client.send_train(to, &train, 100).unwrap();
                 let (from, local) = ends(&server);
                 assert_eq!(from, client.local_addr().unwrap());
                 let local = local.unwrap();
-                assert_eq!((local.address, local.interface), (called, 1));
+                assert_eq!((local.address, local.interface), (address, 1));
                 for interface in [0, 1] {
                     let local = Some(Local { interface, ..local });
                     let sent = server.send_train_from(local, from, &train, 100).unwrap();
@@ -332,7 +332,7 @@ fn an_answer_leaves_from_the_address_that_was_called() {
 }
 
 #[test]
-fn what_cannot_leave_from_where_it_should_leaves_from_elsewhere() {
+fn a_datagram_that_cannot_use_its_source_leaves_from_another() {
     let (left, right) = cable();
     left.run(|| ip("address add fd00::1/64 dev veth0 nodad"));
     right.run(|| ip("address add fd00::2/64 dev veth1 nodad"));
@@ -359,7 +359,7 @@ fn what_cannot_leave_from_where_it_should_leaves_from_elsewhere() {
 }
 
 #[test]
-fn no_way_to_the_destination_is_an_error_of_that_send_only() {
+fn no_route_to_the_destination_is_an_error_of_that_send_only() {
     in_namespace(|| {
         let (dual, four) = (bind("[::]:0"), bind("0.0.0.0:0"));
         for (socket, to) in [
