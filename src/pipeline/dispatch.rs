@@ -175,7 +175,7 @@ impl Dispatch {
                 .and_then(|train| train.push(lane, outgoing))?;
             match pushed {
                 Pushed::Done => return Ok(()),
-                Pushed::Full => self.depart_one(port),
+                Pushed::Full => self.flush_one(port),
             }
         }
     }
@@ -192,7 +192,7 @@ impl Dispatch {
         if self.train_of(port).is_none() {
             let (session, to, datagram_len) = tables.route_to(port, self.now)?;
             if self.filling.len() == self.most_filling {
-                self.depart_all();
+                self.flush_all();
             }
             let mut train = self.sink.empty().ok_or(NO_TRAIN)?;
             train.bind(session.clone(), to, datagram_len);
@@ -201,22 +201,22 @@ impl Dispatch {
         self.train_of(port).ok_or(NO_TRAIN)
     }
 
-    fn depart_one(&mut self, port: PortId) {
+    fn flush_one(&mut self, port: PortId) {
         if let Some(place) = self.filling.iter().position(|(owner, _)| *owner == port) {
-            self.depart(place);
+            self.flush(place);
         }
     }
 
     /// Sends the trains that wait for more frames.
-    pub(super) fn depart_all(&mut self) {
+    pub(super) fn flush_all(&mut self) {
         let was_busy = std::mem::replace(&mut self.is_busy, true);
         while let Some(last) = self.filling.len().checked_sub(1) {
-            self.depart(last);
+            self.flush(last);
         }
         self.is_busy = was_busy;
     }
 
-    fn depart(&mut self, place: usize) {
+    fn flush(&mut self, place: usize) {
         if let Err(reason) = self.filling[place].1.close(self.lane) {
             self.drops.count(reason);
         }
@@ -443,7 +443,7 @@ mod tests {
         let network = headers.and_then(|it| it.network());
         dispatch.push_edited(&tables, PortId(1), edit, &mut buf, network, Some(pending));
         assert_eq!(buf.frame(), frame, "changed for the next port");
-        dispatch.depart_all();
+        dispatch.flush_all();
         drop(dispatch);
         for worker in workers {
             worker.run(Train::seal);

@@ -253,11 +253,11 @@ impl Chain {
             let is_full = match (&thread.shard_queues, place) {
                 (None, _) => Some(false),
                 (Some(shard_queues), 0) => {
-                    shard_queues.pass_on(&mut rx_batch.batch);
+                    shard_queues.send_others(&mut rx_batch.batch);
                     Some(false)
                 }
                 (Some(shard_queues), _) => {
-                    if !shard_queues.take_in(&mut rx_batch.batch) {
+                    if !shard_queues.receive(&mut rx_batch.batch) {
                         continue;
                     }
                     None

@@ -27,7 +27,7 @@ use crate::{
         udp::RecvBatch,
         waker::{self, Ready, Waker},
     },
-    queue::{Inlet, Mailbox, mailbox},
+    queue::{Mailbox, MailboxSender, mailbox},
     stats::{DropReason, Drops},
     wire::{DataHeader, Lane, MessageType},
 };
@@ -81,7 +81,7 @@ struct WorkItem {
 pub(super) struct ShardSender {
     shard: Shard,
     /// Of every thread, in the order of their positions.
-    inboxes: Arc<[Inlet<WorkItem, Waker>]>,
+    inboxes: Arc<[MailboxSender<WorkItem, Waker>]>,
     /// Buffers of consumed items, for the next ones.
     spare: Receiver<Vec<u8>>,
     drops: Arc<Drops>,
@@ -101,18 +101,18 @@ impl ShardQueues {
         new_drops: impl Fn() -> Arc<Drops>,
     ) -> io::Result<Vec<Self>> {
         let (used, spare) = bounded(DEPTH * threads);
-        let mut inlets = Vec::new();
+        let mut senders = Vec::new();
         let mut inboxes = Vec::new();
         for _ in 0..threads {
-            let (inlet, inbox) = mailbox(DEPTH, Waker::new()?);
-            inlets.push(inlet);
+            let (sender, inbox) = mailbox(DEPTH, Waker::new()?);
+            senders.push(sender);
             inboxes.push(inbox);
         }
-        let inlets: Arc<[_]> = inlets.into();
+        let senders: Arc<[_]> = senders.into();
         let all_queues = inboxes.into_iter().enumerate().map(|(place, inbox)| Self {
             sender: ShardSender {
                 shard: Shard { place, threads },
-                inboxes: Arc::clone(&inlets),
+                inboxes: Arc::clone(&senders),
                 spare: spare.clone(),
                 drops: new_drops(),
             },
@@ -150,14 +150,14 @@ impl ShardQueues {
     ) -> io::Result<Ready> {
         let ready = waker::wait(&[socket, stop, self.inbox.waker().as_fd()], patience)?;
         if ready.is_readable(2) {
-            self.inbox.attend();
+            self.inbox.acknowledge();
         }
         Ok(ready)
     }
 
     /// Fills `batch` with datagrams that others have received for this thread. False if there are
     /// none.
-    pub(super) fn take_in(&self, batch: &mut RecvBatch) -> bool {
+    pub(super) fn receive(&self, batch: &mut RecvBatch) -> bool {
         if self.inbox.is_empty() {
             return false;
         }
@@ -171,13 +171,13 @@ impl ShardQueues {
             let _ = self.used.try_send(item.bytes);
         }
         // The rest follows after a check of the socket.
-        self.inbox.leave_rest();
+        self.inbox.rewake();
         true
     }
 
     /// Passes on datagrams that were received for others. They stay in `batch`, and the decryptor
     /// skips them.
-    pub(super) fn pass_on(&self, batch: &mut RecvBatch) {
+    pub(super) fn send_others(&self, batch: &mut RecvBatch) {
         if self.sender.shard.threads > 1 {
             self.sender.send_others(batch);
         }
@@ -291,16 +291,16 @@ mod tests {
         // Lane 4 is the first thread's again, and lane 0 is too.
         let mut mixed = batch(&train(&[2, 3, 3, 1, 6, 2, 0, 4, 5]));
         for _ in 0..2 {
-            all_queues[0].pass_on(&mut mixed);
+            all_queues[0].send_others(&mut mixed);
         }
         let mut taken = RecvBatch::new(2);
         assert!(
-            !all_queues[0].take_in(&mut taken),
+            !all_queues[0].receive(&mut taken),
             "its own stay where they are"
         );
         let mut all = |place: usize| {
             let mut all = Vec::new();
-            while all_queues[place].take_in(&mut taken) {
+            while all_queues[place].receive(&mut taken) {
                 all.extend(lanes(&mut taken));
             }
             all
@@ -315,10 +315,10 @@ mod tests {
         let all_queues = ShardQueues::between(2, Arc::default).unwrap();
         let mut other = train(&[2]);
         other[0] = 0x11;
-        all_queues[0].pass_on(&mut batch(&other));
-        all_queues[0].pass_on(&mut batch(&train(&[2])[..11]));
-        all_queues[0].pass_on(&mut batch(&[]));
-        assert!(!all_queues[1].take_in(&mut RecvBatch::new(1)));
+        all_queues[0].send_others(&mut batch(&other));
+        all_queues[0].send_others(&mut batch(&train(&[2])[..11]));
+        all_queues[0].send_others(&mut batch(&[]));
+        assert!(!all_queues[1].receive(&mut RecvBatch::new(1)));
     }
 
     #[test]
@@ -333,16 +333,16 @@ mod tests {
         };
         assert!(!is_woken());
         for _ in 0..DEPTH + 3 {
-            all_queues[0].pass_on(&mut batch(&train(&[2, 2])));
+            all_queues[0].send_others(&mut batch(&train(&[2, 2])));
         }
         assert_eq!(drops.total(DropReason::LaneQueueFull), 6);
         let mut taken = RecvBatch::new(DEPTH / 2);
         for _ in 0..2 {
             assert!(is_woken());
-            assert!(all_queues[1].take_in(&mut taken));
+            assert!(all_queues[1].receive(&mut taken));
             assert_eq!(lanes(&mut taken).len(), DEPTH);
         }
         assert!(is_woken(), "once more, for nothing");
-        assert!(!all_queues[1].take_in(&mut taken) && !is_woken());
+        assert!(!all_queues[1].receive(&mut taken) && !is_woken());
     }
 }

@@ -19,6 +19,7 @@ mod burst;
 pub(crate) mod clock;
 mod control;
 mod dispatch;
+mod error_backoff;
 mod fdb_admin;
 mod frame_buf;
 #[cfg(fuzzing)]
@@ -41,7 +42,6 @@ mod slow_path;
 mod supervision;
 mod thread_priority;
 mod threads;
-mod trouble;
 mod unauthenticated;
 mod underlay;
 mod view;

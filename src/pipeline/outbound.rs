@@ -18,13 +18,13 @@ use super::{
     burst::{Arrived, Burst},
     clock,
     dispatch::{Dispatch, TrainSink},
+    error_backoff::ErrorBackoff,
     frame_buf::FrameBuf,
     offload::{self, Handed, Signal},
     recovery::Recovery,
     shared::{GroupsCache, IDLE, InjectedFrames, Shared, TablesCache},
     slow_path::event::{InjectedFrame, To},
     thread_priority::ThreadPriority,
-    trouble::Trouble,
     view::Stopped,
     watchdog::Heartbeat,
 };
@@ -81,7 +81,7 @@ impl Outbound {
     pub(super) fn run(mut self, nice: i32, heartbeat: &Heartbeat) -> Stopped {
         let mut priority = ThreadPriority::of_this_thread(nice);
         let mut recovery = Recovery::new(self.shared.clone());
-        let mut trouble = Trouble::default();
+        let mut backoff = ErrorBackoff::default();
         loop {
             heartbeat.rest();
             let (tap, stop) = (self.tap.as_fd(), self.shared.stop.as_fd());
@@ -96,7 +96,7 @@ impl Outbound {
                 Ok(ready) if ready.is_readable(2) => self.send_injected(&mut recovery),
                 Ok(_) => {}
                 Err(error) => {
-                    if let Err(stopped) = trouble.bear(error, &self.shared) {
+                    if let Err(stopped) = backoff.back_off(error, &self.shared) {
                         return stopped;
                     }
                     continue;
@@ -104,11 +104,11 @@ impl Outbound {
             }
             let outcome = match self.forward_burst(&mut recovery) {
                 Ok(has_bulk) => {
-                    trouble.is_over();
+                    backoff.reset();
                     priority.observe(has_bulk);
                     continue;
                 }
-                Err(Stopped::Failed(error)) => trouble.bear(error, &self.shared),
+                Err(Stopped::Failed(error)) => backoff.back_off(error, &self.shared),
                 Err(stopped) => Err(stopped),
             };
             if let Err(stopped) = outcome {
@@ -162,7 +162,7 @@ impl Outbound {
         while *next < burst.frames() as usize {
             if *next == first {
                 // Small flows do not wait until bulk has filled their trains.
-                self.dispatch.depart_all();
+                self.dispatch.flush_all();
             }
             let frame = burst.frame(*next);
             let may_signal = *next >= first;
@@ -171,7 +171,7 @@ impl Outbound {
             }
             *next += 1;
         }
-        self.dispatch.depart_all();
+        self.dispatch.flush_all();
     }
 
     fn forward(
@@ -321,7 +321,7 @@ impl Outbound {
 
     pub(super) fn send_injected(&mut self, recovery: &mut Recovery) {
         if let Some(injected) = &self.injected {
-            injected.attend();
+            injected.acknowledge();
         }
         while recovery.catch(|| self.send_waiting_injected()).is_none() {
             self.dispatch.recover();
@@ -354,6 +354,6 @@ impl Outbound {
                 }
             }
         }
-        self.dispatch.depart_all();
+        self.dispatch.flush_all();
     }
 }

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     io::waker::Waker,
     proto::{guard::Mac1Check, session::Tables},
-    queue::{Inlet, Mailbox, mailbox},
+    queue::{Mailbox, MailboxSender, mailbox},
     stats::{DropReason, Drops, Traffic},
     wire::{handshake::INITIATION_LEN, local::Local},
 };
@@ -120,7 +120,7 @@ pub(super) struct Shared {
     to_control: ToControl,
     /// For the slow path.
     pub(super) presence: Presence,
-    injected: Inlet<InjectedFrame, Waker>,
+    injected: MailboxSender<InjectedFrame, Waker>,
     groups: Arc<ArcSwap<GroupTable>>,
     slow_view: Mutex<SlowView>,
 }

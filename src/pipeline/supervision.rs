@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Between two checks of all heartbeats.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs a task that works for as long as the engine does. Its owner is told of any other end, once
 /// there is room for the event.
@@ -39,10 +39,10 @@ pub(super) async fn supervise(
 
 /// Reports a thread or task that makes no progress to the owner.
 pub(super) async fn watch_over(watchdog: Arc<Watchdog>, events: mpsc::Sender<EngineEvent>) {
-    let mut look = interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut checks = interval(CHECK_INTERVAL);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        look.tick().await;
+        checks.tick().await;
         if let Some(name) = watchdog.check() {
             let problem = format!("`{name}` makes no progress");
             let stopped = Stopped::Failed(io::Error::other(problem));

@@ -11,10 +11,10 @@ use std::{io, os::fd::AsFd, sync::Arc};
 
 use super::{
     clock,
+    error_backoff::ErrorBackoff,
     inbound::Decryptor,
     lanes::ShardSender,
     shared::{IDLE, Shared, TablesCache},
-    trouble::Trouble,
     view::Stopped,
     watchdog::Heartbeat,
 };
@@ -54,7 +54,7 @@ impl Unauthenticated {
 
     /// Works until the tunnel stops.
     pub(super) fn run(mut self, heartbeat: &Heartbeat) -> Stopped {
-        let mut trouble = Trouble::default();
+        let mut backoff = ErrorBackoff::default();
         loop {
             heartbeat.rest();
             let [handshakes, others] = &self.sockets;
@@ -67,9 +67,9 @@ impl Unauthenticated {
                 Err(error) => Err(error),
             };
             match outcome {
-                Ok(()) => trouble.is_over(),
+                Ok(()) => backoff.reset(),
                 Err(error) => {
-                    if let Err(stopped) = trouble.bear(error, &self.shared) {
+                    if let Err(stopped) = backoff.back_off(error, &self.shared) {
                         return stopped;
                     }
                 }

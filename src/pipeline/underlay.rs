@@ -151,13 +151,13 @@ impl Known {
     ) -> Vec<(PortId, Change)> {
         let is_stale = std::mem::replace(&mut self.changes, changes) != changes;
         let mut former = std::mem::take(&mut self.routes);
-        let mut look = Look::new(routes);
+        let mut lookup = Lookup::new(routes);
         let mut concerned = Vec::new();
         for (port, endpoint) in endpoints {
             let former = former.remove(&port).filter(|(at, _)| *at == endpoint);
             let seen = match &former {
                 Some((_, seen)) if !is_stale => seen.clone(),
-                _ => look.at(endpoint).await,
+                _ => lookup.at(endpoint).await,
             };
             let change = former.and_then(|(_, former)| seen.change_since(&former));
             concerned.extend(change.map(|change| (port, change)));
@@ -168,12 +168,12 @@ impl Known {
 }
 
 /// A lookup of many routes, most of them by the same link.
-struct Look<'a> {
+struct Lookup<'a> {
     routes: &'a RouteLookup,
     last: Option<Seen>,
 }
 
-impl<'a> Look<'a> {
+impl<'a> Lookup<'a> {
     fn new(routes: &'a RouteLookup) -> Self {
         Self { routes, last: None }
     }

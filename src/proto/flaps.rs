@@ -23,7 +23,7 @@ pub(crate) struct Flaps {
 impl Flaps {
     /// The peer was lost. True if it is held down from now on.
     pub(crate) fn handle_lost(&mut self, now: Instant) -> bool {
-        self.look(now);
+        self.is_held_down(now);
         self.penalty = (self.penalty(now) + 1.0).min(FLAP_MOST);
         self.lost_at = Some(now);
         let begins = !self.is_held && self.penalty > FLAP_LIMIT;
@@ -32,7 +32,7 @@ impl Flaps {
     }
 
     /// Whether the peer counts as down even if it is reachable.
-    pub(crate) fn look(&mut self, now: Instant) -> bool {
+    pub(crate) fn is_held_down(&mut self, now: Instant) -> bool {
         self.is_held &= self.held_until().is_some_and(|until| now < until);
         self.is_held
     }
@@ -77,14 +77,14 @@ mod tests {
         let start = Instant::now();
         let mut flaps = Flaps::default();
         let at = |millis| start + Duration::from_millis(millis);
-        assert!(!flaps.look(start));
+        assert!(!flaps.is_held_down(start));
         let began = (0..160).filter(|n| flaps.handle_lost(at(n * 50))).count();
         assert_eq!(began, 1, "told once");
         let until = flaps.held_until().unwrap();
         let last = at(159 * 50);
         assert_eq!((until - last).as_secs_f64().round(), 20.0);
-        assert!(flaps.look(until - Duration::from_millis(1)));
-        assert!(!flaps.look(until));
+        assert!(flaps.is_held_down(until - Duration::from_millis(1)));
+        assert!(!flaps.is_held_down(until));
         assert_eq!(flaps.held_until(), None);
     }
 }

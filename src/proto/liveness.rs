@@ -16,7 +16,7 @@ pub(crate) struct Findings {
     /// Datagrams were sent since the last sample.
     pub(crate) sent: bool,
     /// Send an echo request.
-    pub(crate) ask: bool,
+    pub(crate) echo: bool,
     /// Start a handshake.
     pub(crate) rekey: bool,
     /// The peer counts as down.
@@ -100,7 +100,7 @@ impl Liveness {
         let idle_for = now.saturating_duration_since(self.last_sent);
         Findings {
             sent: has_sent,
-            ask: silent_for >= SUSPECT_AFTER || idle_for >= keepalive,
+            echo: silent_for >= SUSPECT_AFTER || idle_for >= keepalive,
             rekey: silent_for >= REKEY_WHEN_SILENT_AFTER,
             down: silent_for >= DOWN_AFTER,
         }
@@ -122,9 +122,9 @@ mod tests {
     fn silence_leads_from_a_question_to_a_handshake_to_down() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let findings = |sent, ask, rekey, down| Findings {
+        let findings = |sent, echo, rekey, down| Findings {
             sent,
-            ask,
+            echo,
             rekey,
             down,
         };

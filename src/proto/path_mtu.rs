@@ -42,7 +42,7 @@ const OUTSTANDING: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Probing `asked`; this many rounds are left.
+    /// Probing the sizes in `probed`; this many rounds are left.
     Search { rounds_left: u8 },
     /// Done; `current` is proved from time to time. This many proofs were lost in a row.
     Settled { lost: u8, proving: bool },
@@ -73,10 +73,10 @@ pub(crate) struct PathMtu {
     /// When a move or a new session last began a search.
     restarted_at: Option<Instant>,
     /// The sizes of the present step, ascending.
-    asked: Vec<u16>,
+    probed: Vec<u16>,
     /// Sizes to probe now, and since when.
-    wanted: Vec<u16>,
-    wanted_at: Instant,
+    unsent: Vec<u16>,
+    unsent_since: Instant,
     /// Probes that may still be answered: token and size.
     outstanding: Vec<(u64, u16)>,
 }
@@ -101,9 +101,9 @@ impl PathMtu {
             has_failed: false,
             too_big_at: None,
             restarted_at: None,
-            asked: Vec::new(),
-            wanted: Vec::new(),
-            wanted_at: now,
+            probed: Vec::new(),
+            unsent: Vec::new(),
+            unsent_since: now,
             outstanding: Vec::new(),
         };
         path.search_from(PATH_MTU_BASE, now);
@@ -228,7 +228,7 @@ impl PathMtu {
         let before = self.current;
         match self.phase {
             Phase::Search { rounds_left: 0 } => self.end_step(now),
-            Phase::Search { rounds_left } => self.ask_again(rounds_left - 1, now),
+            Phase::Search { rounds_left } => self.begin_round(rounds_left - 1, now),
             Phase::Settled {
                 lost,
                 proving: true,
@@ -237,7 +237,7 @@ impl PathMtu {
             Phase::Settled { proving: true, .. } => self.settle(now),
             // The kernel refuses at once: that does not delay any proof.
             Phase::Settled { proving: false, .. } if self.is_own_link && self.is_proved => {
-                self.ask_for_more(now);
+                self.probe_larger(now);
             }
             Phase::Settled { proving: false, .. } => self.prove(0, now),
         }
@@ -253,7 +253,7 @@ impl PathMtu {
 
     /// The size of the next echo request to send, as an IP packet.
     pub(crate) fn poll_probe(&mut self) -> Option<u16> {
-        self.wanted.pop()
+        self.unsent.pop()
     }
 
     /// The probe that [`Self::poll_probe`] asked for was sent with this token.
@@ -266,9 +266,9 @@ impl PathMtu {
 
     /// When to call [`Self::handle_timeout`] and then [`Self::poll_probe`].
     pub(crate) fn poll_timeout(&self) -> Instant {
-        match self.wanted.is_empty() {
+        match self.unsent.is_empty() {
             true => self.due,
-            false => self.wanted_at.min(self.due),
+            false => self.unsent_since.min(self.due),
         }
     }
 
@@ -278,7 +278,7 @@ impl PathMtu {
         self.ceiling = NO_CEILING;
         self.is_own_link = false;
         self.outstanding.clear();
-        self.ask(steps::first(size), ROUNDS, now);
+        self.begin_step(steps::first(size), ROUNDS, now);
     }
 
     /// Below the base only if the base itself does not arrive.
@@ -292,30 +292,30 @@ impl PathMtu {
     }
 
     /// One round for sizes above `current`, which was proved just now.
-    fn ask_for_more(&mut self, now: Instant) {
+    fn probe_larger(&mut self, now: Instant) {
         self.ceiling = NO_CEILING;
         self.is_own_link = false;
         match steps::above(self.current) {
             sizes if sizes.is_empty() => self.settle(now),
-            sizes => self.ask(sizes, 1, now),
+            sizes => self.begin_step(sizes, 1, now),
         }
     }
 
-    fn ask(&mut self, sizes: Vec<u16>, rounds: u8, now: Instant) {
-        self.asked = sizes;
-        self.ask_again(rounds - 1, now);
+    fn begin_step(&mut self, sizes: Vec<u16>, rounds: u8, now: Instant) {
+        self.probed = sizes;
+        self.begin_round(rounds - 1, now);
     }
 
-    fn ask_again(&mut self, rounds_left: u8, now: Instant) {
+    fn begin_round(&mut self, rounds_left: u8, now: Instant) {
         self.phase = Phase::Search { rounds_left };
-        self.wanted = self.unanswered().collect();
-        (self.wanted_at, self.due) = (now, now + self.patience);
+        self.unsent = self.unanswered().collect();
+        (self.unsent_since, self.due) = (now, now + self.patience);
     }
 
     /// The sizes of this step of which nothing is known.
     fn unanswered(&self) -> impl Iterator<Item = u16> {
         let (least, ceiling) = (self.current + u16::from(self.is_proved), self.ceiling);
-        let sizes = self.asked.iter().copied();
+        let sizes = self.probed.iter().copied();
         sizes.filter(move |size| (least..ceiling).contains(size))
     }
 
@@ -358,15 +358,15 @@ impl PathMtu {
         self.ceiling = lost.unwrap_or(self.ceiling);
         match steps::between(self.current, self.ceiling) {
             sizes if sizes.is_empty() => self.settle(now),
-            sizes => self.ask(sizes, ROUNDS, now),
+            sizes => self.begin_step(sizes, ROUNDS, now),
         }
     }
 
     fn prove(&mut self, lost: u8, now: Instant) {
         let proving = true;
         self.phase = Phase::Settled { lost, proving };
-        self.wanted = vec![self.current];
-        (self.wanted_at, self.due) = (now, now + self.patience);
+        self.unsent = vec![self.current];
+        (self.unsent_since, self.due) = (now, now + self.patience);
     }
 
     /// `current` arrived.
@@ -375,7 +375,7 @@ impl PathMtu {
         let was_too_narrow = !std::mem::replace(&mut self.is_proved, true);
         self.rest();
         if was_too_narrow || now >= self.raise.at() {
-            self.ask_for_more(now);
+            self.probe_larger(now);
         }
     }
 
@@ -405,6 +405,6 @@ impl PathMtu {
         };
         self.due = self.raise.at();
         self.outstanding.clear();
-        self.wanted.clear();
+        self.unsent.clear();
     }
 }

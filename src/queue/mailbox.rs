@@ -18,7 +18,7 @@ pub(crate) trait Wake: Clone {
 
 /// The sending half of a mailbox.
 #[derive(Clone, Debug)]
-pub(crate) struct Inlet<T, W> {
+pub(crate) struct MailboxSender<T, W> {
     items: Sender<T>,
     waker: W,
 }
@@ -31,16 +31,16 @@ pub(crate) struct Mailbox<T, W> {
 }
 
 /// A mailbox for `room` items, whose owner sleeps by `waker`.
-pub(crate) fn mailbox<T, W: Wake>(room: usize, waker: W) -> (Inlet<T, W>, Mailbox<T, W>) {
+pub(crate) fn mailbox<T, W: Wake>(room: usize, waker: W) -> (MailboxSender<T, W>, Mailbox<T, W>) {
     let (sender, items) = bounded(room);
-    let inlet = Inlet {
+    let sender = MailboxSender {
         items: sender,
         waker: waker.clone(),
     };
-    (inlet, Mailbox { items, waker })
+    (sender, Mailbox { items, waker })
 }
 
-impl<T, W: Wake> Inlet<T, W> {
+impl<T, W: Wake> MailboxSender<T, W> {
     /// Sends an item to the owner. False, and the item is dropped, if there is no room or no owner.
     pub(crate) fn send(&self, item: T) -> bool {
         let is_sent = self.items.try_send(item).is_ok();
@@ -68,7 +68,7 @@ impl<T, W: Wake> Mailbox<T, W> {
     }
 
     /// To be called when the owner was woken, and before it [takes](Self::take) anything.
-    pub(crate) fn attend(&self) {
+    pub(crate) fn acknowledge(&self) {
         self.waker.clear();
     }
 
@@ -83,7 +83,7 @@ impl<T, W: Wake> Mailbox<T, W> {
     }
 
     /// To be called when the owner leaves items for the next time: it does not sleep before.
-    pub(crate) fn leave_rest(&self) {
+    pub(crate) fn rewake(&self) {
         self.waker.wake();
     }
 }

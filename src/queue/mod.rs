@@ -35,7 +35,7 @@ use crossbeam_channel::{RecvTimeoutError, SendError};
 
 use self::sync::{Receiver, Sender, bounded};
 pub(crate) use self::{
-    mailbox::{Inlet, Mailbox, Wake, mailbox},
+    mailbox::{Mailbox, MailboxSender, Wake, mailbox},
     pending::Pending,
 };
 
@@ -87,16 +87,16 @@ pub(crate) fn ordered<T: Default>(workers: usize) -> (Dealer<T>, Vec<Worker<T>>,
             .try_send(T::default())
             .unwrap_or_else(|_| unreachable!("there is room for all"));
     }
-    let (mut inlets, mut stages, mut outlets) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut senders, mut stages, mut outlets) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..workers {
-        let (inlet, batches) = bounded(DEPTH);
+        let (sender, batches) = bounded(DEPTH);
         let (done, outlet) = bounded(DEPTH);
-        inlets.push(inlet);
+        senders.push(sender);
         stages.push(Worker { batches, done });
         outlets.push(outlet);
     }
     let dealer = Dealer {
-        workers: inlets,
+        workers: senders,
         turn: 0,
         empties,
     };

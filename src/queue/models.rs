@@ -73,12 +73,12 @@ fn take_all(mailbox: &Mailbox<u32, Descriptor>, most: usize, count: usize) -> Ve
     let mut taken = Vec::new();
     while taken.len() < count {
         mailbox.waker().wait();
-        mailbox.attend();
+        mailbox.acknowledge();
         let before = taken.len();
         while let Some(item) = mailbox.take() {
             taken.push(item);
             if taken.len() - before == most && taken.len() < count {
-                mailbox.leave_rest();
+                mailbox.rewake();
                 break;
             }
         }
@@ -89,9 +89,9 @@ fn take_all(mailbox: &Mailbox<u32, Descriptor>, most: usize, count: usize) -> Ve
 /// An item that is sent to a thread that sleeps, or is about to, wakes it.
 pub fn nothing_is_left_in_a_mailbox_whose_owner_sleeps() {
     model(|| {
-        let (inlet, mailbox) = mailbox(4, Descriptor::new());
-        let other = inlet.clone();
-        let one = thread::spawn(move || assert!(inlet.send(1) && inlet.send(2)));
+        let (sender, mailbox) = mailbox(4, Descriptor::new());
+        let other = sender.clone();
+        let one = thread::spawn(move || assert!(sender.send(1) && sender.send(2)));
         let two = thread::spawn(move || assert!(other.send(3)));
         let taken = take_all(&mailbox, 4, 3);
         one.join().expect("no panic");
@@ -105,8 +105,8 @@ pub fn nothing_is_left_in_a_mailbox_whose_owner_sleeps() {
 /// An owner that takes no more than fits returns for the rest.
 pub fn items_that_an_owner_leaves_keep_it_awake() {
     model(|| {
-        let (inlet, mailbox) = mailbox(4, Descriptor::new());
-        let sender = thread::spawn(move || (1..=3).for_each(|item| assert!(inlet.send(item))));
+        let (sender, mailbox) = mailbox(4, Descriptor::new());
+        let sender = thread::spawn(move || (1..=3).for_each(|item| assert!(sender.send(item))));
         assert_eq!(take_all(&mailbox, 1, 3), [1, 2, 3]);
         sender.join().expect("no panic");
     });
@@ -116,10 +116,11 @@ pub fn items_that_an_owner_leaves_keep_it_awake() {
 /// silently.
 pub fn a_full_mailbox_refuses_and_loses_nothing() {
     model(|| {
-        let (inlet, mailbox) = mailbox(1, Descriptor::new());
-        let other = inlet.clone();
-        let send = |inlet: Inlet<u32, Descriptor>, item| thread::spawn(move || inlet.send(item));
-        let senders = [send(inlet, 1), send(other, 2)];
+        let (sender, mailbox) = mailbox(1, Descriptor::new());
+        let other = sender.clone();
+        let send =
+            |sender: MailboxSender<u32, Descriptor>, item| thread::spawn(move || sender.send(item));
+        let senders = [send(sender, 1), send(other, 2)];
         let first = take_all(&mailbox, 2, 1);
         let sent = senders.map(|sender| sender.join().expect("no panic"));
         let rest: Vec<_> = std::iter::from_fn(|| mailbox.take()).collect();
@@ -146,17 +147,17 @@ pub fn two_threads_that_send_to_each_other_both_get_everything() {
 pub fn a_stop_ends_every_thread() {
     model(|| {
         let stop = Descriptor::new();
-        let (inlet, mailbox) = mailbox(2, stop.beside());
+        let (sender, mailbox) = mailbox(2, stop.beside());
         let own = stop.clone();
         let busy = thread::spawn(move || {
             while !mailbox.waker().wait_beside(&own) {
-                mailbox.attend();
+                mailbox.acknowledge();
                 while mailbox.take().is_some() {}
             }
         });
         let own = stop.clone();
         let idle = thread::spawn(move || own.wait());
-        inlet.send(1);
+        sender.send(1);
         stop.wake();
         busy.join().expect("no panic");
         idle.join().expect("no panic");

@@ -169,7 +169,7 @@ impl Query {
         let group = (!group.is_unspecified()).then_some(group);
         // Section 4.1.12: a query for all groups goes to all stations, one for a group to that
         // group.
-        let asked = group.unwrap_or(Ipv4Addr::new(224, 0, 0, 1));
+        let queried = group.unwrap_or(Ipv4Addr::new(224, 0, 0, 1));
         let code = u32::from(message[1]);
         let (tenths, newest) = match message.len() {
             8 if code == 0 => (100, None),
@@ -177,7 +177,7 @@ impl Query {
             12.. => (code_8(code), Some(Newest::parse(message, 8))),
             _ => return None,
         };
-        (packet.dst() == asked).then(|| Self {
+        (packet.dst() == queried).then(|| Self {
             source: packet.src().into(),
             group: group.map(IpAddr::from),
             ends_membership: newest.is_none_or(|newest| newest.ends_membership),
@@ -191,14 +191,14 @@ impl Query {
         let group = read_v6(message, 8)?;
         let group = (!group.is_unspecified()).then_some(group);
         // Section 5.1.15.
-        let asked = group.unwrap_or(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
+        let queried = group.unwrap_or(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
         let code = u32::from(u16::from_be_bytes([message[4], message[5]]));
         let (millis, newest) = match message.len() {
             24 => (code, None),
             28.. => (code_16(code), Some(Newest::parse(message, 24))),
             _ => return None,
         };
-        (packet.dst() == asked).then(|| Self {
+        (packet.dst() == queried).then(|| Self {
             source: packet.src().into(),
             group: group.map(IpAddr::from),
             ends_membership: newest.is_none_or(|newest| newest.ends_membership),

@@ -278,7 +278,7 @@ impl Snooping {
                 vlan.membership_s = membership_s;
             }
             if query.group.is_none() {
-                vlan.asked(query.max_response_s.max(SETTLE_S), now_s);
+                vlan.expect_reports(query.max_response_s.max(SETTLE_S), now_s);
             }
         }
         if let (Some(group), true) = (query.group, query.ends_membership) {
@@ -435,7 +435,7 @@ impl Snooping {
         due.sort_unstable();
         for (_, (vid, family)) in due.into_iter().take(MAX_QUERIES_PER_S - self.sent.1) {
             if let Some(vlan) = self.vlans.get_mut(&(vid, family)) {
-                vlan.ask(querier.interval_s, now_s);
+                vlan.record_query(querier.interval_s, now_s);
                 let frame = source.query(family, vid, None);
                 frames.push(QueryFrame { vid, frame });
                 self.sent.1 += 1;

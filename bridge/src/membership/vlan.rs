@@ -108,7 +108,7 @@ impl Vlan {
     }
 
     /// Hosts have heard a query, and have this long to answer.
-    pub(super) fn asked(&mut self, settle_s: u32, now_s: u32) {
+    pub(super) fn expect_reports(&mut self, settle_s: u32, now_s: u32) {
         let settled_s = now_s.wrapping_add(settle_s);
         self.prunes_from_s.get_or_insert(settled_s);
         for until_s in self.newcomers.values_mut() {
@@ -132,7 +132,7 @@ impl Vlan {
     /// Records that this node queries. The next query follows after the interval, or, at the
     /// beginning, after two seconds and a quarter of the interval (RFC 3376 sections 8.6 and 8.7,
     /// RFC 3810 sections 9.6 and 9.7, and one more).
-    pub(super) fn ask(&mut self, interval_s: u32, now_s: u32) {
+    pub(super) fn record_query(&mut self, interval_s: u32, now_s: u32) {
         let Some(own) = &mut self.own else {
             return;
         };
@@ -144,7 +144,7 @@ impl Vlan {
         };
         own.next_s = now_s.wrapping_add(wait_s.max(1));
         self.membership_s = membership_s(u32::from(ROBUSTNESS), interval_s, RESPONSE_S);
-        self.asked(SETTLE_S, now_s);
+        self.expect_reports(SETTLE_S, now_s);
     }
 
     /// Removes expired state, and returns whether that changes anything.

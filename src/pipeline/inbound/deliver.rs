@@ -240,7 +240,7 @@ impl Delivery {
     fn leave(&mut self, tables: &Tables, patience: Patience, recovery: &mut Recovery) -> bool {
         let left = recovery.catch(|| {
             let is_waiting = self.forward_left_behind(tables, patience);
-            self.depart();
+            self.flush();
             is_waiting
         });
         left.unwrap_or_else(|| {
@@ -251,9 +251,9 @@ impl Delivery {
         })
     }
 
-    fn depart(&mut self) {
+    fn flush(&mut self) {
         if let Some(dispatch) = &mut self.dispatch {
-            dispatch.depart_all();
+            dispatch.flush_all();
         }
     }
 

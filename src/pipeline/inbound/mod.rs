@@ -2,7 +2,7 @@
 //! Underlay to overlay: from datagrams off the wire to frames written to the TAP.
 //!
 //! 1. receive a batch   `UdpSocket::recv_batch` (GRO)        in order
-//!    hand other lanes' datagrams to their threads          `ShardQueues::pass_on`
+//!    hand other lanes' datagrams to their threads          `ShardQueues::send_others`
 //! 2. parse and open    `Decryptor::open`                    any order (a worker, when staged)
 //! 3. accept once       `ReplayWindow::accept`               in order again
 //! 4. unpack            `Chunks`, `Reassembly::add`          in order

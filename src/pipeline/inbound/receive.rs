@@ -10,11 +10,11 @@ use super::{
 use crate::{
     io::{udp::UdpSocket, waker},
     pipeline::{
+        error_backoff::ErrorBackoff,
         lanes::ShardQueues,
         recovery::Recovery,
         shared::{IDLE, Shared},
         thread_priority::ThreadPriority,
-        trouble::Trouble,
         view::Stopped,
         watchdog::Heartbeat,
     },
@@ -62,7 +62,7 @@ impl Inbound {
         let mut patience = Some(IDLE);
         let mut priority = ThreadPriority::of_this_thread(nice);
         let mut recovery = Recovery::new(self.shared.clone());
-        let mut trouble = Trouble::default();
+        let mut backoff = ErrorBackoff::default();
         loop {
             heartbeat.rest();
             let (socket, stop) = (self.socket.as_fd(), self.shared.stop.as_fd());
@@ -79,11 +79,11 @@ impl Inbound {
             };
             match outcome {
                 Ok(is_waiting) => {
-                    trouble.is_over();
+                    backoff.reset();
                     patience = Some(patience_for(is_waiting));
                 }
                 Err(error) => {
-                    if let Err(stopped) = trouble.bear(error, &self.shared) {
+                    if let Err(stopped) = backoff.back_off(error, &self.shared) {
                         return stopped;
                     }
                 }
@@ -113,13 +113,13 @@ impl Inbound {
                 delivery,
             } => {
                 if let Some(shard_queues) = &self.shard_queues
-                    && shard_queues.take_in(&mut rx_batch.batch)
+                    && shard_queues.receive(&mut rx_batch.batch)
                 {
                     delivery.open_and_deliver(decryptor, rx_batch, None, recovery);
                 }
                 self.socket.recv_batch(&mut rx_batch.batch)?;
                 if let Some(shard_queues) = &self.shard_queues {
-                    shard_queues.pass_on(&mut rx_batch.batch);
+                    shard_queues.send_others(&mut rx_batch.batch);
                 }
                 let is_full = Some(rx_batch.batch.is_full());
                 let is_waiting = delivery.open_and_deliver(decryptor, rx_batch, is_full, recovery);

@@ -93,7 +93,7 @@ impl TapWriter<'_> {
             },
             Egress::Port(port) => {
                 let to = [(port, leave(port)?)].into_iter();
-                pass_on(
+                forward_to_peer(
                     self.dispatch.as_deref_mut(),
                     self.tables,
                     self.scratch,
@@ -111,7 +111,7 @@ impl TapWriter<'_> {
                 let edit = leave(PortId::TAP);
                 let peers = (1..=self.tables.routes.len() as u16).map(PortId);
                 let to = peers.filter_map(|port| Some((port, leave(port)?)));
-                pass_on(
+                forward_to_peer(
                     self.dispatch.as_deref_mut(),
                     self.tables,
                     self.scratch,
@@ -144,7 +144,7 @@ fn drop_reason_of_write(error: &io::Error) -> DropReason {
 }
 
 /// From peer to peer, which only a hub does.
-fn pass_on(
+fn forward_to_peer(
     dispatch: Option<&mut Dispatch>,
     tables: &Tables,
     scratch: &mut Vec<u8>,

@@ -97,7 +97,7 @@ impl LimitLog {
     const INTERVAL_S: u32 = 60;
 
     /// Reports which limits were exceeded, at most once a minute for each.
-    pub(super) fn look(&mut self, switch: &Switch, scan: &FdbScan, names: &PortNames, now_s: u32) {
+    pub(super) fn check(&mut self, switch: &Switch, scan: &FdbScan, names: &PortNames, now_s: u32) {
         let mut seen = Vec::new();
         for port in switch.ports() {
             let limits = switch.refusals(port);

@@ -208,7 +208,7 @@ impl SlowPath {
         self.publish_status();
         let switch = &self.shared.switch;
         self.limits
-            .look(switch, &self.scan, &self.names, now.seconds);
+            .check(switch, &self.scan, &self.names, now.seconds);
         if let Some(loops) = &mut self.loops {
             loops.tick(self.scan.vlans());
         }

@@ -143,7 +143,7 @@ impl Node {
     /// Reports to the caller if a peer has come up or gone down. A peer that flaps is down.
     pub(super) fn report_state(&mut self, now: Instant, at: usize) {
         let peer = &mut self.peers[at];
-        let is_held = peer.flaps.look(now);
+        let is_held = peer.flaps.is_held_down(now);
         let is_up = peer.is_up && !is_held;
         if std::mem::replace(&mut peer.is_told_up, is_up) != is_up {
             self.events.push_back(match is_up {

@@ -56,7 +56,7 @@ impl Node {
         if self.peers[at].current.is_none() {
             // Not at once: a peer that closes each session that it establishes must not keep this
             // node computing.
-            let delay = match self.peers[at].flaps.look(now) {
+            let delay = match self.peers[at].flaps.is_held_down(now) {
                 true => HANDSHAKE_RETRY_MAX,
                 false => HANDSHAKE_RETRY,
             };
@@ -135,7 +135,7 @@ impl Node {
         if findings.rekey {
             peer.schedule_handshake(now);
         }
-        if findings.ask {
+        if findings.echo {
             self.send_echo(now, at);
         }
         if findings.down {

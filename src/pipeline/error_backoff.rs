@@ -18,17 +18,17 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The errors of one thread.
-pub(super) struct Trouble(Retry);
+pub(super) struct ErrorBackoff(Retry);
 
-impl Default for Trouble {
+impl Default for ErrorBackoff {
     fn default() -> Self {
         Self(Retry::new(FIRST_PAUSE, LAST_PAUSE))
     }
 }
 
-impl Trouble {
+impl ErrorBackoff {
     /// The last call succeeded.
-    pub(super) fn is_over(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.0.is_over();
     }
 
@@ -37,7 +37,7 @@ impl Trouble {
     ///
     /// # Errors
     /// The end of the thread, if another attempt would be in vain.
-    pub(super) fn bear(&mut self, error: io::Error, shared: &Shared) -> Result<(), Stopped> {
+    pub(super) fn back_off(&mut self, error: io::Error, shared: &Shared) -> Result<(), Stopped> {
         if is_mistake(&error) {
             return Err(Stopped::Failed(error));
         }
