@@ -5,14 +5,14 @@
 //! finished here: a device of this machine is trusted as the kernel trusts it. Inbound, no claim of
 //! a peer reaches the kernel unless `proto::superframe` has checked it or it is computed here.
 
+mod device;
 mod egress;
-mod handed;
 mod signal;
 #[cfg(test)]
 mod tests;
 
 pub(super) use self::{
+    device::{DeviceFrame, check_device_frame, each_piece},
     egress::{EgressFrame, each_finished, may_stay_pending},
-    handed::{Handed, each_piece, handed_over},
     signal::{SIGNAL_BYTES, Signal, signal},
 };

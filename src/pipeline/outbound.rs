@@ -20,7 +20,7 @@ use super::{
     dispatch::{Dispatch, TrainSink},
     error_backoff::ErrorBackoff,
     frame_buf::FrameBuf,
-    offload::{self, Handed, Signal},
+    offload::{self, DeviceFrame, Signal},
     recovery::Recovery,
     shared::{GroupsCache, IDLE, InjectedFrames, Shared, TablesCache},
     slow_path::event::{InjectedFrame, To},
@@ -187,9 +187,9 @@ impl Outbound {
             mut buf,
         } = arrived;
         tripwire::frame(buf.frame());
-        let mut pending = match offload::handed_over(&vnet, fields, &mut buf)? {
-            Handed::Whole(pending) => pending,
-            Handed::InPieces(cut) => {
+        let mut pending = match offload::check_device_frame(&vnet, fields, &mut buf)? {
+            DeviceFrame::Whole(pending) => pending,
+            DeviceFrame::InPieces(cut) => {
                 return self.forward_pieces(tables, &cut, fields, buf, may_signal, now);
             }
         };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Looks the names of peers up, for as long as it takes.
+//! Resolves the names of peers, for as long as it takes.
 
 use std::{
     net::SocketAddr,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What `show`, the log and the owner hear of the peers.
+//! Reports about the peers for `show`, the log and the owner.
 
 use patchcord_bridge::PortId;
 use tracing::{info, warn};

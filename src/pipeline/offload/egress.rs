@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A frame that leaves: to the TAP with what is open in it, or finished.
+//! A frame that leaves: to the TAP with its pending offload, or finished.
 
 use std::{
     io::{self, IoSlice},

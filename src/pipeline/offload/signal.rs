@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Tells the sender of a frame that it should slow down.
+//! Signals the sender of a frame to slow down.
 
 use patchcord_bridge::ethernet::{Fields, Network};
 

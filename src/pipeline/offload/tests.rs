@@ -22,11 +22,11 @@ fn pending_of(
 ) -> Result<Option<PendingOffload>, DropReason> {
     let mut room = Vec::new();
     let mut buf = FrameBuf::copy(&mut room, &[frame]);
-    let handed = handed_over(vnet, Fields::parse(frame).ok(), &mut buf)?;
+    let checked = check_device_frame(vnet, Fields::parse(frame).ok(), &mut buf)?;
     *frame = buf.frame().to_vec();
-    match handed {
-        Handed::Whole(pending) => Ok(pending),
-        Handed::InPieces(_) => panic!("in pieces"),
+    match checked {
+        DeviceFrame::Whole(pending) => Ok(pending),
+        DeviceFrame::InPieces(_) => panic!("in pieces"),
     }
 }
 

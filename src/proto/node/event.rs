@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a node asks of its host: datagrams to send, and events.
+//! The output of a node: datagrams to send, and events.
 
 use std::net::SocketAddr;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The state of a node, and the steps that inputs share: which sessions there are, which peer can be
-//! reached, and what is wrong with it.
+//! The state of a node, and the steps that inputs share: the sessions, the reachability of each
+//! peer, and its trouble.
 
 use std::{
     collections::{HashMap, VecDeque},

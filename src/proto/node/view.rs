@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What `show` tells of a peer.
+//! The view of a peer for `show`.
 
 use std::{
     net::SocketAddr,

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A frame that a device of this machine handed over: what of it crosses as it is, and what is cut or
-//! finished here.
+//! A frame of a device of this machine: crosses as it is, or is cut or finished here.
 
 use patchcord_bridge::ethernet::{Fields, Headers};
 
@@ -19,7 +18,7 @@ use crate::{
 };
 
 /// A frame that a device of this machine handed over.
-pub(in crate::pipeline) enum Handed {
+pub(in crate::pipeline) enum DeviceFrame {
     /// It crosses as it is, with this pending offload.
     Whole(Option<PendingOffload>),
     /// A peer would refuse it as it is: [`each_piece`] crosses.
@@ -31,11 +30,11 @@ pub(in crate::pipeline) enum Handed {
 ///
 /// # Errors
 /// [`DropReason::BadOffload`] when the kernel's header does not describe the frame.
-pub(in crate::pipeline) fn handed_over(
+pub(in crate::pipeline) fn check_device_frame(
     vnet: &VnetHeader,
     fields: Option<Fields>,
     buf: &mut FrameBuf<'_>,
-) -> Result<Handed, DropReason> {
+) -> Result<DeviceFrame, DropReason> {
     let is_partial = vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0;
     let checksum = is_partial.then_some(Checksum {
         start: vnet.csum_start,
@@ -44,9 +43,9 @@ pub(in crate::pipeline) fn handed_over(
     let transport = match vnet.gso_type & !(VnetHeader::GSO_ECN | VnetHeader::GSO_TUNNEL) {
         VnetHeader::GSO_NONE => {
             return match checksum {
-                None => Ok(Handed::Whole(None)),
+                None => Ok(DeviceFrame::Whole(None)),
                 Some(checksum) => {
-                    partial_checksum(checksum, fields, buf.frame_mut()).map(Handed::Whole)
+                    partial_checksum(checksum, fields, buf.frame_mut()).map(DeviceFrame::Whole)
                 }
             };
         }
@@ -68,13 +67,13 @@ pub(in crate::pipeline) fn handed_over(
         // Segments larger than the far end takes are up to the far end.
         let headers = fields.of(frame);
         if let Ok(layout) = Layout::of(&headers, frame.len(), &offload, usize::MAX) {
-            return Ok(Handed::Whole(Some(PendingOffload {
+            return Ok(DeviceFrame::Whole(Some(PendingOffload {
                 offload,
                 headers_len: layout.headers_len(),
             })));
         }
     }
-    cut(segmentation, checksum, fields, buf).map(Handed::InPieces)
+    cut(segmentation, checksum, fields, buf).map(DeviceFrame::InPieces)
 }
 
 /// How to cut a super-frame that a peer would refuse.
