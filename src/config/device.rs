@@ -119,8 +119,9 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "none",
             range: "1 to 15 bytes",
-            about: "In place of `name`: a network card that is one end of a wire. It keeps its MTU, \
-                    addresses and so on; only `mode` and `link-loss-forwarding` go with it.",
+            about: "In place of `name`: a network card that is one end of a wire; the tunnel waits \
+                    for one that does not exist. It keeps its MTU, addresses and so on; only `mode` \
+                    and `link-loss-forwarding` go with it.",
         },
         Key {
             name: "mode",

@@ -11,7 +11,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tracing::{debug, warn};
 
 use super::{
@@ -68,6 +72,8 @@ struct Inner {
     /// Pending calls of `recv_batch`.
     readers_waiting: Arc<AtomicUsize>,
     status: watch::Sender<SessionStatus>,
+    /// Whether `start` waits for something that may come at any time.
+    waits: watch::Sender<bool>,
     hosting: Box<dyn Hosting>,
     stopping: watch::Sender<Option<StopReason>>,
     failure: Mutex<Option<ProviderError>>,
@@ -104,6 +110,22 @@ impl Hosting for Alone {
     }
 }
 
+/// A wait of `start`, which ends however its future ends.
+struct Wait<'a>(&'a watch::Sender<bool>);
+
+impl<'a> Wait<'a> {
+    fn begin(waits: &'a watch::Sender<bool>) -> Self {
+        waits.send_replace(true);
+        Self(waits)
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
+}
+
 /// The error of a session when one of its tasks panics.
 pub(super) fn task_panicked() -> ProviderError {
     ProviderError::new("a task of the session panicked; please report this with the lines above")
@@ -134,6 +156,7 @@ impl ProviderContext {
             reader_taken: Mutex::default(),
             readers_waiting: Arc::default(),
             status: watch::Sender::new(SessionStatus::Disconnected),
+            waits: watch::Sender::new(false),
             hosting,
             stopping: watch::Sender::new(None),
             failure: Mutex::default(),
@@ -423,6 +446,32 @@ impl ProviderContext {
         match stopping.wait_for(Option::is_some).await {
             Ok(reason) => reason.unwrap_or(StopReason::None),
             Err(_) => StopReason::InternalError,
+        }
+    }
+
+    /// Waits within `start` for something that may come at any time, such as a network card. The deadline
+    /// of `start` begins anew afterwards.
+    ///
+    /// # Errors
+    /// When the session is stopped meanwhile; `start` returns this error.
+    pub async fn wait_for<T>(&self, event: impl Future<Output = T>) -> Result<T, ProviderError> {
+        let _wait = Wait::begin(&self.inner.waits);
+        tokio::select! {
+            outcome = event => Ok(outcome),
+            _ = self.cancelled() => Err(ProviderError::new("the session was stopped")),
+        }
+    }
+
+    /// Returns when `start` has worked for `limit` without a [wait](Self::wait_for).
+    pub(super) async fn until_overdue(&self, limit: Duration) {
+        let mut waits = self.inner.waits.subscribe();
+        loop {
+            // The sender lives as long as this handle.
+            let _ = waits.wait_for(|waits| !waits).await;
+            tokio::select! {
+                () = sleep(limit) => return,
+                _ = waits.wait_for(|waits| *waits) => {}
+            }
         }
     }
 

@@ -30,7 +30,7 @@ use crate::{
 /// How long the host waits for a provider.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
-    /// For `start`.
+    /// For `start`, without its [waits](ProviderContext::wait_for).
     pub start: Duration,
     /// For `start` to return after the session was stopped meanwhile.
     pub abandon: Duration,
@@ -204,9 +204,10 @@ impl Session {
         let (provider, context) = (self.provider.clone(), self.context.clone());
         let mut start = tokio::spawn(async move { provider.start(&context, options).await });
         let outcome = tokio::select! {
-            outcome = &mut start => outcome,
+            biased; // a `start` that a stop ends has not failed
             _ = self.context.cancelled() => return self.abandon(start).await,
-            () = tokio::time::sleep(self.deadlines.start) => {
+            outcome = &mut start => outcome,
+            () = self.context.until_overdue(self.deadlines.start) => {
                 give_up(&mut start, "start").await;
                 return Err(SessionError::StartDeadline(self.deadlines.start));
             }
@@ -493,6 +494,42 @@ mod tests {
             assert_eq!(end.reason, StopReason::Sleep);
             assert!(end.error.is_none());
             session.provider.wait_for(&["stop 15"]).await;
+        });
+    }
+
+    /// Waits in `start` for longer than `start` may take, then fails.
+    struct Patient;
+
+    const LIMIT: Duration = Duration::from_millis(50);
+
+    impl EthernetTunnelProvider for Patient {
+        fn start<'a>(
+            &'a self,
+            context: &'a ProviderContext,
+            _options: StartOptions,
+        ) -> BoxFut<'a, Result<(), ProviderError>> {
+            Box::pin(async {
+                context.wait_for(tokio::time::sleep(LIMIT * 5)).await?;
+                Err(ProviderError::new("it came"))
+            })
+        }
+
+        fn stop<'a>(&'a self, _: &'a ProviderContext, _: StopReason) -> BoxFut<'a, ()> {
+            Box::pin(async {})
+        }
+    }
+
+    #[test]
+    fn what_start_waits_for_does_not_count_against_its_deadline() {
+        test(async |dir| {
+            let deadlines = Deadlines {
+                start: LIMIT,
+                ..Deadlines::default()
+            };
+            let session = Session::new(Arc::new(Patient), "office", dir, deadlines);
+            let end = session.run(StartOptions::default(), || {}).await;
+            let error = end.error.map(|error| error.to_string());
+            assert_eq!(error.as_deref(), Some("it came"));
         });
     }
 }

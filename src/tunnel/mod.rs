@@ -10,6 +10,7 @@ mod status;
 
 use std::{
     io,
+    mem::take,
     path::{Path, PathBuf},
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
@@ -194,11 +195,16 @@ fn finish(end: Option<Ending>) -> Result<(), RunError> {
     }
 }
 
-/// Sets the status text in systemd, until it is dropped.
+/// Sets the status text in systemd, until it is dropped. A tunnel with a first text counts as started: its
+/// network card may come hours later, and the boot must not wait for it.
 async fn tell_status(mut summary: watch::Receiver<String>) {
+    let mut is_first = true;
     while summary.changed().await.is_ok() {
         let text = summary.borrow_and_update().clone();
         service::tell_status(&text);
+        if take(&mut is_first) {
+            service::tell_ready();
+        }
     }
 }
 

@@ -61,6 +61,8 @@ pub struct TunnelProvider {
     /// Of the engine, while it runs.
     watchdog: Mutex<Option<Arc<Watchdog>>>,
     summary: watch::Sender<String>,
+    /// What `start` waits for, in words.
+    awaited: Mutex<Option<String>>,
 }
 
 struct Running {
@@ -80,10 +82,11 @@ impl TunnelProvider {
             running: Arc::default(),
             watchdog: Mutex::default(),
             summary: watch::Sender::new(String::new()),
+            awaited: Mutex::default(),
         }
     }
 
-    /// How many peers are up, and the trouble of the others, as text.
+    /// How many peers are up, and the trouble of the others, as text; before that, what the tunnel waits for.
     pub fn summary(&self) -> watch::Receiver<String> {
         self.summary.subscribe()
     }
@@ -101,6 +104,9 @@ impl TunnelProvider {
         let config = config.ok_or_else(|| ProviderError::new("a session starts once"))?;
         for warning in config.warnings() {
             warn!(tunnel = context.tunnel(), "{warning}");
+        }
+        if config.device.is_nic {
+            self.wait_for_nic(context, &config.device.name).await?;
         }
         // The socket first: a UDP port in use must not disturb an interface.
         let lanes = CorePlan::choose(plan_request(&config.pipeline)).lanes;
@@ -177,6 +183,55 @@ impl TunnelProvider {
         Ok(())
     }
 
+    /// A network card may come later than the tunnel: on USB, or by a driver that loads slowly.
+    async fn wait_for_nic(
+        &self,
+        context: &ProviderContext,
+        nic: &str,
+    ) -> Result<(), ProviderError> {
+        let cannot_look =
+            |error| ProviderError::with_source("cannot look for the network card", error);
+        let links = Links::connect().map_err(cannot_look)?;
+        let mut events = Links::watch();
+        if links.find(nic).await.map_err(cannot_look)?.is_some() {
+            return Ok(());
+        }
+        warn!(
+            tunnel = context.tunnel(),
+            nic,
+            "the tunnel waits for its network card: there is no interface of this name yet, and `ip link` \
+             shows those that are"
+        );
+        self.set_awaited(Some(nic));
+        let comes = async {
+            while !matches!(links.find(nic).await, Ok(Some(_))) {
+                events.next().await;
+            }
+        };
+        let outcome = context.wait_for(comes).await;
+        self.set_awaited(None);
+        outcome
+    }
+
+    fn set_awaited(&self, nic: Option<&str>) {
+        let text = nic.map(|nic| format!("waits for the network card `{nic}`"));
+        if let Some(text) = &text {
+            self.summary.send_replace(text.clone());
+        }
+        *self.awaited.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+
+    /// Why there is nothing to answer from.
+    fn no_answer(&self) -> QueryError {
+        let awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*awaited {
+            Some(awaited) => QueryError::Refused(format!(
+                "the tunnel {awaited}, and starts when it is there; `ip link` shows those that are"
+            )),
+            None => QueryError::NotNow,
+        }
+    }
+
     async fn show(&self, context: &ProviderContext) -> Option<Answer> {
         let running = self.running.lock().await;
         let Running { engine, .. } = running.as_ref()?;
@@ -237,7 +292,7 @@ impl EthernetTunnelProvider for TunnelProvider {
                 Query::Show => self.show(context).await.map(Ok),
                 Query::Fdb(request) => self.fdb(request).await,
             };
-            answer.unwrap_or(Err(QueryError::NotNow))
+            answer.unwrap_or_else(|| Err(self.no_answer()))
         })
     }
 

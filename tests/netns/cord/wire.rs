@@ -6,7 +6,9 @@
 //!  cable or host -- eth7 = patchcord ~~~ router ~~~ patchcord = eth7 -- cable or host
 //! ```
 
-use std::path::Path;
+use std::{os::unix::net::UnixDatagram, path::Path};
+
+use nix::sys::signal::Signal;
 
 use crate::kit::cable::Cable;
 use crate::kit::frames::{BROADCAST, DOT1AD, DOT1Q, EXPERIMENTAL, Mac, frame};
@@ -391,6 +393,48 @@ fn a_nic_that_goes_down_comes_back_and_one_that_is_gone_ends_the_tunnel() {
         log.contains("another program deleted the interface `eth7`"),
         "{log}"
     );
+}
+
+#[test]
+fn a_nic_that_comes_later_is_waited_for_and_show_and_systemd_are_told() {
+    let mut wire = Wire::prepare("", |_| ());
+    let path = wire.sandbox.path().join("notify.sock");
+    let systemd = UnixDatagram::bind(&path).expect("a socket");
+    systemd.set_read_timeout(Some(secs(60))).expect("a limit");
+    let plug = |site: &Site, n| Cable::to_nic(&site.ns, NIC, [2, 0xca, 0, 0, 0, n], 1500);
+    let b = plug(&wire.sites[1], 2);
+    wire.sites[1].up();
+    wire.sites[0].up_in(&[&format!("NOTIFY_SOCKET={}", path.display())]);
+    let mut told = Vec::new();
+    while !told.iter().any(|state: &String| state.contains("READY=1")) {
+        let mut bytes = [0; 4096];
+        let len = systemd.recv(&mut bytes).expect("systemd is told");
+        told.push(String::from_utf8_lossy(&bytes[..len]).into_owned());
+    }
+    let waits = "waits for the network card `eth7`";
+    assert!(told.iter().any(|state| state.contains(waits)), "{told:?}");
+    let shown = wire.sites[0].patchcord(&["show", &wire.sites[0].tunnel]);
+    let text = String::from_utf8_lossy(&shown.stderr);
+    assert!(!shown.status.success() && text.contains(waits), "{text}");
+    // Another interface is none.
+    wire.sites[0]
+        .ns
+        .ip("link add other type veth peer name another");
+    let a = plug(&wire.sites[0], 1);
+    connect(&a, &b, secs(60));
+    for site in &wire.sites {
+        site.wait_state("up", secs(20));
+    }
+}
+
+#[test]
+fn a_tunnel_that_waits_for_its_nic_can_be_stopped() {
+    let mut wire = Wire::prepare("", |_| ());
+    let process = wire.sites[0].up();
+    process.wait_for("waits for its network card", secs(20));
+    process.signal(Signal::SIGTERM);
+    let status = process.wait_exit(secs(20));
+    assert_eq!(status.code(), Some(0), "{}", process.log());
 }
 
 #[test]

@@ -23,11 +23,23 @@ impl<T> Wire<T> {
 
     /// The same, with further lines behind `[device]`.
     pub(crate) fn start_with(further: &'static str, plug: impl Fn(&Site) -> T) -> Self {
+        let mut wire = Self::prepare(further, plug);
+        for site in &mut wire.sites {
+            site.up();
+        }
+        for site in &wire.sites {
+            site.wait_state("up", secs(10));
+        }
+        wire
+    }
+
+    /// The same, with no program running yet.
+    pub(crate) fn prepare(further: &'static str, plug: impl Fn(&Site) -> T) -> Self {
         let sandbox = Sandbox::new();
         let internet = Router::internet(&sandbox);
         let sites = [1, 2].map(|n| Site::new(&sandbox, &internet, n, 1500));
         let at = [&sites[0], &sites[1]].map(plug);
-        let mut wire = Self {
+        let wire = Self {
             at,
             sites,
             _internet: internet,
@@ -42,12 +54,6 @@ impl<T> Wire<T> {
         for (site, other) in [(a, b), (b, a)] {
             let peer = other.as_peer(Some(other.uplink.v4.into()));
             site.configure(&settings, &[peer]);
-        }
-        for site in &mut wire.sites {
-            site.up();
-        }
-        for site in &wire.sites {
-            site.wait_state("up", secs(10));
         }
         wire
     }
