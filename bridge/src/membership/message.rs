@@ -5,9 +5,9 @@
 //!            query                          reports                       leave
 //!  IGMPv1    11, max response 0             12
 //!  IGMPv2    11, 8 bytes                    16                            17
-//!  IGMPv3    11, 12 bytes or more           22, records                   22, to include nobody
+//!  IGMPv3    11, 12 bytes or more           22, records                   22, to include no source
 //!  MLDv1     130, 24 bytes                  131                           132
-//!  MLDv2     130, 28 bytes or more          143, records                  143, to include nobody
+//!  MLDv2     130, 28 bytes or more          143, records                  143, to include no source
 //! ```
 //!
 //! RFC 1112, 2236, 3376; 2710, 3810. Also PIM hellos (RFC 7761 section 4.9.2) and advertisements of

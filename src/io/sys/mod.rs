@@ -216,7 +216,7 @@ pub(crate) fn effective_uid() -> u32 {
 pub(crate) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers and no pointers; one that is not open is an error.
     let fd = check(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) })?;
-    // SAFETY: the kernel made it just now, so nobody else has it.
+    // SAFETY: the kernel made it just now, so no other owner exists.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

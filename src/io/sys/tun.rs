@@ -170,7 +170,7 @@ pub(crate) fn set_native_byte_order(queue: &File) -> io::Result<()> {
 pub(crate) fn namespace(queue: &File) -> io::Result<File> {
     // SAFETY: TUNGETDEVNETNS takes no argument and returns a descriptor.
     let fd = check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETDEVNETNS) })?;
-    // SAFETY: the kernel made it just now, so nobody else has it.
+    // SAFETY: the kernel made it just now, so no other owner exists.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
 

@@ -353,7 +353,7 @@ fn send_junk(from: &Namespace, to: SocketAddr, lanes: u8) {
 }
 
 #[test]
-fn what_strangers_send_takes_no_room_from_what_peers_send() {
+fn unauthenticated_datagrams_take_no_room_from_those_of_peers() {
     for lanes in [1, 2] {
         let mut pair = start([lanes; 2], "");
         let stranger = pair.sandbox.namespace("stranger");
