@@ -13,7 +13,8 @@
 #   scripts/ci.sh docs      links of the documents, and whether they describe every drop reason and cause
 #   scripts/ci.sh deny      licences, advisories and sources of the dependencies
 #   scripts/ci.sh models    data shared by threads, in each order that they and a weak memory model allow
-#   scripts/ci.sh sanitizers  tests with AddressSanitizer, and with ThreadSanitizer for data shared by threads
+#   scripts/ci.sh sanitizers  tests with AddressSanitizer (addresses), and with ThreadSanitizer for data
+#                           shared by threads (threads)
 #   scripts/ci.sh fuzz      every fuzz target for FUZZ_SECONDS (10)
 #   scripts/ci.sh netns     end to end in network namespaces, hostile peers too (needs root)
 #   scripts/ci.sh all       all of them
@@ -27,13 +28,17 @@ main() {
     quick) run fmt layers vectors docs clippy unit ;;
     all)
       run fmt layers vectors docs
-      build_aside sanitizers
       build_aside fuzz
-      run clippy test doc deny models netns
+      build_aside threads
+      build_aside models
+      run clippy test doc deny
+      build_aside addresses # where `test` builds too
+      run netns
       await_builds
-      run sanitizers fuzz
+      run models addresses threads fuzz
       ;;
-    fmt | clippy | test | doc | layers | vectors | docs | deny | models | sanitizers | fuzz | netns) run "$1" ;;
+    sanitizers) run addresses threads ;;
+    fmt | clippy | test | doc | layers | vectors | docs | deny | models | addresses | threads | fuzz | netns) run "$1" ;;
     *)
       sed -n 's/^#   //p' "${BASH_SOURCE[0]}" >&2
       exit 2
@@ -211,27 +216,26 @@ EOF
 
 # The atomics of the switch replaced by those of loom, which tries each order of a few threads.
 job_models() {
-  cargo test --manifest-path tests/models/Cargo.toml --target-dir target/models --release --locked
+  cargo test ${BUILD_ONLY:+--no-run} --manifest-path tests/models/Cargo.toml --target-dir target/models \
+    --release --locked
 }
 
-# AddressSanitizer for code that calls unsafe code or parses foreign bytes, and needs no namespaces;
-# ThreadSanitizer for data shared by threads, with as little else as possible.
-job_sanitizers() {
+# AddressSanitizer for code that calls unsafe code or parses foreign bytes, and needs no namespaces. It
+# instruments the packages of this workspace; their dependencies are those of the other tests.
+job_addresses() {
   local modules=(wire:: crypto:: proto:: queue:: config:: control:: stats:: io::waker io::udp io::sys io::vnet)
-  sanitized address --lib --locked -- "${modules[@]}"
-  export TSAN_OPTIONS="suppressions=$PWD/tests/threads/tsan.supp"
-  sanitized thread --package patchcord-bridge --lib --test fdb_threads --locked -- fdb limit no_lookup an_address_that
-  sanitized thread --manifest-path tests/threads/Cargo.toml --lib --locked
+  RUSTC_WORKSPACE_WRAPPER=$PWD/scripts/rustc-asan cargo test ${BUILD_ONLY:+--no-run} --lib --locked -- "${modules[@]}"
 }
 
-# Stable Rust ships the runtimes with its standard library, and takes the flag with RUSTC_BOOTSTRAP. That
-# library itself is not instrumented; a flag makes rustc accept that.
-sanitized() {
-  local kind=$1 flags=-Zsanitizer=$1
-  shift
-  [[ $kind == address ]] || flags+=" -Cunsafe-allow-abi-mismatch=sanitizer"
-  RUSTC_BOOTSTRAP=1 CARGO_PROFILE_DEV_DEBUG=0 RUSTFLAGS=$flags \
-    cargo test ${BUILD_ONLY:+--no-run} --target "$(host)" --target-dir "target/sanitizers/$kind" "$@"
+# ThreadSanitizer for data shared by threads, with as little else as possible: it wants everything
+# instrumented but the standard library, and a flag makes rustc accept that. Stable Rust ships the runtime,
+# and takes the flag with RUSTC_BOOTSTRAP.
+job_threads() {
+  local -x RUSTC_BOOTSTRAP=1 CARGO_PROFILE_DEV_DEBUG=0 TSAN_OPTIONS="suppressions=$PWD/tests/threads/tsan.supp"
+  local -x RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer"
+  local options=(${BUILD_ONLY:+--no-run} --target "$(host)" --target-dir target/threads --lib --locked)
+  cargo test "${options[@]}" --package patchcord-bridge --test fdb_threads -- fdb limit no_lookup an_address_that
+  cargo test "${options[@]}" --manifest-path tests/threads/Cargo.toml
 }
 
 job_fuzz() {
