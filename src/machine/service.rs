@@ -32,23 +32,23 @@ pub fn activation_listener() -> io::Result<Option<UnixListener>> {
 }
 
 /// Notifies the service manager that the service is up.
-pub fn tell_ready() {
-    tell(NotifyState::Ready);
+pub fn notify_ready() {
+    notify(NotifyState::Ready);
 }
 
 /// Sets the text of `systemctl status`.
-pub fn tell_status(text: &str) {
-    tell(NotifyState::Status(text));
+pub fn notify_status(text: &str) {
+    notify(NotifyState::Status(text));
 }
 
 /// Notifies the service manager that the service goes down.
-pub fn tell_stopping() {
-    tell(NotifyState::Stopping);
+pub fn notify_stopping() {
+    notify(NotifyState::Stopping);
 }
 
 /// Notifies the watchdog as long as this runtime turns and all `is_well`, if the service manager asks
 /// for it (`WatchdogSec=`), until it is dropped.
-pub async fn tell_alive(is_well: impl Fn() -> bool) {
+pub async fn notify_watchdog(is_well: impl Fn() -> bool) {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return pending().await;
     };
@@ -56,12 +56,12 @@ pub async fn tell_alive(is_well: impl Fn() -> bool) {
     loop {
         beat.tick().await;
         if is_well() {
-            tell(NotifyState::Watchdog);
+            notify(NotifyState::Watchdog);
         }
     }
 }
 
-fn tell(state: NotifyState<'_>) {
+fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         warn!(%error, "cannot notify systemd");
     }

@@ -119,9 +119,9 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     }));
     let watched = host.clone();
     let mut reports = vec![
-        tasks.spawn(tell_status(summary)),
-        tasks.spawn(tell_ready(name.clone(), host.events())),
-        tasks.spawn(service::tell_alive(move || watched.is_well())),
+        tasks.spawn(notify_status(summary)),
+        tasks.spawn(notify_ready(name.clone(), host.events())),
+        tasks.spawn(service::notify_watchdog(move || watched.is_well())),
         tasks.spawn(stop_on_signal(host.clone(), name.clone())),
     ];
     let options = StartOptions {
@@ -134,7 +134,7 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     })
     .await;
     reports.drain(..).for_each(|report| report.abort());
-    service::tell_stopping();
+    service::notify_stopping();
 
     // Everything is removed: answer the clients that asked for the end, then remove the socket.
     drop(over);
@@ -197,25 +197,25 @@ fn finish(end: Option<Ending>) -> Result<(), RunError> {
 
 /// Sets the status text in systemd, until it is dropped. A tunnel with a first text counts as started: its
 /// network card may come hours later, and the boot must not wait for it.
-async fn tell_status(mut summary: watch::Receiver<String>) {
+async fn notify_status(mut summary: watch::Receiver<String>) {
     let mut is_first = true;
     while summary.changed().await.is_ok() {
         let text = summary.borrow_and_update().clone();
-        service::tell_status(&text);
+        service::notify_status(&text);
         if take(&mut is_first) {
-            service::tell_ready();
+            service::notify_ready();
         }
     }
 }
 
 /// Notifies systemd, and logs, when the tunnel is connected for the first time.
-async fn tell_ready(name: String, mut events: Events) {
+async fn notify_ready(name: String, mut events: Events) {
     while let Some(event) = events.next().await {
         let is_connected =
             event.is_ok_and(|event| event.kind == EventKind::Status(SessionStatus::Connected));
         if is_connected {
             info!(tunnel = name, "ready");
-            return service::tell_ready();
+            return service::notify_ready();
         }
     }
 }

@@ -81,18 +81,18 @@ pub(super) async fn run(options: &RunOptions) -> Result<(), Failure> {
         .build();
     let store = Store::new(&options.tunnels, &options.state);
     tracing::info!(socket = %path.display(), tunnels = %options.tunnels.display(), "host is ready");
-    service::tell_ready();
+    service::notify_ready();
     let mut tasks = duties(&host, listener, policy, store);
     let mut reports = JoinSet::new();
     let watched = host.clone();
-    reports.spawn(tell_status(host.clone()));
-    reports.spawn(service::tell_alive(move || watched.is_well()));
+    reports.spawn(notify_status(host.clone()));
+    reports.spawn(service::notify_watchdog(move || watched.is_well()));
     let outcome = tokio::select! {
         Some(ended) = tasks.join_next() => ended.unwrap_or_else(|end| Err(unasked(&end))),
         Some(Err(end)) = reports.join_next() => Err(unasked(&end)),
         caught = signals::until_end() => caught.context("cannot catch signals"),
     };
-    service::tell_stopping();
+    service::notify_stopping();
     // First, so that none of them starts a tunnel that is being stopped.
     if timeout(PATIENCE, tasks.shutdown()).await.is_err() {
         tracing::error!("a task of the host did not end in time; abandoning it");
@@ -103,13 +103,13 @@ pub(super) async fn run(options: &RunOptions) -> Result<(), Failure> {
 }
 
 /// Sets the status text in systemd, until it is dropped.
-async fn tell_status(host: Host) {
+async fn notify_status(host: Host) {
     let mut events = host.events();
     let mut told = String::new();
     loop {
         let summary = summary(&host.list());
         if summary != told {
-            service::tell_status(&summary);
+            service::notify_status(&summary);
             told = summary;
         }
         // The list has the outcome of lost events, too.
