@@ -19,13 +19,13 @@
 mod callback;
 mod configuration;
 mod context;
+mod dns_proxy;
 mod error;
 mod ethernet_tunnel;
 mod flow;
 mod interface;
 mod keep;
 mod network;
-mod offers;
 mod on_demand;
 mod power;
 mod routes;

@@ -18,8 +18,8 @@ use tracing::{debug, warn};
 
 use super::{
     configuration::{RoutingPolicy, TunnelConfiguration},
+    dns_proxy,
     interface::Interface,
-    offers,
     routes::{needs_local_networks, routing_state},
     settings::{
         Applied, BridgeVlans, DnsOutcome, EthernetTunnelSettings, ProxyOutcome, SettingsError,
@@ -321,13 +321,13 @@ async fn surround(
     let info = device.info();
     surroundings.route(Some((wanted, info.index))).await?;
     go_on()?;
-    let names = offers::names_request(wanted, surroundings.policy());
+    let names = dns_proxy::names_request(wanted, surroundings.policy());
     let names = surroundings
         .names
         .apply(info.index, &info.name, names.as_ref());
     let dns = names.await?;
     go_on()?;
-    let proxy = offers::proxy_request(wanted);
+    let proxy = dns_proxy::proxy_request(wanted);
     let proxy = surroundings.proxy.apply(proxy.as_ref())?;
     Ok(Applied {
         interface: Interface::of(info),
