@@ -502,8 +502,8 @@ impl ProviderContext {
     }
 
     /// Blocks the machine's traffic until there is a tunnel, if the policy requires it.
-    pub(super) async fn hold(&self) -> Result<(), SettingsError> {
-        self.inner.network.lock().await.hold().await
+    pub(super) async fn engage_kill_switch(&self) -> Result<(), SettingsError> {
+        self.inner.network.lock().await.engage_kill_switch().await
     }
 
     pub(super) async fn routing_changes(&self) -> RoutingChanges {

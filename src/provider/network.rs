@@ -181,7 +181,7 @@ impl Network {
 
     /// Blocks traffic that may leave the machine through the tunnel only, if the policy requires
     /// it, while there is no tunnel.
-    pub(super) async fn hold(&mut self) -> Result<(), SettingsError> {
+    pub(super) async fn engage_kill_switch(&mut self) -> Result<(), SettingsError> {
         self.surroundings.route(None).await
     }
 
@@ -190,7 +190,7 @@ impl Network {
         if self.settings.is_some() {
             return self.restore().await;
         }
-        if let Err(error) = self.hold().await {
+        if let Err(error) = self.engage_kill_switch().await {
             warn!(%error, "the routing policy is not in force: the kernel refused a route or rule");
         }
     }
@@ -204,7 +204,7 @@ impl Network {
 
     /// Removes everything except the interface, and sets that down.
     pub(super) async fn clear(&mut self) -> Result<(), SettingsError> {
-        self.hold().await?;
+        self.engage_kill_switch().await?;
         if let (Some(device), Some(settings)) = (&mut self.device, self.settings.take()) {
             let withdrawn = self.surroundings.withdraw(device).await;
             device.change(&cleared(&settings)).await?;
@@ -256,9 +256,9 @@ impl Network {
             }
             (Some(device), None) => {
                 let withdrawn = self.surroundings.withdraw(device).await;
-                self.hold().await.and(withdrawn)
+                self.engage_kill_switch().await.and(withdrawn)
             }
-            (None, _) => self.hold().await,
+            (None, _) => self.engage_kill_switch().await,
         };
         if let Err(error) = outcome {
             warn!(%error, "cannot restore the settings before the failed ones; the interface has parts of both");

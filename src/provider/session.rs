@@ -200,7 +200,10 @@ impl Session {
 
     /// A stop that came meanwhile is no error.
     async fn start(&self, options: StartOptions) -> Result<(), SessionError> {
-        self.context.hold().await.map_err(ProviderError::from)?;
+        self.context
+            .engage_kill_switch()
+            .await
+            .map_err(ProviderError::from)?;
         let (provider, context) = (self.provider.clone(), self.context.clone());
         let mut start = tokio::spawn(async move { provider.start(&context, options).await });
         let outcome = tokio::select! {

@@ -453,7 +453,7 @@ fn with_all_networks_nothing_leaves_without_a_tunnel() {
         let ways = || destinations.map(|destination| way(destination, None));
         let marked = |mark| destinations.map(|destination| way(destination, Some(mark)));
         let open = ways();
-        network.hold().await.unwrap();
+        network.engage_kill_switch().await.unwrap();
         let mark = Mark::BYPASS.apply_to(0);
         assert_eq!(ways(), [NOWHERE; 4], "while connecting");
         assert_eq!(marked(mark), open);
@@ -509,7 +509,7 @@ fn a_tunnel_without_routes_adds_no_rule() {
             let before = rules();
             let port =
                 EthernetTunnelSettings::new(net("198.51.100.7"), MacAddr([2; 6]), 1500, "pc0");
-            network.hold().await.unwrap();
+            network.engage_kill_switch().await.unwrap();
             for settings in [port, addressed("198.51.100.7")] {
                 network.apply(settings, || false).await.unwrap();
                 assert_eq!(rules(), before);
@@ -544,7 +544,7 @@ fn settings_with_an_impossible_gateway_change_nothing() {
 fn a_router_can_move_to_another_network() {
     for policy in [USUAL, ENFORCED, ALL] {
         test(policy, |mut network, _dir| async move {
-            network.hold().await.unwrap();
+            network.engage_kill_switch().await.unwrap();
             network.apply(routed(&FULL, &[]), || false).await.unwrap();
             let mut moved = EthernetTunnelSettings::new(
                 net("198.51.100.7"),
