@@ -38,7 +38,7 @@ pub(crate) struct Device {
     wanted_carrier: AtomicBool,
     /// Whether a NIC is set down while the carrier is off, and whether it is so now.
     forwards_link_loss: bool,
-    held_down: bool,
+    is_down_for_link_loss: bool,
     /// The changes of the latest steps.
     steps: Vec<Drift>,
     /// The last warnings about its bridge: a wider port, and what netfilter does.
@@ -105,7 +105,7 @@ impl Device {
             wanted_up: None,
             wanted_carrier: AtomicBool::new(false),
             forwards_link_loss: request.link_loss_forwarding,
-            held_down: false,
+            is_down_for_link_loss: false,
             steps: Vec::new(),
             told_of: Told::default(),
             has_vlans: false,

@@ -169,10 +169,10 @@ impl Device {
     /// Makes the link of a NIC follow the carrier, if that was asked for: sets it down while the
     /// carrier is off. A NIC that its owner set down stays down.
     pub(crate) async fn forward_link_loss(&mut self, on: bool) {
-        if !self.forwards_link_loss || !self.tap.is_nic() || self.held_down != on {
+        if !self.forwards_link_loss || !self.tap.is_nic() || self.is_down_for_link_loss != on {
             return;
         }
-        if let Err(error) = self.set_held_down(!on).await {
+        if let Err(error) = self.set_down_for_link_loss(!on).await {
             let device = &self.info.name;
             warn!(
                 device,
@@ -183,13 +183,13 @@ impl Device {
         }
     }
 
-    async fn set_held_down(&mut self, held: bool) -> Result<(), DeviceError> {
+    async fn set_down_for_link_loss(&mut self, down: bool) -> Result<(), DeviceError> {
         let link = self.link().await?;
-        if held && !link.up {
+        if down && !link.up {
             return Ok(());
         }
-        self.held_down = held;
-        self.set_administrative_state(!held, &link).await?;
+        self.is_down_for_link_loss = down;
+        self.set_administrative_state(!down, &link).await?;
         let link = self.link().await?;
         self.look(&link).await
     }
@@ -198,7 +198,7 @@ impl Device {
     fn log_what_stays(&self, before: &DeviceInfo) {
         let (device, now) = (&self.info.name, &self.info);
         let is_ours = |what: &str| self.steps.iter().any(|step| step.what == what);
-        if before.up && !now.up && !self.held_down {
+        if before.up && !now.up && !self.is_down_for_link_loss {
             warn!(
                 device,
                 "another program set the interface down; leaving it: no frame crosses until `ip link set \
@@ -265,7 +265,7 @@ impl Device {
                  type bridge`"
             ));
         }
-        if self.held_down {
+        if self.is_down_for_link_loss {
             let text = "down while the peer cannot be reached (link-loss-forwarding)";
             remedies.push(text.to_owned());
         } else if !info.up {
