@@ -25,8 +25,8 @@ use zeroize::Zeroizing;
 pub use super::policy::{Policy, Who};
 use super::{
     event::Events,
+    limits::{Limits, Permit},
     lines::Lines,
-    places::{Place, Places},
     protocol::{
         HOST, Hello, HostLine, PROTOCOLS, Refusal, RefusalCode, Request, Verb, from_line,
         request_from_line, to_line,
@@ -94,14 +94,14 @@ impl Desk {
         let (desk, mut over) = (Arc::new(self), pin!(over));
         let (closing, is_closing) = watch::channel(false);
         let mut clients = JoinSet::new();
-        let places = Places::default();
+        let limits = Limits::default();
         let mut retry = Retry::new(FIRST_PAUSE, LAST_PAUSE);
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
                         retry.is_over();
-                        if let Some(client) = admit(&stream, &places) {
+                        if let Some(client) = admit(&stream, &limits) {
                             clients.spawn(attend(desk.clone(), stream, client, is_closing.clone()));
                         }
                     }
@@ -124,33 +124,33 @@ impl Desk {
 
 /// The credentials of the client, if its user may have another connection; otherwise the connection is
 /// closed.
-fn admit(stream: &UnixStream, places: &Places) -> Option<(UCred, Place)> {
+fn admit(stream: &UnixStream, limits: &Limits) -> Option<(UCred, Permit)> {
     let client = stream
         .peer_cred()
         .inspect_err(|error| debug!(%error, "refusing a client without credentials"))
         .ok()?;
-    let place = places.take(client.uid(), Instant::now().into());
-    if place.is_none() {
+    let permit = limits.take(client.uid(), Instant::now().into());
+    if permit.is_none() {
         debug!(
             pid = client.pid(),
             uid = client.uid(),
             "refusing a client: its user has too many connections, or connects too often"
         );
     }
-    Some((client, place?))
+    Some((client, permit?))
 }
 
 async fn attend(
     desk: Arc<Desk>,
     stream: UnixStream,
-    (client, place): (UCred, Place),
+    (client, permit): (UCred, Permit),
     closing: watch::Receiver<bool>,
 ) {
     let (reader, writer) = stream.into_split();
     let conversation = Conversation {
         desk,
         client,
-        place,
+        permit,
         lines: Lines::new(reader),
         writer,
         events: None,
@@ -164,7 +164,7 @@ async fn attend(
 struct Conversation {
     desk: Arc<Desk>,
     client: UCred,
-    place: Place,
+    permit: Permit,
     /// They may contain secrets.
     lines: Lines<OwnedReadHalf>,
     writer: OwnedWriteHalf,
@@ -226,8 +226,8 @@ impl Conversation {
                     // The client sees the connection end, and may repeat the request.
                     Err(_) => return Err(io::Error::other("a request panicked")),
                 },
-                line = next_line(&self.place, &mut self.lines), if !closes && requests.len() < MAX_REQUESTS => {
-                    self.place.note_request(Instant::now().into());
+                line = next_line(&self.permit, &mut self.lines), if !closes && requests.len() < MAX_REQUESTS => {
+                    self.permit.note_request(Instant::now().into());
                     Step::Line(line?)
                 }
                 Some(line) = next_event(&mut self.events) => Step::Write(line),
@@ -287,10 +287,10 @@ impl Conversation {
 
 /// The next line, once the rate limit of this user allows one; until then, requests wait in the socket.
 async fn next_line(
-    place: &Place,
+    permit: &Permit,
     lines: &mut Lines<OwnedReadHalf>,
 ) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
-    while let Some(then) = place.next_request(Instant::now().into()) {
+    while let Some(then) = permit.next_request(Instant::now().into()) {
         sleep_until(then.into()).await;
     }
     lines.next().await

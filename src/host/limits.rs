@@ -36,7 +36,7 @@ const MAX_USERS: usize = 1024;
 
 /// Users, their connections and rates. Clones share the table.
 #[derive(Clone, Default)]
-pub(super) struct Places(Arc<Mutex<HashMap<u32, User>>>);
+pub(super) struct Limits(Arc<Mutex<HashMap<u32, User>>>);
 
 struct User {
     connections: usize,
@@ -60,14 +60,14 @@ impl User {
 }
 
 /// The reservation of one connection, until it is dropped.
-pub(super) struct Place {
-    places: Places,
+pub(super) struct Permit {
+    limits: Limits,
     user: u32,
 }
 
-impl Places {
+impl Limits {
     /// Reserves a connection for this user; `None` when it has enough, or connects too often.
-    pub(super) fn take(&self, user: u32, now: Instant) -> Option<Place> {
+    pub(super) fn take(&self, user: u32, now: Instant) -> Option<Permit> {
         let mut users = self.lock();
         if users.len() >= MAX_USERS {
             users.retain(|_, user| !user.is_idle(now));
@@ -86,8 +86,8 @@ impl Places {
         };
         is_free.then(|| {
             entry.connections += 1;
-            Place {
-                places: self.clone(),
+            Permit {
+                limits: self.clone(),
                 user,
             }
         })
@@ -98,28 +98,28 @@ impl Places {
     }
 }
 
-impl Place {
+impl Permit {
     /// The time at which the user may send the next request; none if it may now.
     pub(super) fn next_request(&self, now: Instant) -> Option<Instant> {
         if is_owner(self.user) {
             return None;
         }
-        let users = self.places.lock();
+        let users = self.limits.lock();
         let ready = users.get(&self.user)?.requests.ready_at(REQUESTS);
         (ready > now).then_some(ready)
     }
 
     /// Counts a request of the user.
     pub(super) fn note_request(&self, now: Instant) {
-        if let Some(user) = self.places.lock().get_mut(&self.user) {
+        if let Some(user) = self.limits.lock().get_mut(&self.user) {
             user.requests.take(now, REQUESTS);
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(user) = self.places.lock().get_mut(&self.user) {
+        if let Some(user) = self.limits.lock().get_mut(&self.user) {
             user.connections -= 1;
         }
     }
@@ -138,9 +138,9 @@ mod tests {
 
     #[test]
     fn nobody_takes_the_places_of_others_and_they_come_back() {
-        let (places, now) = (Places::default(), Instant::now());
+        let (limits, now) = (Limits::default(), Instant::now());
         let take = |user, wanted: usize, now| {
-            let taken = (0..wanted).map_while(|_| places.take(user, now));
+            let taken = (0..wanted).map_while(|_| limits.take(user, now));
             taken.collect::<Vec<_>>()
         };
         let greedy = take(1000, 1000, now);
@@ -153,16 +153,16 @@ mod tests {
         let later = now + Duration::from_secs(60);
         assert_eq!(take(1000, 1000, later).len(), OF_EACH);
         let is_idle = |user: &User| user.is_idle(later + Duration::from_secs(60));
-        assert!(places.lock().values().all(is_idle), "they can be forgotten");
+        assert!(limits.lock().values().all(is_idle), "they can be forgotten");
     }
 
     #[test]
     fn a_user_connects_and_asks_so_often_and_owners_as_they_like() {
-        let (places, start) = (Places::default(), Instant::now());
+        let (limits, start) = (Limits::default(), Instant::now());
         // For ten seconds.
         let times = || (0..10_000).map(|ms| start + Duration::from_millis(ms));
         let calls = |user| {
-            let taken = times().filter(|&now| places.take(user, now).is_some());
+            let taken = times().filter(|&now| limits.take(user, now).is_some());
             taken.count() as u32
         };
         let most = CALLS.burst + 10 * CALLS.per_second;
@@ -170,10 +170,10 @@ mod tests {
         assert_eq!(calls(0), 10_000);
         let requests = |user| {
             let later = start + Duration::from_secs(60);
-            let place = places.take(user, later).unwrap();
-            let may = |now: &Instant| place.next_request(*now).is_none();
+            let permit = limits.take(user, later).unwrap();
+            let may = |now: &Instant| permit.next_request(*now).is_none();
             let asked = times().map(|now| now + Duration::from_secs(60)).filter(may);
-            asked.inspect(|&now| place.note_request(now)).count() as u32
+            asked.inspect(|&now| permit.note_request(now)).count() as u32
         };
         let most = REQUESTS.burst + 10 * REQUESTS.per_second;
         assert!((most - 1..=most).contains(&requests(1000)));
@@ -182,15 +182,15 @@ mod tests {
 
     #[test]
     fn users_that_are_not_there_any_more_take_no_room() {
-        let (places, now) = (Places::default(), Instant::now());
+        let (limits, now) = (Limits::default(), Instant::now());
         let come = |users: std::ops::Range<u32>, now| {
             users
-                .filter(|&user| places.take(user, now).is_some())
+                .filter(|&user| limits.take(user, now).is_some())
                 .count()
         };
         assert_eq!(come(1000..66_000, now), MAX_USERS);
         assert_eq!(come(70_000..70_001, now), 0);
-        assert!(places.take(0, now).is_some(), "root is never one too many");
+        assert!(limits.take(0, now).is_some(), "root is never one too many");
         let later = now + Duration::from_secs(10);
         assert_eq!(come(70_000..70_100, later), 100);
     }
