@@ -50,7 +50,7 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the connections of a daemon share.
-struct Desk {
+struct Server {
     host: Host,
     policy: Policy,
     configurations: Configurations,
@@ -70,28 +70,28 @@ pub async fn serve_until(
     store: Option<Store>,
     over: impl Future<Output = ()>,
 ) {
-    let desk = Desk {
+    let server = Server {
         host,
         policy,
         configurations: store.map_or(Configurations::Unkept, Configurations::Kept),
     };
-    desk.serve(listener, over).await;
+    server.serve(listener, over).await;
 }
 
 /// Answers clients of a host that runs one tunnel, for root and the host's own user, until `over`
 /// completes, as [`serve_until`] does. None of them may change its configuration.
 pub(crate) async fn serve_one(host: Host, listener: UnixListener, over: impl Future<Output = ()>) {
-    let desk = Desk {
+    let server = Server {
         host,
         policy: Policy::default(),
         configurations: Configurations::Fixed,
     };
-    desk.serve(listener, over).await;
+    server.serve(listener, over).await;
 }
 
-impl Desk {
+impl Server {
     async fn serve(self, listener: UnixListener, over: impl Future<Output = ()>) {
-        let (desk, mut over) = (Arc::new(self), pin!(over));
+        let (server, mut over) = (Arc::new(self), pin!(over));
         let (closing, is_closing) = watch::channel(false);
         let mut clients = JoinSet::new();
         let limits = Limits::default();
@@ -102,7 +102,7 @@ impl Desk {
                     Ok((stream, _)) => {
                         retry.is_over();
                         if let Some(client) = admit(&stream, &limits) {
-                            clients.spawn(attend(desk.clone(), stream, client, is_closing.clone()));
+                            clients.spawn(attend(server.clone(), stream, client, is_closing.clone()));
                         }
                     }
                     Err(error) => {
@@ -141,14 +141,14 @@ fn admit(stream: &UnixStream, limits: &Limits) -> Option<(UCred, Permit)> {
 }
 
 async fn attend(
-    desk: Arc<Desk>,
+    server: Arc<Server>,
     stream: UnixStream,
     (client, permit): (UCred, Permit),
     closing: watch::Receiver<bool>,
 ) {
     let (reader, writer) = stream.into_split();
     let conversation = Conversation {
-        desk,
+        server,
         client,
         permit,
         lines: Lines::new(reader),
@@ -162,7 +162,7 @@ async fn attend(
 }
 
 struct Conversation {
-    desk: Arc<Desk>,
+    server: Arc<Server>,
     client: UCred,
     permit: Permit,
     /// They may contain secrets.
@@ -183,7 +183,7 @@ enum Step {
 impl Conversation {
     async fn run(mut self) -> io::Result<()> {
         self.write(&Hello::of(HOST)).await?;
-        if !self.desk.policy.knows(&self.client) {
+        if !self.server.policy.knows(&self.client) {
             let error = not_authorised();
             return self.write(&HostLine::Refused { id: None, error }).await;
         }
@@ -260,16 +260,16 @@ impl Conversation {
         Request { id, verb }: Request,
         requests: &mut JoinSet<HostLine>,
     ) -> io::Result<()> {
-        if !self.desk.policy.allows(&self.client, verb.access()) {
+        if !self.server.policy.allows(&self.client, verb.access()) {
             let (id, error) = (Some(id), not_authorised());
             return self.write(&HostLine::Refused { id, error }).await;
         }
         if verb == Verb::Subscribe {
-            self.events = Some(self.desk.host.events());
+            self.events = Some(self.server.host.events());
         }
-        let (desk, sender) = (self.desk.clone(), sender(&self.client));
+        let (server, sender) = (self.server.clone(), sender(&self.client));
         requests.spawn(async move {
-            match perform(&desk.host, &desk.configurations, sender, verb).await {
+            match perform(&server.host, &server.configurations, sender, verb).await {
                 Ok(ok) => HostLine::Done { id, ok },
                 Err(error) => HostLine::Refused {
                     id: Some(id),
