@@ -27,7 +27,7 @@ use super::{
 use crate::{
     io::mark::Mark,
     machine::{
-        dns::{Places, Resolvers},
+        dns::{ResolverPaths, Resolvers},
         link::is_radio,
         path::{self, PathStatus},
         resolver,
@@ -70,7 +70,7 @@ impl Host {
         let mut events = self.events();
         let mut rules = Rules {
             host: self.clone(),
-            places: Places::default(),
+            resolver_paths: ResolverPaths::default(),
             demands: BTreeMap::new(),
         };
         let mut tick = interval(LOOK_AGAIN);
@@ -106,7 +106,7 @@ struct Here {
 
 struct Rules {
     host: Host,
-    places: Places,
+    resolver_paths: ResolverPaths,
     demands: BTreeMap<String, Demand>,
 }
 
@@ -132,7 +132,7 @@ impl Rules {
             return None;
         }
         let link = path.interface.as_ref()?;
-        let names = Resolvers::of_link(link.index, &self.places).await;
+        let names = Resolvers::of_link(link.index, &self.resolver_paths).await;
         let surroundings = Surroundings {
             interface: match is_radio(&link.name) {
                 true => InterfaceType::Wifi,

@@ -29,7 +29,7 @@ use crate::{
     io::tap::{Offloads, TapQueue},
     machine::{
         device::{Device, DeviceError, DeviceInfo, DeviceReport, DeviceRequest, Drift, Ipv6Mode},
-        dns::{Names, Places},
+        dns::{Names, ResolverPaths},
         link::{LinkError, Links, PortVlans},
         proxy::Proxy,
         routing::{Routing, RoutingChanges},
@@ -80,7 +80,7 @@ impl Network {
             surroundings: Surroundings {
                 configuration,
                 routing: Routing::new(run_dir, tunnel),
-                names: Names::new(run_dir, tunnel, Places::default()),
+                names: Names::new(run_dir, tunnel, ResolverPaths::default()),
                 proxy: Proxy::new(run_dir, tunnel),
             },
             settings: None,

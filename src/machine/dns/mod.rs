@@ -15,7 +15,7 @@
 
 mod error;
 mod file;
-mod places;
+mod paths;
 mod request;
 mod resolvconf;
 mod resolved;
@@ -34,7 +34,7 @@ use self::{
     resolved::{Found, Resolved},
 };
 pub(crate) use self::{
-    places::Places,
+    paths::ResolverPaths,
     request::{NamesRequest, Scope, Transport},
     resolvers::Resolvers,
 };
@@ -56,14 +56,14 @@ pub(crate) enum NamesOutcome {
 impl Resolvers {
     /// The resolvers of the link with this index, as systemd-resolved has them; otherwise those of
     /// the machine, as they were before a tunnel replaced them. Must be called on a tokio runtime.
-    pub(crate) async fn of_link(index: u32, places: &Places) -> Self {
-        if let Found::Here(resolved) = Resolved::find(places).await {
+    pub(crate) async fn of_link(index: u32, paths: &ResolverPaths) -> Self {
+        if let Found::Here(resolved) = Resolved::find(paths).await {
             return resolved.in_use(index).await.unwrap_or_else(|error| {
                 debug!(%error, "cannot read the servers of systemd-resolved");
                 Self::default()
             });
         }
-        Self::parse(&file::without_tunnel(&places.resolv_conf))
+        Self::parse(&file::without_tunnel(&paths.resolv_conf))
     }
 }
 
@@ -71,7 +71,7 @@ impl Resolvers {
 #[derive(Debug)]
 pub(crate) struct Names {
     tunnel: String,
-    places: Places,
+    paths: ResolverPaths,
     journal: Journal<Record>,
     in_force: Option<InForce>,
 }
@@ -100,10 +100,10 @@ enum Resolver {
 
 impl Names {
     /// Name resolution of `tunnel`, whose journal is in the run directory. Changes nothing yet.
-    pub(crate) fn new(run_dir: &Path, tunnel: &str, places: Places) -> Self {
+    pub(crate) fn new(run_dir: &Path, tunnel: &str, paths: ResolverPaths) -> Self {
         Self {
             tunnel: tunnel.to_owned(),
-            places,
+            paths,
             journal: Journal::at(run_dir.join(format!("{tunnel}.names"))),
             in_force: None,
         }
@@ -175,7 +175,7 @@ impl Names {
                 Some(Record::File(replacement)) => {
                     replacement.with(self.journal.path(), request)?
                 }
-                _ => Replacement::plan(&self.places.resolv_conf, self.journal.path(), request)?,
+                _ => Replacement::plan(&self.paths.resolv_conf, self.journal.path(), request)?,
             }),
         };
         let journal_error = file_error(self.journal.path());
@@ -203,13 +203,13 @@ impl Names {
         {
             // The run directory is lost in a power cut, the file is not.
             None => {
-                Replacement::left(&self.places.resolv_conf, self.journal.path()).map(Record::File)
+                Replacement::left(&self.paths.resolv_conf, self.journal.path()).map(Record::File)
             }
             record => record,
         };
         match &left {
             None => return Ok(()),
-            Some(Record::Resolved(link)) => link.revert(&self.places.bus).await?,
+            Some(Record::Resolved(link)) => link.revert(&self.paths.bus).await?,
             Some(Record::Resolvconf(entry)) => entry.delete().await?,
             Some(Record::File(replacement)) => replacement.restore()?,
         }
@@ -220,13 +220,13 @@ impl Names {
     }
 
     async fn resolver(&self) -> Result<Resolver, NamesError> {
-        match Resolved::find(&self.places).await {
+        match Resolved::find(&self.paths).await {
             Found::Here(resolved) => return Ok(Resolver::Resolved(resolved)),
             // The file then belongs to a machine whose links are not ours.
             Found::Elsewhere => return Err(NamesError::Elsewhere),
             Found::No => {}
         }
-        let program = Resolvconf::find(&self.places.programs);
+        let program = Resolvconf::find(&self.paths.programs);
         Ok(program.map_or(Resolver::File, Resolver::Resolvconf))
     }
 }

@@ -12,7 +12,7 @@ use zbus::{
 
 use super::{
     error::NamesError,
-    places::Places,
+    paths::ResolverPaths,
     request::{NamesRequest, Scope, Transport},
     resolvers::Resolvers,
 };
@@ -73,12 +73,12 @@ pub(super) struct Link {
 
 impl Resolved {
     /// It is in charge if it runs in this network namespace and programs reach it.
-    pub(super) async fn find(places: &Places) -> Found {
-        let Some(way) = way(&places.resolv_conf) else {
+    pub(super) async fn find(paths: &ResolverPaths) -> Found {
+        let Some(way) = way(&paths.resolv_conf) else {
             return Found::No;
         };
         let found = async {
-            let bus = places.bus.connect().await?;
+            let bus = paths.bus.connect().await?;
             let owner = BUS.call(&bus, "GetNameOwner", &RESOLVED.service).await?;
             let owner: String = owner.body().deserialize()?;
             let process = BUS.call(&bus, "GetConnectionUnixProcessID", &owner).await?;

@@ -19,41 +19,41 @@ const LINK: (u32, &str) = (1, "lo");
 
 struct Machine {
     dir: TempDir,
-    places: Places,
+    paths: ResolverPaths,
 }
 
 impl Machine {
     /// Without a bus and without programs.
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let places = Places {
+        let paths = ResolverPaths {
             bus: Bus::at("unix:path=/nonexistent/bus"),
             resolv_conf: dir.path().join("resolv.conf"),
             programs: vec![dir.path().join("sbin")],
         };
-        fs::create_dir(&places.programs[0]).unwrap();
+        fs::create_dir(&paths.programs[0]).unwrap();
         fs::create_dir(dir.path().join("run")).unwrap();
-        fs::write(&places.resolv_conf, ORIGINAL).unwrap();
-        Self { dir, places }
+        fs::write(&paths.resolv_conf, ORIGINAL).unwrap();
+        Self { dir, paths }
     }
 
     fn names(&self, tunnel: &str) -> Names {
         let run_dir = self.dir.path().join("run");
-        Names::new(&run_dir, tunnel, self.places.clone())
+        Names::new(&run_dir, tunnel, self.paths.clone())
     }
 
     fn text(&self) -> String {
-        fs::read_to_string(&self.places.resolv_conf).unwrap()
+        fs::read_to_string(&self.paths.resolv_conf).unwrap()
     }
 
     fn link_to(&self, target: &str) {
-        fs::remove_file(&self.places.resolv_conf).unwrap();
-        symlink(target, &self.places.resolv_conf).unwrap();
+        fs::remove_file(&self.paths.resolv_conf).unwrap();
+        symlink(target, &self.paths.resolv_conf).unwrap();
     }
 
     /// A stub of resolvconf that records its calls, and ends with `status`.
     fn install_resolvconf(&self, status: u8) {
-        let program = self.places.programs[0].join("resolvconf");
+        let program = self.paths.programs[0].join("resolvconf");
         let log = self.dir.path().join("log");
         let script = format!(
             "#!/bin/sh\n{{ echo \"$@\"; cat; }} >>{}\necho no disk >&2\nexit {status}\n",
@@ -118,7 +118,7 @@ fn tls(server_name: Option<&str>) -> NamesRequest {
 #[test]
 fn check_34_the_file_is_replaced_and_comes_back() {
     let machine = Machine::new();
-    let path = machine.places.resolv_conf.clone();
+    let path = machine.paths.resolv_conf.clone();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
     block_on(async {
         let mut names = machine.names("office");
@@ -157,7 +157,7 @@ fn check_34_the_file_is_replaced_and_comes_back() {
 #[test]
 fn check_34_each_step_is_on_the_disk_before_the_next() {
     let machine = Machine::new();
-    let path = &machine.places.resolv_conf;
+    let path = &machine.paths.resolv_conf;
     let mut names = machine.names("office");
     let mut ask = |times, wanted: Option<&NamesRequest>| {
         assert_made_to_last(times, || block_on(apply(&mut names, wanted))).unwrap();
@@ -180,7 +180,7 @@ fn check_34_an_equal_request_writes_nothing() {
     block_on(async {
         let mut names = machine.names("office");
         apply(&mut names, Some(&all_names())).await.unwrap();
-        let inode = || fs::metadata(&machine.places.resolv_conf).unwrap().ino();
+        let inode = || fs::metadata(&machine.paths.resolv_conf).unwrap().ino();
         let before = inode();
         apply(&mut names, Some(&all_names())).await.unwrap();
         assert_eq!(inode(), before);
@@ -190,7 +190,7 @@ fn check_34_an_equal_request_writes_nothing() {
 #[test]
 fn check_34_a_link_comes_back_as_a_link_and_nothing_as_nothing() {
     let machine = Machine::new();
-    let path = &machine.places.resolv_conf;
+    let path = &machine.paths.resolv_conf;
     block_on(async {
         machine.link_to("../run/NetworkManager/resolv.conf");
         let mut names = machine.names("office");
@@ -231,7 +231,7 @@ fn check_34_the_next_start_restores_what_a_killed_run_left() {
             ..all_names()
         };
         apply(&mut killed, Some(&other)).await.unwrap();
-        fs::write(&machine.places.resolv_conf, before).unwrap();
+        fs::write(&machine.paths.resolv_conf, before).unwrap();
         apply(&mut machine.names("office"), None).await.unwrap();
         assert_eq!(machine.text(), ORIGINAL);
     });
@@ -258,7 +258,7 @@ fn check_34_what_somebody_else_wrote_stays() {
         for killed in [false, true] {
             let mut names = machine.names("office");
             apply(&mut names, Some(&all_names())).await.unwrap();
-            fs::write(&machine.places.resolv_conf, "nameserver 198.51.100.1\n").unwrap();
+            fs::write(&machine.paths.resolv_conf, "nameserver 198.51.100.1\n").unwrap();
             if killed {
                 names = machine.names("office");
             }
@@ -269,7 +269,7 @@ fn check_34_what_somebody_else_wrote_stays() {
         // And it comes back at its first place.
         let mut names = machine.names("office");
         apply(&mut names, Some(&all_names())).await.unwrap();
-        fs::write(&machine.places.resolv_conf, ORIGINAL).unwrap();
+        fs::write(&machine.paths.resolv_conf, ORIGINAL).unwrap();
         let other = NamesRequest {
             search: Vec::new(),
             ..all_names()
@@ -369,10 +369,10 @@ fn check_34_a_resolvconf_that_fails_is_quoted() {
 #[test]
 fn check_34_the_resolvconf_of_systemd_is_none() {
     let machine = Machine::new();
-    let resolvectl = machine.places.programs[0].join("resolvectl");
+    let resolvectl = machine.paths.programs[0].join("resolvectl");
     fs::write(&resolvectl, "#!/bin/sh\nexit 1\n").unwrap();
     fs::set_permissions(&resolvectl, fs::Permissions::from_mode(0o755)).unwrap();
-    symlink("resolvectl", machine.places.programs[0].join("resolvconf")).unwrap();
+    symlink("resolvectl", machine.paths.programs[0].join("resolvconf")).unwrap();
     block_on(async {
         let outcome = apply(&mut machine.names("office"), Some(&all_names())).await;
         assert_eq!(outcome.unwrap(), NamesOutcome::File);
@@ -386,7 +386,7 @@ fn check_34_resolved_gets_what_is_asked_for() {
     block_on(async {
         let resolved = TestResolved::start().await;
         let mut machine = Machine::new();
-        machine.places.bus = resolved.bus();
+        machine.paths.bus = resolved.bus();
         machine.link_to(STUB);
         let mut names = machine.names("office");
         for (request, expected) in [
@@ -439,7 +439,7 @@ fn check_34_resolved_forgets_what_a_killed_run_left_on_a_link_that_is_still_ther
     block_on(async {
         let resolved = TestResolved::start().await;
         let mut machine = Machine::new();
-        machine.places.bus = resolved.bus();
+        machine.paths.bus = resolved.bus();
         machine.link_to(STUB);
         for (index, expected) in [(1, vec!["revert".to_owned()]), (2_000_000, Vec::new())] {
             let mut killed = machine.names("office");
@@ -459,7 +459,7 @@ fn check_34_resolved_forgets_what_a_killed_run_left_on_a_link_that_is_still_ther
 fn check_34_the_file_of_a_resolved_in_another_namespace_stays() {
     let resolved = block_on(TestResolved::start());
     let mut machine = Machine::new();
-    machine.places.bus = resolved.bus();
+    machine.paths.bus = resolved.bus();
     machine.link_to(STUB);
     in_namespace(|| {
         block_on(async {
@@ -467,7 +467,7 @@ fn check_34_the_file_of_a_resolved_in_another_namespace_stays() {
             assert!(matches!(error, Err(NamesError::Elsewhere)), "{error:?}");
         });
     });
-    let target = fs::read_link(&machine.places.resolv_conf).unwrap();
+    let target = fs::read_link(&machine.paths.resolv_conf).unwrap();
     assert_eq!(target, Path::new(STUB));
     assert!(resolved.take_calls().is_empty() && machine.is_clean());
 }
@@ -478,7 +478,7 @@ fn check_34_half_a_change_is_reverted() {
         let resolved = TestResolved::start().await;
         resolved.refuse("domains");
         let mut machine = Machine::new();
-        machine.places.bus = resolved.bus();
+        machine.paths.bus = resolved.bus();
         machine.link_to(STUB);
         let mut names = machine.names("office");
         let error = apply(&mut names, Some(&all_names())).await.unwrap_err();
@@ -492,8 +492,8 @@ fn check_34_half_a_change_is_reverted() {
 fn check_34_resolved_counts_only_where_programs_come_to_it() {
     let text = |text: &'static str| {
         move |machine: &Machine| {
-            fs::remove_file(&machine.places.resolv_conf).unwrap();
-            fs::write(&machine.places.resolv_conf, text).unwrap();
+            fs::remove_file(&machine.paths.resolv_conf).unwrap();
+            fs::write(&machine.paths.resolv_conf, text).unwrap();
         }
     };
     let link = |target: &'static str| move |machine: &Machine| machine.link_to(target);
@@ -530,7 +530,7 @@ fn check_34_resolved_counts_only_where_programs_come_to_it() {
         let resolved = TestResolved::start().await;
         for (number, (set_up, expected, splits)) in cases.into_iter().enumerate() {
             let mut machine = Machine::new();
-            machine.places.bus = resolved.bus();
+            machine.paths.bus = resolved.bus();
             set_up(&machine);
             let mut names = machine.names("office");
             let outcome = apply(&mut names, Some(&all_names())).await.unwrap();
@@ -556,9 +556,9 @@ fn check_34_a_resolver_that_comes_or_goes_is_noticed() {
         assert_eq!(outcome, NamesOutcome::Resolvconf);
         assert_eq!(machine.text(), ORIGINAL);
         let resolved = TestResolved::start().await;
-        machine.places.bus = resolved.bus();
+        machine.paths.bus = resolved.bus();
         machine.link_to(STUB);
-        names.places = machine.places.clone();
+        names.paths = machine.paths.clone();
         let outcome = apply(&mut names, Some(&all_names())).await.unwrap();
         assert_eq!(outcome, NamesOutcome::Resolved);
         assert!(machine.resolvconf_log().ends_with("-d lo.patchcord\n"));
@@ -571,7 +571,7 @@ fn check_34_the_resolvers_of_the_network_are_seen_through_the_tunnels() {
         block_on(async {
             let machine = Machine::new();
             fs::write(
-                &machine.places.resolv_conf,
+                &machine.paths.resolv_conf,
                 "# a comment\ndomain old.example\nsearch a.example b.example\n\
                  nameserver 192.0.2.1\nnameserver fe80::1%eth0\noptions edns0\nnameserver 2001:db8::1\n",
             )
@@ -580,7 +580,7 @@ fn check_34_the_resolvers_of_the_network_are_seen_through_the_tunnels() {
                 servers: vec![[192, 0, 2, 1].into(), "2001:db8::1".parse().unwrap()],
                 search: vec!["a.example".to_owned(), "b.example".to_owned()],
             };
-            let seen = async || Resolvers::of_link(LINK.0, &machine.places).await;
+            let seen = async || Resolvers::of_link(LINK.0, &machine.paths).await;
             assert_eq!(seen().await, expected);
             let mut names = machine.names("office");
             apply(&mut names, Some(&all_names())).await.unwrap();
@@ -588,7 +588,7 @@ fn check_34_the_resolvers_of_the_network_are_seen_through_the_tunnels() {
             assert_eq!(seen().await, expected);
             apply(&mut names, None).await.unwrap();
             assert_eq!(seen().await, expected);
-            fs::remove_file(&machine.places.resolv_conf).unwrap();
+            fs::remove_file(&machine.paths.resolv_conf).unwrap();
             assert_eq!(seen().await, Resolvers::default());
         });
     });
@@ -599,10 +599,10 @@ fn check_34_the_resolvers_of_a_link_are_those_of_resolved() {
     block_on(async {
         let resolved = TestResolved::start().await;
         let mut machine = Machine::new();
-        machine.places.bus = resolved.bus();
+        machine.paths.bus = resolved.bus();
         machine.link_to(STUB);
         for (index, server, domain) in [(7, "192.0.2.7", "seven"), (8, "::1", "eight")] {
-            let seen = Resolvers::of_link(index, &machine.places).await;
+            let seen = Resolvers::of_link(index, &machine.paths).await;
             let servers = vec![[192, 0, 2, 1].into(), server.parse().unwrap()];
             let search = vec![format!("{domain}.example")];
             assert_eq!(seen, Resolvers { servers, search });

@@ -7,7 +7,7 @@ use crate::machine::bus::Bus;
 
 /// Where the machine's resolvers are found.
 #[derive(Clone, Debug)]
-pub(crate) struct Places {
+pub(crate) struct ResolverPaths {
     /// The bus of systemd-resolved.
     pub bus: Bus,
     /// The file that programs read.
@@ -16,7 +16,7 @@ pub(crate) struct Places {
     pub programs: Vec<PathBuf>,
 }
 
-impl Default for Places {
+impl Default for ResolverPaths {
     fn default() -> Self {
         let path = env::var_os("PATH").unwrap_or_default();
         let administration = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
