@@ -43,7 +43,7 @@ const BUS: Object = Object {
 #[derive(Debug)]
 pub(super) struct Resolved {
     bus: Connection,
-    way: Way,
+    mode: Mode,
 }
 
 /// Whether systemd-resolved is in charge.
@@ -56,7 +56,7 @@ pub(super) enum Found {
 
 /// How programs reach its servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Mode {
     /// They ask systemd-resolved.
     Stub,
     /// They read its servers from the file that it writes.
@@ -74,7 +74,7 @@ pub(super) struct Link {
 impl Resolved {
     /// It is in charge if it runs in this network namespace and programs reach it.
     pub(super) async fn find(paths: &ResolverPaths) -> Found {
-        let Some(way) = way(&paths.resolv_conf) else {
+        let Some(mode) = mode_of(&paths.resolv_conf) else {
             return Found::No;
         };
         let found = async {
@@ -86,7 +86,7 @@ impl Resolved {
             Ok::<_, zbus::Error>((bus, process))
         };
         match found.await {
-            Ok((bus, process)) if is_in_this_namespace(process) => Found::Here(Self { bus, way }),
+            Ok((bus, process)) if is_in_this_namespace(process) => Found::Here(Self { bus, mode }),
             Ok(_) => Found::Elsewhere,
             Err(error) => {
                 debug!(%error, "systemd-resolved does not run");
@@ -98,7 +98,7 @@ impl Resolved {
     /// Whether programs ask it, so that it decides which server gets which name, and by which
     /// protocol.
     pub(super) fn is_asked_by_programs(&self) -> bool {
-        self.way == Way::Stub
+        self.mode == Mode::Stub
     }
 
     /// Sets everything in the request. It turns TLS on before it sets servers that need TLS, and
@@ -275,15 +275,15 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
 
 /// How programs that read this file reach systemd-resolved, if they do (systemd-resolved(8),
 /// "/etc/resolv.conf").
-fn way(resolv_conf: &Path) -> Option<Way> {
+fn mode_of(resolv_conf: &Path) -> Option<Mode> {
     if let Ok(target) = fs::read_link(resolv_conf) {
-        for (file, way) in [
-            ("systemd/resolve/stub-resolv.conf", Way::Stub),
-            ("lib/systemd/resolv.conf", Way::Stub),
-            ("systemd/resolve/resolv.conf", Way::Uplink),
+        for (file, mode) in [
+            ("systemd/resolve/stub-resolv.conf", Mode::Stub),
+            ("lib/systemd/resolv.conf", Mode::Stub),
+            ("systemd/resolve/resolv.conf", Mode::Uplink),
         ] {
             if target.ends_with(file) {
-                return Some(way);
+                return Some(mode);
             }
         }
     }
@@ -296,7 +296,7 @@ fn way(resolv_conf: &Path) -> Option<Way> {
     servers.peek()?;
     servers
         .all(|server| ["127.0.0.53", "127.0.0.54"].contains(&server))
-        .then_some(Way::Stub)
+        .then_some(Mode::Stub)
 }
 
 /// In the namespace of a systemd-resolved elsewhere, a link has another index, or none. Without
