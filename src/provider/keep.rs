@@ -44,8 +44,8 @@ pub(super) async fn follow(context: ProviderContext) {
         };
         tripwire::task("keep");
         match event {
-            Some(event) => keeper.hear(&context, event).await,
-            None => keeper.look(&context).await,
+            Some(event) => keeper.handle_event(&context, event).await,
+            None => keeper.check(&context).await,
         }
     }
 }
@@ -81,7 +81,7 @@ impl Keeper {
         }
     }
 
-    async fn hear(&mut self, context: &ProviderContext, event: LinkEvent) {
+    async fn handle_event(&mut self, context: &ProviderContext, event: LinkEvent) {
         let Some(device) = context.device_info() else {
             return;
         };
@@ -107,23 +107,23 @@ impl Keeper {
                 self.came_up |= came_up && index == own;
                 // A machine may have thousands of other interfaces, which come and go.
                 if index == own || name == device.name || Some(&name) == bridge {
-                    self.look_soon(now);
+                    self.check_soon(now);
                 }
             }
             LinkEvent::AddressesChanged => {
                 context.follow_local_networks().await;
-                self.look_soon(now);
+                self.check_soon(now);
             }
         }
     }
 
     /// Not before the last check is [`GAP`] old, nor while another program's change is tolerated.
-    fn look_soon(&mut self, now: Instant) {
+    fn check_soon(&mut self, now: Instant) {
         let earliest = self.fight.pause(now).unwrap_or(self.last + GAP);
         self.due = self.due.min(earliest.max(now));
     }
 
-    async fn look(&mut self, context: &ProviderContext) {
+    async fn check(&mut self, context: &ProviderContext) {
         let now = Instant::now();
         (self.last, self.due) = (now, now + ROUND);
         if let Some(end) = self.fight.pause(now)
@@ -138,7 +138,7 @@ impl Keeper {
         {
             Ok(Kept::Well(drifts)) => {
                 (self.is_gone, self.is_missed, self.moved_to) = (false, false, None);
-                self.told(context, &drifts);
+                self.log_repairs(context, &drifts);
             }
             Ok(Kept::Lost) if self.is_gone || self.is_missed => {
                 context.lose_interface(self.moved_to).await;
@@ -151,7 +151,7 @@ impl Keeper {
         }
     }
 
-    fn told(&mut self, context: &ProviderContext, drifts: &[Drift]) {
+    fn log_repairs(&mut self, context: &ProviderContext, drifts: &[Drift]) {
         self.last_error = None;
         if drifts.is_empty() {
             return;
@@ -166,7 +166,7 @@ impl Keeper {
         } in drifts
         {
             if begins {
-                let pause_s = self.fight.hold.as_secs();
+                let pause_s = self.fight.backoff.as_secs();
                 warn!(
                     tunnel,
                     device,
@@ -217,14 +217,14 @@ const LONGEST: Duration = Duration::from_secs(300);
 struct Fight {
     times: VecDeque<Instant>,
     /// How long after a repair the next one has to wait; zero while no program undoes them.
-    hold: Duration,
+    backoff: Duration,
 }
 
 impl Fight {
     /// Counts a repair. True if that begins a fight.
     fn note(&mut self, now: Instant) -> bool {
         let quiet = self.times.back().map(|last| now.duration_since(*last));
-        if quiet.is_some_and(|quiet| quiet >= self.hold + WINDOW) {
+        if quiet.is_some_and(|quiet| quiet >= self.backoff + WINDOW) {
             *self = Self::default();
         }
         self.times.push_back(now);
@@ -232,24 +232,24 @@ impl Fight {
             self.times.pop_front();
         }
         if self.is_on() {
-            self.hold = (self.hold * 2).min(LONGEST);
+            self.backoff = (self.backoff * 2).min(LONGEST);
             return false;
         }
         let first = self.times.front().filter(|_| self.times.len() == MOST);
         let begins = first.is_some_and(|first| now.duration_since(*first) < WINDOW);
         if begins {
-            self.hold = WINDOW;
+            self.backoff = WINDOW;
         }
         begins
     }
 
     fn is_on(&self) -> bool {
-        !self.hold.is_zero()
+        !self.backoff.is_zero()
     }
 
     /// The time until which the next repair has to wait, if it has to.
     fn pause(&self, now: Instant) -> Option<Instant> {
-        let end = *self.times.back()? + self.hold;
+        let end = *self.times.back()? + self.backoff;
         (now < end).then_some(end)
     }
 }
