@@ -488,7 +488,7 @@ async fn read(mut reader: BufReader<OwnedReadHalf>, hangup: Hangup) {
                 let event = event.and_then(|event| serde_json::from_str(event.get()).ok());
                 event
                     .into_iter()
-                    .for_each(|event| tell(shared, &mut lost, event));
+                    .for_each(|event| deliver(shared, &mut lost, event));
                 continue;
             }
         };
@@ -513,7 +513,7 @@ impl Drop for Hangup {
     }
 }
 
-fn tell(shared: &Mutex<Shared>, lost: &mut u64, event: Event) {
+fn deliver(shared: &Mutex<Shared>, lost: &mut u64, event: Event) {
     let shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(events) = &shared.events else { return };
     if *lost > 0 && events.try_send(Err(Lagged(*lost))).is_ok() {

@@ -80,7 +80,7 @@ impl Host {
             tripwire::task("rules");
             // A copy: the watch must not be borrowed while the network is read.
             let here = path.borrow_and_update().clone();
-            let here = rules.look(here).await;
+            let here = rules.read_network(here).await;
             let is_awake = !*sleeping.borrow_and_update();
             if let (true, Some(here)) = (is_awake, here) {
                 rules.follow(&here).await;
@@ -88,7 +88,7 @@ impl Host {
             let retry = rules.next_retry();
             tokio::select! {
                 changed = path.changed() => if changed.is_err() { return },
-                told = rules.heed(&mut events) => if !told { return },
+                is_alive = rules.wait_for_change(&mut events) => if !is_alive { return },
                 changed = sleeping.changed() => if changed.is_err() { return },
                 _ = tick.tick() => {}
                 () = tokio::time::sleep_until(retry) => {}
@@ -126,7 +126,7 @@ struct Demand {
 
 impl Rules {
     /// The machine's network; `None` without one.
-    async fn look(&self, path: path::Path) -> Option<Here> {
+    async fn read_network(&self, path: path::Path) -> Option<Here> {
         let is_demanded = |tunnel: &TunnelView| is_demanded(&tunnel.configuration);
         if path.status != PathStatus::Satisfied || !self.host.list().iter().any(is_demanded) {
             return None;
@@ -161,14 +161,14 @@ impl Rules {
             if is_new {
                 let action =
                     decide(&tunnel.configuration.on_demand_rules, &here.surroundings).await;
-                self.note(&tunnel, here, action).await;
+                self.set_demand(&tunnel, here, action).await;
             }
             self.start_if_demanded(&tunnel);
         }
     }
 
     /// Stores a new decision for a tunnel.
-    async fn note(&mut self, tunnel: &TunnelView, here: &Here, action: OnDemandAction) {
+    async fn set_demand(&mut self, tunnel: &TunnelView, here: &Here, action: OnDemandAction) {
         let name = &tunnel.tunnel;
         let before = self.demands.remove(name);
         let is_same = before.as_ref().is_some_and(|before| {
@@ -217,7 +217,7 @@ impl Rules {
     }
 
     /// Waits for an event of the host that may change a decision. False when the host is gone.
-    async fn heed(&mut self, events: &mut Events) -> bool {
+    async fn wait_for_change(&mut self, events: &mut Events) -> bool {
         loop {
             match events.next().await {
                 Some(Ok(event)) if !self.note_event(&event) => {}

@@ -191,7 +191,7 @@ impl Store {
     /// Returns what the host has afterwards.
     fn hand_over(&self, host: &Host, before: Fed) -> Fed {
         let (mut now, errors) = self.load();
-        let problems = tell_problems(host, &errors, &before.problems);
+        let problems = report_problems(host, &errors, &before.problems);
         // Which files of an unreadable folder are gone is unknown.
         let may_be_there = |name: &str| {
             let file = format!("{name}.toml");
@@ -235,7 +235,7 @@ struct Fed {
 }
 
 /// Reports new problems, and returns all of them.
-fn tell_problems(
+fn report_problems(
     host: &Host,
     errors: &[StoreError],
     before: &BTreeSet<String>,
@@ -251,7 +251,7 @@ fn tell_problems(
             let tunnel = error.tunnel();
             warn!(tunnel, %error, source, "cannot use a configuration; the earlier one stays in force");
             let problem = problem.clone();
-            host.tell(&tunnel, None, EventKind::NotUsed { problem });
+            host.publish(&tunnel, None, EventKind::NotUsed { problem });
         }
         problems.insert(problem);
     }

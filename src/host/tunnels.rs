@@ -207,7 +207,7 @@ impl Host {
                 running.handle.stop(StopReason::ConfigurationDisabled);
             }
         }
-        self.tell(tunnel, None, EventKind::Configured { generation });
+        self.publish(tunnel, None, EventKind::Configured { generation });
         Ok(generation)
     }
 
@@ -234,7 +234,7 @@ impl Host {
             Some(running) => running.handle.stop(StopReason::ConfigurationRemoved),
             None => drop(tunnels.remove(tunnel)),
         }
-        self.tell(tunnel, None, EventKind::Removed);
+        self.publish(tunnel, None, EventKind::Removed);
         Ok(())
     }
 
@@ -357,7 +357,7 @@ impl Host {
                 tunnels.remove(tunnel);
             }
         }
-        self.tell(tunnel, Some(attempt), EventKind::Ended { reason, error });
+        self.publish(tunnel, Some(attempt), EventKind::Ended { reason, error });
         drop(tunnels);
         // The provider is dropped with it, and may call the host then.
         drop(over);
@@ -426,7 +426,7 @@ impl Host {
         message: impl Into<AppMessage>,
     ) -> Result<Option<Bytes>, HostError> {
         let running = self.running(tunnel)?;
-        let _in_hand = running.take_in_hand(tunnel)?;
+        let _permit = running.reserve_message(tunnel)?;
         Ok(running.handle.send_message(message).await)
     }
 
@@ -436,7 +436,7 @@ impl Host {
     /// As for [`send_message`](Self::send_message), and the errors of the tunnel.
     pub async fn ask(&self, tunnel: &str, query: Query) -> Result<Answer, HostError> {
         let running = self.running(tunnel)?;
-        let _in_hand = running.take_in_hand(tunnel)?;
+        let _permit = running.reserve_message(tunnel)?;
         let answer = running.handle.ask(query).await;
         let status = running.handle.status();
         answer.map_err(|error| HostError::no_answer(tunnel, status, error))
@@ -506,7 +506,7 @@ impl Host {
     }
 
     /// False if there is no listener.
-    pub(super) fn tell(&self, tunnel: &str, attempt: Option<Attempt>, kind: EventKind) -> bool {
+    pub(super) fn publish(&self, tunnel: &str, attempt: Option<Attempt>, kind: EventKind) -> bool {
         let tunnel = tunnel.into();
         let event = Event {
             tunnel,
@@ -544,12 +544,12 @@ struct Hosted {
 impl Hosting for Hosted {
     fn observe(&self, status: SessionStatus) {
         let kind = EventKind::Status(status);
-        self.host.tell(&self.tunnel, Some(self.attempt), kind);
+        self.host.publish(&self.tunnel, Some(self.attempt), kind);
     }
 
     fn display(&self, text: &str) -> bool {
         let kind = EventKind::Message { text: text.into() };
-        self.host.tell(&self.tunnel, Some(self.attempt), kind)
+        self.host.publish(&self.tunnel, Some(self.attempt), kind)
     }
 
     fn secret(&self, name: &str) -> Result<Secret, SecretError> {
@@ -578,7 +578,7 @@ impl Tunnel {
 }
 
 impl Running {
-    fn take_in_hand(&self, tunnel: &str) -> Result<SemaphorePermit<'_>, HostError> {
+    fn reserve_message(&self, tunnel: &str) -> Result<SemaphorePermit<'_>, HostError> {
         let in_hand = self.messages.try_acquire();
         in_hand.map_err(|_| HostError::Busy(tunnel.to_owned()))
     }
