@@ -7,7 +7,7 @@ use tokio::{task::JoinHandle, time::timeout};
 use tracing::error;
 
 /// Cancels a task of the provider: it ends at its next await.
-pub(super) async fn give_up<T>(task: &mut JoinHandle<T>, callback: &str) {
+pub(super) async fn cancel<T>(task: &mut JoinHandle<T>, callback: &str) {
     const PATIENCE: Duration = Duration::from_secs(1);
     task.abort();
     if timeout(PATIENCE, task).await.is_err() {

@@ -24,7 +24,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    callback::give_up,
+    callback::cancel,
     context::ProviderContext,
     error::ProviderError,
     ethernet_tunnel::EthernetTunnelProvider,
@@ -104,7 +104,7 @@ impl SleepWatch {
 }
 
 impl Listeners {
-    fn tell(&self, event: &PowerEvent) {
+    fn announce(&self, event: &PowerEvent) {
         // Set before providers get ready: no session may start meanwhile.
         self.is_asleep
             .send_replace(matches!(event, PowerEvent::Sleep(_)));
@@ -124,11 +124,11 @@ async fn listen(bus: Bus, why: String, listeners: Arc<Listeners>) {
             Ok(mut power) => {
                 is_told = false;
                 while let Some(event) = power.next().await {
-                    listeners.tell(&event);
+                    listeners.announce(&event);
                 }
                 // No event will report the end of that sleep.
                 if *listeners.is_asleep.borrow() {
-                    listeners.tell(&PowerEvent::Wake);
+                    listeners.announce(&PowerEvent::Wake);
                 }
                 debug!("logind cannot be reached any more");
             }
@@ -191,7 +191,7 @@ async fn sleep(
         Ok(Err(_)) => panicked(context, "sleep"),
         Err(_) => {
             warn!("the provider did not get ready for sleep in time");
-            give_up(&mut sleep, "sleep").await;
+            cancel(&mut sleep, "sleep").await;
         }
     }
 }

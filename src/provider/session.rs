@@ -12,7 +12,7 @@ use tokio::{
 use tracing::{error, warn};
 
 use super::{
-    callback::give_up,
+    callback::cancel,
     configuration::TunnelConfiguration,
     context::{Alone, ProviderContext, task_panicked},
     error::ProviderError,
@@ -211,7 +211,7 @@ impl Session {
             _ = self.context.cancelled() => return self.abandon(start).await,
             outcome = &mut start => outcome,
             () = self.context.until_overdue(self.deadlines.start) => {
-                give_up(&mut start, "start").await;
+                cancel(&mut start, "start").await;
                 return Err(SessionError::StartDeadline(self.deadlines.start));
             }
         };
@@ -228,7 +228,7 @@ impl Session {
         mut start: JoinHandle<Result<(), ProviderError>>,
     ) -> Result<(), SessionError> {
         if timeout(self.deadlines.abandon, &mut start).await.is_err() {
-            give_up(&mut start, "start").await;
+            cancel(&mut start, "start").await;
         }
         Ok(())
     }
@@ -241,7 +241,7 @@ impl Session {
             Ok(Err(failure)) => error!(%failure, "the provider's stop failed"),
             Err(_) => {
                 warn!("the provider did not stop in time");
-                give_up(&mut stop, "stop").await;
+                cancel(&mut stop, "stop").await;
             }
         }
     }
