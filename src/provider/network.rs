@@ -120,7 +120,7 @@ impl Network {
         let device = self.device.insert(device);
         let outcome = converge(device, &mut self.surroundings, &wanted, is_overtaken).await;
         if outcome.as_ref().is_err_and(SettingsError::is_failure) {
-            self.go_back(was_new).await;
+            self.roll_back(was_new).await;
         }
         let applied = outcome?;
         self.settings = Some(wanted);
@@ -244,7 +244,7 @@ impl Network {
         }
     }
 
-    async fn go_back(&mut self, was_new: bool) {
+    async fn roll_back(&mut self, was_new: bool) {
         if was_new {
             self.remove_device().await;
         }

@@ -129,7 +129,7 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
         source: StartSource::System,
     };
     host.start_under(Some(lock.clone()), &name, options)?;
-    let (end, panicked) = beside(&mut tasks, host.ended(&name), || {
+    let (end, panicked) = with_tasks(&mut tasks, host.ended(&name), || {
         host.begin_stop(&name, StopReason::InternalError);
     })
     .await;
@@ -164,7 +164,7 @@ fn host_of(name: &str, provider: TunnelProvider, run_dir: &Path) -> Result<Host,
 }
 
 /// The result of `session`, and whether one of the `tasks` that run with it panicked, which stops it.
-async fn beside<T>(
+async fn with_tasks<T>(
     tasks: &mut JoinSet<()>,
     session: impl Future<Output = T>,
     stop: impl Fn(),

@@ -188,7 +188,7 @@ impl Device {
             if let Err(error) = self.tap.set_offloads(Offloads::NONE) {
                 debug!(device = self.info.name, %error, "cannot turn the offloads off");
             }
-            self.give_back().await;
+            self.restore_adopted().await;
         } else if self.info.moved {
             debug!(
                 device = self.info.name,
@@ -204,7 +204,7 @@ impl Device {
         debug!(device = self.info.name, "device removed");
     }
 
-    async fn give_back(&self) {
+    async fn restore_adopted(&self) {
         if self.info.moved {
             warn!(
                 device = self.info.name,
@@ -231,7 +231,7 @@ impl Device {
             // If the owner sets it down later, it stays down until a request asks for another
             // state.
             if self.wanted_up.replace(request.up) == Some(request.up) {
-                return self.look(&link).await;
+                return self.refresh(&link).await;
             }
             // An unused device must get no address by being set up; a device in use keeps its
             // addresses.
@@ -247,11 +247,11 @@ impl Device {
         }
         self.set_administrative_state(request.up, &link).await?;
         let link = self.link().await?;
-        self.look(&link).await
+        self.refresh(&link).await
     }
 
     /// Stores the state of the device.
-    async fn look(&mut self, link: &LinkInfo) -> Result<(), DeviceError> {
+    async fn refresh(&mut self, link: &LinkInfo) -> Result<(), DeviceError> {
         self.info.mac = link.mac.unwrap_or(self.info.mac);
         self.info.mtu = link.mtu;
         self.info.up = link.up;
@@ -275,7 +275,7 @@ impl Device {
         let Some(change) = change else { return Ok(()) };
         self.step("MAC address", hex(change.from), hex(change.to));
         self.record.mac = Some(change.after(self.record.mac));
-        self.note()?;
+        self.write_journal()?;
         Ok(self.links.set_mac(link.index, change.to).await?)
     }
 
@@ -290,7 +290,7 @@ impl Device {
         self.step("MTU", change.from, change.to);
         self.note_ipv6_before(change).await?;
         self.record.mtu = Some(change.after(self.record.mtu));
-        self.note()?;
+        self.write_journal()?;
         Ok(self.links.set_mtu(link.index, change.to).await?)
     }
 
@@ -316,7 +316,7 @@ impl Device {
             let found = self.name_of(change.from).await?;
             let bridge = self.name_of(change.to).await?;
             self.record.controller = Some(change.after(self.record.controller));
-            self.note()?;
+            self.write_journal()?;
             self.links.set_controller(link.index, change.to).await?;
             // A bridge that appears later is no change by another program.
             if self.info.waits_for.is_none() {
@@ -339,7 +339,7 @@ impl Device {
         // The bridge forgets them when the device leaves it.
         if self.record.controller.is_none() {
             self.record.vlans = Some(change.after(self.record.vlans.take()));
-            self.note()?;
+            self.write_journal()?;
         }
         self.links.set_port_vlans(index, &now, wanted).await?;
         self.step("VLANs", now, wanted);
@@ -385,7 +385,7 @@ impl Device {
             if !self.record.addresses.contains(&address) {
                 self.record.addresses.push(address);
             }
-            self.note()?;
+            self.write_journal()?;
             self.links.add_address(self.info.index, address).await?;
             self.step("address", "none", address);
         }
@@ -398,7 +398,7 @@ impl Device {
         for address in ours.into_iter().filter(|address| !wanted.contains(address)) {
             self.links.remove_address(self.info.index, address).await?;
             self.record.addresses.retain(|&kept| kept != address);
-            self.note()?;
+            self.write_journal()?;
         }
         Ok(())
     }
@@ -416,7 +416,7 @@ impl Device {
             self.lose_ipv6_addresses().await?;
         }
         self.record.up = Some(change.after(self.record.up));
-        self.note()?;
+        self.write_journal()?;
         Ok(self.links.set_up(link.index, up).await?)
     }
 
@@ -439,7 +439,7 @@ impl Device {
     }
 
     /// Writes the journal; a device that patchcord created needs none.
-    fn note(&self) -> Result<(), DeviceError> {
+    fn write_journal(&self) -> Result<(), DeviceError> {
         if !self.info.adopted {
             return Ok(());
         }

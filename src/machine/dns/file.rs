@@ -154,10 +154,10 @@ fn text(journal: &Path, request: &NamesRequest) -> String {
 
 fn backup(path: &Path, journal: &Path) -> PathBuf {
     let tunnel = journal.file_stem().unwrap_or_default();
-    beside(path, &format!("patchcord-{}", tunnel.display()))
+    sibling(path, &format!("patchcord-{}", tunnel.display()))
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+fn sibling(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".");
     name.push(suffix);
@@ -179,7 +179,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 /// A reader finds the old or the new text, never a part of one.
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let new = beside(path, "patchcord-new");
+    let new = sibling(path, "patchcord-new");
     let mut file = File::create(&new)?;
     file.set_permissions(Permissions::from_mode(0o644))?;
     file.write_all(text)?;

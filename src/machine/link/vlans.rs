@@ -62,7 +62,7 @@ impl PortVlans {
     }
 
     /// Those that `other` lacks, or has with other flags.
-    fn beside(&self, other: &Self) -> Self {
+    fn difference(&self, other: &Self) -> Self {
         let differs = |(vid, flags): &(&u16, &u16)| other.0.get(vid) != Some(flags);
         let differing = self.0.iter().filter(differs);
         Self(differing.map(|(&vid, &flags)| (vid, flags)).collect())
@@ -166,7 +166,7 @@ impl Links {
                 source,
             },
         };
-        let more = wanted.beside(now);
+        let more = wanted.difference(now);
         if !more.0.is_empty() {
             let message = RouteNetlinkMessage::SetLink(more.message(index));
             self.request(message).await.map_err(refused)?;
@@ -228,8 +228,8 @@ mod tests {
     fn only_what_differs_is_touched() {
         let now = PortVlans::new([10, 11], Some(1));
         let wanted = PortVlans::new([1, 11, 12], Some(10));
-        assert_eq!(wanted.beside(&now), PortVlans::new([1, 12], Some(10)));
-        assert_eq!(now.beside(&now), PortVlans::default());
+        assert_eq!(wanted.difference(&now), PortVlans::new([1, 12], Some(10)));
+        assert_eq!(now.difference(&now), PortVlans::default());
         assert_eq!(PortVlans::default().to_string(), "none");
     }
 

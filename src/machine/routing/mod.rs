@@ -119,12 +119,12 @@ impl Routing {
         let wanted = tables.possible(wanted);
         let before = tables.list(slot).await?;
         if before != wanted {
-            self.note(slot, &before.union(&wanted))?;
+            self.write_journal(slot, &before.union(&wanted))?;
             if let Err(error) = tables.change(slot, &before, &wanted).await {
-                self.go_back(&tables, slot, &before).await;
+                self.roll_back(&tables, slot, &before).await;
                 return Err(error);
             }
-            self.note(slot, &wanted)?;
+            self.write_journal(slot, &wanted)?;
         }
         self.in_force = wanted;
         Ok(())
@@ -151,12 +151,12 @@ impl Routing {
 
     /// Restores the state from before a failed step. Logs what cannot be restored and leaves it,
     /// with the journal as it is.
-    async fn go_back(&self, tables: &Tables, slot: Slot, before: &RoutingState) {
+    async fn roll_back(&self, tables: &Tables, slot: Slot, before: &RoutingState) {
         let outcome = match tables.list(slot).await {
             Ok(now) => tables.change(slot, &now, before).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = outcome.and_then(|()| self.note(slot, before)) {
+        if let Err(error) = outcome.and_then(|()| self.write_journal(slot, before)) {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             warn!(tunnel = self.tunnel, %error, source, "cannot restore the earlier routing; the next start of the tunnel cleans up");
         }
@@ -264,7 +264,7 @@ impl Routing {
     }
 
     /// Writes down what exists, or is about to.
-    fn note(&self, slot: Slot, state: &RoutingState) -> Result<(), RoutingError> {
+    fn write_journal(&self, slot: Slot, state: &RoutingState) -> Result<(), RoutingError> {
         if state.is_empty() {
             return self.journal.clear().map_err(self.journal_error());
         }

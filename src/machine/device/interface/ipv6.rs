@@ -60,7 +60,7 @@ impl Device {
         };
         self.step("addr_gen_mode", change.from, change.to);
         self.record.addr_gen_mode = Some(change.after(earlier));
-        self.note()?;
+        self.write_journal()?;
         if to == ADDR_GEN_NONE {
             self.links.set_addr_gen_mode(link.index, to).await?;
             self.remove_link_local_addresses().await
@@ -103,7 +103,7 @@ impl Device {
         self.record
             .options
             .insert(option.to_owned(), change.after(earlier));
-        self.note()?;
+        self.write_journal()?;
         let written = options::write(&self.info.name, option, to);
         if written.is_ok() {
             self.step(option, now, to);
@@ -129,7 +129,7 @@ impl Device {
         for address in self.links.addresses(self.info.index).await? {
             let is_made = matches!(address, IpNet::V6(net) if net.addr().is_unicast_link_local());
             if is_made && !self.record.addresses.contains(&address) {
-                self.lose(address)?;
+                self.note_lost_address(address)?;
                 self.links.remove_address(self.info.index, address).await?;
             }
         }
@@ -137,10 +137,10 @@ impl Device {
     }
 
     /// Records that a change removes an address of the device's owner.
-    fn lose(&mut self, address: IpNet) -> Result<(), DeviceError> {
+    fn note_lost_address(&mut self, address: IpNet) -> Result<(), DeviceError> {
         if self.info.adopted && !self.record.lost_addresses.contains(&address) {
             self.record.lost_addresses.push(address);
-            self.note()?;
+            self.write_journal()?;
         }
         Ok(())
     }
@@ -161,9 +161,9 @@ impl Device {
     pub(super) async fn lose_ipv6_addresses(&mut self) -> Result<(), DeviceError> {
         for address in self.links.addresses(self.info.index).await? {
             if matches!(address, IpNet::V6(_)) && !self.record.addresses.contains(&address) {
-                self.lose(address)?;
+                self.note_lost_address(address)?;
             }
         }
-        self.note()
+        self.write_journal()
     }
 }

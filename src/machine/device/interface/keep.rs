@@ -58,7 +58,7 @@ impl Device {
             self.keep_settings(request, came_back).await?;
         }
         let link = self.link().await?;
-        self.look(&link).await?;
+        self.refresh(&link).await?;
         self.log_what_stays(&before);
         let forward = self.info.bridge.as_ref().map(|it| forward_policies(it));
         let is_news = (&before.bridge, before.mtu) != (&self.info.bridge, self.info.mtu);
@@ -162,7 +162,7 @@ impl Device {
         self.record.device.clone_from(&name);
         (self.info.name, self.info.index) = (name, link.index);
         self.record.index = link.index;
-        self.note()?;
+        self.write_journal()?;
         Ok(came_back)
     }
 
@@ -191,7 +191,7 @@ impl Device {
         self.is_down_for_link_loss = down;
         self.set_administrative_state(!down, &link).await?;
         let link = self.link().await?;
-        self.look(&link).await
+        self.refresh(&link).await
     }
 
     /// Logs what another program changed and patchcord leaves.
@@ -254,7 +254,7 @@ impl Device {
             });
         }
         let link = self.link().await?;
-        self.look(&link).await?;
+        self.refresh(&link).await?;
         let port = self.links.port_report(self.info.index).await?;
         let counters = self.links.counters(self.info.index).await?;
         let mut remedies = Vec::new();
