@@ -17,10 +17,10 @@ use super::{
     context::{Alone, ProviderContext, task_panicked},
     error::ProviderError,
     ethernet_tunnel::{AppMessage, EthernetTunnelProvider, StartOptions},
-    keep,
+    interface_monitor,
     power::{self, SleepWatch},
+    routing_monitor,
     status::{SessionStatus, StopReason},
-    upkeep,
 };
 use crate::{
     control::message::{Answered, Query, QueryError},
@@ -163,8 +163,8 @@ impl Session {
         let mut background = JoinSet::new();
         let (provider, context) = (self.provider.clone(), self.context.clone());
         background.spawn(power::follow(self.sleep.events(), provider, context));
-        background.spawn(upkeep::follow(self.context.clone()));
-        background.spawn(keep::follow(self.context.clone()));
+        background.spawn(routing_monitor::follow(self.context.clone()));
+        background.spawn(interface_monitor::follow(self.context.clone()));
         let start_error = self.start(options).await.err();
         match &start_error {
             Some(error) => drop(self.context.begin_stop(error.reason())),
