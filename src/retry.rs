@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn people_hear_of_it_once_a_minute() {
+    fn a_failure_is_logged_once_a_minute() {
         let mut retry = Retry::new(Duration::ZERO, Duration::ZERO);
         let start = tokio::time::Instant::now().into_std();
         let told = (0..600).filter(|&tenth| {

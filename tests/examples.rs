@@ -375,7 +375,7 @@ fn replay_without_pauses_plays_many_frames_at_once() {
 }
 
 #[test]
-fn replay_says_what_is_wrong_with_a_recording() {
+fn replay_reports_errors_in_a_recording() {
     let machine = Machine::new("replay");
     let frames = assorted(BOB, ALICE);
     let (text, empty) = (machine.path("text"), machine.path("empty"));

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn who_logs_waits_for_no_reader_and_the_reader_is_told_what_is_missing() {
+    fn logging_never_blocks_and_lost_lines_are_counted() {
         const WRITTEN: usize = 5 * LINES;
         let (release, go): (Sender<()>, _) = channel();
         let text = Arc::new(Mutex::new(Vec::new()));

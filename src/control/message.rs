@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_left_out_of_a_query_has_a_default() {
+    fn optional_fields_of_a_query_have_defaults() {
         let long = FdbRequest::Add(FdbAdd {
             vid: 0,
             mac: "m".to_owned(),

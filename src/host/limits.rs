@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_takes_the_places_of_others_and_they_come_back() {
+    fn no_user_takes_the_permits_of_others_and_they_come_back() {
         let (limits, now) = (Limits::default(), Instant::now());
         let take = |user, wanted: usize, now| {
             let taken = (0..wanted).map_while(|_| limits.take(user, now));

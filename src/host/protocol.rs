@@ -621,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_other_versions_are_told_apart() {
+    fn requests_of_other_versions_are_distinguished() {
         use RefusalCode::{Malformed, UnknownVerb};
         for (line, expected, named) in [
             (

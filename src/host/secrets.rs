@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_goes_first_and_what_others_can_read_is_none() {
+    fn a_credential_wins_and_a_readable_file_is_refused() {
         let (credentials, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let store = SecretStore {
             credentials: Some(credentials.path().to_owned()),

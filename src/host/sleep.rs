@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn check_36_what_is_demanded_rests_while_the_machine_does() {
+    fn check_36_demanded_tunnels_rest_while_the_machine_sleeps() {
         in_namespace(|| {
             for command in [
                 "link add east type veth peer name east-far",

@@ -327,7 +327,7 @@ mod tests {
     use crate::testing::{Log, assert_made_to_last, block_on};
 
     #[test]
-    fn a_mistake_in_a_file_is_told_in_one_line() {
+    fn a_mistake_in_a_file_is_reported_in_one_line() {
         for (text, line, word) in [
             ("provider = \"echo\"\nvendor = 4\n", 2, "map"),
             ("provider = \"echo\"\n\nenabled = \n", 3, "value"),

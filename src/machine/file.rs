@@ -72,7 +72,7 @@ mod tests {
     };
 
     #[test]
-    fn what_must_last_is_made_to_last_in_its_folder_too() {
+    fn a_durable_file_is_durable_in_its_folder_too() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         faults::script(&[(Call::SyncFolder, Fault::Errno(EIO))]);

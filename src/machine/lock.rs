@@ -345,7 +345,7 @@ mod tests {
     use crate::testing::in_namespace;
 
     #[test]
-    fn a_second_holder_is_told_who_has_it() {
+    fn a_second_holder_gets_the_pid_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let first = RunLock::acquire(dir.path(), "office").unwrap();
         let error = RunLock::acquire(dir.path(), "office")

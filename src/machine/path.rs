@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn check_31_flapping_is_told_a_few_times_only() {
+    fn check_31_flapping_is_reported_a_few_times_only() {
         test(|mut path| async move {
             until(&mut path, "no route yet", is_out).await;
             path.borrow_and_update();

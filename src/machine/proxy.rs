@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn check_35_what_a_killed_run_left_is_withdrawn() {
+    fn check_35_leftovers_of_a_killed_run_are_withdrawn() {
         let dir = tempfile::tempdir().unwrap();
         let request = ProxyRequest {
             http: Some(("proxy.example".to_owned(), 3128)),

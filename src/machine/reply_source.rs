@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_is_told_no_more_than_it_must_be() {
+    fn answers_name_a_source_only_where_needed() {
         in_namespace(|| {
             for (name, number) in [("one", 1), ("two", 2), ("three", 3)] {
                 ip(&format!("link add {name} type veth peer name {name}-end"));

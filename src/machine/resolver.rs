@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_waits_for_is_not_looked_up() {
+    fn a_cancelled_name_is_not_looked_up() {
         block_on(async {
             let (servers, pool) = pool();
             let mut asking = JoinSet::new();

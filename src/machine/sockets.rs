@@ -159,7 +159,7 @@ mod tests {
     use crate::testing::{block_on, in_namespace, ip};
 
     #[test]
-    fn a_protected_socket_keeps_the_bits_of_others() {
+    fn a_protected_socket_keeps_the_other_bits_of_its_mark() {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
         socket.set_mark(0x1234_5678).unwrap();
         protect(&socket, Mark::BYPASS).unwrap();

@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fight_is_told_once_and_lost_more_and_more() {
+    fn a_fight_is_logged_once_and_repairs_back_off() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut fight = Fight::default();

@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn repairs_are_few_and_a_fight_is_told_once() {
+    fn repairs_are_limited_and_a_fight_is_logged_once() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut repairs = Repairs::default();

@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn check_36_a_provider_hears_of_sleep_and_of_the_wake() {
+    fn check_36_a_provider_gets_sleep_and_wake() {
         test(async |dir| {
             let delay = Duration::from_secs(60);
             let configuration = TunnelConfiguration::default();

@@ -10,7 +10,7 @@ use crate::kit::{
 };
 
 #[test]
-fn check_summarises_what_is_valid() {
+fn check_summarises_a_valid_file() {
     let site = Site::new();
     let ran = site.check(CONFIG);
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));

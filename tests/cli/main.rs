@@ -33,7 +33,7 @@ fn genkey_and_pubkey_fit_together() {
 }
 
 #[test]
-fn pubkey_says_what_is_wrong_without_repeating_it() {
+fn pubkey_reports_an_error_without_repeating_the_key() {
     for (input, expected) in [
         ("", "is empty"),
         (

@@ -315,7 +315,7 @@ fn a_tunnel_of_another_version_is_called_that() {
 }
 
 #[test]
-fn clients_of_another_version_and_other_programs_are_told_so() {
+fn clients_of_another_version_and_other_programs_get_an_error() {
     let site = Site::new();
     let run_dir = site.path("run").display().to_string();
     let socket = socket_path(Path::new(&run_dir), "a");

@@ -187,7 +187,7 @@ fn check_37_clients_are_separate() {
 }
 
 #[test]
-fn check_37_a_client_that_does_not_listen_is_told_what_it_lost() {
+fn check_37_a_client_that_does_not_read_gets_the_number_of_lost_events() {
     in_namespace(|directory| async move {
         let script = Arc::new(Script::plain());
         let host = host(&directory, &script);
@@ -220,7 +220,7 @@ fn check_37_a_client_that_does_not_listen_is_told_what_it_lost() {
 }
 
 #[test]
-fn check_37_each_verb_is_for_those_who_may() {
+fn check_37_each_verb_needs_its_permission() {
     in_namespace(|directory| async move {
         let host = host(&directory, &Arc::new(Script::plain()));
         let nobody = Who {
@@ -280,7 +280,7 @@ fn check_37_each_verb_is_for_those_who_may() {
 
 /// A user with as many connections as there can be does not keep others out.
 #[test]
-fn check_37_no_user_takes_the_places_of_others() {
+fn check_37_no_user_takes_the_connections_of_others() {
     const HOLD: &str = "import os, socket, sys\nuser = int(sys.argv[2])\nos.setgroups([])\n\
         os.setresgid(user, user, user)\nos.setresuid(user, user, user)\nheld = []\n\
         for _ in range(200):\n s = socket.socket(socket.AF_UNIX)\n s.connect(sys.argv[1])\n held.append(s)\n\
@@ -426,7 +426,7 @@ fn check_38_files_are_configurations() {
 }
 
 #[test]
-fn check_38_what_cannot_be_kept_is_not_in_force() {
+fn check_38_a_configuration_that_cannot_be_saved_is_not_in_force() {
     in_namespace(|directory| async move {
         let host = host(&directory, &Arc::new(Script::plain()));
         let (path, own) = (directory.path().join("sock"), directory.path().join("own"));

@@ -252,7 +252,7 @@ fn check_07_a_panic_is_of_one_session() {
 
 /// The factory of a provider, and its drop, may call the host.
 #[test]
-fn check_07_nobody_who_is_called_is_locked_out() {
+fn check_07_callbacks_may_call_the_host() {
     struct Curious(Arc<Mutex<Option<Host>>>, Arc<Mutex<Vec<SessionStatus>>>);
 
     impl Curious {
@@ -447,7 +447,7 @@ fn check_10_numbers_are_apples() {
 }
 
 #[test]
-fn check_10_what_takes_too_long_failed_to_connect() {
+fn check_10_a_start_that_takes_too_long_failed_to_connect() {
     in_namespace(|directory| async move {
         let script = Arc::new(Script::new(|_, _| std::future::pending()));
         let host = host(&directory, &script);
@@ -500,7 +500,7 @@ fn check_32_two_tunnels_do_not_meet() {
 }
 
 #[test]
-fn a_text_for_people_is_an_event_and_its_sender_knows_whether_anybody_listens() {
+fn a_text_for_users_is_an_event_and_its_sender_knows_whether_there_is_a_listener() {
     in_namespace(|directory| async move {
         let script = Arc::new(Script::plain());
         let host = host(&directory, &script);

@@ -100,7 +100,7 @@ fn check_03_a_tunnel_that_is_demanded_starts_with_the_network_and_without_option
 }
 
 #[test]
-fn check_03_who_starts_it_by_hand_wants_it_again() {
+fn check_03_a_start_by_hand_makes_the_rules_count_again() {
     in_namespace(async |directory| {
         networks();
         ip("route add default via 192.0.2.1");
@@ -173,7 +173,7 @@ fn check_03_the_first_rule_that_matches_decides() {
 }
 
 #[test]
-fn check_03_what_fails_is_tried_again_later_and_later() {
+fn check_03_a_failed_start_is_retried_with_growing_delays() {
     in_namespace(async |directory| {
         networks();
         ip("route add default via 192.0.2.1");

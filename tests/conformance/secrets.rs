@@ -155,7 +155,7 @@ fn check_40_a_secret_leaves_no_copy_on_its_way() {
 }
 
 #[test]
-fn check_40_a_secret_reaches_its_provider_and_nobody_else() {
+fn check_40_a_secret_reaches_its_provider_and_no_one_else() {
     in_namespace(async |directory| {
         let mut secret = Zeroizing::new(vec![0; 32]);
         std::io::Read::read_exact(&mut File::open("/dev/urandom").unwrap(), &mut secret).unwrap();

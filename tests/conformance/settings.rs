@@ -308,7 +308,7 @@ fn check_20_a_pure_port_is_silent() {
 }
 
 #[test]
-fn check_25_what_others_do_to_the_interface_is_noticed() {
+fn check_25_changes_of_other_programs_to_the_interface_are_noticed() {
     in_namespace(|directory| async move {
         let (_host, mut events, context) = session(&directory).await;
         let addresses = [

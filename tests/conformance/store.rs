@@ -11,7 +11,7 @@ use patchcord::{
 use crate::kit::{Script, connect, host, in_namespace, next, until_end};
 
 #[test]
-fn check_38_changes_of_a_configuration_are_told_once_and_end_what_they_must() {
+fn check_38_changes_of_a_configuration_are_reported_once_and_end_their_sessions() {
     in_namespace(|directory| async move {
         let script = Arc::new(Script::plain());
         let host = host(&directory, &script);
@@ -85,7 +85,7 @@ fn check_38_of_an_exclusive_group_one_is_up() {
 }
 
 #[test]
-fn check_38_who_waits_for_another_to_end_is_connecting() {
+fn check_38_a_session_that_waits_for_another_to_end_is_connecting() {
     in_namespace(|directory| async move {
         let script = Arc::new(Script {
             hang_in_stop: true,

@@ -127,7 +127,7 @@ fn both_ends_use_the_same_session_after_calling_each_other_at_once() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_by_name() {
+fn each_mismatch_is_refused_by_name() {
     let base = Setup::default;
     let only = |cipher| Setup {
         ciphers: CipherOffer::only(cipher),
@@ -221,7 +221,7 @@ fn a_key_that_nobody_knows_is_refused() {
 }
 
 #[test]
-fn what_fits_works() {
+fn matching_settings_connect() {
     let psk = Setup {
         preshared_key: Some([9; 32]),
         ciphers: CipherOffer::auto(),
@@ -301,7 +301,7 @@ fn a_stranger_is_refused_in_silence_and_the_caller_sees_no_answer() {
 }
 
 #[test]
-fn what_the_kernel_or_a_router_says_is_told_in_place_of_a_missing_answer() {
+fn an_error_of_the_kernel_or_a_router_replaces_the_missing_answer() {
     let mut net = Net::pair();
     net.filter(|_| false);
     net.start_all();
@@ -332,7 +332,7 @@ fn what_the_kernel_or_a_router_says_is_told_in_place_of_a_missing_answer() {
 }
 
 #[test]
-fn a_caller_whose_answers_do_not_arrive_is_told_of_at_the_responder() {
+fn a_caller_whose_answers_do_not_arrive_is_reported_at_the_responder() {
     let mut net = Net::pair();
     net.filter(|sent| !sent.is(MessageType::Response));
     net.start_all();

@@ -128,7 +128,7 @@ fn mangled_datagrams_change_nothing() {
 }
 
 #[test]
-fn what_is_mangled_on_the_way_is_as_good_as_lost() {
+fn a_mangled_datagram_counts_as_lost() {
     let mut net = Net::pair();
     net.start_all();
     net.link.loss_percent = 20;

@@ -56,7 +56,7 @@ fn close_takes_the_peer_down_at_once() {
 }
 
 #[test]
-fn who_closes_what_it_has_just_opened_is_not_called_at_once() {
+fn a_peer_that_closes_a_new_session_is_not_called_at_once() {
     let mut net = Net::connected();
     net.records = true;
     net.act(B, |host, _| host.node.close());

@@ -74,7 +74,7 @@ fn emsgsize_is_an_answer() {
 }
 
 #[test]
-fn what_the_own_link_takes_is_found_without_waiting_both_ways() {
+fn an_mtu_of_the_own_link_is_found_without_waiting_both_ways() {
     let mut net = Net::connected();
     for mtu in [700, 1337, 1500, 999] {
         net.hosts[A].interface_mtu = mtu;
@@ -98,7 +98,7 @@ fn a_dip_of_the_path_is_over_soon() {
 }
 
 #[test]
-fn a_path_or_link_without_room_for_frames_is_told() {
+fn a_path_or_link_without_room_for_frames_is_reported() {
     for (link, interface) in [(575, u16::MAX), (u16::MAX, 575), (u16::MAX, 150)] {
         let mut net = Net::pair();
         (net.link.mtu, net.hosts[A].interface_mtu) = (link, interface);

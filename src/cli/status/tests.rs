@@ -185,7 +185,7 @@ fn the_page_does_not_list_many_addresses() {
 }
 
 #[test]
-fn the_page_says_what_is_wrong_with_the_table() {
+fn the_page_names_trouble_of_the_fdb() {
     let mut status = status();
     status.switch.counters = FdbCounters {
         learned: 9,

@@ -75,7 +75,7 @@ impl Device {
             return Err(TapError::Busy { name: request.name }.into());
         }
         if request.backend == Backend::Packet {
-            check_nobody_has(before.as_ref(), &links).await?;
+            check_is_no_port(before.as_ref(), &links).await?;
         }
         let options = TapOptions {
             name: request.name.clone(),
@@ -489,7 +489,7 @@ async fn check_frames_are_bare(tap: &Tap, links: &Links) -> Result<(), DeviceErr
 }
 
 /// If a bridge or a bond takes the frames of the NIC, each frame would go to two receivers.
-async fn check_nobody_has(nic: Option<&LinkInfo>, links: &Links) -> Result<(), DeviceError> {
+async fn check_is_no_port(nic: Option<&LinkInfo>, links: &Links) -> Result<(), DeviceError> {
     let Some((nic, controller)) = nic.and_then(|nic| Some((nic, nic.controller?))) else {
         return Ok(());
     };

@@ -252,7 +252,7 @@ fn check_34_the_next_start_restores_after_a_power_cut() {
 }
 
 #[test]
-fn check_34_what_somebody_else_wrote_stays() {
+fn check_34_a_file_of_another_program_stays() {
     let machine = Machine::new();
     block_on(async {
         for killed in [false, true] {
@@ -300,7 +300,7 @@ fn check_34_a_second_tunnel_does_not_get_the_file() {
 }
 
 #[test]
-fn check_34_what_a_resolver_cannot_do_is_refused_and_changes_nothing() {
+fn check_34_a_request_beyond_the_resolver_is_refused_and_changes_nothing() {
     let machine = Machine::new();
     block_on(async {
         for (has_program, by) in [(false, "/etc/resolv.conf"), (true, "resolvconf")] {
@@ -325,7 +325,7 @@ fn check_34_what_a_resolver_cannot_do_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn check_34_resolvconf_is_told_of_servers_and_of_their_end() {
+fn check_34_resolvconf_gets_servers_and_their_removal() {
     let machine = Machine::new();
     machine.install_resolvconf(0);
     block_on(async {
@@ -380,7 +380,7 @@ fn check_34_the_resolvconf_of_systemd_is_none() {
 }
 
 #[test]
-fn check_34_resolved_gets_what_is_asked_for() {
+fn check_34_resolved_gets_the_whole_request() {
     let v4 = "[(2, [10, 0, 0, 53])";
     let v6 = "(10, [32, 1, 13, 184, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 83])]";
     block_on(async {

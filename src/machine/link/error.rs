@@ -31,7 +31,7 @@ pub enum LinkError {
     /// The interface exists, but is of another kind.
     #[error(
         "`{name}` is {} and not a bridge: choose another device.bridge ({})",
-        kind_for_people(kind.as_deref()), bridges(existing)
+        kind_in_words(kind.as_deref()), bridges(existing)
     )]
     NotABridge {
         /// The interface.
@@ -73,7 +73,7 @@ fn bridges(existing: &[String]) -> String {
     }
 }
 
-fn kind_for_people(kind: Option<&str>) -> String {
+fn kind_in_words(kind: Option<&str>) -> String {
     kind.map_or_else(
         || "an interface without a kind".to_owned(),
         |kind| format!("a {kind} device"),

@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stops_frames_at_a_port_is_said_with_the_remedy() {
+    fn each_obstacle_at_a_port_is_named_with_the_remedy() {
         in_namespace(|| {
             make_port("stp_state 1 forward_delay 1500");
             let state = report();
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_of_netfilter_is_said_to_be_so() {
+    fn unknown_policies_of_netfilter_are_reported_as_unknown() {
         let known = |forward| PortReport {
             bridge: "br0".to_owned(),
             state: "forwarding",

@@ -204,7 +204,7 @@ mod tests {
     use crate::testing::{block_on, in_namespace, ip};
 
     #[test]
-    fn vlans_are_told_to_the_kernel_as_iproute2_does_it() {
+    fn vlans_are_encoded_as_by_iproute2() {
         let vlans = PortVlans::new([10, 11, 12, 20], Some(5));
         assert_eq!(vlans.to_string(), "5 untagged, 10-12, 20");
         let message = vlans.message(7);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_differs_is_touched() {
+    fn only_differences_are_changed() {
         let now = PortVlans::new([10, 11], Some(1));
         let wanted = PortVlans::new([1, 11, 12], Some(10));
         assert_eq!(wanted.difference(&now), PortVlans::new([1, 12], Some(10)));

@@ -254,7 +254,7 @@ fn a_start_after_a_kill_leaves_no_gap() {
 }
 
 #[test]
-fn what_somebody_deletes_comes_back() {
+fn deleted_routes_and_rules_come_back() {
     test(|dir, index| async move {
         let mut routing = Routing::new(dir.path(), "office");
         routing.apply(&everything(index)).await.unwrap();
@@ -294,7 +294,7 @@ fn kill(routing: Routing) {
 }
 
 #[test]
-fn a_start_after_a_kill_deletes_what_is_ours_only() {
+fn a_start_after_a_kill_deletes_only_ours() {
     test(|dir, index| async move {
         let mut routing = Routing::new(dir.path(), "office");
         routing.apply(&simple(index)).await.unwrap();
@@ -377,7 +377,7 @@ fn a_start_after_a_kill_finds_the_same_numbers() {
 }
 
 #[test]
-fn what_changed_since_a_kill_is_not_ours_any_more() {
+fn routes_that_changed_since_a_kill_are_not_ours_any_more() {
     test(|dir, index| async move {
         let mut routing = Routing::new(dir.path(), "office");
         routing.apply(&simple(index)).await.unwrap();
@@ -525,7 +525,7 @@ fn local_networks_are_those_of_other_links() {
 }
 
 #[test]
-fn what_others_delete_is_made_again_and_nothing_else() {
+fn restore_adds_only_deleted_routes_and_rules() {
     test(|dir, index| async move {
         let mut routing = Routing::new(dir.path(), "office");
         assert!(
@@ -567,7 +567,7 @@ fn what_others_delete_is_made_again_and_nothing_else() {
 }
 
 #[test]
-fn what_can_come_back_does() {
+fn a_refusal_keeps_no_other_route_from_coming_back() {
     test(|dir, index| async move {
         let mut routing = Routing::new(dir.path(), "office");
         routing.apply(&everything(index)).await.unwrap();

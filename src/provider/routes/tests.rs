@@ -172,7 +172,7 @@ fn enforced_routes_leave_the_interfaces_own_networks_on_the_link() {
 }
 
 #[test]
-fn all_networks_are_the_tunnels_or_nobodys() {
+fn all_networks_use_the_tunnel_or_are_unreachable() {
     let nobody = [
         "V4 table",
         "V6 table",
@@ -313,7 +313,7 @@ fn a_remote_address_counts_if_it_is_one() {
 }
 
 #[test]
-fn an_exception_counts_more_than_what_it_is_an_exception_to() {
+fn an_exception_wins_over_its_rule() {
     let lines = lines_of(USUAL, &routed(&["10.0.0.0/8"], &["10.0.0.0/8"]));
     assert!(lines.contains(&"10.0.0.0/8 throw".to_owned()), "{lines:?}");
 }

@@ -121,7 +121,7 @@ fn group_addressed_frames_arrive_unchanged() {
 }
 
 #[test]
-fn a_frame_to_an_address_nobody_knows_is_flooded() {
+fn a_frame_to_an_unknown_address_is_flooded() {
     let pair = Pair::start(Plan::default());
     let sent = frame(
         [0x02, 0xde, 0xad, 0xbe, 0xef, 0x00],

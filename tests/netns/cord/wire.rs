@@ -46,7 +46,7 @@ fn assert_crosses(from: &Cable, to: &Cable, sent: &[u8], what: &str) {
 }
 
 #[test]
-fn what_a_bridge_eats_crosses_a_wire() {
+fn frames_that_a_bridge_withholds_cross_a_wire() {
     let wire = cables([1500; 2]);
     let [a, b] = &wire.at;
     for (from, to) in [(a, b), (b, a)] {
@@ -130,7 +130,7 @@ fn a_tunnel_over_the_nic_that_it_carries_does_not_carry_itself() {
 }
 
 #[test]
-fn nobody_learns_on_a_wire() {
+fn a_wire_learns_no_addresses() {
     let wire = cables([1500; 2]);
     let [a, b] = &wire.at;
     let twin: Mac = [0x02, 0x7e, 0, 0, 0, 1];
@@ -246,7 +246,7 @@ fn several_lanes_share_a_nic() {
 }
 
 #[test]
-fn what_a_bridge_says_to_bridges_arrives_at_the_far_end() {
+fn frames_between_bridges_arrive_at_the_far_end() {
     // The kernel's own spanning tree, at one end.
     let plug = |site: &Site| match site.uplink.v4.octets()[2] {
         1 => {
@@ -489,7 +489,7 @@ fn the_loss_of_the_link_is_forwarded_where_the_file_says_so() {
 }
 
 #[test]
-fn a_wire_between_taps_passes_what_a_switch_would_not() {
+fn a_wire_between_taps_passes_frames_that_a_switch_drops() {
     let sandbox = Sandbox::new();
     let internet = Router::internet(&sandbox);
     let mut sites = [1, 2].map(|n| Site::new(&sandbox, &internet, n, 1500));

@@ -48,7 +48,7 @@ fn advertise(pair: &Pair, mut done: impl FnMut() -> bool) {
 }
 
 #[test]
-fn nobody_behind_the_tunnel_configures_this_machine() {
+fn stations_behind_the_tunnel_configure_nothing_here() {
     let pair = start("addresses = [\"10.99.0.1/24\", \"fd99::1/64\"]");
     advertise(&pair, || true);
     assert_eq!(routes(&pair.a), "", "no router, no prefix");

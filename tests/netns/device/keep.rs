@@ -37,7 +37,7 @@ fn take_bridge_away(pair: &Pair, lines: &'static str) {
 }
 
 #[test]
-fn what_others_undo_comes_back_and_is_logged() {
+fn changes_of_other_programs_are_undone_and_logged() {
     let settings = Settings {
         overlay_mtu: 1450,
         device: "mac = \"02:00:5e:10:00:01\"",
@@ -146,7 +146,7 @@ fn an_interface_that_is_no_bridge_is_refused_at_once() {
 }
 
 #[test]
-fn a_program_that_insists_wins_and_is_told_of_once() {
+fn a_program_that_insists_wins_and_is_logged_once() {
     let mut pair = Pair::start(Plan::default());
     let told = |pair: &mut Pair| {
         let log = pair.a.process().log();
@@ -179,7 +179,7 @@ fn a_program_that_insists_wins_and_is_told_of_once() {
 }
 
 #[test]
-fn what_another_interface_above_the_device_sets_is_its_own() {
+fn settings_of_an_upper_interface_stay() {
     let pair = start_alone("");
     // A bond does the same: it takes the port, and sets the address that all its ports share.
     pair.a.ns.ip(&format!(
@@ -212,7 +212,7 @@ fn what_another_interface_above_the_device_sets_is_its_own() {
 }
 
 #[test]
-fn who_sets_the_device_down_means_it() {
+fn a_device_that_is_set_down_stays_down() {
     let mut pair = Pair::start(Plan::default());
     pair.a.ns.ip(&format!("link set {DEVICE} down"));
     becomes("it is told", || {
@@ -331,7 +331,7 @@ fn the_carrier_is_in_from_the_start_where_the_file_says_so() {
 }
 
 #[test]
-fn a_firewall_that_drops_what_crosses_the_bridge_is_told_of() {
+fn a_firewall_that_drops_frames_across_the_bridge_is_reported() {
     let mut pair = Pair::prepare(Plan::default());
     let drops = "policy of chain `FORWARD` of table `ip filter` is drop";
     // Docker leaves it so.
@@ -357,7 +357,7 @@ fn a_firewall_that_drops_what_crosses_the_bridge_is_told_of() {
 }
 
 #[test]
-fn an_mtu_below_that_of_the_bridge_is_told_of() {
+fn an_mtu_below_that_of_the_bridge_is_reported() {
     let mut pair = Pair::prepare(Plan::default());
     let settings = Settings {
         overlay_mtu: 1420,

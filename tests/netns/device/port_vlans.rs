@@ -88,7 +88,7 @@ fn vlans_of_a_port_are_set_or_refused_by_name() {
 }
 
 #[test]
-fn vlans_that_others_take_from_the_port_come_back() {
+fn vlans_that_another_program_removes_come_back() {
     let mut pair = prepared();
     if !filters(&pair.a) {
         return;
@@ -158,7 +158,7 @@ fn frames_of_the_ports_vlans_cross_with_their_tags_and_no_others() {
 }
 
 #[test]
-fn a_bridge_that_filters_no_vlans_is_told_of() {
+fn a_bridge_without_vlan_filtering_is_reported() {
     let mut pair = prepared();
     if !filters(&pair.a) {
         return;

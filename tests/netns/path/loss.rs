@@ -172,7 +172,7 @@ fn jumbo_frames_in_many_pieces_come_whole_or_not_at_all() {
 }
 
 #[test]
-fn the_staged_plan_keeps_the_order_of_what_is_not_lost() {
+fn the_staged_plan_keeps_the_order_of_delivered_frames() {
     let settings = Settings {
         tunnel: "[pipeline]\nplan = \"staged\"\nworkers = 3",
         ..Settings::default()
@@ -329,7 +329,7 @@ fn tcp_crosses_a_path_that_does_everything() {
 }
 
 #[test]
-fn udp_loses_what_the_path_loses_and_nothing_else() {
+fn udp_loses_only_datagrams_that_the_path_loses() {
     for loss_percent in [1, 5] {
         assert_only_datagrams_lost(loss_percent);
     }
@@ -372,7 +372,7 @@ fn udp_datagrams_come_once_on_a_path_that_does_everything() {
 }
 
 #[test]
-fn a_plain_back_end_cuts_what_survives() {
+fn a_plain_back_end_cuts_super_frames_with_holes() {
     let mut pair = Pair::prepare(Plan::default());
     let plain = Settings {
         device: "backend = \"plain\"",

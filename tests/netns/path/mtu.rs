@@ -209,7 +209,7 @@ fn a_dip_of_the_path_is_over_soon() {
 }
 
 #[test]
-fn a_path_that_carries_only_small_frames_is_told() {
+fn a_path_that_carries_only_small_frames_is_reported() {
     let mut pair = Pair::prepare(Plan::default());
     narrow_one_way(&pair, 500);
     pair.up();

@@ -136,7 +136,7 @@ fn addresses_on_the_device_carry_every_byte() {
 }
 
 #[test]
-fn a_plain_back_end_finishes_what_comes_undone() {
+fn a_plain_back_end_finishes_partial_checksums_and_segments() {
     for (a_is_plain, b_is_plain) in [(true, false), (false, true)] {
         let pair = start_with_plain(a_is_plain, b_is_plain);
         let (a, b) = (pair.a.host(1), pair.b.host(1));

@@ -34,7 +34,7 @@ fn inside(host: &Host, n: u8) -> Host {
 }
 
 #[test]
-fn what_hosts_wrap_in_vxlan_crosses_a_wire() {
+fn vxlan_of_hosts_crosses_a_wire() {
     let wire = hosts("");
     let [a, b] = &wire.at;
     let (inner_a, inner_b) = (inside(a, 1), inside(b, 2));

@@ -29,7 +29,7 @@ fn full_pipe(path: &Path) -> File {
 }
 
 #[test]
-fn a_tunnel_goes_on_though_nobody_reads_its_log() {
+fn a_tunnel_goes_on_without_a_reader_of_its_log() {
     let mut pair = Pair::prepare(Plan::default());
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("stderr");

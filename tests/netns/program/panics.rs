@@ -191,7 +191,7 @@ fn beats(socket: &Path) -> Arc<Mutex<Vec<Instant>>> {
 }
 
 #[test]
-fn the_service_manager_hears_nothing_while_a_tunnel_of_the_host_is_stuck_which_ends() {
+fn the_watchdog_gets_nothing_while_a_tunnel_of_the_host_is_stuck_which_ends() {
     let mut pair = Pair::prepare(Plan::default());
     let socket = pair.sandbox.path().join("notify");
     let beats = beats(&socket);

@@ -131,7 +131,7 @@ fn a_name_without_an_address() {
 }
 
 #[test]
-fn another_network_id_is_told_to_the_caller_and_to_the_one_that_is_called() {
+fn another_network_id_is_reported_at_both_ends() {
     let mut pair = Pair::caller_and_waiter();
     let settings = Settings {
         tunnel: "network-id = 7",
@@ -150,7 +150,7 @@ fn another_network_id_is_told_to_the_caller_and_to_the_one_that_is_called() {
 }
 
 #[test]
-fn another_preshared_key_is_told_at_both_ends() {
+fn another_preshared_key_is_reported_at_both_ends() {
     let mut pair = Pair::caller_and_waiter();
     let b = Peer {
         preshared_key: Some(patchcord(&["genpsk"], "")),
@@ -163,7 +163,7 @@ fn another_preshared_key_is_told_at_both_ends() {
 }
 
 #[test]
-fn a_stranger_hears_nothing_and_is_told_of_with_address_and_key() {
+fn a_stranger_gets_no_answer_and_is_logged_with_address_and_key() {
     let mut pair = Pair::caller_and_waiter();
     let stranger = Peer {
         public_key: another_public_key(),
@@ -182,7 +182,7 @@ fn a_stranger_hears_nothing_and_is_told_of_with_address_and_key() {
 }
 
 #[test]
-fn a_caller_with_the_wrong_public_key_of_ours_is_told_of_with_its_address() {
+fn a_caller_with_a_wrong_public_key_of_ours_is_logged_with_its_address() {
     let mut pair = Pair::caller_and_waiter();
     let b = Peer {
         public_key: another_public_key(),
@@ -196,7 +196,7 @@ fn a_caller_with_the_wrong_public_key_of_ours_is_told_of_with_its_address() {
 }
 
 #[test]
-fn two_machines_with_one_key_are_told_of() {
+fn two_machines_with_one_key_are_reported() {
     let mut pair = Pair::start(Plan {
         b_knows_a: false,
         ..Plan::default()
@@ -389,7 +389,7 @@ fn entries_of_the_journal_have_fields() {
 }
 
 #[test]
-fn systemd_is_told_what_the_tunnel_waits_for() {
+fn systemd_shows_what_the_tunnel_waits_for() {
     let mut pair = Pair::caller_and_waiter();
     let path = pair.sandbox.path().join("notify.sock");
     let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");

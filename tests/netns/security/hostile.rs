@@ -196,7 +196,7 @@ fn connected_and_overheard() -> (Pair, Wiretap, Vec<u8>) {
 }
 
 #[test]
-fn a_flood_of_garbage_and_handshakes_hurts_nobody() {
+fn a_flood_of_garbage_and_handshakes_does_no_harm() {
     let (mut pair, mut wiretap, initiation) = connected_and_overheard();
     let b = pair.b.uplink.v4;
     let memory_before = pair.b.process().memory_kib();

@@ -42,7 +42,7 @@ fn peers(pair: &Pair) -> [Peer; 2] {
 }
 
 #[test]
-fn a_key_that_nobody_was_told_about_is_refused() {
+fn an_unknown_key_is_refused() {
     let mut pair = Pair::caller_and_waiter();
     let [_, a_at_b] = peers(&pair);
     pair.b.configure(

@@ -260,7 +260,7 @@ fn no_port_of_a_quiet_mesh_is_ever_blocked() {
 }
 
 #[test]
-fn a_loop_behind_a_port_is_told_and_not_cut() {
+fn a_loop_behind_a_port_is_logged_and_not_cut() {
     let mut mesh = Mesh::start(2);
     mesh.wait_connected();
     let turn = load::all();

@@ -286,7 +286,7 @@ fn assert_shown(site: &Site, groups: impl IntoIterator<Item = IpAddr>, ports: &[
     }
 }
 
-fn groups_reach_who_joined_them_in_a_mesh() {
+fn groups_reach_their_members_in_a_mesh() {
     let mut place = Place::prepare(true, false);
     place.connect();
     // Before and while the querier asks, no frame is missed.
@@ -340,7 +340,7 @@ fn a_site_that_comes_back_misses_nothing() {
     place.assert_wanted_arrives(2, millis(1));
 }
 
-fn groups_reach_who_joined_them_over_a_hub() {
+fn groups_reach_their_members_over_a_hub() {
     let mut place = Place::prepare(true, true);
     place.connect();
     place.assert_wanted_arrives(2, secs(2));
@@ -355,7 +355,7 @@ fn groups_reach_who_joined_them_over_a_hub() {
     }
 }
 
-fn groups_reach_everyone_where_nobody_asks() {
+fn groups_flood_without_a_querier() {
     let mut place = Place::prepare(false, false);
     place.connect();
     let end = Instant::now() + secs(16);
@@ -470,10 +470,10 @@ fn hosts_of_a_vlan_are_asked_too() {
 #[test]
 fn multicast_goes_where_it_is_wanted() {
     let scenarios: [(&str, fn()); 5] = [
-        ("mesh", groups_reach_who_joined_them_in_a_mesh),
+        ("mesh", groups_reach_their_members_in_a_mesh),
         ("return", a_site_that_comes_back_misses_nothing),
-        ("hub", groups_reach_who_joined_them_over_a_hub),
-        ("no querier", groups_reach_everyone_where_nobody_asks),
+        ("hub", groups_reach_their_members_over_a_hub),
+        ("no querier", groups_flood_without_a_querier),
         ("VLAN", hosts_of_a_vlan_are_asked_too),
     ];
     let named = |(name, run): (&str, fn())| {

@@ -219,7 +219,7 @@ fn weather_a_storm(mesh: &mut Mesh) {
 }
 
 #[test]
-fn a_million_addresses_take_no_memory_and_drive_nobody_out() {
+fn a_million_addresses_take_no_memory_and_evict_no_station() {
     const ADDRESSES: u64 = 1_000_000;
     let mut mesh = Mesh::start(3);
     mesh.wait_connected();

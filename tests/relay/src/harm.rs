@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn does_nothing_unless_told_to() {
+    fn does_nothing_by_default() {
         let (out, fates) = send(&Harm::default(), 1000, MS);
         assert_eq!(numbers(&out), (0..1000).collect::<Vec<_>>());
         assert!(out.iter().all(|&(at, number)| at == MS * number as u32));

@@ -107,7 +107,7 @@ fn is_empty(dir: &TempDir) -> bool {
 }
 
 #[test]
-fn the_bridge_forgets_what_it_learned_there() {
+fn the_bridge_flushes_addresses_that_it_learned_there() {
     test(|dir| async move {
         ip("link add br0 type bridge");
         ip("link set br0 up");
@@ -511,7 +511,7 @@ fn a_nic_that_a_bridge_or_another_tunnel_has_is_refused() {
 }
 
 #[test]
-fn a_start_after_a_kill_clears_what_is_ours_only() {
+fn a_start_after_a_kill_clears_only_ours() {
     test(|dir| async move {
         make_foreign("", false);
         let before = look("tap7");
@@ -593,7 +593,7 @@ fn leftovers_stay_where_another_tunnel_works_now() {
 }
 
 #[test]
-fn a_step_that_fails_undoes_the_others() {
+fn a_step_that_fails_undoes_the_earlier_ones() {
     test(|dir| async move {
         make_foreign("", true);
         let before = look("tap7");
