@@ -115,7 +115,7 @@ class Bench(Sites):
         for site in sites:
             peers = [(other, self.public[other], wan(other)) for pair in links for other in pair if site in pair and other != site]
             if site == never_at:
-                # Where nobody is, so that no one says so either.
+                # Addresses without a host, so that no router answers for them.
                 peers += [("never-%d" % n, public, "192.0.2.%d" % (100 + n)) for n, public in enumerate(self.nobody)]
             with open(os.path.join(self.work, self.cord(site) + ".toml"), "w") as f:
                 f.write('[tunnel]\nprivate-key-file = "%s.key"\nlisten = "0.0.0.0:51830"\n[device]\nname = "pc0"\nbridge = "br-lan"\n' % site)

@@ -79,7 +79,7 @@ enum Form {
 impl Form {
     /// The line about lost lines.
     fn loss(self, lines: usize) -> String {
-        let text = format!("WARN {lines} lines of this log were lost: nobody read them in time");
+        let text = format!("WARN {lines} lines of this log were lost: they were not read in time");
         match self {
             Self::Line => format!(" {text}\n"),
             Self::WithPriority => format!("{} {text}\n", journal::prefix(Level::WARN)),

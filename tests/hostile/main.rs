@@ -22,7 +22,7 @@
 //! rogue.send_datagram(&datagram);                      // the same bytes again, or any others
 //! rogue.send_control(&[Chunk::Close]);                 // session down ...
 //! rogue.connect();                                     // ... and up again: a flap
-//! rogue.mute();                                        // answers nobody any more
+//! rogue.mute();                                        // sends nothing any more
 //! rogue.restart();                                     // knows of no session any more, and calls
 //! rogue.initiation();                                  // a good handshake message, to send as one likes
 //! other.receives(&bytes, secs(5));                     // what the program sent to a peer

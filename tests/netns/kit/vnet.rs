@@ -19,7 +19,7 @@ impl Crafter {
             .parse()
             .unwrap();
         let socket = ns.enter(|| {
-            // SAFETY: takes no pointers; the descriptor that it returns is owned by nobody else.
+            // SAFETY: takes no pointers; the descriptor that it returns has no other owner.
             unsafe {
                 let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
                 assert!(fd >= 0, "{}", std::io::Error::last_os_error());

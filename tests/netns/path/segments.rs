@@ -107,7 +107,7 @@ fn packets_of_more_than_64_kib_cross_a_wire() {
 fn longest_packet(ns: &Namespace, f: impl FnOnce()) -> usize {
     let socket = ns.enter(|| {
         let all = i32::from((libc::ETH_P_ALL as u16).to_be());
-        // SAFETY: takes no pointers; the descriptor that it returns is owned by nobody else.
+        // SAFETY: takes no pointers; the descriptor that it returns has no other owner.
         unsafe { OwnedFd::from_raw_fd(libc::socket(libc::AF_PACKET, libc::SOCK_RAW, all)) }
     });
     let patience = TimeVal::milliseconds(100);
