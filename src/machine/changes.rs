@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! That something changed in the kernel's network tables, not what: for those who look themselves.
+//! Reports that something changed in the kernel's network tables, without what: the caller reads the
+//! tables itself.
 
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ impl Changes {
         self.next_that(|_| true).await;
     }
 
-    /// The same, but only the events that `matter` count, and lost ones.
+    /// The same, but counts only events that `matter`, and lost ones.
     pub(super) async fn next_that(&mut self, matter: impl Fn(&Event) -> bool) {
         self.event(&matter).await;
         let end = sleep_until(Instant::now() + AT_LATEST);

@@ -3,24 +3,24 @@
 //! the last.
 //!
 //! ```text
-//! device     one call that makes the TAP as asked for, and one that undoes it
-//!   lock       no second process on a tunnel's name or on a device
-//!   journal    what must be undone after a stop, or after a kill -9
+//! device     creates the TAP as requested, and undoes that
+//!   lock       keeps a second process off a tunnel's name and off a device
+//!   journal    the changes to undo after a stop, or after a kill -9
 //!   options    the kernel's options of one interface
-//!   file       files that are whole or not there
-//!   link       netlink: addresses, MTU, MAC, bridges, and what others change of them
-//! routing    which destinations go through the tunnel; in the same way, `lock` and `journal`
-//! dns        name servers for what is resolved here; `proxy`, which proxy programs find
-//! path       the way out below every tunnel; `changes`, when to look again
-//! route      the route to an address; `reply_source`, from which address and interface to answer
-//! resolver   addresses of names, looked up on a few threads that nobody waits for
+//!   file       files that are complete or absent
+//!   link       netlink: addresses, MTU, MAC, bridges, and changes of them by other programs
+//! routing    which destinations go through the tunnel; uses `lock` and `journal` too
+//! dns        the name servers of this machine; `proxy`, the proxy for programs
+//! path       the path to the Internet below every tunnel; `changes`, when to look again
+//! route      the route to an address; `reply_source`, the address and interface of answers
+//! resolver   addresses of names, looked up on a few threads that no caller waits for
 //! groups     the multicast groups of a link
 //! sockets    sockets through the tunnel, and outside of it by their mark
 //! namespace  the name that `ip netns` knows for a network namespace
 //! netlink    a connection to the kernel that lasts
-//! monitor    what the kernel tells of changes, and that some were lost
-//! power      sleep and wake-up of the machine; `bus`, where `dns` and `power` ask
-//! service    what the service manager hands over, and is told
+//! monitor    the kernel's messages about changes, and that some were lost
+//! power      sleep and wake-up of the machine; `bus`, D-Bus for `dns` and `power`
+//! service    sockets from the service manager, and notifications to it
 //! signals    which signals end the program
 //! ```
 //!

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the kernel tells of changes to its network tables: links, addresses, routes and rules.
+//! The kernel's messages about changes to its network tables: links, addresses, routes and rules.
 //!
-//! Everything that follows changes does so by a [`Monitor`] of its own, with one socket. The kernel then
-//! queues only the groups that it asked for, keeps at most the socket's buffer for a reader that is
-//! slow, and says when that overran. So one rule holds for all of them: whatever cannot be told event by
-//! event is [`Event::Lost`], and the reader looks at everything again.
+//! Each listener to changes has a [`Monitor`] of its own, with one socket. The kernel then queues only the
+//! groups that it asked for, keeps at most the socket's buffer for a slow reader, and reports an overrun.
+//! So one rule holds for all of them: changes that cannot be reported event by event are
+//! [`Event::Lost`], and the reader reads everything again.
 
 use std::{collections::VecDeque, io, time::Duration};
 
@@ -26,14 +26,14 @@ const LONGEST: usize = 16 << 10;
 /// Netlink messages begin at multiples of this.
 const ALIGNMENT: usize = 4;
 
-/// After the kernel could not be heard.
+/// The first pause after the socket failed.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 
-/// What somebody, perhaps this process, changed.
+/// A change by any program, this process included.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A link appeared or changed, or else disappeared. A bridge tells of its ports likewise.
+    /// A link appeared or changed, or else disappeared. A bridge reports its ports likewise.
     Link { link: LinkMessage, is_deleted: bool },
     /// An address came or went.
     Address,
@@ -41,20 +41,20 @@ pub(super) enum Event {
     Route(RouteMessage),
     /// A rule came or went.
     Rule(RuleMessage),
-    /// Something else in the groups that were asked for.
+    /// Another message of the groups.
     Other,
-    /// Events were lost, or one cannot be read: look at everything again.
+    /// Events were lost, or one cannot be parsed: read everything again.
     Lost,
 }
 
-/// Events of some groups in one network namespace. While the kernel cannot be heard, that is told in the
-/// log and the socket is opened again; what was missed is [`Event::Lost`].
+/// Events of some groups in one network namespace. While the kernel's messages cannot be read, that is
+/// logged and the socket is opened again; the gap is [`Event::Lost`].
 pub(super) struct Monitor {
-    /// For people.
+    /// For log lines.
     what: &'static str,
     groups: Vec<MulticastGroup>,
     optional: Vec<MulticastGroup>,
-    /// None while the kernel cannot be heard.
+    /// None while the kernel's messages cannot be read.
     socket: Option<TokioSocket>,
     room: Box<[u8]>,
     /// Of the last datagram.
@@ -64,8 +64,8 @@ pub(super) struct Monitor {
 }
 
 impl Monitor {
-    /// Events from now on in the namespace of this thread. Groups in `optional` are left out where
-    /// the kernel does not have them. Must be called on a tokio runtime.
+    /// Events from now on in the namespace of this thread. Leaves out groups in `optional` that the
+    /// kernel does not have. Must be called on a tokio runtime.
     pub(super) fn of(
         what: &'static str,
         groups: &[MulticastGroup],
@@ -85,7 +85,7 @@ impl Monitor {
         monitor
     }
 
-    /// The next event. May be dropped and called again.
+    /// The next event. Cancel safe.
     pub(super) async fn next(&mut self) -> Event {
         loop {
             if let Some(event) = self.events.pop_front() {
@@ -94,7 +94,7 @@ impl Monitor {
             let Some(socket) = &mut self.socket else {
                 sleep_until(self.again_at).await;
                 if self.listen() {
-                    // Nobody knows what changed meanwhile.
+                    // Whatever changed meanwhile is unknown.
                     return Event::Lost;
                 }
                 continue;
@@ -104,18 +104,18 @@ impl Monitor {
                     self.retry.is_over();
                     decode(datagram, &mut self.events);
                 }
-                // The kernel's queue overran. What it holds is still read.
+                // The kernel's queue overran. Its content is still read.
                 Err(error) if error.raw_os_error() == Some(sys::ENOBUFS) => return Event::Lost,
-                Err(error) => self.lose(&error),
+                Err(error) => self.handle_failure(&error),
             }
         }
     }
 
-    /// False if that fails.
+    /// False on failure.
     fn listen(&mut self) -> bool {
         match self.open() {
             Ok(socket) => self.socket = Some(socket),
-            Err(error) => self.lose(&error),
+            Err(error) => self.handle_failure(&error),
         }
         self.socket.is_some()
     }
@@ -133,20 +133,20 @@ impl Monitor {
         Ok(socket)
     }
 
-    fn lose(&mut self, error: &io::Error) {
+    fn handle_failure(&mut self, error: &io::Error) {
         self.socket = None;
         let now = Instant::now();
         self.again_at = now + self.retry.next_pause();
         if self.retry.may_log(now.into()) {
             let what = self.what;
-            warn!(%error, "the kernel does not tell of {what} at the moment, so that they are noticed late; the socket is opened again");
+            warn!(%error, "cannot read the kernel's messages about {what}: changes are noticed late; opening the socket again");
         }
     }
 
-    /// As after an error of the socket.
+    /// Simulates an error of the socket.
     #[cfg(test)]
     pub(super) fn break_off(&mut self) {
-        self.lose(&io::ErrorKind::ConnectionAborted.into());
+        self.handle_failure(&io::ErrorKind::ConnectionAborted.into());
     }
 }
 
@@ -158,7 +158,7 @@ async fn receive<'a>(socket: &mut TokioSocket, room: &'a mut [u8]) -> io::Result
     Ok(&room[..length])
 }
 
-/// Adds the events of a datagram, which has one message as a rule.
+/// Adds the events of a datagram, which usually has one message.
 fn decode(mut datagram: &[u8], events: &mut VecDeque<Event>) {
     if datagram.len() >= LONGEST {
         // It may have been longer.
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_or_was_cut_off_is_lost() {
+    fn a_message_that_is_invalid_or_cut_off_counts_as_lost() {
         let link = message(RouteNetlinkMessage::NewLink(LinkMessage::default()));
         let mut unknown = link.clone();
         unknown[4..6].copy_from_slice(&999_u16.to_ne_bytes());
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overrun_is_told_and_what_is_queued_still_comes() {
+    fn an_overrun_is_reported_and_queued_messages_still_come() {
         in_namespace(|| {
             block_on(async {
                 let mut monitor = Monitor::of("links", &[MulticastGroup::Link], &[]);
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_socket_is_opened_again_and_that_is_a_loss() {
+    fn a_broken_socket_is_opened_again_and_counts_as_a_loss() {
         in_namespace(|| {
             block_on(async {
                 let mut monitor = Monitor::of("links", &[MulticastGroup::Link], &[]);

@@ -59,7 +59,7 @@ pub enum RunError {
     ControlSocket {
         /// The path of the socket.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
     /// The kernel has no threads or descriptors left.

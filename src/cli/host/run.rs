@@ -68,7 +68,7 @@ pub(super) async fn run(options: &RunOptions) -> Result<(), Failure> {
             (UnixListener::from_std(listener)?, None)
         }
         None => {
-            // What each client may do is for the host to say.
+            // The host decides what each client may do.
             let bound = socket::bind_unless_in_use(path, policy.socket_mode()).await;
             let (listener, file) =
                 bound.with_context(|| format!("cannot listen on {}", path.display()))?;

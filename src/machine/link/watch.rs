@@ -34,8 +34,8 @@ impl Links {
     }
 }
 
-/// A watch over links, addresses and routes. It works while somebody waits for its [`next`](Self::next)
-/// event; changes that were lost, as those beyond what the kernel can queue, are told as
+/// A watch over links, addresses and routes. It works while a caller waits for its [`next`](Self::next)
+/// event; lost changes, such as those that overflow the kernel's queue, are reported as
 /// [`LinkEvent::AddressesChanged`].
 pub(crate) struct LinkWatch {
     monitor: Monitor,
