@@ -52,7 +52,7 @@ pub enum StoreError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
     /// The file is not a configuration.

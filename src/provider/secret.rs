@@ -108,7 +108,7 @@ pub enum SecretError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
 }
