@@ -164,7 +164,7 @@ impl Pair {
         for (frame, pending) in frames {
             frame[..6].copy_from_slice(&station(to));
             frame[6..12].copy_from_slice(&station(from));
-            // The first one is flooded, as the switch knows nobody yet.
+            // The first one is flooded, as the switch knows no station yet.
             let decision = near
                 .switch
                 .forward_frame(PortId::TAP, frame, 1, Now::default());

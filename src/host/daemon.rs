@@ -49,7 +49,7 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 /// The time to write a line; a client that reads nothing for that long is disconnected.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What the connections of a daemon share.
+/// The state that the connections of a daemon share.
 struct Server {
     host: Host,
     policy: Policy,

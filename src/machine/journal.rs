@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a tunnel changed on a device that outlives it. A stop restores it, and a start after a kill -9
-//! undoes it: only changes of patchcord, never those of another program.
+//! The changes of a tunnel to a device that outlives it. A stop undoes them, and so does a start
+//! after a kill -9: only changes of patchcord, never those of another program.
 //!
 //! Each change is written down before it is made, as "from what, to what". It is undone only where the
 //! device still shows the "to": a later change by another program has the last word. A device that the

@@ -36,7 +36,7 @@ use crate::{
     },
 };
 
-/// What one session has set up.
+/// The state that one session has set up.
 pub(super) struct Network {
     run_dir: PathBuf,
     tunnel: String,

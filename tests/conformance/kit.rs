@@ -65,7 +65,7 @@ pub(crate) fn port(name: &str) -> EthernetTunnelSettings {
     EthernetTunnelSettings::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), MAC, 1500, name)
 }
 
-/// What `start` of a [`Scripted`] provider does.
+/// The behaviour of `start` of a [`Scripted`] provider.
 pub(crate) type Start = dyn Fn(ProviderContext, StartOptions) -> BoxFut<'static, Result<(), ProviderError>>
     + Send
     + Sync;

@@ -202,7 +202,7 @@ fn put(frame: &mut [u8], at: usize, value: usize) {
     frame[at..at + 2].copy_from_slice(&(value as u16).to_be_bytes());
 }
 
-/// What a partial checksum holds.
+/// The value of a partial checksum.
 pub fn pseudo_header(addresses: &[u8], protocol: u8, len: usize) -> u16 {
     let mut bytes = addresses.to_vec();
     bytes.extend((len as u32).to_be_bytes());

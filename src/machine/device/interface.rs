@@ -133,7 +133,7 @@ impl Device {
         clear_leftovers(&journal, &Links::connect()?, run_dir).await
     }
 
-    /// What the device is.
+    /// The attributes of the device.
     pub(crate) fn info(&self) -> &DeviceInfo {
         &self.info
     }

@@ -69,7 +69,7 @@ impl Replacement {
         })
     }
 
-    /// What the tunnel of this journal left before the machine lost power.
+    /// The replacement that the tunnel of this journal left before the machine lost power.
     pub(super) fn left(path: &Path, journal: &Path) -> Option<Self> {
         let text = fs::read_to_string(path).ok()?;
         let backup = backup(path, journal);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What netfilter does by default with frames that a bridge forwards: the policies of the chains at its
-//! `forward` hook, read from nf_tables through nfnetlink.
+//! Reads what netfilter does by default with frames that a bridge forwards: the policies of the chains
+//! at its `forward` hook, from nf_tables through nfnetlink.
 //!
 //! These are the chains of `nft` and of today's `iptables`. The kernel reports the policies of the
 //! older `iptables-legacy` through another interface, which this module does not read: its chains count

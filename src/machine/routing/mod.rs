@@ -78,7 +78,7 @@ pub(crate) struct Routing {
     claim: Option<Claim>,
     /// The number of the claim's slot, or 0, for the listeners to the kernel.
     number: Arc<AtomicU8>,
-    /// What the latest call of `apply` made.
+    /// The state that the latest call of `apply` made.
     in_force: RoutingState,
     /// Whether an earlier run may have left something.
     leftovers: bool,

@@ -24,7 +24,7 @@ impl RoutingState {
         self.routes.is_empty() && self.rules.is_empty()
     }
 
-    /// What is in either.
+    /// The routes and rules of either.
     pub(super) fn union(&self, other: &Self) -> Self {
         Self {
             routes: &self.routes | &other.routes,
@@ -32,7 +32,7 @@ impl RoutingState {
         }
     }
 
-    /// What is in this one and not in `other`.
+    /// The routes and rules of this one that `other` lacks.
     pub(super) fn without(&self, other: &Self) -> Self {
         Self {
             routes: &self.routes - &other.routes,

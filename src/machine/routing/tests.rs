@@ -210,7 +210,7 @@ fn a_state_becomes_any_other_one() {
     });
 }
 
-/// What the kernel tells of changes to routes and rules, from now on.
+/// The kernel's messages about routes and rules, from now on.
 fn watch() -> Monitor {
     use MulticastGroup::{Ipv4Route, Ipv4Rule, Ipv6Route, Ipv6Rule};
     let groups = [Ipv4Route, Ipv4Rule, Ipv6Route, Ipv6Rule];

@@ -327,7 +327,7 @@ fn word(frame: &[u8], at: usize) -> usize {
     u16::from_be_bytes([frame[at], frame[at + 1]]).into()
 }
 
-/// With its partial checksum in place, whoever finishes it; one that is nowhere stays open.
+/// With its partial checksum finished; one with an impossible position stays.
 fn finished(vnet: &VnetHeader, frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     if vnet.gso_type == VnetHeader::GSO_NONE && vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0 {

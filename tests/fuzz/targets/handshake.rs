@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A node between a real peer and a forger who knows its public key: any datagrams at any time.
+//! A node between a real peer and a forger that knows its public key: any datagrams at any time.
 //!
 //! The forger's datagrams cause no session, no event, and no more bytes than it sent, one datagram for
 //! each; peer and forger together cannot make the tables exceed their bounds.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the tests are made of: sites and hosts in namespaces, cables, traffic, and their turns at the
-//! cores. It tests nothing itself; `tests/hostile` and `tests/examples.rs` use it too.
+//! The kit of the tests: sites and hosts in namespaces, cables, traffic, and their turns at the cores.
+//! It tests nothing itself; `tests/hostile` and `tests/examples.rs` use it too.
 //!
 //! | Module | Has |
 //! |---|---|

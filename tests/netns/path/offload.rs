@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the kernel leaves to a network card: checksums and segmentation of TCP and UDP. They cross the
-//! tunnel undone, and the kernel or the network card at the far end does them.
+//! Work that the kernel leaves to a network card: checksums and segmentation of TCP and UDP. It crosses
+//! the tunnel undone, and the kernel or the network card at the far end does it.
 
 use std::sync::Arc;
 

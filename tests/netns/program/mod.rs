@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What an operator sees: the program starts, ends and fails as documented, its verbs answer, and its
-//! log and `show` name the cause of trouble.
+//! The program as an operator sees it: it starts, ends and fails as documented, its verbs answer, and
+//! its log and `show` name the cause of trouble.
 
 mod lifecycle;
 mod logs;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the program reports when a tunnel does not come up: the cause and the peer, in `show` and in
+//! The reports of the program when a tunnel does not come up: the cause and the peer, in `show` and in
 //! the log.
 
 use nix::sys::signal::Signal;

@@ -159,7 +159,7 @@ fn a_tunnel_that_has_no_socket_yet_or_any_more_starts_no_host() {
     let run_dir = PathBuf::from(format!("/proc/{pid}/root/run/patchcord"));
     let own = run_dir.join(format!("{}.sock", pair.a.tunnel));
     eventually(secs(20), "a socket", || own.exists().then_some(()));
-    // As systemd listens for a host: whoever connects starts it.
+    // As systemd listens for a host: a client that connects starts it.
     let host = UnixListener::bind(run_dir.join("host.sock")).expect("a socket");
     host.set_nonblocking(true).expect("a flag");
     // As it is before `patchcord up` has made its socket, and after it has removed it.

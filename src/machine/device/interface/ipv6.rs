@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What IPv6 does by itself on the device, and what stations behind the tunnel may configure there.
+//! Controls what IPv6 does by itself on the device, and what stations behind the tunnel may configure
+//! there.
 //!
 //! An adopted device gets its options and addresses back: each step stores what it changes or removes
 //! first.
