@@ -101,7 +101,7 @@ pub enum ClientError {
     NotRunning {
         /// The socket.
         path: PathBuf,
-        /// The error of the kernel.
+        /// The kernel's error.
         source: io::Error,
     },
     /// This user may not connect to the socket.
@@ -109,7 +109,7 @@ pub enum ClientError {
     PermissionDenied {
         /// The socket.
         path: PathBuf,
-        /// The error of the kernel.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The host speaks other versions of the protocol.

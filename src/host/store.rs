@@ -52,7 +52,7 @@ pub enum StoreError {
     File {
         /// The file.
         path: PathBuf,
-        /// The error of the kernel.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The file is not a configuration.

@@ -40,7 +40,7 @@ pub enum LockError {
     Io {
         /// The lock file.
         path: PathBuf,
-        /// The error of the kernel.
+        /// The kernel's error.
         source: io::Error,
     },
 }

@@ -36,7 +36,7 @@ pub(crate) struct ProxyRequest {
 pub struct ProxyError {
     /// The file.
     path: PathBuf,
-    /// The error of the kernel.
+    /// The kernel's error.
     source: io::Error,
 }
 

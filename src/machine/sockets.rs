@@ -39,7 +39,7 @@ pub enum SocketError {
     Io {
         /// The attempted action, with the address.
         action: String,
-        /// The error of the kernel.
+        /// The kernel's error.
         source: io::Error,
     },
 }

@@ -108,7 +108,7 @@ pub enum SecretError {
     File {
         /// The file.
         path: PathBuf,
-        /// The error of the kernel.
+        /// The kernel's error.
         source: io::Error,
     },
 }

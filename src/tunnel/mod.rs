@@ -59,7 +59,7 @@ pub enum RunError {
     ControlSocket {
         /// The path of the socket.
         path: PathBuf,
-        /// The error of the kernel.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The kernel has no threads or descriptors left.

@@ -26,7 +26,7 @@ pub enum DeviceError {
     Journal {
         /// The journal file.
         path: PathBuf,
-        /// The error of the kernel.
+        /// The kernel's error.
         source: io::Error,
     },
 }

@@ -59,7 +59,7 @@ pub enum NamesError {
     File {
         /// The file.
         path: PathBuf,
-        /// The error of the kernel.
+        /// The kernel's error.
         source: io::Error,
     },
 }

@@ -61,7 +61,7 @@ pub enum LinkError {
     Refused {
         /// The attempted action, with its values.
         action: String,
-        /// The error of the kernel.
+        /// The kernel's error.
         source: io::Error,
     },
 }

@@ -18,7 +18,7 @@ pub enum RoutingError {
     Refused {
         /// The attempted action, with its values.
         action: String,
-        /// The error of the kernel.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A lock in the run directory cannot be taken.
@@ -29,7 +29,7 @@ pub enum RoutingError {
     Journal {
         /// The journal file.
         path: PathBuf,
-        /// The error of the kernel.
+        /// The kernel's error.
         source: io::Error,
     },
     /// All slots are in use.
