@@ -101,7 +101,8 @@ pub(super) async fn find(name_or_file: &str, run_dir: &RunDir) -> Result<Found, 
             let hosted = hosted(&name, &run_dir.path).await;
             let not_running = || {
                 anyhow!(
-                    "tunnel `{name}` is not running (no socket {}); start it with `patchcord up {name_or_file}`",
+                    "tunnel `{name}` is not running (no socket {}); start it with `patchcord up {name_or_file}`, or \
+                     with `patchcord host start {name}` if a host has it",
                     socket.display()
                 )
             };

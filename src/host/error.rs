@@ -19,7 +19,9 @@ pub(super) const MAX_MESSAGES: usize = 64;
 #[non_exhaustive]
 pub enum HostError {
     /// There is no such tunnel.
-    #[error("there is no tunnel `{0}`; `patchcord host list` lists all")]
+    #[error(
+        "there is no tunnel `{0}`; `patchcord host list` lists all, and the host's log says which files it cannot use"
+    )]
     NoTunnel(String),
     /// A tunnel cannot have this name: it becomes the name of files.
     #[error(
