@@ -21,7 +21,7 @@
 //!
 //! ```text
 //!  daemon ─> verbs ─┬─> store, secrets ─┐
-//!    │              └─────────────> tunnels ─> event, error, name
+//!    │              └─────────────> tunnels ─> tunnel ─> event, error
 //!    └─> protocol <─ client
 //! ```
 
@@ -39,11 +39,13 @@ pub mod secrets;
 mod sleep;
 pub mod socket;
 pub mod store;
+mod tunnel;
 mod tunnels;
 mod verbs;
 
 pub use self::{
     error::HostError,
     event::{Attempt, Event, EventKind, Events, Lagged},
-    tunnels::{Ending, Factory, Host, HostBuilder, TunnelView},
+    tunnel::{Ending, TunnelView},
+    tunnels::{Factory, Host, HostBuilder},
 };

@@ -22,7 +22,8 @@ use tracing::{debug, info, warn};
 
 use super::{
     event::{Event, EventKind, Events},
-    tunnels::{Host, TunnelView},
+    tunnel::TunnelView,
+    tunnels::Host,
 };
 use crate::{
     io::mark::Mark,

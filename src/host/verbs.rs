@@ -6,7 +6,8 @@ use super::{
     error::{HostError, explain},
     protocol::{Message, Refusal, RefusalCode, Reply, TunnelInfo, Verb},
     store::{Store, StoreError},
-    tunnels::{Host, TunnelView},
+    tunnel::TunnelView,
+    tunnels::Host,
 };
 use crate::provider::{AppMessage, SecretError, Sender, StartOptions, StartSource, StopReason};
 
