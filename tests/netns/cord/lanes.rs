@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
@@ -101,7 +102,7 @@ impl<'a> Load<'a> {
     fn stop(self) -> Vec<(Flow, Tally)> {
         let tally = |(flow, to, stream): (Flow, &Cable, Stream)| {
             let sent = stream.stop();
-            flow.wait_number(to, sent - 1, secs(2));
+            flow.wait_number(to, sent - 1, secs(20));
             (flow, flow.tally(to, sent))
         };
         self.ways.into_iter().map(tally).collect()
@@ -352,31 +353,46 @@ fn send_junk(from: &Namespace, to: SocketAddr, lanes: u8) {
     }
 }
 
+/// Numbered frames of many flows from A, while B is stopped, as a thread is that is not scheduled for a while,
+/// and junk fills its buffers. None if that takes so long that A gives B up.
+fn send_to_stopped(pair: &mut Pair, stranger: &Namespace, lanes: u8, id: u16) -> Option<Vec<Flow>> {
+    const PATIENCE: Duration = secs(3);
+    let to = SocketAddr::new(pair.b.uplink.v4.into(), UDP_PORT);
+    let flows = flows(&pair.at_a, &pair.at_b, id);
+    let _turn = load::some();
+    let before = pair.a.peer().counters.outbound_frames;
+    pair.b.process().signal(Signal::SIGSTOP);
+    let stopped = Instant::now();
+    send_junk(stranger, to, lanes);
+    for number in 0..FRAMES {
+        flows
+            .iter()
+            .for_each(|flow| pair.at_a.send(&flow.frame(number, 200)));
+    }
+    let sent = FRAMES * flows.len() as u64;
+    let mut has_sent = false;
+    while !has_sent && stopped.elapsed() < PATIENCE {
+        has_sent = pair.a.peer().counters.outbound_frames >= before + sent;
+    }
+    pair.b.process().signal(Signal::SIGCONT);
+    has_sent.then_some(flows)
+}
+
+/// The frames of each flow to a process that is stopped.
+const FRAMES: u64 = 20;
+
 #[test]
 fn unauthenticated_datagrams_take_no_room_from_those_of_peers() {
     for lanes in [1, 2] {
         let mut pair = start([lanes; 2], "");
         let stranger = pair.sandbox.namespace("stranger");
         pair.internet.attach(&stranger, 3, 1500);
-        let to = SocketAddr::new(pair.b.uplink.v4.into(), UDP_PORT);
-        let flows = flows(&pair.at_a, &pair.at_b, 1);
-        // A stopped process stands for a thread that is not scheduled for a while.
-        pair.b.process().signal(Signal::SIGSTOP);
-        let turn = load::some();
-        send_junk(&stranger, to, lanes as u8);
-        drop(turn);
-        let before = pair.a.peer().counters.outbound_frames;
-        const FRAMES: u64 = 20;
-        for number in 0..FRAMES {
-            flows
-                .iter()
-                .for_each(|flow| pair.at_a.send(&flow.frame(number, 200)));
-        }
-        let sent = FRAMES * flows.len() as u64;
-        eventually(secs(20), "A has sent them", || {
-            (pair.a.peer().counters.outbound_frames >= before + sent).then_some(())
+        let mut attempts = 0;
+        let flows = eventually(secs(120), "A sends while B is stopped", || {
+            pair.a.wait_state("up", secs(60));
+            attempts += 1;
+            send_to_stopped(&mut pair, &stranger, lanes as u8, attempts * 100)
         });
-        pair.b.process().signal(Signal::SIGCONT);
         for flow in &flows {
             eventually(secs(20), "every frame arrives, once and in order", || {
                 (flow.tally(&pair.at_b, FRAMES) == Tally::perfect(FRAMES)).then_some(())

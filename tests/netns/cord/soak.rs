@@ -54,7 +54,7 @@ fn soak(max: u64, interval_ms: u64, settings: Settings) -> (String, String) {
     });
     for ((flow, _, to), stream) in ways.into_iter().zip(streams) {
         let sent = stream.stop();
-        flow.wait_number(to, sent - 1, secs(3));
+        flow.wait_number(to, sent - 1, secs(20));
         assert_eq!(
             flow.tally(to, sent),
             Tally::perfect(sent),

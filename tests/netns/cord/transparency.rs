@@ -26,7 +26,7 @@ fn damaged<'a>(from: &Cable, to: &Cable, shapes: &[Shape<'a>]) -> Vec<&'a str> {
         from.send(frame);
     }
     // A second copy arrives right behind the first: the wait for the others shows it.
-    to.wait(secs(3), |all| {
+    to.wait(secs(20), |all| {
         frames
             .iter()
             .all(|frame| all.iter().any(|arrival| arrival.bytes == *frame))
@@ -182,10 +182,10 @@ fn assert_every_size(pair: &Pair, sizes: impl Iterator<Item = usize>) {
             from.send(&flow.frame(number, len));
             // A few at a time: this tests sizes, not the depth of queues.
             if number % 32 == 31 {
-                flow.wait_number(to, number, secs(2));
+                flow.wait_number(to, number, secs(20));
             }
         }
-        flow.wait_number(to, sent - 1, secs(3));
+        flow.wait_number(to, sent - 1, secs(20));
         assert_eq!(flow.tally(to, sent), Tally::perfect(sent));
     }
 }
@@ -211,7 +211,7 @@ fn a_flow_keeps_its_order() {
         (there, &pair.at_b, sent_there),
         (back, &pair.at_a, sent_back),
     ] {
-        flow.wait_number(to, sent - 1, secs(2));
+        flow.wait_number(to, sent - 1, secs(20));
         assert_eq!(flow.tally(to, sent), Tally::perfect(sent));
     }
 }

@@ -375,7 +375,7 @@ fn a_nic_that_goes_down_comes_back_and_one_that_is_gone_ends_the_tunnel() {
             a.ns.succeeds(&["ping", "-c1", "-W1", &b.v4.to_string()])
                 .then_some(())
         });
-        wire.sites[0].wait_state("up", secs(1));
+        wire.sites[0].wait_state("up", secs(20));
     }
     // The end of the program restores the NIC's state: down, and not promiscuous.
     let promiscuity = |site: &Site| site.link(NIC).unwrap()["promiscuity"].clone();
@@ -386,7 +386,7 @@ fn a_nic_that_goes_down_comes_back_and_one_that_is_gone_ends_the_tunnel() {
     assert!(!flags.contains("\"UP\""), "{flags}");
 
     wire.sites[0].ns.ip("link delete eth7");
-    let status = wire.sites[0].process().wait_exit(secs(5));
+    let status = wire.sites[0].process().wait_exit(secs(20));
     assert_eq!(status.code(), Some(1));
     let log = wire.sites[0].process().log();
     assert!(

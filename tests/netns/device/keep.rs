@@ -320,7 +320,7 @@ fn the_carrier_is_in_from_the_start_where_the_file_says_so() {
     });
     pair.a.up();
     pair.b.wait_state("up", secs(20));
-    pair.connect(secs(5));
+    pair.connect(secs(20));
     pair.a.terminate();
     eventually(secs(30), "the peer is down", || {
         (pair.b.peer().state != "up").then_some(())

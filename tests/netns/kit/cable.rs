@@ -4,7 +4,7 @@
 //! It is a TAP: frames that the test writes to it enter the bridge as if from a wire, and frames that
 //! the bridge sends out of the port are read here byte for byte, VLAN tags in their place.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -63,6 +63,10 @@ fn lengthen_queue(namespace: &Namespace, name: &str) {
     let lengthen = |frames| namespace.succeeds(&["ip", "link", "set", name, "txqueuelen", frames]);
     assert!(["50000", "10000"].into_iter().any(lengthen), "{name}");
 }
+
+/// How many frames a stream may be ahead of its receiver: a path that delays frames by 200 ms holds 400 of
+/// them, and a TAP's queue 500.
+const WINDOW: u64 = 500;
 
 #[derive(Default)]
 struct Inbox {
@@ -183,13 +187,35 @@ impl Cable {
         interval: Duration,
         len: impl Fn(u64) -> usize + Send + 'static,
     ) -> Stream {
-        let (tap, stop) = (Arc::clone(&self.tap), Arc::new(AtomicBool::new(false)));
+        self.stream_behind(None, flow, interval, len)
+    }
+
+    /// The same, never more than [`WINDOW`] frames ahead of what comes out of `to`: a busy machine makes the
+    /// stream slower, and overflows no queue.
+    pub(crate) fn stream_to(
+        &self,
+        to: &Self,
+        flow: Flow,
+        interval: Duration,
+        len: impl Fn(u64) -> usize + Send + 'static,
+    ) -> Stream {
+        self.stream_behind(Some(Arc::clone(&to.inbox)), flow, interval, len)
+    }
+
+    fn stream_behind(
+        &self,
+        to: Option<Arc<Inbox>>,
+        flow: Flow,
+        interval: Duration,
+        len: impl Fn(u64) -> usize + Send + 'static,
+    ) -> Stream {
+        let (tap, progress) = (Arc::clone(&self.tap), Arc::new(Progress::default()));
         let sender = thread::spawn({
-            let stop = Arc::clone(&stop);
-            move || send_numbered(&tap, flow, interval, &stop, len)
+            let progress = Arc::clone(&progress);
+            move || send_numbered(&tap, to.as_deref(), flow, interval, &progress, len)
         });
         Stream {
-            stop,
+            progress,
             sender: Some(sender),
         }
     }
@@ -211,18 +237,37 @@ fn read(tap: &Tap, inbox: &Inbox) {
     }
 }
 
+impl Inbox {
+    /// Waits until the frame [`WINDOW`] before `number` has come out, or a newer one. If all of them are
+    /// lost, a second is enough.
+    fn wait_for_window(&self, flow: Flow, number: u64) {
+        let is_full = |all: &mut Vec<Arrival>| {
+            let newest = flow.newest(all).map_or(0, |newest| newest + 1);
+            number >= newest + WINDOW
+        };
+        let arrivals = self.arrivals.lock().expect("no reader panics");
+        let limit = Duration::from_secs(1);
+        drop(self.news.wait_timeout_while(arrivals, limit, is_full));
+    }
+}
+
 fn send_numbered(
     tap: &Tap,
+    to: Option<&Inbox>,
     flow: Flow,
     interval: Duration,
-    stop: &AtomicBool,
+    progress: &Progress,
     len: impl Fn(u64) -> usize,
 ) -> u64 {
     let begun = Instant::now();
     let mut number = 0;
-    while !stop.load(Ordering::Relaxed) {
+    while !progress.stop.load(Ordering::Relaxed) {
+        if let Some(to) = to {
+            to.wait_for_window(flow, number);
+        }
         tap.send(&flow.frame(number, len(number)));
         number += 1;
+        progress.sent.store(number, Ordering::Relaxed);
         // Against the clock, not frame by frame: a late wake-up must not slow the whole stream.
         let due = begun + interval * u32::try_from(number).expect("a test sends fewer frames");
         thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -239,16 +284,27 @@ impl Drop for Cable {
     }
 }
 
+#[derive(Default)]
+struct Progress {
+    sent: AtomicU64,
+    stop: AtomicBool,
+}
+
 /// A flow that is being sent.
 pub(crate) struct Stream {
-    stop: Arc<AtomicBool>,
+    progress: Arc<Progress>,
     sender: Option<JoinHandle<u64>>,
 }
 
 impl Stream {
+    /// How many frames were sent so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.progress.sent.load(Ordering::Relaxed)
+    }
+
     /// Stops sending; returns how many frames were sent.
     pub(crate) fn stop(mut self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
+        self.progress.stop.store(true, Ordering::Relaxed);
         self.sender
             .take()
             .expect("stopped once")
@@ -259,7 +315,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.progress.stop.store(true, Ordering::Relaxed);
         if let Some(sender) = self.sender.take() {
             let _ = sender.join();
         }

@@ -113,6 +113,15 @@ impl Flow {
         })
     }
 
+    /// The highest number among the last frames that came out; a path repeats or reorders fewer.
+    pub(crate) fn newest(&self, arrivals: &[Arrival]) -> Option<u64> {
+        let numbers = arrivals
+            .iter()
+            .rev()
+            .filter_map(|arrival| self.claimed_number(&arrival.bytes));
+        numbers.take(512).max()
+    }
+
     /// Waits until the frame with this number, and so, in order, every frame before it, came out.
     pub(crate) fn wait_number(&self, cable: &Cable, number: u64, limit: Duration) -> bool {
         // From the end, so that a wake-up per frame stays cheap.

@@ -289,7 +289,7 @@ impl Site {
     /// SIGTERM, and a clean end.
     pub(crate) fn terminate(&mut self) {
         self.process().signal(Signal::SIGTERM);
-        let status = self.process().wait_exit(secs(5));
+        let status = self.process().wait_exit(secs(20));
         assert!(status.success(), "SIGTERM ends patchcord with {status}");
         self.process = None;
     }

@@ -96,7 +96,7 @@ impl Sites {
     pub(crate) fn assert_once(&self, from: usize, to: &[usize], sent: &[u8]) {
         self.cables[from].send(sent);
         for &site in to {
-            let came = self.cables[site].receives(sent, secs(3));
+            let came = self.cables[site].receives(sent, secs(20));
             assert!(came, "from {from} to {site}: {} bytes", sent.len());
         }
         // A copy with a longer path arrives later.
@@ -153,7 +153,7 @@ impl Sites {
         });
         for ((flow, from, to), stream) in flows.into_iter().zip(streams) {
             let sent = stream.stop();
-            flow.wait_number(&self.cables[to], sent - 1, secs(3));
+            flow.wait_number(&self.cables[to], sent - 1, secs(20));
             let tally = flow.tally(&self.cables[to], sent);
             assert_eq!(tally, Tally::perfect(sent), "from {from} to {to}");
             assert_eq!(flow.count(&self.cables[third]), 0, "at {third}");

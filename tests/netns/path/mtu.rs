@@ -38,7 +38,7 @@ fn assert_full_frames_cross(pair: &Pair, seed: u64) {
             let sent = frame(to.mac, from.mac, tags, EXPERIMENTAL, len, seed);
             from.send(&sent);
             assert!(
-                to.receives(&sent, secs(2)),
+                to.receives(&sent, secs(20)),
                 "{len} bytes, {} tags",
                 tags.len()
             );
@@ -86,7 +86,7 @@ fn a_jumbo_underlay_is_used_for_jumbo_frames() {
         pair.at_a.send(&pair.there().frame(number, 8900));
     }
     assert!(
-        pair.there().wait_number(&pair.at_b, 99, secs(3)),
+        pair.there().wait_number(&pair.at_b, 99, secs(20)),
         "the frames arrive"
     );
     let datagrams = pair.a.peer().counters.outbound_datagrams - before;
@@ -130,7 +130,7 @@ fn survives(pair: &Pair, change: impl FnOnce(&Pair)) {
     let streams = ways.map(|(flow, from, _)| from.stream(flow, millis(2), |_| 1514));
     for (flow, _, to) in ways {
         assert!(
-            flow.wait_number(to, 50, secs(3)),
+            flow.wait_number(to, 50, secs(20)),
             "frames flow before the change"
         );
     }

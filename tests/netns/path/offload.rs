@@ -343,7 +343,7 @@ fn assert_segments(pair: &Pair, tags: &[u8]) {
 
         let front = [tags, &[8, 0]].concat();
         let is_segment = |bytes: &[u8]| bytes[6..12] == host.mac && bytes[12..].starts_with(&front);
-        pair.at_b.wait(secs(3), |all| {
+        pair.at_b.wait(secs(20), |all| {
             all.iter().filter(|it| is_segment(&it.bytes)).count() == 21
         });
         let segments: Vec<_> = pair.at_b.with_arrivals(|all| {

@@ -44,13 +44,13 @@ fn the_carrier_follows_the_peer() {
     pair.a.up();
     carrier_becomes(&pair.b, true, 10);
     carrier_becomes(&pair.a, true, 10);
-    pair.connect(secs(5));
+    pair.connect(secs(20));
     assert!(pair.b.status().device.carrier, "show says the same");
     pair.a.kill_9();
     carrier_becomes(&pair.b, false, 20);
     pair.a.up();
     carrier_becomes(&pair.b, true, 10);
-    pair.connect(secs(5));
+    pair.connect(secs(20));
 }
 
 /// [`Pair::prepare`], with A a station that has these keys of `[device]` and no bridge.
@@ -136,7 +136,7 @@ fn down_removes_the_device() {
         pair.a.link(DEVICE).is_none(),
         "the device is gone when down returns"
     );
-    let status = pair.a.process().wait_exit(secs(5));
+    let status = pair.a.process().wait_exit(secs(20));
     assert!(status.success(), "up ended with {status}");
     assert!(pair.a.try_status().is_none(), "nobody answers any more");
 }
@@ -148,7 +148,7 @@ fn a_signal_that_ends_a_program_removes_the_device() {
         pair.a.up().wait_for("ready", secs(20));
         waits_for_device(&pair.a);
         pair.a.process().signal(signal);
-        let status = pair.a.process().wait_exit(secs(5));
+        let status = pair.a.process().wait_exit(secs(20));
         assert!(status.success(), "{signal}: {status}");
         assert!(pair.a.link(DEVICE).is_none(), "{signal} removes the device");
     }
@@ -206,7 +206,7 @@ fn a_killed_program_leaves_nothing_in_the_way() {
     pair.a.kill_9();
     waits_for_no_device(&pair.a);
     pair.a.up();
-    pair.connect(secs(5));
+    pair.connect(secs(20));
     pair.a.terminate();
     waits_for_no_device(&pair.a);
 }
@@ -331,7 +331,7 @@ fn a_second_up_of_the_same_tunnel_is_refused() {
         pair.a.link(DEVICE).is_some(),
         "the first one keeps its device"
     );
-    pair.connect(secs(2));
+    pair.connect(secs(20));
 }
 
 #[test]
@@ -456,7 +456,7 @@ fn a_device_in_use_by_another_tunnel_is_named() {
     ];
     let pid = pair.a.process().pid().to_string();
     refusal(&pair.a.ns.output(&argv), 1, &[DEVICE, &pid]);
-    pair.connect(secs(2));
+    pair.connect(secs(20));
 }
 
 #[test]

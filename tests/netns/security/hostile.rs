@@ -19,7 +19,7 @@ fn exchange(pair: &Pair, wiretap: &Wiretap) -> Vec<Datagram> {
     for number in 0..100 {
         pair.at_a.send(&flow.frame(number, 300));
         assert!(
-            flow.wait_number(&pair.at_b, number, secs(1)),
+            flow.wait_number(&pair.at_b, number, secs(20)),
             "frame {number} arrives"
         );
     }

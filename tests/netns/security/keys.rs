@@ -128,8 +128,8 @@ fn the_same_preshared_key_works() {
     );
     pair.up();
     pair.connect(secs(10));
-    pair.a.wait_state("up", secs(5));
-    pair.b.wait_state("up", secs(5));
+    pair.a.wait_state("up", secs(20));
+    pair.b.wait_state("up", secs(20));
 }
 
 #[test]

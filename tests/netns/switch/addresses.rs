@@ -83,7 +83,10 @@ impl Star {
         self.at[A].send(&unicast);
         self.at[A].send(&end);
         [B, C].map(|site| {
-            assert!(self.at[site].receives(&end, secs(5)), "a broadcast crosses");
+            assert!(
+                self.at[site].receives(&end, secs(20)),
+                "a broadcast crosses"
+            );
             self.at[site].receives(&unicast, millis(200))
         })
     }
@@ -93,7 +96,7 @@ impl Star {
         self.seed += 2;
         let hello = frames::frame(BROADCAST, station, &[], EXPERIMENTAL, 60, self.seed);
         self.at[site].send(&hello);
-        assert!(self.at[A].receives(&hello, secs(5)), "a broadcast crosses");
+        assert!(self.at[A].receives(&hello, secs(20)), "a broadcast crosses");
     }
 }
 

@@ -63,7 +63,7 @@ impl Lan {
 fn fence(from: &Cable, to: &Cable) {
     // Requests take the slow path, so a broadcast may overtake one.
     for _ in 0..2 {
-        connect(from, to, secs(5));
+        connect(from, to, secs(20));
         std::thread::sleep(millis(50));
     }
 }
@@ -161,7 +161,7 @@ fn probes_announcements_and_unknown_addresses_pass() {
         let is_answer = |it: &Arrival| {
             it.bytes[..6] == at_a.mac && it.bytes[6..12] == lan.b.mac && it.bytes[12..14] == kind
         };
-        assert!(at_a.wait(secs(2), |all| all.iter().any(is_answer)));
+        assert!(at_a.wait(secs(20), |all| all.iter().any(is_answer)));
         fence(at_a, at_b);
         assert_eq!(at_b.count(&sent), 0);
     }
@@ -218,7 +218,7 @@ fn a_host_with_another_address_and_one_that_moves_are_followed() {
     let is_answer = |it: &Arrival| {
         it.bytes[..6] == asker && it.bytes[6..12] == new && it.bytes[20..22] == [0, 2]
     };
-    assert!(at_b.wait(secs(2), |all| all.iter().any(is_answer)));
+    assert!(at_b.wait(secs(20), |all| all.iter().any(is_answer)));
     fence(at_b, at_a);
     assert_eq!(at_a.count(&sent), 0);
 }

@@ -255,7 +255,7 @@ fn assert_row(from: &Cable, to: &Cable, dst: Mac, len: usize, row: &Row<'_>, way
     from.send(&sent);
     if let Ok(tags) = row.1 {
         let expected = with_tags(from.mac, dst, len, tags, 1);
-        to.receives(&expected, secs(2));
+        to.receives(&expected, secs(20));
     } else {
         // Long enough for frames that pass, as tested above.
         to.wait(millis(100), |all| !all.is_empty());
