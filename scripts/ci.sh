@@ -21,19 +21,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-declare -A ASIDE # jobs that are built beside others, and the processes that do it
+BUILDS= # the process group that builds beside other jobs
 
 main() {
   case "${1:-}" in
     quick) run fmt layers vectors docs clippy unit ;;
     all)
       run fmt layers vectors docs
-      build_aside fuzz
-      build_aside threads
-      build_aside models
-      run clippy test doc deny
-      build_aside addresses # where `test` builds too
-      run netns
+      build_aside fuzz threads models addresses # the last where `test` builds too
+      run clippy test doc deny netns
       await_builds
       run models addresses threads fuzz
       ;;
@@ -54,37 +50,34 @@ run() {
   done
 }
 
-# Builds the targets of a later job while earlier jobs run that mostly wait: with SCHED_IDLE (sched(7)), a
-# build uses only idle processors, so that no test notices. These builds have folders of their own.
+# Builds what later jobs need, one after the other, while earlier jobs run that mostly wait: with SCHED_IDLE
+# (sched(7)), a build uses only idle processors, so that no test notices.
 build_aside() {
+  local job
   mkdir -p target
   trap stop_builds EXIT
   set -m # a process group of its own, to be stopped as a whole
   (
     chrt --idle --pid 0 "$BASHPID"
-    BUILD_ONLY=1 "job_$1"
-  ) >"target/ci-$1.log" 2>&1 &
+    for job in "$@"; do
+      BUILD_ONLY=1 "job_$job"
+    done
+  ) >target/ci-builds.log 2>&1 &
   set +m
-  ASIDE[$1]=$!
+  BUILDS=$!
 }
 
 # After a failure or Ctrl-C, which do not reach them.
 stop_builds() {
-  local build
-  for build in "${ASIDE[@]}"; do
-    kill -- "-$build" 2>/dev/null || true
-  done
+  [[ -z $BUILDS ]] || kill -- "-$BUILDS" 2>/dev/null || true
 }
 
 await_builds() {
-  local job
-  for job in "${!ASIDE[@]}"; do
-    if ! wait "${ASIDE[$job]}"; then
-      cat "target/ci-$job.log"
-      exit 1
-    fi
-    unset "ASIDE[$job]"
-  done
+  if ! wait "$BUILDS"; then
+    cat target/ci-builds.log
+    exit 1
+  fi
+  BUILDS=
 }
 
 job_fmt() {
