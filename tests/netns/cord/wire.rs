@@ -6,12 +6,13 @@
 //!  cable or host -- eth7 = patchcord ~~~ router ~~~ patchcord = eth7 -- cable or host
 //! ```
 
-use std::{os::unix::net::UnixDatagram, path::Path};
+use std::path::Path;
 
 use nix::sys::signal::Signal;
 
 use crate::kit::cable::Cable;
 use crate::kit::frames::{BROADCAST, DOT1AD, DOT1Q, EXPERIMENTAL, Mac, frame};
+use crate::kit::host::ServiceManager;
 use crate::kit::pair::connect;
 use crate::kit::process::{Process, eventually, millis, secs};
 use crate::kit::site::{Settings, Site};
@@ -398,19 +399,12 @@ fn a_nic_that_goes_down_comes_back_and_one_that_is_gone_ends_the_tunnel() {
 #[test]
 fn a_nic_that_comes_later_is_waited_for_and_show_and_systemd_are_told() {
     let mut wire = Wire::prepare("", |_| ());
-    let path = wire.sandbox.path().join("notify.sock");
-    let systemd = UnixDatagram::bind(&path).expect("a socket");
-    systemd.set_read_timeout(Some(secs(60))).expect("a limit");
+    let systemd = ServiceManager::new(&wire.sandbox);
     let plug = |site: &Site, n| Cable::to_nic(&site.ns, NIC, [2, 0xca, 0, 0, 0, n], 1500);
     let b = plug(&wire.sites[1], 2);
     wire.sites[1].up();
-    wire.sites[0].up_in(&[&format!("NOTIFY_SOCKET={}", path.display())]);
-    let mut told = Vec::new();
-    while !told.iter().any(|state: &String| state.contains("READY=1")) {
-        let mut bytes = [0; 4096];
-        let len = systemd.recv(&mut bytes).expect("systemd is told");
-        told.push(String::from_utf8_lossy(&bytes[..len]).into_owned());
-    }
+    wire.sites[0].up_in(&[&systemd.variable]);
+    let told = systemd.wait_for(|state| state == "READY=1");
     let waits = "waits for the network card `eth7`";
     assert!(told.iter().any(|state| state.contains(waits)), "{told:?}");
     let shown = wire.sites[0].patchcord(&["show", &wire.sites[0].tunnel]);

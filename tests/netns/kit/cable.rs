@@ -258,7 +258,7 @@ fn send_numbered(
     interval: Duration,
     progress: &Progress,
     len: impl Fn(u64) -> usize,
-) -> u64 {
+) {
     let begun = Instant::now();
     let mut number = 0;
     while !progress.stop.load(Ordering::Relaxed) {
@@ -272,7 +272,6 @@ fn send_numbered(
         let due = begun + interval * u32::try_from(number).expect("a test sends fewer frames");
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }
-    number
 }
 
 impl Drop for Cable {
@@ -293,7 +292,7 @@ struct Progress {
 /// A flow that is being sent.
 pub(crate) struct Stream {
     progress: Arc<Progress>,
-    sender: Option<JoinHandle<u64>>,
+    sender: Option<JoinHandle<()>>,
 }
 
 impl Stream {
@@ -304,21 +303,19 @@ impl Stream {
 
     /// Stops sending; returns how many frames were sent.
     pub(crate) fn stop(mut self) -> u64 {
+        self.end().expect("the sender does not panic");
+        self.sent()
+    }
+
+    fn end(&mut self) -> thread::Result<()> {
         self.progress.stop.store(true, Ordering::Relaxed);
-        self.sender
-            .take()
-            .expect("stopped once")
-            .join()
-            .expect("the sender does not panic")
+        self.sender.take().map_or(Ok(()), JoinHandle::join)
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.progress.stop.store(true, Ordering::Relaxed);
-        if let Some(sender) = self.sender.take() {
-            let _ = sender.join();
-        }
+        let _ = self.end();
     }
 }
 

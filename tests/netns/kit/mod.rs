@@ -9,6 +9,7 @@
 //! | `wire` | two sites that attach a NIC each |
 //! | `topology` | a test's directory, routers of the underlay, hosts |
 //! | `namespace`, `process` | network namespaces; child processes, and `eventually`, the one way of waiting |
+//! | `host` | `patchcord host run`, and what programs tell the service manager |
 //! | `cable`, `frames`, `packets` | a bare cable in a bridge, and what tests send and recognise there |
 //! | `vnet` | frames that leave checksum and segments to the kernel |
 //! | `traffic`, `dhcp` | TCP, UDP and ping between hosts; a DHCP server and client |
@@ -18,6 +19,7 @@
 pub(crate) mod cable;
 pub(crate) mod dhcp;
 pub(crate) mod frames;
+pub(crate) mod host;
 pub(crate) mod load;
 pub(crate) mod mesh;
 pub(crate) mod namespace;

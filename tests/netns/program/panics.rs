@@ -2,7 +2,6 @@
 //! A fault in the program itself: its cost, and its reports. Needs a debug build, in which tests can
 //! arm such faults.
 
-use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -10,8 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::kit::frames::{EXPERIMENTAL, frame};
+use crate::kit::host::run_host;
 use crate::kit::pair::{Pair, Plan};
-use crate::kit::process::{Process, eventually, millis, secs};
+use crate::kit::process::{eventually, millis, secs};
 use crate::kit::site::{DEVICE, Settings, Site, binary};
 
 const REASON: &str = "internal-error";
@@ -137,38 +137,10 @@ fn the_end_of_a_task_of_the_session_is_the_end_of_the_tunnel_and_an_error() {
     assert!(pair.a.link(DEVICE).is_none(), "the device is gone");
 }
 
-/// A host at A with its tunnel under the name `office`.
-fn hosted(pair: &Pair, environment: &[&str]) -> Process {
-    let folder = pair.sandbox.path().join("host");
-    let path = |name: &str| folder.join(name).display().to_string();
-    let (tunnels, state, secrets) = (path("tunnels.d"), path("state"), path("secrets"));
-    fs::create_dir_all(&tunnels).expect("a folder");
-    let config = pair.a.config.display();
-    let file = format!("provider = \"patchcord\"\nvendor.config = \"{config}\"\n");
-    fs::write(format!("{tunnels}/office.toml"), file).expect("a file");
-    let program = binary();
-    let run = [
-        &program,
-        "host",
-        "run",
-        "--tunnels",
-        &tunnels,
-        "--state",
-        &state,
-    ];
-    let words = [&["env"], environment, &run[..], &["--secrets", &secrets]].concat();
-    let mut process = pair
-        .a
-        .ns
-        .spawn(&pair.sandbox.path().join("host.log"), &words);
-    process.wait_for("host is ready", secs(20));
-    process
-}
-
 #[test]
 fn the_end_of_a_task_of_the_host_is_its_end_and_an_error() {
     let pair = Pair::prepare(Plan::default());
-    let mut host = hosted(&pair, &["PATCHCORD_TRIPWIRE=rules"]);
+    let mut host = run_host(&pair, &["PATCHCORD_TRIPWIRE=rules"]);
     assert_eq!(host.wait_exit(secs(60)).code(), Some(1));
     let log = host.log();
     assert!(log.contains("a task of the host panicked"), "{log}");
@@ -197,7 +169,7 @@ fn the_watchdog_gets_nothing_while_a_tunnel_of_the_host_is_stuck_which_ends() {
     let beats = beats(&socket);
     let notify = format!("NOTIFY_SOCKET={}", socket.display());
     let environment = [ARMED, &[&notify, "WATCHDOG_USEC=3000000"]].concat();
-    let _host = hosted(&pair, &environment);
+    let _host = run_host(&pair, &environment);
     pair.b.up();
     let asked = |words: &[&str]| {
         let program = binary();

@@ -5,6 +5,7 @@
 use nix::sys::signal::Signal;
 use patchcord::control::message::LastErrorStatus;
 
+use crate::kit::host::{ServiceManager, run_host};
 use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
 use crate::kit::site::{
@@ -248,46 +249,9 @@ fn a_script_can_ask_whether_a_peer_is_up() {
 fn a_tunnel_of_the_host_is_seen_and_ended_like_any_other() {
     let mut pair = Pair::caller_and_waiter();
     pair.b.up();
-    let config = pair.a.config.display().to_string();
-    let host = pair.sandbox.path().join("host");
-    let tunnels = host.join("tunnels.d");
-    std::fs::create_dir_all(&tunnels).expect("a folder");
-    let file = format!("provider = \"patchcord\"\nvendor.config = \"{config}\"\n");
-    std::fs::write(tunnels.join("office.toml"), file).expect("a file");
-    let log = pair.sandbox.path().join("host.log");
-    let path = |name: &str| host.join(name).display().to_string();
-    let program = binary();
-    let (tunnels, state, secrets) = (path("tunnels.d"), path("state"), path("secrets"));
-    let notified = pair.sandbox.path().join("notify.sock");
-    let systemd = std::os::unix::net::UnixDatagram::bind(&notified).expect("a socket");
-    systemd.set_read_timeout(Some(secs(60))).expect("a limit");
-    let told = |expected: &str| {
-        let mut bytes = [0; 4096];
-        loop {
-            let length = systemd.recv(&mut bytes).expect("systemd is told");
-            if bytes[..length].trim_ascii_end() == expected.as_bytes() {
-                return;
-            }
-        }
-    };
-    let variable = format!("NOTIFY_SOCKET={}", notified.display());
-    let mut process = pair.a.ns.spawn(
-        &log,
-        &[
-            "env",
-            &variable,
-            &program,
-            "host",
-            "run",
-            "--tunnels",
-            &tunnels,
-            "--state",
-            &state,
-            "--secrets",
-            &secrets,
-        ],
-    );
-    process.wait_for("host is ready", secs(20));
+    let systemd = ServiceManager::new(&pair.sandbox);
+    let told = |expected: &str| drop(systemd.wait_for(|state| state == expected));
+    let _host = run_host(&pair, &[&systemd.variable]);
     let (code, text) = pair.a.ran(&["show", "office"]);
     assert_eq!(code, Some(1), "it does not run: {text}");
     eventually(secs(20), "the host knows the tunnel", || {
@@ -391,25 +355,10 @@ fn entries_of_the_journal_have_fields() {
 #[test]
 fn systemd_shows_what_the_tunnel_waits_for() {
     let mut pair = Pair::caller_and_waiter();
-    let path = pair.sandbox.path().join("notify.sock");
-    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
-    socket.set_read_timeout(Some(secs(60))).expect("a limit");
-    let variable = format!("NOTIFY_SOCKET={}", path.display());
-    let (program, config) = (binary(), pair.a.config.display().to_string());
-    let log = pair.sandbox.path().join("notify.log");
-    let _process = pair
-        .a
-        .ns
-        .spawn(&log, &["env", &variable, &program, "up", &config]);
+    let systemd = ServiceManager::new(&pair.sandbox);
+    pair.a.up_in(&[&systemd.variable]);
     let wait_for = |part: &str| {
-        let mut bytes = [0; 4096];
-        loop {
-            let len = socket.recv(&mut bytes).expect("systemd is told");
-            let text = String::from_utf8_lossy(&bytes[..len]).into_owned();
-            if text.starts_with("STATUS=") && text.contains(part) {
-                break;
-            }
-        }
+        systemd.wait_for(|state| state.starts_with("STATUS=") && state.contains(part));
     };
     wait_for("0 of 1 peers up; site2: nothing listens on the endpoint's UDP port");
     pair.b.up();

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use crate::kit::host::run_host;
 use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{Process, eventually, secs};
 use crate::kit::site::{Site, binary, patchcord, write_secret};
@@ -27,11 +28,6 @@ impl Two {
     fn start() -> Self {
         let pair = Pair::prepare(Plan::default());
         let dir = pair.sandbox.path();
-        let tunnels = dir.join("tunnels.d");
-        fs::create_dir_all(&tunnels).expect("a folder");
-        let config = pair.a.config.display();
-        let file = format!("provider = \"patchcord\"\nvendor.config = \"{config}\"\n");
-        fs::write(tunnels.join("office.toml"), file).expect("a file");
         let lab_file = dir.join("lab.toml");
         write_secret(&dir.join("lab.key"), &patchcord(&["genkey"], ""));
         let far = patchcord(&["pubkey"], &patchcord(&["genkey"], ""));
@@ -41,21 +37,9 @@ impl Two {
             far.trim()
         );
         fs::write(&lab_file, text).expect("a file");
-        let path = |name: &str| dir.join(name).display().to_string();
-        let (tunnels, state, secrets) = (path("tunnels.d"), path("state"), path("secrets"));
-        let folders = [
-            "--tunnels",
-            &tunnels,
-            "--state",
-            &state,
-            "--secrets",
-            &secrets,
-        ];
-        let program = binary();
-        let words = [&[program.as_str(), "host", "run"], &folders[..]].concat();
-        let mut host = pair.a.ns.spawn(&dir.join("host.log"), &words);
-        host.wait_for("host is ready", secs(20));
-        let words = [program.as_str(), "up", &path("lab.toml")];
+        let host = run_host(&pair, &[]);
+        let (program, file) = (binary(), lab_file.display().to_string());
+        let words = [program.as_str(), "up", &file];
         let mut lab = pair.a.ns.spawn(&dir.join("lab.log"), &words);
         lab.wait_for("ready", secs(20));
         eventually(secs(20), "the host starts its tunnel", || {
