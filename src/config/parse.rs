@@ -245,6 +245,7 @@ mod tests {
                 workers: Some(2),
                 pin: Some(false),
                 nice: Some(-5),
+                latency: Some(20),
                 udp_gso: OffloadChoice::Off,
                 udp_gro: OffloadChoice::Off,
             }
@@ -404,6 +405,7 @@ lanes = 1
 workers = 2
 pin = false
 nice = -5
+latency = 20
 udp-gso = "off"
 udp-gro = "off"
 "#

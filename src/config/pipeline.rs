@@ -22,6 +22,9 @@ pub struct PipelineConfig {
     /// `nice`: priority of the data threads while they carry bulk traffic, -20 (first) to 19; -20 if
     /// absent.
     pub nice: Option<i32>,
+    /// `latency`: the longest time in microseconds that idle cores may take to wake up while frames
+    /// cross, 0 to 10,000; left to the machine if absent.
+    pub latency: Option<u32>,
     /// `udp-gso`: whether the kernel or the network card may cut trains of datagrams.
     pub udp_gso: OffloadChoice,
     /// `udp-gro`: whether the kernel may hand over datagrams as trains.
@@ -93,6 +96,14 @@ pub(super) const SCHEMA: Schema = Schema {
                     and stays unchanged without it.",
         },
         Key {
+            name: "latency",
+            kind: "string or integer",
+            default: "`\"auto\"`",
+            range: "`auto`, `low`, 0 to 10000",
+            about: "Microseconds that idle cores may take to wake up while frames cross; `low` is 0: \
+                    they poll in place of halting, which takes power. `auto`: as the machine is set.",
+        },
+        Key {
             name: "udp-gso",
             kind: "string",
             default: "`\"auto\"`",
@@ -125,6 +136,7 @@ pub(super) fn read(section: &Section<'_, '_>, report: &mut Report<'_>) -> Pipeli
         workers: section.read("workers", report, workers),
         pin: section.read_flag("pin", report),
         nice: section.read("nice", report, nice),
+        latency: section.read("latency", report, latency).flatten(),
         udp_gso: section.read("udp-gso", report, offload).unwrap_or_default(),
         udp_gro: section.read("udp-gro", report, offload).unwrap_or_default(),
     }
@@ -154,6 +166,15 @@ fn lanes(value: &DeValue<'_>) -> Parsed<usize> {
 
 fn workers(value: &DeValue<'_>) -> Parsed<usize> {
     integer(value, 1..=64, "workers = 2").map(|workers| workers as usize)
+}
+
+fn latency(value: &DeValue<'_>) -> Parsed<Option<u32>> {
+    match value {
+        DeValue::Integer(_) => {
+            integer(value, 0..=10_000, "latency = 20").map(|bound_us| Some(bound_us as u32))
+        }
+        _ => choice(value, &[("auto", None), ("low", Some(0))]),
+    }
 }
 
 fn nice(value: &DeValue<'_>) -> Parsed<i32> {

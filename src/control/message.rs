@@ -17,7 +17,8 @@ pub use self::{
     },
     status::{
         BlockStatus, BridgePortStatus, CorePlanStatus, Counters, DeviceStatus, GroupStatus,
-        KernelCountersStatus, LastErrorStatus, PeerStatus, PortStatus, Rates, Status, ThreadStatus,
+        KernelCountersStatus, LastErrorStatus, LatencyState, LatencyStatus, PeerStatus, PortStatus,
+        Rates, Status, ThreadStatus,
     },
 };
 
@@ -221,6 +222,11 @@ mod tests {
                     listen_is_here: number % 2 == 0,
                     udp_gso: number % 2 == 0,
                     udp_gro: number % 3 == 0,
+                    latency: (number % 2 == 0).then(|| LatencyStatus {
+                        bound_us: number,
+                        state: LatencyState::Unavailable,
+                        problem: bridge.clone(),
+                    }),
                     device: DeviceStatus {
                         name: name.clone(),
                         index: number,

@@ -22,12 +22,14 @@
 //! power      sleep and wake-up of the machine; `bus`, D-Bus for `dns` and `power`
 //! service    sockets from the service manager, and notifications to it
 //! signals    which signals end the program
+//! cpu_latency  how long idle cores may take to wake up
 //! ```
 //!
 //! `machine` uses `io` for the TAP and for system calls, and knows no peers, keys or VLANs. Netlink
 //! connections belong to the network namespace of the thread that opens them.
 
 pub(crate) mod bus;
+pub(crate) mod cpu_latency;
 pub(crate) mod device;
 pub(crate) mod dns;
 pub(crate) mod file;

@@ -257,6 +257,12 @@ impl Engine {
         join_all(&mut self.threads, PATIENCE).await;
     }
 
+    /// Counts the frames that crossed the device so far, in both directions.
+    pub(crate) fn frame_counter(&self) -> impl Fn() -> u64 + Send + use<> {
+        let shared = self.shared.clone();
+        move || shared.tap.outbound.frames() + shared.tap.inbound.frames()
+    }
+
     /// The watchdog of its threads and tasks.
     pub(crate) fn watchdog(&self) -> Arc<Watchdog> {
         self.shared.watchdog.clone()

@@ -5,6 +5,7 @@
 //! other. [`run`] is a [`Host`] with this one tunnel on the control thread: it answers clients as any
 //! host does, and notifies systemd.
 
+mod latency;
 mod provider;
 mod status;
 

@@ -16,7 +16,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::status::{self, Snapshot};
+use super::{
+    latency::WakeBound,
+    status::{self, Snapshot},
+};
 use crate::{
     config::{
         Backend, Carrier, CipherChoice, Config, DeviceConfig, Endpoint, Mode, OffloadChoice,
@@ -67,6 +70,7 @@ pub struct TunnelProvider {
 
 struct Running {
     engine: Engine,
+    wake_bound: Option<Arc<WakeBound>>,
     watchers: JoinSet<()>,
 }
 
@@ -159,6 +163,7 @@ impl TunnelProvider {
 
         // The MTU of a NIC is known only now.
         let mtu = context.device_info().map_or(config.device.mtu, |it| it.mtu);
+        let wake_bound = config.pipeline.latency.map(WakeBound::new).map(Arc::new);
         let mut running = self.running.lock().await;
         let (engine, events) = Engine::start(engine_config(config, mtu), queues, sockets)
             .map_err(|error| ProviderError::with_source("cannot start the data threads", error))?;
@@ -178,8 +183,17 @@ impl TunnelProvider {
         watchers.spawn(supervise(context.clone(), carrier));
         let addresses = watch_addresses(self.running.clone());
         watchers.spawn(supervise(context.clone(), addresses));
+        if let Some(bound) = wake_bound.clone() {
+            let frames = engine.frame_counter();
+            let bound = async move { bound.follow(frames).await };
+            watchers.spawn(supervise(context.clone(), bound));
+        }
         self.set_watchdog(Some(engine.watchdog()));
-        *running = Some(Running { engine, watchers });
+        *running = Some(Running {
+            engine,
+            wake_bound,
+            watchers,
+        });
         Ok(())
     }
 
@@ -234,7 +248,9 @@ impl TunnelProvider {
 
     async fn show(&self, context: &ProviderContext) -> Option<Answer> {
         let running = self.running.lock().await;
-        let Running { engine, .. } = running.as_ref()?;
+        let Running {
+            engine, wake_bound, ..
+        } = running.as_ref()?;
         let state = *context.status().borrow();
         let snapshot = Snapshot {
             tunnel: context.tunnel(),
@@ -246,6 +262,7 @@ impl TunnelProvider {
             device: context.device_report().await?,
             mode: self.mode,
             plan: engine.plan(),
+            latency: wake_bound.as_ref().map(|bound| bound.status()),
             engine: engine.view().await?,
         };
         Some(Answer::Status(Box::new(status::status(snapshot))))
@@ -275,6 +292,7 @@ impl EthernetTunnelProvider for TunnelProvider {
                 let Running {
                     engine,
                     mut watchers,
+                    ..
                 } = running;
                 watchers.shutdown().await;
                 engine.stop().await;

@@ -9,7 +9,8 @@ use crate::{
     config::Mode,
     control::message::{
         BlockStatus, BridgePortStatus, CorePlanStatus, Counters, DeviceStatus, GroupStatus,
-        KernelCountersStatus, LastErrorStatus, PeerStatus, PortStatus, Rates, Status, ThreadStatus,
+        KernelCountersStatus, LastErrorStatus, LatencyStatus, PeerStatus, PortStatus, Rates,
+        Status, ThreadStatus,
     },
     crypto::keys::PublicKey,
     io::udp::{Capabilities, is_here},
@@ -34,6 +35,7 @@ pub(super) struct Snapshot<'a> {
     pub(super) device: DeviceReport,
     pub(super) mode: Mode,
     pub(super) plan: &'a CorePlan,
+    pub(super) latency: Option<LatencyStatus>,
     pub(super) engine: EngineView,
 }
 
@@ -75,6 +77,7 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         udp_gro: snapshot.udp.gro,
         device: device_status(snapshot.device, snapshot.mode),
         core_plan: plan_status(snapshot.plan),
+        latency: snapshot.latency,
         counters: Counters {
             outbound_frames: outbound.0,
             outbound_bytes: outbound.1,

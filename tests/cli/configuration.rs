@@ -354,6 +354,10 @@ fn refuses_values_of_the_device() {
         ]),
         (DEVICE, "name = \"pc0\"\n[pipeline]\nlanes = 9", "8:9: [pipeline] lanes:", &["1 to 8"]),
         (DEVICE, "name = \"pc0\"\n[pipeline]\nnice = 20", "8:8: [pipeline] nice:", &["-20 to 19"]),
+        (DEVICE, "name = \"pc0\"\n[pipeline]\nlatency = \"high\"", "8:11: [pipeline] latency:", &[
+            "`auto` or `low`",
+        ]),
+        (DEVICE, "name = \"pc0\"\n[pipeline]\nlatency = 10001", "8:11: [pipeline] latency:", &["0 to 10000"]),
         (DEVICE, "name = \"pc0\"\n[pipeline]\nplan = \"staged\"\nlanes = 2", "9:9: [pipeline] lanes:", &[
             "the staged plan has one lane",
         ]),

@@ -9,7 +9,7 @@ mod tests;
 
 use std::iter;
 
-use patchcord::control::message::{BlockStatus, PortStatus, Status};
+use patchcord::control::message::{BlockStatus, LatencyState, LatencyStatus, PortStatus, Status};
 
 use self::{
     device::{device, device_trouble},
@@ -192,8 +192,9 @@ fn overview(status: &Status) -> String {
         row("device", device(&status.device)),
     ];
     rows.extend(device_trouble(&status.device));
+    rows.push(row("core plan", core_plan(status)));
+    rows.extend(status.latency.iter().map(|it| row("latency", latency(it))));
     rows.extend([
-        row("core plan", core_plan(status)),
         row("outbound", outbound(&status.counters)),
         row("inbound", inbound(&status.counters)),
         row(
@@ -216,6 +217,21 @@ fn listen(status: &Status) -> String {
     ];
     let parts = iter::once(status.listen.as_str()).chain(without.into_iter().flatten());
     parts.collect::<Vec<_>>().join(", ")
+}
+
+fn latency(status: &LatencyStatus) -> String {
+    let bound = match status.bound_us {
+        0 => "idle cores poll".to_owned(),
+        bound_us => format!("idle cores wake up within {bound_us} us"),
+    };
+    match (status.state, &status.problem) {
+        (LatencyState::Held, _) => format!("held: {bound}"),
+        (LatencyState::Idle, _) => format!("not held: {bound} only while frames cross"),
+        (LatencyState::Unavailable, problem) => {
+            let problem = problem.as_deref().unwrap_or("the kernel refuses");
+            format!("not available: {problem}")
+        }
+    }
 }
 
 fn core_plan(status: &Status) -> String {

@@ -124,6 +124,35 @@ addresses
 }
 
 #[test]
+fn the_page_says_whether_cores_are_kept_awake() {
+    for (bound_us, state, problem, expected) in [
+        (0, LatencyState::Held, None, "held: idle cores poll"),
+        (
+            20,
+            LatencyState::Idle,
+            None,
+            "not held: idle cores wake up within 20 us only while frames cross",
+        ),
+        (
+            0,
+            LatencyState::Unavailable,
+            Some("no device".to_owned()),
+            "not available: no device",
+        ),
+    ] {
+        let mut status = status();
+        status.latency = Some(LatencyStatus {
+            bound_us,
+            state,
+            problem,
+        });
+        let page = page(&status, false);
+        let line = format!("  latency     {expected}\n");
+        assert!(page.contains(&line), "{page}");
+    }
+}
+
+#[test]
 fn many_peers_have_a_line_each_unless_all_is_wanted() {
     let mut status = status();
     let mut dead = status.peers[0].clone();
@@ -348,6 +377,7 @@ fn status() -> Status {
             cores: 2,
             threads: vec![thread("outbound", Some(1)), thread("control", None)],
         },
+        latency: None,
         peers: vec![PeerStatus {
             name: "site-b".into(),
             public_key: "theirs=".into(),

@@ -35,6 +35,9 @@ pub struct Status {
     pub device: DeviceStatus,
     /// The assignment of work to threads and cores.
     pub core_plan: CorePlanStatus,
+    /// The bound on the wake-up time of idle cores; absent with `latency = "auto"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<LatencyStatus>,
     /// One entry per `[[peer]]`, in the order of the file.
     pub peers: Vec<PeerStatus>,
     /// Frames and bytes over the TAP.
@@ -180,6 +183,30 @@ pub struct ThreadStatus {
     pub name: String,
     /// The core it is pinned to, if it is.
     pub core: Option<usize>,
+}
+
+/// The bound on the time that idle cores take to wake up, as `pipeline.latency` asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LatencyStatus {
+    /// Microseconds; with 0, idle cores poll.
+    pub bound_us: u32,
+    /// Whether the kernel has the request.
+    pub state: LatencyState,
+    /// Why it cannot have it, with the remedy, as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Whether the kernel keeps idle cores within a bound, for a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LatencyState {
+    /// It does, as frames cross.
+    Held,
+    /// It need not, as fewer than ten frames crossed in the last second.
+    Idle,
+    /// It cannot.
+    Unavailable,
 }
 
 /// One peer.
