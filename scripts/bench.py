@@ -32,7 +32,7 @@ RESULTS = os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "bench")
 BASE = "plain veth"
 ADDRESSES = {BASE: "192.0.2.%d", "kernel VXLAN": "10.98.0.%d", "patchcord": "10.99.0.%d"}
 VXLAN_OVERHEAD = 50
-OFFLOADS = ["tso", "gso", "gro", "tx-udp-segmentation"]
+SEND_OFFLOADS = ["tso", "gso", "tx-udp-segmentation"]
 IPERF_PORT, ECHO_PORT = 5201, 7000
 ECHO_BYTES, ECHO_INTERVAL_S, ECHO_PATIENCE_S = 64, 0.001, 0.2
 IDLE_S, LOADED_S, LOAD_BEFORE_S = 1.0, 1.5, 0.5
@@ -64,10 +64,11 @@ class Bench(Sites):
         os.makedirs(self.work, mode=0o700)
         self.add("site-a", "site-b")
         self.join(self.options.mtu)
-        if self.options.underlay_offload == "off":
+        if self.options.underlay_offload != "on":
+            gro = "on" if self.options.underlay_offload == "receive" else "off"
             for site in UNDERLAY:
-                for offload in OFFLOADS:
-                    self.inside("site-" + site, "ethtool", "-K", "wan", offload, "off")
+                for offload, state in [(offload, "off") for offload in SEND_OFFLOADS] + [("gro", gro)]:
+                    self.inside("site-" + site, "ethtool", "-K", "wan", offload, state)
         if self.add_vxlan():
             self.subjects.append("kernel VXLAN")
         self.start_cords(lambda site: 'mtu = %d\naddresses = ["%s/24"]' % (self.options.mtu, address("patchcord", site)),
@@ -415,8 +416,9 @@ def arguments():
     parser.add_argument("--rounds", "--repeat", type=int, default=5, metavar="N", help="rounds (5)")
     parser.add_argument("--time", type=int, default=3, metavar="SECONDS", help="length of each TCP test (3)")
     parser.add_argument("--mtu", type=int, default=1500, metavar="BYTES", help="of the underlay and the tunnel (1500)")
-    parser.add_argument("--underlay-offload", choices=["on", "off"], default="on",
-                        help="off: the veth carries packets of its MTU only, as between plain network cards")
+    parser.add_argument("--underlay-offload", choices=["on", "receive", "off"], default="on",
+                        help="off: the veth carries packets of its MTU only, as between plain network cards; receive: so it does, "
+                             "and both ends merge them again (GRO), as network cards do unless told otherwise")
     parser.add_argument("--cipher", choices=["auto", "aes-256-gcm", "chacha20-poly1305"], default="auto")
     parser.add_argument("--out", metavar="FILE", help="where the JSON goes (%s/DATE.json)" % RESULTS)
     parser.add_argument("--plot", metavar="FILE", help="draw an SVG too")
@@ -429,6 +431,8 @@ def arguments():
     options.handed_on = handed_on
     if options.rounds < 1 or options.time < 1:
         parser.error("--rounds and --time are at least 1")
+    if options.harness and options.underlay_offload == "receive":
+        parser.error("a harness knows --underlay-offload on and off")
     if handed_on and not options.harness:
         parser.error("only a harness takes what follows `--`")
     if options.harness and not os.path.exists(os.path.join(options.harness, "peers.py")):
