@@ -186,6 +186,7 @@ pub struct Flow {
     frames: AtomicU64,
     bytes: AtomicU64,
     datagrams: AtomicU64,
+    mergeable: AtomicU64,
 }
 
 impl Flow {
@@ -198,6 +199,12 @@ impl Flow {
     /// Adds datagrams: sent, or received and found authentic.
     pub fn add_datagrams(&self, datagrams: u64) {
         self.datagrams.fetch_add(datagrams, Ordering::Relaxed);
+    }
+
+    /// Adds datagrams that arrived singly, although the kernel could have merged them with the ones
+    /// before. They are counted as datagrams, too.
+    pub fn add_mergeable(&self, datagrams: u64) {
+        self.mergeable.fetch_add(datagrams, Ordering::Relaxed);
     }
 
     /// Frames so far.
@@ -213,6 +220,11 @@ impl Flow {
     /// Datagrams so far.
     pub fn datagrams(&self) -> u64 {
         self.datagrams.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that the kernel could have merged.
+    pub fn mergeable(&self) -> u64 {
+        self.mergeable.load(Ordering::Relaxed)
     }
 }
 

@@ -337,6 +337,7 @@ mod tests {
                     since_s: f64::from(age) / 4.0,
                     last_s: 0.25,
                 }),
+                remedies: endpoint.iter().cloned().collect(),
                 name,
                 endpoint,
                 path_mtu,

@@ -23,6 +23,7 @@
 //! service    sockets from the service manager, and notifications to it
 //! signals    which signals end the program
 //! cpu_latency  how long idle cores may take to wake up
+//! receive_offload  whether an interface merges what it receives
 //! ```
 //!
 //! `machine` uses `io` for the TAP and for system calls, and knows no peers, keys or VLANs. Netlink
@@ -40,6 +41,7 @@ pub(crate) mod namespace;
 pub(crate) mod path;
 pub(crate) mod power;
 pub(crate) mod proxy;
+pub(crate) mod receive_offload;
 pub(crate) mod reply_source;
 pub(crate) mod resolver;
 pub(crate) mod route;

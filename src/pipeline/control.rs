@@ -6,6 +6,7 @@
 
 mod names;
 mod report;
+mod single_datagrams;
 #[cfg(test)]
 mod tests;
 
@@ -45,7 +46,10 @@ use crate::{
         trouble::{NameError, Unreachable},
     },
     stats::Drops,
+    wire::local::Local,
 };
+
+use self::single_datagrams::SingleDatagrams;
 
 /// From the engine's owner.
 pub(super) enum Command {
@@ -81,6 +85,7 @@ pub(super) struct ControlTask {
     turns: Vec<usize>,
     /// One for each peer, in the order of their ports.
     meters: Vec<Meter>,
+    singles: Vec<SingleDatagrams>,
     reports: Reports,
     /// The summary that the owner was last told.
     summary: String,
@@ -96,6 +101,7 @@ impl ControlTask {
         events: mpsc::Sender<EngineEvent>,
     ) -> Self {
         let meters = labels.iter().map(|_| Meter::new(now())).collect();
+        let singles = labels.iter().map(|_| SingleDatagrams::default()).collect();
         let icmp = Icmp::open(socket.local_addr().map_or(0, |address| address.port()));
         Self {
             node,
@@ -113,6 +119,7 @@ impl ControlTask {
             lookups: JoinSet::new(),
             looking_up: HashMap::new(),
             meters,
+            singles,
             reports: Reports::default(),
             summary: String::new(),
             icmp,
@@ -173,6 +180,7 @@ impl ControlTask {
                 handled.unwrap_or_else(|reason| self.drops.count(reason));
                 if newest && handled.is_ok() {
                     self.note_reply_source(now, (from, local));
+                    self.note_interface(from, local);
                 }
             }
             Notice::Roamed { receiver, from } => self.node.handle_roamed(now, receiver, from),
@@ -199,6 +207,15 @@ impl ControlTask {
             && self.reply_sources.handle_heard(now, from, local)
         {
             self.publish_tables();
+        }
+    }
+
+    fn note_interface(&mut self, from: SocketAddr, local: Option<Local>) {
+        let heard = self.node.endpoints().find(|(_, at)| *at == from);
+        if let (Some((port, _)), Some(local)) = (heard, local)
+            && let Some(singles) = self.singles.get_mut(usize::from(port.0) - 1)
+        {
+            singles.handle_heard(local.interface);
         }
     }
 

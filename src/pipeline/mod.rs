@@ -83,7 +83,7 @@ use crate::{
     },
 };
 
-pub(crate) use self::view::{EngineEvent, EngineView, PortView, Stopped};
+pub(crate) use self::view::{EngineEvent, EngineView, PeerReport, PortView, Stopped};
 
 /// The inputs of an engine.
 pub(crate) struct EngineConfig {

@@ -35,6 +35,7 @@ const INITIATORS: usize = 64;
 enum Topic {
     Move,
     Flaps,
+    Unmerged,
     Trouble(&'static str),
 }
 
@@ -104,6 +105,19 @@ impl Reports {
         if let Some(left_out) = self.peers.may(topic, MOVE_INTERVAL, now) {
             let repeated = left_out.repeated;
             info!(peer, %from, %to, repeated, "peer moved to another address");
+        }
+    }
+
+    /// Bulk traffic of the peer arrives as single datagrams by `interface`, where GRO is off.
+    pub(super) fn unmerged(&mut self, port: PortId, peer: &str, interface: &str, now: Instant) {
+        if let Some(left_out) = self.peers.may((port, Topic::Unmerged), INTERVAL, now) {
+            let repeated = left_out.repeated;
+            info!(
+                peer,
+                interface,
+                repeated,
+                "datagrams of the peer arrive one by one, which costs processor time: GRO is off at the interface; `ethtool -K {interface} gro on`"
+            );
         }
     }
 

@@ -35,7 +35,7 @@ pub(crate) enum EngineEvent {
 #[derive(Debug)]
 pub(crate) struct EngineView {
     /// The peers, in the order of their ports.
-    pub peers: Vec<(String, PeerView, Rates)>,
+    pub peers: Vec<PeerReport>,
     /// Frames and bytes read from the TAP, then those written to it.
     pub tap: [(u64, u64); 2],
     /// The counted drops.
@@ -50,6 +50,19 @@ pub(crate) struct EngineView {
     pub fdb: Vec<FdbStatus>,
     /// How many others it knows.
     pub fdb_omitted: u64,
+}
+
+/// A peer.
+#[derive(Debug)]
+pub(crate) struct PeerReport {
+    /// Its name.
+    pub name: String,
+    /// The state of the protocol.
+    pub view: PeerView,
+    /// Its traffic per second.
+    pub rates: Rates,
+    /// The interface that could merge its datagrams, and does not.
+    pub unmerged_at: Option<String>,
 }
 
 /// A port of the switch.

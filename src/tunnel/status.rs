@@ -9,8 +9,8 @@ use crate::{
     config::Mode,
     control::message::{
         BlockStatus, BridgePortStatus, CorePlanStatus, Counters, DeviceStatus, GroupStatus,
-        KernelCountersStatus, LastErrorStatus, LatencyStatus, PeerStatus, PortStatus, Rates,
-        Status, ThreadStatus,
+        KernelCountersStatus, LastErrorStatus, LatencyStatus, PeerStatus, PortStatus, Status,
+        ThreadStatus,
     },
     crypto::keys::PublicKey,
     io::udp::{Capabilities, is_here},
@@ -18,8 +18,8 @@ use crate::{
         device::DeviceReport,
         link::{PortReport, ranges},
     },
-    pipeline::{EngineView, PortView, clock, plan::CorePlan},
-    proto::{node::PeerView, trouble::LastTrouble},
+    pipeline::{EngineView, PeerReport, PortView, clock, plan::CorePlan},
+    proto::trouble::LastTrouble,
     provider::SessionStatus,
     stats::Traffic,
 };
@@ -83,19 +83,16 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
             outbound_bytes: outbound.1,
             outbound_datagrams: peers
                 .iter()
-                .map(|(_, peer, _)| peer.traffic.outbound.datagrams())
+                .map(|peer| peer.view.traffic.outbound.datagrams())
                 .sum(),
             inbound_frames: inbound.0,
             inbound_bytes: inbound.1,
             inbound_datagrams: peers
                 .iter()
-                .map(|(_, peer, _)| peer.traffic.inbound.datagrams())
+                .map(|peer| peer.view.traffic.inbound.datagrams())
                 .sum(),
         },
-        peers: peers
-            .into_iter()
-            .map(|(name, view, rates)| peer_status(name, &view, rates))
-            .collect(),
+        peers: peers.into_iter().map(peer_status).collect(),
         drops: drops
             .into_iter()
             .map(|(reason, count)| (reason.name().to_owned(), count))
@@ -108,7 +105,7 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
     }
 }
 
-fn port_status(peers: &[(String, PeerView, Rates)], port: u16, view: &PortView) -> PortStatus {
+fn port_status(peers: &[PeerReport], port: u16, view: &PortView) -> PortStatus {
     let since_s = |then_us: u64, now_us: u64| now_us.saturating_sub(then_us) as f64 / 1e6;
     let by_loop = view.blocked_by_loop.map(|blocked| BlockStatus::Loop {
         other: port_name(peers, blocked.cause.other.0),
@@ -128,12 +125,12 @@ fn port_status(peers: &[(String, PeerView, Rates)], port: u16, view: &PortView) 
     }
 }
 
-fn port_name(peers: &[(String, PeerView, Rates)], port: u16) -> String {
+fn port_name(peers: &[PeerReport], port: u16) -> String {
     match usize::from(port).checked_sub(1) {
         None => "tap".to_owned(),
         Some(place) => peers
             .get(place)
-            .map_or_else(|| "?".to_owned(), |(name, ..)| name.clone()),
+            .map_or_else(|| "?".to_owned(), |peer| peer.name.clone()),
     }
 }
 
@@ -197,7 +194,13 @@ fn plan_status(plan: &CorePlan) -> CorePlanStatus {
     }
 }
 
-fn peer_status(name: String, view: &PeerView, rates: Rates) -> PeerStatus {
+fn peer_status(peer: PeerReport) -> PeerStatus {
+    let PeerReport {
+        name,
+        view,
+        rates,
+        unmerged_at,
+    } = peer;
     let state = match (view.is_up, view.endpoint) {
         (true, _) => "up",
         (false, _) if view.is_held_down => "flapping",
@@ -218,9 +221,17 @@ fn peer_status(name: String, view: &PeerView, rates: Rates) -> PeerStatus {
         path_mtu: view.path_mtu.map(u32::from),
         handshakes: view.handshakes,
         last_error: view.last_trouble.as_ref().map(last_error),
+        remedies: unmerged_at.iter().map(|it| unmerged(it)).collect(),
         counters: counters(&view.traffic),
         rates,
     }
+}
+
+fn unmerged(interface: &str) -> String {
+    format!(
+        "receives single datagrams, which costs processor time: GRO is off at {interface}; \
+         `ethtool -K {interface} gro on`"
+    )
 }
 
 fn last_error(last: &LastTrouble) -> LastErrorStatus {

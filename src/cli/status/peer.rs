@@ -66,6 +66,7 @@ pub(crate) fn peer(peer: &PeerStatus) -> String {
     rows.extend(path_mtu(peer).map(|text| row("path MTU", text)));
     rows.push(row("outbound", outbound(&peer.counters)));
     rows.push(row("inbound", inbound(&peer.counters)));
+    rows.extend(peer.remedies.iter().map(|text| row("", text.clone())));
     let Rates {
         outbound_bits_per_s,
         outbound_frames_per_s,

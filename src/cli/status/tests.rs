@@ -153,6 +153,15 @@ fn the_page_says_whether_cores_are_kept_awake() {
 }
 
 #[test]
+fn the_page_says_what_makes_a_peer_slow() {
+    let mut status = status();
+    status.peers[0].remedies = vec!["receives single datagrams".into()];
+    let page = page(&status, false);
+    let lines = "  inbound         0 B, 0 frames, 0 datagrams\n                  receives single datagrams\n";
+    assert!(page.contains(lines), "{page}");
+}
+
+#[test]
 fn many_peers_have_a_line_each_unless_all_is_wanted() {
     let mut status = status();
     let mut dead = status.peers[0].clone();
@@ -390,6 +399,7 @@ fn status() -> Status {
             path_mtu: Some(1500),
             handshakes: 3,
             last_error: None,
+            remedies: Vec::new(),
             counters,
             rates: Rates {
                 outbound_bits_per_s: 1_540_000.0,

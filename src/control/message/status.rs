@@ -237,6 +237,9 @@ pub struct PeerStatus {
     /// the trouble is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<LastErrorStatus>,
+    /// Each cause that makes its traffic slow, with the remedy, as text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remedies: Vec<String>,
     /// Traffic with this peer.
     pub counters: Counters,
     /// Its speed over the last second.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 pub(crate) mod bpf;
 pub(crate) mod ebpf;
+pub(crate) mod ethtool;
 pub(crate) mod faults;
 pub(crate) mod mmsg;
 pub(crate) mod packet;

@@ -107,12 +107,19 @@ impl RecvBatch {
     /// The datagrams of the last [`recv_batch`](super::UdpSocket::recv_batch), in the order of
     /// arrival.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = Received<'_>> {
-        self.slots.filled(self.filled).filter_map(|slot| {
+        let mut before = None;
+        self.slots.filled(self.filled).filter_map(move |slot| {
             let stride = slot.segment_size.max(1);
+            let source = slot.source?;
+            let len = slot.bytes.len() - Self::HEADROOM;
+            let single = (len == stride).then_some((len, source));
+            let is_mergeable = single.is_some() && single == before;
+            before = single;
             Some(Received {
-                from: canonical(slot.source?),
+                from: canonical(source),
                 to: slot.local,
                 stride,
+                is_mergeable,
                 buffer: slot.bytes,
             })
         })
@@ -141,6 +148,9 @@ pub(crate) struct Received<'a> {
     pub to: Option<Local>,
     /// Datagrams are this far apart, the last may be shorter. At least 1, for `chunks_mut`.
     pub stride: usize,
+    /// Whether it is a single datagram that GRO would have merged with the one before: of the same
+    /// sender, and of the same size.
+    pub is_mergeable: bool,
     buffer: &'a mut [u8],
 }
 
@@ -222,6 +232,35 @@ mod tests {
             assert_eq!(seen, [(from, vec![2, 2, 1], round), (from, vec![5], 7)]);
         }
     }
+
+    #[test]
+    fn single_datagrams_of_one_size_in_a_row_could_have_been_a_train() {
+        let (one, other) = (
+            "192.0.2.1:1".parse().unwrap(),
+            "192.0.2.1:2".parse().unwrap(),
+        );
+        let mut batch = RecvBatch::new(9);
+        for (from, stride, len, _) in RECEIVED_IN_A_ROW {
+            let from = if from == 1 { one } else { other };
+            batch.push((from, None), stride, &[0; 200][..len]);
+        }
+        let seen = batch.iter_mut().map(|received| received.is_mergeable);
+        let expected = RECEIVED_IN_A_ROW.map(|(.., is_mergeable)| is_mergeable);
+        assert_eq!(seen.collect::<Vec<_>>(), expected);
+    }
+
+    /// Sender, stride, length, and whether it could have been merged.
+    const RECEIVED_IN_A_ROW: [(u8, usize, usize, bool); 9] = [
+        (1, 100, 100, false),
+        (1, 100, 100, true),
+        (1, 100, 100, true),
+        (1, 99, 99, false),
+        (2, 99, 99, false),
+        (2, 99, 99, true),
+        (2, 99, 198, false),
+        (2, 99, 99, false),
+        (2, 99, 99, true),
+    ];
 
     #[test]
     fn a_batch_takes_what_was_offered_and_loses_nothing() {

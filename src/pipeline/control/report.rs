@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reports about the peers for `show`, the log and the owner.
 
+use std::os::fd::AsFd;
+
 use patchcord_bridge::PortId;
 use tracing::{info, warn};
 
 use super::{ControlTask, name};
 use crate::{
+    machine::receive_offload,
     pipeline::{
         clock::now,
         fdb_admin::Addresses,
         reports,
-        view::{EngineEvent, EngineView, PortView},
+        view::{EngineEvent, EngineView, PeerReport, PortView},
     },
-    proto::{limits::FRAME_OVERHEAD, node::Refused},
+    proto::{
+        limits::FRAME_OVERHEAD,
+        node::{PeerView, Refused},
+    },
     stats::DropReason,
     tripwire,
 };
@@ -41,6 +47,7 @@ impl ControlTask {
         for (meter, view) in self.meters.iter_mut().zip(&views) {
             meter.read(now, &view.traffic);
         }
+        self.note_single_datagrams(&views);
         let names = self.labels.iter().map(|(name, _)| name.as_str());
         let summary = reports::summary(&names.zip(&views).collect::<Vec<_>>());
         if summary != self.summary {
@@ -48,6 +55,27 @@ impl ControlTask {
             let event = EngineEvent::Summary(summary.clone());
             if self.events.try_send(event).is_ok() {
                 self.summary = summary;
+            }
+        }
+    }
+
+    /// Without UDP GRO of its own, a single datagram is what the tunnel asked for.
+    fn note_single_datagrams(&mut self, views: &[PeerView]) {
+        if !self.socket.capabilities().gro {
+            return;
+        }
+        let off_at = |index| {
+            let off = receive_offload::off_at(self.socket.as_fd(), index);
+            // An interface that has gone.
+            off.unwrap_or_default()
+        };
+        for (place, (singles, view)) in self.singles.iter_mut().zip(views).enumerate() {
+            if singles.read(&view.traffic.inbound, off_at)
+                && let Some(interface) = singles.culprit()
+            {
+                let port = PortId(place as u16 + 1);
+                let peer = name(&self.labels, port);
+                self.reports.unmerged(port, peer, interface, now());
             }
         }
     }
@@ -107,8 +135,13 @@ impl ControlTask {
         EngineView {
             peers: names
                 .zip(self.node.views(now()))
-                .zip(&self.meters)
-                .map(|((name, view), meter)| (name, view, meter.rates()))
+                .zip(self.meters.iter().zip(&self.singles))
+                .map(|((name, view), (meter, singles))| PeerReport {
+                    name,
+                    view,
+                    rates: meter.rates(),
+                    unmerged_at: singles.culprit().map(str::to_owned),
+                })
                 .collect(),
             tap: [
                 flow(&self.shared.tap.outbound),

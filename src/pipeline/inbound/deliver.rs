@@ -192,11 +192,11 @@ impl Delivery {
     ) {
         let mut place = 0;
         for mut received in batch.iter_mut() {
-            let from = (received.from, received.to);
+            let (from, is_mergeable) = ((received.from, received.to), received.is_mergeable);
             for datagram in received.datagrams() {
                 if place == *next {
                     let opened = open(place, from, datagram);
-                    self.deliver_one(tables, from, opened, datagram, now);
+                    self.deliver_one(tables, (from, is_mergeable), opened, datagram, now);
                     *next += 1;
                 }
                 place += 1;
@@ -275,7 +275,7 @@ impl Delivery {
     fn deliver_one(
         &mut self,
         tables: &Tables,
-        from: DatagramPath,
+        (from, is_mergeable): (DatagramPath, bool),
         opened: Opened,
         datagram: &[u8],
         now: Now,
@@ -293,6 +293,7 @@ impl Delivery {
             receiver,
             counter,
             from,
+            is_mergeable,
         };
         let plaintext = &datagram[DATA_HEADER_LEN..datagram.len() - TAG_LEN];
         if let Err(reason) = self.accept(tables, arrival, plaintext, now) {

@@ -28,6 +28,8 @@ pub(super) struct Arrival {
     pub(super) receiver: SessionIndex,
     pub(super) counter: Counter,
     pub(super) from: DatagramPath,
+    /// See [`Received`](crate::io::udp::Received).
+    pub(super) is_mergeable: bool,
 }
 
 /// Unpacks plaintext, and passes each frame that is whole to the TAP writer.
@@ -48,12 +50,16 @@ impl Unpacker<'_> {
             receiver,
             counter,
             from: (from, local),
+            is_mergeable,
         } = arrival;
         let newest = lane.window.accept(counter.sequence())?;
         lane.last_arrival = arrived;
         let port = lane.session.port;
         lane.session.confirm();
         lane.session.traffic.inbound.add_datagrams(1);
+        if is_mergeable {
+            lane.session.traffic.inbound.add_mergeable(1);
+        }
         if counter.lane() == Lane::CONTROL {
             if message_type != MessageType::Chunks {
                 return Err(DropReason::Malformed);

@@ -14,8 +14,8 @@ use crate::kit::process::{eventually, millis, secs};
 use crate::kit::site::{DEVICE, Settings, Site};
 use crate::kit::topology::Host;
 use crate::kit::traffic::{
-    BLOCK, Ip, assert_checksums, assert_exact, assert_nothing_refused, nstat, packets, shower,
-    transfer,
+    BLOCK, Ip, assert_checksums, assert_exact, assert_nothing_refused, iperf, nstat, packets,
+    shower, transfer,
 };
 use crate::kit::vnet::Crafter;
 
@@ -164,6 +164,35 @@ fn a_tunnel_may_do_without_the_offloads_of_udp() {
 /// whole.
 const NO_TRAINS: &str = "table ip trains { chain forward { type filter hook forward priority 0; \
                          meta length > 1600 udp dport 51830 drop; }; }";
+
+#[test]
+fn an_interface_that_could_merge_single_datagrams_and_does_not_is_named() {
+    let pair = Pair::start(Plan::default());
+    let (from, to) = (pair.a.host(1), pair.b.host(1));
+    let set = |site: &Site, feature, state| {
+        site.ns.run(&["ethtool", "-K", "wan", feature, state]);
+    };
+    let remedies_after_bulk = || {
+        iperf(pair.sandbox.path(), &from, &to, &[]);
+        pair.b.peer().remedies.join("\n")
+    };
+    for _ in 0..2 {
+        assert_eq!(remedies_after_bulk(), "", "trains cross whole, without GRO");
+    }
+    set(&pair.a, "tx-udp-segmentation", "off");
+    let named = "GRO is off at wan; `ethtool -K wan gro on`";
+    eventually(secs(60), "show names the interface", || {
+        remedies_after_bulk().contains(named).then_some(())
+    });
+    assert!(pair.b.ran(&["show", &pair.b.tunnel]).1.contains(named));
+    set(&pair.b, "gro", "on");
+    eventually(secs(20), "the remedy helps", || {
+        pair.b.peer().remedies.is_empty().then_some(())
+    });
+    for _ in 0..2 {
+        assert_eq!(remedies_after_bulk(), "", "GRO is on");
+    }
+}
 
 #[test]
 fn where_trains_do_not_arrive_datagrams_leave_one_by_one() {
