@@ -27,6 +27,7 @@ pub mod fuzzing;
 mod inbound;
 mod lane_states;
 mod lanes;
+mod last_bulk;
 mod log_rate;
 mod meter;
 mod notices;

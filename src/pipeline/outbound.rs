@@ -79,7 +79,7 @@ impl Outbound {
 
     /// Works until the tunnel stops or the TAP is gone.
     pub(super) fn run(mut self, nice: i32, heartbeat: &Heartbeat) -> Stopped {
-        let mut priority = ThreadPriority::of_this_thread(nice);
+        let mut priority = ThreadPriority::of_this_thread(self.shared.clone(), nice);
         let mut recovery = Recovery::new(self.shared.clone());
         let mut backoff = ErrorBackoff::default();
         loop {

@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 
 use super::{
     clock::SwitchClock,
+    last_bulk::LastBulk,
     notices::{Control, Notices},
     presence::Presence,
     slow_path::event::{INJECTED_PER_PORT, InjectedFrame, PUNTED_FRAMES, PuntedFrame, QUESTIONS},
@@ -101,6 +102,8 @@ pub(super) struct Shared {
     pub(super) max_frame: u32,
     /// Frames over the TAP.
     pub(super) tap: Traffic,
+    /// Raises the priority of the data threads.
+    pub(super) last_bulk: LastBulk,
     /// Wakes every data thread, for good.
     pub(super) stop: Waker,
     /// Names of the ports, for logs.
@@ -175,6 +178,7 @@ impl Shared {
             mac1,
             max_frame,
             tap: Traffic::default(),
+            last_bulk: LastBulk::default(),
             stop: Waker::new()?,
             names: OnceLock::new(),
             watchdog: Arc::default(),

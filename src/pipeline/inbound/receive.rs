@@ -60,7 +60,7 @@ impl Inbound {
     /// Works until the tunnel stops.
     pub(in crate::pipeline) fn run(mut self, nice: i32, heartbeat: &Heartbeat) -> Stopped {
         let mut patience = Some(IDLE);
-        let mut priority = ThreadPriority::of_this_thread(nice);
+        let mut priority = ThreadPriority::of_this_thread(self.shared.clone(), nice);
         let mut recovery = Recovery::new(self.shared.clone());
         let mut backoff = ErrorBackoff::default();
         loop {
