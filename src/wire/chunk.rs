@@ -106,7 +106,15 @@ pub enum Chunk<'a> {
     /// The pending offload of a frame that arrives in fragments, and a copy of its first bytes,
     /// which are in none of them.
     Offload(CutFrame, Offload, &'a [u8]),
-    /// Wants an [`Chunk::EchoReply`] with the same token; padding may follow to probe the path MTU.
+    /// For the node itself; on the control lane only.
+    Control(ControlChunk),
+}
+
+/// A chunk of the control lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlChunk {
+    /// Wants an [`EchoReply`](Self::EchoReply) with the same token; padding may follow to probe the
+    /// path MTU.
     EchoRequest {
         /// Chosen by the sender.
         token: u64,
@@ -244,9 +252,8 @@ fn parse_offload(body: &[u8]) -> Result<Chunk<'_>, DropReason> {
     Ok(Chunk::Offload(frame, offload, copied))
 }
 
-/// Appends a control chunk; does nothing for frames and fragments, whose headers are written in
-/// place.
-pub fn push_control(out: &mut Vec<u8>, chunk: Chunk<'_>) {
+/// Appends a control chunk.
+pub fn push_control(out: &mut Vec<u8>, chunk: ControlChunk) {
     let mut push = |kind, body: &[u8]| {
         out.extend_from_slice(
             ChunkHeader {
@@ -258,11 +265,9 @@ pub fn push_control(out: &mut Vec<u8>, chunk: Chunk<'_>) {
         out.extend_from_slice(body);
     };
     match chunk {
-        Chunk::EchoRequest { token } => push(ECHO_REQUEST, U64::new(token).as_bytes()),
-        Chunk::EchoReply { token } => push(ECHO_REPLY, U64::new(token).as_bytes()),
-        Chunk::Close => push(CLOSE, &[]),
-        Chunk::Frame(_) | Chunk::Fragment(..) | Chunk::PartialChecksum(..) | Chunk::Offload(..) => {
-        }
+        ControlChunk::EchoRequest { token } => push(ECHO_REQUEST, U64::new(token).as_bytes()),
+        ControlChunk::EchoReply { token } => push(ECHO_REPLY, U64::new(token).as_bytes()),
+        ControlChunk::Close => push(CLOSE, &[]),
     }
 }
 
@@ -340,9 +345,9 @@ fn parse(kind: u8, body: &[u8]) -> Result<Option<Chunk<'_>>, DropReason> {
             Chunk::PartialChecksum(checksum, frame)
         }
         OFFLOAD => parse_offload(body)?,
-        ECHO_REQUEST => Chunk::EchoRequest { token: token()? },
-        ECHO_REPLY => Chunk::EchoReply { token: token()? },
-        CLOSE => Chunk::Close,
+        ECHO_REQUEST => Chunk::Control(ControlChunk::EchoRequest { token: token()? }),
+        ECHO_REPLY => Chunk::Control(ControlChunk::EchoReply { token: token()? }),
+        CLOSE => Chunk::Control(ControlChunk::Close),
         _ => return Ok(None),
     }))
 }
@@ -386,24 +391,20 @@ mod tests {
         };
         let mut plaintext = frame_chunk(b"frame");
         plaintext.extend(fragment_chunk(fragment, b"piece"));
-        for control in [
-            Chunk::EchoRequest { token: 1 },
-            Chunk::EchoReply { token: 2 },
-            Chunk::Close,
-        ] {
+        let controls = [
+            ControlChunk::EchoRequest { token: 1 },
+            ControlChunk::EchoReply { token: 2 },
+            ControlChunk::Close,
+        ];
+        for control in controls {
             push_control(&mut plaintext, control);
         }
         plaintext.extend([0, 1, 2, 3]);
-        let parsed: Vec<_> = Chunks::new(&plaintext).collect();
+        let parsed: Vec<_> = Chunks::new(&plaintext).map(Result::unwrap).collect();
+        let frames = [Chunk::Frame(b"frame"), Chunk::Fragment(fragment, b"piece")];
         assert_eq!(
             parsed,
-            [
-                Ok(Chunk::Frame(b"frame")),
-                Ok(Chunk::Fragment(fragment, b"piece")),
-                Ok(Chunk::EchoRequest { token: 1 }),
-                Ok(Chunk::EchoReply { token: 2 }),
-                Ok(Chunk::Close),
-            ]
+            [&frames[..], &controls.map(Chunk::Control)].concat()
         );
     }
 

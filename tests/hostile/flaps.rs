@@ -2,7 +2,7 @@
 //! A peer that comes and goes, or moves, as fast as it can: the log, the carrier and the other peers do
 //! not follow every change.
 
-use patchcord::internals::wire::chunk::Chunk;
+use patchcord::internals::wire::chunk::ControlChunk;
 
 use crate::chunk;
 use crate::kit::frames::{BROADCAST, EXPERIMENTAL, frame};
@@ -20,7 +20,7 @@ fn carrier_changes(stage: &Stage) -> u32 {
 }
 
 fn flap(rogue: &Rogue) {
-    rogue.send_control(&[Chunk::Close]);
+    rogue.send_control(&[ControlChunk::Close]);
     rogue.restart();
     rogue.connect();
 }

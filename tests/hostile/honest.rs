@@ -2,7 +2,7 @@
 //! The kit itself: as long as a rogue behaves, it is a peer like any other.
 
 use patchcord::internals::wire::Lane;
-use patchcord::internals::wire::chunk::Chunk;
+use patchcord::internals::wire::chunk::ControlChunk;
 
 use crate::chunk;
 use crate::kit::frames::{BROADCAST, EXPERIMENTAL, frame};
@@ -34,7 +34,7 @@ fn a_rogue_sends_on_any_lane_from_anywhere_and_comes_and_goes() {
     assert!(stage.cable.receives(&sent, secs(20)), "from the source");
     stage.wait_counted("replayed", 0);
     rogue.mute();
-    rogue.send_control(&[Chunk::Close]);
+    rogue.send_control(&[ControlChunk::Close]);
     eventually(secs(20), "the rogue is gone", || {
         (stage.site.peer().state != "up").then_some(())
     });

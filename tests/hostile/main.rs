@@ -20,7 +20,7 @@
 //! let datagram = rogue.seal(Sealed { lane: Lane(3), sequence: Some(7), ..Sealed::chunks(&plaintext) });
 //! rogue.source(9).send(&datagram);                     // from another address
 //! rogue.send_datagram(&datagram);                      // the same bytes again, or any others
-//! rogue.send_control(&[Chunk::Close]);                 // session down ...
+//! rogue.send_control(&[ControlChunk::Close]);                 // session down ...
 //! rogue.connect();                                     // ... and up again: a flap
 //! rogue.mute();                                        // sends nothing any more
 //! rogue.restart();                                     // knows of no session any more, and calls

@@ -9,7 +9,7 @@ use std::env;
 use std::thread;
 
 use patchcord::internals::proto::limits::MAX_LANES;
-use patchcord::internals::wire::chunk::{Chunk, CutFrame, Fragment};
+use patchcord::internals::wire::chunk::{ControlChunk, CutFrame, Fragment};
 use patchcord::internals::wire::offload::{Checksum, Offload, Segmentation, Transport};
 use patchcord::internals::wire::{Lane, MessageType};
 
@@ -115,9 +115,13 @@ impl Attack<'_> {
     fn control(&self, dice: &mut Dice) {
         let token = dice.next();
         match dice.below(20) {
-            0 => self.rogue.send_control(&[Chunk::Close]),
-            1..10 => self.rogue.send_control(&[Chunk::EchoRequest { token }]),
-            _ => self.rogue.send_control(&[Chunk::EchoReply { token }; 4]),
+            0 => self.rogue.send_control(&[ControlChunk::Close]),
+            1..10 => self
+                .rogue
+                .send_control(&[ControlChunk::EchoRequest { token }]),
+            _ => self
+                .rogue
+                .send_control(&[ControlChunk::EchoReply { token }; 4]),
         }
     }
 

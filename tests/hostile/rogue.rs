@@ -17,7 +17,7 @@ use patchcord::internals::proto::reassembly::Reassembly;
 use patchcord::internals::proto::session::Session;
 use patchcord::internals::wire::{
     Counter, DATA_HEADER_LEN, DataHeader, Lane, MessageType, SessionIndex, TAG_LEN,
-    chunk::{Chunk, Chunks, push_control},
+    chunk::{Chunk, Chunks, ControlChunk, push_control},
     offload::Checksum,
 };
 use patchcord::keys::{PrivateKey, PublicKey};
@@ -178,7 +178,7 @@ impl Rogue {
     }
 
     /// Sends chunks on the control lane.
-    pub(crate) fn send_control(&self, chunks: &[Chunk<'_>]) {
+    pub(crate) fn send_control(&self, chunks: &[ControlChunk]) {
         let mut plaintext = Vec::new();
         for &chunk in chunks {
             push_control(&mut plaintext, chunk);

@@ -109,9 +109,7 @@ impl Unpacker<'_> {
                     .describe(sequence, frame, offload, head)
                     .and_then(|is_whole| self.forward_if_whole(lane, is_whole)),
                 // Control chunks have a lane of their own.
-                Ok(Chunk::EchoRequest { .. } | Chunk::EchoReply { .. } | Chunk::Close) => {
-                    Err(DropReason::Malformed)
-                }
+                Ok(Chunk::Control(_)) => Err(DropReason::Malformed),
                 Err(reason) => Err(reason),
             };
             // One bad frame does not affect the others in the datagram.

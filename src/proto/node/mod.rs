@@ -55,7 +55,7 @@ use crate::{
     stats::DropReason,
     wire::{
         MessageType, SessionIndex,
-        chunk::{Chunk, Chunks},
+        chunk::{Chunk, Chunks, ControlChunk},
     },
 };
 
@@ -182,9 +182,12 @@ impl Node {
         }
         let mut has_replied = false;
         for chunk in Chunks::new(plaintext) {
-            let chunk = chunk?;
+            // Frames travel on data lanes; here they would bypass the switch.
+            let Chunk::Control(chunk) = chunk? else {
+                continue;
+            };
             // One reply for one datagram: a peer must not get back more than it sends.
-            let asks = matches!(chunk, Chunk::EchoRequest { .. });
+            let asks = matches!(chunk, ControlChunk::EchoRequest { .. });
             if !(asks && std::mem::replace(&mut has_replied, true)) {
                 self.handle_chunk(now, at, established, chunk);
             }
@@ -302,7 +305,7 @@ impl Node {
     /// Tells every peer that we stop.
     pub fn close(&mut self) {
         for at in 0..self.peers.len() {
-            self.send_control(at, &[Chunk::Close], 0);
+            self.send_control(at, &[ControlChunk::Close], 0);
         }
     }
 

@@ -16,7 +16,7 @@ use crate::{
     },
     wire::{
         DATA_HEADER_LEN, DATA_OVERHEAD, Lane, MessageType, TAG_LEN,
-        chunk::{Chunk, ECHO_LEN, push_control},
+        chunk::{ControlChunk, ECHO_LEN, push_control},
     },
 };
 
@@ -34,17 +34,14 @@ impl Node {
         now: Instant,
         at: usize,
         established: Instant,
-        chunk: Chunk<'_>,
+        chunk: ControlChunk,
     ) {
         match chunk {
-            Chunk::EchoRequest { token } => self.send_control(at, &[Chunk::EchoReply { token }], 0),
-            Chunk::EchoReply { token } => self.handle_echo_reply(now, at, token),
-            Chunk::Close => self.handle_close(now, at, established),
-            // Frames travel on data lanes; here they would bypass the switch.
-            Chunk::Frame(_)
-            | Chunk::PartialChecksum(..)
-            | Chunk::Fragment(..)
-            | Chunk::Offload(..) => {}
+            ControlChunk::EchoRequest { token } => {
+                self.send_control(at, &[ControlChunk::EchoReply { token }], 0)
+            }
+            ControlChunk::EchoReply { token } => self.handle_echo_reply(now, at, token),
+            ControlChunk::Close => self.handle_close(now, at, established),
         }
     }
 
@@ -82,11 +79,11 @@ impl Node {
     pub(super) fn send_echo(&mut self, now: Instant, at: usize) {
         let token = random_token();
         self.peers[at].echo = Some((token, now));
-        self.send_control(at, &[Chunk::EchoRequest { token }], 0);
+        self.send_control(at, &[ControlChunk::EchoRequest { token }], 0);
     }
 
     /// Sends chunks on the control lane, padded to `len` bytes of UDP payload if they are shorter.
-    pub(super) fn send_control(&mut self, at: usize, chunks: &[Chunk<'_>], len: usize) {
+    pub(super) fn send_control(&mut self, at: usize, chunks: &[ControlChunk], len: usize) {
         let peer = &self.peers[at];
         let (Some(session), Some(to)) = (&peer.current, peer.endpoint) else {
             return;
@@ -163,7 +160,7 @@ impl Node {
             self.peers[at].path.handle_sent(token, size);
             let len = usize::from(size) - self.peers[at].ip_overhead();
             debug_assert!(len > DATA_OVERHEAD + ECHO_LEN);
-            self.send_control(at, &[Chunk::EchoRequest { token }], len);
+            self.send_control(at, &[ControlChunk::EchoRequest { token }], len);
         }
     }
 }
@@ -193,7 +190,7 @@ impl Node {
         peer.trains.handle_sent(tokens, patience, now);
         for (token, joins_next) in tokens.into_iter().zip([true, false, false]) {
             let before = self.transmits.len();
-            self.send_control(at, &[Chunk::EchoRequest { token }], len);
+            self.send_control(at, &[ControlChunk::EchoRequest { token }], len);
             if let Some(sent) = self.transmits.get_mut(before) {
                 sent.joins_next = joins_next;
             }
