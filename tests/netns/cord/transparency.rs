@@ -196,12 +196,14 @@ fn a_flow_keeps_its_order() {
     let sizes = [60, 1514, 300, 64, 1514, 1514, 900];
     let (there, back) = (pair.there(), pair.back());
     let streams = [
-        pair.at_a.stream(there, millis(1), move |number| {
-            sizes[number as usize % sizes.len()]
-        }),
-        pair.at_b.stream(back, millis(1), move |number| {
-            sizes[(number as usize + 3) % sizes.len()]
-        }),
+        pair.at_a
+            .stream_to(&pair.at_b, there, millis(1), move |number| {
+                sizes[number as usize % sizes.len()]
+            }),
+        pair.at_b
+            .stream_to(&pair.at_a, back, millis(1), move |number| {
+                sizes[(number as usize + 3) % sizes.len()]
+            }),
     ];
     eventually(secs(20), "3000 frames arrive", || {
         (there.count(&pair.at_b) >= 3000).then_some(())

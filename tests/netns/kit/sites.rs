@@ -142,9 +142,9 @@ impl Sites {
         for cable in &self.cables {
             cable.clear();
         }
-        let streams = flows.map(|(flow, from, _)| {
+        let streams = flows.map(|(flow, from, to)| {
             let size = |number: u64| sizes[number as usize % sizes.len()];
-            self.cables[from].stream(flow, millis(1), size)
+            self.cables[from].stream_to(&self.cables[to], flow, millis(1), size)
         });
         let third = 3 - one - other;
         eventually(secs(20), "1000 frames arrive", || {

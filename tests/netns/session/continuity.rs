@@ -193,7 +193,7 @@ fn rekeys_under_load(b_knows_a: bool) {
         (pair.there(), &pair.at_a, &pair.at_b),
         (pair.back(), &pair.at_b, &pair.at_a),
     ];
-    let streams = ways.map(|(flow, from, _)| from.stream(flow, millis(1), sizes));
+    let streams = ways.map(|(flow, from, to)| from.stream_to(to, flow, millis(1), sizes));
     eventually(secs(12), "five handshakes under load", || {
         (pair.a.peer().handshakes >= before + 5).then_some(())
     });
