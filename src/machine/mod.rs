@@ -24,11 +24,13 @@
 //! signals    which signals end the program
 //! cpu_latency  how long idle cores may take to wake up
 //! receive_offload  whether an interface merges what it receives
+//! autogroup  the priority of this process among the programs of other sessions
 //! ```
 //!
 //! `machine` uses `io` for the TAP and for system calls, and knows no peers, keys or VLANs. Netlink
 //! connections belong to the network namespace of the thread that opens them.
 
+pub(crate) mod autogroup;
 pub(crate) mod bus;
 pub(crate) mod cpu_latency;
 pub(crate) mod device;

@@ -5,6 +5,7 @@
 //! new session, the data threads know it already.
 
 mod names;
+mod process_priority;
 mod report;
 mod single_datagrams;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use tokio::{
 };
 use tracing::{debug, info};
 
+pub(super) use self::process_priority::follow_bulk;
 use super::{
     clock::{now, wall},
     meter::{self, Meter},

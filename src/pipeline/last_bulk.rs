@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether a tunnel carries bulk traffic: one answer for all of its threads.
+//! Whether a tunnel carries bulk traffic: one answer for all of its threads, and for the priority of
+//! the process.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -7,6 +8,7 @@ use std::{
 };
 
 use patchcord_bridge::Now;
+use tokio::sync::Notify;
 
 /// After this time without bulk, bulk is considered over.
 const HOLD: Duration = Duration::from_millis(100);
@@ -18,6 +20,7 @@ const STEP: Duration = Duration::from_millis(10);
 pub(super) struct LastBulk {
     /// Microseconds of the switch's clock at which bulk is over; 0: there was none.
     until: AtomicU64,
+    begins: Notify,
 }
 
 impl LastBulk {
@@ -27,8 +30,21 @@ impl LastBulk {
         let now = now.micros;
         if has_bulk && until < now + micros(HOLD - STEP) {
             self.until.store(now + micros(HOLD), Ordering::Relaxed);
+            if until <= now {
+                self.begins.notify_one();
+            }
         }
         has_bulk || now < until
+    }
+
+    /// Returns when bulk begins.
+    pub(super) async fn begins(&self) {
+        self.begins.notified().await;
+    }
+
+    /// Whether the tunnel carries bulk.
+    pub(super) fn is_now(&self, now: Now) -> bool {
+        now.micros < self.until.load(Ordering::Relaxed)
     }
 }
 

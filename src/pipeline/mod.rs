@@ -184,7 +184,9 @@ impl Engine {
             spawned: Vec::new(),
         };
         let threads = threads.spawn_all(&queues, sockets)?;
-        let tasks = parts.spawn_tasks(&queues[0], (socket, filter), commands_out, &events_in);
+        let mut tasks = parts.spawn_tasks(&queues[0], (socket, filter), commands_out, &events_in);
+        let priority = control::follow_bulk(shared.clone(), plan.nice);
+        tasks.spawn(supervise("priority", priority, events_in));
         Ok((
             Self {
                 plan,

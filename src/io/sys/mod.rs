@@ -207,6 +207,12 @@ pub(crate) fn thread_niceness() -> i32 {
     unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
 }
 
+/// Whether this process leads its session, as a service does.
+pub(crate) fn is_session_leader() -> bool {
+    // SAFETY: both take no pointers; 0 means the calling process, for which it cannot fail.
+    unsafe { libc::getsid(0) == libc::getpid() }
+}
+
 /// The user that this process acts as.
 pub(crate) fn effective_uid() -> u32 {
     // SAFETY: takes nothing and cannot fail.

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -19,7 +21,8 @@ use crate::kit::namespace::Namespace;
 use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, millis, secs};
 use crate::kit::site::{Settings, UDP_PORT, assert_followed, move_to};
-use crate::kit::traffic::{iperf, pings};
+use crate::kit::topology::Host;
+use crate::kit::traffic::{Ip, iperf, pings, transfer};
 use crate::kit::wiretap::{Datagram, Wiretap};
 
 /// Flows of each direction: enough that every lane has some.
@@ -85,7 +88,7 @@ impl<'a> Load<'a> {
         let back = back.into_iter().map(|flow| (flow, &pair.at_b, &pair.at_a));
         let ways = there
             .chain(back)
-            .map(|(flow, from, to)| (flow, to, from.stream(flow, millis(6), sizes)));
+            .map(|(flow, from, to)| (flow, to, from.stream_to(to, flow, millis(6), sizes)));
         Self {
             ways: ways.collect(),
             _turn: turn,
@@ -402,4 +405,88 @@ fn unauthenticated_datagrams_take_no_room_from_those_of_peers() {
             (pair.b.drops("unknown-session") > 0).then_some(())
         });
     }
+}
+
+/// Whether all data threads of both sides have this niceness.
+fn all_have_niceness(pair: &mut Pair, nice: i32) -> bool {
+    [&mut pair.a, &mut pair.b].into_iter().all(|site| {
+        let threads = site.process().niceness();
+        let of_data = |name: &str| name.starts_with("outbound") || name.starts_with("inbound");
+        let mut data = threads.iter().filter(|(name, _)| of_data(name));
+        assert!(data.clone().count() >= 2, "{threads:?}");
+        data.all(|&(_, its)| its == nice)
+    })
+}
+
+/// Transfers from A to B until this is so.
+fn transfer_until(
+    pair: &mut Pair,
+    [a, b]: &[Host; 2],
+    what: &str,
+    mut is_so: impl FnMut(&mut Pair) -> bool,
+) {
+    // One turn for all transfers, which are too short to wait for one of their own.
+    let _turn = load::some();
+    let is_seen = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_seen.load(Ordering::Relaxed) {
+                transfer(a, b, Ip::V4, 63);
+            }
+        });
+        let deadline = Instant::now() + secs(60);
+        let mut so = false;
+        while !so && Instant::now() < deadline {
+            thread::sleep(millis(1));
+            so = is_so(pair);
+        }
+        is_seen.store(true, Ordering::Relaxed);
+        assert!(so, "{what}");
+    });
+}
+
+#[test]
+fn bulk_in_one_direction_raises_the_threads_of_both() {
+    let mut pair = start([1, 1], "");
+    let usual = pair.a.process().niceness()[0].1;
+    eventually(secs(20), "all begin at the usual priority", || {
+        all_have_niceness(&mut pair, usual).then_some(())
+    });
+    let hosts = [pair.a.host(2), pair.b.host(2)];
+    transfer_until(&mut pair, &hosts, "all threads are raised", |pair| {
+        all_have_niceness(pair, -20)
+    });
+    let [a, b] = &hosts;
+    eventually(secs(20), "with small flows alone all are as before", || {
+        pings(a, &b.v4.to_string(), 1, 56);
+        all_have_niceness(&mut pair, usual).then_some(())
+    });
+}
+
+/// The niceness of a process's autogroup.
+fn autogroup_niceness(pid: u32) -> i32 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/autogroup"));
+    let text = text.expect("the kernel has autogroups");
+    let (_, nice) = text.trim_end().rsplit_once(" nice ").expect("a niceness");
+    nice.parse().expect("a number")
+}
+
+#[test]
+fn bulk_raises_a_service_and_no_session_that_it_shares() {
+    let mut pair = Pair::prepare(Plan::default());
+    pair.a.up_in_own_session();
+    pair.b.up();
+    pair.connect(secs(20));
+    let service = pair.a.status().pid;
+    let shared = pair.b.status().pid;
+    let usual = autogroup_niceness(shared);
+    assert_eq!(autogroup_niceness(service), 0);
+    let hosts = [pair.a.host(2), pair.b.host(2)];
+    transfer_until(&mut pair, &hosts, "the service is raised", |_| {
+        assert_eq!(autogroup_niceness(shared), usual);
+        autogroup_niceness(service) == -20
+    });
+    eventually(secs(20), "without bulk it is as before", || {
+        (autogroup_niceness(service) == 0).then_some(())
+    });
 }

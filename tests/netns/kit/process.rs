@@ -111,6 +111,21 @@ impl Process {
     }
 
     /// A field of /proc/PID/status, in KiB.
+    /// The niceness of each of its threads, by name.
+    pub(crate) fn niceness(&self) -> Vec<(String, i32)> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
+        let stats = tasks.filter_map(|task| {
+            // A thread may end meanwhile.
+            fs::read_to_string(task.ok()?.path().join("stat")).ok()
+        });
+        let of_thread = |stat: String| {
+            let (name, fields) = stat.split_once('(')?.1.rsplit_once(") ")?;
+            let nice = fields.split(' ').nth(16)?.parse().ok()?;
+            Some((name.to_owned(), nice))
+        };
+        stats.filter_map(of_thread).collect()
+    }
+
     pub(crate) fn memory_kib(&self) -> u64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process lives");

@@ -250,17 +250,26 @@ impl Site {
         self.up_in(&[])
     }
 
+    /// The same, as the leader of a session, as a service is. The process is the one that waits for it.
+    pub(crate) fn up_in_own_session(&mut self) -> &mut Process {
+        let own = ["setsid", "--wait", "setpriv", "--pdeathsig", "KILL", "--"];
+        self.up_behind(&own)
+    }
+
     /// The same with these variables, `NAME=VALUE`, in its environment.
     pub(crate) fn up_in(&mut self, environment: &[&str]) -> &mut Process {
+        // The parent process of the tests may ignore SIGHUP, as `nohup` does.
+        self.up_behind(&[&["env", "--default-signal=HUP"], environment].concat())
+    }
+
+    fn up_behind(&mut self, words: &[&str]) -> &mut Process {
         self.runs += 1;
         let log = self
             .dir
             .join(format!("{}-run{}.log", self.tunnel, self.runs));
         let config = self.config.display().to_string();
         let program = binary();
-        // The parent process of the tests may ignore SIGHUP, as `nohup` does.
-        let env = ["env", "--default-signal=HUP"];
-        let words = [&env[..], environment, &[&program, "up", &config]].concat();
+        let words = [words, &[&program, "up", &config]].concat();
         let process = self.ns.spawn(&log, &words);
         self.process.insert(process)
     }
