@@ -236,8 +236,8 @@ pub mod internals {
     }
     pub mod proto {
         pub use crate::proto::{
-            guard, limits, node, partial_checksum, peer, reassembly, replay, session, superframe,
-            train, trouble,
+            guard, limits, merge, node, partial_checksum, peer, reassembly, replay, session,
+            superframe, train, trouble,
         };
     }
     pub mod stats {

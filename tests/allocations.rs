@@ -14,9 +14,11 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;
 
+use etherparse::PacketBuilder;
 use patchcord::internals::crypto::aead::Cipher;
+use patchcord::internals::proto::merge::{Merge, Mergeable};
 use patchcord::internals::proto::train::{PendingOffload, TRAIN_BYTES, Train};
-use patchcord_bridge::{Egress, Now, PortId, Switch, SwitchConfig};
+use patchcord_bridge::{Egress, Headers, Now, PortId, Switch, SwitchConfig};
 
 use path::{
     Delivered, HEADERS_LEN, Receiver, SEGMENT_LEN, SEGMENTS, Sender, datagrams, sessions,
@@ -71,6 +73,34 @@ fn count_turns(mut pair: Pair) -> usize {
 fn open_superframe() -> Frame {
     let (frame, pending) = superframe();
     (frame, Some(pending))
+}
+
+#[test]
+fn merging_frames_does_not_allocate() {
+    let frame = |payload: usize| {
+        let mut frame = Vec::new();
+        let packet = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv6([1; 16], [2; 16], 64);
+        let packet = packet.udp(7, 8);
+        packet.write(&mut frame, &vec![0x5a; payload]).unwrap();
+        frame
+    };
+    // More than a super-frame holds of either size.
+    let frames = [vec![frame(20); 100], vec![frame(1400); 100]].concat();
+    let (mut merge, mut merged) = (Merge::default(), 0);
+    let before = allocations();
+    for _ in 0..TURNS {
+        for frame in &frames {
+            let headers = Headers::parse(frame).unwrap();
+            let frame = Mergeable::of(&headers, &[], None).unwrap();
+            if !(merge.has_flow_of(&frame) && merge.join(&frame)) {
+                merged += merge.finish().map_or(0, |merged| merged.frames);
+                merge.begin(&frame);
+            }
+        }
+        merged += merge.finish().map_or(0, |merged| merged.frames);
+    }
+    assert_eq!(allocations() - before, 0);
+    assert_eq!(merged, TURNS * frames.len());
 }
 
 #[test]

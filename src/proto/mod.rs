@@ -10,6 +10,7 @@ pub(crate) mod flow;
 pub mod guard;
 pub mod limits;
 mod liveness;
+pub mod merge;
 mod moves;
 pub mod node;
 mod packet;
