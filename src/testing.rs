@@ -172,6 +172,14 @@ pub(crate) fn refuse_to_send_after(sent: usize, code: i32) {
     ]);
 }
 
+/// Makes the next super-frames that this thread writes fail in these ways.
+pub(crate) fn refuse_super_frames(codes: &[i32]) {
+    let steps = codes
+        .iter()
+        .map(|&code| (faults::Call::WriteSuperFrame, faults::Fault::Errno(code)));
+    faults::script(&steps.collect::<Vec<_>>());
+}
+
 /// Fails the test if not all of these attempts were made.
 #[track_caller]
 pub(crate) fn assert_all_refused() {

@@ -153,7 +153,7 @@ impl Packet {
             &mut frame,
             protocol,
             header.len() + payload_len,
-            self.number,
+            (self.number, self.to / 8),
         );
         let start = frame.len();
         frame.extend(&header);
@@ -292,13 +292,14 @@ impl Network {
         }
     }
 
-    /// Appends the header for so many bytes behind it; returns the offset of its addresses.
+    /// Appends the header for so many bytes behind it, of the flow and with the identification of these
+    /// numbers; returns the offset of its addresses.
     fn emit(
         &self,
         frame: &mut Vec<u8>,
         protocol: u8,
         behind: usize,
-        number: u8,
+        (number, id): (u8, u8),
     ) -> std::ops::Range<usize> {
         let network = frame.len();
         match self {
@@ -310,7 +311,8 @@ impl Network {
                 let header = self.header_len();
                 frame.extend([0x40 | (header / 4) as u8, number & 3]);
                 frame.extend(length.value(header + behind).to_be_bytes());
-                frame.extend([0xff, 0xfe, 0x40 | u8::from(*has_fragment) << 5, 0]);
+                frame.extend(0xfffe_u16.wrapping_add(id.into()).to_be_bytes());
+                frame.extend([0x40 | u8::from(*has_fragment) << 5, 0]);
                 frame.extend([64, protocol, 0, 0, 10, 0, 0, number, 10, 0, 0, 1]);
                 frame.resize(network + header, 1);
                 let sum = !sum(&frame[network..]);

@@ -17,6 +17,7 @@ pub(crate) enum Call {
     SendEach,
     SendSegments,
     SyncFolder,
+    WriteSuperFrame,
 }
 
 /// Called before `call` moves `count` messages: returns how many it may move, or how it fails.

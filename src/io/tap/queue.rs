@@ -12,6 +12,7 @@ use crate::io::own_traffic;
 use crate::io::packet::{self, PacketSocket};
 use crate::io::sys;
 use crate::io::sys::bpf;
+use crate::io::sys::faults::{self, Call};
 use crate::io::vnet::VnetHeader;
 
 /// Whether an error of a queue means that the device was deleted.
@@ -56,6 +57,12 @@ impl TapQueue {
     /// Whether frames may be written with more than [`VnetHeader::NONE`].
     pub fn takes_offloads(&self) -> bool {
         self.has_vnet_header
+    }
+
+    /// Whether the kernel itself cuts super-frames that are written. A NIC may do it in hardware, and
+    /// number the packets in its own way.
+    pub fn is_cut_by_kernel(&self) -> bool {
+        self.has_vnet_header && !matches!(self.end, End::Nic(_))
     }
 
     /// Bytes of the longest frame that the kernel may hand over.
@@ -183,6 +190,9 @@ impl TapQueue {
             let message = "the plain back-end takes finished frames only";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         };
+        if vnet.gso_type != VnetHeader::GSO_NONE {
+            faults::before(Call::WriteSuperFrame, 1)?;
+        }
         match &self.end {
             // The kernel takes a frame whole or not at all.
             End::Tap(file) => (&mut &*file).write_vectored(parts).map(drop),

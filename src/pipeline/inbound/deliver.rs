@@ -11,6 +11,7 @@ use patchcord_bridge::{Now, PortId};
 
 use super::{
     decrypt::{Decryptor, Opened, RxBatch, sender},
+    merger::Merger,
     tap_writer::TapWriter,
     unpack::{Arrival, Unpacker},
 };
@@ -46,10 +47,10 @@ pub(in crate::pipeline) struct Delivery {
     swept_for: Arc<Tables>,
     lanes: Lanes,
     drops: Arc<Drops>,
-    tap: Arc<TapQueue>,
+    merger: Merger,
     /// In a hub: to other peers.
     dispatch: Option<Dispatch>,
-    /// For a back-end without offloads, and for frames to other peers.
+    /// For frames to other peers.
     scratch: Vec<u8>,
     codel: Codel,
     /// A super-frame left since this was last reset.
@@ -86,19 +87,20 @@ impl Delivery {
     ) -> Self {
         let drops = shared.new_drops();
         let dispatch = sink.map(|(lane, sink)| Dispatch::new(drops.clone(), lane, sink));
+        let now = clock::now();
         Self {
+            merger: Merger::new(shared.clone(), drops.clone(), tap, now),
             tables: shared.subscribe(),
             groups: shared.subscribe_groups(),
             swept_for: Arc::default(),
             lanes: Lanes::default(),
             drops,
             shared,
-            tap,
             dispatch,
             scratch: Vec::new(),
             codel: Codel::default(),
             has_bulk: false,
-            now: clock::now(),
+            now,
             must_signal: false,
             offenders: HashMap::new(),
         }
@@ -252,6 +254,7 @@ impl Delivery {
     }
 
     fn flush(&mut self) {
+        self.merger.flush();
         if let Some(dispatch) = &mut self.dispatch {
             dispatch.flush_all();
         }
@@ -262,6 +265,7 @@ impl Delivery {
     fn begin(&mut self, tables: &Arc<Tables>, is_full: Option<bool>) {
         self.sweep(tables);
         self.now = clock::now();
+        self.merger.begin(self.now);
         if let Some(dispatch) = &mut self.dispatch {
             dispatch.begin(self.now);
         }
@@ -396,7 +400,7 @@ impl Delivery {
             tables,
             groups: &mut self.groups,
             drops: &self.drops,
-            tap: &self.tap,
+            merger: &mut self.merger,
             dispatch: self.dispatch.as_mut(),
             scratch: &mut self.scratch,
             must_signal: &mut self.must_signal,

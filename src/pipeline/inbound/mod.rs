@@ -7,15 +7,16 @@
 //! 3. accept once       `ReplayWindow::accept`               in order again
 //! 4. unpack            `Chunks`, `Reassembly::add`          in order
 //! 5. choose the port   `Switch::forward`                    in order
-//! 6. write             `TapQueue::write`                    in order
+//! 6. write             `Merger::write`, `TapQueue::write`   in order
 //!    or, in a hub, send to another peer: see `Dispatch`
 //!
 //! The files are in this order: [`receive`], [`decrypt`], [`deliver`] with [`unpack`],
-//! [`tap_writer`]. At step 2, handshake messages with a valid mac1 go to the control thread; at
-//! step 4, control messages do.
+//! [`tap_writer`] and [`merger`]. At step 2, handshake messages with a valid mac1 go to the control
+//! thread; at step 4, control messages do.
 
 mod decrypt;
 mod deliver;
+mod merger;
 mod receive;
 mod tap_writer;
 mod unpack;

@@ -2,12 +2,10 @@
 //! Steps 5 and 6: a frame of a peer to the port that the switch chooses, which is the TAP, or in a
 //! hub other peers.
 
-use std::io;
-
 use patchcord_bridge::{Egress, Kind, Now, PortId, TagEdit};
 
+use super::merger::Merger;
 use crate::{
-    io::tap::{self, TapQueue},
     pipeline::{
         dispatch::Dispatch,
         frame_buf::FrameBuf,
@@ -28,7 +26,7 @@ pub(super) struct TapWriter<'a> {
     pub(super) tables: &'a Tables,
     pub(super) groups: &'a mut GroupsCache,
     pub(super) drops: &'a Drops,
-    pub(super) tap: &'a TapQueue,
+    pub(super) merger: &'a mut Merger,
     pub(super) dispatch: Option<&'a mut Dispatch>,
     pub(super) scratch: &'a mut Vec<u8>,
     pub(super) must_signal: &'a mut bool,
@@ -126,20 +124,7 @@ impl TapWriter<'_> {
 
     fn write(&mut self, edit: TagEdit, frame: EgressFrame<'_>) -> Result<(), DropReason> {
         let mut headers = [0; HEADER_ROOM];
-        let frame = frame.edited(edit, &mut headers);
-        let written = frame.write(self.tap, self.scratch);
-        written.map_err(|error| drop_reason_of_write(&error))?;
-        self.shared.tap.inbound.add_frames(1, frame.len() as u64);
-        Ok(())
-    }
-}
-
-/// The drop reason when the kernel does not take a frame.
-fn drop_reason_of_write(error: &io::Error) -> DropReason {
-    if tap::is_too_big(error) {
-        DropReason::NicMtu
-    } else {
-        DropReason::TapWriteFailed
+        self.merger.write(&frame.edited(edit, &mut headers))
     }
 }
 

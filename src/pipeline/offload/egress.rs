@@ -17,6 +17,7 @@ use crate::{
     pipeline::frame_buf::{FrameBuf, MIN_FRAME},
     proto::{
         ecn,
+        merge::Mergeable,
         partial_checksum::finish_checksum,
         superframe::{self, HEADER_ROOM, Layout, MAX_HEADERS},
         train::PendingOffload,
@@ -177,6 +178,16 @@ impl<'a> EgressFrame<'a> {
         })
     }
 
+    /// As a part of a super-frame, if it may be one.
+    pub(in crate::pipeline) fn mergeable(&self) -> Option<Mergeable<'a>> {
+        let open = match self.pending {
+            None => None,
+            Some((offload, None)) => Some(offload.checksum),
+            Some((_, Some(_))) => return None,
+        };
+        Mergeable::of(&self.headers()?, self.rest, open)
+    }
+
     /// Writes it, finished first if the back-end cannot leave that to the kernel.
     pub(in crate::pipeline) fn write(
         &self,
@@ -197,7 +208,8 @@ impl<'a> EgressFrame<'a> {
         }
     }
 
-    fn write_pending(&self, tap: &TapQueue) -> io::Result<()> {
+    /// Writes it as it is.
+    pub(in crate::pipeline) fn write_pending(&self, tap: &TapQueue) -> io::Result<()> {
         if self.rest.is_empty() {
             return tap.write(&self.vnet(), self.head);
         }
@@ -236,6 +248,22 @@ impl<'a> EgressFrame<'a> {
             [] => &self.head[bytes],
             rest => &rest[bytes.start - self.head.len()..bytes.end - self.head.len()],
         }
+    }
+
+    /// Writes every frame that it stands for on its own, its checksum finished, and shows the
+    /// length of each and whether the kernel took it.
+    pub(in crate::pipeline) fn write_apart(
+        &self,
+        tap: &TapQueue,
+        scratch: &mut Vec<u8>,
+        mut show: impl FnMut(usize, io::Result<()>),
+    ) {
+        // Its checksum lies inside of it.
+        let _ = self.try_each_finished(scratch, |frame| {
+            let written = tap.write(&VnetHeader::NONE, frame.frame());
+            show(frame.frame().len(), written);
+            Ok::<_, io::Error>(())
+        });
     }
 
     /// The slow path of the plain back-end.

@@ -8,7 +8,7 @@
 //!
 //! For any input: nothing panics; the frames written to the device are valid for its kernel, and no
 //! larger than it takes; each datagram fits its path; and its receiver accepts all of it. A wire counts
-//! every frame that it loses, and changes no byte.
+//! every frame that it loses, and changes no byte, also of frames that leave merged.
 #![no_main]
 
 #[path = "../original.rs"]
@@ -40,6 +40,7 @@ use patchcord_bridge::{
     BpduPolicy, FloodLimits, Guard, PortConfig, PortId, PortVlans, SwitchConfig, Tpid, Vid, VidSet,
 };
 
+use original::{pseudo_header, sum};
 use packet::{Built, Packet, has_wrong_checksum};
 
 /// The length of a tag that a port pushes.
@@ -220,7 +221,9 @@ impl Run {
         for (vnet, frame) in self.far.take_written() {
             check_description(&vnet, &frame);
             if self.world.is_wire && self.is_calm {
-                self.settle(&finished(&vnet, &frame));
+                for frame in apart(&vnet, &frame) {
+                    self.settle(&frame);
+                }
             }
         }
     }
@@ -321,6 +324,56 @@ fn check_description(vnet: &VnetHeader, frame: &[u8]) {
 
 fn word(frame: &[u8], at: usize) -> usize {
     u16::from_be_bytes([frame[at], frame[at + 1]]).into()
+}
+
+/// The frames that a kernel makes of it. Only those that frames may have been merged into are cut.
+fn apart(vnet: &VnetHeader, frame: &[u8]) -> Vec<Vec<u8>> {
+    let start = usize::from(vnet.csum_start);
+    let is_behind = |header: usize, ethertype: usize, first: u8| {
+        let network = start.checked_sub(header);
+        network.is_some_and(|at| at >= 14 && word(frame, at - 2) == ethertype && frame[at] & 0xf0 == first)
+    };
+    let (is_ipv4, is_ipv6) = (is_behind(20, 0x0800, 0x40), is_behind(40, 0x86dd, 0x60));
+    if vnet.gso_type != VnetHeader::GSO_UDP_L4 || !(is_ipv4 || is_ipv6) {
+        return vec![finished(vnet, frame)];
+    }
+    let (headers, payload) = frame.split_at(vnet.hdr_len.into());
+    let segments = payload.chunks(vnet.gso_size.into()).enumerate();
+    let segment = |(number, payload): (usize, &[u8])| {
+        let mut segment = [headers, payload].concat();
+        let len = segment.len();
+        put(&mut segment, start + 4, len - start);
+        let addresses = match is_ipv6 {
+            true => {
+                let network = start - 40;
+                put(&mut segment, network + 4, len - start);
+                network + 8..start
+            }
+            false => {
+                let network = start - 20;
+                let id = word(&segment, network + 4) + number;
+                put(&mut segment, network + 2, len - network);
+                put(&mut segment, network + 4, id);
+                put(&mut segment, network + 10, 0);
+                let checksum = !sum(&segment[network..start]);
+                put(&mut segment, network + 10, checksum.into());
+                network + 12..start
+            }
+        };
+        let open = pseudo_header(&segment[addresses], 17, len - start);
+        put(&mut segment, start + 6, open.into());
+        let checksum = Checksum {
+            start: vnet.csum_start,
+            offset: vnet.csum_offset,
+        };
+        let _ = finish_checksum(&mut segment, checksum);
+        segment
+    };
+    segments.map(segment).collect()
+}
+
+fn put(bytes: &mut [u8], at: usize, value: usize) {
+    bytes[at..at + 2].copy_from_slice(&(value as u16).to_be_bytes());
 }
 
 /// With its partial checksum finished; one with an impossible position stays.

@@ -3,6 +3,7 @@
 //! to configure, and it costs no more than the frames that it loses.
 
 mod loss;
+mod merging;
 mod mtu;
 mod offload;
 mod segments;
