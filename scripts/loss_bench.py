@@ -92,7 +92,8 @@ class Bench(Lab):
 
     def shape(self):
         options = self.options
-        return (["--rate", options.rate] if options.rate else []) + (["--loss-burst", options.loss_burst] if options.loss_burst else [])
+        given = (("--rate", options.rate), ("--queue", options.queue), ("--loss-burst", options.loss_burst))
+        return [word for name, value in given if value for word in (name, value)]
 
 
 def judged(counters):
@@ -120,7 +121,8 @@ def markdown(report):
     for row in report["summary"]:
         cells = [cell(row["plain_mbit_s"], mbit), cell(row["tunnel_mbit_s"], mbit), cell(row["ratio"], "{:.2f}".format)]
         lines.append("| %g %% | %s |" % (row["loss_percent"], " | ".join(cells)))
-    path = ["delay %(delay_ms)g ms each way"] + [text for name, text in (("rate_mbit", "%(rate_mbit)g Mbit/s"), ("loss_burst", "bursts of %(loss_burst)g"))
+    path = ["delay %(delay_ms)g ms each way"] + [text for name, text in (("rate_mbit", "%(rate_mbit)g Mbit/s"), ("queue_frames", "a queue of %(queue_frames)d frames"),
+                                                                      ("loss_burst", "bursts of %(loss_burst)g"))
                                                  if report[name]]
     lines += ["", ("Median (least to most) of %(rounds)d rounds of %(seconds)d s, one stream of CUBIC; " + ", ".join(path) + "; %(cores)d cores, "
                    "%(cipher)s, %(core_plan)s, Linux %(kernel)s.") % report]
@@ -151,7 +153,7 @@ def conduct(bench, options):
                   % (round_number, loss, measured["plain"]["mbit_s"], measured["tunnel"]["mbit_s"]), file=sys.stderr, flush=True)
     status = bench.status("a")
     return {"rounds": options.rounds, "seconds": options.seconds, "delay_ms": options.delay, "rate_mbit": options.rate,
-            "loss_burst": options.loss_burst, "cores": os.cpu_count(), "kernel": os.uname().release,
+            "queue_frames": options.queue, "loss_burst": options.loss_burst, "cores": os.cpu_count(), "kernel": os.uname().release,
             "cipher": status["peers"][0]["cipher"], "core_plan": status["core_plan"]["plan"], "device": status["device"]["backend"],
             "drops": {site: bench.status(site)["drops"] for site in UNDERLAY},
             "summary": summary(measurements), "measurements": measurements}
@@ -167,6 +169,7 @@ def main():
     parser.add_argument("--loss-burst", metavar="FRAMES", type=float, help="mean length of a burst of lost frames")
     parser.add_argument("--delay", metavar="MS", type=float, default=0, help="delay of the path each way (0)")
     parser.add_argument("--rate", metavar="MBIT", type=float, help="speed of the path (what the relay can)")
+    parser.add_argument("--queue", metavar="FRAMES", type=int, help="frames that may wait for the path (1000)")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="5")
     parser.add_argument("--seconds", metavar="S", type=int, default=4, help="of each measurement, after one that does not count (4)")
     parser.add_argument("--down", action="store_true", help="remove what a killed run has left")
