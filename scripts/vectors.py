@@ -6,7 +6,7 @@
     scripts/vectors.py --write    write it
 
 Nothing here is shared with the Rust code, and nothing is installed: X25519, ChaCha20-Poly1305,
-XChaCha20, AES-256-GCM and Noise are written out below, BLAKE2s, SHA-256 and HMAC are Python's. It is
+XChaCha20, AES-256-GCM, AEGIS and Noise are written out below, BLAKE2s, SHA-256 and HMAC are Python's. It is
 slow and not constant in time: for vectors, never for traffic.
 """
 import hashlib
@@ -128,6 +128,20 @@ def aes_sbox():
 SBOX = aes_sbox()
 
 
+def aes_round(block, round_key, last=False):
+    """A round of FIPS 197; the last one does not mix columns."""
+    state = [SBOX[block[(i + 4 * (i % 4)) % 16]] for i in range(16)]
+    if not last:
+        mixed = []
+        for at in range(0, 16, 4):
+            column = state[at:at + 4]
+            for i in range(4):
+                a, b, c, d = (column[(i + n) % 4] for n in range(4))
+                mixed.append(times_x(a) ^ times_x(b) ^ b ^ c ^ d)
+        state = mixed
+    return bytes(a ^ b for a, b in zip(state, round_key))
+
+
 def aes256(key, block):
     """FIPS 197."""
     words, round_constant = [list(key[at:at + 4]) for at in range(0, 32, 4)], 1
@@ -141,19 +155,10 @@ def aes256(key, block):
             word = [SBOX[b] for b in word]
         words.append([a ^ b for a, b in zip(word, words[i - 8])])
     keys = [sum(words[at:at + 4], []) for at in range(0, 60, 4)]
-    state = [a ^ b for a, b in zip(block, keys[0])]
+    state = bytes(a ^ b for a, b in zip(block, keys[0]))
     for number, round_key in enumerate(keys[1:], 1):
-        state = [SBOX[state[(i + 4 * (i % 4)) % 16]] for i in range(16)]
-        if number < 14:
-            mixed = []
-            for at in range(0, 16, 4):
-                column = state[at:at + 4]
-                for i in range(4):
-                    a, b, c, d = (column[(i + n) % 4] for n in range(4))
-                    mixed.append(times_x(a) ^ times_x(b) ^ b ^ c ^ d)
-            state = mixed
-        state = [a ^ b for a, b in zip(state, round_key)]
-    return bytes(state)
+        state = aes_round(state, round_key, last=number == 14)
+    return state
 
 
 def aes256_gcm(key, nonce, plaintext, aad):
@@ -172,6 +177,75 @@ def aes256_gcm(key, nonce, plaintext, aad):
             v = v >> 1 ^ (0xE1 << 120 if v & 1 else 0)
     mask = aes256(key, nonce + b"\x00\x00\x00\x01")
     return sealed + bytes(a ^ b for a, b in zip(total.to_bytes(16, "big"), mask))
+
+
+def xor(*blocks):
+    total = 0
+    for block in blocks:
+        total ^= int.from_bytes(block, "big")
+    return total.to_bytes(len(blocks[0]), "big")
+
+
+def both(a, b):
+    return bytes(x & y for x, y in zip(a, b))
+
+
+class Aegis128X4:
+    """RFC 10032, section "The AEGIS-128X Algorithm", of degree 4: four states of eight AES blocks, which
+    differ only in their context blocks and in the part of the input that each one absorbs."""
+
+    DEGREE = 4
+    RATE = 32 * DEGREE
+    C0 = bytes.fromhex("000101020305080d1522375990e97962")
+    C1 = bytes.fromhex("db3d18556dc22ff12011314273b528dd")
+
+    def __init__(self, key, nonce):
+        start = [xor(key, nonce), self.C1, self.C0, self.C1, xor(key, nonce)]
+        start += [xor(key, self.C0), xor(key, self.C1), xor(key, self.C0)]
+        self.states = [list(start) for _ in range(self.DEGREE)]
+        for _ in range(10):
+            for lane, state in enumerate(self.states):
+                context = bytes([lane, self.DEGREE - 1]) + bytes(14)
+                state[3], state[7] = xor(state[3], context), xor(state[7], context)
+            self.update([nonce] * self.DEGREE, [key] * self.DEGREE)
+
+    def update(self, first, second):
+        for lane, s in enumerate(self.states):
+            keys = [xor(s[0], first[lane]), *s[1:4], xor(s[4], second[lane]), *s[5:]]
+            self.states[lane] = [aes_round(s[i - 1], keys[i]) for i in range(8)]
+
+    def halves(self, block):
+        pieces = [block[at:at + 16] for at in range(0, self.RATE, 16)]
+        return pieces[:self.DEGREE], pieces[self.DEGREE:]
+
+    def blocks(self, data):
+        data += bytes(-len(data) % self.RATE)
+        return [data[at:at + self.RATE] for at in range(0, len(data), self.RATE)]
+
+    def seal(self, plaintext, aad):
+        for block in self.blocks(aad):
+            self.update(*self.halves(block))
+        sealed = b""
+        for block in self.blocks(plaintext):
+            stream = b"".join(xor(s[6], s[1], both(s[2], s[3])) for s in self.states)
+            stream += b"".join(xor(s[2], s[5], both(s[6], s[7])) for s in self.states)
+            sealed += xor(block, stream)
+            self.update(*self.halves(block))
+        lengths = struct.pack("<QQ", 8 * len(aad), 8 * len(plaintext))
+        covered = [xor(state[2], lengths) for state in self.states]
+        for _ in range(7):
+            self.update(covered, covered)
+        return sealed[:len(plaintext)] + xor(*(block for state in self.states for block in state[:7]))
+
+
+def aegis_128x4(key, nonce, plaintext, aad):
+    """Ciphertext and tag."""
+    return Aegis128X4(key, nonce).seal(plaintext, aad)
+
+
+def aegis_with_prefix(key, counter, plaintext, aad):
+    """The last eight bytes of the key are the first of the nonce (PROTOCOL.md, "Datagrams")."""
+    return aegis_128x4(key[:16], key[16:] + counter, plaintext, aad)
 
 
 def blake2s(data, key=b"", size=32):
@@ -194,6 +268,8 @@ def self_check():
                   h("00112233445566778899aabbccddeeff")) == h("8ea2b7ca516745bfeafc49904b496089")  # FIPS 197, C.3
     assert aes256_gcm(bytes(32), bytes(12), bytes(16), b"") == \
         h("cea7403d4d606b6e074ec5d3baf39d18d0d1c8a799996bf0265b98b5d48ab919")              # GCM, test case 14
+    assert aegis_128x4(bytes(range(16)), bytes(range(16, 32)), h("04050607") * 30, h("0102030401020304"))[-24:] == \
+        h("594b8dd64aed2a7e" "0e56ab94e2e85db80f9d54010caabfb4")                           # RFC 10032, AEGIS-128X4
 
 
 # --- Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s (PROTOCOL.md, "Handshake") --------------------------------
@@ -268,7 +344,9 @@ def handshake(keys, psk, first_payload, second_payload):
 
 VERSION, INITIATION, RESPONSE, COOKIE_REPLY, FRAME, CHUNKS = 1, 1, 2, 3, 4, 5
 FRAME_CHUNK, FRAGMENT_CHUNK, PARTIAL_CHECKSUM_CHUNK, OFFLOAD_CHUNK, ECHO_REQUEST, ECHO_REPLY, CLOSE = 1, 2, 3, 4, 16, 17, 18
-CIPHERS = {1: aes256_gcm, 2: chacha20_poly1305}
+CIPHERS = {1: aes256_gcm, 2: chacha20_poly1305, 4: aegis_with_prefix}
+KEY_LENS = {1: 32, 2: 32, 4: 24}
+NONCE_LENS = {1: 12, 2: 12, 4: 8}  # but for what belongs to the key
 
 
 def u24(value):
@@ -302,15 +380,16 @@ def cookie_of(secret, address, udp_port):
 
 
 def lane_key(split_key, cipher, lane):
-    """HKDF-Expand (RFC 5869) with SHA-256; 32 bytes are one block."""
+    """HKDF-Expand (RFC 5869) with SHA-256; no key is longer than one block."""
     info = b"patchcord1 lane" + bytes([cipher, lane])
-    return hmac.new(split_key, info + b"\x01", hashlib.sha256).digest()
+    return hmac.new(split_key, info + b"\x01", hashlib.sha256).digest()[:KEY_LENS[cipher]]
 
 
 def seal(split_key, cipher, message_type, receiver, lane, sequence, plaintext):
     counter = struct.pack(">Q", lane << 56 | sequence)
     header = head(message_type, receiver) + counter
-    return header + CIPHERS[cipher](lane_key(split_key, cipher, lane), bytes(4) + counter, plaintext, header)
+    nonce = counter.rjust(NONCE_LENS[cipher], b"\0")
+    return header + CIPHERS[cipher](lane_key(split_key, cipher, lane), nonce, plaintext, header)
 
 
 def chunk(kind, body):
@@ -529,6 +608,7 @@ def sealed_datagrams(split_key, cipher):
     small, other = ethernet(60, 1), ethernet(64, 2)
     for name, message_type, lane, sequence, plaintext in (
         ("one frame", FRAME, 1, 0, small),
+        ("a full datagram", FRAME, 1, 6, ethernet(1444, 1)),
         ("a high lane and sequence", FRAME, 16, 2**28 + 2**24 - 1, small),
         ("two frames", CHUNKS, 1, 1, chunk(FRAME_CHUNK, small) + chunk(FRAME_CHUNK, other)),
         ("a fragment", CHUNKS, 1, 2, fragment(0xDEADBEEF, 0x012345, 0x010203, pattern(40))),

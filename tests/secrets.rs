@@ -12,6 +12,11 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::fs::FileExt,
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
 };
 
 use blake2::{Blake2s256, Digest};
@@ -49,10 +54,15 @@ fn main() {
         .map(|_| unmasked(&lines.next().unwrap().unwrap()))
         .collect();
 
+    assert_eq!(lines.next().unwrap().unwrap(), "alive");
     let alive = Memory::of(&child);
     for pair in keys.chunks(2) {
         assert!(alive.holds(&pair[0]), "the search finds what is there");
         assert!(alive.holds(&pair[1]), "the search finds what is there");
+        for (cipher, lane) in lanes().filter(|(cipher, _)| *cipher == Cipher::Aegis128X4) {
+            let key = lane_key(&pair[0], cipher, lane);
+            assert!(alive.holds(&key), "the search finds {cipher:?}, {lane:?}");
+        }
     }
     let last = &keys[2 * HANDSHAKES - 2..];
     assert!(
@@ -68,9 +78,9 @@ fn main() {
             assert!(!ended.holds(key), "a key of handshake {number}");
         }
         assert!(!ended.holds_origin(&pair[0]), "the chaining key {number}");
-        for lane in 0..2 {
-            let key = lane_key(&pair[0], lane);
-            assert!(!ended.holds(&key), "the key of lane {lane} of {number}");
+        for (cipher, lane) in lanes() {
+            let key = lane_key(&pair[0], cipher, lane);
+            assert!(!ended.holds(&key), "{cipher:?}, {lane:?} of {number}");
         }
     }
     drop(child.stdin.take());
@@ -105,18 +115,50 @@ fn child() {
         let (_, alices) = initiator.finish(&second.noise).unwrap();
         tell(&alices.seal);
         tell(&alices.open);
-        let lanes = [0, 1].map(|lane| LaneKey::derive(&alices.seal, Cipher::Aes256Gcm, Lane(lane)));
-        for (number, lane) in lanes.iter().enumerate() {
-            let counter = Counter::new(Lane(number as u8), 0);
-            lane.seal(counter, b"header", &mut [7; 100]);
-        }
-        alive.push((initiator, alices, bobs, lanes));
+        let keys: Arc<[_]> = lanes()
+            .map(|(cipher, lane)| LaneKey::derive(&alices.seal, cipher, lane))
+            .collect();
+        idle_after_use(keys.clone());
+        alive.push((initiator, alices, bobs, keys));
     }
+    println!("alive");
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
     drop(alive);
     println!("ended");
     std::io::stdin().read_line(&mut line).unwrap();
+}
+
+/// Two for each cipher.
+fn lanes() -> impl Iterator<Item = (Cipher, Lane)> {
+    Cipher::available().flat_map(|cipher| [0, 1].map(|lane| (cipher, Lane(lane))))
+}
+
+/// Uses the keys as a data thread does that has nothing more to do, so its stack stays as it is.
+fn idle_after_use(keys: Arc<[LaneKey]>) {
+    let used = Arc::new(AtomicBool::new(false));
+    let tell = used.clone();
+    thread::spawn(move || {
+        for (key, (_, lane)) in keys.iter().zip(lanes()) {
+            use_once(key, lane);
+        }
+        drop(keys);
+        tell.store(true, Ordering::Release);
+        loop {
+            thread::park();
+        }
+    });
+    while !used.load(Ordering::Acquire) {
+        thread::yield_now();
+    }
+}
+
+fn use_once(key: &LaneKey, lane: Lane) {
+    let counter = Counter::new(lane, 0);
+    let mut datagram = [7; 116];
+    let tag = key.seal(counter, b"header", &mut datagram[..100]);
+    datagram[100..].copy_from_slice(&tag);
+    assert!(key.open(counter, b"header", &mut datagram).is_ok());
 }
 
 fn tell(key: &SplitKey) {
@@ -155,8 +197,9 @@ impl Memory {
         Self(regions)
     }
 
-    fn holds(&self, key: &[u8; 32]) -> bool {
-        self.windows().any(|window| window == key)
+    fn holds(&self, key: &[u8]) -> bool {
+        let mut regions = self.0.iter();
+        regions.any(|bytes| memchr::memmem::find(bytes, key).is_some())
     }
 
     /// Whether the memory holds a chaining key from which Noise's `Split` makes `key`.
@@ -197,9 +240,10 @@ fn hmac(key: &[u8; 32], data: &[u8]) -> [u8; 32] {
 }
 
 /// HKDF-Expand (PROTOCOL.md, "Keys").
-fn lane_key(split: &[u8; 32], lane: u8) -> [u8; 32] {
+fn lane_key(split: &[u8; 32], cipher: Cipher, lane: Lane) -> Vec<u8> {
     use aws_lc_rs::hmac::{HMAC_SHA256, Key, sign};
-    let info = [&b"patchcord1 lane"[..], &[1, lane, 1]].concat();
+    let info = [&b"patchcord1 lane"[..], &[cipher as u8, lane.0, 1]].concat();
     let tag = sign(&Key::new(HMAC_SHA256, split), &info);
-    tag.as_ref().try_into().unwrap()
+    let len = if cipher == Cipher::Aegis128X4 { 16 } else { 32 };
+    tag.as_ref()[..len].to_vec()
 }

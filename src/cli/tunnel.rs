@@ -83,6 +83,7 @@ fn summary(config: &Config) -> String {
         CipherChoice::Auto => "chosen with the peer",
         CipherChoice::Aes256Gcm => "aes-256-gcm",
         CipherChoice::ChaCha20Poly1305 => "chacha20-poly1305",
+        CipherChoice::Aegis128X4 => "aegis-128x",
     };
     let _ = match device.is_nic {
         true => write!(text, ", cipher {cipher}. NIC {}", device.name),

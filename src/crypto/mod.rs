@@ -2,6 +2,7 @@
 //! Keys and the operations on them; the only module that names a crate for cryptography.
 
 pub mod aead;
+mod aegis;
 pub mod keys;
 pub mod mac;
 pub mod noise;

@@ -3,14 +3,17 @@
 //!
 //! Seals and opens datagrams in memory, in slices of time that rotate through all ciphers and
 //! sizes, so that other load on the machine affects all of them alike. It reads no clock: the
-//! caller provides one. Called by `patchcord bench crypto`.
+//! caller provides one. Called by `patchcord bench crypto`, and for the choice of a cipher.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit, aead::AeadInPlace};
 
 use super::{
-    aead::{Cipher, LaneKey},
+    aead::{Cipher, CipherOffer, LaneKey},
     noise::SplitKey,
     random,
 };
@@ -37,12 +40,11 @@ pub enum Implementation {
 }
 
 impl Implementation {
-    /// All that are measured.
-    pub const ALL: [Self; 3] = [
-        Self::Tunnel(Cipher::Aes256Gcm),
-        Self::Tunnel(Cipher::ChaCha20Poly1305),
-        Self::PureRust,
-    ];
+    /// All that are measured: what a tunnel on this machine may use, and the reference.
+    pub fn all() -> Vec<Self> {
+        let tunnels = Cipher::available().map(Self::Tunnel);
+        tunnels.chain([Self::PureRust]).collect()
+    }
 
     /// The cipher.
     pub const fn cipher(self) -> Cipher {
@@ -82,16 +84,59 @@ pub struct Speed {
     pub open: Spread,
 }
 
+impl CipherOffer {
+    /// Every cipher that is available; which ones are fast is read from the CPU and, with `clock`,
+    /// measured, once for the process (less than a millisecond).
+    pub fn auto(clock: impl Fn() -> Instant) -> Self {
+        static AEGIS_IS_FAST: OnceLock<bool> = OnceLock::new();
+        /// In all; a slice of it is one pool of datagrams at the least.
+        const BUDGET: Duration = Duration::from_micros(500);
+
+        let (aegis, aes) = (Cipher::Aegis128X4, Cipher::Aes256Gcm);
+        let measure = || aegis.is_available() && is_faster(aegis, aes, BUDGET, clock);
+        Self::all(*AEGIS_IS_FAST.get_or_init(measure))
+    }
+}
+
 /// Measures every implementation at every size for about `budget` in total, on this thread.
 pub fn measure(budget: Duration, clock: impl Fn() -> Instant) -> Vec<Speed> {
-    let mut contests: Vec<_> = SIZES
+    let implementations = Implementation::all();
+    run_all(&implementations, &SIZES, ROUNDS, budget, clock)
+}
+
+/// Whether `cipher` takes less time than `other` for a small and a full datagram together, sealed and
+/// opened, each in the fastest of a few rounds.
+fn is_faster(cipher: Cipher, other: Cipher, budget: Duration, clock: impl Fn() -> Instant) -> bool {
+    const LENS: [usize; 2] = [SIZES[0], SIZES[2]];
+    const FEW_ROUNDS: usize = 4;
+
+    let both = [cipher, other].map(Implementation::Tunnel);
+    let speeds = run_all(&both, &LENS, FEW_ROUNDS, budget, clock);
+    let total_ns = |implementation| -> f64 {
+        let its = speeds
+            .iter()
+            .filter(|it| it.implementation == implementation);
+        its.map(|speed| speed.seal.min_ns + speed.open.min_ns).sum()
+    };
+    total_ns(both[0]) < total_ns(both[1])
+}
+
+fn run_all(
+    implementations: &[Implementation],
+    lens: &[usize],
+    rounds: usize,
+    budget: Duration,
+    clock: impl Fn() -> Instant,
+) -> Vec<Speed> {
+    let mut contests: Vec<_> = lens
         .iter()
         .flat_map(|&len| {
-            Implementation::ALL.map(|implementation| Contest::new(implementation, len))
+            let each = implementations.iter();
+            each.map(move |&implementation| Contest::new(implementation, len))
         })
         .collect();
-    let slice = budget / (contests.len() * (ROUNDS + 1)) as u32;
-    for round in 0..=ROUNDS {
+    let slice = budget / (contests.len() * (rounds + 1)) as u32;
+    for round in 0..=rounds {
         for contest in &mut contests {
             let (seal_ns, open_ns) = contest.run(slice, &clock);
             // The first round warms up caches and the processor's clock.
@@ -287,9 +332,11 @@ mod tests {
             looks.set(looks.get() + 1);
             start + Duration::from_micros(looks.get())
         });
-        assert_eq!(speeds.len(), Implementation::ALL.len() * SIZES.len());
+        let implementations = Implementation::all().len();
+        assert_eq!(speeds.len(), implementations * SIZES.len());
+        let of_a_size = speeds.chunks(implementations);
         // One microsecond for a pool of 64, 64, 44 and 7 datagrams.
-        for (speed, expected_ns) in speeds.chunks(3).zip([15.625, 15.625, 22.727, 142.857]) {
+        for (speed, expected_ns) in of_a_size.zip([15.625, 15.625, 22.727, 142.857]) {
             for figure in speed {
                 for spread in [figure.seal, figure.open] {
                     assert!((spread.median_ns - expected_ns).abs() < 0.001, "{figure:?}");
@@ -297,6 +344,42 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A clock that goes on by a microsecond at each look, and for the looks of `slow` by ten: a pool
+    /// takes three looks, and one more begins it.
+    fn clock_that_is_slow_in(slow: impl Fn(u64) -> bool) -> impl Fn() -> Instant {
+        let (start, looks, passed) = (Instant::now(), Cell::new(0), Cell::new(0));
+        move || {
+            let step = if slow(looks.get() / 4) { 10 } else { 1 };
+            looks.set(looks.get() + 1);
+            passed.set(passed.get() + step);
+            start + Duration::from_micros(passed.get())
+        }
+    }
+
+    #[test]
+    fn the_faster_cipher_is_the_one_that_the_clock_says() {
+        let wins = |slow: fn(u64) -> bool| {
+            let (one, other) = (Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm);
+            is_faster(one, other, Duration::ZERO, clock_that_is_slow_in(slow))
+        };
+        // The two ciphers take turns.
+        assert!(wins(|turn| turn % 2 == 1));
+        assert!(!wins(|turn| turn % 2 == 0));
+        // A round in which all are slow decides nothing.
+        assert!(wins(|turn| turn % 2 == 1 || turn / 4 == 2));
+    }
+
+    #[test]
+    fn auto_allows_what_is_available() {
+        let auto = CipherOffer::auto(Instant::now);
+        for cipher in Cipher::ALL {
+            let is_allowed = auto.allowed & cipher as u8 != 0;
+            assert_eq!(is_allowed, cipher.is_available(), "{cipher:?}");
+            assert_eq!(Cipher::from_bit(cipher as u8), Some(cipher));
+        }
+        assert_eq!(auto, CipherOffer::auto(Instant::now), "measured once");
     }
 
     #[test]

@@ -109,6 +109,7 @@ impl TunnelProvider {
         for warning in config.warnings() {
             warn!(tunnel = context.tunnel(), "{warning}");
         }
+        check_cipher(config.tunnel.cipher)?;
         if config.device.is_nic {
             self.wait_for_nic(context, &config.device.name).await?;
         }
@@ -442,6 +443,27 @@ fn stable_mac(public_key: &PublicKey, device: &str) -> MacAddr {
     ])
 }
 
+/// The only cipher that a configuration allows, if it names one.
+fn pinned(choice: CipherChoice) -> Option<Cipher> {
+    match choice {
+        CipherChoice::Auto => None,
+        CipherChoice::Aes256Gcm => Some(Cipher::Aes256Gcm),
+        CipherChoice::ChaCha20Poly1305 => Some(Cipher::ChaCha20Poly1305),
+        CipherChoice::Aegis128X4 => Some(Cipher::Aegis128X4),
+    }
+}
+
+fn check_cipher(choice: CipherChoice) -> Result<(), ProviderError> {
+    match pinned(choice).filter(|cipher| !cipher.is_available()) {
+        None => Ok(()),
+        Some(cipher) => Err(ProviderError::new(format!(
+            "`cipher = \"{}\"` needs AES instructions, which this processor does not have: set \
+             `cipher = \"auto\"` at both ends",
+            cipher.name()
+        ))),
+    }
+}
+
 fn engine_config(config: Config, mtu: u32) -> EngineConfig {
     let Config {
         tunnel,
@@ -451,10 +473,9 @@ fn engine_config(config: Config, mtu: u32) -> EngineConfig {
         pipeline,
         ..
     } = config;
-    let ciphers = match tunnel.cipher {
-        CipherChoice::Auto => CipherOffer::auto(),
-        CipherChoice::Aes256Gcm => CipherOffer::only(Cipher::Aes256Gcm),
-        CipherChoice::ChaCha20Poly1305 => CipherOffer::only(Cipher::ChaCha20Poly1305),
+    let ciphers = match pinned(tunnel.cipher) {
+        Some(cipher) => CipherOffer::only(cipher),
+        None => CipherOffer::auto(clock::now),
     };
     let max_frame = u16::try_from(mtu + FRAME_OVERHEAD).unwrap_or(u16::MAX);
     EngineConfig {

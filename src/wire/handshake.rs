@@ -73,7 +73,8 @@ pub struct InitiationPayload {
     pub network_id: [u8; 3],
     /// Bit mask of the ciphers that the initiator allows.
     pub ciphers: u8,
-    /// Bit 0: the initiator has AES and carry-less multiply instructions.
+    /// Which ciphers are fast for the initiator. Bit 0: it has AES and carry-less multiply
+    /// instructions; bit 1: it measured AEGIS to be faster than AES-256-GCM.
     pub flags: u8,
     /// Highest data lane that the initiator sends on.
     pub lanes: u8,

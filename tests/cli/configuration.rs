@@ -277,7 +277,7 @@ fn refuses_values_of_the_tunnel() {
             "`listen = \"[::]:51830\"`",
         ]),
         (LISTEN, "listen = \"[::]:1\"\ncipher = \"aes\"", "4:10: [tunnel] cipher:", &[
-            "`auto` or `aes-256-gcm` or `chacha20-poly1305`",
+            "`auto` or `aes-256-gcm` or `chacha20-poly1305` or `aegis-128x`",
         ]),
         (LISTEN, "listen = \"[::]:1\"\nnetwork-id = 16777216", "4:14: [tunnel] network-id:", &[
             "0 to 16777215",

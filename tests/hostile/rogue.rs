@@ -409,7 +409,7 @@ pub(crate) fn seal(session: &Session, what: Sealed<'_>) -> Vec<u8> {
 fn node(key: &str, program: Program) -> Node {
     let config = NodeConfig {
         private_key: PrivateKey::from_base64(key).expect("it was made here"),
-        ciphers: CipherOffer::auto(),
+        ciphers: CipherOffer::auto(Instant::now),
         network_id: 0,
         lanes: MAX_LANES,
         max_frame: MAX_FRAME,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How sessions are established, and why they fail.
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, rc::Rc, time::Instant};
 
 use patchcord::internals::{
     crypto::aead::{Cipher, CipherOffer},
@@ -174,6 +174,14 @@ fn each_mismatch_is_refused_by_name() {
             DropReason::Incompatible,
             Trouble::Refused(Refusal::Cipher),
         ),
+        (
+            "ciphers, one of which an old node does not know",
+            only(Cipher::Aegis128X4),
+            old_node(),
+            B,
+            DropReason::Incompatible,
+            Trouble::Refused(Refusal::Cipher),
+        ),
     ] {
         let mut net = Net::pair_with(a, b);
         net.start_all();
@@ -224,7 +232,7 @@ fn a_key_that_nobody_knows_is_refused() {
 fn matching_settings_connect() {
     let psk = Setup {
         preshared_key: Some([9; 32]),
-        ciphers: CipherOffer::auto(),
+        ciphers: CipherOffer::auto(Instant::now),
         ..Setup::default()
     };
     let mut net = Net::pair_with(psk.clone(), psk);
@@ -232,6 +240,39 @@ fn matching_settings_connect() {
     net.run_for(secs(1));
     assert!(net.is_up(A) && net.is_up(B));
     assert_eq!(net.view(A).cipher, net.view(B).cipher);
+}
+
+/// A node of before AEGIS: it knows two ciphers and one flag.
+fn old_node() -> Setup {
+    Setup {
+        ciphers: CipherOffer::from_wire(3, 1),
+        ..Setup::default()
+    }
+}
+
+#[test]
+fn both_ends_agree_on_a_cipher_whichever_calls() {
+    let offer = |allowed, flags| Setup {
+        ciphers: CipherOffer::from_wire(allowed, flags),
+        ..Setup::default()
+    };
+    for (a, b, chosen) in [
+        (offer(7, 3), offer(7, 3), Cipher::Aegis128X4),
+        (offer(7, 3), offer(7, 1), Cipher::Aes256Gcm),
+        (offer(7, 1), offer(7, 3), Cipher::Aes256Gcm),
+        (offer(7, 3), offer(4, 3), Cipher::Aegis128X4),
+        (offer(7, 3), old_node(), Cipher::Aes256Gcm),
+        (old_node(), offer(7, 3), Cipher::Aes256Gcm),
+    ] {
+        let mut net = Net::pair_with(a.clone(), b.clone());
+        net.start_all();
+        net.run_for(secs(1));
+        let offers = (a.ciphers, b.ciphers);
+        assert!(net.is_up(A) && net.is_up(B), "{offers:?}");
+        for at in [A, B] {
+            assert_eq!(net.view(at).cipher, Some(chosen), "{offers:?}");
+        }
+    }
 }
 
 #[test]

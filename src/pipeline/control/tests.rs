@@ -23,7 +23,7 @@ fn task() -> ControlTask {
     let mac1 = Mac1Check::new(&private_key.public_key());
     let config = NodeConfig {
         private_key,
-        ciphers: CipherOffer::auto(),
+        ciphers: CipherOffer::auto(Instant::now),
         network_id: 0,
         lanes: 1,
         max_frame: 1522,

@@ -37,8 +37,6 @@ use crate::{
     },
 };
 
-const FAST_AES: u8 = 1;
-
 impl Node {
     pub(super) fn initiate(&mut self, now: Instant, wall: SystemTime, at: usize) {
         let index = self.fresh_index();
@@ -53,11 +51,7 @@ impl Node {
             timestamp,
             network_id: network_id_bytes(self.config.network_id),
             ciphers: self.config.ciphers.allowed,
-            flags: if self.config.ciphers.fast_aes {
-                FAST_AES
-            } else {
-                0
-            },
+            flags: self.config.ciphers.flags(),
             lanes: self.config.lanes,
             max_frame: self.config.max_frame.into(),
             ..InitiationPayload::new_zeroed()
@@ -125,10 +119,7 @@ impl Node {
         {
             return Err(DropReason::HandshakeRateLimited);
         }
-        let theirs = CipherOffer {
-            allowed: offer.ciphers,
-            fast_aes: offer.flags & FAST_AES != 0,
-        };
+        let theirs = CipherOffer::from_wire(offer.ciphers, offer.flags);
         let Some(cipher) = self.config.ciphers.choose(theirs) else {
             self.refuse(now, from, message.sender, responder, Refusal::Cipher);
             return Err(self.note_refused(DropReason::Incompatible, from, initiator));

@@ -151,6 +151,24 @@ fn another_network_id_is_reported_at_both_ends() {
 }
 
 #[test]
+fn ends_without_a_common_cipher_are_told_so() {
+    let mut pair = Pair::caller_and_waiter();
+    let only = |tunnel| Settings {
+        tunnel,
+        ..Settings::default()
+    };
+    let b = pair.b.as_peer(Some(pair.b.uplink.v4.into()));
+    let a = pair.a.as_peer(None);
+    pair.a.configure(&only("cipher = \"aegis-128x\""), &[b]);
+    pair.b.configure(&only("cipher = \"aes-256-gcm\""), &[a]);
+    pair.up();
+    let error = wait_for_cause(&mut pair.a, "refused-cipher");
+    assert!(error.text.contains("no cipher that we allow"), "{error:?}");
+    assert!(error.remedy.contains("tunnel.cipher"), "{error:?}");
+    refusal(&mut pair.b, "incompatible");
+}
+
+#[test]
 fn another_preshared_key_is_reported_at_both_ends() {
     let mut pair = Pair::caller_and_waiter();
     let b = Peer {

@@ -137,6 +137,7 @@ fn the_configured_cipher_is_used() {
     for (cipher, tunnel) in [
         ("aes-256-gcm", "cipher = \"aes-256-gcm\""),
         ("chacha20-poly1305", "cipher = \"chacha20-poly1305\""),
+        ("aegis-128x", "cipher = \"aegis-128x\""),
     ] {
         let settings = Settings {
             tunnel,
@@ -152,18 +153,43 @@ fn the_configured_cipher_is_used() {
 }
 
 #[test]
-fn sides_that_allow_no_common_cipher_do_not_connect() {
+fn sides_that_choose_by_themselves_agree_on_a_cipher() {
+    let pair = Pair::start(Plan::default());
+    let [a, b] = [&pair.a, &pair.b].map(|side| side.peer().cipher.unwrap());
+    assert_eq!(a, b);
+    assert!(["aegis-128x", "aes-256-gcm", "chacha20-poly1305"].contains(&&*a));
+}
+
+#[test]
+fn a_side_that_chooses_by_itself_follows_one_that_does_not() {
     let mut pair = Pair::caller_and_waiter();
     let [b_at_a, a_at_b] = peers(&pair);
-    let aes = Settings {
-        tunnel: "cipher = \"aes-256-gcm\"",
+    let aegis = Settings {
+        tunnel: "cipher = \"aegis-128x\"",
         ..Settings::default()
     };
-    let chacha = Settings {
-        tunnel: "cipher = \"chacha20-poly1305\"",
-        ..Settings::default()
-    };
-    pair.a.configure(&aes, &[b_at_a]);
-    pair.b.configure(&chacha, &[a_at_b]);
-    assert_refused(&mut pair, "incompatible", true);
+    pair.a.configure(&pair.settings, &[b_at_a]);
+    pair.b.configure(&aegis, &[a_at_b]);
+    pair.up();
+    pair.connect(secs(10));
+    assert_eq!(pair.a.peer().cipher.as_deref(), Some("aegis-128x"));
+    assert_eq!(pair.b.peer().cipher.as_deref(), Some("aegis-128x"));
+}
+
+#[test]
+fn sides_that_allow_no_common_cipher_do_not_connect() {
+    for (at_a, at_b) in [
+        ("cipher = \"aes-256-gcm\"", "cipher = \"chacha20-poly1305\""),
+        ("cipher = \"aegis-128x\"", "cipher = \"aes-256-gcm\""),
+    ] {
+        let mut pair = Pair::caller_and_waiter();
+        let [b_at_a, a_at_b] = peers(&pair);
+        let only = |tunnel| Settings {
+            tunnel,
+            ..Settings::default()
+        };
+        pair.a.configure(&only(at_a), &[b_at_a]);
+        pair.b.configure(&only(at_b), &[a_at_b]);
+        assert_refused(&mut pair, "incompatible", true);
+    }
 }
