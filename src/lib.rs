@@ -241,7 +241,7 @@ pub mod internals {
         };
     }
     pub mod stats {
-        pub use crate::stats::{DropReason, Drops, Flow, Traffic};
+        pub use crate::stats::{DropReason, Drops, Flow, LaneFlow, Traffic};
     }
     pub mod wire {
         pub use crate::wire::*;

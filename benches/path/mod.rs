@@ -171,7 +171,7 @@ impl Sender {
         loop {
             if self.train.is_empty() {
                 let to = "192.0.2.2:1".parse().unwrap();
-                self.train.bind(self.session.clone(), to, DATAGRAM_LEN);
+                self.train.bind(&self.session, to, DATAGRAM_LEN);
             }
             match self.train.push(Lane::FIRST_DATA, &mut outgoing).unwrap() {
                 Pushed::Done => return,

@@ -91,6 +91,25 @@ impl Dispatch {
         }
     }
 
+    /// The lane on which it sends.
+    pub(super) fn lane(&self) -> Lane {
+        self.lane
+    }
+
+    /// Sessions may have ended: their keys must not stay in empty trains and former tables.
+    pub(super) fn forget_sessions(&mut self) {
+        match &mut self.sink {
+            TrainSink::Inline { udp_tx, empties } => {
+                empties.iter_mut().for_each(Train::forget);
+                udp_tx.tables.present();
+            }
+            // The last step does it.
+            TrainSink::Staged(_) => {}
+            #[cfg(fuzzing)]
+            TrainSink::Kept { empties, .. } => empties.iter_mut().for_each(Train::forget),
+        }
+    }
+
     /// Before each batch.
     pub(super) fn begin(&mut self, now: Instant) {
         self.now = now;
@@ -155,10 +174,12 @@ impl Dispatch {
         if let Err(reason) = pushed {
             return self.drops.count(reason);
         }
+        let lane = self.lane.0;
         if let Some(train) = self.train_of(port)
             && let Some(session) = train.session()
         {
-            session.traffic.outbound.add_frames(1, frame.len() as u64);
+            let flow = session.traffic.outbound.of(lane);
+            flow.add_frames(1, frame.len() as u64);
         }
     }
 
@@ -195,7 +216,7 @@ impl Dispatch {
                 self.flush_all();
             }
             let mut train = self.sink.empty().ok_or(NO_TRAIN)?;
-            train.bind(session.clone(), to, datagram_len);
+            train.bind(session, to, datagram_len);
             self.filling.push((port, train));
         }
         self.train_of(port).ok_or(NO_TRAIN)
@@ -339,6 +360,8 @@ impl UdpTx {
                 recovery.blame(Some(PortId::TAP));
             }
             train.clear();
+            // It may wait for long, in a thread that knows nothing of sessions.
+            train.forget();
             sealed.give_back(train);
             heartbeat.rest();
         }
@@ -367,14 +390,17 @@ impl UdpTx {
                 }
             }
         }
-        session.traffic.outbound.add_datagrams(sent);
+        // The thread that sends a lane is not always the one that fills it, but each counts
+        // something else.
+        if let Some(lane) = train.lane() {
+            session.traffic.outbound.of(lane.0).add_datagrams(sent);
+        }
     }
 
     /// The source address of a datagram, if the kernel is to be told, and whether it may be part of
     /// a train.
     fn send_options(&mut self, port: PortId, to: SocketAddr) -> (Option<Local>, bool) {
-        let tables = self.tables.load();
-        let route = tables.route(port);
+        let route = self.tables.present().route(port);
         match route.filter(|route| route.endpoint == Some(to)) {
             Some(route) => (route.local, route.takes_trains),
             None => (None, true),
@@ -503,7 +529,7 @@ mod tests {
                 [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap());
             let (session, shared) = (looped_session(), Shared::alone());
             let mut train = Train::default();
-            train.bind(session.clone(), receiver.local_addr().unwrap(), 1472);
+            train.bind(&session, receiver.local_addr().unwrap(), 1472);
             for number in 0..5 {
                 let mut frame = Outgoing::new(&[7; 1400], number, None);
                 assert!(matches!(train.push(LANE, &mut frame), Ok(Pushed::Done)));

@@ -21,6 +21,7 @@ type Key = (SessionIndex, Lane);
 
 /// The receive state of a lane of a session.
 pub(super) struct LaneState {
+    pub(super) number: Lane,
     pub(super) session: Arc<Session>,
     pub(super) window: ReplayWindow,
     pub(super) reassembly: Reassembly,
@@ -36,8 +37,14 @@ pub(super) struct LaneState {
 }
 
 impl LaneState {
-    pub(super) fn new(session: Arc<Session>, reassembly: Reassembly, now: Instant) -> Self {
+    pub(super) fn new(
+        number: Lane,
+        session: Arc<Session>,
+        reassembly: Reassembly,
+        now: Instant,
+    ) -> Self {
         Self {
+            number,
             session,
             window: ReplayWindow::default(),
             reassembly,
@@ -170,7 +177,14 @@ mod tests {
             .map(|n| (SessionIndex::from_low_bits(n), Lane(1)))
             .collect();
         for &key in &keys {
-            let begin = || Ok(LaneState::new(session.clone(), Reassembly::new(1522), now));
+            let begin = || {
+                Ok(LaneState::new(
+                    key.1,
+                    session.clone(),
+                    Reassembly::new(1522),
+                    now,
+                ))
+            };
             lanes.find_or_begin(key, begin).unwrap();
         }
         (lanes, keys)

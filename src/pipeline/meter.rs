@@ -69,10 +69,10 @@ mod tests {
         let start = Instant::now();
         let traffic = Traffic::default();
         let mut meter = Meter::new(start);
-        traffic.outbound.add_frames(10, 1250);
+        traffic.outbound.of(1).add_frames(10, 1250);
         meter.read(start + Duration::from_secs(1), &traffic);
-        traffic.outbound.add_frames(1, 125);
-        traffic.inbound.add_frames(4, 500);
+        traffic.outbound.of(2).add_frames(1, 125);
+        traffic.inbound.of(0).add_frames(4, 500);
         meter.read(start + Duration::from_secs(3), &traffic);
         let rates = meter.rates();
         assert_eq!(

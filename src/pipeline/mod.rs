@@ -82,6 +82,7 @@ use crate::{
         node::{Node, NodeConfig},
         peer::PeerSettings,
     },
+    stats::Traffic,
 };
 
 pub(crate) use self::view::{EngineEvent, EngineView, PeerReport, PortView, Stopped};
@@ -132,6 +133,8 @@ pub(crate) struct Engine {
     local_addr: SocketAddr,
     udp: Capabilities,
     shared: Arc<Shared>,
+    /// The counters of the peers.
+    traffic: Vec<Arc<Traffic>>,
     commands: mpsc::Sender<Command>,
     /// The supervised tasks, and the watchdog of all heartbeats.
     tasks: JoinSet<()>,
@@ -184,6 +187,8 @@ impl Engine {
             spawned: Vec::new(),
         };
         let threads = threads.spawn_all(&queues, sockets)?;
+        let views = parts.node.views(clock::now()).into_iter();
+        let traffic = views.map(|view| view.traffic).collect();
         let mut tasks = parts.spawn_tasks(&queues[0], (socket, filter), commands_out, &events_in);
         let priority = control::follow_bulk(shared.clone(), plan.nice);
         tasks.spawn(supervise("priority", priority, events_in));
@@ -193,6 +198,7 @@ impl Engine {
                 local_addr,
                 udp,
                 shared,
+                traffic,
                 commands,
                 tasks,
                 threads,
@@ -260,10 +266,13 @@ impl Engine {
         join_all(&mut self.threads, PATIENCE).await;
     }
 
-    /// Counts the frames that crossed the device so far, in both directions.
+    /// Counts the frames that came from the device and from the peers so far.
     pub(crate) fn frame_counter(&self) -> impl Fn() -> u64 + Send + use<> {
-        let shared = self.shared.clone();
-        move || shared.tap.outbound.frames() + shared.tap.inbound.frames()
+        let (shared, peers) = (self.shared.clone(), self.traffic.clone());
+        move || {
+            let from_peers = peers.iter().map(|traffic| traffic.inbound.frames());
+            shared.tap.outbound.frames() + from_peers.sum::<u64>()
+        }
     }
 
     /// The watchdog of its threads and tasks.

@@ -122,15 +122,19 @@ impl Outbound {
         let mut burst = std::mem::take(&mut self.burst);
         let outcome = burst.fill(&self.tap).map_err(Stopped::of_tap);
         // Loaded after the frames were read: a session that is new by then may carry them.
-        let tables = self.tables.load();
+        let tables = self.tables.take();
         let (began, now) = (clock::now(), self.shared.clock.now());
         self.dispatch.begin(began);
+        if self.tables.have_changed() {
+            self.dispatch.forget_sessions();
+        }
         self.must_signal = match burst.is_full() {
             true => self.codel.observe(began, true) || self.must_signal,
             false => self.codel.observe(began, false),
         };
         let (frames, bytes) = (burst.frames(), burst.bytes());
-        self.shared.tap.outbound.add_frames(frames, bytes);
+        let read = &self.shared.tap.outbound;
+        read.of(self.dispatch.lane().0).add_frames(frames, bytes);
         let first = recovery.catch(|| burst.put_small_flows_first());
         if first.is_none() {
             recovery.blame(Some(PortId::TAP));
@@ -144,6 +148,7 @@ impl Outbound {
             recovery.blame(Some(PortId::TAP));
             next += 1;
         }
+        self.tables.give_back(tables);
         let has_bulk = burst.has_bulk();
         self.burst = burst;
         outcome.map(|()| has_bulk)
@@ -334,7 +339,7 @@ impl Outbound {
             return;
         };
         self.dispatch.begin(clock::now());
-        let tables = self.tables.load();
+        let tables = self.tables.present();
         let switch = &self.shared.switch;
         while let Some(InjectedFrame { to, inside, frame }) = injected.take() {
             let mut buf = FrameBuf::copy(&mut self.scratch, &[&frame]);
@@ -350,7 +355,7 @@ impl Outbound {
                 };
                 if let Ok(edit) = edit {
                     self.dispatch
-                        .push_edited(&tables, port, edit, &mut buf, None, None);
+                        .push_edited(tables, port, edit, &mut buf, None, None);
                 }
             }
         }

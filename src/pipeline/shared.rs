@@ -78,11 +78,35 @@ impl Handshake {
 }
 
 /// A thread's view of the present tables: reading them is one atomic load unless they changed.
-pub(super) struct TablesCache(Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>);
+pub(super) struct TablesCache {
+    cache: Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>,
+    /// The tables of the last [`take`](Self::take). All threads count references to the tables in
+    /// one place, so none is made or dropped while the tables stay the same.
+    returned: Option<Arc<Tables>>,
+    have_changed: bool,
+}
 
 impl TablesCache {
-    pub(super) fn load(&mut self) -> Arc<Tables> {
-        self.0.load().clone()
+    pub(super) fn present(&mut self) -> &Tables {
+        self.cache.load()
+    }
+
+    /// The present tables, for the time of a batch: [give](Self::give_back) them back afterwards.
+    pub(super) fn take(&mut self) -> Arc<Tables> {
+        let present = self.cache.load();
+        let returned = self.returned.take();
+        let returned = returned.filter(|returned| Arc::ptr_eq(returned, present));
+        self.have_changed = returned.is_none();
+        returned.unwrap_or_else(|| present.clone())
+    }
+
+    /// Whether the tables that were taken last differ from those before them.
+    pub(super) fn have_changed(&self) -> bool {
+        self.have_changed
+    }
+
+    pub(super) fn give_back(&mut self, tables: Arc<Tables>) {
+        self.returned = Some(tables);
     }
 }
 
@@ -295,7 +319,11 @@ impl Shared {
     }
 
     pub(super) fn subscribe(&self) -> TablesCache {
-        TablesCache(Cache::new(self.tables.clone()))
+        TablesCache {
+            cache: Cache::new(self.tables.clone()),
+            returned: None,
+            have_changed: false,
+        }
     }
 
     /// Counters for one thread's own use.
@@ -428,6 +456,30 @@ mod tests {
 
     fn unheard(shared: &Shared) -> u64 {
         shared.unheard.total(DropReason::SlowPathFull)
+    }
+
+    #[test]
+    fn a_batch_refers_to_the_present_tables_and_no_longer_to_former_ones() {
+        let Bench { shared, .. } = bench();
+        let mut tables = shared.subscribe();
+        for _ in 0..3 {
+            let present = Arc::new(Tables::default());
+            shared.tables.store(present.clone());
+            let references: Vec<_> = (0..3)
+                .map(|_| {
+                    let taken = tables.take();
+                    assert!(Arc::ptr_eq(&taken, &present));
+                    tables.give_back(taken);
+                    Arc::strong_count(&present)
+                })
+                .collect();
+            // Ours, that of all threads, that of the cache, and the one for the next batch.
+            assert_eq!(references, [4; 3]);
+            shared.tables.store(Arc::default());
+            let taken = tables.take();
+            assert_eq!(Arc::strong_count(&present), 1, "its keys are gone");
+            tables.give_back(taken);
+        }
     }
 
     #[test]

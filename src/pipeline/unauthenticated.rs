@@ -83,15 +83,15 @@ impl Unauthenticated {
         for socket in &self.sockets {
             socket.recv_batch(&mut self.batch)?;
             // Loaded after the datagrams were received: see `Decryptor::open`.
-            let (tables, now) = (self.tables.load(), clock::now());
+            let (tables, now) = (self.tables.present(), clock::now());
             for mut received in self.batch.iter_mut() {
                 let from = (received.from, received.to);
                 for datagram in received.datagrams() {
-                    match owner_of_data(&tables, &self.sender, datagram) {
+                    match owner_of_data(tables, &self.sender, datagram) {
                         Ok(Some(owner)) => {
                             self.sender.send(owner, from, datagram.len(), datagram);
                         }
-                        Ok(None) => self.decryptor.take_message(&tables, from, datagram, now),
+                        Ok(None) => self.decryptor.take_message(tables, from, datagram, now),
                         Err(reason) => self.drops.count(reason),
                     }
                 }

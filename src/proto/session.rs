@@ -25,7 +25,7 @@ use crate::{
         aead::{Cipher, LaneKey},
         noise::SplitKeys,
     },
-    stats::{DropReason, Traffic},
+    stats::{DropReason, Flow, Traffic},
     wire::{
         Counter, DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, Lane, MessageType, SessionIndex,
         TAG_LEN, local::Local,
@@ -58,11 +58,16 @@ pub struct Agreement {
     pub remote_lanes: u8,
 }
 
+/// On cache lines of its own, which processors fetch in pairs: another thread sends on the next
+/// lane.
 #[derive(Debug)]
+#[repr(align(128))]
 struct SealLane {
     key: LaneKey,
     next: AtomicU64,
 }
+
+const _: () = assert!(MAX_LANES as usize + 1 == Flow::LANES);
 
 /// Keys shared with one peer.
 #[derive(Debug)]

@@ -83,7 +83,7 @@ pub(crate) fn pack<'a>(
         let mut outgoing = Outgoing::new(frame, frame_id, pending);
         loop {
             if train.is_empty() {
-                train.bind(session.clone(), DESTINATION, datagram_len);
+                train.bind(&session, DESTINATION, datagram_len);
             }
             match train.push(LANE, &mut outgoing).unwrap() {
                 Pushed::Done => break,

@@ -54,6 +54,9 @@ pub struct Train {
     datagrams: Vec<Datagram>,
     filling: Option<FillingDatagram>,
     bound: Option<Bound>,
+    /// The session that it was bound to before. All threads count references to a session in one
+    /// place, so none is made or dropped while the trains of a thread go to one peer.
+    former: Option<Arc<Session>>,
 }
 
 /// The binding of a train while it carries something.
@@ -156,16 +159,19 @@ impl Default for Train {
             datagrams: Vec::with_capacity(TRAIN_DATAGRAMS),
             filling: None,
             bound: None,
+            former: None,
         }
     }
 }
 
 impl Train {
     /// Binds an empty train to a peer. `datagram_len` is the largest UDP payload of the path.
-    pub fn bind(&mut self, session: Arc<Session>, to: SocketAddr, datagram_len: usize) {
+    pub fn bind(&mut self, session: &Arc<Session>, to: SocketAddr, datagram_len: usize) {
         debug_assert!(self.is_empty());
+        let former = self.former.take();
+        let former = former.filter(|former| Arc::ptr_eq(former, session));
         self.bound = Some(Bound {
-            session,
+            session: former.unwrap_or_else(|| session.clone()),
             to,
             datagram_len: datagram_len.min(TRAIN_BYTES),
         });
@@ -176,11 +182,18 @@ impl Train {
         self.datagrams.is_empty() && self.filling.is_none()
     }
 
-    /// Empties it for the next use.
+    /// Empties it for the next use, most likely under the same session.
     pub fn clear(&mut self) {
         self.datagrams.clear();
         self.filling = None;
-        self.bound = None;
+        if let Some(bound) = self.bound.take() {
+            self.former = Some(bound.session);
+        }
+    }
+
+    /// Forgets the session, which may have ended, of an empty train.
+    pub fn forget(&mut self) {
+        self.former = None;
     }
 
     /// Lays out as much of a frame as there is room for.
@@ -338,6 +351,13 @@ impl Train {
     /// Its destination.
     pub fn destination(&self) -> Option<SocketAddr> {
         self.bound.as_ref().map(|bound| bound.to)
+    }
+
+    /// The lane of its datagrams, if it has some.
+    pub fn lane(&self) -> Option<Lane> {
+        self.datagrams
+            .first()
+            .map(|datagram| datagram.counter.lane())
     }
 
     /// The session that it is bound to.
@@ -506,6 +526,24 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_train_keeps_its_session_until_it_is_told_to_forget_it() {
+        let (one, other) = (looped_session(), looped_session());
+        let mut train = Train::default();
+        for _ in 0..3 {
+            train.bind(&one, DESTINATION, 1472);
+            assert_eq!(Arc::strong_count(&one), 2);
+            train.clear();
+            assert!(train.session().is_none());
+            assert_eq!(Arc::strong_count(&one), 2, "kept for the next bind");
+        }
+        train.bind(&other, DESTINATION, 1472);
+        assert_eq!([&one, &other].map(Arc::strong_count), [1, 2]);
+        train.clear();
+        train.forget();
+        assert_eq!(Arc::strong_count(&other), 1);
+    }
+
+    #[test]
     fn datagrams_have_the_sizes_of_protocol_md() {
         for (frame_lens, datagram_lens) in [
             (&[60][..], &[60 + 28][..]),               // alone: no chunk header
@@ -555,7 +593,7 @@ mod tests {
     fn a_run_ends_at_a_shorter_datagram_and_before_a_longer_one() {
         let session = looped_session();
         let mut train = Train::default();
-        train.bind(session, DESTINATION, 1472);
+        train.bind(&session, DESTINATION, 1472);
         for frame in &frames_of(&[1400, 1400, 1300, 1444, 1444]) {
             let mut outgoing = Outgoing::new(frame, 0, None);
             assert_eq!(train.push(LANE, &mut outgoing), Ok(Pushed::Done));
@@ -580,7 +618,7 @@ mod tests {
             (2000, 256, 300, Err(DropReason::DatagramTooBig)),
         ] {
             let mut train = Train::default();
-            train.bind(looped_session(), DESTINATION, datagram_len);
+            train.bind(&looped_session(), DESTINATION, datagram_len);
             let pending = PendingOffload {
                 offload: stream.offload(0..1),
                 headers_len,

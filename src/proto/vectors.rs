@@ -500,7 +500,7 @@ fn packing() {
         let session = session(&vectors.split_key, vector.cipher, 0xab_cdef);
         let mut train = Train::default();
         let to = "192.0.2.1:1".parse().unwrap();
-        train.bind(session.clone(), to, vector.datagram_len);
+        train.bind(&session, to, vector.datagram_len);
         for (frame_id, Hex(frame)) in (0..).zip(&vector.frames) {
             let mut outgoing = Outgoing::new(frame, frame_id, None);
             let pushed = train.push(Lane::FIRST_DATA, &mut outgoing);
@@ -649,7 +649,7 @@ fn offloads() {
         let session = session(&vectors.split_key, 1, 0xab_cdef);
         let mut train = Train::default();
         let to = "192.0.2.1:1".parse().unwrap();
-        train.bind(session.clone(), to, vector.datagram_len);
+        train.bind(&session, to, vector.datagram_len);
         let pending = PendingOffload {
             offload: vector.offload.offload(),
             headers_len: vector.offload.headers_len,

@@ -22,12 +22,14 @@ use crate::{
 const INTERVAL: Duration = Duration::from_millis(250);
 /// The traffic of so many intervals, a second, is considered …
 const LOOKS: usize = 4;
-/// … and is none if it has fewer frames: loop probes, ARP and neighbour discovery never end.
+/// … and is none if it has fewer frames than this, and than two more for each peer: loop probes, ARP
+/// and neighbour discovery never end.
 const ACTIVE_FRAMES: u64 = 10;
 
 /// The bound of one tunnel on the wake-up time of idle cores.
 pub(super) struct WakeBound {
     bound_us: u32,
+    active_frames: u64,
     state: Mutex<State>,
 }
 
@@ -38,10 +40,11 @@ enum State {
 }
 
 impl WakeBound {
-    /// Warns if the kernel takes no such request.
-    pub(super) fn new(bound_us: u32) -> Self {
+    /// Of a tunnel with so many peers. Warns if the kernel takes no such request.
+    pub(super) fn new(bound_us: u32, peers: usize) -> Self {
         let it = Self {
             bound_us,
+            active_frames: ACTIVE_FRAMES + 2 * peers as u64,
             state: Mutex::new(State::Idle),
         };
         // To learn at the start, and not with the first frame, that it cannot be had.
@@ -57,7 +60,7 @@ impl WakeBound {
         look.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             look.tick().await;
-            match activity.observe(frames()) {
+            match activity.observe(frames()) >= self.active_frames {
                 true => self.hold(),
                 false => self.release(),
             }
@@ -103,7 +106,7 @@ fn unavailable(error: &CpuLatencyError) -> State {
     State::Unavailable(problem)
 }
 
-/// Whether more frames cross than an idle LAN has.
+/// How many frames cross.
 struct Activity {
     /// The counts of the last looks, and the place of the oldest.
     counts: [u64; LOOKS],
@@ -118,11 +121,11 @@ impl Activity {
         }
     }
 
-    /// Takes in the present count of frames.
-    fn observe(&mut self, frames: u64) -> bool {
+    /// Takes in the present count of frames. Returns those of the last second.
+    fn observe(&mut self, frames: u64) -> u64 {
         let before = std::mem::replace(&mut self.counts[self.oldest], frames);
         self.oldest = (self.oldest + 1) % LOOKS;
-        frames.saturating_sub(before) >= ACTIVE_FRAMES
+        frames.saturating_sub(before)
     }
 }
 
@@ -131,25 +134,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn traffic_is_more_than_an_idle_lan_has_in_a_second() {
+    fn traffic_is_that_of_the_last_second() {
         let mut activity = Activity::new(70);
-        for (frames, is_active) in [
-            (70, false),
-            (74, false),
-            (78, false),
-            (79, false),
-            // Ten since the look of a second ago.
-            (80, true),
-            (84, true),
-            (84, false),
-            (1000, true),
-            (1000, true),
-            (1000, true),
-            (1000, true),
-            (1000, false),
-            (1000, false),
+        for (frames, crossed) in [
+            (70, 0),
+            (74, 4),
+            (78, 8),
+            (79, 9),
+            (80, 10),
+            (84, 10),
+            (84, 6),
+            (1000, 921),
+            (1000, 920),
+            (1000, 916),
+            (1000, 916),
+            (1000, 0),
         ] {
-            assert_eq!(activity.observe(frames), is_active, "{frames}");
+            assert_eq!(activity.observe(frames), crossed, "{frames}");
         }
     }
 }

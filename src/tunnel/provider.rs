@@ -164,7 +164,9 @@ impl TunnelProvider {
 
         // The MTU of a NIC is known only now.
         let mtu = context.device_info().map_or(config.device.mtu, |it| it.mtu);
-        let wake_bound = config.pipeline.latency.map(WakeBound::new).map(Arc::new);
+        let peers = config.peers.len();
+        let wake_bound = config.pipeline.latency;
+        let wake_bound = wake_bound.map(|bound_us| Arc::new(WakeBound::new(bound_us, peers)));
         let mut running = self.running.lock().await;
         let (engine, events) = Engine::start(engine_config(config, mtu), queues, sockets)
             .map_err(|error| ProviderError::with_source("cannot start the data threads", error))?;

@@ -175,7 +175,7 @@ impl Host {
         let mut sent = Vec::new();
         let mut outgoing = Outgoing::new(frame, self.next_frame_id, None);
         loop {
-            self.train.bind(session.clone(), to, datagram_len);
+            self.train.bind(&session, to, datagram_len);
             let pushed = self.train.push(Lane::FIRST_DATA, &mut outgoing)?;
             self.train.close(Lane::FIRST_DATA)?;
             self.train.seal();
@@ -197,7 +197,11 @@ impl Host {
         if sent.len() < all {
             self.node.handle_too_big(now, port);
         }
-        session.traffic.outbound.add_datagrams(sent.len() as u64);
+        session
+            .traffic
+            .outbound
+            .of(Lane::FIRST_DATA.0)
+            .add_datagrams(sent.len() as u64);
         Ok(sent)
     }
 
@@ -235,7 +239,8 @@ impl Host {
         let newest = lane.window.accept(counter.sequence())?;
         let port = lane.session.port;
         lane.session.confirm();
-        lane.session.traffic.inbound.add_datagrams(1);
+        let flow = &lane.session.traffic.inbound;
+        flow.of(counter.lane().0).add_datagrams(1);
         if counter.lane() == Lane::CONTROL {
             return self
                 .node

@@ -203,7 +203,7 @@ pub struct LatencyStatus {
 pub enum LatencyState {
     /// It does, as frames cross.
     Held,
-    /// It need not, as fewer than ten frames crossed in the last second.
+    /// It need not, as hardly a frame crossed in the last second.
     Idle,
     /// It cannot.
     Unavailable,

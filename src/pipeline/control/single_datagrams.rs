@@ -77,8 +77,8 @@ mod tests {
             // … or datagrams are merged all the same.
             (100_000, 1000, false, None),
         ] {
-            inbound.add_datagrams(datagrams);
-            inbound.add_mergeable(mergeable);
+            inbound.of(1).add_datagrams(datagrams);
+            inbound.of(1).add_mergeable(mergeable);
             let before = singles.culprit().map(str::to_owned);
             let is_news = match is_on {
                 true => singles.read(&inbound, on),

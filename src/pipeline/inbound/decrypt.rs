@@ -81,7 +81,7 @@ impl Decryptor {
     pub(in crate::pipeline) fn open(&mut self, rx_batch: &mut RxBatch, recovery: &mut Recovery) {
         // Loaded after the datagrams were received: a session is published before the message that
         // makes the peer use it is sent.
-        let tables = self.tables.load();
+        let tables = self.tables.take();
         let now = clock::now();
         rx_batch.opened.clear();
         let RxBatch { batch, opened } = rx_batch;
@@ -92,6 +92,7 @@ impl Decryptor {
             recovery.blame(sender(&tables, batch, opened.len()));
             opened.push(Opened::Gone);
         }
+        self.tables.give_back(tables);
     }
 
     fn open_rest(

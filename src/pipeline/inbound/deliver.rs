@@ -137,12 +137,12 @@ impl Delivery {
         rx_batch: &mut RxBatch,
         recovery: &mut Recovery,
     ) -> bool {
-        let tables = self.tables.load();
+        let tables = self.tables.take();
         let RxBatch { batch, opened } = rx_batch;
         self.begin(&tables, Some(batch.is_full()));
         let open = |place: usize, _, _: &mut [u8]| opened.get(place).map_or(Opened::Gone, |it| *it);
         self.deliver_all(&tables, batch, open, recovery);
-        self.end(&tables, recovery)
+        self.end(tables, recovery)
     }
 
     /// Steps 2 to 6 for each datagram in turn: it is still in the cache when it is delivered, and
@@ -154,13 +154,13 @@ impl Delivery {
         is_full: Option<bool>,
         recovery: &mut Recovery,
     ) -> bool {
-        let tables = self.tables.load();
+        let tables = self.tables.take();
         self.begin(&tables, is_full);
         let arrived = self.now;
         let open =
             |_, from, datagram: &mut [u8]| decryptor.open_one(&tables, from, datagram, arrived);
         self.deliver_all(&tables, &mut rx_batch.batch, open, recovery);
-        self.end(&tables, recovery)
+        self.end(tables, recovery)
     }
 
     /// Delivers each datagram of a batch; one that panics is left out.
@@ -235,8 +235,10 @@ impl Delivery {
     }
 
     /// After a batch. True if frames wait for missing pieces.
-    fn end(&mut self, tables: &Tables, recovery: &mut Recovery) -> bool {
-        self.leave(tables, Patience::Some, recovery)
+    fn end(&mut self, tables: Arc<Tables>, recovery: &mut Recovery) -> bool {
+        let is_waiting = self.leave(&tables, Patience::Some, recovery);
+        self.tables.give_back(tables);
+        is_waiting
     }
 
     fn leave(&mut self, tables: &Tables, patience: Patience, recovery: &mut Recovery) -> bool {
@@ -311,6 +313,9 @@ impl Delivery {
             self.lanes
                 .retain(|receiver, lane| tables.has(receiver, &lane.session));
             self.swept_for = tables.clone();
+            if let Some(dispatch) = &mut self.dispatch {
+                dispatch.forget_sessions();
+            }
         }
     }
 
@@ -334,7 +339,7 @@ impl Delivery {
                 .ok_or(DropReason::UnknownSession)?;
             let budget = reassembly_bytes(tables.routes.len(), session.agreement.remote_lanes);
             let reassembly = Reassembly::with_budget(unpacker.writer.shared.max_frame, budget);
-            let mut lane = LaneState::new(session.clone(), reassembly, arrived);
+            let mut lane = LaneState::new(counter.lane(), session.clone(), reassembly, arrived);
             lane.refused_until = offenders.get(&session.port).and_then(|it| it.refused_until);
             Ok(lane)
         })?;
@@ -353,9 +358,11 @@ impl Delivery {
 
     /// Nothing arrived for a while. True if frames still wait for missing pieces.
     pub(in crate::pipeline) fn forward_incomplete(&mut self, recovery: &mut Recovery) -> bool {
-        let tables = self.tables.load();
+        let tables = self.tables.take();
         self.sweep(&tables);
-        self.leave(&tables, Patience::None, recovery)
+        let is_waiting = self.leave(&tables, Patience::None, recovery);
+        self.tables.give_back(tables);
+        is_waiting
     }
 
     /// Forwards, as they are, frames that will not be completed any more; `patience` says how long
@@ -406,6 +413,7 @@ impl Delivery {
             must_signal: &mut self.must_signal,
             has_bulk: &mut self.has_bulk,
             now,
+            lane: Lane::CONTROL,
         };
         (Unpacker { writer }, &mut self.lanes, &self.offenders)
     }

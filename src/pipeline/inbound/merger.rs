@@ -17,7 +17,8 @@ use crate::{
     io::tap::{self, TapQueue},
     pipeline::{offload::EgressFrame, shared::Shared},
     proto::merge::{Merge, Mergeable},
-    stats::{DropReason, Drops},
+    stats::{DropReason, Drops, LaneFlow},
+    wire::Lane,
 };
 
 /// Flows that are merged at once.
@@ -43,6 +44,8 @@ pub(super) struct Merger {
     passed: usize,
     rests_until: Option<Instant>,
     now: Instant,
+    /// A lane of this thread, under which frames are counted as they leave.
+    lane: Lane,
     /// For frames that leave finished.
     scratch: Vec<u8>,
 }
@@ -64,6 +67,7 @@ impl Merger {
             passed: 0,
             rests_until: None,
             now,
+            lane: Lane::CONTROL,
             scratch: Vec::new(),
         }
     }
@@ -71,6 +75,11 @@ impl Merger {
     /// Before a batch, which arrived now.
     pub(super) fn begin(&mut self, now: Instant) {
         self.now = now;
+    }
+
+    /// The next frame came on this lane.
+    pub(super) fn count_under(&mut self, lane: Lane) {
+        self.lane = lane;
     }
 
     /// Writes a frame now, or with others at the end of the batch.
@@ -146,7 +155,7 @@ impl Merger {
         let (frames, bytes) = (merged.frames as u64, merged.bytes as u64);
         let frame = EgressFrame::of_parts(merged.frame, &[], merged.pending);
         let error = match frame.write_pending(&self.tap) {
-            Ok(()) => return self.shared.tap.inbound.add_frames(frames, bytes),
+            Ok(()) => return self.counters().add_frames(frames, bytes),
             Err(error) => error,
         };
         if frames == 1 {
@@ -156,7 +165,8 @@ impl Merger {
             self.rests_until = Some(self.now + REST);
         }
         // What is wrong with one of them may not be wrong with all.
-        let (inbound, drops) = (&self.shared.tap.inbound, &self.drops);
+        let inbound = self.shared.tap.inbound.of(self.lane.0);
+        let drops = &self.drops;
         frame.write_apart(&self.tap, &mut self.scratch, |len, written| match written {
             Ok(()) => inbound.add_frames(1, len as u64),
             Err(error) => drops.count(drop_reason_of_write(&error)),
@@ -166,8 +176,12 @@ impl Merger {
     fn write_alone(&mut self, frame: &EgressFrame<'_>) -> Result<(), DropReason> {
         let written = frame.write(&self.tap, &mut self.scratch);
         written.map_err(|error| drop_reason_of_write(&error))?;
-        self.shared.tap.inbound.add_frames(1, frame.len() as u64);
+        self.counters().add_frames(1, frame.len() as u64);
         Ok(())
+    }
+
+    fn counters(&self) -> &LaneFlow {
+        self.shared.tap.inbound.of(self.lane.0)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     },
     stats::{DropReason, Drops},
     tripwire,
+    wire::Lane,
 };
 
 /// The state that a frame needs to leave the tunnel.
@@ -32,6 +33,8 @@ pub(super) struct TapWriter<'a> {
     pub(super) must_signal: &'a mut bool,
     pub(super) has_bulk: &'a mut bool,
     pub(super) now: Now,
+    /// The lane on which the frame in hand came; its counters are this thread's.
+    pub(super) lane: Lane,
 }
 
 impl TapWriter<'_> {
@@ -63,7 +66,8 @@ impl TapWriter<'_> {
     fn hand_over(&mut self, session: &Session, frame: EgressFrame<'_>) -> Result<(), DropReason> {
         tripwire::frame(frame.head);
         *self.has_bulk |= frame.is_super();
-        session.traffic.inbound.add_frames(1, frame.len() as u64);
+        let flow = session.traffic.inbound.of(self.lane.0);
+        flow.add_frames(1, frame.len() as u64);
         if self.shared.wire {
             return self.write(TagEdit::Keep, frame);
         }
@@ -124,6 +128,7 @@ impl TapWriter<'_> {
 
     fn write(&mut self, edit: TagEdit, frame: EgressFrame<'_>) -> Result<(), DropReason> {
         let mut headers = [0; HEADER_ROOM];
+        self.merger.count_under(self.lane);
         self.merger.write(&frame.edited(edit, &mut headers))
     }
 }

@@ -56,9 +56,11 @@ impl Unpacker<'_> {
         lane.last_arrival = arrived;
         let port = lane.session.port;
         lane.session.confirm();
-        lane.session.traffic.inbound.add_datagrams(1);
+        self.writer.lane = lane.number;
+        let flow = lane.session.traffic.inbound.of(lane.number.0);
+        flow.add_datagrams(1);
         if is_mergeable {
-            lane.session.traffic.inbound.add_mergeable(1);
+            flow.add_mergeable(1);
         }
         if counter.lane() == Lane::CONTROL {
             if message_type != MessageType::Chunks {
@@ -164,6 +166,7 @@ impl Unpacker<'_> {
 
     /// Forwards the runs of whole segments of super-frames with holes.
     pub(super) fn forward_runs(&mut self, lane: &mut LaneState, which: Which<'_>) {
+        self.writer.lane = lane.number;
         while let Some(run) = lane.reassembly.poll_run(which) {
             let pending = Some((run.offload, run.layout));
             let frame = EgressFrame::of_parts(run.headers, run.payload, pending);

@@ -97,7 +97,11 @@ impl Node {
             return;
         };
         session.seal(MessageType::Chunks, counter, &mut datagram);
-        session.traffic.outbound.add_datagrams(1);
+        session
+            .traffic
+            .outbound
+            .of(Lane::CONTROL.0)
+            .add_datagrams(1);
         self.transmits.push_back(Transmit {
             to,
             datagram,

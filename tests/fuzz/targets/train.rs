@@ -62,7 +62,7 @@ fuzz_target!(|input: Input| {
         loop {
             if train.is_empty() {
                 let to = ADDRESS.parse().expect("an address");
-                train.bind(sealing.clone(), to, datagram_len);
+                train.bind(&sealing, to, datagram_len);
             }
             let pushed = train.push(LANE, &mut outgoing);
             match pushed.expect("counters are left") {
