@@ -114,7 +114,7 @@ pub(crate) fn sessions(cipher: Cipher) -> (Arc<Session>, Arc<Session>) {
                 private_key,
                 ciphers: CipherOffer::only(cipher),
                 network_id: 0,
-                lanes: 1,
+                lanes: 1.into(),
                 max_frame: MAX_FRAME,
                 rekey_interval: Duration::from_secs(120),
             };

@@ -246,6 +246,7 @@ mod tests {
                 pin: Some(false),
                 nice: Some(-5),
                 latency: Some(20),
+                express: true,
                 udp_gso: OffloadChoice::Off,
                 udp_gro: OffloadChoice::Off,
             }
@@ -406,6 +407,7 @@ workers = 2
 pin = false
 nice = -5
 latency = 20
+express = true
 udp-gso = "off"
 udp-gro = "off"
 "#

@@ -44,6 +44,14 @@ pub(crate) fn set_thread_niceness(nice: i32) -> std::io::Result<()> {
     sys::set_thread_niceness(nice)
 }
 
+/// Sets the niceness of the calling thread, and how long it may run while others wait as well.
+///
+/// # Errors
+/// Without CAP_SYS_NICE, if it is to be less than now.
+pub(crate) fn set_thread_slice(nice: i32, slice: std::time::Duration) -> std::io::Result<()> {
+    sys::set_thread_slice(nice, slice)
+}
+
 /// The niceness of the calling thread.
 pub(crate) fn thread_niceness() -> i32 {
     sys::thread_niceness()

@@ -11,7 +11,10 @@
 //! | other IPv4 and IPv6, fragments | addresses |
 //! | anything else | Ethernet addresses |
 //!
-//! behind up to two VLAN tags. Pure; the kernel runs it for each frame.
+//! behind up to two VLAN tags. The kernel runs it for each frame. With an express queue, flows that
+//! send little go there: see [`express`].
+
+pub(super) mod express;
 
 use patchcord_bridge::{ether_type, ip_protocol};
 
@@ -45,6 +48,14 @@ const MULTIPLIER: u32 = 0x9e37_79b1;
 /// The program. It returns any number; the kernel takes it modulo the number of queues. A frame
 /// that is too short for its apparent type goes to the first queue.
 pub(super) fn program() -> Vec<Instruction> {
+    let mut program = hash_of_flow();
+    // The upper bits of a product are the better ones.
+    program.extend([copy(R0, HASH), shift_right(R0, 16), end()]);
+    program
+}
+
+/// Leaves the hash of the frame's flow in [`HASH`], and the frame in R6.
+fn hash_of_flow() -> Vec<Instruction> {
     let ethernet = [set(TRANSPORT, 0)]
         .into_iter()
         .chain(mix(load_word_at(2)))
@@ -100,8 +111,6 @@ pub(super) fn program() -> Vec<Instruction> {
         skip_unless(TRANSPORT, UDP, ports.len()),
     ]);
     program.extend(ports);
-    // The upper bits of a product are the better ones.
-    program.extend([copy(R0, HASH), shift_right(R0, 16), end()]);
     program
 }
 

@@ -16,6 +16,7 @@ pub(crate) use self::batch::Received;
 pub(crate) use self::batch::RecvBatch;
 pub(crate) use self::error::{SendError, SendFailure};
 pub(crate) use self::gate::SessionFilter;
+pub(crate) use self::lanes::Spread;
 pub(crate) use self::senders::Senders;
 pub(crate) use self::socket::{Capabilities, UdpSocket, is_here};
 

@@ -417,8 +417,8 @@ fn session(port: PortId) -> Session {
         remote: index_of(port),
         role: Role::Initiator,
         cipher: Cipher::Aes256Gcm,
-        local_lanes: LANES,
-        remote_lanes: LANES,
+        local_lanes: LANES.into(),
+        remote_lanes: LANES.into(),
     };
     let keys = SplitKeys {
         seal: SplitKey::from_bytes([1; 32]),

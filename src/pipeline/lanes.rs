@@ -24,7 +24,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::shared::DatagramPath;
 use crate::{
     io::{
-        udp::RecvBatch,
+        udp::{RecvBatch, Spread},
         waker::{self, Ready, Waker},
     },
     queue::{Mailbox, MailboxSender, mailbox},
@@ -39,14 +39,14 @@ const DEPTH: usize = 32;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shard {
     place: usize,
-    threads: usize,
+    spread: Spread,
 }
 
 impl Shard {
     /// The only thread has every lane.
     pub(super) const ALL: Self = Self {
         place: 0,
-        threads: 1,
+        spread: Spread::ONE,
     };
 
     /// Whether the lane belongs to this thread.
@@ -54,10 +54,9 @@ impl Shard {
         self.owner(lane) == self.place
     }
 
-    /// The position of a lane's thread. As the kernel hands datagrams to sockets: lane 1 to the
-    /// first, a lane beyond the last to the first again, and the control lane to the first.
+    /// The position of a lane's thread, which is that of the lane's socket.
     pub(super) fn owner(self, lane: Lane) -> usize {
-        usize::from(lane.0).saturating_sub(1) % self.threads
+        self.spread.place_of(lane)
     }
 
     /// The thread that owns `datagram`. A datagram that is not data may stay where it is.
@@ -95,11 +94,13 @@ pub(super) struct ShardQueues {
 }
 
 impl ShardQueues {
-    /// One for each of `threads`.
+    /// One for the thread of each socket.
     pub(super) fn between(
-        threads: usize,
+        spread: impl Into<Spread>,
         new_drops: impl Fn() -> Arc<Drops>,
     ) -> io::Result<Vec<Self>> {
+        let spread = spread.into();
+        let threads = spread.sockets();
         let (used, spare) = bounded(DEPTH * threads);
         let mut senders = Vec::new();
         let mut inboxes = Vec::new();
@@ -111,7 +112,7 @@ impl ShardQueues {
         let senders: Arc<[_]> = senders.into();
         let all_queues = inboxes.into_iter().enumerate().map(|(place, inbox)| Self {
             sender: ShardSender {
-                shard: Shard { place, threads },
+                shard: Shard { place, spread },
                 inboxes: Arc::clone(&senders),
                 spare: spare.clone(),
                 drops: new_drops(),
@@ -128,11 +129,11 @@ impl ShardQueues {
 
     /// The sending half for a thread that has no lane.
     pub(super) fn sender(&self, drops: Arc<Drops>) -> ShardSender {
-        let threads = self.sender.shard.threads;
+        let spread = self.sender.shard.spread;
         ShardSender {
             shard: Shard {
-                place: threads,
-                threads,
+                place: spread.sockets(),
+                spread,
             },
             inboxes: Arc::clone(&self.sender.inboxes),
             spare: self.sender.spare.clone(),
@@ -178,7 +179,7 @@ impl ShardQueues {
     /// Passes on datagrams that were received for others. They stay in `batch`, and the decryptor
     /// skips them.
     pub(super) fn send_others(&self, batch: &mut RecvBatch) {
-        if self.sender.shard.threads > 1 {
+        if self.sender.shard.spread != Spread::ONE {
             self.sender.send_others(batch);
         }
     }
@@ -271,14 +272,18 @@ mod tests {
 
     #[test]
     fn every_lane_has_one_owner() {
-        for threads in 1..=8 {
+        for (bulk, express) in (1..=8).flat_map(|bulk| [(bulk, false), (bulk, true)]) {
+            let spread = Spread { bulk, express };
             for lane in 0..=16 {
-                let shares = (0..threads).map(|place| Shard { place, threads });
+                let shares = (0..spread.sockets()).map(|place| Shard { place, spread });
                 let owners: Vec<_> = shares.filter(|shard| shard.has(Lane(lane))).collect();
-                let place = usize::from(lane.max(1) - 1) % threads;
+                let place = match lane {
+                    9 | 10 if express => bulk,
+                    _ => usize::from(lane.max(1) - 1) % bulk,
+                };
                 assert!(
                     matches!(owners[..], [Shard { place: owner, .. }] if owner == place),
-                    "lane {lane} of {threads} threads: {owners:?}"
+                    "lane {lane} of {spread:?}: {owners:?}"
                 );
             }
         }

@@ -20,6 +20,7 @@ pub(crate) mod clock;
 mod control;
 mod dispatch;
 mod error_backoff;
+mod express;
 mod fdb_admin;
 mod frame_buf;
 #[cfg(fuzzing)]
@@ -74,7 +75,7 @@ use crate::{
     crypto,
     io::{
         tap::TapQueue,
-        udp::{Capabilities, SessionFilter, UdpSocket},
+        udp::{Capabilities, SessionFilter, Spread, UdpSocket},
     },
     proto::{
         guard::Mac1Check,
@@ -144,8 +145,8 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts the threads and the control task. Must be called inside a tokio runtime.
     ///
-    /// Each queue is a lane; the staged plan takes one. The sockets are those of
-    /// [`UdpSocket::bind_lanes`]. Sockets without a lane are closed; if there is one socket for all
+    /// Each queue is a lane, and the last may be that of the express lane; the staged plan takes one.
+    /// The sockets are those of [`UdpSocket::bind_lanes`] for the same lanes. Sockets without a lane are closed; if there is one socket for all
     /// lanes, there is also one inbound thread.
     ///
     /// # Errors
@@ -157,7 +158,7 @@ impl Engine {
         mut sockets: Vec<UdpSocket>,
     ) -> io::Result<(Self, mpsc::Receiver<EngineEvent>)> {
         check(&config, &queues, &sockets)?;
-        let plan = choose_plan(&mut config, queues.len(), &mut sockets);
+        let plan = choose_plan(&mut config, &queues, &mut sockets);
         let (events_in, events) = mpsc::channel(EVENTS);
         let (commands, commands_out) = mpsc::channel(8);
         let (parts, injected) = Parts::new(config)?;
@@ -171,8 +172,8 @@ impl Engine {
             None => UdpSocket::bind_gate(&sockets, most_sessions(peers)),
             Some(_) => None,
         };
-        let senders = UdpSocket::bind_senders(&sockets, peers);
-        let gate = gate.and_then(|gate| gate.restrict_to_sessions(sockets.len()));
+        let senders = UdpSocket::bind_senders(&sockets, plan.receivers, peers);
+        let gate = gate.and_then(|gate| gate.restrict_to_sessions(plan.receivers));
         let (gate, filter) = gate.map(|gate| (gate.sockets, gate.filter)).unzip();
 
         let threads = Threads {
@@ -295,7 +296,11 @@ fn check(config: &EngineConfig, queues: &[Arc<TapQueue>], sockets: &[UdpSocket])
         (false, true) => MAX_LANES / 2,
         (false, false) => MAX_LANES,
     };
-    let has_lanes = (1..=usize::from(most)).contains(&queues.len()) && !sockets.is_empty();
+    let express = has_express(queues);
+    // A hub forwards by two of them, beside those of the lanes.
+    let taken = usize::from(express && config.switch.hub);
+    let lanes = queues.len() - usize::from(express);
+    let has_lanes = (1..=usize::from(most) - taken).contains(&lanes) && !sockets.is_empty();
     if has_lanes && (!config.wire || config.peers.len() == 1) {
         Ok(())
     } else {
@@ -303,20 +308,32 @@ fn check(config: &EngineConfig, queues: &[Arc<TapQueue>], sockets: &[UdpSocket])
     }
 }
 
+/// Whether the last queue is for flows that send little.
+fn has_express(queues: &[Arc<TapQueue>]) -> bool {
+    queues.last().is_some_and(|queue| queue.is_express())
+}
+
 /// Gives each queue a lane, closes the sockets without a lane, and returns the plan of threads.
-fn choose_plan(config: &mut EngineConfig, queues: usize, sockets: &mut Vec<UdpSocket>) -> CorePlan {
+fn choose_plan(
+    config: &mut EngineConfig,
+    queues: &[Arc<TapQueue>],
+    sockets: &mut Vec<UdpSocket>,
+) -> CorePlan {
     // From the end: the position of a socket in its group determines its lanes.
-    while sockets.len() > queues {
+    while sockets.len() > queues.len() {
         sockets.pop();
     }
+    let express = has_express(queues);
     let mut plan = CorePlan::choose(PlanRequest {
-        lanes: Some(queues),
+        lanes: Some(queues.len() - usize::from(express)),
+        express,
         ..config.plan
     });
-    plan.receivers = sockets.len();
-    // A hub forwards frames on lanes of its own.
-    let onward = if config.switch.hub { sockets.len() } else { 0 };
-    config.node.lanes = (queues + onward) as u8;
+    if sockets.len() < queues.len() {
+        plan.receivers = Spread::ONE;
+        sockets.truncate(1);
+    }
+    config.node.lanes = plan.lane_set(config.switch.hub);
     plan
 }
 

@@ -19,6 +19,7 @@ use super::{
     clock,
     dispatch::{Dispatch, TrainSink},
     error_backoff::ErrorBackoff,
+    express::Order,
     frame_buf::FrameBuf,
     offload::{self, DeviceFrame, Signal},
     recovery::Recovery,
@@ -50,6 +51,9 @@ pub(super) struct Outbound {
     must_signal: bool,
     /// Frames that this node originates; the first lane sends them.
     injected: Option<InjectedFrames>,
+    order: Order<Arc<TapQueue>>,
+    /// Of [`TapQueue::moved_flows`].
+    moved_flows: u64,
     scratch: Vec<u8>,
 }
 
@@ -73,8 +77,16 @@ impl Outbound {
             codel: Codel::default(),
             must_signal: false,
             injected,
+            order: Order::None,
+            moved_flows: 0,
             scratch: Vec::new(),
         }
+    }
+
+    /// The same with this part in the order between lanes.
+    pub(super) fn with_order(mut self, order: Order<Arc<TapQueue>>) -> Self {
+        self.order = order;
+        self
     }
 
     /// Works until the tunnel stops or the TAP is gone.
@@ -102,7 +114,10 @@ impl Outbound {
                     continue;
                 }
             }
-            let outcome = match self.forward_burst(&mut recovery) {
+            self.order.begin();
+            let forwarded = self.forward_burst(&mut recovery);
+            self.order.end();
+            let outcome = match forwarded {
                 Ok(has_bulk) => {
                     backoff.reset();
                     priority.observe(has_bulk);
@@ -121,6 +136,11 @@ impl Outbound {
     pub(super) fn forward_burst(&mut self, recovery: &mut Recovery) -> Result<bool, Stopped> {
         let mut burst = std::mem::take(&mut self.burst);
         let outcome = burst.fill(&self.tap).map_err(Stopped::of_tap);
+        let moved_flows = self.tap.moved_flows();
+        if moved_flows != self.moved_flows {
+            self.moved_flows = moved_flows;
+            self.order.let_pass();
+        }
         // Loaded after the frames were read: a session that is new by then may carry them.
         let tables = self.tables.take();
         let (began, now) = (clock::now(), self.shared.clock.now());

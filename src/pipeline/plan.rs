@@ -2,13 +2,20 @@
 //! The core plan: which threads there are, and on which cores they run.
 //!
 //! - *inline*: several lanes, and in each of them one thread for each direction that does everything.
-//!   Flows are spread over the lanes, so that they share neither queues nor locks.
+//!   Flows are spread over the lanes, so that they share neither queues nor locks. Flows that send
+//!   little have a lane and threads of their own, the express lane.
 //! - *staged*: one lane, in which reading, sealing and sending are threads of their own, and
 //!   several seal (or open) one flow at the same time; see [`crate::queue`].
 //!
 //! Chosen once at start, shown by `show`, overridden by `[pipeline]`.
 
 use core_affinity::CoreId;
+
+use crate::{
+    io::udp::Spread,
+    proto::limits::MAX_LANES,
+    wire::{Lane, LaneSet},
+};
 
 /// Lanes that a plan chooses by itself.
 const MAX_CHOSEN_LANES: usize = 8;
@@ -19,6 +26,9 @@ const MAX_CHOSEN_WORKERS: usize = 8;
 /// Everything that waits for the tunnel also waits while the tunnel waits for a core. The kernel's
 /// own tunnels have priority too: they work in interrupts.
 const CHOSEN_NICENESS: i32 = -20;
+/// The threads of the express lane.
+pub(super) const EXPRESS_OUT: &str = "express-out";
+pub(super) const EXPRESS_IN: &str = "express-in";
 /// Threads of the staged plan beside the workers: two ends for each direction.
 const ENDS: usize = 4;
 
@@ -35,15 +45,22 @@ pub(crate) struct PlanRequest {
     pub pin: Option<bool>,
     /// Niceness of the data threads; `None`: -20.
     pub nice: Option<i32>,
+    /// Whether to have an express lane. The staged plan has none, nor has a hub whose lanes take all
+    /// numbers.
+    pub express: bool,
+    /// Whether the inbound threads forward on lanes of their own.
+    pub hub: bool,
 }
 
 /// The plan of one tunnel.
 #[derive(Clone, Debug)]
 pub(crate) struct CorePlan {
-    /// Lanes: TAP queues, each with an outbound thread.
+    /// Lanes beside the express lane: TAP queues, each with an outbound thread.
     pub lanes: usize,
+    /// Whether there is an express lane: a further TAP queue with a thread.
+    pub express: bool,
     /// UDP sockets, each with an inbound thread: as many as lanes, or one for all.
-    pub receivers: usize,
+    pub receivers: Spread,
     /// Workers per direction of the staged plan; `None`: inline.
     pub workers: Option<usize>,
     /// The cores that this process may use.
@@ -77,15 +94,18 @@ impl CorePlan {
                 .workers
                 .unwrap_or_else(|| spare.clamp(1, MAX_CHOSEN_WORKERS))
         });
+        let is_full = request.hub && 2 * lanes + 2 > usize::from(MAX_LANES);
         let mut plan = Self {
             lanes,
-            receivers: lanes,
+            express: request.express && !request.staged && !is_full,
+            receivers: lanes.into(),
             workers,
             cores,
             pinned: false,
             nice: request.nice.unwrap_or(CHOSEN_NICENESS),
         };
-        let has_spare_core = plan.cores.len() > plan.thread_names().len();
+        plan.receivers.express = plan.express;
+        let has_spare_core = plan.cores.len() > plan.bulk_threads().len();
         plan.pinned = !plan.cores.is_empty() && request.pin.unwrap_or(has_spare_core);
         plan
     }
@@ -99,11 +119,44 @@ impl CorePlan {
         }
     }
 
+    /// The lane of the queue in this position, and behind the queues of the inbound threads in
+    /// their order, which a hub has for forwarding. None takes the number of an express lane if
+    /// there is one.
+    pub(crate) fn lane(&self, place: usize) -> Lane {
+        let number = Lane::FIRST_DATA.0 + place as u8;
+        let skipped = self.express && number >= Lane::EXPRESS.0;
+        Lane(if skipped { number + 2 } else { number })
+    }
+
+    /// The lanes on which this node sends.
+    pub(crate) fn lane_set(&self, is_hub: bool) -> LaneSet {
+        let onward = if is_hub { self.receivers.bulk } else { 0 };
+        let bulk = self.lane(self.lanes + onward - 1).0;
+        let express = match (self.express, is_hub && self.receivers.express) {
+            (true, true) => Lane::EXPRESS_ONWARD,
+            (true, false) => Lane::EXPRESS,
+            (false, _) => return bulk.into(),
+        };
+        LaneSet {
+            highest: bulk.max(express.0),
+            bulk: if bulk < express.0 { bulk } else { 0 },
+        }
+    }
+
     /// The data threads.
     pub(crate) fn thread_names(&self) -> Vec<String> {
+        let mut names = self.bulk_threads();
+        names.extend(self.express.then(|| EXPRESS_OUT.to_owned()));
+        names.extend(self.receivers.express.then(|| EXPRESS_IN.to_owned()));
+        names
+    }
+
+    /// Those that may be pinned. The threads of the express lane run where a core is free.
+    fn bulk_threads(&self) -> Vec<String> {
         let Some(workers) = self.workers else {
             let outbound = (0..self.lanes).map(|lane| numbered("outbound", lane, self.lanes));
-            let inbound = (0..self.receivers).map(|lane| numbered("inbound", lane, self.receivers));
+            let receivers = self.receivers.bulk;
+            let inbound = (0..receivers).map(|lane| numbered("inbound", lane, receivers));
             return outbound.chain(inbound).collect();
         };
         let numbered = |name: &'static str| (1..=workers).map(move |n| format!("{name}-{n}"));
@@ -121,7 +174,7 @@ impl CorePlan {
         if !self.pinned {
             return None;
         }
-        let place = self.thread_names().iter().position(|name| name == thread)?;
+        let place = self.bulk_threads().iter().position(|name| name == thread)?;
         Some(self.cores[(place + 1) % self.cores.len()])
     }
 }
@@ -161,7 +214,7 @@ mod tests {
             let plan = plan(cores, PlanRequest::default());
             assert_eq!(
                 (plan.lanes, plan.receivers, plan.workers, plan.pinned),
-                (lanes, lanes, None, pinned),
+                (lanes, lanes.into(), None, pinned),
                 "{cores} cores"
             );
         }
@@ -178,7 +231,7 @@ mod tests {
         assert_eq!(two.thread_names(), names);
         assert_eq!(two.core_of("inbound-2"), Some(CoreId { id: 4 }));
         assert_eq!(plan(8, lanes(1)).thread_names(), ["outbound", "inbound"]);
-        two.receivers = 1;
+        two.receivers = Spread::ONE;
         let names = ["outbound-1", "outbound-2", "inbound"];
         assert_eq!(two.thread_names(), names);
     }
@@ -202,6 +255,55 @@ mod tests {
     }
 
     #[test]
+    fn the_express_lane_has_threads_of_its_own_that_run_on_any_core() {
+        let request = PlanRequest {
+            express: true,
+            ..PlanRequest::default()
+        };
+        let plan = plan(3, request);
+        let names = ["outbound", "inbound", "express-out", "express-in"];
+        assert_eq!(plan.thread_names(), names);
+        assert!(plan.pinned && plan.core_of("inbound").is_some());
+        assert_eq!(plan.core_of("express-in"), None);
+    }
+
+    #[test]
+    fn no_lane_has_two_threads() {
+        for (lanes, express, is_hub) in (1..=8)
+            .flat_map(|lanes| [(lanes, false), (lanes, true)])
+            .flat_map(|(lanes, express)| [(lanes, express, false), (lanes, express, true)])
+            // These are more than a peer receives.
+            .filter(|&config| config != (8, true, true))
+        {
+            let request = PlanRequest {
+                lanes: Some(lanes),
+                express,
+                ..PlanRequest::default()
+            };
+            let plan = plan(8, request);
+            let bulk = if is_hub { 2 * lanes } else { lanes };
+            let mut used: Vec<_> = (0..bulk).map(|place| plan.lane(place)).collect();
+            if express {
+                assert!(!used.iter().any(|lane| lane.is_express()));
+                used.push(Lane::EXPRESS);
+            }
+            if express && is_hub {
+                used.push(Lane::EXPRESS_ONWARD);
+            }
+            used.sort();
+            let set = plan.lane_set(is_hub);
+            let announced = (1..=16).map(Lane).filter(|&lane| set.has(lane));
+            // A hub has both in between, even if the device has but one.
+            assert_eq!(
+                announced.collect::<Vec<_>>(),
+                used,
+                "{lanes} {express} {is_hub}"
+            );
+            assert_eq!(usize::from(set.count()), used.len());
+        }
+    }
+
+    #[test]
     fn requests_override() {
         let request = PlanRequest {
             staged: true,
@@ -209,6 +311,8 @@ mod tests {
             workers: Some(3),
             pin: Some(true),
             nice: Some(-5),
+            express: true,
+            hub: false,
         };
         let plan = plan(2, request);
         assert_eq!(plan.name(), "staged");

@@ -3,19 +3,22 @@
 
 use std::{
     io,
+    os::fd::AsFd,
     panic::{self, AssertUnwindSafe},
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use tokio::sync::mpsc;
 
 use super::{
     dispatch::{self, TrainSink, UdpTx},
+    express::{Ahead, Order, Turns},
     inbound::{Decryptor, Delivery, Inbound, RxBatch, RxSink},
     lanes::{Shard, ShardQueues},
     outbound::Outbound,
-    plan::{CorePlan, numbered},
+    plan::{CorePlan, EXPRESS_IN, EXPRESS_OUT, numbered},
     shared::{InjectedFrames, Shared},
     unauthenticated::Unauthenticated,
     view::{EngineEvent, Stopped},
@@ -23,14 +26,18 @@ use super::{
 };
 use crate::{
     io::{
-        set_thread_niceness,
+        set_thread_niceness, set_thread_slice,
         tap::TapQueue,
-        udp::{Senders, UdpSocket},
+        udp::{Senders, Spread, UdpSocket},
     },
     proto::train::Train,
     queue,
     wire::Lane,
 };
+
+/// How long a thread of the express lane may run before others get the core that need it as much: so
+/// the scheduler lets it begin at once (Linux 6.12; older kernels have one slice for all).
+const EXPRESS_SLICE: Duration = Duration::from_micros(100);
 
 /// Spawns the threads of an engine.
 pub(super) struct Threads<'a> {
@@ -65,13 +72,32 @@ impl Threads<'_> {
         result.map(|()| self.spawned)
     }
 
-    /// The path from an inbound thread to other peers, in a hub, on the lane of this position.
+    /// The path from the inbound thread in this position to other peers, in a hub.
     fn onward(&self, place: usize, socket: &UdpSocket) -> io::Result<Option<(Lane, TrainSink)>> {
         if !self.is_hub {
             return Ok(None);
         }
+        let lane = match place == self.plan.receivers.bulk {
+            true => Lane::EXPRESS_ONWARD,
+            false => self.plan.lane(self.plan.lanes + place),
+        };
         let sink = TrainSink::inline(self.udp_tx(socket)?, self.peers);
-        Ok(Some((lane(place), sink)))
+        Ok(Some((lane, sink)))
+    }
+
+    /// A thread of the express lane, which has priority all the time: it has little to do.
+    fn spawn_express(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(i32, &Heartbeat) -> Stopped + Send + 'static,
+    ) -> io::Result<()> {
+        let nice = self.plan.nice;
+        self.spawn(name, move |heartbeat| {
+            if let Err(error) = set_thread_slice(nice, EXPRESS_SLICE) {
+                tracing::debug!(%error, nice, "cannot raise the priority of a thread of the express lane");
+            }
+            work(nice, heartbeat)
+        })
     }
 
     /// The `UdpTx` of a thread whose lane has `socket`.
@@ -144,24 +170,34 @@ fn spawn_inline(
     queues: &[Arc<TapQueue>],
     sockets: Vec<UdpSocket>,
 ) -> io::Result<()> {
-    let shared = threads.shared;
+    let (shared, plan) = (threads.shared, threads.plan);
+    let turns = Arc::<Turns>::default();
     for (place, queue) in queues.iter().enumerate() {
         let udp_tx = threads.udp_tx(&sockets[place % sockets.len()])?;
         let sink = TrainSink::inline(udp_tx, threads.peers);
-        let outbound = Outbound::new(
-            shared.clone(),
-            queue.clone(),
-            threads.injected.take(),
-            lane(place),
-            sink,
-        );
-        let name = numbered("outbound", place, queues.len());
-        let nice = threads.plan.nice;
-        threads.spawn(&name, move |heartbeat| outbound.run(nice, heartbeat))?;
+        let is_express = place == plan.lanes;
+        let lane = match is_express {
+            true => Lane::EXPRESS,
+            false => plan.lane(place),
+        };
+        let (queue, injected) = (queue.clone(), threads.injected.take());
+        let outbound = Outbound::new(shared.clone(), queue, injected, lane, sink);
+        let ahead = |queue: &Arc<TapQueue>| Ok(queue.clone());
+        let outbound =
+            outbound.with_order(order(&turns, is_express, queues.get(plan.lanes), ahead)?);
+        if is_express {
+            threads.spawn_express(EXPRESS_OUT, move |nice, heartbeat| {
+                outbound.run(nice, heartbeat)
+            })?;
+        } else {
+            let name = numbered("outbound", place, plan.lanes);
+            let nice = plan.nice;
+            threads.spawn(&name, move |heartbeat| outbound.run(nice, heartbeat))?;
+        }
     }
 
-    let receivers = sockets.len();
-    let all_queues = if receivers > 1 || threads.gate.is_some() {
+    let receivers = plan.receivers;
+    let all_queues = if receivers != Spread::ONE || threads.gate.is_some() {
         ShardQueues::between(receivers, || shared.new_drops())?
     } else {
         Vec::new()
@@ -172,21 +208,48 @@ fn spawn_inline(
         threads.spawn("unauth-rx", move |heartbeat| unauthenticated.run(heartbeat))?;
     }
     let mut all_queues = all_queues.into_iter();
+    let turns = Arc::<Turns>::default();
+    let express = sockets
+        .get(receivers.bulk)
+        .map(UdpSocket::try_clone)
+        .transpose()?;
     for (place, (socket, queue)) in sockets.into_iter().zip(queues).enumerate() {
+        let is_express = place == receivers.bulk;
+        let order = order(&turns, is_express, express.as_ref(), UdpSocket::try_clone)?;
         let shard_queues = all_queues.next();
         let shard = shard_queues.as_ref().map_or(Shard::ALL, ShardQueues::shard);
-        let onward = threads.onward(queues.len() + place, &socket)?;
+        let onward = threads.onward(place, &socket)?;
         let sink = RxSink::Inline {
             rx_batch: Box::default(),
             decryptor: Decryptor::new(shared.clone(), shard),
             delivery: Box::new(Delivery::new(shared.clone(), queue.clone(), onward)),
         };
-        let inbound = Inbound::new(shared.clone(), socket, shard_queues, sink);
-        let name = numbered("inbound", place, receivers);
-        let nice = threads.plan.nice;
-        threads.spawn(&name, move |heartbeat| inbound.run(nice, heartbeat))?;
+        let inbound = Inbound::new(shared.clone(), socket, shard_queues, sink).with_order(order);
+        if is_express {
+            threads.spawn_express(EXPRESS_IN, move |nice, heartbeat| {
+                inbound.run(nice, heartbeat)
+            })?;
+        } else {
+            let name = numbered("inbound", place, receivers.bulk);
+            let nice = plan.nice;
+            threads.spawn(&name, move |heartbeat| inbound.run(nice, heartbeat))?;
+        }
     }
     Ok(())
+}
+
+/// The part of a thread in the order between lanes, given the express queue, if there is one.
+fn order<T, Q: AsFd>(
+    turns: &Arc<Turns>,
+    is_express: bool,
+    queue: Option<&T>,
+    clone: impl Fn(&T) -> io::Result<Q>,
+) -> io::Result<Order<Q>> {
+    Ok(match queue {
+        None => Order::None,
+        Some(_) if is_express => Order::Express(turns.clone()),
+        Some(queue) => Order::Behind(Ahead::new(clone(queue)?, turns.clone())),
+    })
 }
 
 fn spawn_staged(
@@ -224,12 +287,7 @@ fn spawn_staged(
         let open = move |heartbeat: &Heartbeat| decryptor.run(worker, heartbeat);
         threads.spawn_worker(&format!("open-{number}"), open)?;
     }
-    let onward = threads.onward(1, socket)?;
+    let onward = threads.onward(0, socket)?;
     let delivery = Delivery::new(shared.clone(), queue.clone(), onward);
     threads.spawn_worker("tap-tx", |heartbeat| delivery.run(opened, heartbeat))
-}
-
-/// The data lane in this position.
-fn lane(place: usize) -> Lane {
-    Lane(Lane::FIRST_DATA.0 + place as u8)
 }

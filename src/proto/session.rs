@@ -27,8 +27,8 @@ use crate::{
     },
     stats::{DropReason, Flow, Traffic},
     wire::{
-        Counter, DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, Lane, MessageType, SessionIndex,
-        TAG_LEN, local::Local,
+        Counter, DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, Lane, LaneSet, MessageType,
+        SessionIndex, TAG_LEN, local::Local,
     },
 };
 
@@ -52,10 +52,10 @@ pub struct Agreement {
     pub role: Role,
     /// The data cipher.
     pub cipher: Cipher,
-    /// Our highest data lane.
-    pub local_lanes: u8,
-    /// The peer's highest data lane.
-    pub remote_lanes: u8,
+    /// The lanes on which this node sends.
+    pub local_lanes: LaneSet,
+    /// The lanes on which the peer sends.
+    pub remote_lanes: LaneSet,
 }
 
 /// On cache lines of its own, which processors fetch in pairs: another thread sends on the next
@@ -80,8 +80,9 @@ pub struct Session {
     pub established: Instant,
     /// The peer's counters, kept across its sessions.
     pub traffic: Arc<Traffic>,
-    seal: Vec<SealLane>,
-    open: Vec<LaneKey>,
+    /// By lane; none for those that are not used.
+    seal: Vec<Option<SealLane>>,
+    open: Vec<Option<LaneKey>>,
     confirmed: AtomicBool,
 }
 
@@ -100,14 +101,18 @@ impl Session {
             role,
             ..
         } = agreement;
-        let seal = (0..=local_lanes)
-            .map(|lane| SealLane {
-                key: LaneKey::derive(&keys.seal, cipher, Lane(lane)),
-                next: AtomicU64::new(0),
+        let derive = |keys, lanes: LaneSet, lane: u8| {
+            let lane = Lane(lane);
+            lanes.has(lane).then(|| LaneKey::derive(keys, cipher, lane))
+        };
+        let seal = (0..=local_lanes.highest)
+            .map(|lane| {
+                let next = AtomicU64::new(0);
+                derive(&keys.seal, local_lanes, lane).map(|key| SealLane { key, next })
             })
             .collect();
-        let open = (0..=remote_lanes.min(MAX_LANES))
-            .map(|lane| LaneKey::derive(&keys.open, cipher, Lane(lane)))
+        let open = (0..=remote_lanes.highest.min(MAX_LANES))
+            .map(|lane| derive(&keys.open, remote_lanes, lane))
             .collect();
         let confirmed = AtomicBool::new(role == Role::Initiator);
         Self {
@@ -126,13 +131,17 @@ impl Session {
     /// # Errors
     /// [`DropReason::CountersExhausted`]; the session must be replaced.
     pub fn next_counter(&self, lane: Lane) -> Result<Counter, DropReason> {
-        let sequence = self.seal[usize::from(lane.0)]
-            .next
-            .fetch_add(1, Ordering::Relaxed);
+        let sequence = self.seal_lane(lane).next.fetch_add(1, Ordering::Relaxed);
         if sequence >= REJECT_AFTER_DATAGRAMS {
             return Err(DropReason::CountersExhausted);
         }
         Ok(Counter::new(lane, sequence))
+    }
+
+    /// Of a lane on which this node sends.
+    fn seal_lane(&self, lane: Lane) -> &SealLane {
+        let seal = self.seal[usize::from(lane.0)].as_ref();
+        seal.expect("threads send on the lanes that this node has announced")
     }
 
     /// Seals `datagram` in place. It holds room for the header, the plaintext, and room for the tag.
@@ -143,7 +152,7 @@ impl Session {
         header.copy_from_slice(
             DataHeader::new(message_type, self.agreement.remote, counter).as_bytes(),
         );
-        let lane = &self.seal[usize::from(counter.lane().0)];
+        let lane = self.seal_lane(counter.lane());
         tag.copy_from_slice(&lane.key.seal(counter, header, plaintext));
     }
 
@@ -157,6 +166,7 @@ impl Session {
         let key = self
             .open
             .get(usize::from(counter.lane().0))
+            .and_then(Option::as_ref)
             .ok_or(DropReason::Malformed)?;
         let (header, sealed) = datagram.split_at_mut(DATA_HEADER_LEN);
         Ok((counter, key.open(counter, header, sealed)?))
@@ -191,6 +201,7 @@ impl Session {
     pub fn is_worn_out(&self) -> bool {
         self.seal
             .iter()
+            .flatten()
             .any(|lane| lane.next.load(Ordering::Relaxed) >= REKEY_AFTER_DATAGRAMS)
     }
 

@@ -46,8 +46,8 @@ pub(crate) fn looped_session() -> Arc<Session> {
         remote: SessionIndex::from_low_bits(2),
         role: Role::Initiator,
         cipher: Cipher::Aes256Gcm,
-        local_lanes: 1,
-        remote_lanes: 1,
+        local_lanes: 1.into(),
+        remote_lanes: 1.into(),
     };
     let keys = SplitKeys {
         seal: SplitKey::from_bytes([1; 32]),

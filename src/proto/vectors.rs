@@ -291,8 +291,8 @@ fn session(split_key: &Hex, cipher: u8, index: u32) -> Arc<Session> {
         remote: SessionIndex::from_low_bits(index),
         role: Role::Initiator,
         cipher: Cipher::from_bit(cipher).unwrap(),
-        local_lanes: 16,
-        remote_lanes: 16,
+        local_lanes: 16.into(),
+        remote_lanes: 16.into(),
     };
     let keys = SplitKeys {
         seal: split_key.split_key(),

@@ -348,8 +348,10 @@ impl ProviderContext {
     }
 
     /// All queues of the TAP: as many as [`EthernetTunnelSettings::queues`] says, or one where the
-    /// back-end or an adopted device has no more. Each frame comes out of one of them, those of a
-    /// flow always out of the same one. Otherwise as [`Self::take_queue`], and instead of it: a
+    /// back-end or an adopted device has no more; and behind them the express queue, if the
+    /// settings ask for it and the device can have it. Each frame comes out of one of them, those of
+    /// a flow always out of the same one, or of the express queue while the flow sends little
+    /// ([`TapQueue::moved_flows`]). Otherwise as [`Self::take_queue`], and instead of it: a
     /// caller that requests several queues must read all of them.
     pub fn take_queues(&self) -> Option<Vec<Arc<TapQueue>>> {
         let mut taken = lock(&self.inner.reader_taken);

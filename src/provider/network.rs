@@ -386,6 +386,7 @@ fn device_request(settings: &EthernetTunnelSettings) -> DeviceRequest {
         name: settings.interface_name.clone(),
         backend: settings.backend,
         queues: settings.queues,
+        express: settings.express_queue,
         mac: (!settings.keep_existing_address).then_some(mac),
         default_mac: mac,
         mtu: settings.mtu,

@@ -69,6 +69,9 @@ pub struct EthernetTunnelSettings {
     /// Queues of the TAP, at least one. There may be fewer than asked for; see
     /// [`ProviderContext::take_queues`](super::ProviderContext::take_queues).
     pub queues: usize,
+    /// One queue more, the last, for flows that send little, so that they do not wait behind
+    /// others: see [`TapQueue::is_express`](super::TapQueue::is_express). A TAP may have none.
+    pub express_queue: bool,
 }
 
 /// The VLANs of a port of a Linux bridge: these and no others.
@@ -266,6 +269,7 @@ impl EthernetTunnelSettings {
             backend: Backend::Auto,
             link_loss_forwarding: false,
             queues: 1,
+            express_queue: false,
         }
     }
 

@@ -114,8 +114,8 @@ impl TunnelProvider {
             self.wait_for_nic(context, &config.device.name).await?;
         }
         // The socket first: a UDP port in use must not disturb an interface.
-        let lanes = CorePlan::choose(plan_request(&config.pipeline)).lanes;
-        let mut sockets = UdpSocket::bind_lanes(config.tunnel.listen, lanes)
+        let plan = CorePlan::choose(plan_request(&config));
+        let mut sockets = UdpSocket::bind_lanes(config.tunnel.listen, plan.receivers)
             .map_err(|error| ProviderError::with_source("cannot open the UDP socket", error))?;
         let listen = config.tunnel.listen;
         if !is_here(listen) {
@@ -137,14 +137,15 @@ impl TunnelProvider {
             marked.map_err(|error| ProviderError::with_source("no way past the tunnel", error))?;
         }
         let mut settings = settings(&config.device, &self.public_key);
-        settings.queues = lanes;
+        settings.queues = plan.lanes;
+        settings.express_queue = plan.express;
         context.set_network_settings(Some(settings)).await?;
         let queues = context
             .take_queues()
             .ok_or_else(|| ProviderError::new("the interface has no queue"))?;
-        if queues.len() < lanes {
+        if queues.len() < plan.lanes {
             info!(
-                asked = lanes,
+                asked = plan.lanes,
                 queues = queues.len(),
                 "the interface has fewer queues than asked for: using as many lanes"
             );
@@ -174,6 +175,7 @@ impl TunnelProvider {
             listen = %engine.local_addr(),
             plan = engine.plan().name(),
             lanes = engine.plan().lanes,
+            express = engine.plan().express,
             %offloads,
             udp_gso = engine.udp().gso,
             udp_gro = engine.udp().gro,
@@ -467,12 +469,12 @@ fn check_cipher(choice: CipherChoice) -> Result<(), ProviderError> {
 }
 
 fn engine_config(config: Config, mtu: u32) -> EngineConfig {
+    let plan = plan_request(&config);
     let Config {
         tunnel,
         device,
         peers,
         switch,
-        pipeline,
         ..
     } = config;
     let ciphers = match pinned(tunnel.cipher) {
@@ -485,7 +487,7 @@ fn engine_config(config: Config, mtu: u32) -> EngineConfig {
             private_key: tunnel.private_key,
             ciphers,
             network_id: tunnel.network_id,
-            lanes: Lane::FIRST_DATA.0,
+            lanes: Lane::FIRST_DATA.0.into(),
             max_frame,
             rekey_interval: tunnel.rekey_interval,
         },
@@ -494,7 +496,7 @@ fn engine_config(config: Config, mtu: u32) -> EngineConfig {
         loop_guard: switch.loop_guard,
         querier: switch.querier,
         wire: device.mode == Mode::Wire,
-        plan: plan_request(&pipeline),
+        plan,
     }
 }
 
@@ -545,8 +547,11 @@ fn allowed_offloads(pipeline: &PipelineConfig) -> Capabilities {
     }
 }
 
-fn plan_request(pipeline: &PipelineConfig) -> PlanRequest {
+fn plan_request(config: &Config) -> PlanRequest {
+    let pipeline = &config.pipeline;
     PlanRequest {
+        express: pipeline.express && !config.device.is_nic,
+        hub: config.switch.hub,
         staged: pipeline.plan == PlanChoice::Staged,
         lanes: pipeline.lanes,
         workers: pipeline.workers,

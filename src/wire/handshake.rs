@@ -6,7 +6,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::U16};
 
-use super::message::{MessageType, SessionIndex, size_must_be};
+use super::message::{LaneSet, MessageType, SessionIndex, size_must_be};
 use crate::stats::DropReason;
 
 /// Bytes of mac1, mac2 and of a cookie.
@@ -80,8 +80,10 @@ pub struct InitiationPayload {
     pub lanes: u8,
     /// Largest frame that the initiator accepts, in bytes with its Ethernet header; 0: not stated.
     pub max_frame: U16,
+    /// Highest data lane beside the express lanes; 0: the initiator sends on all up to the highest.
+    pub bulk_lanes: u8,
     /// Sent as zero, ignored on receipt.
-    pub reserved: [u8; 12],
+    pub reserved: [u8; 11],
 }
 
 /// The responder's choice, or why it refuses.
@@ -97,8 +99,37 @@ pub struct ResponsePayload {
     /// As in [`InitiationPayload`].
     pub max_frame: U16,
     /// In a refusal because of the timestamp, the latest that the responder has accepted. Otherwise
-    /// sent as zero, ignored on receipt.
+    /// the first byte is that of [`InitiationPayload::bulk_lanes`], and the others are sent as zero
+    /// and ignored on receipt.
     pub timestamp: [u8; 12],
+}
+
+impl InitiationPayload {
+    /// The lanes on which the initiator sends.
+    pub fn lane_set(&self) -> LaneSet {
+        LaneSet {
+            highest: self.lanes,
+            bulk: self.bulk_lanes,
+        }
+    }
+}
+
+impl ResponsePayload {
+    /// The lanes on which the responder sends, unless this is a refusal.
+    pub fn lane_set(&self) -> LaneSet {
+        LaneSet {
+            highest: self.lanes,
+            bulk: self.timestamp[0],
+        }
+    }
+
+    /// The same with these lanes.
+    #[must_use]
+    pub fn with_lanes(mut self, lanes: LaneSet) -> Self {
+        self.lanes = lanes.highest;
+        self.timestamp[0] = lanes.bulk;
+        self
+    }
 }
 
 /// Bytes of an initiation.

@@ -121,6 +121,45 @@ impl Lane {
     pub const CONTROL: Self = Self(0);
     /// The first data lane.
     pub const FIRST_DATA: Self = Self(1);
+    /// The lane for flows from the device that send little.
+    pub const EXPRESS: Self = Self(9);
+    /// The same for frames that a hub forwards from peer to peer.
+    pub const EXPRESS_ONWARD: Self = Self(10);
+
+    /// Whether receivers hand its datagrams on ahead of others.
+    pub fn is_express(self) -> bool {
+        self == Self::EXPRESS || self == Self::EXPRESS_ONWARD
+    }
+}
+
+/// The lanes on which a node sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneSet {
+    /// The highest one.
+    pub highest: u8,
+    /// The highest one beside the express lanes; 0: every lane up to the highest is used.
+    pub bulk: u8,
+}
+
+impl From<u8> for LaneSet {
+    fn from(highest: u8) -> Self {
+        Self { highest, bulk: 0 }
+    }
+}
+
+impl LaneSet {
+    /// Whether the lane is one of them; the control lane always is.
+    pub fn has(self, lane: Lane) -> bool {
+        let is_used = self.bulk == 0 || lane.0 <= self.bulk || lane.is_express();
+        lane.0 <= self.highest && is_used
+    }
+
+    /// How many data lanes there are.
+    pub fn count(self) -> u8 {
+        (1..=self.highest)
+            .filter(|&lane| self.has(Lane(lane)))
+            .count() as u8
+    }
 }
 
 /// Lane and sequence number of a data datagram, unique under a session's keys.

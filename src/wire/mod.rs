@@ -13,6 +13,6 @@ pub mod offload;
 
 pub use self::handshake::{CookieReply, Initiation, InitiationPayload, Response, ResponsePayload};
 pub use self::message::{
-    Counter, DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, Lane, MessageType, SessionIndex, TAG_LEN,
-    VERSION, index_of,
+    Counter, DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, Lane, LaneSet, MessageType, SessionIndex,
+    TAG_LEN, VERSION, index_of,
 };

@@ -411,7 +411,7 @@ fn node(key: &str, program: Program) -> Node {
         private_key: PrivateKey::from_base64(key).expect("it was made here"),
         ciphers: CipherOffer::auto(Instant::now),
         network_id: 0,
-        lanes: MAX_LANES,
+        lanes: MAX_LANES.into(),
         max_frame: MAX_FRAME,
         rekey_interval: secs(120),
     };

@@ -98,7 +98,7 @@ impl Host {
             private_key,
             ciphers: setup.ciphers,
             network_id: setup.network_id,
-            lanes: 1,
+            lanes: 1.into(),
             max_frame: MAX_FRAME,
             rekey_interval: setup.rekey_interval,
         };

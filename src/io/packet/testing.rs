@@ -19,6 +19,7 @@ pub(super) fn open(name: &str, queues: usize) -> Result<(Tap, Vec<TapQueue>), Ta
     let options = TapOptions {
         name: name.to_owned(),
         backend: Backend::Packet,
+        express: false,
     };
     Tap::open(&options, queues)
 }

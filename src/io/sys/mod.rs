@@ -201,6 +201,34 @@ pub(crate) fn set_thread_niceness(nice: i32) -> io::Result<()> {
     check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
 }
 
+/// Sets the niceness of the calling thread, and the time that it may run in one go; kernels before
+/// 6.12 ignore the time.
+pub(crate) fn set_thread_slice(nice: i32, slice: Duration) -> io::Result<()> {
+    /// `struct sched_attr` in its first version; all zeroes but these is the usual policy.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        nice,
+        runtime: slice.as_nanos() as u64,
+        ..Attributes::default()
+    };
+    // SAFETY: the structure says its own size, and lives until the call returns; the kernel only
+    // reads it. Thread 0 is the calling one.
+    let status = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    check(status as libc::c_int).map(drop)
+}
+
 /// The niceness of the calling thread.
 pub(crate) fn thread_niceness() -> i32 {
     // SAFETY: takes numbers and no pointers; it cannot fail for the calling thread.

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self};
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use crate::io::namespace_inode;
 use crate::io::packet::{self};
@@ -14,7 +15,7 @@ use crate::io::vnet::Offloads;
 
 use super::error::{TapError, io_error, with_source};
 use super::opening::{
-    Opened, check_header, check_name, open_plain, open_vnet, reset_filters, steer,
+    Opened, check_header, check_name, open_plain, open_vnet, reset_filters, steer, steer_express,
 };
 use super::options::{Backend, TapOptions};
 use super::queue::{End, TapQueue};
@@ -28,6 +29,7 @@ pub(crate) struct Tap {
     has_vnet_header: bool,
     fallback: Option<String>,
     one_queue_because: Option<String>,
+    no_express_because: Option<String>,
     /// A second handle to the first queue, for requests about the whole device; none for a NIC.
     control: Option<File>,
 }
@@ -37,7 +39,8 @@ impl Tap {
     ///
     /// There may be fewer queues than requested: the plain back-end, and an adopted device that is
     /// not multi-queue, have one; and so has every device if the kernel does not accept the program
-    /// that keeps the frames of a flow on one queue.
+    /// that keeps the frames of a flow on one queue. Only a TAP with vnet headers has an express
+    /// queue, and only if the kernel accepts the program for it: see [`TapQueue::is_express`].
     ///
     /// # Errors
     /// When the name is not usable, the driver or the permission is missing, or another process or
@@ -48,9 +51,11 @@ impl Tap {
     ) -> Result<(Self, Vec<TapQueue>), TapError> {
         check_name(&options.name)?;
         let name = &options.name;
+        let asked = queues;
+        let queues = asked + usize::from(options.express);
         let mut fallback = None;
         let opened = match options.backend {
-            Backend::Packet => return Self::attach(name, queues),
+            Backend::Packet => return Self::attach(name, asked),
             Backend::Vnet => match open_vnet(name, queues) {
                 Ok(opened) if !opened.has_vnet_header => Err(TapError::NoVnetHeader {
                     name: name.to_owned(),
@@ -66,13 +71,16 @@ impl Tap {
                 error => Err(error),
             }),
         }?;
-        Self::finish(name, opened, fallback)
+        let has_all = opened.files.len() == queues;
+        let express = options.express && has_all && opened.has_vnet_header;
+        Self::finish(name, opened, fallback, (asked, express))
     }
 
     fn finish(
         name: &str,
         opened: Opened,
         fallback: Option<String>,
+        (bulk_queues, express): (usize, bool),
     ) -> Result<(Self, Vec<TapQueue>), TapError> {
         let Opened {
             mut files,
@@ -89,8 +97,21 @@ impl Tap {
         if adopted {
             reset_filters(&control);
         }
+        let mut no_express_because = None;
+        let flows = express
+            .then(|| steer_express(&files[0], files.len()))
+            .and_then(|flows| {
+                let refusal = |error: &io::Error| no_express_because = Some(error.to_string());
+                flows.inspect_err(refusal).ok()
+            })
+            .map(Arc::new);
+        if flows.is_none() {
+            // As below: frames that are there are lost.
+            files.truncate(bulk_queues);
+        }
         let mut one_queue_because = None;
-        if files.len() > 1
+        if flows.is_none()
+            && files.len() > 1
             && let Err(error) = steer(&files[0])
         {
             one_queue_because = Some(error.to_string());
@@ -102,6 +123,7 @@ impl Tap {
         tun::set_offloads(&control, 0).map_err(io_error("reset the offloads of", name))?;
         let tap = Self {
             one_queue_because,
+            no_express_because,
             name: name.to_owned(),
             index: sys::interface_index(name).map_err(io_error("find", name))?,
             adopted,
@@ -112,9 +134,12 @@ impl Tap {
         // No peer is at the other end yet, whatever the kernel's state.
         tap.set_carrier(false)
             .map_err(io_error("switch off the carrier of", name))?;
-        let queues = files.into_iter().map(|file| TapQueue {
+        let last = files.len() - 1;
+        let queues = files.into_iter().enumerate().map(|(place, file)| TapQueue {
             has_vnet_header,
             end: End::Tap(file),
+            is_express: flows.is_some() && place == last,
+            flows: flows.clone(),
         });
         Ok((tap, queues.collect()))
     }
@@ -133,11 +158,14 @@ impl Tap {
             has_vnet_header: no_vnet_header.is_none(),
             fallback: no_vnet_header.map(|error| format!("{error}; turn off its gro")),
             one_queue_because: one_because.map(|error| error.to_string()),
+            no_express_because: None,
             control: None,
         };
         let queues = sockets.into_iter().map(|socket| TapQueue {
             has_vnet_header: tap.has_vnet_header,
             end: End::Nic(socket),
+            is_express: false,
+            flows: None,
         });
         let queues = queues.collect();
         Ok((tap, queues))
@@ -182,6 +210,11 @@ impl Tap {
     /// Why the device has one queue although it could have more, for the log.
     pub(crate) fn one_queue_because(&self) -> Option<&str> {
         self.one_queue_because.as_deref()
+    }
+
+    /// Why the kernel refuses an express queue, for the log.
+    pub(crate) fn no_express_because(&self) -> Option<&str> {
+        self.no_express_because.as_deref()
     }
 
     /// Where the TAP is now, according to the kernel: other programs rename interfaces, move them

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use crate::io::steering;
+use crate::io::steering::express::FlowTable;
 use crate::io::sys;
 use crate::io::sys::tun::{self, Attach};
 use crate::io::sys::{bpf, ebpf};
@@ -15,8 +16,16 @@ use super::error::{TapError, attach_error, io_error, open_error};
 
 /// Keeps the frames of a flow on one queue.
 pub(super) fn steer(queue: &File) -> io::Result<()> {
-    let program = ebpf::load(&steering::program())?;
+    let program = ebpf::load_program(&steering::program())?;
     tun::set_steering(queue, Some(program.as_fd()))
+}
+
+/// The same, with the last of this many queues for flows that send little.
+pub(super) fn steer_express(queue: &File, queues: usize) -> io::Result<FlowTable> {
+    let flows = FlowTable::new()?;
+    let program = flows.load_program(queues as u32 - 1)?;
+    tun::set_steering(queue, Some(program.as_fd()))?;
+    Ok(flows)
 }
 
 /// The result of opening by a back-end: at least one queue.

@@ -24,4 +24,6 @@ pub(crate) struct TapOptions {
     pub name: String,
     /// The kernel interface.
     pub backend: Backend,
+    /// One queue more, the last one, for flows that send little.
+    pub express: bool,
 }

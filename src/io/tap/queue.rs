@@ -5,11 +5,13 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
 use crate::io::own_traffic;
 use crate::io::packet::{self, PacketSocket};
+use crate::io::steering::express::FlowTable;
 use crate::io::sys;
 use crate::io::sys::bpf;
 use crate::io::sys::faults::{self, Call};
@@ -31,6 +33,9 @@ pub(crate) fn is_too_big(error: &io::Error) -> bool {
 pub struct TapQueue {
     pub(super) has_vnet_header: bool,
     pub(super) end: End,
+    pub(super) is_express: bool,
+    /// Of a device with an express queue.
+    pub(super) flows: Option<Arc<FlowTable>>,
 }
 
 #[derive(Debug)]
@@ -51,6 +56,8 @@ impl TapQueue {
         Self {
             has_vnet_header,
             end: End::Memory(device),
+            is_express: false,
+            flows: None,
         }
     }
 
@@ -63,6 +70,18 @@ impl TapQueue {
     /// number the packets in its own way.
     pub fn is_cut_by_kernel(&self) -> bool {
         self.has_vnet_header && !matches!(self.end, End::Nic(_))
+    }
+
+    /// Whether it is the queue for flows that send little: the last of its device, and only there
+    /// if it was asked for and the kernel can do this.
+    pub fn is_express(&self) -> bool {
+        self.is_express
+    }
+
+    /// How many flows have been moved from the express queue to one for bulk so far. Who sees the
+    /// first frame of such a flow in a queue sees the new number.
+    pub fn moved_flows(&self) -> u64 {
+        self.flows.as_ref().map_or(0, |flows| flows.changes())
     }
 
     /// Bytes of the longest frame that the kernel may hand over.

@@ -20,13 +20,21 @@ use crate::testing::{
 };
 
 fn open(name: &str, backend: Backend, queues: usize) -> Result<(Tap, Vec<TapQueue>), TapError> {
-    Tap::open(
-        &TapOptions {
-            name: name.to_owned(),
-            backend,
-        },
-        queues,
-    )
+    open_with(name, backend, (queues, false))
+}
+
+/// The same, perhaps with an express queue.
+fn open_with(
+    name: &str,
+    backend: Backend,
+    (queues, express): (usize, bool),
+) -> Result<(Tap, Vec<TapQueue>), TapError> {
+    let options = TapOptions {
+        name: name.to_owned(),
+        backend,
+        express,
+    };
+    Tap::open(&options, queues)
 }
 
 /// An Ethernet frame of `len` bytes with an experimental ethertype, behind `tags` VLAN tags.
@@ -62,10 +70,14 @@ fn read_ours(queues: &[TapQueue]) -> Option<Vec<u8>> {
 
 /// Two TAPs in one bridge, ready for frames of 9000 bytes.
 fn bridged(backend: Backend, queues: usize) -> [(Tap, Vec<TapQueue>); 2] {
+    bridged_with(backend, (queues, false))
+}
+
+fn bridged_with(backend: Backend, queues: (usize, bool)) -> [(Tap, Vec<TapQueue>); 2] {
     ip("link add br0 type bridge mcast_snooping 0");
     ip("link set br0 up");
     ["left", "right"].map(|name| {
-        let (tap, queues) = open(name, backend, queues).unwrap();
+        let (tap, queues) = open_with(name, backend, queues).unwrap();
         ip(&format!("link set {name} mtu 9000 master br0 up"));
         tap.set_carrier(true).unwrap();
         wait_for_carrier(name);
@@ -128,7 +140,7 @@ fn vlan(id: u16) -> VlanId {
 /// The queue from which `frame` is read if it is written at the other end.
 fn place_of(frame: &[u8], from: &TapQueue, to: &[TapQueue]) -> usize {
     from.write(&VnetHeader::NONE, frame).unwrap();
-    let mut buf = vec![0; 2000];
+    let mut buf = vec![0; 10_000];
     let found = eventually(|| {
         (0..to.len()).find(|&place| match to[place].try_read(&mut buf).unwrap() {
             Some((_, at)) => buf[at] == *frame,
@@ -203,6 +215,57 @@ fn a_kernel_that_takes_no_program_gives_one_queue() {
         assert!(tap.one_queue_because().is_some());
         assert_eq!(tap.backend(), "vnet");
         finish();
+    });
+}
+
+#[test]
+fn flows_that_send_little_come_out_of_the_express_queue() {
+    in_namespace(|| {
+        for bulk in [1, 3] {
+            let [(_left, from), (_right, to)] = bridged_with(Backend::Vnet, (bulk, true));
+            let express: Vec<_> = to.iter().map(TapQueue::is_express).collect();
+            assert_eq!(
+                (express.len(), &express[..bulk]),
+                (bulk + 1, &vec![false; bulk][..])
+            );
+            assert!(express[bulk]);
+            for port in 1000..1008 {
+                for frame in kinds_of_flow(port) {
+                    assert_eq!(place_of(&frame, &from[0], &to), bulk, "{port}");
+                }
+            }
+            let before = to[0].moved_flows();
+            let large = frame(8000, 0);
+            assert!(place_of(&large, &from[0], &to) < bulk);
+            assert_eq!(to[bulk].moved_flows(), before + 1);
+            drop((_left, _right, from, to));
+            for name in ["left", "right"] {
+                eventually(|| sys::interface_index(name).is_err().then_some(())).unwrap();
+            }
+            ip("link del br0");
+        }
+    });
+}
+
+#[test]
+fn without_the_program_for_it_there_is_no_express_queue() {
+    for (queues, attempts) in [(1, 1), (3, 2)] {
+        in_namespace(|| {
+            let refused = (Call::LoadProgram, Fault::Errno(sys::EPERM));
+            script(&[refused, (Call::LoadProgram, Fault::Pass)][..attempts]);
+            let (tap, found) = open_with("tap7", Backend::Vnet, (queues, true)).unwrap();
+            finish();
+            assert_eq!(found.len(), queues);
+            assert!(!found.iter().any(TapQueue::is_express));
+            assert!(tap.no_express_because().is_some() && tap.one_queue_because().is_none());
+        });
+    }
+    in_namespace(|| {
+        let (tap, found) = open_with("tap8", Backend::Plain, (2, true)).unwrap();
+        assert!(found.len() == 1 && tap.no_express_because().is_none());
+        ip("tuntap add tap7 mode tap");
+        let (tap, found) = open_with("tap7", Backend::Auto, (1, true)).unwrap();
+        assert!(found.len() == 1 && !found[0].is_express() && tap.no_express_because().is_none());
     });
 }
 
@@ -380,7 +443,7 @@ fn settings_of_an_earlier_user_of_a_tap_are_reset() {
         // Answers 0 for every frame: drop it.
         let all_out = [(0xb7, 0), (0x95, 0)]
             .map(|(code, register)| ebpf::Instruction::new(code, register, 0, 0, 0));
-        let program = ebpf::load(&all_out).unwrap();
+        let program = ebpf::load_program(&all_out).unwrap();
         tun::set_filter(&earlier, Some(program.as_fd())).unwrap();
         drop(earlier);
         ip("link add br0 type bridge");

@@ -26,12 +26,13 @@ use std::sync::Arc;
 
 use tracing::info;
 
+use super::lanes::Spread;
 use super::socket::UdpSocket;
 use crate::io::sys::ebpf::{
-    self, Instruction, Set, add, copy, end, load_word_at, set, shift_right, skip, skip_if,
-    skip_if_less,
+    self, Instruction, Set, add, copy, end, load_length, load_word_at, look_up, set, shift_right,
+    skip, skip_if, skip_if_less, store_word,
 };
-use crate::wire::{DATA_OVERHEAD, MessageType};
+use crate::wire::{DATA_OVERHEAD, Lane, MessageType};
 
 /// The socket memory that unauthenticated datagrams may take.
 const UNAUTHENTICATED_BYTES: usize = 256 << 10;
@@ -124,10 +125,10 @@ fn log_refusal<T>(result: io::Result<T>) -> Option<T> {
 }
 
 impl Gate {
-    /// From now on the sockets of this many lanes get only data of sessions. Returns `None`, and
+    /// From now on the lanes' sockets get only data of sessions. Returns `None`, and
     /// changes nothing, if the kernel refuses.
-    pub(crate) fn restrict_to_sessions(self, lanes: usize) -> Option<Self> {
-        let attached = ebpf::load(&program(lanes as u32, &self.filter.set))
+    pub(crate) fn restrict_to_sessions(self, spread: impl Into<Spread>) -> Option<Self> {
+        let attached = ebpf::load_program(&program(spread.into(), &self.filter.set))
             .and_then(|program| ebpf::attach_to_port(self.sockets[0].as_fd(), program.as_fd()));
         log_refusal(attached).map(|()| self)
     }
@@ -142,26 +143,34 @@ const HEAD: u8 = 7;
 const STACK: u8 = 10;
 
 /// Chooses the socket of a datagram.
-fn program(lanes: u32, sessions: &Set) -> Vec<Instruction> {
+fn program(spread: Spread, sessions: &Set) -> Vec<Instruction> {
     let first_byte = |message_type: MessageType| u32::from(message_type.first_byte());
-    let lane = [
+    let (bulk, sockets) = (spread.bulk as u32, spread.sockets() as u32);
+    let more = if spread.express { 2 } else { 0 };
+    let mut lane = vec![
         Instruction::new(0x30, 0, 0, 0, super::lanes::LANE_OFFSET), // load a byte
-        skip_if(R0, 0, 2),
-        Instruction::new(0x04, R0, 0, 0, 1_u32.wrapping_neg()), // 32-bit sum
-        Instruction::new(0x94, R0, 0, 0, lanes),                // 32-bit remainder
-        end(),
+        skip_if(R0, 0, 2 + more),
     ];
+    if spread.express {
+        lane.push(skip_if(R0, Lane::EXPRESS.0.into(), 4));
+        lane.push(skip_if(R0, Lane::EXPRESS_ONWARD.0.into(), 3));
+    }
+    lane.extend([
+        Instruction::new(0x04, R0, 0, 0, 1_u32.wrapping_neg()), // 32-bit sum
+        Instruction::new(0x94, R0, 0, 0, bulk),                 // 32-bit remainder
+        end(),
+    ]);
+    if spread.express {
+        lane.extend([set(R0, bulk), end()]);
+    }
     let mut data = vec![
         Instruction::new(0x54, HEAD, 0, 0, 0x00ff_ffff), // 32-bit and
-        Instruction::new(0x63, STACK, HEAD, -4, 0),      // store a word
+        store_word(STACK, -4, HEAD),
         copy(R2, STACK),
         add(R2, 4_u32.wrapping_neg()),
     ];
     data.extend(sessions.load_into(R1));
-    data.extend([
-        Instruction::new(0x85, 0, 0, 0, 1), // look up what R2 points to
-        skip_if(R0, 0, lane.len()),
-    ]);
+    data.extend([look_up(), skip_if(R0, 0, lane.len())]);
     data.extend(lane);
 
     const DATA: usize = 12;
@@ -169,7 +178,7 @@ fn program(lanes: u32, sessions: &Set) -> Vec<Instruction> {
     let handshakes = unauthenticated + 2;
     let begin: [Instruction; DATA] = [
         copy(R6, R1),
-        Instruction::new(0x61, R2, R6, 0, 0), // load the length
+        load_length(R2, R6),
         skip_if_less(R2, DATA_OVERHEAD as u32, unauthenticated - 3),
         load_word_at(0),
         copy(HEAD, R0),
@@ -183,8 +192,8 @@ fn program(lanes: u32, sessions: &Set) -> Vec<Instruction> {
     ];
     let mut program = begin.to_vec();
     program.extend(data);
-    program.extend([set(R0, lanes + 1), end()]);
-    program.extend([set(R0, lanes), end()]);
+    program.extend([set(R0, sockets + 1), end()]);
+    program.extend([set(R0, sockets), end()]);
     program
 }
 
@@ -202,16 +211,20 @@ mod tests {
     use crate::io::waker;
     use crate::testing::{in_namespace, ip};
 
-    const LANES: usize = 3;
-    const HANDSHAKES: usize = LANES;
-    const UNAUTHENTICATED: usize = LANES + 1;
+    const LANES: Spread = Spread {
+        bulk: 3,
+        express: true,
+    };
+    const EXPRESS: usize = 3;
+    const HANDSHAKES: usize = 4;
+    const UNAUTHENTICATED: usize = 5;
 
     /// The lanes' sockets, that of handshakes and that of unauthenticated datagrams.
     fn behind_gate(listen: &str) -> (Vec<UdpSocket>, SessionFilter) {
         let mut sockets = UdpSocket::bind_lanes(at(listen), LANES).unwrap();
         let gate = UdpSocket::bind_gate(&sockets, 64).unwrap();
         // As in the engine, these are bound in between.
-        let _senders = UdpSocket::bind_senders(&sockets, 2);
+        let _senders = UdpSocket::bind_senders(&sockets, LANES, 2);
         let gate = gate.restrict_to_sessions(LANES).unwrap();
         sockets.extend(gate.sockets);
         (sockets, gate.filter)
@@ -254,6 +267,10 @@ mod tests {
                     (0x15, 0x00ff_ffff, 3, 100, 2),
                     (0x15, 7, 4, 100, 0),
                     (0x15, 7, 255, 100, 2),
+                    (0x14, 7, 9, 100, EXPRESS),
+                    (0x15, 7, 10, 100, EXPRESS),
+                    (0x15, 7, 11, 100, 1),
+                    (0x14, 8, 9, 100, UNAUTHENTICATED),
                     (0x15, 8, 2, 100, UNAUTHENTICATED),
                     (0x14, 0, 1, 100, UNAUTHENTICATED),
                     (0x14, 7, 1, 27, UNAUTHENTICATED),

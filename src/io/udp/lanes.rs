@@ -4,7 +4,8 @@
 //!
 //! The sockets are a SO_REUSEPORT group with a program that reads the lane from the head of the
 //! datagram. It returns the position of a socket in the group, which is the order of binding for as
-//! long as all of them are open.
+//! long as all of them are open. The express lanes, for flows that send little, have the last socket
+//! if they are to have one ([`Spread`]).
 //!
 //! Datagrams leave with a time to live that differs from lane to lane. The receiver's network stack
 //! merges adjacent datagrams with the same addresses and ports, but not with different times to
@@ -27,7 +28,7 @@ use super::error::{BindError, has_code};
 use super::socket::UdpSocket;
 use crate::io::sys;
 use crate::io::sys::bpf::{self, Instruction};
-use crate::wire::MessageType;
+use crate::wire::{Lane, MessageType};
 
 /// The time to live of the first lane, the default of Linux; further ones have less.
 const TIME_TO_LIVE: u8 = 64;
@@ -37,14 +38,53 @@ const TIMES_TO_LIVE: usize = 16;
 /// Offset of the lane in a data datagram: the top byte of the counter.
 pub(super) const LANE_OFFSET: u32 = 4;
 
+/// The sockets of a tunnel: which lanes arrive at which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Spread {
+    /// The sockets for lanes that are not express lanes: at least one.
+    pub bulk: usize,
+    /// Whether the express lanes have a socket of their own, behind those.
+    pub express: bool,
+}
+
+impl From<usize> for Spread {
+    fn from(bulk: usize) -> Self {
+        Self {
+            bulk,
+            express: false,
+        }
+    }
+}
+
+impl Spread {
+    /// One socket for everything.
+    pub(crate) const ONE: Self = Self {
+        bulk: 1,
+        express: false,
+    };
+
+    /// How many sockets there are.
+    pub(crate) fn sockets(self) -> usize {
+        self.bulk + usize::from(self.express)
+    }
+
+    /// The position of the socket of a lane: lane 1 has the first, a lane beyond the last the first
+    /// again, and so has the control lane.
+    pub(crate) fn place_of(self, lane: Lane) -> usize {
+        if self.express && lane.is_express() {
+            return self.bulk;
+        }
+        usize::from(lane.0).saturating_sub(1) % self.bulk
+    }
+}
+
 impl UdpSocket {
-    /// Opens a socket for each of `lanes` lanes at `listen`, all on the same port, also when
-    /// `listen` leaves its choice to the kernel. One lane is as [`bind`](Self::bind), and shares
-    /// its port with no other socket.
+    /// Opens the sockets of `spread` at `listen`, all on the same port, also when `listen` leaves
+    /// its choice to the kernel. A single one is as [`bind`](Self::bind), and shares its port with
+    /// no other socket.
     ///
-    /// Data of lane 1 arrives at the first socket, of lane 2 at the second and so on; a lane beyond
-    /// the last begins again at the first, which also gets everything that is not data. Two kinds
-    /// of datagrams arrive at other sockets, and a receiver must take them:
+    /// Data arrives at the socket that [`Spread::place_of`] says, and everything that is not data at
+    /// the first. Two kinds of datagrams arrive at other sockets, and a receiver must take them:
     ///
     /// - those that arrive before this returns;
     /// - those that the network stack has merged behind one of another lane. It considers addresses
@@ -54,16 +94,23 @@ impl UdpSocket {
     ///
     /// # Errors
     /// As [`bind`](Self::bind); the port is taken even if its owner would share it.
-    pub(crate) fn bind_lanes(listen: SocketAddr, lanes: usize) -> Result<Vec<Self>, BindError> {
+    pub(crate) fn bind_lanes(
+        listen: SocketAddr,
+        spread: impl Into<Spread>,
+    ) -> Result<Vec<Self>, BindError> {
+        let Spread { bulk, express } = spread.into();
         // Alone at first: bound like this, the kernel refuses the port to every other socket,
         // whoever owns it.
         let mut first = Self::bind(listen)?;
         // A lane's number is one byte.
-        let lanes = lanes.clamp(1, 255);
-        if lanes == 1 {
+        let spread = Spread {
+            bulk: bulk.clamp(1, 255),
+            express,
+        };
+        if spread == Spread::ONE {
             return Ok(vec![first]);
         }
-        match first.share_port(lanes) {
+        match first.share_port(spread) {
             Ok(others) => Ok(iter::once(first).chain(others).collect()),
             Err(error) => {
                 warn!(%error, "using one UDP socket and one inbound thread for all lanes: the kernel rejected the BPF program that spreads datagrams over sockets");
@@ -75,11 +122,11 @@ impl UdpSocket {
     }
 
     /// Opens the sockets of the other lanes.
-    fn share_port(&mut self, lanes: usize) -> io::Result<Vec<Self>> {
+    fn share_port(&mut self, spread: Spread) -> io::Result<Vec<Self>> {
         let at = self.local_addr()?;
         self.socket.set_reuse_port(true)?;
         self.set_time_to_live(time_to_live(0))?;
-        let others = (1..lanes).map(|lane| {
+        let others = (1..spread.sockets()).map(|lane| {
             let mut other = Self::bind_one(at, true).map_err(io::Error::other)?;
             other.set_time_to_live(time_to_live(lane))?;
             Ok(Self {
@@ -88,7 +135,7 @@ impl UdpSocket {
             })
         });
         let others = others.collect::<io::Result<Vec<_>>>()?;
-        bpf::attach_to_port(self.socket.as_fd(), &program(lanes as u32))?;
+        bpf::attach_to_port(self.socket.as_fd(), &program(spread))?;
         Ok(others)
     }
 
@@ -113,19 +160,29 @@ fn time_to_live(lanes_before: usize) -> u8 {
 }
 
 /// Chooses the socket of a datagram. A read beyond the end of it ends the program with 0.
-pub(super) fn program(lanes: u32) -> [Instruction; 9] {
+pub(super) fn program(spread: Spread) -> Vec<Instruction> {
     let first_byte = |message_type: MessageType| u32::from(message_type.first_byte());
-    [
+    let Spread { bulk, express } = spread;
+    let more = if express { 2 } else { 0 };
+    let mut program = vec![
         bpf::load_byte(0),
         bpf::skip_if(first_byte(MessageType::Frame), 1, 0),
-        bpf::skip_if(first_byte(MessageType::Chunks), 0, 5),
+        bpf::skip_if(first_byte(MessageType::Chunks), 0, 5 + more),
         bpf::load_byte(LANE_OFFSET),
-        bpf::skip_if(0, 3, 0),
+        bpf::skip_if(0, 3 + more, 0),
+    ];
+    if express {
+        program.push(bpf::skip_if(Lane::EXPRESS.0.into(), 5, 0));
+        program.push(bpf::skip_if(Lane::EXPRESS_ONWARD.0.into(), 4, 0));
+    }
+    program.extend([
         bpf::subtract(1),
-        bpf::remainder(lanes),
+        bpf::remainder(bulk as u32),
         bpf::answer(),
         bpf::answer_with(0),
-    ]
+        bpf::answer_with(bulk as u32),
+    ]);
+    program
 }
 
 #[cfg(test)]
@@ -147,9 +204,10 @@ mod tests {
     use crate::testing::{Namespace, in_namespace, ip, wait_for_addresses};
     use crate::wire::{Counter, DataHeader, Lane, SessionIndex};
 
-    fn bind_lanes(listen: &str, lanes: usize) -> Vec<UdpSocket> {
-        let sockets = UdpSocket::bind_lanes(at(listen), lanes).unwrap();
-        assert_eq!(sockets.len(), lanes);
+    fn bind_lanes(listen: &str, spread: impl Into<Spread>) -> Vec<UdpSocket> {
+        let spread = spread.into();
+        let sockets = UdpSocket::bind_lanes(at(listen), spread).unwrap();
+        assert_eq!(sockets.len(), spread.sockets());
         assert!(
             sockets
                 .iter()
@@ -223,24 +281,23 @@ mod tests {
 
     #[test]
     fn every_lane_has_its_socket_and_the_rest_goes_to_the_first() {
-        let mut expected: Vec<(usize, Vec<u8>)> = vec![
-            (0, vec![]),
-            (0, vec![0x14]),
-            (0, vec![0x15, 0, 0, 0]),
-            (0, vec![0x11, 0, 0, 0, 3]),
-            (0, vec![0x12, 0, 0, 0, 3, 0]),
-            (0, vec![0x13, 0, 0, 0, 3, 0]),
-            (0, vec![0x16, 0, 0, 0, 3, 0]),
-            (0, vec![0x04, 0, 0, 0, 3, 0]),
-            (0, vec![0x24, 0, 0, 0, 3, 0]),
-            (2, vec![0x14, 0, 0, 0, 3]),
+        let first = Lane::CONTROL;
+        let mut expected: Vec<(Lane, Vec<u8>)> = vec![
+            (first, vec![]),
+            (first, vec![0x14]),
+            (first, vec![0x15, 0, 0, 0]),
+            (first, vec![0x11, 0, 0, 0, 3]),
+            (first, vec![0x12, 0, 0, 0, 3, 0]),
+            (first, vec![0x13, 0, 0, 0, 3, 0]),
+            (first, vec![0x16, 0, 0, 0, 3, 0]),
+            (first, vec![0x04, 0, 0, 0, 3, 0]),
+            (first, vec![0x24, 0, 0, 0, 3, 0]),
+            (Lane(3), vec![0x14, 0, 0, 0, 3]),
         ];
         for message_type in [MessageType::Frame, MessageType::Chunks] {
-            for lane in 0..=8 {
-                let place = usize::from(lane).saturating_sub(1);
-                expected.push((place, data(message_type, lane, 0)));
+            for lane in (0..=16).chain([255]) {
+                expected.push((Lane(lane), data(message_type, lane, 0)));
             }
-            expected.push((254, data(message_type, 255, 0)));
         }
         in_namespace(|| {
             ip("link set lo up");
@@ -252,22 +309,21 @@ mod tests {
                 ("[::]:0", "[::1]:0"),
             ] {
                 let sender = bind(from);
-                for lanes in [1, 2, 3, 8] {
-                    let sockets = bind_lanes(listen, lanes);
+                let with = |bulk, express| Spread { bulk, express };
+                let spreads = [1, 2, 3, 8].map(|bulk| [with(bulk, false), with(bulk, true)]);
+                for spread in spreads.into_iter().flatten() {
+                    let sockets = bind_lanes(listen, spread);
                     let to = SocketAddr::new(at(from).ip(), port(&sockets[0]));
-                    let mut per_socket = vec![Vec::new(); lanes];
-                    for (place, datagram) in &expected {
-                        per_socket[place % lanes].push(datagram.clone());
+                    let mut per_socket = vec![Vec::new(); spread.sockets()];
+                    for (lane, datagram) in &expected {
+                        per_socket[spread.place_of(*lane)].push(datagram.clone());
                         sender
                             .socket
                             .send_to(datagram, &sender.kernel_address(to))
                             .unwrap();
                     }
                     let received = receive(&sockets, expected.len());
-                    assert_eq!(
-                        received, per_socket,
-                        "{lanes} lanes at {listen} from {from}"
-                    );
+                    assert_eq!(received, per_socket, "{spread:?} at {listen} from {from}");
                 }
             }
         });

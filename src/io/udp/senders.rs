@@ -19,7 +19,7 @@ use std::sync::Arc;
 use tracing::warn;
 
 use super::error::SendFailure;
-use super::lanes;
+use super::lanes::{self, Spread};
 use super::patience::Patience;
 use super::socket::{self, BUFFER_BYTES, UdpSocket};
 use super::transmit::SendReport;
@@ -39,12 +39,16 @@ impl UdpSocket {
     ///
     /// Returns none for a single destination, and if the kernel refuses: then all share the sockets
     /// of the lanes.
-    pub(crate) fn bind_senders(lanes: &[Self], destinations: usize) -> Vec<Self> {
+    pub(crate) fn bind_senders(
+        lanes: &[Self],
+        spread: impl Into<Spread>,
+        destinations: usize,
+    ) -> Vec<Self> {
         let Some(first) = lanes.first().filter(|_| destinations > 1) else {
             return Vec::new();
         };
         first
-            .open_senders(lanes.len(), destinations)
+            .open_senders(spread.into(), destinations)
             .unwrap_or_else(|error| {
                 warn!(
                     %error,
@@ -58,7 +62,7 @@ impl UdpSocket {
             })
     }
 
-    fn open_senders(&self, lanes: usize, destinations: usize) -> io::Result<Vec<Self>> {
+    fn open_senders(&self, spread: Spread, destinations: usize) -> io::Result<Vec<Self>> {
         let at = self.local_addr()?;
         let mark = self.socket.mark()?;
         let bytes = buffer_bytes(destinations);
@@ -75,7 +79,7 @@ impl UdpSocket {
             })
         });
         let senders = senders.collect::<io::Result<Vec<_>>>()?;
-        bpf::attach_to_port(self.socket.as_fd(), &lanes::program(lanes as u32))?;
+        bpf::attach_to_port(self.socket.as_fd(), &lanes::program(spread))?;
         Ok(senders)
     }
 
@@ -159,7 +163,7 @@ mod tests {
     /// The sockets of this many lanes, and senders for two destinations by each of them.
     fn open(listen: &str, lanes: usize) -> (Vec<UdpSocket>, Vec<Senders>) {
         let sockets = UdpSocket::bind_lanes(at(listen), lanes).unwrap();
-        let own: Arc<[_]> = UdpSocket::bind_senders(&sockets, 2).into();
+        let own: Arc<[_]> = UdpSocket::bind_senders(&sockets, sockets.len(), 2).into();
         assert_eq!(own.len(), 2);
         let by = |lane: &UdpSocket| Senders::new(lane.try_clone().unwrap(), own.clone());
         let senders = sockets.iter().map(by).collect();
@@ -225,7 +229,7 @@ mod tests {
     fn one_destination_has_the_socket_of_the_lane() {
         in_namespace(|| {
             let sockets = UdpSocket::bind_lanes(at("127.0.0.1:0"), 1).unwrap();
-            assert!(UdpSocket::bind_senders(&sockets, 1).is_empty());
+            assert!(UdpSocket::bind_senders(&sockets, sockets.len(), 1).is_empty());
             assert!(!sockets[0].socket.reuse_port().unwrap());
         });
     }

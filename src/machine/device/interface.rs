@@ -80,6 +80,7 @@ impl Device {
         let options = TapOptions {
             name: request.name.clone(),
             backend: request.backend,
+            express: request.express,
         };
         let (tap, queues) = Tap::open(&options, request.queues)?;
         check_frames_are_bare(&tap, &links).await?;
@@ -470,6 +471,13 @@ impl Device {
                 device = name,
                 reason,
                 "using one queue and one lane: the kernel rejected the eBPF steering program (needs root, or CAP_BPF with CAP_NET_ADMIN)"
+            );
+        }
+        if let Some(reason) = self.tap.no_express_because() {
+            info!(
+                device = name,
+                reason,
+                "flows that send little share the queues of those that send much: the kernel rejected the eBPF program for an express queue (needs Linux 5.5, and root or CAP_BPF with CAP_NET_ADMIN)"
             );
         }
     }

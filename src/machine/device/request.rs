@@ -14,6 +14,8 @@ pub(crate) struct DeviceRequest {
     pub backend: Backend,
     /// How many queues, if the device can have several.
     pub queues: usize,
+    /// One queue more, for flows that send little, if the device can have it.
+    pub express: bool,
     /// The MAC address. None leaves an adopted device its own.
     pub mac: Option<[u8; 6]>,
     /// The MAC address of a new device when `mac` is None; the same after every start.

@@ -25,7 +25,7 @@ fn task() -> ControlTask {
         private_key,
         ciphers: CipherOffer::auto(Instant::now),
         network_id: 0,
-        lanes: 1,
+        lanes: 1.into(),
         max_frame: 1522,
         rekey_interval: Duration::from_secs(120),
     };

@@ -337,7 +337,8 @@ impl Delivery {
                 .sessions
                 .get(&receiver)
                 .ok_or(DropReason::UnknownSession)?;
-            let budget = reassembly_bytes(tables.routes.len(), session.agreement.remote_lanes);
+            let budget =
+                reassembly_bytes(tables.routes.len(), session.agreement.remote_lanes.count());
             let reassembly = Reassembly::with_budget(unpacker.writer.shared.max_frame, budget);
             let mut lane = LaneState::new(counter.lane(), session.clone(), reassembly, arrived);
             lane.refused_until = offenders.get(&session.port).and_then(|it| it.refused_until);

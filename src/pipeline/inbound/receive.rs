@@ -11,6 +11,7 @@ use crate::{
     io::{udp::UdpSocket, waker},
     pipeline::{
         error_backoff::ErrorBackoff,
+        express::Order,
         lanes::ShardQueues,
         recovery::Recovery,
         shared::{IDLE, Shared},
@@ -39,6 +40,7 @@ pub(in crate::pipeline) struct Inbound {
     socket: UdpSocket,
     /// None if no other thread receives.
     shard_queues: Option<ShardQueues>,
+    order: Order<UdpSocket>,
     sink: RxSink,
 }
 
@@ -53,8 +55,15 @@ impl Inbound {
             shared,
             socket,
             shard_queues,
+            order: Order::None,
             sink,
         }
+    }
+
+    /// The same with this part in the order between lanes.
+    pub(in crate::pipeline) fn with_order(mut self, order: Order<UdpSocket>) -> Self {
+        self.order = order;
+        self
     }
 
     /// Works until the tunnel stops.
@@ -74,7 +83,12 @@ impl Inbound {
             let outcome = match ready {
                 Ok(ready) if ready.is_readable(1) => return Stopped::Asked,
                 Ok(ready) if ready.is_timeout() => Ok(self.give_up_waiting(&mut recovery)),
-                Ok(_) => self.receive_batch(&mut priority, &mut recovery),
+                Ok(_) => {
+                    self.order.begin();
+                    let received = self.receive_batch(&mut priority, &mut recovery);
+                    self.order.end();
+                    received
+                }
                 Err(error) => Err(error),
             };
             match outcome {
@@ -115,11 +129,15 @@ impl Inbound {
                 if let Some(shard_queues) = &self.shard_queues
                     && shard_queues.receive(&mut rx_batch.batch)
                 {
+                    self.order.let_pass();
                     delivery.open_and_deliver(decryptor, rx_batch, None, recovery);
                 }
                 self.socket.recv_batch(&mut rx_batch.batch)?;
                 if let Some(shard_queues) = &self.shard_queues {
                     shard_queues.send_others(&mut rx_batch.batch);
+                }
+                if rx_batch.batch.has_some() {
+                    self.order.let_pass();
                 }
                 let is_full = Some(rx_batch.batch.is_full());
                 let is_waiting = delivery.open_and_deliver(decryptor, rx_batch, is_full, recovery);
@@ -160,6 +178,7 @@ mod tests {
         let options = TapOptions {
             name: "pc-rx".to_owned(),
             backend: Backend::Vnet,
+            express: false,
         };
         let (_, mut queues) = Tap::open(&options, 1).unwrap();
         let socket = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();

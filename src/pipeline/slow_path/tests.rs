@@ -23,6 +23,7 @@ fn slow_path(config: SwitchConfig, setup: SlowPathConfig) -> (SlowPath, Injected
     let options = TapOptions {
         name: "pc-slow".to_owned(),
         backend: Backend::Vnet,
+        express: false,
     };
     let (_, mut queues) = Tap::open(&options, 1).unwrap();
     let to_control = ToControl {

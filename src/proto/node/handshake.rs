@@ -52,8 +52,9 @@ impl Node {
             network_id: network_id_bytes(self.config.network_id),
             ciphers: self.config.ciphers.allowed,
             flags: self.config.ciphers.flags(),
-            lanes: self.config.lanes,
+            lanes: self.config.lanes.highest,
             max_frame: self.config.max_frame.into(),
+            bulk_lanes: self.config.lanes.bulk,
             ..InitiationPayload::new_zeroed()
         };
         let settings = &peer.settings;
@@ -144,13 +145,13 @@ impl Node {
         port: PortId,
     ) -> Result<(), DropReason> {
         let local = self.fresh_index();
-        let remote_lanes = responder.payload.lanes;
+        let remote_lanes = responder.payload.lane_set();
         let payload = ResponsePayload {
             cipher: cipher as u8,
-            lanes: self.config.lanes,
             max_frame: self.config.max_frame.into(),
             ..ResponsePayload::new_zeroed()
         };
+        let payload = payload.with_lanes(self.config.lanes);
         let peer = &mut self.peers[usize::from(port.0) - 1];
         let mut message = Response::new(remote, local, [0; _]);
         let keys = responder.respond(
@@ -295,7 +296,7 @@ impl Node {
             role: Role::Initiator,
             cipher,
             local_lanes: self.config.lanes,
-            remote_lanes: payload.lanes,
+            remote_lanes: payload.lane_set(),
         };
         peer.max_frame = payload.max_frame.get();
         let session = peer.session(agreement, &keys, now);

@@ -25,7 +25,7 @@ use crate::{
         trouble::{LastTrouble, Trouble},
     },
     rate::Bucket,
-    wire::SessionIndex,
+    wire::{LaneSet, SessionIndex},
 };
 
 /// The configuration of a node.
@@ -36,8 +36,8 @@ pub struct NodeConfig {
     pub ciphers: CipherOffer,
     /// 24 bits; peers must use the same.
     pub network_id: u32,
-    /// Our highest data lane.
-    pub lanes: u8,
+    /// The lanes on which this node sends.
+    pub lanes: LaneSet,
     /// The largest frame that we accept, in bytes.
     pub max_frame: u16,
     /// A session is replaced at this age.

@@ -216,7 +216,7 @@ fn node(key: PrivateKey, peer: PublicKey, endpoint: &str, now: Instant) -> Node 
         private_key: key,
         ciphers: CipherOffer::auto(),
         network_id: 1,
-        lanes: 1,
+        lanes: 1.into(),
         max_frame: 1522,
         rekey_interval: Duration::from_secs(30),
     };

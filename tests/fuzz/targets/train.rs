@@ -180,7 +180,7 @@ fn node(key: PrivateKey, peer: PublicKey, endpoint: Option<SocketAddr>, now: Ins
         private_key: key,
         ciphers: CipherOffer::only(Cipher::Aes256Gcm),
         network_id: 0,
-        lanes: 1,
+        lanes: 1.into(),
         max_frame: u16::MAX,
         rekey_interval: Duration::from_secs(120),
     };

@@ -113,7 +113,7 @@ impl<'a> Load<'a> {
 }
 
 /// The lanes of the data from a side, and a datagram of each.
-fn lanes_of(datagrams: &[Datagram]) -> HashMap<u8, Datagram> {
+pub(super) fn lanes_of(datagrams: &[Datagram]) -> HashMap<u8, Datagram> {
     let data = datagrams
         .iter()
         .filter(|datagram| matches!(datagram.payload.first(), Some(0x14 | 0x15)));

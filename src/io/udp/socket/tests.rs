@@ -149,7 +149,7 @@ fn an_address_may_come_after_the_socket() {
             ("[2001:db8::1]:0", "2001:db8::1/128"),
         ] {
             let sockets = UdpSocket::bind_lanes(at(listen), 2).unwrap();
-            let senders = UdpSocket::bind_senders(&sockets, 2);
+            let senders = UdpSocket::bind_senders(&sockets, sockets.len(), 2);
             assert_eq!((sockets.len(), senders.len()), (2, 2));
             let here = sockets[0].local_addr().unwrap();
             assert!(!is_here(here));

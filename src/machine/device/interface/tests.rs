@@ -15,6 +15,7 @@ fn request(name: &str) -> DeviceRequest {
         name: name.to_owned(),
         backend: Backend::Auto,
         queues: 1,
+        express: false,
         mac: None,
         default_mac: [2, 0, 0, 0, 0, 7],
         mtu: 1400,
@@ -671,6 +672,7 @@ fn a_multi_queue_tap_that_another_program_has_open_is_busy() {
         let options = TapOptions {
             name: "tap7".to_owned(),
             backend: Backend::Vnet,
+            express: false,
         };
         let foreign = Tap::open(&options, 2).unwrap();
         let error = Device::create(request("tap7"), dir.path(), "office")

@@ -86,6 +86,7 @@ fn tap(name: &str) -> (Tap, TapQueue) {
     let options = TapOptions {
         name: name.to_owned(),
         backend: Backend::Vnet,
+        express: false,
     };
     let (tap, mut queues) = Tap::open(&options, 1).unwrap();
     (tap, queues.remove(0))
