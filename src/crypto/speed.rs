@@ -104,8 +104,12 @@ pub fn measure(budget: Duration, clock: impl Fn() -> Instant) -> Vec<Speed> {
     run_all(&implementations, &SIZES, ROUNDS, budget, clock)
 }
 
-/// Whether `cipher` takes less time than `other` for a small and a full datagram together, sealed and
-/// opened, each in the fastest of a few rounds.
+/// The share of the other cipher's time that the faster one may take. Its keys are shorter, and where
+/// it takes nine tenths, no tunnel was seen to gain by it.
+const FASTER: f64 = 0.8;
+
+/// Whether `cipher` is clearly faster than `other` for a small and a full datagram together, sealed
+/// and opened, each in the fastest of a few rounds.
 fn is_faster(cipher: Cipher, other: Cipher, budget: Duration, clock: impl Fn() -> Instant) -> bool {
     const LENS: [usize; 2] = [SIZES[0], SIZES[2]];
     const FEW_ROUNDS: usize = 4;
@@ -118,7 +122,7 @@ fn is_faster(cipher: Cipher, other: Cipher, budget: Duration, clock: impl Fn() -
             .filter(|it| it.implementation == implementation);
         its.map(|speed| speed.seal.min_ns + speed.open.min_ns).sum()
     };
-    total_ns(both[0]) < total_ns(both[1])
+    total_ns(both[0]) <= FASTER * total_ns(both[1])
 }
 
 fn run_all(
@@ -367,6 +371,8 @@ mod tests {
         // The two ciphers take turns.
         assert!(wins(|turn| turn % 2 == 1));
         assert!(!wins(|turn| turn % 2 == 0));
+        // As fast as the other is not enough for shorter keys.
+        assert!(!wins(|_| false));
         // A round in which all are slow decides nothing.
         assert!(wins(|turn| turn % 2 == 1 || turn / 4 == 2));
     }

@@ -331,7 +331,9 @@ fn apart(vnet: &VnetHeader, frame: &[u8]) -> Vec<Vec<u8>> {
     let start = usize::from(vnet.csum_start);
     let is_behind = |header: usize, ethertype: usize, first: u8| {
         let network = start.checked_sub(header);
-        network.is_some_and(|at| at >= 14 && word(frame, at - 2) == ethertype && frame[at] & 0xf0 == first)
+        network.is_some_and(|at| {
+            at >= 14 && word(frame, at - 2) == ethertype && frame[at] & 0xf0 == first
+        })
     };
     let (is_ipv4, is_ipv6) = (is_behind(20, 0x0800, 0x40), is_behind(40, 0x86dd, 0x60));
     if vnet.gso_type != VnetHeader::GSO_UDP_L4 || !(is_ipv4 || is_ipv6) {
