@@ -18,7 +18,7 @@
 //! - all checksums are partial, or none is;
 //! - it has no more payload than they have. A shorter one ends the super-frame.
 //!
-//! [`cut`](super::cut) does the opposite.
+//! `proto/cut` does the opposite.
 
 use patchcord_bridge::{
     Headers,

@@ -28,7 +28,7 @@ pub(super) struct Arrival {
     pub(super) receiver: SessionIndex,
     pub(super) counter: Counter,
     pub(super) from: DatagramPath,
-    /// See [`Received`](crate::io::udp::Received).
+    /// GRO would have merged it with the one before it.
     pub(super) is_mergeable: bool,
 }
 
