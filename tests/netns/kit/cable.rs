@@ -239,15 +239,18 @@ fn read(tap: &Tap, inbox: &Inbox) {
 
 impl Inbox {
     /// Waits until the frame [`WINDOW`] before `number` has come out, or a newer one. If all of them are
-    /// lost, a second is enough.
-    fn wait_for_window(&self, flow: Flow, number: u64) {
+    /// lost, a second is enough. Returns the number of the first frame that would wait again.
+    fn wait_for_window(&self, flow: Flow, number: u64) -> u64 {
+        let mut end = 0;
         let is_full = |all: &mut Vec<Arrival>| {
             let newest = flow.newest(all).map_or(0, |newest| newest + 1);
-            number >= newest + WINDOW
+            end = newest + WINDOW;
+            number >= end
         };
         let arrivals = self.arrivals.lock().expect("no reader panics");
         let limit = Duration::from_secs(1);
         drop(self.news.wait_timeout_while(arrivals, limit, is_full));
+        end
     }
 }
 
@@ -260,10 +263,10 @@ fn send_numbered(
     len: impl Fn(u64) -> usize,
 ) {
     let begun = Instant::now();
-    let mut number = 0;
+    let (mut number, mut end) = (0, 0);
     while !progress.stop.load(Ordering::Relaxed) {
-        if let Some(to) = to {
-            to.wait_for_window(flow, number);
+        if let Some(to) = to.filter(|_| number >= end) {
+            end = to.wait_for_window(flow, number);
         }
         tap.send(&flow.frame(number, len(number)));
         number += 1;

@@ -244,7 +244,7 @@ impl Drop for Link {
 }
 
 /// Waits until the bridge forwards frames from a port; returns the time when it was first seen to.
-fn wait_forwarding(ns: &Namespace, port: &str) -> Instant {
+pub(crate) fn wait_forwarding(ns: &Namespace, port: &str) -> Instant {
     const FORWARDING: &str = "3";
     let file = format!("/sys/class/net/{port}/brport/state");
     eventually(secs(20), "the port of a bridge forwards", || {

@@ -13,6 +13,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::kit::cable::Cable;
 use crate::kit::frames::{EXPERIMENTAL, Mac, frame};
+use crate::kit::mesh::wait_forwarding;
 use crate::kit::namespace::Namespace;
 use crate::kit::packets::{pseudo_header, sum};
 use crate::kit::pair::{Pair, Plan};
@@ -345,6 +346,7 @@ fn segments_in_a_tunnel_that_a_nic_has_joined_are_cut_as_the_kernel_cuts_them() 
 fn segments_whose_lengths_a_guest_left_to_its_card_are_cut_as_the_kernel_cuts_them() {
     let pair = Pair::start(Plan::default());
     let host = pair.a.host(1);
+    wait_forwarding(&pair.a.ns, "host1");
     let mut crafter = Crafter::on(&host.ns, "eth0");
     let payload: Vec<u8> = (0..5 * SIZE as u32)
         .map(|at| ((at * 7919) >> 5) as u8)
