@@ -214,7 +214,7 @@ fn address(text: &str) -> SocketAddr {
 fn node(key: PrivateKey, peer: PublicKey, endpoint: &str, now: Instant) -> Node {
     let config = NodeConfig {
         private_key: key,
-        ciphers: CipherOffer::auto(),
+        ciphers: CipherOffer::auto(Instant::now),
         network_id: 1,
         lanes: 1.into(),
         max_frame: 1522,
