@@ -19,9 +19,8 @@ import statistics
 import struct
 import sys
 import threading
-import time
 
-from sites import CLONE_NEWNET, UNDERLAY, Failed, Sites, carry_out, libc, until
+from sites import CLONE_NEWNET, UNDERLAY, Failed, Sites, bench_parser, run_bench, libc, until
 
 CORD = {"a": "10.77.0.1", "b": "10.77.0.2"}
 WIRES = {"cable": ("wan", UNDERLAY), "cord": ("pc0", CORD)}
@@ -190,22 +189,13 @@ def wires(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="scripts/bfd-bench", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
+    parser = bench_parser("scripts/bfd-bench", __doc__)
     parser.add_argument("--wires", metavar="WIRES", type=wires, default=["cable", "cord"], help="cable,cord")
     parser.add_argument("--interval", metavar="MS", type=int, default=50, help="between two BFD packets (50)")
     parser.add_argument("--multiplier", metavar="N", type=int, default=3, help="packets that may be missed (3)")
     parser.add_argument("--rounds", metavar="N", type=int, default=1, help="1")
     parser.add_argument("--seconds", metavar="S", type=int, default=60, help="of TCP in each round (60)")
-    parser.add_argument("--down", action="store_true", help="remove what a killed run has left")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
-    parser.add_argument("--binary", metavar="PATH", help="use this patchcord and build nothing")
-    options = parser.parse_args()
-    if options.down:
-        print("removed" if Bench(options).remove() else "there was nothing")
-        return 0
-    if not options.binary or not os.access(options.binary, os.X_OK):
-        parser.error("--binary: %s is not a program; run scripts/bfd-bench, which builds it" % options.binary)
-    return carry_out("scripts/bfd-bench", Bench(options), options, conduct, markdown)
+    return run_bench(parser, Bench, conduct, markdown)
 
 
 if __name__ == "__main__":

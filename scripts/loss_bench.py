@@ -9,7 +9,6 @@ Plain TCP goes from site A to site B, the other one from a1 to b1; both pass the
 by number; the ratio is that of a round. All of it shares the cores of this machine. Prints Markdown
 and then JSON.
 """
-import argparse
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ import subprocess
 import sys
 
 from lab import Lab, v4
-from sites import UNDERLAY, Failed, carry_out, until
+from sites import UNDERLAY, Failed, bench_parser, run_bench, until
 
 OFFLOADS = ["tx", "rx", "tso", "gso", "gro", "tx-udp-segmentation"]
 IPERF_PORT, IPERF_PORT_HEX = 5201, ":1451 "
@@ -47,7 +46,7 @@ class Bench(Lab):
     def start_relay(self, *harm):
         self.relays += 1
         log = "relay-%d.log" % self.relays
-        relay = self.spawn("relay", self.options.relay, "near", "far", *harm, log=log, stdout=subprocess.PIPE, text=True)
+        relay = self.spawn("relay", os.path.abspath(self.options.relay), "near", "far", *harm, log=log, stdout=subprocess.PIPE, text=True)
 
         def ready():
             text = open(os.path.join(self.work, log)).read()
@@ -164,7 +163,7 @@ def percents(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="scripts/loss-bench", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
+    parser = bench_parser("scripts/loss-bench", __doc__)
     parser.add_argument("--loss", metavar="PERCENTS", type=percents, default=[0, 0.1, 1, 3], help="frames lost each way (0,0.1,1,3)")
     parser.add_argument("--loss-burst", metavar="FRAMES", type=float, help="mean length of a burst of lost frames")
     parser.add_argument("--delay", metavar="MS", type=float, default=0, help="delay of the path each way (0)")
@@ -172,19 +171,8 @@ def main():
     parser.add_argument("--queue", metavar="FRAMES", type=int, help="frames that may wait for the path (1000)")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="5")
     parser.add_argument("--seconds", metavar="S", type=int, default=4, help="of each measurement, after one that does not count (4)")
-    parser.add_argument("--down", action="store_true", help="remove what a killed run has left")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
-    parser.add_argument("--binary", metavar="PATH", help="use this patchcord and build nothing")
     parser.add_argument("--relay", metavar="PATH", help="use this relay")
-    options = parser.parse_args()
-    if options.down:
-        print("removed" if Bench(options).remove() else "there was nothing")
-        return 0
-    for name, path in (("--binary", options.binary), ("--relay", options.relay)):
-        if not path or not os.access(path, os.X_OK):
-            parser.error("%s: %s is not a program; run scripts/loss-bench, which builds it" % (name, path))
-    options.relay = os.path.abspath(options.relay)
-    return carry_out("scripts/loss-bench", Bench(options), options, conduct, markdown)
+    return run_bench(parser, Bench, conduct, markdown, programs=("binary", "relay"))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ share the cores of this machine: a lane that is to have cores of its own needs f
 and two for its streams. There is no network card between the sites, so the limit of one receive
 queue, which all datagrams of a peer share there, does not show. Prints Markdown and then JSON.
 """
-import argparse
 import json
 import os
 import signal
 import statistics
 import sys
 
-from sites import UNDERLAY, Failed, Sites, carry_out, until
+from sites import UNDERLAY, Failed, Sites, bench_parser, run_bench, until
 
 OFFLOADS = ["tso", "gso", "gro", "tx-udp-segmentation"]
 INSIDE = {"a": "10.99.0.1", "b": "10.99.0.2"}
@@ -140,22 +139,13 @@ def numbers(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="scripts/scaling-bench", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
+    parser = bench_parser("scripts/scaling-bench", __doc__)
     parser.add_argument("--lanes", metavar="LIST", type=numbers, default=[1, 2, 4, 8], help="1 to 8 each (1,2,4,8)")
     parser.add_argument("--streams", metavar="N", type=int, default=16, help="at the same time (16)")
     parser.add_argument("--underlay-offload", choices=["on", "off"], default="on", help="off: the veth carries packets of its MTU only")
     parser.add_argument("--rounds", metavar="N", type=int, default=3, help="3")
     parser.add_argument("--seconds", metavar="S", type=int, default=4, help="of each measurement (4)")
-    parser.add_argument("--down", action="store_true", help="remove what a killed run has left")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
-    parser.add_argument("--binary", metavar="PATH", help="use this patchcord and build nothing")
-    options = parser.parse_args()
-    if options.down:
-        print("removed" if Bench(options).remove() else "there was nothing")
-        return 0
-    if not options.binary or not os.access(options.binary, os.X_OK):
-        parser.error("--binary: %s is not a program; run scripts/scaling-bench, which builds it" % options.binary)
-    return carry_out("scripts/scaling-bench", Bench(options), options, conduct, markdown)
+    return run_bench(parser, Bench, conduct, markdown)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 All names of these namespaces begin alike, and the scripts end only processes in such namespaces.
 """
+import argparse
 import ctypes
 import json
 import os
@@ -48,6 +49,27 @@ def unwind_on_signals():
     signal.signal(signal.SIGINT, signal.default_int_handler)    # a background job inherits it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+
+
+def bench_parser(script, about):
+    """The command line of a bench; its own options go in front of those of every bench."""
+    return argparse.ArgumentParser(prog=script, formatter_class=argparse.RawDescriptionHelpFormatter, description=about)
+
+
+def run_bench(parser, bench, conduct, markdown, programs=("binary",)):
+    """Does what the command line asks of bench(options); `programs` are the options that name one. Returns the exit code."""
+    parser.add_argument("--down", action="store_true", help="remove what a killed run has left")
+    parser.add_argument("--json", action="store_true", help="print JSON only")
+    parser.add_argument("--binary", metavar="PATH", help="use this patchcord and build nothing")
+    options = parser.parse_args()
+    if options.down:
+        print("removed" if bench(options).remove() else "there was nothing")
+        return 0
+    for name in programs:
+        path = getattr(options, name)
+        if not path or not os.access(path, os.X_OK):
+            parser.error("--%s: %s is not a program; run %s, which builds it" % (name, path, parser.prog))
+    return carry_out(parser.prog, bench(options), options, conduct, markdown)
 
 
 def carry_out(script, sites, options, conduct, markdown):

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 
-from sites import Failed, Sites, carry_out, libc, run, until
+from sites import Failed, Sites, bench_parser, run_bench, libc, run, until
 
 SITES = ["a", "b", "c"]
 IPERF_PORT, IPERF_PORT_HEX = 5201, ":1451 "
@@ -231,22 +231,13 @@ def words(text):
 def main():
     if sys.argv[1:2] == ["--send"]:
         return storm(sys.argv[2], int(sys.argv[3]))
-    parser = argparse.ArgumentParser(prog="scripts/storm-bench", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
+    parser = bench_parser("scripts/storm-bench", __doc__)
     parser.add_argument("--cases", metavar="CASES", type=words, default=["mesh", "hub", "idle"], help="mesh,hub,idle")
     parser.add_argument("--rate", metavar="MBIT", type=float, help="speed of each site's uplink (what the cores can)")
     parser.add_argument("--storm", metavar="FRAMES", type=int, default=100_000, help="broadcasts per second (100000)")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="5")
     parser.add_argument("--seconds", metavar="S", type=int, default=4, help="of each measurement, after one that does not count (4)")
-    parser.add_argument("--down", action="store_true", help="remove what a killed run has left")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
-    parser.add_argument("--binary", metavar="PATH", help="use this patchcord and build nothing")
-    options = parser.parse_args()
-    if options.down:
-        print("removed" if Bench(options).remove() else "there was nothing")
-        return 0
-    if not options.binary or not os.access(options.binary, os.X_OK):
-        parser.error("--binary: %s is not a program; run scripts/storm-bench, which builds it" % options.binary)
-    return carry_out("scripts/storm-bench", Bench(options), options, conduct, markdown)
+    return run_bench(parser, Bench, conduct, markdown)
 
 
 if __name__ == "__main__":
