@@ -110,7 +110,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "boolean",
             default: "`false`",
             range: "",
-            about: "Flows that send little (less than 6 Mbit/s, and 3000 frames a second) have a lane \
+            about: "Flows that send little (less than 4 Mbit/s, and 2000 frames a second) have a lane \
                     and threads of their own, so that they do not wait behind others. Not if \
                     `staged`, with a network card, or in a hub with 8 lanes.",
         },

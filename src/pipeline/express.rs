@@ -4,8 +4,9 @@
 //! A flow begins in the express lane, and moves to another lane when it sends much. Its first frame
 //! there must not overtake those before. So each thread of another lane, once it has taken frames
 //! from its queue, lets the express thread hand on what is in the express queue by then. In the
-//! outbound direction the kernel says when a flow has moved ([`moved_flows`](crate::io::tap::TapQueue::moved_flows)), and threads
-//! wait only then. Inbound threads wait whenever there is something to wait for.
+//! outbound direction the kernel says when a flow has moved
+//! ([`moved_flows`](crate::io::tap::TapQueue::moved_flows)), and threads wait only then. Inbound
+//! threads wait whenever there is something to wait for.
 //!
 //! A thread waits for [`TURNS`] turns of the express thread at most, and for [`PATIENCE`]: a flood in
 //! the express lane does not hold up the others.

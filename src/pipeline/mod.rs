@@ -146,8 +146,8 @@ impl Engine {
     /// Starts the threads and the control task. Must be called inside a tokio runtime.
     ///
     /// Each queue is a lane, and the last may be that of the express lane; the staged plan takes one.
-    /// The sockets are those of [`UdpSocket::bind_lanes`] for the same lanes. Sockets without a lane are closed; if there is one socket for all
-    /// lanes, there is also one inbound thread.
+    /// The sockets are those of [`UdpSocket::bind_lanes`] for the same lanes. Sockets without a lane
+    /// are closed; if there is one socket for all lanes, there is also one inbound thread.
     ///
     /// # Errors
     /// When the kernel has no threads or descriptors left, without a queue or a socket, and for a

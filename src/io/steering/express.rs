@@ -52,7 +52,8 @@ struct Limits {
 }
 
 /// A window of 8.4 ms. A flow may send 4 Mbit/s, or 2000 of the smallest frames a second, which is
-/// less than the acknowledgements of a fast transfer; all of them together 10,000. No queue stands for 100 ms unless the receiver cannot keep up.
+/// less than the acknowledgements of a fast transfer; all of them together 10,000. No queue stands for
+/// 100 ms unless the receiver cannot keep up.
 const LIMITS: Limits = Limits {
     window_bits: 23,
     flow_bytes: 6000,
