@@ -11,10 +11,10 @@ queue, which all datagrams of a peer share there, does not show. Prints Markdown
 """
 import json
 import os
-import signal
 import statistics
 import sys
 
+from datagrams import flood, per_second
 from sites import UNDERLAY, Failed, Sites, bench_parser, run_bench, until
 
 OFFLOADS = ["tso", "gso", "gro", "tx-udp-segmentation"]
@@ -49,20 +49,25 @@ class Bench(Sites):
             if used != lanes:
                 raise Failed("the tunnel has %d lanes, and %d were asked for" % (used, lanes))
             before = self.cpu_s()
-            ends = self.flood("-C", "cubic")
+            ends = self.streams()
             cpu = self.cpu_s() - before
-            small = self.flood("-u", "-b", 0, "-l", SMALL_BYTES)
+            small = self.small_frames()
         finally:
             self.stop_cords()
         received = [end["sum_received"] for end in ends]
         return {"lanes": lanes, "tcp_gbit_s": round(sum(each["bits_per_second"] for each in received) / 1e9, 2),
                 "tunnel_cpu_s_per_gb": round(cpu / (sum(each["bytes"] for each in received) / 1e9), 2),
-                "small_frames_kpps": round(sum(arrived_per_s(end["sum"]) for end in small) / 1e3)}
+                "small_frames_kpps": round(small / 1e3)}
 
-    def flood(self, *how):
-        """The last figures of each stream."""
+    def small_frames(self):
+        """How many arrive in a second."""
+        ports = [FIRST_PORT + place for place in range(self.options.streams)]
+        return per_second(flood(self, "site-a", "site-b", INSIDE["b"], ports, SMALL_BYTES, self.options.seconds, 0))
+
+    def streams(self):
+        """The last figures of each TCP stream."""
         clients = [self.spawn("site-a", "iperf3", "-c", INSIDE["b"], "-p", FIRST_PORT + place, "-t", self.options.seconds,
-                              "-J", "--connect-timeout", 4000, *how, log="client-%d.json" % place)
+                              "-J", "-C", "cubic", "--connect-timeout", 4000, log="client-%d.json" % place)
                    for place in range(self.options.streams)]
         return [self.end_of(place, client) for place, client in enumerate(clients)]
 
@@ -83,18 +88,6 @@ class Bench(Sites):
         fields = [open("/proc/%d/stat" % child.pid).read().rsplit(")", 1)[1].split()[11:13] for child in self.tunnels.values()]
         return sum(int(field) for pair in fields for field in pair) / os.sysconf("SC_CLK_TCK")
 
-    def stop_cords(self):
-        for child in self.tunnels.values():
-            child.send_signal(signal.SIGTERM)
-        for child in self.tunnels.values():
-            child.wait(20)
-        for site in self.tunnels:
-            os.unlink(os.path.join(self.work, "patchcord-%s.log" % site))
-        self.tunnels.clear()
-
-
-def arrived_per_s(udp):
-    return (udp["packets"] - udp["lost_packets"]) / udp["seconds"]
 
 
 def summary(measurements):

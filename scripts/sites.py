@@ -95,6 +95,22 @@ def carry_out(script, sites, options, conduct, markdown):
     return 0
 
 
+def settings_of(text):
+    """The lines of each section, of settings such as `express = true; tunnel.cipher = aegis-128x`.
+
+    A key without a section is one of [pipeline], and a word needs no quotes.
+    """
+    sections = {}
+    for setting in filter(None, (part.strip() for part in text.split(";"))):
+        name, _, value = (part.strip() for part in setting.partition("="))
+        section, _, key = name.rpartition(".")
+        if re.fullmatch(r"[a-z][\w-]*", value) and value not in ("true", "false"):
+            value = '"%s"' % value
+        section = section or "pipeline"
+        sections[section] = sections.get(section, "") + "%s = %s\n" % (key, value)
+    return sections
+
+
 class Sites:
     """Namespaces, their processes, and a directory for logs, keys and configurations."""
 
@@ -153,11 +169,22 @@ class Sites:
     def ip(self, name, *lines):
         run("ip", "-n", self.ns(name), "-batch", "-", input="\n".join(lines) + "\n")
 
-    def start_cords(self, device, tunnel=""):
-        """Keys and configurations as a user would make them, then `patchcord up` at both sites.
+    def start_cords(self, device, tunnel="", settings=""):
+        """`patchcord up` at both sites, with files of write_cords."""
+        self.write_cords(device, tunnel, settings)
+        for site in UNDERLAY:
+            self.start_cord(site)
+        for site in UNDERLAY:
+            self.until_ready(site)
 
-        `device(site)` has further lines for [device], `tunnel` for [tunnel].
+    def write_cords(self, device, tunnel="", settings=""):
+        """Keys and configurations as a user would make them.
+
+        `device(site)` has further lines for [device], `tunnel` for [tunnel]. `settings` are those of a command line.
         """
+        sections = settings_of(settings)
+        of_tunnel, of_device = (sections.pop(name, "") for name in ("tunnel", "device"))
+        others = "".join("\n[%s]\n%s" % section for section in sections.items())
         public = {}
         for site in UNDERLAY:
             key = run(self.binary, "genkey").stdout
@@ -167,18 +194,31 @@ class Sites:
                 f.write(key)
         for site, other in (("a", "b"), ("b", "a")):
             with open(os.path.join(self.work, self.cord(site) + ".toml"), "w") as f:
-                f.write('[tunnel]\nprivate-key-file = "%s.key"\nlisten = "0.0.0.0:51830"\n%s\n[device]\nname = "pc0"\n%s\n\n'
+                f.write('[tunnel]\nprivate-key-file = "%s.key"\nlisten = "0.0.0.0:51830"\n%s%s\n[device]\nname = "pc0"\n%s\n%s%s\n'
                         '[[peer]]\nname = "site-%s"\npublic-key = "%s"\nendpoint = "%s:51830"\n'
-                        % (self.cord(site), tunnel, device(site), other, public[other], UNDERLAY[other]))
-        for site in UNDERLAY:
-            self.tunnels[site] = self.spawn("site-" + site, self.binary, "up", os.path.join(self.work, self.cord(site) + ".toml"),
-                                            log="patchcord-%s.log" % site)
-        for site, child in self.tunnels.items():
-            def ready():
-                if child.poll() is not None:
-                    raise Failed("patchcord at site %s ended with exit code %d" % (site, child.returncode))
-                return re.search(r"\bready\b", self.log(site))
-            until(10, ready, "site %s did not say ready" % site)
+                        % (self.cord(site), of_tunnel, tunnel, device(site), of_device, others, other, public[other], UNDERLAY[other]))
+
+    def start_cord(self, site):
+        """In a session of its own, as systemd starts it: the kernel shares its cores among sessions first."""
+        open(os.path.join(self.work, "patchcord-%s.log" % site), "w").close()
+        self.tunnels[site] = self.spawn("site-" + site, self.binary, "up", os.path.join(self.work, self.cord(site) + ".toml"),
+                                        log="patchcord-%s.log" % site)
+
+    def until_ready(self, site):
+        def ready():
+            code = self.tunnels[site].poll()
+            if code is not None:
+                raise Failed("patchcord at site %s ended with exit code %d" % (site, code))
+            return re.search(r"\bready\b", self.log(site))
+        until(10, ready, "site %s did not say ready" % site)
+
+    def stop_cords(self):
+        """Ends the tunnels, so that others can be started."""
+        for child in self.tunnels.values():
+            child.send_signal(signal.SIGTERM)
+        for child in self.tunnels.values():
+            child.wait(20)
+        self.tunnels.clear()
 
     def first_ping(self, name, address):
         until(10, lambda: self.inside(name, "ping", "-c1", "-W1", address, check=False).returncode == 0, "no ping crossed")

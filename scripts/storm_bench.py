@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 
+from datagrams import messages
 from sites import Failed, Sites, bench_parser, run_bench, libc, run, until
 
 SITES = ["a", "b", "c"]
@@ -39,36 +40,20 @@ def lan(site):
 
 # --- the storm ------------------------------------------------------------------------------------
 
-class Iovec(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
-
-
-class Msghdr(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_void_p), ("namelen", ctypes.c_uint32), ("iov", ctypes.POINTER(Iovec)), ("iovlen", ctypes.c_size_t),
-                ("control", ctypes.c_void_p), ("controllen", ctypes.c_size_t), ("flags", ctypes.c_int)]
-
-
-class Mmsghdr(ctypes.Structure):
-    _fields_ = [("header", Msghdr), ("len", ctypes.c_uint)]
-
-
 def storm(interface, frames_per_s):
     """Sends broadcasts until it is ended; 100 in a system call. Prints `ready`, and at its end how many there were each second."""
     batch = 100
     sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     sender.bind((interface, 0))
     frame = ctypes.create_string_buffer(b"\xff" * 6 + b"\x02\xbb\0\0\0\1" + b"\x88\xb5" + bytes(46), 60)
-    vector = Iovec(ctypes.cast(frame, ctypes.c_void_p), 60)
-    messages = (Mmsghdr * batch)()
-    for message in messages:
-        message.header.iov, message.header.iovlen = ctypes.pointer(vector), 1
+    frames = messages(frame, batch)
     running = []
     signal.signal(signal.SIGTERM, lambda *_: running.clear())
     running.append(True)
     print("ready", flush=True)
     begun, sent = time.monotonic(), 0
     while running:
-        sent += max(0, libc.sendmmsg(sender.fileno(), messages, batch, 0))
+        sent += max(0, libc.sendmmsg(sender.fileno(), frames, batch, 0))
         time.sleep(max(0.0, begun + sent / frames_per_s - time.monotonic()))
     print(round(sent / (time.monotonic() - begun)), flush=True)
 
