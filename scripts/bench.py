@@ -11,13 +11,25 @@ of them; a ratio is always to plain Ethernet in the same round. Both sites, both
 programs that make the traffic share this machine's cores: a rate is the cost of all that, not the
 speed of a line. The round trips include a Python program at each end, on plain Ethernet too.
 
+--variant adds patchcord with other settings, each as a column of its own. A setting is a key of
+[pipeline] unless it names another section, and a word needs no quotes:
+
+    --variant 'express = true' --variant 'latency = low; express = true; tunnel.cipher = aegis-128x'
+
+Tests: idle and load are round trips; tcp1, tcp4 and reverse are TCP; small searches the highest rate
+of 64-byte frames; wire is TCP in packets of the MTU, without and with GRO where they arrive.
+
 With --harness, the programs in DIR/peers.py make the figures instead, for patchcord and for every other
 tunnel that they find; they get the arguments after `--`.
 """
 import argparse
+import contextlib
 import datetime
+import itertools
 import json
 import os
+import re
+import select
 import signal
 import socket
 import statistics
@@ -26,16 +38,20 @@ import sys
 import time
 from xml.sax.saxutils import escape
 
+from datagrams import flood, highest_rate, per_second
 from sites import UNDERLAY, Failed, Sites, run, until, unwind_on_signals
 
 RESULTS = os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "bench")
 BASE = "plain veth"
 ADDRESSES = {BASE: "192.0.2.%d", "kernel VXLAN": "10.98.0.%d", "patchcord": "10.99.0.%d"}
 VXLAN_OVERHEAD = 50
+OURS = "patchcord"
 SEND_OFFLOADS = ["tso", "gso", "tx-udp-segmentation"]
-IPERF_PORT, ECHO_PORT = 5201, 7000
+IPERF_PORT, ECHO_PORT, FIRST_FLOOD_PORT = 5201, 7000, 20000
 ECHO_BYTES, ECHO_INTERVAL_S, ECHO_PATIENCE_S = 64, 0.001, 0.2
 IDLE_S, LOADED_S, LOAD_BEFORE_S = 1.0, 1.5, 0.5
+SMALL_BYTES, SMALL_S = 18, 1.0                        # 64-byte frames, with the checksum of the cable
+FIRST_PROBE_S, FIRST_PATIENCE_S = 0.002, 20
 
 TCP = {"tcp1": ("TCP, 1 stream", []), "tcp4": ("TCP, 4 streams", ["-P4"]), "reverse": ("TCP, reverse", ["-R"])}
 # Key, title, unit, digits. The keys are those of the JSON.
@@ -48,7 +64,13 @@ MEASURES += [
     ("rtt_load_p50_us", "round trip beside TCP, p50", "µs", 0),
     ("rtt_load_p99_us", "round trip beside TCP, p99", "µs", 0),
     ("small_frames_kpps", "64-byte frames, ≤ 1 % lost", "1000/s", 0),
+    ("wire_gro_off_gbit_s", "TCP in packets of the MTU", "Gbit/s", 2),
+    ("wire_gro_on_gbit_s", "the same, GRO on", "Gbit/s", 2),
+    ("rss_mib", "RSS of the larger tunnel, after TCP", "MiB", 1),
+    ("first_reply_ms", "first reply after the start", "ms", 1),
 ]
+TESTS = ["idle", *TCP, "load", "small", "wire"]
+USUAL_TESTS = ["idle", *TCP, "load"]
 PLOTTED = ["tcp1_gbit_s", "tcp4_gbit_s", "reverse_gbit_s", "tcp1_machine_cpu_s", "rtt_idle_p50_us", "rtt_load_p99_us"]
 
 
@@ -59,28 +81,48 @@ class Bench(Sites):
         super().__init__("bench", options.binary)
         self.options = options
         self.subjects = [BASE]
+        self.facts_of_ours = None
+        self.flood_ports = itertools.count(FIRST_FLOOD_PORT)
 
     def build(self):
         os.makedirs(self.work, mode=0o700)
         self.add("site-a", "site-b")
         self.join(self.options.mtu)
-        if self.options.underlay_offload != "on":
-            gro = "on" if self.options.underlay_offload == "receive" else "off"
-            for site in UNDERLAY:
-                for offload, state in [(offload, "off") for offload in SEND_OFFLOADS] + [("gro", gro)]:
-                    self.inside("site-" + site, "ethtool", "-K", "wan", offload, state)
+        self.set_offloads(self.options.underlay_offload)
         if self.add_vxlan():
             self.subjects.append("kernel VXLAN")
-        self.start_cords(lambda site: 'mtu = %d\naddresses = ["%s/24"]' % (self.options.mtu, address("patchcord", site)),
-                         'cipher = "%s"\n' % self.options.cipher)
-        self.first_ping("site-a", address("patchcord", "b"))
-        until(20, lambda: self.status("a")["peers"][0]["path_mtu"] == min(self.options.mtu, 9216), "the path MTU was not found")
-        self.subjects.append("patchcord")
+        self.subjects += [OURS, *self.options.variant]
         self.spawn("site-b", "iperf3", "-s", "-p", IPERF_PORT, log="iperf3.log")
         echo = self.spawn("site-b", sys.executable, "-B", os.path.abspath(__file__), "_echo", log="echo.log",
                           stdout=subprocess.PIPE, text=True)
         if echo.stdout.readline().strip() != "ready":
             raise Failed("the echo did not start")
+
+    def set_offloads(self, state):
+        """Of the underlay, as --underlay-offload has them."""
+        send = "on" if state == "on" else "off"
+        gro = "on" if state == "receive" else "off"
+        for site in UNDERLAY:
+            words = [word for offload in SEND_OFFLOADS for word in (offload, send)]
+            self.inside("site-" + site, "ethtool", "-K", "wan", *words, "gro", gro)
+
+    def start_tunnel(self, variant):
+        """The milliseconds from the start at site a to the first reply, with b up already."""
+        cipher = "" if "tunnel.cipher" in variant else 'cipher = "%s"\n' % self.options.cipher
+        self.write_cords(lambda site: 'mtu = %d\naddresses = ["%s/24"]' % (self.options.mtu, address(OURS, site)), cipher, variant)
+        self.start_cord("b")
+        self.until_ready("b")
+        probe = self.spawn("site-a", sys.executable, "-B", os.path.abspath(__file__), "_first", address(OURS, "b"), log="first.log",
+                           stdout=subprocess.PIPE, text=True)
+        probe.stdout.readline()
+        begun = time.monotonic()
+        self.start_cord("a")
+        answered = probe.communicate(timeout=FIRST_PATIENCE_S + 5)[0]
+        self.until_ready("a")
+        if not answered:
+            raise Failed("no reply from %s" % address(OURS, "b"))
+        until(20, lambda: self.status("a")["peers"][0]["path_mtu"] == min(self.options.mtu, 9216), "the path MTU was not found")
+        return (float(answered) - begun) * 1000
 
     def add_vxlan(self):
         """False if this kernel has none."""
@@ -100,9 +142,50 @@ class Bench(Sites):
         return {subject: measured[subject] for subject in self.subjects}
 
     def measure(self, subject):
-        figures, target = {}, address(subject, "b")
-        figures.update(self.round_trips("idle", target, IDLE_S))
+        if subject in (BASE, "kernel VXLAN"):
+            return self.figures(subject)
+        try:
+            first = {"first_reply_ms": self.start_tunnel("" if subject == OURS else subject)}
+            figures = self.figures(subject)
+            self.facts_of_ours = self.facts_of_ours or self.facts()
+            return figures | first
+        finally:
+            self.stop_cords()
+
+    def figures(self, subject):
+        figures, target, tests = {}, address(subject, "b"), self.options.tests
+        if "idle" in tests:
+            figures.update(self.round_trips("idle", target, IDLE_S))
+        figures.update(self.tcp(subject, target))
+        if self.tunnels:
+            figures["rss_mib"] = max(rss_mib(child.pid) for child in self.tunnels.values())
+        if "load" in tests:
+            load = self.spawn("site-a", *iperf_client(target, int(LOAD_BEFORE_S + LOADED_S + 1), []), log="load.log")
+            time.sleep(LOAD_BEFORE_S)
+            figures.update(self.round_trips("load", target, LOADED_S))
+            load.wait(20)
+        if "small" in tests:
+            figures["small_frames_kpps"] = self.small_frames(target) / 1000
+        if "wire" in tests:
+            for gro, state in (("off", "off"), ("on", "receive")):
+                self.set_offloads(state)
+                received = self.iperf(target, self.options.time, [])["end"]["sum_received"]
+                figures["wire_gro_%s_gbit_s" % gro] = received["bits_per_second"] / 1e9
+            self.set_offloads(self.options.underlay_offload)
+        return figures
+
+    def small_frames(self, target):
+        """The highest paced rate of one flow that loses 1 % at most, from that of a flood on."""
+        def attempt(rate):
+            # Each at a port of its own: what the last left in the path does not count.
+            return flood(self, "site-a", "site-b", target, [next(self.flood_ports)], SMALL_BYTES, SMALL_S, rate)
+        return highest_rate(attempt, per_second(attempt(0)))
+
+    def tcp(self, subject, target):
+        figures = {}
         for key, (_, extra) in TCP.items():
+            if key not in self.options.tests:
+                continue
             before = self.cpu_s(subject)
             result = self.iperf(target, self.options.time, extra)
             after = self.cpu_s(subject)
@@ -111,10 +194,6 @@ class Bench(Sites):
             figures[key + "_retransmits"] = result["end"]["sum_sent"].get("retransmits", 0)
             for whose in after:
                 figures["%s_%s_cpu_s" % (key, whose)] = (after[whose] - before[whose]) / (received["bytes"] / 1e9)
-        load = self.spawn("site-a", *iperf_client(target, int(LOAD_BEFORE_S + LOADED_S + 1), []), log="load.log")
-        time.sleep(LOAD_BEFORE_S)
-        figures.update(self.round_trips("load", target, LOADED_S))
-        load.wait(20)
         return figures
 
     def iperf(self, target, seconds, extra):
@@ -137,7 +216,7 @@ class Bench(Sites):
         ticks = os.sysconf("SC_CLK_TCK")
         user, nice, system, _, _, irq, softirq = map(int, open("/proc/stat").readline().split()[1:8])
         used = {"machine": (user + nice + system + irq + softirq) / ticks}
-        if subject == "patchcord":
+        if self.tunnels:
             used["tunnel"] = sum(process_ticks(child.pid) for child in self.tunnels.values()) / ticks
         return used
 
@@ -149,11 +228,15 @@ class Bench(Sites):
 
 
 def address(subject, site):
-    return ADDRESSES[subject] % (ord(site) - ord("a") + 1)
+    return ADDRESSES.get(subject, ADDRESSES[OURS]) % (ord(site) - ord("a") + 1)
 
 
 def iperf_client(target, seconds, extra):
     return ["iperf3", "-c", target, "-p", IPERF_PORT, "-t", seconds, "-C", "cubic", "-J", "--connect-timeout", 4000, *extra]
+
+
+def rss_mib(pid):
+    return int(re.search(r"VmRSS:\s*(\d+)", open("/proc/%d/status" % pid).read())[1]) / 1024
 
 
 def process_ticks(pid):
@@ -172,25 +255,44 @@ def agent_echo():
         sock.sendto(datagram, sender)
 
 
+def agent_first(target):
+    """Prints when the first reply came. Until the address is there, and the tunnel is up, there is none."""
+    print("ready", flush=True)
+    end = time.monotonic() + FIRST_PATIENCE_S
+    while time.monotonic() < end:
+        # The first ARP request may come before the tunnel is up, and must not make the first reply wait for a second.
+        with contextlib.suppress(OSError), open("/proc/sys/net/ipv4/neigh/pc0/retrans_time_ms", "w") as f:
+            f.write("20")
+        # A new socket each time: one that is connected keeps the source address of a route that may have changed.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.connect((target, ECHO_PORT))
+                for _ in range(25):
+                    sock.send(b"first")
+                    if select.select([sock], [], [], FIRST_PROBE_S)[0]:
+                        sock.recv(2048)
+                        return print(time.monotonic())
+            except OSError:
+                time.sleep(FIRST_PROBE_S / 2)
+
+
 def agent_rtt(target, seconds):
-    """One datagram a millisecond, each after the answer to the last; the first hundredth of them warms up."""
+    """One datagram a millisecond, whether the last was answered or not; the first hundredth of them warms up."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.connect((target, ECHO_PORT))
-    sock.settimeout(ECHO_PATIENCE_S)
-    took_ns, lost, number = [], 0, 0
-    end = time.monotonic() + float(seconds)
-    while time.monotonic() < end:
-        number += 1
-        marked = number.to_bytes(8, "big").ljust(ECHO_BYTES, b"\0")
-        begun = time.perf_counter_ns()
-        sock.send(marked)
-        try:
-            while sock.recv(2048) != marked:        # a late answer to one that counts as lost
-                pass
-            took_ns.append(time.perf_counter_ns() - begun)
-        except socket.timeout:
-            lost += 1
-        time.sleep(max(0, ECHO_INTERVAL_S - (time.perf_counter_ns() - begun) / 1e9))
+    took_ns, sent = [], 0
+    begun = time.monotonic()
+    end = begun + float(seconds)
+    while time.monotonic() < end + ECHO_PATIENCE_S:
+        due = begun + sent * ECHO_INTERVAL_S
+        if time.monotonic() >= due and due < end:
+            sock.send(time.monotonic_ns().to_bytes(8, "big").ljust(ECHO_BYTES, b"\0"))
+            sent += 1
+        elif due >= end and len(took_ns) == sent:
+            break
+        elif select.select([sock], [], [], max(0, due - time.monotonic()) if due < end else ECHO_PATIENCE_S)[0]:
+            took_ns.append(time.monotonic_ns() - int.from_bytes(sock.recv(2048)[:8], "big"))
+    lost = sent - len(took_ns)
     took_ns = sorted(took_ns[len(took_ns) // 100:])
     if not took_ns:
         sys.exit("no answer from %s" % target)
@@ -395,7 +497,7 @@ def panel(summary, measure, x, y):
         top = y + 20 + number * ROW
         begin, middle = x + label_width, top + ROW / 2 - 2
         low, high = begin + spread["min"] * scale, begin + spread["max"] * scale
-        shade = "bar ours" if name == "patchcord" else "bar"
+        shade = "bar" if name in (BASE, "kernel VXLAN") else "bar ours"
         parts += [
             '<text x="%d" y="%.1f" text-anchor="end">%s</text>' % (begin - 6, middle + 4, escape(name)),
             '<rect class="%s" x="%d" y="%d" width="%.1f" height="%d" rx="2"/>' % (shade, begin, top, spread["median"] * scale, ROW - 4),
@@ -419,7 +521,9 @@ def arguments():
     parser.add_argument("--underlay-offload", choices=["on", "receive", "off"], default="on",
                         help="off: the veth carries packets of its MTU only, as between plain network cards; receive: so it does, "
                              "and both ends merge them again (GRO), as network cards do unless told otherwise")
-    parser.add_argument("--cipher", choices=["auto", "aes-256-gcm", "chacha20-poly1305"], default="auto")
+    parser.add_argument("--cipher", choices=["auto", "aes-256-gcm", "chacha20-poly1305", "aegis-128x"], default="auto")
+    parser.add_argument("--variant", action="append", default=[], metavar="SETTINGS", help="measure patchcord with these settings too")
+    parser.add_argument("--tests", metavar="LIST", type=tests, default=USUAL_TESTS, help="of %s; or all (%s)" % (",".join(TESTS), ",".join(USUAL_TESTS)))
     parser.add_argument("--out", metavar="FILE", help="where the JSON goes (%s/DATE.json)" % RESULTS)
     parser.add_argument("--plot", metavar="FILE", help="draw an SVG too")
     parser.add_argument("--report", metavar="FILE", help="measure nothing: print the table of this JSON, and draw it with --plot")
@@ -431,6 +535,8 @@ def arguments():
     options.handed_on = handed_on
     if options.rounds < 1 or options.time < 1:
         parser.error("--rounds and --time are at least 1")
+    if options.harness and (options.variant or options.tests != USUAL_TESTS):
+        parser.error("a harness knows no --variant and no --tests")
     if options.harness and options.underlay_offload == "receive":
         parser.error("a harness knows --underlay-offload on and off")
     if handed_on and not options.harness:
@@ -443,21 +549,29 @@ def arguments():
     return options
 
 
+def tests(text):
+    chosen = TESTS if text == "all" else text.split(",")
+    if not set(chosen) <= set(TESTS):
+        raise argparse.ArgumentTypeError("tests are %s" % ", ".join(TESTS))
+    return chosen
+
+
 def conduct(bench, document):
     """Fills the document round by round; complete rounds stay when it is interrupted."""
     begun = time.monotonic()
     bench.build()
     for number in range(bench.options.rounds):
         document["rounds"].append(bench.round(number))
-        document["patchcord"] = bench.facts()
-        line = ["%s %.2f" % (subject, figures["tcp1_gbit_s"]) for subject, figures in document["rounds"][-1].items()]
-        print("round %d of %d, %3.0f s: TCP %s Gbit/s" % (number + 1, bench.options.rounds, time.monotonic() - begun, ", ".join(line)),
+        document["patchcord"] = bench.facts_of_ours
+        shown = next((key for key, *_ in MEASURES if key in document["rounds"][-1][BASE]), "first_reply_ms")
+        line = ["%s %.2f" % (subject, figures.get(shown, 0)) for subject, figures in document["rounds"][-1].items()]
+        print("round %d of %d, %3.0f s: %s" % (number + 1, bench.options.rounds, time.monotonic() - begun, ", ".join(line)),
               file=sys.stderr, flush=True)
 
 
 def measure(options):
     """The exit code, and the document if there is anything in it."""
-    settings = {key: getattr(options, key) for key in ("time", "mtu", "underlay_offload", "cipher", "harness")}
+    settings = {key: getattr(options, key) for key in ("time", "mtu", "underlay_offload", "cipher", "variant", "tests", "harness")}
     document = {"machine": machine(options), "settings": settings, "rounds": []}
     if not os.path.isdir(RESULTS):
         os.makedirs(RESULTS)
@@ -511,6 +625,8 @@ def main():
 if __name__ == "__main__":
     if sys.argv[1:2] == ["_echo"]:
         agent_echo()
+    elif sys.argv[1:2] == ["_first"]:
+        agent_first(*sys.argv[2:])
     elif sys.argv[1:2] == ["_rtt"]:
         agent_rtt(*sys.argv[2:])
     else:
