@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Whether BFD (RFC 5880) stays up across the cord beside one TCP stream. Run it by scripts/bfd-bench.
+"""Whether BFD (RFC 5880) stays up across the cord beside TCP streams. Run it by scripts/bfd-bench.
 
     pc-bfd-site-a -- bird, iperf3 -- pc0 = patchcord === wan ------ wan === patchcord = pc0 -- bird, iperf3 -- pc-bfd-site-b
 
 Both sites run BIRD with one BFD session over the wire that is measured: the cord, and the cable under it for comparison. A session
-sends every 50 ms and is down after three packets that do not come. Each round runs TCP over the same wire for --seconds, counts how often
-either end left the state Up, and notes the longest time between two packets that arrived at site b. All of it shares the cores of this
-machine, so a wire may be held up by what the others take. Prints Markdown and then JSON.
+sends every 50 ms and is down after three packets that do not come. Each round runs TCP over the same wire for --seconds, with each
+number of --streams, counts how often either end left the state Up, and notes the longest time between two packets that arrived at site
+b. All of it shares the cores of this machine, so a wire may be held up by what the others take. Prints Markdown and then JSON.
 """
 import argparse
 import ctypes
+import itertools
 import json
 import os
 import re
@@ -39,7 +40,7 @@ class Bench(Sites):
         os.makedirs(self.work, mode=0o700)
         self.add("site-a", "site-b")
         self.join()
-        self.start_cords(lambda site: 'addresses = ["%s/24"]' % CORD[site])
+        self.start_cords(lambda site: 'addresses = ["%s/24"]' % CORD[site], settings=self.options.settings)
         self.first_ping("site-a", CORD["b"])
 
     def start_bird(self, site, wire):
@@ -58,7 +59,7 @@ class Bench(Sites):
         except FileNotFoundError:
             return ""
 
-    def measure(self, wire):
+    def measure(self, wire, streams):
         interface, addresses = WIRES[wire]
         for site in CORD:
             for end in (".log", ".ctl", ".pid"):
@@ -75,7 +76,7 @@ class Bench(Sites):
             before = {site: len(self.bird_log(site)) for site in CORD}
             with Gaps(self.ns("site-b"), interface, addresses["a"]) as gaps:
                 seconds = self.options.seconds
-                done = self.inside("site-a", "iperf3", "-c", addresses["b"], "-p", IPERF_PORT, "-t", seconds, "-J", check=False,
+                done = self.inside("site-a", "iperf3", "-c", addresses["b"], "-p", IPERF_PORT, "-t", seconds, "-P", streams, "-J", check=False,
                                    timeout=seconds + 60)
             flaps = {site: self.bird_log(site)[before[site]:].count("changed state from Up") for site in CORD}
         finally:
@@ -86,7 +87,7 @@ class Bench(Sites):
         result = json.loads(done.stdout or "{}")
         if done.returncode or "error" in result:
             raise Failed("iperf3: %s" % result.get("error", done.stderr.strip()))
-        return {"wire": wire, "flaps": sum(flaps.values()), "packets": gaps.count, "longest_gap_ms": round(gaps.longest * 1e3, 1),
+        return {"wire": wire, "streams": streams, "flaps": sum(flaps.values()), "packets": gaps.count, "longest_gap_ms": round(gaps.longest * 1e3, 1),
                 "gbit_s": round(result["end"]["sum_received"]["bits_per_second"] / 1e9, 2)}
 
 
@@ -144,24 +145,22 @@ def attach_filter(sock):
 
 def summary(measurements):
     rows = []
-    for wire in WIRES:
-        of_wire = [m for m in measurements if m["wire"] == wire]
-        if not of_wire:
-            continue
-        gaps = [m["longest_gap_ms"] for m in of_wire]
-        rates = [m["gbit_s"] for m in of_wire]
-        rows.append({"wire": wire, "flaps": sum(m["flaps"] for m in of_wire), "packets": sum(m["packets"] for m in of_wire),
+    for wire, streams in dict.fromkeys((m["wire"], m["streams"]) for m in measurements):
+        alike = [m for m in measurements if (m["wire"], m["streams"]) == (wire, streams)]
+        gaps = [m["longest_gap_ms"] for m in alike]
+        rates = [m["gbit_s"] for m in alike]
+        rows.append({"wire": wire, "streams": streams, "flaps": sum(m["flaps"] for m in alike), "packets": sum(m["packets"] for m in alike),
                      "longest_gap_ms": {"median": statistics.median(gaps), "min": min(gaps), "max": max(gaps)},
                      "gbit_s": {"median": statistics.median(rates), "min": min(rates), "max": max(rates)}})
     return rows
 
 
 def markdown(report):
-    lines = ["| Wire | Flaps | BFD packets seen | Longest gap, ms | TCP beside it, Gbit/s |", "|---|---|---|---|---|"]
+    lines = ["| Wire | TCP streams | Flaps | BFD packets seen | Longest gap, ms | TCP beside it, Gbit/s |", "|---|---|---|---|---|---|"]
     for row in report["summary"]:
         gap, rate = (row[name] for name in ("longest_gap_ms", "gbit_s"))
-        lines.append("| %s | %d | %d | %g (%g to %g) | %g (%g to %g) |"
-                     % (row["wire"], row["flaps"], row["packets"], gap["median"], gap["min"], gap["max"], rate["median"], rate["min"], rate["max"]))
+        lines.append("| %s | %d | %d | %d | %g (%g to %g) | %g (%g to %g) |"
+                     % (row["wire"], row["streams"], row["flaps"], row["packets"], gap["median"], gap["min"], gap["max"], rate["median"], rate["min"], rate["max"]))
     lines += ["", "Median (least to most) of %d rounds of %d s; BFD of BIRD, %d x %d ms; %d cores, Linux %s."
               % (report["rounds"], report["seconds"], report["multiplier"], report["interval_ms"], report["cores"], report["kernel"])]
     return "\n".join(lines)
@@ -171,14 +170,14 @@ def conduct(bench, options):
     bench.build()
     measurements = []
     for round_number in range(1, options.rounds + 1):
-        for wire in options.wires:
-            measured = bench.measure(wire)
+        for wire, streams in itertools.product(options.wires, options.streams):
+            measured = bench.measure(wire, streams)
             measurements.append(measured)
-            print("round %d, %s: %d flaps, %d packets, longest gap %g ms, %g Gbit/s"
-                  % (round_number, wire, measured["flaps"], measured["packets"], measured["longest_gap_ms"], measured["gbit_s"]),
+            print("round %d, %s, TCP streams: %d; %d flaps, %d packets, longest gap %g ms, %g Gbit/s"
+                  % (round_number, wire, streams, measured["flaps"], measured["packets"], measured["longest_gap_ms"], measured["gbit_s"]),
                   file=sys.stderr, flush=True)
     return {"rounds": options.rounds, "seconds": options.seconds, "interval_ms": options.interval, "multiplier": options.multiplier,
-            "cores": os.cpu_count(), "kernel": os.uname().release, "summary": summary(measurements), "measurements": measurements}
+            "settings": options.settings, "cores": os.cpu_count(), "kernel": os.uname().release, "summary": summary(measurements), "measurements": measurements}
 
 
 def wires(text):
@@ -188,11 +187,17 @@ def wires(text):
     return chosen
 
 
+def numbers(text):
+    return [int(word) for word in text.split(",")]
+
+
 def main():
     parser = bench_parser("scripts/bfd-bench", __doc__)
+    parser.add_argument("--streams", metavar="LIST", type=numbers, default=[1], help="of TCP at the same time, such as 1,4,8 (1)")
     parser.add_argument("--wires", metavar="WIRES", type=wires, default=["cable", "cord"], help="cable,cord")
     parser.add_argument("--interval", metavar="MS", type=int, default=50, help="between two BFD packets (50)")
     parser.add_argument("--multiplier", metavar="N", type=int, default=3, help="packets that may be missed (3)")
+    parser.add_argument("--settings", default="", help="of patchcord, as those of a --variant of scripts/bench")
     parser.add_argument("--rounds", metavar="N", type=int, default=1, help="1")
     parser.add_argument("--seconds", metavar="S", type=int, default=60, help="of TCP in each round (60)")
     return run_bench(parser, Bench, conduct, markdown)
