@@ -179,19 +179,25 @@ impl Place {
         self.mesh.wait_connected();
     }
 
-    /// For each group, the other sites that a frame from a site reaches.
-    fn reached(&mut self, from: usize, groups: &[IpAddr]) -> Vec<BTreeSet<usize>> {
-        let cables = &self.mesh.cables;
+    /// Sends a frame to each group.
+    fn send(&mut self, from: usize, groups: &[IpAddr]) -> Vec<Vec<u8>> {
+        let cable = &self.mesh.cables[from];
         let first = self.sent;
         self.sent += groups.len() as u32;
-        let mac = cables[from].mac;
         let frames = groups.iter().zip(first..);
         let frames: Vec<_> = frames
-            .map(|(&group, number)| datagram(mac, group, number))
+            .map(|(&group, number)| datagram(cable.mac, group, number))
             .collect();
         for frame in &frames {
-            cables[from].send(frame);
+            cable.send(frame);
         }
+        frames
+    }
+
+    /// For each group, the other sites that a frame from a site reaches.
+    fn reached(&mut self, from: usize, groups: &[IpAddr]) -> Vec<BTreeSet<usize>> {
+        let frames = self.send(from, groups);
+        let cables = &self.mesh.cables;
         fence(cables, from);
         let reached = |frame: &Vec<u8>| {
             let counts = cables.iter().map(|cable| cable.count(frame)).enumerate();
@@ -229,13 +235,20 @@ impl Place {
     fn assert_wanted_arrives(&mut self, from: usize, time: Duration) {
         let (end, wanted) = (Instant::now() + time, wanted());
         while Instant::now() < end {
-            let reached = self.reached(from, &wanted.map(|(group, _)| group));
-            for ((group, sites), reached) in wanted.into_iter().zip(reached) {
-                for site in sites.iter().filter(|&&site| site != from) {
-                    assert!(reached.contains(site), "{group} from {from} to {site}");
+            let frames = self.send(from, &wanted.map(|(group, _)| group));
+            for ((group, sites), frame) in wanted.into_iter().zip(&frames) {
+                for &site in sites.iter().filter(|&&site| site != from) {
+                    self.assert_arrives(frame, site, &format!("{group} from {from} to {site}"));
                 }
             }
             thread::sleep(millis(200));
+        }
+    }
+
+    fn assert_arrives(&self, frame: &[u8], site: usize, what: &str) {
+        if !self.mesh.cables[site].receives(frame, secs(20)) {
+            let sites = self.mesh.sites.iter();
+            panic!("{what}: {:#?}", sites.map(shown).collect::<Vec<_>>());
         }
     }
 
