@@ -3,9 +3,11 @@
 //!
 //! A limit is the generic cell rate algorithm (ITU-T I.371, annex A): one number says until when
 //! the frames so far have used up the rate. A frame advances it by its share of a second, and is
-//! refused if the number is too far ahead of the clock; that distance is the burst. One atomic word
-//! per limit, and a refused frame only reads it: threads that drown in a storm do not contend for a
-//! cache line.
+//! refused if the number is too far ahead of the clock; that distance is the burst. The clock is the
+//! latest of those that callers bring: a thread that was not scheduled for a while comes with an old one,
+//! and its frames are not refused for that. Two atomic words per limit, and a refused frame only reads
+//! them, but for the first one at a later time: threads that drown in a storm do not contend for a cache
+//! line.
 //!
 //! Called by [`Switch`](crate::Switch) for frames that it would flood.
 
@@ -55,6 +57,8 @@ pub(crate) struct Limit {
     burst_ns: u64,
     /// Until when the rate is used up.
     used_until_ns: AtomicU64,
+    /// The latest time that a caller brought.
+    latest_us: AtomicU64,
 }
 
 impl Limit {
@@ -79,6 +83,7 @@ impl Limit {
             interval_ns,
             burst_ns: interval_ns * burst,
             used_until_ns: AtomicU64::new(0),
+            latest_us: AtomicU64::new(0),
         }
     }
 
@@ -90,7 +95,7 @@ impl Limit {
         if self.interval_ns == 0 {
             return true;
         }
-        let now_ns = now_us.saturating_mul(1000);
+        let now_ns = self.latest(now_us).saturating_mul(1000);
         let cost_ns = self.interval_ns.saturating_mul(u64::from(frames));
         // A super-frame may exceed a burst: it passes when nothing is in use, and is charged in
         // full afterwards.
@@ -101,6 +106,15 @@ impl Limit {
                 (ahead_ns <= room_ns).then(|| used_ns.max(now_ns).saturating_add(cost_ns))
             })
             .is_ok()
+    }
+
+    /// The later of this time and of those before.
+    fn latest(&self, now_us: u64) -> u64 {
+        let latest_us = self.latest_us.load(Relaxed);
+        if latest_us < now_us {
+            self.latest_us.fetch_max(now_us, Relaxed);
+        }
+        latest_us.max(now_us)
     }
 }
 
@@ -174,6 +188,15 @@ mod tests {
         assert_eq!(passed(&limit, SECOND_US), 100);
         assert_eq!(passed(&limit, SECOND_US - 50), 0);
         assert_eq!(passed(&limit, SECOND_US), 0);
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_refuses_nothing() {
+        let limit = Limit::new(1000);
+        assert!(limit.take(1, 7 * SECOND_US));
+        assert_eq!(passed(&limit, 6 * SECOND_US), 99, "the rest of the burst");
+        assert!(limit.take(1, 8 * SECOND_US));
+        assert!(limit.take(1, 0));
     }
 
     /// How many frames pass at this moment.
