@@ -29,6 +29,8 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 # over.
 MODULES = ["virtio_pci", "9pnet_virtio", "9p", "overlay"]
 PROGRAM = "busybox"
+# How many times as long as on a real processor a test may wait.
+PATIENCE = 6
 
 # Names of tests, by the program that has them.
 TESTS = {
@@ -59,7 +61,7 @@ exec switch_root /root /bin/bash /run-kernel-test
 
 # Runs as process 1 over the files of this machine. The last line is the result.
 SECOND = """#!/bin/bash
-export PATH=%(path)s HOME=/root
+export PATH=%(path)s HOME=/root PATCHCORD_TEST_PATIENCE=%(patience)d
 exec >/dev/ttyS1 2>&1 </dev/null
 stty -F /dev/ttyS1 raw
 mount -t tmpfs none /run
@@ -172,6 +174,7 @@ class Machine:
 
     def __init__(self, kernel, commands, memory):
         second = SECOND % {"path": os.environ["PATH"], "modules": kernel.modules, "folder": os.getcwd(),
+                           "patience": PATIENCE,
                            "commands": "\n".join(commands)}
         self.log = os.path.join(kernel.folder, "console")
         self.argv = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", memory, "-nodefaults", "-display", "none",

@@ -5,11 +5,22 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+/// How many times as long as usual a test waits, for machines that are that slow: scripts/kernel_test.py
+/// emulates their processors.
+fn patience() -> u32 {
+    static PATIENCE: OnceLock<u32> = OnceLock::new();
+    let read = || {
+        std::env::var("PATCHCORD_TEST_PATIENCE").map_or(1, |text| text.parse().expect("a number"))
+    };
+    *PATIENCE.get_or_init(read)
+}
 
 /// Polls until `attempt` returns a value; after `limit`, fails the test with `what` in the message.
 ///
@@ -20,6 +31,7 @@ pub(crate) fn eventually<T>(
     what: &str,
     mut attempt: impl FnMut() -> Option<T>,
 ) -> T {
+    let limit = limit * patience();
     let begun = Instant::now();
     loop {
         if let Some(value) = attempt() {

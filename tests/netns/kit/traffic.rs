@@ -221,6 +221,17 @@ pub(crate) fn shower(from: &Host, to: &Host, ip: Ip, times: u64) -> Vec<u64> {
     })
 }
 
+/// Whether the kernel's TAPs take UDP super-frames. Before Linux 6.2 they do not: the kernel cuts those
+/// of hosts on their way into the TAP, and datagrams leave it one by one.
+pub(crate) fn has_udp_super_frames() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("Linux");
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|it| it.parse().expect("a number"));
+    let version: (u32, u32) = (numbers.next().unwrap(), numbers.next().unwrap());
+    version >= (6, 2)
+}
+
 /// Packets that the tunnel's device has passed to the kernel, or got from it.
 pub(crate) fn packets(site: &Site, counter: &str) -> u64 {
     let path = format!("/sys/class/net/{DEVICE}/statistics/{counter}");

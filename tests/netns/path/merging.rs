@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Small UDP frames of a flow leave a site as super-frames, and the kernel cuts them into the frames
-//! that were sent, byte for byte and in their order.
+//! that were sent, byte for byte and in their order. A kernel without UDP super-frames gets each frame.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
@@ -14,7 +14,9 @@ use crate::kit::packets::{pseudo_header, sum};
 use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
 use crate::kit::topology::Host;
-use crate::kit::traffic::{assert_checksums, assert_nothing_refused, packets, pings};
+use crate::kit::traffic::{
+    assert_checksums, assert_nothing_refused, has_udp_super_frames, packets, pings,
+};
 use crate::kit::vnet::Crafter;
 
 /// A flow, by its tags, its version of IP and its source port.
@@ -182,7 +184,8 @@ fn assert_merged<T>(
         }
         let writes = packets(&pair.b, "rx_packets") - before;
         println!("{} frames in {writes} writes", came.len());
-        (writes * 4 < 3 * came.len() as u64).then_some(())
+        let is_merged = writes * 4 < 3 * came.len() as u64;
+        (is_merged || !has_udp_super_frames()).then_some(())
     });
 }
 
@@ -283,7 +286,11 @@ fn datagrams_of_hosts_arrive_in_order() {
         );
     }
     let writes = packets(&pair.b, "rx_packets") - before;
-    assert!(writes < 3200, "{writes} for 3200 datagrams");
+    let is_merged = writes < 3200;
+    assert!(
+        is_merged || !has_udp_super_frames(),
+        "{writes} for 3200 datagrams"
+    );
     assert_checksums(&[&a.ns, &b.ns]);
     assert_nothing_refused(&[&pair.a, &pair.b]);
 }
