@@ -7,7 +7,9 @@
     the machine's network             none but its own loopback; the tests make namespaces there
 
 It runs tests/netns, and the library's tests of interfaces. The programs are this machine's,
-so only the kernel differs. Emulated processors are slow: the boot takes a quarter of a minute, a test seconds.
+so only the kernel differs. Emulated processors are slow: the boot takes a quarter of a minute, a test seconds; tests are told to be patient.
+An emulated processor may also stand still for long while the other one works: tests of the order between lanes,
+such as cord::express::a_flow_keeps_its_order_when_it_changes_its_lane, may fail for that.
 Without names of tests, those of TESTS run: tests that depend on the version of the kernel, or on VLAN filtering.
 """
 import argparse

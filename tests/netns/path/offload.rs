@@ -232,12 +232,22 @@ fn super_frames_cross_whole() {
     let pair = Pair::start(Plan::default());
     let (a, b) = (pair.a.host(1), pair.b.host(1));
     for ip in [Ip::V4, Ip::V6] {
-        let before = packets(&pair.b, "rx_packets");
+        let counts = || {
+            [
+                packets(&pair.a, "tx_packets"),
+                packets(&pair.b, "rx_packets"),
+            ]
+        };
+        let before = counts();
         transfer(&a, &b, ip, 256);
         let segments = 256 * BLOCK as u64 / 1448;
-        let came = packets(&pair.b, "rx_packets") - before;
-        println!("{segments} segments of TCP came in {came} packets");
-        assert!(came * 4 < segments, "{came} of {segments}");
+        let after = counts();
+        let [went, came] = [after[0] - before[0], after[1] - before[1]];
+        println!("{segments} segments of TCP went in {went} packets, and came in {came}");
+        // TCP makes the smaller super-frames the slower it is.
+        assert!(went * 4 < 3 * segments, "{went} of {segments}");
+        // But for what is left of one after a loss, and for other frames that went just before.
+        assert!(came <= went + went / 10 + 10, "{came} of {went}");
 
         let before = packets(&pair.b, "rx_packets");
         shower(&a, &b, ip, 50);

@@ -63,7 +63,11 @@ fn idle_cores_are_bounded_while_frames_cross() {
             (0..10).for_each(|_| pair.connect(secs(20)));
             (state(&pair.a)? == LatencyState::Held).then_some(())
         });
-        assert!(least_bound_us() <= BOUND_US as i32);
+        // It is held a while longer than frames cross, and `show` may have taken that long.
+        eventually(secs(20), "the kernel has the bound", || {
+            (0..10).for_each(|_| pair.connect(secs(20)));
+            (least_bound_us() <= BOUND_US as i32).then_some(())
+        });
     }
     let (_, page) = pair.a.ran(&["show", &pair.a.tunnel]);
     let line = format!("idle cores wake up within {BOUND_US} us");
