@@ -191,7 +191,7 @@ fn stem_of(tunnel: &TunnelInfo) -> Option<&str> {
     Path::new(file).file_stem()?.to_str()
 }
 
-fn is_running(tunnel: &TunnelInfo) -> bool {
+pub(super) fn is_running(tunnel: &TunnelInfo) -> bool {
     !matches!(
         tunnel.status,
         SessionStatus::Invalid | SessionStatus::Disconnected

@@ -213,6 +213,7 @@ mod tests {
                 |([tunnel, state, listen, name], number, bridge, peers, drops, fdb)| Status {
                     tunnel: tunnel.clone(),
                     version: state.clone(),
+                    condition: name.clone(),
                     state,
                     pid: number,
                     // Quarters have an exact decimal form.

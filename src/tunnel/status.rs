@@ -64,10 +64,12 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         .zip(ports)
         .map(|(port, view)| port_status(&peers, port, &view))
         .collect();
+    let is_any_up = peers.iter().any(|peer| peer.view.is_up);
     Status {
         tunnel: snapshot.tunnel.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state: snapshot.state.name().to_owned(),
+        condition: condition(snapshot.state, is_any_up).to_owned(),
         pid: std::process::id(),
         uptime_s: snapshot.uptime.as_secs_f64(),
         public_key: snapshot.public_key.to_string(),
@@ -102,6 +104,15 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         switch,
         fdb,
         fdb_omitted,
+    }
+}
+
+/// A session is connected from the start on, before any peer has answered.
+fn condition(state: SessionStatus, is_any_up: bool) -> &'static str {
+    match state {
+        SessionStatus::Connected | SessionStatus::Reasserting if !is_any_up => "no peer up",
+        SessionStatus::Reasserting => SessionStatus::Connected.name(),
+        other => other.name(),
     }
 }
 
@@ -254,5 +265,26 @@ fn counters(traffic: &Traffic) -> Counters {
         inbound_frames: inbound.frames(),
         inbound_bytes: inbound.bytes(),
         inbound_datagrams: inbound.datagrams(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_without_a_peer_does_not_count_as_connected() {
+        use SessionStatus::{Connected, Connecting, Disconnecting, Reasserting};
+
+        for (state, is_any_up, expected) in [
+            (Connecting, false, "connecting"),
+            (Connected, false, "no peer up"),
+            (Connected, true, "connected"),
+            (Reasserting, false, "no peer up"),
+            (Reasserting, true, "connected"),
+            (Disconnecting, true, "disconnecting"),
+        ] {
+            assert_eq!(condition(state, is_any_up), expected, "{state:?}");
+        }
     }
 }

@@ -23,12 +23,15 @@ use patchcord::{
     },
     provider::{Secret, SessionStatus},
 };
+use serde::Serialize;
+use tokio::{task::JoinSet, time::timeout};
 use zeroize::Zeroizing;
 
 use super::{
     failure::Failure,
     output::print,
-    target::{self, RunDir},
+    status,
+    target::{self, PATIENCE, RunDir},
 };
 
 pub(super) const HELP: &str = "\
@@ -165,20 +168,50 @@ fn host_socket(socket: &Socket) -> PathBuf {
     socket.run_dir.path.join(name)
 }
 
-async fn tunnels(socket: &Socket) -> Result<Vec<TunnelInfo>, Failure> {
-    let mut tunnels = Vec::new();
-    if socket.path.is_none() {
-        let processes = target::processes(&socket.run_dir.path).await?;
-        tunnels.extend(processes.into_iter().flat_map(|(_, tunnels)| tunnels));
-    }
+/// A tunnel with what `patchcord show` calls its state.
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    info: TunnelInfo,
+    condition: String,
+}
+
+async fn tunnels(socket: &Socket) -> Result<Vec<Listed>, Failure> {
+    let mut processes = match socket.path {
+        None => target::processes(&socket.run_dir.path).await?,
+        Some(_) => Vec::new(),
+    };
     match connect(socket).await {
-        Ok(host) => tunnels.extend(host.list().await?),
+        Ok(host) => {
+            let tunnels = host.list().await?;
+            processes.push((host, tunnels));
+        }
         // Without a host, these are all tunnels.
-        Err(ClientError::NotRunning { .. }) if !tunnels.is_empty() => {}
+        Err(ClientError::NotRunning { .. }) if !processes.is_empty() => {}
         Err(error) => return Err(error.into()),
     }
-    tunnels.sort_by(|one, other| one.tunnel.cmp(&other.tunnel));
+    let mut asked = JoinSet::new();
+    for (client, tunnels) in processes {
+        for info in tunnels {
+            asked.spawn(listed(client.clone(), info));
+        }
+    }
+    let mut tunnels = asked.join_all().await;
+    tunnels.sort_by(|one, other| one.info.tunnel.cmp(&other.info.tunnel));
     Ok(tunnels)
+}
+
+/// Asks a tunnel that runs; the status of the session has to do if it does not answer.
+async fn listed(client: Client, info: TunnelInfo) -> Listed {
+    let condition = match info.configuration.enabled {
+        false => "disabled".to_owned(),
+        true if !target::is_running(&info) => info.status.name().to_owned(),
+        true => match timeout(PATIENCE, client.show(&info.tunnel)).await {
+            Ok(Ok(status)) => status::state(&status).to_owned(),
+            _ => info.status.name().to_owned(),
+        },
+    };
+    Listed { info, condition }
 }
 
 async fn list(options: &ListOptions) -> Result<(), Failure> {
@@ -188,13 +221,9 @@ async fn list(options: &ListOptions) -> Result<(), Failure> {
         return Ok(print(&format!("{json}\n"))?);
     }
     let mut text = String::new();
-    for tunnel in tunnels {
-        let state = match tunnel.configuration.enabled {
-            true => tunnel.status.name(),
-            false => "disabled",
-        };
-        let error = tunnel.last_disconnect_error.unwrap_or_default();
-        writeln!(text, "{:<20} {state:<14} {error}", tunnel.tunnel)?;
+    for Listed { info, condition } in tunnels {
+        let error = info.last_disconnect_error.unwrap_or_default();
+        writeln!(text, "{:<20} {condition:<14} {error}", info.tunnel)?;
     }
     Ok(print(&text)?)
 }

@@ -171,13 +171,12 @@ fn port(port: &PortStatus) -> Option<Vec<String>> {
     (!texts.is_empty()).then(|| vec![port.port.clone(), texts.join("; ")])
 }
 
-/// A provider's state is connected from the start on, before any peer has answered.
-fn state(status: &Status) -> &str {
-    let is_any_up = status.peers.iter().any(|peer| peer.state == "up");
-    match status.state.as_str() {
-        "connected" | "reasserting" if !is_any_up => "no peer up",
-        "reasserting" => "connected",
-        other => other,
+/// What `show` and `host list` call the state of a tunnel.
+pub(super) fn state(status: &Status) -> &str {
+    match status.condition.as_str() {
+        // An older version runs the tunnel.
+        "" => &status.state,
+        condition => condition,
     }
 }
 

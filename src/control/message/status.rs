@@ -17,6 +17,10 @@ pub struct Status {
     pub version: String,
     /// `connecting`, `connected`, `reasserting` or `disconnecting`.
     pub state: String,
+    /// The state with regard to the peers: `no peer up` while none is, `connected` while one is, and as
+    /// `state` before and after that. Empty in answers of older versions.
+    #[serde(default)]
+    pub condition: String,
     /// Process id.
     pub pid: u32,
     /// Seconds since the tunnel was started.

@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 
 use super::pair::Pair;
 use super::process::{Process, secs};
-use super::site::binary;
+use super::site::{binary, patchcord, write_secret};
 use super::topology::Sandbox;
 
 /// A host at A, ready, with its tunnel under the name `office`. Variables are `NAME=VALUE`.
@@ -15,9 +16,7 @@ pub(crate) fn run_host(pair: &Pair, environment: &[&str]) -> Process {
     let path = |name: &str| folder.join(name).display().to_string();
     let (tunnels, state, secrets) = (path("tunnels.d"), path("state"), path("secrets"));
     fs::create_dir_all(&tunnels).expect("a folder");
-    let config = pair.a.config.display();
-    let file = format!("provider = \"patchcord\"\nvendor.config = \"{config}\"\n");
-    fs::write(format!("{tunnels}/office.toml"), file).expect("a file");
+    add_to_host(pair, "office", &pair.a.config);
     let program = binary();
     let run = [&program, "host", "run", "--tunnels", &tunnels];
     let rest = ["--state", &state, "--secrets", &secrets];
@@ -26,6 +25,36 @@ pub(crate) fn run_host(pair: &Pair, environment: &[&str]) -> Process {
     let mut process = pair.a.ns.spawn(&log, &words);
     process.wait_for("host is ready", secs(20));
     process
+}
+
+/// The file of a tunnel at A whose only peer never calls.
+pub(crate) fn lonely_tunnel(pair: &Pair, name: &str) -> PathBuf {
+    let dir = pair.sandbox.path();
+    write_secret(
+        &dir.join(format!("{name}.key")),
+        &patchcord(&["genkey"], ""),
+    );
+    let far = patchcord(&["pubkey"], &patchcord(&["genkey"], ""));
+    let text = format!(
+        "[tunnel]\nprivate-key-file = \"{name}.key\"\nlisten = \"[::]:0\"\n[device]\nname = \"{name}0\"\n\
+         [[peer]]\nname = \"far\"\npublic-key = \"{}\"\n",
+        far.trim()
+    );
+    let file = dir.join(format!("{name}.toml"));
+    fs::write(&file, text).expect("a file");
+    file
+}
+
+/// Gives the host of [`run_host`] a further tunnel.
+pub(crate) fn add_to_host(pair: &Pair, name: &str, config: &Path) {
+    let text = host_file(config);
+    let tunnels = pair.sandbox.path().join("host/tunnels.d");
+    fs::write(tunnels.join(format!("{name}.toml")), text).expect("a file");
+}
+
+fn host_file(config: &Path) -> String {
+    let config = config.display();
+    format!("provider = \"patchcord\"\nvendor.config = \"{config}\"\n")
 }
 
 /// Stands for systemd: hears what programs tell it.

@@ -9,10 +9,10 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::kit::host::run_host;
+use crate::kit::host::{lonely_tunnel, run_host};
 use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{Process, eventually, secs};
-use crate::kit::site::{Site, binary, patchcord, write_secret};
+use crate::kit::site::{Site, binary};
 
 const STATION: &str = "02:00:5e:10:00:01";
 
@@ -28,15 +28,7 @@ impl Two {
     fn start() -> Self {
         let pair = Pair::prepare(Plan::default());
         let dir = pair.sandbox.path();
-        let lab_file = dir.join("lab.toml");
-        write_secret(&dir.join("lab.key"), &patchcord(&["genkey"], ""));
-        let far = patchcord(&["pubkey"], &patchcord(&["genkey"], ""));
-        let text = format!(
-            "[tunnel]\nprivate-key-file = \"lab.key\"\nlisten = \"[::]:0\"\n[device]\nname = \"lab0\"\n\
-             [[peer]]\nname = \"far\"\npublic-key = \"{}\"\n",
-            far.trim()
-        );
-        fs::write(&lab_file, text).expect("a file");
+        let lab_file = lonely_tunnel(&pair, "lab");
         let host = run_host(&pair, &[]);
         let (program, file) = (binary(), lab_file.display().to_string());
         let words = [program.as_str(), "up", &file];
@@ -96,7 +88,7 @@ fn each_verb_reaches_each_tunnel_however_it_was_started() {
         assert_eq!(names(&json(site, list)), ["lab", "office"], "{list}");
     }
     let list = done(site, "host list");
-    assert_eq!(list.matches("connected").count(), 2, "{list}");
+    assert_eq!(list.matches("no peer up").count(), 2, "{list}");
     for (called, name) in two.names() {
         assert!(done(site, &format!("show {called}")).starts_with(&format!("tunnel {name}\n")));
         assert_eq!(json(site, &format!("show {called} --json"))["tunnel"], name);
@@ -133,6 +125,43 @@ fn each_verb_reaches_each_tunnel_however_it_was_started() {
     assert_eq!(names(&json(site, "show --json")), [""; 0]);
     assert_eq!(names(&json(site, "host list --json")), ["office"]);
     drop(two.host);
+}
+
+#[test]
+fn a_list_and_a_page_call_the_state_of_a_tunnel_alike() {
+    let mut two = Two::start();
+    let condition = |two: &Two, list: &str, name: &str| {
+        let list = json(&two.pair.a, list);
+        let mut tunnels = list.as_array().expect("a list").iter();
+        let found = tunnels.find(|tunnel| tunnel["tunnel"] == name);
+        found.expect("each list has it")["condition"].clone()
+    };
+    let agree = |two: &Two, expected: [&str; 2]| {
+        for (name, expected) in ["lab", "office"].into_iter().zip(expected) {
+            for list in ["show --json", "host list --json"] {
+                assert_eq!(condition(two, list, name), expected, "{name} in {list}");
+            }
+            let page = done(&two.pair.a, &format!("show {name}"));
+            assert!(
+                page.contains(&format!("state       {expected}, ")),
+                "{page}"
+            );
+            let list = done(&two.pair.a, "host list");
+            let mut lines = list.lines();
+            let line = lines.find(|line| line.starts_with(name)).expect("a line");
+            assert_eq!(line[name.len()..].trim(), expected, "{list}");
+        }
+    };
+    agree(&two, ["no peer up", "no peer up"]);
+    two.pair.b.up();
+    eventually(secs(30), "the peer of one is up", || {
+        (condition(&two, "show --json", "office") == "connected").then_some(())
+    });
+    agree(&two, ["no peer up", "connected"]);
+    two.pair.b.terminate();
+    done(&two.pair.a, "host stop office");
+    let list = json(&two.pair.a, "host list --json");
+    assert_eq!(list[1]["condition"], "disconnected", "{list}");
 }
 
 #[test]
