@@ -97,20 +97,20 @@ struct Shared {
 #[non_exhaustive]
 pub enum ClientError {
     /// No process listens on the socket.
-    #[error("no host listens on {}; start it with `patchcord host run`", path.display())]
+    #[error("no host listens on {}: {cause}; start it with `patchcord host run`", path.display())]
     NotRunning {
         /// The socket.
         path: PathBuf,
         /// The kernel's error.
-        source: io::Error,
+        cause: io::Error,
     },
     /// This user may not connect to the socket.
-    #[error("this user may not connect to {}; run as root", path.display())]
+    #[error("this user may not connect to {}: {cause}; run as root", path.display())]
     PermissionDenied {
         /// The socket.
         path: PathBuf,
         /// The kernel's error.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The host speaks other versions of the protocol.
     #[error(
@@ -124,13 +124,13 @@ pub enum ClientError {
     },
     /// The listener does not begin as a host does; hosts of the first versions did not.
     #[error(
-        "the listener on {} is another version of patchcord, or another program; start the tunnel again with this version", path.display()
+        "the listener on {} is another version of patchcord, or another program: {cause}; start the tunnel again with this version", path.display()
     )]
     NoHello {
         /// The socket.
         path: PathBuf,
         /// The error in the first line.
-        source: serde_json::Error,
+        cause: serde_json::Error,
     },
     /// The connection ended. The host may be restarting: connect again.
     #[error("the host ended the connection; connect again")]
@@ -182,11 +182,11 @@ impl Client {
     /// No process listens, this user may not connect, or the host is of another version.
     pub async fn connect(path: impl AsRef<Path>) -> Result<Self, ClientError> {
         let path = path.as_ref();
-        let stream = call(path).await.map_err(|source| {
+        let stream = call(path).await.map_err(|cause| {
             let path = path.to_owned();
-            match source.kind() {
-                io::ErrorKind::PermissionDenied => ClientError::PermissionDenied { path, source },
-                _ => ClientError::NotRunning { path, source },
+            match cause.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::PermissionDenied { path, cause },
+                _ => ClientError::NotRunning { path, cause },
             }
         })?;
         let (reader, mut writer) = stream.into_split();
@@ -195,9 +195,9 @@ impl Client {
         let _ = writer.write_all(&to_line(&Hello::of(CLIENT))).await;
         let line = timeout(HELLO_DEADLINE, read_line(&mut reader)).await;
         let line = line.ok().flatten().ok_or(ClientError::Disconnected)?;
-        let hello: Hello = from_line(&line).map_err(|source| ClientError::NoHello {
+        let hello: Hello = from_line(&line).map_err(|cause| ClientError::NoHello {
             path: path.to_owned(),
-            source,
+            cause,
         })?;
         if hello.common().is_none() {
             return Err(ClientError::Version {

@@ -107,3 +107,87 @@ pub(super) fn explain(error: &dyn Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::{
+        host::client::ClientError,
+        io::tap::{NicError, TapError},
+        machine::sockets::SocketError,
+    };
+
+    /// A cause behind the remedy would read as a part of it.
+    #[test]
+    fn each_error_with_a_remedy_names_its_cause_in_front_of_it() {
+        const CAUSE: &str = "the kernel says no";
+        let (cause, path, name) = (
+            || io::Error::new(io::ErrorKind::PermissionDenied, CAUSE),
+            || "run/office".into(),
+            || "tap7".to_owned(),
+        );
+        let errors: [(Box<dyn Error>, &str); 9] = [
+            (
+                Box::new(ClientError::NotRunning {
+                    path: path(),
+                    cause: cause(),
+                }),
+                "; start it with `patchcord host run`",
+            ),
+            (
+                Box::new(ClientError::PermissionDenied {
+                    path: path(),
+                    cause: cause(),
+                }),
+                "; run as root",
+            ),
+            (
+                Box::new(ClientError::NoHello {
+                    path: path(),
+                    cause: serde_json::Error::io(cause()),
+                }),
+                "; start the tunnel again with this version",
+            ),
+            (
+                Box::new(LockError::Io {
+                    path: path(),
+                    cause: cause(),
+                }),
+                "; run as root, or let this user write to that directory",
+            ),
+            (
+                Box::new(NicError::NotPermitted {
+                    name: name(),
+                    cause: cause(),
+                }),
+                "; run as root or with these capabilities",
+            ),
+            (
+                Box::new(TapError::NotPermitted {
+                    name: name(),
+                    cause: cause(),
+                }),
+                "; run as root or with that capability",
+            ),
+            (
+                Box::new(TapError::NoDriver(cause())),
+                "; load the driver with `modprobe tun`, or give the container `--device /dev/net/tun`",
+            ),
+            (
+                Box::new(TapError::DeviceForbidden(cause())),
+                "; give the container `--device /dev/net/tun`, the unit `DeviceAllow=/dev/net/tun rw`",
+            ),
+            (
+                Box::new(SocketError::NotPermitted(cause())),
+                "; run as root or with that capability",
+            ),
+        ];
+        for (error, remedy) in errors {
+            let text = explain(&*error);
+            assert!(text.ends_with(&format!("{CAUSE}{remedy}")), "{text}");
+            assert_eq!(text.matches(CAUSE).count(), 1, "{text}");
+        }
+    }
+}

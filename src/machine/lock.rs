@@ -36,12 +36,12 @@ pub enum LockError {
         pid: Option<u32>,
     },
     /// A lock file cannot be created in the run directory.
-    #[error("cannot lock {}{}", path.display(), remedy(.source))]
+    #[error("cannot lock {}: {cause}{}", path.display(), remedy(.cause))]
     Io {
         /// The lock file.
         path: PathBuf,
         /// The kernel's error.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -52,12 +52,12 @@ fn by(pid: Option<u32>) -> String {
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            ": run as root, or let this user write to that directory"
+            "; run as root, or let this user write to that directory"
         }
         io::ErrorKind::ReadOnlyFilesystem => {
-            ": mount a writable file system, such as a tmpfs, there"
+            "; mount a writable file system, such as a tmpfs, there"
         }
-        io::ErrorKind::StorageFull => ": free some space there",
+        io::ErrorKind::StorageFull => "; free some space there",
         _ => "",
     }
 }
@@ -125,9 +125,9 @@ impl DeviceLock {
     /// # Errors
     /// When another holder lives, or the directory is not writable.
     pub(crate) fn acquire(dir: &Path, device: &str) -> Result<Self, LockError> {
-        let at = |source| LockError::Io {
+        let at = |cause| LockError::Io {
             path: PathBuf::from(NAMESPACE),
-            source,
+            cause,
         };
         let namespace = namespace_inode().map_err(at)?;
         let file = LockFile::acquire(dir.join(format!("{namespace}-{device}.device-lock")));
@@ -154,15 +154,15 @@ impl RoutingLock {
     /// # Errors
     /// When the directory is not writable.
     pub(super) fn try_acquire(dir: &Path, number: u8) -> Result<Option<Self>, LockError> {
-        let at = |source| LockError::Io {
+        let at = |cause| LockError::Io {
             path: PathBuf::from(NAMESPACE),
-            source,
+            cause,
         };
         let namespace = namespace_inode().map_err(at)?;
         match LockFile::acquire(dir.join(format!("{namespace}-{number}.routing-lock"))) {
             Ok(file) => Ok(Some(Self { _file: file })),
             Err(Refusal::Held(_)) => Ok(None),
-            Err(Refusal::Io(path, source)) => Err(LockError::Io { path, source }),
+            Err(Refusal::Io(path, cause)) => Err(LockError::Io { path, cause }),
         }
     }
 }
@@ -183,7 +183,7 @@ impl Refusal {
     fn into_error(self, held: impl FnOnce(Option<u32>) -> LockError) -> LockError {
         match self {
             Self::Held(pid) => held(pid),
-            Self::Io(path, source) => LockError::Io { path, source },
+            Self::Io(path, cause) => LockError::Io { path, cause },
         }
     }
 }
@@ -474,19 +474,19 @@ mod tests {
     #[test]
     fn a_refusal_of_the_kernel_comes_with_a_remedy() {
         for (kind, remedy) in [
-            (io::ErrorKind::PermissionDenied, ": run as root"),
+            (io::ErrorKind::PermissionDenied, "; run as root"),
             (
                 io::ErrorKind::ReadOnlyFilesystem,
-                ": mount a writable file system",
+                "; mount a writable file system",
             ),
-            (io::ErrorKind::StorageFull, ": free some space"),
+            (io::ErrorKind::StorageFull, "; free some space"),
         ] {
             let error = LockError::Io {
                 path: "run/office.lock".into(),
-                source: kind.into(),
+                cause: kind.into(),
             };
             let text = error.to_string();
-            let expected = format!("cannot lock run/office.lock{remedy}");
+            let expected = format!("cannot lock run/office.lock: {kind}{remedy}");
             assert!(text.starts_with(&expected), "{text}");
         }
     }
@@ -497,7 +497,10 @@ mod tests {
         let error = RunLock::acquire(&file.path().join("run"), "office")
             .unwrap_err()
             .to_string();
-        assert!(error.ends_with("run/office.lock"), "{error}");
+        assert!(
+            error.contains("run/office.lock: Not a directory"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -27,10 +27,10 @@ pub enum SocketError {
     NoInterface,
     /// The process lacks the permission.
     #[error(
-        "marking a socket as outside of the tunnel needs CAP_NET_ADMIN: run as root or with that \
-         capability"
+        "marking a socket as outside of the tunnel needs CAP_NET_ADMIN: {0}; run as root or with \
+         that capability"
     )]
-    NotPermitted(#[source] io::Error),
+    NotPermitted(io::Error),
     /// The interface cannot be looked up.
     #[error("cannot look up the interface")]
     Link(#[from] LinkError),

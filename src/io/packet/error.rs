@@ -32,14 +32,14 @@ pub enum NicError {
     },
     /// Not allowed.
     #[error(
-        "reading the frames of `{name}` needs CAP_NET_RAW, and CAP_NET_ADMIN to bring it up: run as \
+        "reading the frames of `{name}` needs CAP_NET_RAW, and CAP_NET_ADMIN to bring it up: {cause}; run as \
          root or with these capabilities"
     )]
     NotPermitted {
         /// The interface.
         name: String,
         /// The kernel's error.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Anything else.
     #[error("cannot {action} the interface `{name}`")]

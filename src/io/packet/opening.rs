@@ -36,7 +36,7 @@ pub(in crate::io) fn open(name: &str, count: usize) -> Result<Opened, NicError> 
         move |source: io::Error| match source.kind() {
             io::ErrorKind::PermissionDenied => NicError::NotPermitted {
                 name: name.to_owned(),
-                source,
+                cause: source,
             },
             _ => NicError::Io {
                 action,

@@ -20,23 +20,25 @@ pub enum TapError {
     },
     /// The driver is missing.
     #[error(
-        "no /dev/net/tun: load the driver with `modprobe tun`, or give the container \
+        "no /dev/net/tun: {0}; load the driver with `modprobe tun`, or give the container \
          `--device /dev/net/tun`"
     )]
-    NoDriver(#[source] io::Error),
+    NoDriver(io::Error),
     /// A rule about devices forbids it, even to root.
     #[error(
-        "a device rule of this container or service forbids /dev/net/tun: give the container \
+        "a device rule of this container or service forbids /dev/net/tun: {0}; give the container \
          `--device /dev/net/tun`, the unit `DeviceAllow=/dev/net/tun rw`"
     )]
-    DeviceForbidden(#[source] io::Error),
+    DeviceForbidden(io::Error),
     /// Not allowed.
-    #[error("opening the TAP `{name}` needs CAP_NET_ADMIN: run as root or with that capability")]
+    #[error(
+        "opening the TAP `{name}` needs CAP_NET_ADMIN: {cause}; run as root or with that capability"
+    )]
     NotPermitted {
         /// The device.
         name: String,
         /// The kernel's error.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Another process has the device.
     #[error(
@@ -111,7 +113,7 @@ pub(super) fn attach_error(action: &'static str, name: &str) -> impl FnOnce(io::
         },
         _ if error.kind() == io::ErrorKind::PermissionDenied => TapError::NotPermitted {
             name: name.to_owned(),
-            source: error,
+            cause: error,
         },
         _ => io_error(action, name)(error),
     }
