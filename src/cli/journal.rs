@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, format::Writer};
+use tracing_subscriber::fmt::{
+    FmtContext, FormatEvent, FormatFields, FormattedFields, format::Writer,
+};
 use tracing_subscriber::registry::LookupSpan;
 
 /// The socket of journald.
@@ -76,7 +78,8 @@ impl<W: Write> Write for Entries<W> {
     }
 }
 
-/// The text of the inner formatter as the message of an entry, with the event's fields.
+/// The text of the inner formatter as the message of an entry, with the fields of the event and of its
+/// spans.
 pub(super) struct AsEntry<F>(pub(super) F);
 
 impl<S, N, F> FormatEvent<S, N> for AsEntry<F>
@@ -101,6 +104,16 @@ where
             result: Ok(()),
         };
         event.record(&mut fields);
+        for span in context.event_scope().into_iter().flatten() {
+            let extensions = span.extensions();
+            let text = extensions.get::<FormattedFields<N>>();
+            // Our spans have one field each.
+            if let Some((name, value)) = text.and_then(|text| text.split_once('='))
+                && event.metadata().fields().field(name).is_none()
+            {
+                fields.put(name, value.trim_matches('"'));
+            }
+        }
         fields.result
     }
 }
@@ -119,8 +132,7 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    fn put(&mut self, field: &Field, value: &str) {
-        let name = field.name();
+    fn put(&mut self, name: &str, value: &str) {
         // The entry has the message already.
         if name == "message" || self.result.is_err() {
             return;
@@ -134,11 +146,11 @@ impl Fields<'_> {
 
 impl Visit for Fields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, value);
+        self.put(field.name(), value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, &format!("{value:?}"));
+        self.put(field.name(), &format!("{value:?}"));
     }
 }
 
@@ -232,6 +244,7 @@ mod tests {
             let (peer, from) = ("site\nb", "192.0.2.1:1".parse::<std::net::SocketAddr>());
             tracing::subscriber::with_default(subscriber, || {
                 let (from, none) = (from.unwrap(), None::<&str>);
+                let _of_host = tracing::error_span!("host", tunnel = "office").entered();
                 tracing::warn!(peer, %from, last.error = 3, none, "peer is down\nPRIORITY=0");
             });
         };
@@ -249,12 +262,13 @@ mod tests {
             (*priority, *identifier),
             ("PRIORITY=4", "SYSLOG_IDENTIFIER=patchcord")
         );
-        let begin = "MESSAGE=WARN peer is down PRIORITY=0 peer=";
+        let begin = r#"MESSAGE=WARN host{tunnel="office"}: peer is down PRIORITY=0 peer="#;
         assert!(message.starts_with(begin), "{message}");
         let expected = [
             "PATCHCORD_PEER=site b",
             "PATCHCORD_FROM=192.0.2.1:1",
             "PATCHCORD_LAST_ERROR=3",
+            "PATCHCORD_TUNNEL=office",
         ];
         assert_eq!(fields, expected);
 
@@ -263,7 +277,10 @@ mod tests {
         log();
         let entries = direct.0.lock().unwrap();
         let otherwise = String::from_utf8_lossy(&entries.otherwise);
-        assert!(otherwise.starts_with("<4>WARN peer is down"), "{otherwise}");
+        assert!(
+            otherwise.starts_with(r#"<4>WARN host{tunnel="office"}: peer is down"#),
+            "{otherwise}"
+        );
         assert_eq!(otherwise.lines().count(), 1);
     }
 }

@@ -8,7 +8,7 @@ use tokio::{
     sync::{Semaphore, SemaphorePermit, watch},
     task::JoinSet,
 };
-use tracing::warn;
+use tracing::{Instrument, warn};
 
 use super::{
     error::{HostError, explain},
@@ -120,7 +120,7 @@ impl Ending {
 pub(super) async fn run_to_end(session: Session, options: StartOptions) -> SessionEnd {
     // Dropped with this one.
     let mut inner = JoinSet::new();
-    inner.spawn(session.run(options, || {}));
+    inner.spawn(session.run(options, || {}).in_current_span());
     match inner.join_next().await {
         Some(Ok(end)) => end,
         _ => SessionEnd {
@@ -186,15 +186,16 @@ pub(super) fn supersede(
             && configuration.is_some_and(|other| other.exclusive_group.as_ref() == Some(group))
     });
     let running: Vec<_> = others
-        .filter_map(|(_, tunnel)| tunnel.session.clone())
+        .filter_map(|(name, tunnel)| Some((name, tunnel.session.clone()?)))
         .collect();
-    for other in &running {
+    for (tunnel, other) in &running {
         warn!(
+            tunnel,
             attempt = other.attempt.0,
             by = name,
             "stopping the session: another tunnel of its exclusive group replaces it"
         );
         other.handle.stop(StopReason::Superseded);
     }
-    running
+    running.into_iter().map(|(_, other)| other).collect()
 }

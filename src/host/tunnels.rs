@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, broadcast, watch};
+use tracing::{Instrument, Span, error_span};
 
 use super::{
     error::{HostError, MAX_MESSAGES},
@@ -54,6 +55,8 @@ pub struct HostBuilder {
     deadlines: Deadlines,
     secrets: SecretStore,
     pub(crate) sleep: SleepWatch,
+    /// Whether lines of the log name their tunnel; those of a process with one need not.
+    pub(crate) logs_name_tunnels: bool,
 }
 
 pub(super) struct Inner {
@@ -62,6 +65,7 @@ pub(super) struct Inner {
     deadlines: Deadlines,
     secrets: SecretStore,
     pub(super) sleep: SleepWatch,
+    logs_name_tunnels: bool,
     tunnels: Mutex<BTreeMap<String, Tunnel>>,
     attempts: AtomicU64,
     events: broadcast::Sender<Event>,
@@ -108,6 +112,7 @@ impl HostBuilder {
             deadlines: self.deadlines,
             secrets: self.secrets,
             sleep: self.sleep,
+            logs_name_tunnels: self.logs_name_tunnels,
             tunnels: Mutex::default(),
             attempts: AtomicU64::new(0),
             events: broadcast::Sender::new(EVENTS),
@@ -127,6 +132,7 @@ impl Host {
             deadlines: Deadlines::default(),
             secrets: SecretStore::new(SECRETS_DIR),
             sleep: SleepWatch::new(Bus::default(), "tunnels get ready"),
+            logs_name_tunnels: true,
         }
     }
 
@@ -232,7 +238,9 @@ impl Host {
             host: self.clone(),
             tunnel: tunnel.to_owned(),
             attempt,
+            span: self.span(tunnel),
         };
+        let span = hosting.span.clone();
         let context = ProviderContext::new(
             tunnel.to_owned(),
             &self.inner.run_dir,
@@ -257,7 +265,7 @@ impl Host {
         entry.last_error = None;
         session.begin();
         let (host, tunnel) = (self.clone(), tunnel.to_owned());
-        tokio::spawn(async move {
+        let running = async move {
             for other in superseded {
                 other.gone().await;
             }
@@ -266,8 +274,17 @@ impl Host {
             let end = Ending::of(&end);
             host.note_end(&tunnel, attempt, &end);
             ending.send_replace(Some(end));
-        });
+        };
+        tokio::spawn(running.instrument(span));
         Ok(attempt)
+    }
+
+    /// What names a tunnel in the lines of its session, at every level.
+    fn span(&self, tunnel: &str) -> Span {
+        match self.inner.logs_name_tunnels {
+            true => error_span!(parent: None, "host", tunnel),
+            false => Span::none(),
+        }
     }
 
     fn lock(&self, tunnel: &str) -> Result<Arc<RunLock>, HostError> {
@@ -484,6 +501,7 @@ struct Hosted {
     host: Host,
     tunnel: String,
     attempt: Attempt,
+    span: Span,
 }
 
 impl Hosting for Hosted {
@@ -495,6 +513,10 @@ impl Hosting for Hosted {
     fn display(&self, text: &str) -> bool {
         let kind = EventKind::Message { text: text.into() };
         self.host.publish(&self.tunnel, Some(self.attempt), kind)
+    }
+
+    fn span(&self) -> Span {
+        self.span.clone()
     }
 
     fn secret(&self, name: &str) -> Result<Secret, SecretError> {

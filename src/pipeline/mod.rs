@@ -56,6 +56,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
+use tracing::Instrument;
 
 use self::{
     control::{Command, ControlTask},
@@ -192,7 +193,7 @@ impl Engine {
         let traffic = views.map(|view| view.traffic).collect();
         let mut tasks = parts.spawn_tasks(&queues[0], (socket, filter), commands_out, &events_in);
         let priority = control::follow_bulk(shared.clone(), plan.nice);
-        tasks.spawn(supervise("priority", priority, events_in));
+        tasks.spawn(supervise("priority", priority, events_in).in_current_span());
         Ok((
             Self {
                 plan,
@@ -412,8 +413,8 @@ impl Parts {
         );
         let control = control.run(self.handshakes, commands);
         let mut tasks = JoinSet::new();
-        tasks.spawn(supervise("control", control, events.clone()));
-        tasks.spawn(supervise("slow path", slow_path, events.clone()));
+        tasks.spawn(supervise("control", control, events.clone()).in_current_span());
+        tasks.spawn(supervise("slow path", slow_path, events.clone()).in_current_span());
         tasks.spawn(watch_over(shared.watchdog.clone(), events.clone()));
         tasks
     }

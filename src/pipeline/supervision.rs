@@ -9,7 +9,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
-use tracing::error;
+use tracing::{Instrument, error};
 
 use super::{
     view::{EngineEvent, Stopped},
@@ -28,7 +28,7 @@ pub(super) async fn supervise(
 ) {
     // Ends with this one.
     let mut inner = JoinSet::new();
-    inner.spawn(task);
+    inner.spawn(task.in_current_span());
     let stopped = match inner.join_next().await {
         Some(Err(end)) if end.is_panic() => Stopped::of_panic(name, &*end.into_panic()),
         _ => Stopped::Failed(io::Error::other(format!("`{name}` ended"))),

@@ -143,9 +143,11 @@ impl Threads<'_> {
         let events = self.events.clone();
         let heartbeat = self.shared.watchdog.heartbeat(name);
         let its_name = name.to_owned();
+        let span = tracing::Span::current();
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
+                let _entered = span.entered();
                 if let Some(core) = core
                     && !core_affinity::set_for_current(core)
                 {

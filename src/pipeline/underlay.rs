@@ -13,7 +13,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
 };
-use tracing::warn;
+use tracing::{Instrument, warn};
 
 use super::{supervision::supervise, view::EngineEvent};
 use crate::{
@@ -60,7 +60,8 @@ impl Underlay {
         let (question, asked) = watch::channel(Question::default());
         let (concerned_in, concerned) = mpsc::channel(1);
         let mut task = JoinSet::new();
-        task.spawn(supervise("underlay", follow(asked, concerned_in), events));
+        let follow = supervise("underlay", follow(asked, concerned_in), events);
+        task.spawn(follow.in_current_span());
         Self {
             question,
             concerned,

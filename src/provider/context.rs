@@ -16,7 +16,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tracing::{debug, warn};
+use tracing::{Instrument, Span, debug, warn};
 
 use super::{
     configuration::TunnelConfiguration,
@@ -91,6 +91,9 @@ pub(crate) trait Hosting: Send + Sync {
     /// Shows a text to the host's listeners; false if there are none.
     fn display(&self, text: &str) -> bool;
 
+    /// What names the tunnel in the lines of its session.
+    fn span(&self) -> Span;
+
     /// The secret that the host has by this name.
     fn secret(&self, name: &str) -> Result<Secret, SecretError>;
 }
@@ -103,6 +106,10 @@ impl Hosting for Alone {
 
     fn display(&self, _: &str) -> bool {
         false
+    }
+
+    fn span(&self) -> Span {
+        Span::none()
     }
 
     fn secret(&self, _: &str) -> Result<Secret, SecretError> {
@@ -563,6 +570,11 @@ impl ProviderContext {
         lock(&self.inner.failure).take()
     }
 
+    /// What names the tunnel in the lines of its session, for tasks of it.
+    pub(super) fn span(&self) -> Span {
+        self.inner.hosting.span()
+    }
+
     /// Runs a task of the session, which ends with it at the latest. A panic in the task ends the
     /// session.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -570,7 +582,7 @@ impl ProviderContext {
         let task = async move {
             // Dropped with this task.
             let mut inner_task = JoinSet::new();
-            inner_task.spawn(task);
+            inner_task.spawn(task.in_current_span());
             if let Some(Err(end)) = inner_task.join_next().await
                 && end.is_panic()
                 && let Some(inner) = inner.upgrade()
@@ -581,7 +593,7 @@ impl ProviderContext {
         let mut tasks = lock(&self.inner.tasks);
         // Removes the tasks that have ended.
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(task);
+        tasks.spawn(task.instrument(self.span()));
     }
 
     /// Waits for the session's tasks for a while, so that one that is at work can finish.

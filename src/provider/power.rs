@@ -21,7 +21,7 @@ use tokio::{
     task::JoinSet,
     time::timeout_at,
 };
-use tracing::{debug, warn};
+use tracing::{Instrument, debug, warn};
 
 use super::{
     callback::cancel,
@@ -185,7 +185,8 @@ async fn sleep(
     context: &ProviderContext,
 ) {
     let (provider, its_context) = (provider.clone(), context.clone());
-    let mut sleep = tokio::spawn(async move { provider.sleep(&its_context).await });
+    let sleep = async move { provider.sleep(&its_context).await };
+    let mut sleep = tokio::spawn(sleep.in_current_span());
     match timeout_at(guard.deadline(), &mut sleep).await {
         Ok(Ok(())) => {}
         Ok(Err(_)) => panicked(context, "sleep"),
@@ -199,7 +200,8 @@ async fn sleep(
 async fn wake(provider: &Arc<dyn EthernetTunnelProvider>, context: &ProviderContext) {
     let (provider, its_context) = (provider.clone(), context.clone());
     // A task of its own, because it may panic.
-    let wake = tokio::spawn(async move { provider.wake(&its_context) });
+    let wake = async move { provider.wake(&its_context) };
+    let wake = tokio::spawn(wake.in_current_span());
     if wake.await.is_err() {
         panicked(context, "wake");
     }

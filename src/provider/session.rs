@@ -9,7 +9,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
-use tracing::{error, warn};
+use tracing::{Instrument, error, warn};
 
 use super::{
     callback::cancel,
@@ -162,9 +162,10 @@ impl Session {
         // Dropped with the session, and with it the last delay of a sleep.
         let mut background = JoinSet::new();
         let (provider, context) = (self.provider.clone(), self.context.clone());
-        background.spawn(power::follow(self.sleep.events(), provider, context));
-        background.spawn(routing_monitor::follow(self.context.clone()));
-        background.spawn(interface_monitor::follow(self.context.clone()));
+        let power = power::follow(self.sleep.events(), provider, context);
+        background.spawn(power.in_current_span());
+        background.spawn(routing_monitor::follow(self.context.clone()).in_current_span());
+        background.spawn(interface_monitor::follow(self.context.clone()).in_current_span());
         let start_error = self.start(options).await.err();
         match &start_error {
             Some(error) => drop(self.context.begin_stop(error.reason())),
@@ -205,7 +206,8 @@ impl Session {
             .await
             .map_err(ProviderError::from)?;
         let (provider, context) = (self.provider.clone(), self.context.clone());
-        let mut start = tokio::spawn(async move { provider.start(&context, options).await });
+        let start = async move { provider.start(&context, options).await };
+        let mut start = tokio::spawn(start.in_current_span());
         let outcome = tokio::select! {
             biased; // a `start` that a stop ends has not failed
             _ = self.context.cancelled() => return self.abandon(start).await,
@@ -235,7 +237,8 @@ impl Session {
 
     async fn stop(&self, reason: StopReason) {
         let (provider, context) = (self.provider.clone(), self.context.clone());
-        let mut stop = tokio::spawn(async move { provider.stop(&context, reason).await });
+        let stop = async move { provider.stop(&context, reason).await };
+        let mut stop = tokio::spawn(stop.in_current_span());
         match timeout(self.deadlines.stop, &mut stop).await {
             Ok(Ok(())) => {}
             Ok(Err(failure)) => error!(%failure, "the provider's stop failed"),
@@ -262,9 +265,10 @@ impl SessionHandle {
     pub async fn send_message(&self, message: impl Into<AppMessage>) -> Option<Bytes> {
         let message = message.into();
         let (provider, context) = (self.provider.clone(), self.context.clone());
+        let answer = async move { provider.handle_app_message(&context, message).await };
         // Dropped at the end of this call.
         let mut handling = JoinSet::new();
-        handling.spawn(async move { provider.handle_app_message(&context, message).await });
+        handling.spawn(answer.instrument(self.context.span()));
         let answer = handling.join_next().await?;
         answer.unwrap_or_else(|failure| {
             error!(%failure, "the provider panicked while handling a message; please report this");
@@ -278,9 +282,10 @@ impl SessionHandle {
     /// The error of the provider, or a panic over the query.
     pub async fn ask(&self, query: Query) -> Answered {
         let (provider, context) = (self.provider.clone(), self.context.clone());
+        let answer = async move { provider.handle_query(&context, query).await };
         // Dropped at the end of this call.
         let mut handling = JoinSet::new();
-        handling.spawn(async move { provider.handle_query(&context, query).await });
+        handling.spawn(answer.instrument(self.context.span()));
         let answer = handling.join_next().await.ok_or(QueryError::NotNow)?;
         answer.unwrap_or_else(|failure| {
             error!(%failure, "the provider panicked while handling a query; please report this");

@@ -159,6 +159,7 @@ fn host_of(name: &str, provider: TunnelProvider, run_dir: &Path) -> Result<Host,
     };
     let mut builder = Host::builder(run_dir).register(PROVIDER, factory);
     builder.sleep = SleepWatch::new(Bus::default(), format!("tunnel {name} gets ready"));
+    builder.logs_name_tunnels = false;
     let host = builder.build();
     host.configure(name, TunnelConfiguration::new(PROVIDER), None)?;
     Ok(host)

@@ -14,7 +14,7 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
 };
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, info, warn};
 
 use super::{
     latency::WakeBound,
@@ -185,13 +185,13 @@ impl TunnelProvider {
         let mut watchers = JoinSet::new();
         let (carrier, summary) = (self.carrier, self.summary.clone());
         let carrier = watch_engine(context.clone(), events, carrier, summary);
-        watchers.spawn(supervise(context.clone(), carrier));
+        watchers.spawn(supervise(context.clone(), carrier).in_current_span());
         let addresses = watch_addresses(self.running.clone());
-        watchers.spawn(supervise(context.clone(), addresses));
+        watchers.spawn(supervise(context.clone(), addresses).in_current_span());
         if let Some(bound) = wake_bound.clone() {
             let frames = engine.frame_counter();
             let bound = async move { bound.follow(frames).await };
-            watchers.spawn(supervise(context.clone(), bound));
+            watchers.spawn(supervise(context.clone(), bound).in_current_span());
         }
         self.set_watchdog(Some(engine.watchdog()));
         *running = Some(Running {
@@ -331,7 +331,7 @@ impl EthernetTunnelProvider for TunnelProvider {
 async fn supervise(context: ProviderContext, task: impl Future<Output = ()> + Send + 'static) {
     // Dropped with this one.
     let mut inner = JoinSet::new();
-    inner.spawn(task);
+    inner.spawn(task.in_current_span());
     if let Some(Err(end)) = inner.join_next().await
         && end.is_panic()
     {

@@ -6,9 +6,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
+use crate::kit::host::{add_to_host, lonely_tunnel, run_host};
 use crate::kit::pair::{Pair, Plan};
 use crate::kit::process::{eventually, secs};
 
@@ -53,4 +55,53 @@ fn a_tunnel_goes_on_without_a_reader_of_its_log() {
         text.contains("peer is up").then_some(())
     });
     pair.a.terminate();
+}
+
+#[test]
+fn each_line_of_a_host_names_its_tunnel() {
+    let mut pair = Pair::prepare(Plan::default());
+    let mut host = run_host(&pair, &[]);
+    add_to_host(&pair, "lab", &lonely_tunnel(&pair, "lab"));
+    for name in ["office", "lab"] {
+        eventually(secs(20), "the host starts its tunnel", || {
+            (pair.a.ran(&["host", "start", name]).0 == Some(0)).then_some(())
+        });
+    }
+    pair.b.up();
+    host.wait_for("peer is up", secs(30));
+    pair.b.terminate();
+    host.signal(Signal::SIGTERM);
+    assert!(host.wait_exit(secs(20)).success());
+    let log = host.log();
+    let lines: Vec<_> = log
+        .lines()
+        .filter(|line| !line.contains("host is ready"))
+        .collect();
+    let names = |line: &str, name: &str| line.contains(&format!(r#"tunnel="{name}""#));
+    for (name, message) in [
+        ("office", "device is ready"),
+        ("office", "engine started"),
+        ("office", "peer is up"),
+        ("lab", "device is ready"),
+        ("lab", "engine started"),
+    ] {
+        let mut lines = lines.iter().filter(|line| line.contains(message));
+        assert!(lines.any(|line| names(line, name)), "{message}: {log}");
+    }
+    for line in lines {
+        assert!(names(line, "office") != names(line, "lab"), "{line}");
+    }
+}
+
+#[test]
+fn the_lines_of_a_process_with_one_tunnel_have_no_prefix() {
+    let mut pair = Pair::prepare(Plan::default());
+    pair.a.up().wait_for("engine started", secs(20));
+    let log = pair.a.process().log();
+    let mut lines = log.lines();
+    let line = lines.find(|line| line.contains("engine started"));
+    assert!(
+        line.is_some_and(|line| line.contains("INFO engine started listen=")),
+        "{log}"
+    );
 }
