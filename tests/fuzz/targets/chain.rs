@@ -11,11 +11,15 @@
 //! every frame that it loses, and changes no byte, also of frames that leave merged.
 #![no_main]
 
+#[path = "../kernel.rs"]
+mod kernel;
 #[path = "../original.rs"]
 #[allow(dead_code)]
 mod original;
 #[path = "../packet.rs"]
 mod packet;
+#[path = "../world.rs"]
+mod world;
 
 use std::collections::VecDeque;
 
@@ -24,7 +28,6 @@ use libfuzzer_sys::fuzz_target;
 use patchcord::internals::{
     io::{memory::Refusals, tap::VnetHeader},
     pipeline::fuzzing::{Arriving, Chain, ChainConfig, Damage, Departed, LANES, MAX_PEERS, Plan},
-    proto::{partial_checksum::finish_checksum, superframe::MAX_SEGMENTS},
     stats::DropReason,
     wire::{
         Counter, Lane, MessageType,
@@ -36,12 +39,11 @@ use patchcord::internals::{
         offload::{Checksum, Offload, Segmentation, Transport},
     },
 };
-use patchcord_bridge::{
-    BpduPolicy, FloodLimits, Guard, PortConfig, PortId, PortVlans, SwitchConfig, Tpid, Vid, VidSet,
-};
+use patchcord_bridge::{PortId, SwitchConfig};
 
-use original::{pseudo_header, sum};
+use kernel::{apart, check_description, finished};
 use packet::{Built, Packet, has_wrong_checksum};
+use world::{Facts, World};
 
 /// The length of a tag that a port pushes.
 const TAG: usize = 4;
@@ -80,14 +82,6 @@ struct Run {
     owed: VecDeque<Vec<u8>>,
     /// Other frames were read that cross in pieces, or with corrected fields.
     has_corrected: bool,
-}
-
-struct Facts {
-    is_wire: bool,
-    takes_offloads: bool,
-    max_frame: usize,
-    nic_mtu: Option<usize>,
-    paths: Vec<Option<usize>>,
 }
 
 impl Run {
@@ -286,271 +280,10 @@ impl Facts {
     }
 }
 
-/// The checks of a kernel's `virtio_net_hdr_to_skb`, and stricter ones.
-fn check_description(vnet: &VnetHeader, frame: &[u8]) {
-    let start = usize::from(vnet.csum_start);
-    let is_open = vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0;
-    if is_open {
-        assert!(start >= 14 && start + usize::from(vnet.csum_offset) + 2 <= frame.len());
-    } else {
-        assert_eq!(*vnet, VnetHeader::NONE);
-    }
-    if vnet.gso_type == VnetHeader::GSO_NONE {
-        return assert_eq!((vnet.gso_size, vnet.hdr_len), (0, 0));
-    }
-    let (transport, ethertype) = match vnet.gso_type & !VnetHeader::GSO_ECN {
-        VnetHeader::GSO_TCPV4 => (Transport::Tcp, Some([0x08, 0x00])),
-        VnetHeader::GSO_TCPV6 => (Transport::Tcp, Some([0x86, 0xdd])),
-        VnetHeader::GSO_UDP_L4 => (Transport::Udp, None),
-        other => panic!("no kernel knows of {other}"),
-    };
-    let cwr = vnet.gso_type & VnetHeader::GSO_ECN != 0;
-    assert!(is_open && vnet.gso_size > 0 && !(cwr && transport == Transport::Udp));
-    let headers = usize::from(vnet.hdr_len);
-    assert!(headers > start && headers < frame.len());
-    let segments = (frame.len() - headers).div_ceil(vnet.gso_size.into());
-    assert!(segments <= MAX_SEGMENTS);
-    let mut at = 12;
-    while [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]].contains(&[frame[at], frame[at + 1]]) {
-        at += 4;
-    }
-    assert!(ethertype.is_none_or(|ethertype| frame[at..at + 2] == ethertype));
-    let total = match frame[at..at + 2] {
-        [0x08, 0x00] => at + 2 + word(frame, at + 4),
-        _ => at + 42 + word(frame, at + 6),
-    };
-    assert_eq!(total, frame.len(), "the packet fills the frame");
-}
-
-fn word(frame: &[u8], at: usize) -> usize {
-    u16::from_be_bytes([frame[at], frame[at + 1]]).into()
-}
-
-/// The frames that a kernel makes of it. Only those that frames may have been merged into are cut.
-fn apart(vnet: &VnetHeader, frame: &[u8]) -> Vec<Vec<u8>> {
-    let start = usize::from(vnet.csum_start);
-    let is_behind = |header: usize, ethertype: usize, first: u8| {
-        let network = start.checked_sub(header);
-        network.is_some_and(|at| {
-            at >= 14 && word(frame, at - 2) == ethertype && frame[at] & 0xf0 == first
-        })
-    };
-    let (is_ipv4, is_ipv6) = (is_behind(20, 0x0800, 0x40), is_behind(40, 0x86dd, 0x60));
-    if vnet.gso_type != VnetHeader::GSO_UDP_L4 || !(is_ipv4 || is_ipv6) {
-        return vec![finished(vnet, frame)];
-    }
-    let (headers, payload) = frame.split_at(vnet.hdr_len.into());
-    let segments = payload.chunks(vnet.gso_size.into()).enumerate();
-    let segment = |(number, payload): (usize, &[u8])| {
-        let mut segment = [headers, payload].concat();
-        let len = segment.len();
-        put(&mut segment, start + 4, len - start);
-        let addresses = match is_ipv6 {
-            true => {
-                let network = start - 40;
-                put(&mut segment, network + 4, len - start);
-                network + 8..start
-            }
-            false => {
-                let network = start - 20;
-                let id = word(&segment, network + 4) + number;
-                put(&mut segment, network + 2, len - network);
-                put(&mut segment, network + 4, id);
-                put(&mut segment, network + 10, 0);
-                let checksum = !sum(&segment[network..start]);
-                put(&mut segment, network + 10, checksum.into());
-                network + 12..start
-            }
-        };
-        let open = pseudo_header(&segment[addresses], 17, len - start);
-        put(&mut segment, start + 6, open.into());
-        let checksum = Checksum {
-            start: vnet.csum_start,
-            offset: vnet.csum_offset,
-        };
-        let _ = finish_checksum(&mut segment, checksum);
-        segment
-    };
-    segments.map(segment).collect()
-}
-
-fn put(bytes: &mut [u8], at: usize, value: usize) {
-    bytes[at..at + 2].copy_from_slice(&(value as u16).to_be_bytes());
-}
-
-/// With its partial checksum finished; one with an impossible position stays.
-fn finished(vnet: &VnetHeader, frame: &[u8]) -> Vec<u8> {
-    let mut frame = frame.to_vec();
-    if vnet.gso_type == VnetHeader::GSO_NONE && vnet.flags & VnetHeader::NEEDS_CHECKSUM != 0 {
-        let checksum = Checksum {
-            start: vnet.csum_start,
-            offset: vnet.csum_offset,
-        };
-        let _ = finish_checksum(&mut frame, checksum);
-    }
-    frame
-}
-
 #[derive(Arbitrary, Debug)]
 struct Input {
     world: World,
     steps: Vec<Step>,
-}
-
-/// A configuration.
-#[derive(Arbitrary, Debug)]
-struct World {
-    mode: Mode,
-    takes_offloads: bool,
-    refuses_udp: bool,
-    cuts_few: bool,
-    mtu: u16,
-    nic_mtu: Option<u16>,
-    peers: u8,
-    paths: [Path; MAX_PEERS],
-    ports: [Port; 1 + MAX_PEERS],
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
-    Switch,
-    Hub,
-    Wire,
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Path {
-    Down,
-    Narrow,
-    Base,
-    Ethernet,
-    Jumbo,
-    Bytes(u16),
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-struct Port {
-    vlans: Vlans,
-    guards: u8,
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Vlans {
-    Any,
-    Trunk { native: Option<bool> },
-    Translated,
-    Access(u8),
-    Tunnel(u8, bool),
-}
-
-impl World {
-    /// From the remainder of the number of peers.
-    fn plan(&self) -> Plan {
-        match usize::from(self.peers) / MAX_PEERS % 4 {
-            0 | 1 => Plan::Inline,
-            2 => Plan::Staged,
-            _ => Plan::TwoLanes,
-        }
-    }
-
-    fn facts(&self) -> Facts {
-        let is_wire = self.mode == Mode::Wire;
-        let peers = if is_wire {
-            1
-        } else {
-            1 + usize::from(self.peers) % MAX_PEERS
-        };
-        let mtu = usize::from(self.mtu).clamp(68, 65_521);
-        Facts {
-            is_wire,
-            takes_offloads: self.takes_offloads,
-            max_frame: (mtu + 22).min(65_535),
-            nic_mtu: self.nic_mtu.map(|mtu| usize::from(mtu).max(68)),
-            paths: self.paths[..peers]
-                .iter()
-                .map(|path| path.bytes())
-                .collect(),
-        }
-    }
-
-    fn switch(&self, peers: usize) -> SwitchConfig {
-        SwitchConfig {
-            ports: self.ports[..=peers].iter().map(Port::config).collect(),
-            fdb_capacity: 64,
-            hub: self.mode == Mode::Hub,
-            ..SwitchConfig::default()
-        }
-    }
-}
-
-impl Path {
-    /// The UDP payload that it carries.
-    fn bytes(self) -> Option<usize> {
-        let packet = match self {
-            Self::Down => return None,
-            Self::Narrow => 576,
-            Self::Base => 1280,
-            Self::Ethernet => 1500,
-            Self::Jumbo => 9216,
-            Self::Bytes(bytes) => bytes.clamp(576, 9216),
-        };
-        Some(usize::from(packet) - 48)
-    }
-}
-
-impl Port {
-    fn config(&self) -> PortConfig {
-        let is_set = |bit: u8| self.guards & 1 << bit != 0;
-        let guard = |bit| {
-            if is_set(bit) {
-                Guard::Drop
-            } else {
-                Guard::Allow
-            }
-        };
-        PortConfig {
-            vlans: self.vlans.config(),
-            limits: FloodLimits::default(),
-            bpdus: if is_set(0) {
-                BpduPolicy::Drop
-            } else {
-                BpduPolicy::Pass
-            },
-            dhcp_server: guard(1),
-            router_advertisements: guard(2),
-            neighbour_suppression: is_set(3),
-            multicast_snooping: is_set(4),
-            spoof_guard: is_set(5),
-            ..PortConfig::default()
-        }
-    }
-}
-
-impl Vlans {
-    fn config(self) -> PortVlans {
-        let vid = |number: u8| Vid::new(u16::from(number % 3 + 1) * 10).expect("it is a VLAN");
-        let allowed: VidSet = (0..3).map(vid).collect();
-        let vlans = match self {
-            Self::Any => return PortVlans::default(),
-            Self::Trunk { native } => {
-                let native = native.map(|is_vlan| if is_vlan { vid(0) } else { Vid::UNTAGGED });
-                PortVlans::trunk(allowed, native, &[])
-            }
-            Self::Translated => {
-                PortVlans::trunk(allowed, None, &[(vid(0), vid(1)), (vid(1), vid(0))])
-            }
-            Self::Access(number) => PortVlans::access(vid(number)),
-            Self::Tunnel(number, is_customer) => {
-                let tpid = if is_customer {
-                    Tpid::Customer
-                } else {
-                    Tpid::Service
-                };
-                PortVlans::tunnel(vid(number), tpid)
-            }
-        };
-        vlans.expect("it makes sense")
-    }
 }
 
 #[derive(Arbitrary, Debug)]
