@@ -6,16 +6,20 @@
 //! differ from a tunnel of IP packets: addresses are optional, since a port of a bridge has none, and a
 //! route needs a next hop, because neighbours are resolved for real.
 
+mod names;
+mod outcome;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use patchcord_bridge::MacAddr;
 
-use super::interface::Interface;
-use crate::{
-    io::tap::Backend,
-    machine::{device::DeviceError, dns::NamesError, proxy::ProxyError, routing::RoutingError},
+use self::outcome::invalid;
+pub use self::{
+    names::{DnsProtocol, DnsSettings, ProxyServer, ProxySettings},
+    outcome::{Applied, DnsOutcome, ProxyOutcome, SettingsError},
 };
+use crate::io::tap::Backend;
 
 /// The smallest and largest MTU of a TAP.
 pub(super) const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65_521;
@@ -164,84 +168,6 @@ impl<N, A> IpSettings<N, A> {
             Addressing::LinkLocal | Addressing::Automatic => &[],
         }
     }
-}
-
-/// Name resolution through the tunnel (`NEDNSSettings` and its kinds).
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DnsSettings {
-    /// The protocol to use with the servers.
-    pub protocol: DnsProtocol,
-    /// The servers, the preferred one first.
-    pub servers: Vec<IpAddr>,
-    /// The domain of this machine in the far LAN; the first search domain.
-    pub domain_name: Option<String>,
-    /// Search domains for short names.
-    pub search_domains: Vec<String>,
-    /// The servers resolve only names in these domains. `None` is all names if the tunnel has the
-    /// default route, and only the search domains otherwise; an empty name is all names.
-    pub match_domains: Option<Vec<String>>,
-    /// The match domains are not search domains.
-    pub match_domains_no_search: bool,
-}
-
-/// The protocol to use with DNS servers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DnsProtocol {
-    /// RFC 1035.
-    #[default]
-    Cleartext,
-    /// RFC 7858, with the name in the servers' certificates.
-    Tls {
-        /// That name; none where their addresses are certified.
-        server_name: Option<String>,
-    },
-    /// RFC 8484; no Linux resolver supports it per link, so it is refused rather than replaced.
-    Https {
-        /// The template of the server.
-        server_url: String,
-    },
-}
-
-impl DnsSettings {
-    /// Cleartext servers for all names, if the tunnel has the default route.
-    pub fn new(servers: impl Into<Vec<IpAddr>>) -> Self {
-        Self {
-            protocol: DnsProtocol::Cleartext,
-            servers: servers.into(),
-            domain_name: None,
-            search_domains: Vec::new(),
-            match_domains: None,
-            match_domains_no_search: false,
-        }
-    }
-}
-
-/// The proxy for programs (`NEProxySettings`). Linux has no system-wide one: it is published for
-/// programs that look for it, see [`Applied::proxy`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ProxySettings {
-    /// The URL of a proxy auto-configuration script.
-    pub auto_config_url: Option<String>,
-    /// For HTTP.
-    pub http: Option<ProxyServer>,
-    /// For HTTPS.
-    pub https: Option<ProxyServer>,
-    /// Names without a dot bypass the proxy.
-    pub exclude_simple_hostnames: bool,
-    /// Domains that bypass the proxy.
-    pub exceptions: Vec<String>,
-}
-
-/// A proxy server (`NEProxyServer`). It has no password: published settings must not contain one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProxyServer {
-    /// Its name or address.
-    pub address: String,
-    /// Its port.
-    pub port: u16,
 }
 
 impl EthernetTunnelSettings {
@@ -401,159 +327,6 @@ fn validate_routes<N, A>(
         return invalid(field, "routes need an address to send from".to_owned());
     }
     Ok(())
-}
-
-impl DnsSettings {
-    fn validate(&self) -> Result<(), SettingsError> {
-        if let DnsProtocol::Https { server_url } = &self.protocol {
-            let problem =
-                format!("{server_url}: no resolver takes DNS over HTTPS by link; use TLS");
-            return invalid("dns", problem);
-        }
-        if self.servers.is_empty() {
-            return invalid("dns", "no server".to_owned());
-        }
-        let domains = self.search_domains.iter().chain(&self.domain_name);
-        let domains = domains.chain(
-            self.match_domains
-                .iter()
-                .flatten()
-                .filter(|name| !name.is_empty()),
-        );
-        match domains.into_iter().find(|name| !is_domain(name)) {
-            Some(name) => invalid("dns", format!("{name:?} is no domain name")),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Whether it is a domain name of letters, digits, `-` and `_` (RFC 1035, section 2.3.4).
-fn is_domain(name: &str) -> bool {
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    name.len() <= 253
-        && name
-            .strip_suffix('.')
-            .unwrap_or(name)
-            .split('.')
-            .all(is_label)
-}
-
-impl ProxySettings {
-    fn validate(&self) -> Result<(), SettingsError> {
-        let texts = self.auto_config_url.iter().chain(&self.exceptions);
-        let servers = self
-            .http
-            .iter()
-            .chain(&self.https)
-            .map(|server| &server.address);
-        match texts.chain(servers).find(|text| !is_plain(text)) {
-            Some(text) => invalid(
-                "proxy",
-                format!("{text:?} has white space or quotes, or is empty"),
-            ),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Whether a text can be written to a file of variables without quoting.
-fn is_plain(text: &str) -> bool {
-    let is_special = |c: char| c.is_whitespace() || c.is_control() || "'\"`$\\".contains(c);
-    !text.is_empty() && !text.contains(is_special)
-}
-
-fn invalid<T>(field: &'static str, problem: String) -> Result<T, SettingsError> {
-    Err(SettingsError::Invalid { field, problem })
-}
-
-/// The settings in effect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Applied {
-    /// The interface.
-    pub interface: Interface,
-    /// The resolver in charge of the name servers.
-    pub dns: DnsOutcome,
-    /// The state of the proxy.
-    pub proxy: ProxyOutcome,
-}
-
-/// The resolver in charge now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DnsOutcome {
-    /// No servers were asked for.
-    #[default]
-    Unchanged,
-    /// systemd-resolved, per link.
-    Resolved,
-    /// resolvconf.
-    Resolvconf,
-    /// `/etc/resolv.conf` itself.
-    File,
-}
-
-/// The state of the proxy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ProxyOutcome {
-    /// None was asked for.
-    #[default]
-    Unchanged,
-    /// It is in this file of environment variables; programs that do not read the file do not use
-    /// the proxy.
-    Published(std::path::PathBuf),
-}
-
-/// Why settings were not applied; codes as in `NETunnelProviderError`.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SettingsError {
-    /// The settings are invalid. Nothing was changed.
-    #[error("invalid setting {field}: {problem}")]
-    Invalid {
-        /// The field.
-        field: &'static str,
-        /// The problem.
-        problem: String,
-    },
-    /// A newer call replaced them, or the session is being stopped.
-    #[error("newer settings took the place of these, or the session is being stopped")]
-    Canceled,
-    /// The kernel refused. Every change was undone.
-    #[error(transparent)]
-    Failed(#[from] DeviceError),
-    /// The kernel refused a route. Every change was undone.
-    #[error(transparent)]
-    Unroutable(#[from] RoutingError),
-    /// The servers of [`EthernetTunnelSettings::dns`] cannot be set, or only if names or queries
-    /// went to servers that must not get them. Every change was undone.
-    #[error("name servers cannot be set")]
-    Names(#[from] NamesError),
-    /// The proxy cannot be published. Every change was undone.
-    #[error(transparent)]
-    Proxy(#[from] ProxyError),
-}
-
-impl SettingsError {
-    /// Apple's number.
-    pub const fn code(&self) -> u8 {
-        match self {
-            Self::Invalid { .. } => 1,
-            Self::Canceled => 2,
-            Self::Failed(_) | Self::Unroutable(_) | Self::Names(_) | Self::Proxy(_) => 3,
-        }
-    }
-
-    /// Whether the settings were tried, and failed.
-    pub(super) const fn is_failure(&self) -> bool {
-        !matches!(self, Self::Invalid { .. } | Self::Canceled)
-    }
 }
 
 #[cfg(test)]
