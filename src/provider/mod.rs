@@ -23,6 +23,7 @@ mod dns_proxy;
 mod error;
 mod ethernet_tunnel;
 mod flow;
+mod hosting;
 mod interface;
 mod interface_monitor;
 mod network;
@@ -76,4 +77,4 @@ pub use crate::{
 };
 pub use patchcord_bridge::MacAddr;
 
-pub(crate) use self::{context::Hosting, on_demand::Surroundings, secret::NOT_BASE64};
+pub(crate) use self::{hosting::Hosting, on_demand::Surroundings, secret::NOT_BASE64};

@@ -14,9 +14,10 @@ use tracing::{Instrument, error, warn};
 use super::{
     callback::cancel,
     configuration::TunnelConfiguration,
-    context::{Alone, ProviderContext, task_panicked},
+    context::{ProviderContext, task_panicked},
     error::ProviderError,
     ethernet_tunnel::{AppMessage, EthernetTunnelProvider, StartOptions},
+    hosting::Alone,
     interface_monitor,
     power::{self, SleepWatch},
     routing_monitor,
