@@ -67,8 +67,9 @@ def main():
 
 
 def files(root):
-    """All but the tests that have a file of their own, and `lib.rs`, which exports the public items of all modules."""
-    return sorted(path for path in pathlib.Path(root).rglob("*.rs") if path.name not in {"tests.rs", "lib.rs"})
+    """All but the tests that have files of their own, and `lib.rs`, which exports the public items of all modules."""
+    paths = pathlib.Path(root).rglob("*.rs")
+    return sorted(path for path in paths if path.name not in {"tests.rs", "lib.rs"} and path.parent.name != "tests")
 
 
 def check_module(path):
