@@ -43,6 +43,12 @@ class Bench(Lab):
             # A run must not leave the kernel's metrics of the path to the next one.
             self.inside(name, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/tcp_no_metrics_save")
 
+    def start(self):
+        self.start_cords(lambda site: 'bridge = "br-lan"', 'tcp-mss = "path"' if self.options.tcp_mss else "")
+        self.first_ping("a1", v4("b1"))
+        # SYNs are lowered to the path that was found.
+        until(20, lambda: all(self.status(site)["peers"][0]["path_mtu"] == 1500 for site in UNDERLAY), "no path MTU of 1500 was found")
+
     def start_relay(self, *harm):
         self.relays += 1
         log = "relay-%d.log" % self.relays
@@ -121,7 +127,8 @@ def markdown(report):
         cells = [cell(row["plain_mbit_s"], mbit), cell(row["tunnel_mbit_s"], mbit), cell(row["ratio"], "{:.2f}".format)]
         lines.append("| %g %% | %s |" % (row["loss_percent"], " | ".join(cells)))
     path = ["delay %(delay_ms)g ms each way"] + [text for name, text in (("rate_mbit", "%(rate_mbit)g Mbit/s"), ("queue_frames", "a queue of %(queue_frames)d frames"),
-                                                                      ("loss_burst", "bursts of %(loss_burst)g"))
+                                                                      ("loss_burst", "bursts of %(loss_burst)g"),
+                                                                      ("tcp_mss", "tcp-mss %(tcp_mss)s"))
                                                  if report[name]]
     lines += ["", ("Median (least to most) of %(rounds)d rounds of %(seconds)d s, one stream of CUBIC; " + ", ".join(path) + "; %(cores)d cores, "
                    "%(cipher)s, %(core_plan)s, Linux %(kernel)s.") % report]
@@ -152,7 +159,7 @@ def conduct(bench, options):
                   % (round_number, loss, measured["plain"]["mbit_s"], measured["tunnel"]["mbit_s"]), file=sys.stderr, flush=True)
     status = bench.status("a")
     return {"rounds": options.rounds, "seconds": options.seconds, "delay_ms": options.delay, "rate_mbit": options.rate,
-            "queue_frames": options.queue, "loss_burst": options.loss_burst, "cores": os.cpu_count(), "kernel": os.uname().release,
+            "queue_frames": options.queue, "loss_burst": options.loss_burst, "tcp_mss": options.tcp_mss, "cores": os.cpu_count(), "kernel": os.uname().release,
             "cipher": status["peers"][0]["cipher"], "core_plan": status["core_plan"]["plan"], "device": status["device"]["backend"],
             "drops": {site: bench.status(site)["drops"] for site in UNDERLAY},
             "summary": summary(measurements), "measurements": measurements}
@@ -169,6 +176,7 @@ def main():
     parser.add_argument("--delay", metavar="MS", type=float, default=0, help="delay of the path each way (0)")
     parser.add_argument("--rate", metavar="MBIT", type=float, help="speed of the path (what the relay can)")
     parser.add_argument("--queue", metavar="FRAMES", type=int, help="frames that may wait for the path (1000)")
+    parser.add_argument("--tcp-mss", choices=["path"], help="the tunnel's key of this name")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="5")
     parser.add_argument("--seconds", metavar="S", type=int, default=4, help="of each measurement, after one that does not count (4)")
     parser.add_argument("--relay", metavar="PATH", help="use this relay")

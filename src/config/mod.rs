@@ -44,5 +44,5 @@ pub use peer::{Endpoint, PeerConfig};
 pub use pipeline::{OffloadChoice, PipelineConfig, PlanChoice};
 pub use schema::{Key, Schema};
 pub use switch::SwitchSettings;
-pub use tunnel::{CipherChoice, TunnelConfig};
+pub use tunnel::{CipherChoice, TcpMss, TunnelConfig};
 pub use warnings::ConfigWarning;

@@ -164,7 +164,7 @@ mod tests {
     use crate::config::pipeline::{OffloadChoice, PipelineConfig, PlanChoice};
     use crate::config::switch::SwitchSettings;
     use crate::config::testing::{OWN, PEER_A, PEER_C, PRESHARED, minimal, parse};
-    use crate::config::tunnel::CipherChoice;
+    use crate::config::tunnel::{CipherChoice, TcpMss};
 
     #[test]
     fn fills_in_defaults() {
@@ -223,6 +223,7 @@ mod tests {
         assert_eq!(config.tunnel.listen, "[::]:51830".parse().unwrap());
         assert_eq!(config.tunnel.cipher, CipherChoice::ChaCha20Poly1305);
         assert_eq!(config.tunnel.network_id, 0xff_ffff);
+        assert_eq!(config.tunnel.tcp_mss, TcpMss::Path);
         assert_eq!(config.tunnel.rekey_interval, Duration::from_secs(1));
         assert_eq!(config.device.mtu, 9216);
         assert_eq!(config.device.mac.unwrap().to_string(), "02:00:5e:10:00:01");
@@ -358,6 +359,7 @@ private-key-file = "a.key"
 listen = "[::]:51830"
 cipher = "chacha20-poly1305"
 network-id = 0xffffff
+tcp-mss = "path"
 rekey-interval = "1s"
 [device]
 name = "pc0"

@@ -24,6 +24,8 @@ pub struct TunnelConfig {
     pub cipher: CipherChoice,
     /// `network-id`: 24 bits, 0 when absent; both ends must agree on it.
     pub network_id: u32,
+    /// `tcp-mss`
+    pub tcp_mss: TcpMss,
     /// `rekey-interval`: 1 s to 120 s, 120 s when absent.
     pub rekey_interval: Duration,
 }
@@ -41,6 +43,16 @@ pub enum CipherChoice {
     ChaCha20Poly1305,
     /// AEGIS-128X4 only.
     Aegis128X4,
+}
+
+/// Whether the maximum segment size in the SYNs of TCP is lowered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TcpMss {
+    /// Every frame crosses unaltered.
+    #[default]
+    Unaltered,
+    /// So that each segment fits one datagram on the path to the peer.
+    Path,
 }
 
 pub(super) const SCHEMA: Schema = Schema {
@@ -82,6 +94,15 @@ pub(super) const SCHEMA: Schema = Schema {
             about: "Both ends must have the same.",
         },
         Key {
+            name: "tcp-mss",
+            kind: "string",
+            default: "`\"unaltered\"`",
+            range: "`unaltered`, `path`",
+            about: "`path` lowers the maximum segment size in the SYNs of TCP connections, both ways, so \
+                    that each segment fits one datagram: for a path that loses packets, or drops them from \
+                    a short queue. It alters those frames, and no others. One end suffices.",
+        },
+        Key {
             name: "rekey-interval",
             kind: "duration",
             default: "`\"120s\"`",
@@ -103,6 +124,7 @@ pub(super) fn read(
     let listen = section.read("listen", report, listen);
     let cipher = section.read("cipher", report, cipher);
     let network_id = section.read("network-id", report, network_id);
+    let tcp_mss = section.read("tcp-mss", report, tcp_mss);
     let rekey_interval = section.read("rekey-interval", report, rekey_interval);
     let private_key = key_files.key(section, "private-key-file", &path?, report, |text| {
         PrivateKey::from_base64(text).map_err(|error| (error, "patchcord genkey"))
@@ -112,6 +134,7 @@ pub(super) fn read(
         listen: listen.unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, 0).into()),
         cipher: cipher.unwrap_or_default(),
         network_id: network_id.unwrap_or(0),
+        tcp_mss: tcp_mss.unwrap_or_default(),
         rekey_interval: rekey_interval.unwrap_or(Duration::from_secs(120)),
     })
 }
@@ -167,6 +190,13 @@ fn cipher(value: &DeValue<'_>) -> Parsed<CipherChoice> {
 
 fn network_id(value: &DeValue<'_>) -> Parsed<u32> {
     integer(value, 0..=0xff_ffff, "network-id = 100").map(|id| id as u32)
+}
+
+fn tcp_mss(value: &DeValue<'_>) -> Parsed<TcpMss> {
+    choice(
+        value,
+        &[("unaltered", TcpMss::Unaltered), ("path", TcpMss::Path)],
+    )
 }
 
 fn rekey_interval(value: &DeValue<'_>) -> Parsed<Duration> {

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     io::udp::{SendError, SendFailure, Senders},
     proto::{
+        mss,
         session::Tables,
         train::{Outgoing, PendingOffload, Pushed, Train},
     },
@@ -62,6 +63,7 @@ pub(super) struct Dispatch {
     /// Trains that are filling, with their ports.
     filling: Vec<(PortId, Train)>,
     most_filling: usize,
+    lowers_mss: bool,
     next_frame_id: u32,
     /// A train is being changed.
     is_busy: bool,
@@ -84,11 +86,18 @@ impl Dispatch {
             sink,
             filling: Vec::with_capacity(most_filling),
             most_filling,
+            lowers_mss: false,
             next_frame_id: 0,
             is_busy: false,
             scratch: Vec::new(),
             now: clock::now(),
         }
+    }
+
+    /// The same, altering the SYNs of TCP or not.
+    pub(super) fn lowering_mss(mut self, lowers_mss: bool) -> Self {
+        self.lowers_mss = lowers_mss;
+        self
     }
 
     /// The lane on which it sends.
@@ -116,7 +125,8 @@ impl Dispatch {
     }
 
     /// The same as [`Self::push`] for the frame with another tag; it has its own again afterwards.
-    /// Its pending offload is finished here if a peer would refuse it. `network` is the position of
+    /// Its pending offload is finished here if a peer would refuse it; a SYN stays lowered for the
+    /// ports that follow. `network` is the position of
     /// the frame's network header before the edit.
     pub(super) fn push_edited(
         &mut self,
@@ -127,6 +137,9 @@ impl Dispatch {
         network: Option<Network>,
         pending: Option<PendingOffload>,
     ) {
+        if self.lowers_mss {
+            lower_mss(tables, port, edit, buf.frame_mut(), pending.is_some());
+        }
         if let Some(pending) = pending
             && !offload::may_stay_pending(buf.frame().len(), network, &pending, edit)
         {
@@ -293,6 +306,23 @@ impl Dispatch {
                 }
             }
         }
+    }
+}
+
+/// Lowers what a SYN announces to what one datagram to the peer carries: this node knows the path
+/// there, and takes the one back, which the segments take, to be as wide.
+fn lower_mss(
+    tables: &Tables,
+    port: PortId,
+    edit: TagEdit,
+    frame: &mut [u8],
+    has_partial_checksum: bool,
+) {
+    let tags = edit.delta().max(0) as usize;
+    if let Some(route) = tables.route(port)
+        && let Some(announced) = mss::find(frame, route.datagram_len, tags)
+    {
+        announced.lower(frame, has_partial_checksum);
     }
 }
 

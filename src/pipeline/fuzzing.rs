@@ -59,6 +59,8 @@ pub struct ChainConfig {
     pub switch: SwitchConfig,
     /// No switch but a wire.
     pub wire: bool,
+    /// SYNs of TCP are altered.
+    pub lowers_mss: bool,
     /// The largest frame that goes to the device.
     pub max_frame: u32,
     /// Whether the device takes partial checksums and super-frames.
@@ -179,7 +181,9 @@ impl Chain {
         let switch = Switch::new(config.switch, [1, 2]);
         let is_hub = switch.is_hub();
         let max_frame = config.max_frame;
-        let (shared, injected) = Shared::new(switch, config.wire, mac1(), max_frame, to_control)?;
+        let (mut shared, injected) =
+            Shared::new(switch, config.wire, mac1(), max_frame, to_control)?;
+        shared.lowers_mss = config.lowers_mss;
         let shared = Arc::new(shared);
         let sessions = sessions();
         shared

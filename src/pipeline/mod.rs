@@ -104,6 +104,8 @@ pub(crate) struct EngineConfig {
     /// Whether the engine is a wire instead of a switch: two ports, and each frame that arrives on
     /// one leaves by the other, whatever it is. For a single peer.
     pub wire: bool,
+    /// Whether SYNs of TCP announce no larger segments than one datagram to the peer carries.
+    pub lowers_mss: bool,
     /// How to use the cores.
     pub plan: PlanRequest,
 }
@@ -373,7 +375,8 @@ impl Parts {
         let mut slow_path = SlowPathConfig::of(&config.switch, config.querier, !config.wire);
         slow_path.loops = probes;
         let switch = new_switch(&config.switch);
-        let (shared, injected) = Shared::new(switch, config.wire, mac1, max_frame, to_control)?;
+        let (mut shared, injected) = Shared::new(switch, config.wire, mac1, max_frame, to_control)?;
+        shared.lowers_mss = config.lowers_mss;
         shared.name_peers(labels.iter().map(|(name, _)| name.clone()).collect());
         let parts = Self {
             node,

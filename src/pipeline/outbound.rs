@@ -12,7 +12,7 @@
 
 use std::{os::fd::AsFd, sync::Arc};
 
-use patchcord_bridge::{Decision, Egress, Kind, Now, PortId, ethernet::Fields};
+use patchcord_bridge::{Decision, Egress, Kind, Now, PortId, TagEdit, ethernet::Fields};
 
 use super::{
     burst::{Arrived, Burst},
@@ -69,7 +69,7 @@ impl Outbound {
         Self {
             tables: shared.subscribe(),
             groups: shared.subscribe_groups(),
-            dispatch: Dispatch::new(drops.clone(), lane, sink),
+            dispatch: Dispatch::new(drops.clone(), lane, sink).lowering_mss(shared.lowers_mss),
             drops,
             shared,
             burst: Burst::new(tap.longest_frame()),
@@ -233,11 +233,13 @@ impl Outbound {
                 Signal::Vain => {}
             }
         }
-        let frame = buf.frame();
         if self.shared.wire {
-            self.dispatch.push(tables, PortId(1), frame, pending);
+            let (port, edit) = (PortId(1), TagEdit::Keep);
+            self.dispatch
+                .push_edited(tables, port, edit, &mut buf, None, pending);
             return Ok(());
         }
+        let frame = buf.frame();
         let segments = pending.map_or(1, |pending| pending.segments(frame.len()));
         match self.decide(fields, frame, segments, now)? {
             Some((fields, decision)) => self.send(tables, decision, fields, buf, pending),

@@ -120,6 +120,8 @@ pub(super) struct Shared {
     pub(super) switch: Switch,
     /// Frames from the TAP go to the only peer, and the other way round, past the switch.
     pub(super) wire: bool,
+    /// SYNs of TCP are altered, so that segments fit datagrams.
+    pub(super) lowers_mss: bool,
     pub(super) clock: SwitchClock,
     pub(super) mac1: Mac1Check,
     /// Bytes of the largest frame that goes to the TAP.
@@ -198,6 +200,7 @@ impl Shared {
             tables: Arc::default(),
             switch,
             wire,
+            lowers_mss: false,
             clock: SwitchClock::start(),
             mac1,
             max_frame,

@@ -12,6 +12,7 @@ pub mod limits;
 mod liveness;
 pub mod merge;
 mod moves;
+pub(crate) mod mss;
 pub mod node;
 mod packet;
 pub mod partial_checksum;

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     config::{
         Backend, Carrier, CipherChoice, Config, DeviceConfig, Endpoint, Mode, OffloadChoice,
-        PeerConfig, PipelineConfig, PlanChoice, SwitchSettings,
+        PeerConfig, PipelineConfig, PlanChoice, SwitchSettings, TcpMss,
     },
     control::message::{Answer, Answered, FdbRequest, Query, QueryError},
     crypto::{
@@ -496,6 +496,7 @@ fn engine_config(config: Config, mtu: u32) -> EngineConfig {
         loop_guard: switch.loop_guard,
         querier: switch.querier,
         wire: device.mode == Mode::Wire,
+        lowers_mss: tunnel.tcp_mss == TcpMss::Path,
         plan,
     }
 }

@@ -92,6 +92,11 @@ impl World {
         }
     }
 
+    /// In a quarter of the worlds.
+    pub fn lowers_mss(&self) -> bool {
+        self.peers >= 192
+    }
+
     pub fn switch(&self, peers: usize) -> SwitchConfig {
         SwitchConfig {
             ports: self.ports[..=peers].iter().map(Port::config).collect(),

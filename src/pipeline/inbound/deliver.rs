@@ -86,7 +86,9 @@ impl Delivery {
         sink: Option<(Lane, TrainSink)>,
     ) -> Self {
         let drops = shared.new_drops();
-        let dispatch = sink.map(|(lane, sink)| Dispatch::new(drops.clone(), lane, sink));
+        let dispatch = sink.map(|(lane, sink)| {
+            Dispatch::new(drops.clone(), lane, sink).lowering_mss(shared.lowers_mss)
+        });
         let now = clock::now();
         Self {
             merger: Merger::new(shared.clone(), drops.clone(), tap, now),

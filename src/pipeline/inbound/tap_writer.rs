@@ -13,6 +13,7 @@ use crate::{
         shared::{GroupsCache, Shared},
     },
     proto::{
+        mss,
         session::{Session, Tables},
         superframe::HEADER_ROOM,
     },
@@ -39,6 +40,22 @@ pub(super) struct TapWriter<'a> {
 
 impl TapWriter<'_> {
     pub(super) fn forward(
+        &mut self,
+        session: &Session,
+        frame: EgressFrame<'_>,
+    ) -> Result<(), DropReason> {
+        // The segments that answer this SYN go to the peer.
+        if self.shared.lowers_mss
+            && let Some(route) = self.tables.route(session.port)
+            && let Some(announced) = mss::find(frame.head, route.datagram_len, 0)
+        {
+            let mut headers = [0; HEADER_ROOM];
+            return self.forward_as_is(session, frame.announcing_less(announced, &mut headers));
+        }
+        self.forward_as_is(session, frame)
+    }
+
+    fn forward_as_is(
         &mut self,
         session: &Session,
         frame: EgressFrame<'_>,

@@ -18,6 +18,7 @@ use crate::{
     proto::{
         ecn,
         merge::Mergeable,
+        mss::TooLarge,
         partial_checksum::finish_checksum,
         superframe::{self, HEADER_ROOM, Layout, MAX_HEADERS},
         train::PendingOffload,
@@ -143,6 +144,25 @@ impl<'a> EgressFrame<'a> {
             (offload.shifted(by), layout.map(|layout| layout.shifted(by)))
         };
         Self::of_parts(&front[..end], rest, self.pending.map(shift))
+    }
+
+    /// The same with a lower maximum segment size, in a SYN. `front` takes a copy of the headers.
+    pub(in crate::pipeline) fn announcing_less(
+        self,
+        announced: TooLarge,
+        front: &'a mut [u8; HEADER_ROOM],
+    ) -> Self {
+        let copied = self.head.len().min(MAX_HEADERS);
+        front[..copied].copy_from_slice(&self.head[..copied]);
+        announced.lower(&mut front[..copied], self.pending.is_some());
+        Self {
+            head: &front[..copied],
+            rest: match self.rest {
+                [] => &self.head[copied..],
+                rest => rest,
+            },
+            ..self
+        }
     }
 
     /// Signals its sender to slow down, as [`signal`](super::signal()) does.

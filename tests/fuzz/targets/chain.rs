@@ -76,7 +76,7 @@ struct Run {
     next: [[u64; LANES as usize + 1]; MAX_PEERS],
     /// Every frame so far had correct headers.
     is_honest: bool,
-    /// CoDel has marked no flow, so that no frame was changed.
+    /// CoDel has marked no flow, and no SYN is lowered, so that no frame was changed.
     is_calm: bool,
     /// Frames that were read from the device and must come out at the far end of a wire.
     owed: VecDeque<Vec<u8>>,
@@ -90,6 +90,7 @@ impl Run {
         let config = ChainConfig {
             switch: world.switch(facts.paths.len()),
             wire: facts.is_wire,
+            lowers_mss: world.lowers_mss(),
             max_frame: facts.max_frame as u32,
             takes_offloads: facts.takes_offloads,
             refusals: Refusals {
@@ -103,6 +104,7 @@ impl Run {
         let far = ChainConfig {
             switch: SwitchConfig::with_ports(2),
             wire: true,
+            lowers_mss: false,
             max_frame: u16::MAX.into(),
             takes_offloads: true,
             refusals: Refusals {
@@ -119,7 +121,7 @@ impl Run {
             far: Chain::new(far).expect("descriptors are left"),
             next: Default::default(),
             is_honest: true,
-            is_calm: true,
+            is_calm: !world.lowers_mss(),
             owed: VecDeque::new(),
             has_corrected: false,
         }

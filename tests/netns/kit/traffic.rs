@@ -25,7 +25,7 @@ pub(crate) enum Ip {
 }
 
 impl Ip {
-    fn of(self, host: &Host, udp_or_tcp_port: u16) -> SocketAddr {
+    pub(crate) fn of(self, host: &Host, udp_or_tcp_port: u16) -> SocketAddr {
         let address = match self {
             Self::V4 => IpAddr::V4(host.v4),
             Self::V6 => IpAddr::V6(host.v6),

@@ -6,5 +6,6 @@ mod loss;
 mod merging;
 mod mtu;
 mod offload;
+mod segment_size;
 mod segments;
 mod slow_peer;
