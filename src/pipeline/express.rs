@@ -8,8 +8,12 @@
 //! ([`moved_flows`](crate::io::tap::TapQueue::moved_flows)), and threads wait only then. Inbound
 //! threads wait whenever there is something to wait for.
 //!
-//! A thread waits for [`TURNS`] turns of the express thread at most, and for [`PATIENCE`]: a flood in
-//! the express lane does not hold up the others.
+//! No time is in this: a thread waits until the express thread has taken all that its queue had, and
+//! has handed it on, however late the scheduler lets it run. A flood in the express lane holds up the
+//! others for [`TURNS`] turns of the express thread at most.
+//!
+//! A flow returns to the express lane when it has been silent for longer than the queues of another
+//! lane can stand (`io::steering::express`); the express thread waits for no one.
 
 use std::{
     os::fd::AsFd,
@@ -21,35 +25,47 @@ use std::{
     time::Duration,
 };
 
-use super::clock;
-use crate::io::waker;
+use crate::io::waker::{self, Waker};
 
-/// More than what waits in a queue without a flood.
-const TURNS: u64 = 8;
-/// Longer than a thread with the highest priority waits for a core on a busy machine. Only if the
-/// express thread has ended, others wait for this long.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// Enough to take what waits in the queue of a TAP, or a third of a second of what a sender puts on
+/// the express lane.
+const TURNS: u64 = 64;
 /// Times to offer the core to the express thread, before sleeping.
 const YIELDS: u32 = 32;
+/// The first nap, and how often the next one is twice as long.
 const NAP: Duration = Duration::from_micros(20);
+const LONGER_NAPS: u32 = 5;
 
-/// The turns of an express thread so far, twice, and one more while it is at work.
+/// The turns of an express thread.
 #[derive(Debug, Default)]
-pub(super) struct Turns(AtomicU64);
+pub(super) struct Turns {
+    /// How many there were, twice, and one more while it is at work.
+    steps: AtomicU64,
+    /// As `steps` was in the last turn that left nothing in the queue.
+    emptied: AtomicU64,
+}
 
 impl Turns {
     /// Called before the thread takes frames from its queue.
     pub(super) fn begin(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.steps.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Called when it has handed all of them on.
-    pub(super) fn end(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
+    /// Called when it has handed all of them on; `is_emptied` if the queue had no more.
+    pub(super) fn end(&self, is_emptied: bool) {
+        if is_emptied {
+            self.emptied.store(self.now(), Ordering::SeqCst);
+        }
+        self.steps.fetch_add(1, Ordering::SeqCst);
     }
 
     fn now(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
+        self.steps.load(Ordering::SeqCst)
+    }
+
+    /// Whether a turn is over that began after `steps` were so many, and that emptied the queue.
+    fn have_emptied_since(&self, steps: u64) -> bool {
+        self.emptied.load(Ordering::SeqCst) > steps
     }
 }
 
@@ -58,11 +74,13 @@ impl Turns {
 pub(super) struct Ahead<Q> {
     queue: Q,
     turns: Arc<Turns>,
+    /// The tunnel stops: the express thread may have ended.
+    stop: Waker,
 }
 
 impl<Q: AsFd> Ahead<Q> {
-    pub(super) fn new(queue: Q, turns: Arc<Turns>) -> Self {
-        Self { queue, turns }
+    pub(super) fn new(queue: Q, turns: Arc<Turns>, stop: Waker) -> Self {
+        Self { queue, turns, stop }
     }
 
     /// Waits until the express thread has handed on what was in its queue. Costs a system call if
@@ -72,22 +90,34 @@ impl<Q: AsFd> Ahead<Q> {
             return;
         }
         // The turn that it is in, if any, may have begun before.
-        let enough = self.turns.now().next_multiple_of(2) + 2 * TURNS;
-        let began = clock::now();
+        let began = self.turns.now().next_multiple_of(2);
         let mut tries = 0;
-        while !self.is_clear() && self.turns.now() < enough && began.elapsed() < PATIENCE {
+        while !self.has_passed(began) && !self.stops_after(tries) {
             tries += 1;
-            match tries {
-                ..=YIELDS => thread::yield_now(),
-                _ => drop(waker::wait(&[], Some(NAP))),
-            }
         }
+    }
+
+    fn has_passed(&self, began: u64) -> bool {
+        self.turns.have_emptied_since(began)
+            || self.turns.now() >= began + 2 * TURNS
+            || self.is_clear()
     }
 
     /// In this order: what is not in the queue any more, the thread has in hand, or has handed on.
     fn is_clear(&self) -> bool {
         let ready = waker::wait(&[self.queue.as_fd()], Some(Duration::ZERO));
         !ready.is_ok_and(|ready| ready.is_readable(0)) && self.turns.now().is_multiple_of(2)
+    }
+
+    /// Gives the core to the express thread for a while. True if the tunnel stops.
+    fn stops_after(&self, tries: u32) -> bool {
+        let Some(naps) = tries.checked_sub(YIELDS) else {
+            thread::yield_now();
+            return false;
+        };
+        let nap = NAP * (1 << naps.min(LONGER_NAPS));
+        let ready = waker::wait(&[self.stop.as_fd()], Some(nap));
+        ready.is_ok_and(|ready| ready.is_readable(0))
     }
 }
 
@@ -111,10 +141,10 @@ impl<Q: AsFd> Order<Q> {
         }
     }
 
-    /// When they have been handed on.
-    pub(super) fn end(&self) {
+    /// When they have been handed on; `is_emptied` if the queue had no more.
+    pub(super) fn end(&self, is_emptied: bool) {
         if let Self::Express(turns) = self {
-            turns.end();
+            turns.end(is_emptied);
         }
     }
 
@@ -140,9 +170,20 @@ mod tests {
         let to = queue.local_addr().unwrap();
         queue.send_to(&[7], to).unwrap();
         let turns = Arc::<Turns>::default();
-        let ahead = Ahead::new(queue.try_clone().unwrap(), turns.clone());
+        let stop = Waker::new().unwrap();
+        let ahead = Ahead::new(queue.try_clone().unwrap(), turns.clone(), stop);
         assert!(!ahead.is_clear());
         (queue, turns, ahead)
+    }
+
+    /// Lets `express` pass while it works.
+    fn let_pass(ahead: &Ahead<UdpSocket>, express: impl FnOnce(&AtomicU64) + Send) -> u64 {
+        let delivered = AtomicU64::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| express(&delivered));
+            ahead.let_pass();
+            delivered.load(Ordering::SeqCst)
+        })
     }
 
     #[test]
@@ -151,35 +192,82 @@ mod tests {
             ip("link set lo up");
             for _ in 0..20 {
                 let (queue, turns, ahead) = waiting();
-                let delivered = AtomicU64::new(0);
-                thread::scope(|scope| {
-                    scope.spawn(|| {
-                        turns.begin();
-                        queue.recv(&mut [0]).unwrap();
-                        thread::sleep(Duration::from_millis(1));
-                        delivered.store(1, Ordering::SeqCst);
-                        turns.end();
-                    });
-                    let began = clock::now();
-                    ahead.let_pass();
-                    let has_waited_long = began.elapsed() >= PATIENCE;
-                    assert!(delivered.load(Ordering::SeqCst) == 1 || has_waited_long);
+                let delivered = let_pass(&ahead, |delivered| {
+                    turns.begin();
+                    queue.recv(&mut [0]).unwrap();
+                    thread::sleep(Duration::from_millis(1));
+                    delivered.store(1, Ordering::SeqCst);
+                    turns.end(true);
                 });
+                assert_eq!(delivered, 1);
                 assert!(ahead.is_clear());
             }
         });
     }
 
     #[test]
-    fn a_thread_that_takes_nothing_does_not_hold_up_others_for_good() {
+    fn a_thread_that_is_late_passes_first_too() {
         in_namespace(|| {
             ip("link set lo up");
-            let (_queue, _turns, ahead) = waiting();
-            ahead.let_pass();
+            let (queue, turns, ahead) = waiting();
+            let delivered = let_pass(&ahead, |delivered| {
+                // As if another program had the core.
+                thread::sleep(Duration::from_millis(1500));
+                turns.begin();
+                queue.recv(&mut [0]).unwrap();
+                thread::sleep(Duration::from_millis(500));
+                delivered.store(1, Ordering::SeqCst);
+                turns.end(true);
+            });
+            assert_eq!(delivered, 1);
+        });
+    }
+
+    #[test]
+    fn a_turn_that_began_before_does_not_count() {
+        in_namespace(|| {
+            ip("link set lo up");
+            let (queue, turns, ahead) = waiting();
+            // It has looked into the queue, and the datagram came after that.
+            turns.begin();
+            let delivered = let_pass(&ahead, |delivered| {
+                thread::sleep(Duration::from_millis(5));
+                turns.end(true);
+                thread::sleep(Duration::from_millis(5));
+                turns.begin();
+                queue.recv(&mut [0]).unwrap();
+                delivered.store(1, Ordering::SeqCst);
+                turns.end(true);
+            });
+            assert_eq!(delivered, 1);
+        });
+    }
+
+    #[test]
+    fn a_tunnel_that_stops_waits_for_no_turn() {
+        in_namespace(|| {
+            ip("link set lo up");
             let (_queue, turns, ahead) = waiting();
             turns.begin();
-            ahead.let_pass();
+            let stop = ahead.stop.clone();
+            assert_eq!(let_pass(&ahead, move |_| stop.wake()), 0);
         });
+    }
+
+    #[test]
+    fn what_comes_later_is_not_waited_for() {
+        let turns = Turns::default();
+        turns.begin();
+        let began = turns.now().next_multiple_of(2);
+        let has_passed = |is_emptied| {
+            turns.end(is_emptied);
+            let has_passed = turns.have_emptied_since(began);
+            turns.begin();
+            has_passed
+        };
+        assert!(!has_passed(true), "this turn began before");
+        assert!(!has_passed(false));
+        assert!(has_passed(true), "whatever is in the queue by now");
     }
 
     #[test]
@@ -192,12 +280,13 @@ mod tests {
                 scope.spawn(|| {
                     while is_through.load(Ordering::SeqCst) == 0 {
                         turns.begin();
-                        turns.end();
+                        turns.end(false);
                     }
                 });
                 ahead.let_pass();
                 is_through.store(1, Ordering::SeqCst);
             });
+            assert!(turns.now() >= 2 * TURNS);
         });
     }
 }

@@ -116,7 +116,7 @@ impl Outbound {
             }
             self.order.begin();
             let forwarded = self.forward_burst(&mut recovery);
-            self.order.end();
+            self.order.end(forwarded.is_ok() && !self.burst.is_full());
             let outcome = match forwarded {
                 Ok(has_bulk) => {
                     backoff.reset();

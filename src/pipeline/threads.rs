@@ -85,6 +85,22 @@ impl Threads<'_> {
         Ok(Some((lane, sink)))
     }
 
+    /// The part of a thread in the order between lanes, given the express queue, if there is one.
+    fn order<T, Q: AsFd>(
+        &self,
+        turns: &Arc<Turns>,
+        is_express: bool,
+        queue: Option<&T>,
+        clone: impl Fn(&T) -> io::Result<Q>,
+    ) -> io::Result<Order<Q>> {
+        let stop = self.shared.stop.clone();
+        Ok(match queue {
+            None => Order::None,
+            Some(_) if is_express => Order::Express(turns.clone()),
+            Some(queue) => Order::Behind(Ahead::new(clone(queue)?, turns.clone(), stop)),
+        })
+    }
+
     /// A thread of the express lane, which has priority all the time: it has little to do.
     fn spawn_express(
         &mut self,
@@ -185,8 +201,12 @@ fn spawn_inline(
         let (queue, injected) = (queue.clone(), threads.injected.take());
         let outbound = Outbound::new(shared.clone(), queue, injected, lane, sink);
         let ahead = |queue: &Arc<TapQueue>| Ok(queue.clone());
-        let outbound =
-            outbound.with_order(order(&turns, is_express, queues.get(plan.lanes), ahead)?);
+        let outbound = outbound.with_order(threads.order(
+            &turns,
+            is_express,
+            queues.get(plan.lanes),
+            ahead,
+        )?);
         if is_express {
             threads.spawn_express(EXPRESS_OUT, move |nice, heartbeat| {
                 outbound.run(nice, heartbeat)
@@ -217,7 +237,7 @@ fn spawn_inline(
         .transpose()?;
     for (place, (socket, queue)) in sockets.into_iter().zip(queues).enumerate() {
         let is_express = place == receivers.bulk;
-        let order = order(&turns, is_express, express.as_ref(), UdpSocket::try_clone)?;
+        let order = threads.order(&turns, is_express, express.as_ref(), UdpSocket::try_clone)?;
         let shard_queues = all_queues.next();
         let shard = shard_queues.as_ref().map_or(Shard::ALL, ShardQueues::shard);
         let onward = threads.onward(place, &socket)?;
@@ -238,20 +258,6 @@ fn spawn_inline(
         }
     }
     Ok(())
-}
-
-/// The part of a thread in the order between lanes, given the express queue, if there is one.
-fn order<T, Q: AsFd>(
-    turns: &Arc<Turns>,
-    is_express: bool,
-    queue: Option<&T>,
-    clone: impl Fn(&T) -> io::Result<Q>,
-) -> io::Result<Order<Q>> {
-    Ok(match queue {
-        None => Order::None,
-        Some(_) if is_express => Order::Express(turns.clone()),
-        Some(queue) => Order::Behind(Ahead::new(clone(queue)?, turns.clone())),
-    })
 }
 
 fn spawn_staged(

@@ -52,13 +52,15 @@ struct Limits {
 }
 
 /// A window of 8.4 ms. A flow may send 4 Mbit/s, or 2000 of the smallest frames a second, which is
-/// less than the acknowledgements of a fast transfer; all of them together 10,000. No queue stands for
-/// 100 ms unless the receiver cannot keep up.
+/// less than the acknowledgements of a fast transfer; all of them together 10,000.
+///
+/// What a flow has sent as bulk must be out before its next frame is express again. The longest queue
+/// on the way is the receive buffer of the far end, which small frames fill for 0.4 s.
 const LIMITS: Limits = Limits {
     window_bits: 23,
     flow_bytes: 6000,
     express_bytes: 32_768,
-    idle_ns: 100_000_000,
+    idle_ns: 500_000_000,
 };
 
 /// What the program remembers. It lives as long as the program or this value.

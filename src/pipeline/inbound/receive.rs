@@ -34,6 +34,16 @@ pub(in crate::pipeline) enum RxSink {
     Staged(Dealer<RxBatch>),
 }
 
+impl RxSink {
+    /// Whether the socket may have had more than the last batch.
+    fn may_have_left_some(&self) -> bool {
+        match self {
+            Self::Inline { rx_batch, .. } => rx_batch.batch.is_full(),
+            Self::Staged(_) => true,
+        }
+    }
+}
+
 /// The first step; with an inline sink, all six.
 pub(in crate::pipeline) struct Inbound {
     shared: Arc<Shared>,
@@ -86,7 +96,8 @@ impl Inbound {
                 Ok(_) => {
                     self.order.begin();
                     let received = self.receive_batch(&mut priority, &mut recovery);
-                    self.order.end();
+                    self.order
+                        .end(received.is_ok() && !self.sink.may_have_left_some());
                     received
                 }
                 Err(error) => Err(error),
