@@ -250,6 +250,11 @@ impl LaneFlow {
         self.bytes.add(bytes);
     }
 
+    /// Frames so far.
+    pub fn frames(&self) -> u64 {
+        self.frames.load()
+    }
+
     /// Adds datagrams: sent, or received and found authentic.
     pub fn add_datagrams(&self, datagrams: u64) {
         self.datagrams.add(datagrams);

@@ -16,9 +16,9 @@ pub use self::{
         FdbShow, FdbStatus, MoveStatus, SwitchStatus,
     },
     status::{
-        BlockStatus, BridgePortStatus, CorePlanStatus, Counters, DeviceStatus, GroupStatus,
-        KernelCountersStatus, LastErrorStatus, LatencyState, LatencyStatus, PeerStatus, PortStatus,
-        Rates, Status, ThreadStatus,
+        BlockStatus, BridgePortStatus, CorePlanStatus, Counters, DeviceStatus, ExpressStatus,
+        GroupStatus, KernelCountersStatus, LastErrorStatus, LatencyState, LatencyStatus,
+        PeerStatus, PortStatus, Rates, Status, ThreadStatus,
     },
 };
 
@@ -257,6 +257,10 @@ mod tests {
                     core_plan: CorePlanStatus {
                         plan: name.clone(),
                         lanes: number as usize,
+                        express: (number % 2 == 0).then_some(ExpressStatus {
+                            outbound_frames: u64::MAX,
+                            inbound_frames: number.into(),
+                        }),
                         cores: number as usize,
                         threads: vec![ThreadStatus {
                             name,

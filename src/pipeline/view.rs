@@ -38,6 +38,8 @@ pub(crate) struct EngineView {
     pub peers: Vec<PeerReport>,
     /// Frames and bytes read from the TAP, then those written to it.
     pub tap: [(u64, u64); 2],
+    /// The frames among them that crossed on express lanes.
+    pub express: [u64; 2],
     /// The counted drops.
     pub drops: Vec<(DropReason, u64)>,
     /// The ports of the switch, the TAP first, then the peers.

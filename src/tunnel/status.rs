@@ -8,9 +8,9 @@ use patchcord_bridge::MacAddr;
 use crate::{
     config::Mode,
     control::message::{
-        BlockStatus, BridgePortStatus, CorePlanStatus, Counters, DeviceStatus, GroupStatus,
-        KernelCountersStatus, LastErrorStatus, LatencyStatus, PeerStatus, PortStatus, Status,
-        ThreadStatus,
+        BlockStatus, BridgePortStatus, CorePlanStatus, Counters, DeviceStatus, ExpressStatus,
+        GroupStatus, KernelCountersStatus, LastErrorStatus, LatencyStatus, PeerStatus, PortStatus,
+        Status, ThreadStatus,
     },
     crypto::keys::PublicKey,
     io::udp::{Capabilities, is_here},
@@ -43,6 +43,7 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
     let EngineView {
         peers,
         tap: [outbound, inbound],
+        express,
         drops,
         ports,
         groups,
@@ -78,7 +79,7 @@ pub(super) fn status(snapshot: Snapshot<'_>) -> Status {
         udp_gso: snapshot.udp.gso,
         udp_gro: snapshot.udp.gro,
         device: device_status(snapshot.device, snapshot.mode),
-        core_plan: plan_status(snapshot.plan),
+        core_plan: plan_status(snapshot.plan, express),
         latency: snapshot.latency,
         counters: Counters {
             outbound_frames: outbound.0,
@@ -186,7 +187,7 @@ fn bridge_port_status(port: &PortReport) -> BridgePortStatus {
     }
 }
 
-fn plan_status(plan: &CorePlan) -> CorePlanStatus {
+fn plan_status(plan: &CorePlan, [outbound_frames, inbound_frames]: [u64; 2]) -> CorePlanStatus {
     let names = plan
         .thread_names()
         .into_iter()
@@ -200,6 +201,10 @@ fn plan_status(plan: &CorePlan) -> CorePlanStatus {
     CorePlanStatus {
         plan: plan.name().to_owned(),
         lanes: plan.lanes,
+        express: plan.express.then_some(ExpressStatus {
+            outbound_frames,
+            inbound_frames,
+        }),
         cores: plan.cores.len(),
         threads,
     }

@@ -9,7 +9,9 @@ mod tests;
 
 use std::iter;
 
-use patchcord::control::message::{BlockStatus, LatencyState, LatencyStatus, PortStatus, Status};
+use patchcord::control::message::{
+    BlockStatus, ExpressStatus, LatencyState, LatencyStatus, PortStatus, Status,
+};
 
 use self::{
     device::{device, device_trouble},
@@ -192,6 +194,7 @@ fn overview(status: &Status) -> String {
     ];
     rows.extend(device_trouble(&status.device));
     rows.push(row("core plan", core_plan(status)));
+    rows.extend((status.core_plan.express.iter()).map(|it| row("express", express(it))));
     rows.extend(status.latency.iter().map(|it| row("latency", latency(it))));
     rows.extend([
         row("outbound", outbound(&status.counters)),
@@ -231,6 +234,11 @@ fn latency(status: &LatencyStatus) -> String {
             format!("not available: {problem}")
         }
     }
+}
+
+fn express(status: &ExpressStatus) -> String {
+    let [out, back] = [status.outbound_frames, status.inbound_frames].map(number);
+    format!("frames of flows that send little: {out} out, {back} in")
 }
 
 fn core_plan(status: &Status) -> String {

@@ -2,9 +2,9 @@
 use std::collections::BTreeMap;
 
 use patchcord::control::message::{
-    AddressCounts, BridgePortStatus, CorePlanStatus, Counters, DeviceStatus, FdbCounters,
-    FdbStatus, GroupStatus, KernelCountersStatus, LastErrorStatus, PeerStatus, Rates, SwitchStatus,
-    ThreadStatus,
+    AddressCounts, BridgePortStatus, CorePlanStatus, Counters, DeviceStatus, ExpressStatus,
+    FdbCounters, FdbStatus, GroupStatus, KernelCountersStatus, LastErrorStatus, PeerStatus, Rates,
+    SwitchStatus, ThreadStatus,
 };
 
 use super::*;
@@ -85,6 +85,7 @@ tunnel a
   listen      [::]:51830
   device      pc0, 02:00:5e:10:00:01, MTU 1500, carrier, vnet, port of br-lan, adopted
   core plan   inline, 1 lane on 2 cores: outbound on core 1, control
+  express     frames of flows that send little: 1 200 out, 3 in
   outbound    1.50 KiB, 1 234 frames, 5 datagrams
   inbound     0 B, 0 frames, 0 datagrams
   process     42, patchcord 0.1.0
@@ -392,6 +393,10 @@ fn status() -> Status {
         core_plan: CorePlanStatus {
             plan: "inline".into(),
             lanes: 1,
+            express: Some(ExpressStatus {
+                outbound_frames: 1200,
+                inbound_frames: 3,
+            }),
             cores: 2,
             threads: vec![thread("outbound", Some(1)), thread("control", None)],
         },

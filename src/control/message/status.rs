@@ -174,10 +174,22 @@ pub struct CorePlanStatus {
     pub plan: String,
     /// Lanes: TAP queues, each with an outbound thread.
     pub lanes: usize,
+    /// The express lane beside those, for flows that send little; absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub express: Option<ExpressStatus>,
     /// Cores the process may use.
     pub cores: usize,
     /// Every thread, and the core it is pinned to.
     pub threads: Vec<ThreadStatus>,
+}
+
+/// What the express lane has carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ExpressStatus {
+    /// Frames from the device.
+    pub outbound_frames: u64,
+    /// Frames from peers to the device.
+    pub inbound_frames: u64,
 }
 
 /// One thread.

@@ -19,8 +19,9 @@ use crate::{
         limits::FRAME_OVERHEAD,
         node::{PeerView, Refused},
     },
-    stats::DropReason,
+    stats::{DropReason, Flow},
     tripwire,
+    wire::Lane,
 };
 
 impl ControlTask {
@@ -129,7 +130,7 @@ impl ControlTask {
 
     pub(super) fn view(&self) -> EngineView {
         let names = self.labels.iter().map(|(name, _)| name.clone());
-        let flow = |flow: &crate::stats::Flow| (flow.frames(), flow.bytes());
+        let flow = |flow: &Flow| (flow.frames(), flow.bytes());
         let addresses = self.addresses();
         let (fdb, fdb_omitted) = addresses.first();
         EngineView {
@@ -147,6 +148,7 @@ impl ControlTask {
                 flow(&self.shared.tap.outbound),
                 flow(&self.shared.tap.inbound),
             ],
+            express: [&self.shared.tap.outbound, &self.shared.tap.inbound].map(express_frames),
             drops: self.shared.total_drops(),
             ports: self.ports(),
             groups: self.shared.slow_view().groups,
@@ -163,4 +165,9 @@ impl ControlTask {
             now_s: self.shared.clock.now().seconds,
         }
     }
+}
+
+fn express_frames(flow: &Flow) -> u64 {
+    let lanes = [Lane::EXPRESS, Lane::EXPRESS_ONWARD];
+    lanes.iter().map(|lane| flow.of(lane.0).frames()).sum()
 }

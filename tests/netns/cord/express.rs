@@ -129,6 +129,11 @@ fn a_flow_keeps_its_order_when_it_changes_its_lane() {
         let pair = start([lanes; 2]);
         let wiretap = Wiretap::before(&pair.internet, &pair.b);
         assert_order_across_changes(&pair, 12);
+        let carried = [&pair.a, &pair.b].map(|site| site.status().core_plan.express);
+        let [Some(a), Some(b)] = carried else {
+            panic!("both have an express lane: {carried:?}")
+        };
+        assert!(a.outbound_frames > 0 && b.inbound_frames > 0, "{carried:?}");
         let lanes = lanes_of(&wiretap.from(pair.a.uplink.v4));
         assert!(
             lanes.contains_key(&EXPRESS) && lanes.len() > 1,
@@ -150,11 +155,13 @@ fn ends_with_and_without_an_express_lane_get_along() {
     ] {
         let pair = start(pipelines);
         for (site, pipeline) in [&pair.a, &pair.b].into_iter().zip(pipelines) {
-            let threads = site.status().core_plan.threads;
+            let plan = site.status().core_plan;
+            let threads = plan.threads;
             let has_express = ["express-out", "express-in"]
                 .map(|name| threads.iter().any(|thread| thread.name == name));
             let expected = pipeline.contains("express") && !pipeline.contains("staged");
             assert_eq!(has_express, [expected; 2], "{pipeline}");
+            assert_eq!(plan.express.is_some(), expected, "{pipeline}");
         }
         assert_order_across_changes(&pair, 3);
         let (a, b) = (pair.a.host(2), pair.b.host(2));
