@@ -29,7 +29,15 @@ fn start(pipelines: [&'static str; 2]) -> Pair {
     pair.a.configure(&settings[0], &peers[..1]);
     pair.b.configure(&settings[1], &peers[1..]);
     pair.up();
-    pair.connect(secs(10));
+    pair.connect(secs(30));
+    // B learns where the destination of the flows is, and does not limit them as unknown.
+    let back = Flow {
+        src: pair.at_b.mac,
+        dst: pair.at_a.mac,
+        id: 99,
+    };
+    pair.at_b.send(&back.frame(0, 60));
+    assert!(back.wait_number(&pair.at_a, 0, secs(20)));
     pair
 }
 
