@@ -112,7 +112,8 @@ pub(super) const SCHEMA: Schema = Schema {
             range: "",
             about: "Flows that send little (less than 4 Mbit/s, and 2000 frames a second) have a lane \
                     and threads of their own, so that they do not wait behind others. Not if \
-                    `staged`, with a network card, or in a hub with 8 lanes.",
+                    `staged`, with a network card, or in a hub with 8 lanes. On Linux 5.10 and \
+                    6.1, flows were reordered when they changed their lane; on 6.12 they were not.",
         },
         Key {
             name: "udp-gso",
