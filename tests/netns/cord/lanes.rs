@@ -86,9 +86,10 @@ impl<'a> Load<'a> {
         let back = flows(&pair.at_b, &pair.at_a, 200);
         let there = there.into_iter().map(|flow| (flow, &pair.at_a, &pair.at_b));
         let back = back.into_iter().map(|flow| (flow, &pair.at_b, &pair.at_a));
-        let ways = there
-            .chain(back)
-            .map(|(flow, from, to)| (flow, to, from.stream_to(to, flow, millis(6), sizes)));
+        let ways = there.chain(back).map(|(flow, from, to)| {
+            let stream = from.stream_one_of(FLOWS, to, flow, millis(6), sizes);
+            (flow, to, stream)
+        });
         Self {
             ways: ways.collect(),
             _turn: turn,

@@ -45,7 +45,7 @@ fn soak(max: u64, interval_ms: u64, settings: Settings) -> (String, String) {
     let _turn = load::all();
     let begun = Instant::now();
     let streams = ways.map(|(flow, from, to)| {
-        from.stream_to(to, flow, millis(interval_ms), move |number| {
+        from.stream_one_of(2, to, flow, millis(interval_ms), move |number| {
             size(number, flow.id.into(), max)
         })
     });

@@ -64,7 +64,7 @@ fn lengthen_queue(namespace: &Namespace, name: &str) {
     assert!(["50000", "10000"].into_iter().any(lengthen), "{name}");
 }
 
-/// How many frames a stream may be ahead of its receiver: a path that delays frames by 200 ms holds 400 of
+/// How many frames streams may be ahead of their receiver: a path that delays frames by 200 ms holds 400 of
 /// them, and a TAP's queue 500.
 const WINDOW: u64 = 500;
 
@@ -199,12 +199,28 @@ impl Cable {
         interval: Duration,
         len: impl Fn(u64) -> usize + Send + 'static,
     ) -> Stream {
-        self.stream_behind(Some(Arc::clone(&to.inbox)), flow, interval, len)
+        self.stream_one_of(1, to, flow, interval, len)
+    }
+
+    /// The same, one of `count` streams that go side by side and share the window.
+    pub(crate) fn stream_one_of(
+        &self,
+        count: u8,
+        to: &Self,
+        flow: Flow,
+        interval: Duration,
+        len: impl Fn(u64) -> usize + Send + 'static,
+    ) -> Stream {
+        let ahead = Ahead {
+            of: Arc::clone(&to.inbox),
+            frames: WINDOW / u64::from(count),
+        };
+        self.stream_behind(Some(ahead), flow, interval, len)
     }
 
     fn stream_behind(
         &self,
-        to: Option<Arc<Inbox>>,
+        ahead: Option<Ahead>,
         flow: Flow,
         interval: Duration,
         len: impl Fn(u64) -> usize + Send + 'static,
@@ -212,7 +228,7 @@ impl Cable {
         let (tap, progress) = (Arc::clone(&self.tap), Arc::new(Progress::default()));
         let sender = thread::spawn({
             let progress = Arc::clone(&progress);
-            move || send_numbered(&tap, to.as_deref(), flow, interval, &progress, len)
+            move || send_numbered(&tap, ahead.as_ref(), flow, interval, &progress, len)
         });
         Stream {
             progress,
@@ -237,26 +253,32 @@ fn read(tap: &Tap, inbox: &Inbox) {
     }
 }
 
-impl Inbox {
-    /// Waits until the frame [`WINDOW`] before `number` has come out, or a newer one. If all of them are
+/// How far a stream may be ahead of its receiver.
+struct Ahead {
+    of: Arc<Inbox>,
+    frames: u64,
+}
+
+impl Ahead {
+    /// Waits until the frame so many before `number` has come out, or a newer one. If all of them are
     /// lost, a second is enough. Returns the number of the first frame that would wait again.
-    fn wait_for_window(&self, flow: Flow, number: u64) -> u64 {
+    fn wait(&self, flow: Flow, number: u64) -> u64 {
         let mut end = 0;
         let is_full = |all: &mut Vec<Arrival>| {
             let newest = flow.newest(all).map_or(0, |newest| newest + 1);
-            end = newest + WINDOW;
+            end = newest + self.frames;
             number >= end
         };
-        let arrivals = self.arrivals.lock().expect("no reader panics");
+        let arrivals = self.of.arrivals.lock().expect("no reader panics");
         let limit = Duration::from_secs(1);
-        drop(self.news.wait_timeout_while(arrivals, limit, is_full));
+        drop(self.of.news.wait_timeout_while(arrivals, limit, is_full));
         end
     }
 }
 
 fn send_numbered(
     tap: &Tap,
-    to: Option<&Inbox>,
+    ahead: Option<&Ahead>,
     flow: Flow,
     interval: Duration,
     progress: &Progress,
@@ -265,8 +287,8 @@ fn send_numbered(
     let begun = Instant::now();
     let (mut number, mut end) = (0, 0);
     while !progress.stop.load(Ordering::Relaxed) {
-        if let Some(to) = to.filter(|_| number >= end) {
-            end = to.wait_for_window(flow, number);
+        if let Some(ahead) = ahead.filter(|_| number >= end) {
+            end = ahead.wait(flow, number);
         }
         tap.send(&flow.frame(number, len(number)));
         number += 1;
