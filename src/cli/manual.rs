@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Command, Subcommand};
 use clap_complete::Shell;
-use patchcord::config::{Key, SECTIONS, Schema};
+use patchcord::config::{Effect, Key, SECTIONS, Schema};
 use patchcord::host::protocol::schema;
 use roff::{Inline, Roff, bold, roman};
 
@@ -83,7 +83,11 @@ fn describe(page: &mut Roff, key: &Key) {
     page.control("TP", []);
     page.text([bold(key.name), roman(format!(" ({})", key.kind))]);
     page.text(inline(key.about));
-    for (what, text) in [("Range", key.range), ("Default", key.default)] {
+    for (what, text) in [
+        ("Range", key.range),
+        ("Default", key.default),
+        ("Change", effect(key)),
+    ] {
         if !text.is_empty() {
             page.control("br", []);
             page.text([vec![roman(format!("{what}: "))], inline(text)].concat());
@@ -120,12 +124,22 @@ fn section_reference(section: &Schema) -> String {
         .filter(|other| names(other) == names(section));
     let headers: Vec<_> = alike.map(|section| section.header).collect();
     let mut text = format!("## {}\n\n{}\n\n", headers.join(" and "), section.about);
-    text.push_str("| Key | Type | Default | Range | Meaning |\n|---|---|---|---|---|\n");
+    text.push_str(
+        "| Key | Type | Default | Range | Change | Meaning |\n|---|---|---|---|---|---|\n",
+    );
     for key in section.keys {
-        let cells = [key.kind, key.default, key.range, key.about];
+        let cells = [key.kind, key.default, key.range, effect(key), key.about];
         text.push_str(&format!("| `{}` | {} |\n", key.name, cells.join(" | ")));
     }
     text
+}
+
+/// When a change takes effect, in one word.
+fn effect(key: &Key) -> &'static str {
+    match key.effect {
+        Effect::Live => "live",
+        Effect::Restart => "restart",
+    }
 }
 
 /// Whether the same keys are described at a later section.

@@ -9,7 +9,10 @@ use toml::de::DeValue;
 
 use super::error::Report;
 use super::port;
-use super::schema::{Key, Schema};
+use super::schema::{
+    Effect::{Live, Restart},
+    Key, Schema,
+};
 use super::section::Section;
 use super::stations::Stations;
 use super::value::{
@@ -112,6 +115,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "required, or `nic`",
             range: "1 to 15 bytes",
+            effect: Restart,
             about: "TAP interface; made, or adopted if it exists.",
         },
         Key {
@@ -119,6 +123,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "none",
             range: "1 to 15 bytes",
+            effect: Restart,
             about: "In place of `name`: a network card that is one end of a wire; the tunnel waits \
                     for one that does not exist. It keeps its MTU, addresses and so on; only `mode` \
                     and `link-loss-forwarding` go with it.",
@@ -128,6 +133,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "`\"switch\"`; with `nic` `\"wire\"`",
             range: "`switch`, `wire`",
+            effect: Restart,
             about: "`wire`: no switch; every frame goes to the one peer that is allowed, and none is \
                     inspected.",
         },
@@ -136,6 +142,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "integer",
             default: "`1500`",
             range: "68 to 65521; with IPv6 1280 and more",
+            effect: Live,
             about: "Overlay MTU; two VLAN tags fit in addition up to 65513. Give both ends the same.",
         },
         Key {
@@ -143,6 +150,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "none",
             range: "1 to 15 bytes",
+            effect: Live,
             about: "Linux bridge to become a port of; the tunnel waits for one that does not exist.",
         },
         Key {
@@ -150,6 +158,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "integer, string or array",
             default: "what the bridge gives its ports",
             range: "1 to 4094, ranges",
+            effect: Live,
             about: "VLANs that have a tag at that port, in a bridge with `vlan_filtering 1`: \
                     `\"10, 20-29\"`. The port has these, and that of `bridge-native`, and no others.",
         },
@@ -158,6 +167,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "integer",
             default: "none beside `bridge-vlans`",
             range: "1 to 4094",
+            effect: Live,
             about: "VLAN that has no tag at that port.",
         },
         Key {
@@ -165,6 +175,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "derived from key and name",
             range: "unicast",
+            effect: Live,
             about: "Ethernet address, the same at each start; an adopted device keeps its own unless \
                     this is set.",
         },
@@ -173,6 +184,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "array",
             default: "none",
             range: "`ADDRESS/PREFIX`",
+            effect: Live,
             about: "IP addresses of the interface, for example `[\"10.99.0.1/24\", \"fd00::1/64\"]`.",
         },
         Key {
@@ -180,6 +192,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "boolean",
             default: "`false`",
             range: "",
+            effect: Live,
             about: "Whether routers of the far LAN configure this machine by IPv6: addresses, routes, \
                     a default router. Without it the interface ignores router advertisements and \
                     redirects.",
@@ -189,6 +202,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "`\"peer\"`",
             range: "`peer`, `always`",
+            effect: Live,
             about: "When the interface has carrier: while a peer can be reached, or always. With \
                     `always`, a bridge with spanning tree does not hold the port for 30 s after each \
                     cut of the path.",
@@ -198,6 +212,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "boolean",
             default: "`false`",
             range: "with `nic`",
+            effect: Restart,
             about: "Set the card down while the peer cannot be reached.",
         },
         Key {
@@ -205,6 +220,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "`\"auto\"`",
             range: "`auto`, `vnet`, `plain`",
+            effect: Restart,
             about: "How the TAP is opened: `vnet` has offloads and several queues, `plain` runs on any \
                     kernel, `auto` takes `vnet` where the kernel can.",
         },

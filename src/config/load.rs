@@ -29,7 +29,10 @@ impl Config {
             let problem = "is not UTF-8 here; save the file as UTF-8 text".into();
             ConfigError::at(file, &valid, valid.len(), String::new(), problem)
         })?;
-        Self::parse(text, file, &read_key_file)
+        let mut config = Self::parse(text, file, &read_key_file)?;
+        // Whatever the working directory is when it is read again.
+        config.file = std::path::absolute(file).unwrap_or(config.file);
+        Ok(config)
     }
 }
 

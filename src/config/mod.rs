@@ -10,6 +10,7 @@
 
 mod combinations;
 mod device;
+mod diff;
 mod error;
 mod key_files;
 mod keys;
@@ -32,8 +33,10 @@ mod unknown;
 mod value;
 mod vlan;
 mod warnings;
+mod written;
 
 pub use device::{Backend, BridgeVlans, Carrier, DeviceConfig, Mode};
+pub use diff::{ConfigChange, Difference};
 pub use error::{ConfigError, ConfigErrors};
 pub use key_files::KeyFileError;
 pub use keys::SECTIONS;
@@ -42,7 +45,7 @@ pub use model::Config;
 pub use name::{RESERVED_NAME, tunnel_name};
 pub use peer::{Endpoint, PeerConfig};
 pub use pipeline::{OffloadChoice, PipelineConfig, PlanChoice};
-pub use schema::{Key, Schema};
+pub use schema::{Effect, Key, Schema};
 pub use switch::SwitchSettings;
 pub use tunnel::{CipherChoice, TcpMss, TunnelConfig};
 pub use warnings::ConfigWarning;

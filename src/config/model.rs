@@ -3,15 +3,20 @@
 //!
 //! Each section is described in a file of its own.
 
+use std::path::PathBuf;
+
 use super::device::DeviceConfig;
 use super::peer::PeerConfig;
 use super::pipeline::PipelineConfig;
 use super::switch::SwitchSettings;
 use super::tunnel::TunnelConfig;
+use super::written::Written;
 
 /// The whole configuration of a tunnel.
 #[derive(Debug)]
 pub struct Config {
+    /// The file, whose folder is that of relative paths in it.
+    pub file: PathBuf,
     /// The stem of the file's name; also names the socket.
     pub name: String,
     /// `[tunnel]`
@@ -24,4 +29,6 @@ pub struct Config {
     pub switch: SwitchSettings,
     /// `[pipeline]`
     pub pipeline: PipelineConfig,
+    /// The values as the file has them, for [`Config::changes_to`].
+    pub(super) written: Written,
 }

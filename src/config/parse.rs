@@ -15,6 +15,7 @@ use super::model::Config;
 use super::name::tunnel_name;
 use super::section::Section;
 use super::stations::Stations;
+use super::written::Written;
 use super::{combinations, syntax, unknown};
 use super::{device, peer, pipeline, switch, tunnel};
 
@@ -79,6 +80,8 @@ fn read(
         combinations::check_ports_meet(&device, &peers, report);
     }
     Some(Config {
+        file: key_files.file.to_owned(),
+        written: Written::of(document),
         name: name?,
         tunnel: tunnel?,
         device,

@@ -12,7 +12,7 @@ use toml::de::DeValue;
 use super::error::Report;
 use super::key_files::KeyFiles;
 use super::port;
-use super::schema::{Key, Schema};
+use super::schema::{Effect::Live, Key, Schema};
 use super::section::Section;
 use super::stations::Stations;
 use super::value::{MAX_INTERFACE_NAME, Parsed, duration, key_path, shown, string};
@@ -33,6 +33,21 @@ pub struct PeerConfig {
     pub preshared_key: Option<PresharedKey>,
     /// `[peer.port]`: its port of the switch.
     pub port: PortConfig,
+}
+
+impl PeerConfig {
+    /// Whether all but the port of the switch is equal.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        let secret = self.preshared_key.as_ref().map(PresharedKey::as_bytes);
+        (&self.name, self.public_key, &self.endpoint, self.keepalive)
+            == (
+                &other.name,
+                other.public_key,
+                &other.endpoint,
+                other.keepalive,
+            )
+            && secret == other.preshared_key.as_ref().map(PresharedKey::as_bytes)
+    }
 }
 
 /// The address of a peer until it has answered from another.
@@ -68,6 +83,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "required",
             range: "",
+            effect: Live,
             about: "What `patchcord pubkey` prints at the peer.",
         },
         Key {
@@ -75,6 +91,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "the public key",
             range: "1 to 64 bytes, not `tap`",
+            effect: Live,
             about: "For logs, `show` and `fdb`.",
         },
         Key {
@@ -82,6 +99,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "none",
             range: "`HOST:PORT`, `ADDRESS:PORT`",
+            effect: Live,
             about: "Where to call the peer; a link-local address has its interface, \
                     `[fe80::1%eth0]:51830`. Without it, this side waits for the peer. A name is looked \
                     up again while the peer does not answer.",
@@ -91,6 +109,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "duration",
             default: "`\"10s\"`",
             range: "1 s to 1 h",
+            effect: Live,
             about: "Interval at which an idle link is probed.",
         },
         Key {
@@ -98,6 +117,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "path",
             default: "none",
             range: "",
+            effect: Live,
             about: "File with the key of `patchcord genpsk`, the same at both ends.",
         },
     ],

@@ -4,7 +4,7 @@
 use toml::de::DeValue;
 
 use super::error::Report;
-use super::schema::{Key, Schema};
+use super::schema::{Effect::Restart, Key, Schema};
 use super::section::Section;
 use super::value::{Parsed, choice, integer};
 
@@ -65,6 +65,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "`\"auto\"`",
             range: "`auto`, `inline`, `staged`",
+            effect: Restart,
             about: "`inline`: one thread for each direction of a lane; `staged`: one lane, in which \
                     workers seal and open; `auto`: inline.",
         },
@@ -73,6 +74,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "integer",
             default: "half of the cores, at most 8; 1 on up to 3 cores",
             range: "1 to 8; 1 if `staged`",
+            effect: Restart,
             about: "RX/TX queue pairs, over which flows are spread. The ends may differ.",
         },
         Key {
@@ -80,6 +82,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "integer",
             default: "(cores - 4) / 2, 1 to 8",
             range: "1 to 64",
+            effect: Restart,
             about: "Workers for each direction, if `staged`.",
         },
         Key {
@@ -87,6 +90,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "boolean",
             default: "`true` if there is a core for each thread and one to spare",
             range: "",
+            effect: Restart,
             about: "Pin threads to cores.",
         },
         Key {
@@ -94,6 +98,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "integer",
             default: "`-20`",
             range: "-20 (first) to 19 (last)",
+            effect: Restart,
             about: "Priority of the data threads while they carry bulk traffic; needs CAP_SYS_NICE, \
                     and stays unchanged without it.",
         },
@@ -102,6 +107,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string or integer",
             default: "`\"auto\"`",
             range: "`auto`, `low`, 0 to 10000",
+            effect: Restart,
             about: "Microseconds that idle cores may take to wake up while frames cross; `low` is 0: \
                     they poll in place of halting, which takes power. `auto`: as the machine is set.",
         },
@@ -110,6 +116,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "boolean",
             default: "`false`",
             range: "",
+            effect: Restart,
             about: "Flows that send little (less than 4 Mbit/s, and 2000 frames a second) have a lane \
                     and threads of their own, so that they do not wait behind others. Not if \
                     `staged`, with a network card, or in a hub with 8 lanes. On Linux 5.10 and \
@@ -120,6 +127,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "`\"auto\"`",
             range: "`auto`, `off`",
+            effect: Restart,
             about: "`off`: send datagrams one by one, without UDP_SEGMENT. For a card or driver that \
                     segments wrongly: with `auto` the peer counts `bad-tag` or loses datagrams, and \
                     with `off` it does not.",
@@ -129,6 +137,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "`\"auto\"`",
             range: "`auto`, `off`",
+            effect: Restart,
             about: "`off`: receive datagrams one by one, without UDP_GRO.",
         },
     ],

@@ -7,7 +7,7 @@ use patchcord_bridge::{
 use toml::de::DeValue;
 
 use super::error::Report;
-use super::schema::{Key, Schema};
+use super::schema::{Effect::Restart, Key, Schema};
 use super::section::Section;
 use super::stations::Stations;
 use super::value::{Parsed, choice, integer, mac_address, shown, string, wrong_type};
@@ -39,6 +39,7 @@ const KEYS: &[Key] = &[
         kind: "VLANs",
         default: "none",
         range: "1 to 4094",
+        effect: Restart,
         about: "Tagged VLANs that pass: `\"10, 20-29\"`, or `[10, \"20-29\"]`.",
     },
     Key {
@@ -46,6 +47,7 @@ const KEYS: &[Key] = &[
         kind: "integer",
         default: "none",
         range: "0 to 4094, with `trunk`",
+        effect: Restart,
         about: "VLAN of the untagged frames of a trunk; 0 lets them stay untagged. If absent, they \
                 do not pass.",
     },
@@ -54,6 +56,7 @@ const KEYS: &[Key] = &[
         kind: "table",
         default: "none",
         range: "1 to 4094, with `trunk`",
+        effect: Restart,
         about: "VLAN outside and inside, `{ 10 = 110 }`; `trunk` and `native` have the numbers \
                 inside.",
     },
@@ -62,6 +65,7 @@ const KEYS: &[Key] = &[
         kind: "integer",
         default: "none",
         range: "0 to 4094",
+        effect: Restart,
         about: "VLAN of all frames, which are untagged outside; tagged frames do not pass.",
     },
     Key {
@@ -69,6 +73,7 @@ const KEYS: &[Key] = &[
         kind: "integer",
         default: "none",
         range: "1 to 4094",
+        effect: Restart,
         about: "VLAN of all frames, whatever tags they have (QinQ).",
     },
     Key {
@@ -76,6 +81,7 @@ const KEYS: &[Key] = &[
         kind: "string",
         default: "`\"802.1ad\"`",
         range: "`802.1ad`, `802.1q`, with `tunnel`",
+        effect: Restart,
         about: "Tag that the VLAN of a `tunnel` has at other ports.",
     },
     Key {
@@ -83,6 +89,7 @@ const KEYS: &[Key] = &[
         kind: "integer",
         default: "`5000`",
         range: "0 to 4294967295",
+        effect: Restart,
         about: "Broadcasts per second from the port; 0 is no limit, here and below.",
     },
     Key {
@@ -90,6 +97,7 @@ const KEYS: &[Key] = &[
         kind: "integer",
         default: "`50000`",
         range: "0 to 4294967295",
+        effect: Restart,
         about: "Frames per second to groups.",
     },
     Key {
@@ -97,6 +105,7 @@ const KEYS: &[Key] = &[
         kind: "integer",
         default: "`10000`",
         range: "0 to 4294967295",
+        effect: Restart,
         about: "Frames per second to addresses that the switch does not know.",
     },
     Key {
@@ -104,6 +113,7 @@ const KEYS: &[Key] = &[
         kind: "string",
         default: "`\"pass\"`",
         range: "`pass`, `drop`, `guard`",
+        effect: Restart,
         about: "Spanning tree frames from the port; `guard` drops them and blocks the port for 30 \
                 s.",
     },
@@ -112,6 +122,7 @@ const KEYS: &[Key] = &[
         kind: "string",
         default: "`\"allow\"`",
         range: "`allow`, `drop`",
+        effect: Restart,
         about: "What DHCP servers behind the port send.",
     },
     Key {
@@ -119,6 +130,7 @@ const KEYS: &[Key] = &[
         kind: "string",
         default: "`\"allow\"`",
         range: "`allow`, `drop`",
+        effect: Restart,
         about: "What IPv6 routers behind the port advertise.",
     },
     Key {
@@ -126,6 +138,7 @@ const KEYS: &[Key] = &[
         kind: "boolean",
         default: "`false`",
         range: "",
+        effect: Restart,
         about: "Refuse frames from addresses that live behind another port.",
     },
     Key {
@@ -133,6 +146,7 @@ const KEYS: &[Key] = &[
         kind: "array",
         default: "any",
         range: "one unicast address or more",
+        effect: Restart,
         about: "The only addresses that may send, for example `[\"02:00:5e:10:00:01\"]`.",
     },
     Key {
@@ -140,6 +154,7 @@ const KEYS: &[Key] = &[
         kind: "array",
         default: "none",
         range: "up to an eighth of `capacity`",
+        effect: Restart,
         about: "static entries: addresses, or tables `{ mac = \"...\", vlan = 10 }`. Without \
                 `vlan`, the VLAN of the port's untagged frames.",
     },
@@ -148,6 +163,7 @@ const KEYS: &[Key] = &[
         kind: "boolean",
         default: "`false`",
         range: "",
+        effect: Restart,
         about: "Answer ARP and neighbour discovery from what is known.",
     },
     Key {
@@ -155,6 +171,7 @@ const KEYS: &[Key] = &[
         kind: "boolean",
         default: "`false`",
         range: "",
+        effect: Restart,
         about: "Send groups only to ports that asked for them.",
     },
 ];

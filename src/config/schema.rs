@@ -12,8 +12,19 @@ pub struct Key {
     pub default: &'static str,
     /// The values that it may have; empty if the type or `about` suffices.
     pub range: &'static str,
+    /// What `patchcord reload` does with another value.
+    pub effect: Effect,
     /// Its purpose, in one paragraph. Keys and values stand between backquotes.
     pub about: &'static str,
+}
+
+/// When a change of the configuration takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// With the next `patchcord reload`, while frames cross.
+    Live,
+    /// With the next start of the tunnel.
+    Restart,
 }
 
 /// One section of the file.

@@ -8,7 +8,7 @@ use patchcord_bridge::SwitchConfig;
 use toml::de::DeValue;
 
 use super::error::Report;
-use super::schema::{Key, Schema};
+use super::schema::{Effect::Restart, Key, Schema};
 use super::section::Section;
 use super::value::{Parsed, duration, integer};
 
@@ -67,6 +67,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "boolean",
             default: "`false`",
             range: "",
+            effect: Restart,
             about: "Whether frames pass from peer to peer: for the centre of a star, never inside a \
                     mesh.",
         },
@@ -75,6 +76,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "integer",
             default: "twice what all ports may have by `max-addresses`",
             range: "8 to 1048576",
+            effect: Restart,
             about: "Addresses that the FDB has room for: without the key 16384 with one peer, 32768 with \
                     two or three, and so on. Write twice as many as there are stations; rounded up to a power of two. \
                     Each takes 32 bytes, used or not: 8 MiB with 30 peers, 32 MiB at most.",
@@ -84,6 +86,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "duration",
             default: "`\"300s\"`",
             range: "1 s to 1 d",
+            effect: Restart,
             about: "How long the FDB remembers an address that sends nothing.",
         },
         Key {
@@ -91,6 +94,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "duration",
             default: "`\"1s\"`",
             range: "0 s to 60 s",
+            effect: Restart,
             about: "An address that moved more than 5 times in 10 s moves at most once in this time, \
                     until it has stayed on one port for 10 s.",
         },
@@ -99,6 +103,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "integer",
             default: "`4096`",
             range: "1 to 1048576, at most `capacity`",
+            effect: Restart,
             about: "Addresses that the FDB learns for one port.",
         },
         Key {
@@ -106,6 +111,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "boolean",
             default: "`true`",
             range: "",
+            effect: Restart,
             about: "Find loops and cut them.",
         },
         Key {
@@ -113,6 +119,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "boolean",
             default: "`false`",
             range: "",
+            effect: Restart,
             about: "Ask the stations, in each VLAN that has some, which multicast groups they want.",
         },
     ],

@@ -8,7 +8,10 @@ use toml::de::DeValue;
 
 use super::error::Report;
 use super::key_files::KeyFiles;
-use super::schema::{Key, Schema};
+use super::schema::{
+    Effect::{Live, Restart},
+    Key, Schema,
+};
 use super::section::Section;
 use super::value::{Parsed, choice, duration, integer, key_path, shown, string};
 use crate::crypto::keys::PrivateKey;
@@ -65,6 +68,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "path",
             default: "required",
             range: "",
+            effect: Restart,
             about: "File with the key of `patchcord genkey`; refused if group or others have any \
                     access.",
         },
@@ -73,6 +77,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "address",
             default: "`\"[::]:0\"`",
             range: "`ADDRESS:PORT`",
+            effect: Restart,
             about: "UDP socket for IPv4 and IPv6; port 0 is any. The tunnel waits for an address that \
                     this machine does not have yet. Required unless a peer has an `endpoint`.",
         },
@@ -81,6 +86,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "`\"auto\"`",
             range: "`auto`, `aes-256-gcm`, `chacha20-poly1305`, `aegis-128x`",
+            effect: Live,
             about: "AEAD for data. `aegis-128x` is AEGIS-128X4, with keys of 128 bits (the others: 256); \
                     it needs AES instructions. `auto` is `aegis-128x` if both ends measure it to be \
                     faster by a fifth, otherwise `aes-256-gcm` if both ends have instructions for it. To have \
@@ -91,6 +97,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "integer",
             default: "`0`",
             range: "0 to 16777215",
+            effect: Restart,
             about: "Both ends must have the same.",
         },
         Key {
@@ -98,6 +105,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "string",
             default: "`\"unaltered\"`",
             range: "`unaltered`, `path`",
+            effect: Restart,
             about: "`path` lowers the maximum segment size in the SYNs of TCP connections, both ways, so \
                     that each segment fits one datagram: for a path that loses packets, or drops them from \
                     a short queue. It alters those frames, and no others. One end suffices.",
@@ -107,6 +115,7 @@ pub(super) const SCHEMA: Schema = Schema {
             kind: "duration",
             default: "`\"120s\"`",
             range: "1 s to 120 s",
+            effect: Live,
             about: "Age at which session keys are replaced.",
         },
     ],
