@@ -2,11 +2,12 @@
 //! The keys that users handle: a tunnel's private key, a peer's public key, a preshared key.
 //!
 //! All are 32 bytes and are written as one line of base64, as WireGuard's are. Secrets are erased
-//! when they are dropped, cannot be cloned or displayed, and appear in no error: a [`KeyError`]
+//! when the last clone is dropped, cannot be displayed, and appear in no error: a [`KeyError`]
 //! says where and how the text is wrong, never what it says. Reading files is `config`'s job.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use aws_lc_rs::agreement;
 use base64::{DecodeError, Engine, engine::general_purpose::STANDARD};
@@ -16,6 +17,7 @@ use zeroize::Zeroizing;
 pub const KEY_BYTES: usize = 32;
 
 /// An X25519 private key.
+#[derive(Clone)]
 pub struct PrivateKey(Secret);
 
 impl PrivateKey {
@@ -23,8 +25,9 @@ impl PrivateKey {
     pub fn generate() -> Self {
         let mut secret = Secret::random();
         // X25519 fixes these bits anyway; fixing them here makes the text the canonical one.
-        secret.0[0] &= 0b1111_1000;
-        secret.0[31] = (secret.0[31] & 0b0111_1111) | 0b0100_0000;
+        let bytes = Arc::make_mut(&mut secret.0);
+        bytes[0] &= 0b1111_1000;
+        bytes[31] = (bytes[31] & 0b0111_1111) | 0b0100_0000;
         Self(secret)
     }
 
@@ -69,6 +72,7 @@ impl fmt::Debug for PrivateKey {
 }
 
 /// A secret that two peers share in addition to their key pairs.
+#[derive(Clone)]
 pub struct PresharedKey(Secret);
 
 impl PresharedKey {
@@ -183,13 +187,14 @@ pub enum KeyError {
     LowOrder,
 }
 
-/// Boxed, so that moving a key moves a pointer and leaves no copy of it on the stack.
-struct Secret(Box<Zeroizing<[u8; KEY_BYTES]>>);
+/// Behind a pointer, so that moving or cloning a key leaves no copy of it in memory.
+#[derive(Clone)]
+struct Secret(Arc<Zeroizing<[u8; KEY_BYTES]>>);
 
 impl Secret {
     fn random() -> Self {
-        let mut secret = Self(Box::new(Zeroizing::new([0; KEY_BYTES])));
-        super::random(&mut secret.0[..]);
+        let mut secret = Self(Arc::new(Zeroizing::new([0; KEY_BYTES])));
+        super::random(&mut Arc::make_mut(&mut secret.0)[..]);
         secret
     }
 
@@ -198,7 +203,7 @@ impl Secret {
         if bytes.iter().all(|&byte| byte == 0) {
             return Err(KeyError::AllZero);
         }
-        Ok(Self(Box::new(bytes)))
+        Ok(Self(Arc::new(bytes)))
     }
 
     fn to_base64(&self) -> Zeroizing<String> {

@@ -10,6 +10,7 @@ mod report;
 mod single_datagrams;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::{
     collections::HashMap,
@@ -31,6 +32,7 @@ use super::{
     clock::{now, wall},
     meter::{self, Meter},
     notices::{Control, Notice},
+    peer::EngineUpdate,
     reply_sources::ReplySources,
     reports::{self, Reports},
     shared::{DatagramPath, Handshake, Shared},
@@ -57,9 +59,13 @@ use self::single_datagrams::SingleDatagrams;
 pub(super) enum Command {
     View(oneshot::Sender<EngineView>),
     Fdb(FdbRequest, oneshot::Sender<Answered>),
+    Update(Box<EngineUpdate>, oneshot::Sender<()>),
     NetworkChanged,
     Close(oneshot::Sender<()>),
 }
+
+/// A host that was looked up for a peer, and its address.
+type Lookup = (PortId, String, Result<SocketAddr, NameError>);
 
 /// A peer's name in `show` and logs, and the host to look up.
 type Label = (String, Option<String>);
@@ -79,7 +85,7 @@ pub(super) struct ControlTask {
     turn: usize,
     /// The state that the owner was last told.
     was_reachable: bool,
-    lookups: JoinSet<(PortId, Result<SocketAddr, NameError>)>,
+    lookups: JoinSet<Lookup>,
     /// Peers whose name is being looked up, or will be again, and since when.
     looking_up: HashMap<PortId, Instant>,
     /// How many addresses of each peer's name were tried, in the order of their ports: each lookup
@@ -249,6 +255,10 @@ impl ControlTask {
             }
             Command::Fdb(request, reply) => {
                 let _ = reply.send(self.addresses().answer(&request));
+            }
+            Command::Update(update, done) => {
+                self.update(*update);
+                let _ = done.send(());
             }
             Command::NetworkChanged => self.underlay.handle_change(),
             Command::Close(done) => {

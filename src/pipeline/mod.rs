@@ -34,7 +34,9 @@ mod meter;
 mod notices;
 mod offload;
 mod outbound;
+mod peer;
 pub(crate) mod plan;
+mod port_names;
 mod presence;
 mod recovery;
 mod reply_sources;
@@ -82,11 +84,11 @@ use crate::{
         guard::Mac1Check,
         limits::MAX_LANES,
         node::{Node, NodeConfig},
-        peer::PeerSettings,
     },
     stats::Traffic,
 };
 
+pub(crate) use self::peer::{EnginePeer, EngineUpdate};
 pub(crate) use self::view::{EngineEvent, EngineView, PeerReport, PortView, Stopped};
 
 /// The inputs of an engine.
@@ -108,27 +110,6 @@ pub(crate) struct EngineConfig {
     pub lowers_mss: bool,
     /// How to use the cores.
     pub plan: PlanRequest,
-}
-
-/// A peer, with the fields that only logs and the resolver need.
-pub(crate) struct EnginePeer {
-    /// The fields that the protocol needs.
-    pub settings: PeerSettings,
-    /// For logs and `show`.
-    pub name: String,
-    /// `name:port`, looked up at start and when the peer does not answer.
-    pub host: Option<String>,
-}
-
-impl EnginePeer {
-    /// With a rank that every node computes alike.
-    fn ranked(&self) -> (String, u64) {
-        let (rank, _) = self.settings.public_key.as_bytes().split_at(8);
-        let rank = rank
-            .iter()
-            .fold(0, |rank, byte| rank << 8 | u64::from(*byte));
-        (self.name.clone(), rank)
-    }
 }
 
 /// A running engine. Dropped without [`Engine::stop`], it stops without closing its sessions.
@@ -230,6 +211,13 @@ impl Engine {
     pub(crate) async fn view(&self) -> Option<EngineView> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::View(reply), answer).await
+    }
+
+    /// Changes the configuration while frames cross. `None` as of [`Engine::view`].
+    pub(crate) async fn update(&self, update: EngineUpdate) -> Option<()> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Update(Box::new(update), reply), answer)
+            .await
     }
 
     /// Reads the FDB, or changes it. `None` as of [`Engine::view`].
@@ -345,8 +333,6 @@ struct Parts {
     node: Node,
     /// Names and hosts of the peers, in the order of their ports.
     labels: Vec<(String, Option<String>)>,
-    /// Names and ranks.
-    ranked: Vec<(String, u64)>,
     slow_path: SlowPathConfig,
     shared: Arc<Shared>,
     handshakes: mpsc::Receiver<Handshake>,
@@ -377,11 +363,10 @@ impl Parts {
         let switch = new_switch(&config.switch);
         let (mut shared, injected) = Shared::new(switch, config.wire, mac1, max_frame, to_control)?;
         shared.lowers_mss = config.lowers_mss;
-        shared.name_peers(labels.iter().map(|(name, _)| name.clone()).collect());
+        shared.names.set(ranked);
         let parts = Self {
             node,
             labels,
-            ranked,
             slow_path,
             shared: Arc::new(shared),
             handshakes,
@@ -399,13 +384,7 @@ impl Parts {
         events: &mpsc::Sender<EngineEvent>,
     ) -> JoinSet<()> {
         let shared = self.shared;
-        let slow_path = SlowPath::new(
-            shared.clone(),
-            tap.clone(),
-            self.ranked,
-            self.slow_path,
-            events.clone(),
-        );
+        let slow_path = SlowPath::new(shared.clone(), tap.clone(), self.slow_path, events.clone());
         let slow_path = slow_path.run(self.punted);
         let control = ControlTask::new(
             self.node,

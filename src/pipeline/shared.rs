@@ -6,8 +6,8 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -24,6 +24,7 @@ use super::{
     clock::SwitchClock,
     last_bulk::LastBulk,
     notices::{Control, Notices},
+    port_names::PortNames,
     presence::Presence,
     slow_path::event::{INJECTED_PER_PORT, InjectedFrame, PUNTED_FRAMES, PuntedFrame, QUESTIONS},
     watchdog::Watchdog,
@@ -124,16 +125,15 @@ pub(super) struct Shared {
     pub(super) lowers_mss: bool,
     pub(super) clock: SwitchClock,
     pub(super) mac1: Mac1Check,
-    /// Bytes of the largest frame that goes to the TAP.
-    pub(super) max_frame: u32,
+    max_frame: AtomicU32,
     /// Frames over the TAP.
     pub(super) tap: Traffic,
     /// Raises the priority of the data threads.
     pub(super) last_bulk: LastBulk,
     /// Wakes every data thread, for good.
     pub(super) stop: Waker,
-    /// Names of the ports, for logs.
-    names: OnceLock<Vec<String>>,
+    /// Names of the ports, for logs, and their ranks.
+    pub(super) names: PortNames,
     /// Watches whether all threads and tasks make progress.
     pub(super) watchdog: Arc<Watchdog>,
     drops: Mutex<Vec<Arc<Drops>>>,
@@ -203,11 +203,11 @@ impl Shared {
             lowers_mss: false,
             clock: SwitchClock::start(),
             mac1,
-            max_frame,
+            max_frame: max_frame.into(),
             tap: Traffic::default(),
             last_bulk: LastBulk::default(),
             stop: Waker::new()?,
-            names: OnceLock::new(),
+            names: PortNames::default(),
             watchdog: Arc::default(),
             drops: Mutex::default(),
             unheard: Drops::default(),
@@ -224,19 +224,22 @@ impl Shared {
         Ok((shared, injected))
     }
 
-    /// Sets the names of the peers, in the order of their ports.
-    pub(super) fn name_peers(&self, names: Vec<String>) {
-        // The names of the first call stay.
-        let _ = self.names.set(names);
+    /// The name of a port in logs.
+    pub(super) fn port_name(&self, port: PortId) -> String {
+        match port {
+            PortId::TAP => "the device".to_owned(),
+            _ => self.names.name(port),
+        }
     }
 
-    /// The name of a port in logs.
-    pub(super) fn port_name(&self, port: PortId) -> &str {
-        let place = usize::from(port.0).checked_sub(1);
-        place.map_or("the device", |place| {
-            let name = self.names.get().and_then(|names| names.get(place));
-            name.map_or("?", |name| name)
-        })
+    /// Bytes of the largest frame that goes to the TAP.
+    pub(super) fn max_frame(&self) -> u32 {
+        self.max_frame.load(Ordering::Relaxed)
+    }
+
+    /// From now on; frames of present sessions are reassembled up to the former size.
+    pub(super) fn set_max_frame(&self, max_frame: u32) {
+        self.max_frame.store(max_frame, Ordering::Relaxed);
     }
 
     /// Punts a frame, in two parts, to the slow path. True if the slow path handles it from now on;

@@ -91,6 +91,8 @@ pub(crate) struct Peer {
     leads_rekey: bool,
     /// The source of the last authentic datagram, or the address to which initiations go.
     pub(crate) endpoint: Option<SocketAddr>,
+    /// A reload has given it another name, whose address it gets once that is known.
+    pub(crate) moves_when_resolved: bool,
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) attempt: Option<Attempt>,
     pub(crate) schedule: Schedule,
@@ -139,6 +141,7 @@ impl Peer {
             endpoint: settings.endpoint,
             leads_rekey: *own_key < settings.public_key,
             settings,
+            moves_when_resolved: false,
             traffic: Arc::default(),
             attempt: None,
             schedule: Schedule {

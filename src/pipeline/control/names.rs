@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Resolves the names of peers, for as long as it takes.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use patchcord_bridge::PortId;
 use tracing::warn;
 
-use super::ControlTask;
+use super::{ControlTask, Lookup};
 use crate::{machine::resolver, pipeline::clock::now, proto::trouble::NameError};
 
 /// How long a name lookup may take before the log says so, and how soon a failed one is tried
@@ -41,30 +38,36 @@ impl ControlTask {
                 }
                 Err(error) => Err(name_error(&error)),
             };
-            (port, found)
+            (port, host, found)
         });
     }
 
-    pub(super) fn handle_lookup(
-        &mut self,
-        found: Result<(PortId, Result<SocketAddr, NameError>), tokio::task::JoinError>,
-    ) {
+    pub(super) fn handle_lookup(&mut self, found: Result<Lookup, tokio::task::JoinError>) {
         match &found {
-            Ok((port, _)) => drop(self.looking_up.remove(port)),
+            Ok((port, ..)) => drop(self.looking_up.remove(port)),
             // A task that panicked does not say which peer it was for.
             Err(_) => self.looking_up.clear(),
         }
         match found {
-            Ok((port, Ok(address))) => {
+            // A reload has given the peer another one.
+            Ok((port, host, _)) if !self.has_host(port, &host) => {
+                self.look_up(port, Duration::ZERO);
+            }
+            Ok((port, _, Ok(address))) => {
                 self.turns[usize::from(port.0) - 1] += 1;
                 self.node.handle_resolved(now(), port, address);
             }
-            Ok((port, Err(error))) => {
+            Ok((port, _, Err(error))) => {
                 self.node.handle_unresolved(now(), port, error);
                 self.look_up(port, RESOLVE_RETRY);
             }
             Err(error) => warn!(%error, "looking up a name failed"),
         }
+    }
+
+    fn has_host(&self, port: PortId, host: &str) -> bool {
+        let label = self.labels.get(usize::from(port.0).wrapping_sub(1));
+        label.is_some_and(|(_, its)| its.as_deref() == Some(host))
     }
 
     /// Name servers that do not answer delay the failure of a lookup, for up to a minute.

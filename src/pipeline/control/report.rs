@@ -88,11 +88,11 @@ impl ControlTask {
         };
         let cipher = view.cipher.map_or("none", |cipher| cipher.name());
         info!(peer = self.name(port), cipher, "peer is up");
-        if view.max_frame != 0 && u32::from(view.max_frame) < self.shared.max_frame {
+        if view.max_frame != 0 && u32::from(view.max_frame) < self.shared.max_frame() {
             warn!(
                 peer = self.name(port),
                 their_mtu = u32::from(view.max_frame).saturating_sub(FRAME_OVERHEAD),
-                our_mtu = self.shared.max_frame.saturating_sub(FRAME_OVERHEAD),
+                our_mtu = self.shared.max_frame().saturating_sub(FRAME_OVERHEAD),
                 "the peer's device has a smaller MTU than ours, so larger frames are lost there; give both ends the same device.mtu"
             );
         }

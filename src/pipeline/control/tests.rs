@@ -55,6 +55,14 @@ fn task() -> ControlTask {
     )
 }
 
+/// The outcome of a lookup of the name that both peers have.
+fn found(
+    port: PortId,
+    address: Result<SocketAddr, NameError>,
+) -> Result<Lookup, tokio::task::JoinError> {
+    Ok((port, "name.invalid:1".to_owned(), address))
+}
+
 fn block_on(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -74,7 +82,7 @@ fn a_name_is_looked_up_once_at_a_time() {
         assert_eq!(task.lookups.len(), 1);
         task.lookups.abort_all();
         while task.lookups.join_next().await.is_some() {}
-        task.handle_lookup(Ok((PEER, Err(NameError::Unavailable))));
+        task.handle_lookup(found(PEER, Err(NameError::Unavailable)));
         assert_eq!(task.lookups.len(), 1, "tried again");
     });
 }
@@ -84,12 +92,24 @@ fn each_peer_begins_with_the_first_address_of_its_name() {
     block_on(async {
         let mut task = task();
         let address = SocketAddr::from(([192, 0, 2, 1], 1));
-        task.handle_lookup(Ok((OTHER, Err(NameError::NotFound))));
-        task.handle_lookup(Ok((PEER, Ok(address))));
+        task.handle_lookup(found(OTHER, Err(NameError::NotFound)));
+        task.handle_lookup(found(PEER, Ok(address)));
         assert_eq!(task.turns, [1, 0], "nothing was found for the other");
-        task.handle_lookup(Ok((OTHER, Ok(address))));
-        task.handle_lookup(Ok((PEER, Ok(address))));
+        task.handle_lookup(found(OTHER, Ok(address)));
+        task.handle_lookup(found(PEER, Ok(address)));
         assert_eq!(task.turns, [2, 1]);
+    });
+}
+
+#[test]
+fn an_address_of_a_former_name_is_looked_up_again() {
+    block_on(async {
+        let mut task = task();
+        task.labels[0].1 = Some("other.invalid:1".to_owned());
+        let address = SocketAddr::from(([192, 0, 2, 1], 1));
+        task.handle_lookup(found(PEER, Ok(address)));
+        assert_eq!(task.node.configured_endpoint(PEER), None);
+        assert_eq!(task.lookups.len(), 1, "the new name");
     });
 }
 

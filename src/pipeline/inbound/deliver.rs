@@ -216,7 +216,7 @@ impl Delivery {
         if let Some(dispatch) = &mut self.dispatch {
             dispatch.recover();
         }
-        let max_frame = self.shared.max_frame;
+        let max_frame = self.shared.max_frame();
         let lane = self.lanes.values_mut().find(|lane| lane.is_busy)?;
         lane.is_busy = false;
         lane.reassembly = Reassembly::new(max_frame);
@@ -341,7 +341,7 @@ impl Delivery {
                 .ok_or(DropReason::UnknownSession)?;
             let budget =
                 reassembly_bytes(tables.routes.len(), session.agreement.remote_lanes.count());
-            let reassembly = Reassembly::with_budget(unpacker.writer.shared.max_frame, budget);
+            let reassembly = Reassembly::with_budget(unpacker.writer.shared.max_frame(), budget);
             let mut lane = LaneState::new(counter.lane(), session.clone(), reassembly, arrived);
             lane.refused_until = offenders.get(&session.port).and_then(|it| it.refused_until);
             Ok(lane)

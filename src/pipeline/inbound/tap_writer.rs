@@ -60,7 +60,7 @@ impl TapWriter<'_> {
         session: &Session,
         frame: EgressFrame<'_>,
     ) -> Result<(), DropReason> {
-        if frame.len() > self.shared.max_frame as usize && !frame.is_super() {
+        if frame.len() > self.shared.max_frame() as usize && !frame.is_super() {
             return Err(DropReason::Oversize);
         }
         if *self.must_signal && frame.len() >= SIGNAL_BYTES {

@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use patchcord_bridge::{DropReason, Fdb, PortId, Switch, fdb::Move};
 use tracing::warn;
 
-use super::{fdb_scan::FdbScan, port_names::PortNames};
+use super::fdb_scan::FdbScan;
+use crate::pipeline::port_names::PortNames;
 
 /// A limit of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -11,10 +11,11 @@ use patchcord_bridge::{
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::{config::Probes, injector::Injector, port_names::PortNames};
+use super::{config::Probes, injector::Injector};
 use crate::{
     crypto::{self, mac},
     pipeline::{
+        port_names::PortNames,
         shared::Shared,
         view::{EVENTS, EngineEvent},
     },
@@ -31,7 +32,7 @@ pub(super) struct Loops {
     shared: Arc<Shared>,
     guard: LoopGuard<Authenticate>,
     names: PortNames,
-    /// By port: of two peers the one of higher rank is blocked. All nodes agree on it.
+    /// Those that the guard has.
     ranks: Vec<u64>,
     /// The VLANs in which it looks for loops.
     watched: VidSet,
@@ -43,8 +44,6 @@ impl Loops {
         shared: Arc<Shared>,
         probes: &Probes,
         confined: &[PortId],
-        names: PortNames,
-        ranks: Vec<u64>,
         events: mpsc::Sender<EngineEvent>,
     ) -> Self {
         let mut key = [0; 32];
@@ -53,10 +52,10 @@ impl Loops {
         let mut guard = LoopGuard::new(probes.node, probes.source, authenticate);
         confined.iter().for_each(|&port| guard.confine(port));
         Self {
+            names: shared.names.clone(),
+            ranks: Vec::new(),
             shared,
             guard,
-            names,
-            ranks,
             watched: VidSet::EMPTY,
             events,
         }
@@ -76,11 +75,12 @@ impl Loops {
 
     /// To be called once in a while: takes the VLANs in use, and stations that have moved.
     pub(super) fn tick(&mut self, vlans: VidSet) {
-        if vlans != self.watched {
-            for (port, rank) in (0..).map(PortId).zip(&self.ranks) {
+        let ranks = self.names.ranks();
+        if vlans != self.watched || ranks != self.ranks {
+            for (port, rank) in (0..).map(PortId).zip(&ranks) {
                 self.guard.watch(port, *rank, vlans.iter());
             }
-            self.watched = vlans;
+            (self.watched, self.ranks) = (vlans, ranks);
         }
         let now_s = self.shared.clock.now().seconds;
         let moves = self.shared.switch.fdb().last_moves();

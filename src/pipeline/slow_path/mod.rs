@@ -18,7 +18,6 @@ mod injector;
 mod limit_log;
 mod loops;
 mod neighbours;
-mod port_names;
 
 use std::{
     sync::Arc,
@@ -39,10 +38,10 @@ use self::{
     limit_log::LimitLog,
     loops::Loops,
     neighbours::NeighbourProxy,
-    port_names::PortNames,
 };
 use super::{
     clock,
+    port_names::PortNames,
     shared::{Shared, SlowView},
     view::EngineEvent,
 };
@@ -67,16 +66,13 @@ pub(super) struct SlowPath {
 }
 
 impl SlowPath {
-    /// Peers have ranks, on which all nodes agree.
     pub(super) fn new(
         shared: Arc<Shared>,
         tap: Arc<TapQueue>,
-        peers: Vec<(String, u64)>,
         config: SlowPathConfig,
         events: mpsc::Sender<EngineEvent>,
     ) -> Self {
-        let (names, ranks): (Vec<_>, _) = [("TAP".to_owned(), 0)].into_iter().chain(peers).unzip();
-        let names = PortNames::new(names);
+        let names = shared.names.clone();
         let SlowPathConfig {
             loops,
             snooping,
@@ -85,8 +81,8 @@ impl SlowPath {
             confined,
         } = config;
         let guard = |probes| {
-            let (shared, names) = (shared.clone(), names.clone());
-            Loops::new(shared, &probes, &confined, names, ranks, events)
+            let shared = shared.clone();
+            Loops::new(shared, &probes, &confined, events)
         };
         let groups = |config| Groups::new(shared.clone(), config, customers);
         Self {

@@ -35,9 +35,10 @@ fn slow_path(config: SwitchConfig, setup: SlowPathConfig) -> (SlowPath, Injected
     let mac1 = Mac1Check::new(&PrivateKey::generate().public_key());
     let switch = Switch::new(config, [0; 2]);
     let (shared, injected) = Shared::new(switch, false, mac1, 1522, to_control).unwrap();
+    shared.names.set(peers);
     let queue = Arc::new(queues.remove(0));
     let events = mpsc::channel(1).0;
-    let slow_path = SlowPath::new(Arc::new(shared), queue, peers, setup, events);
+    let slow_path = SlowPath::new(Arc::new(shared), queue, setup, events);
     (slow_path, injected)
 }
 

@@ -22,6 +22,7 @@ mod event;
 mod handshake;
 mod initiations;
 mod state;
+mod update;
 mod upkeep;
 mod view;
 
@@ -40,6 +41,7 @@ use self::state::Owner;
 pub use self::{
     event::{Event, Refused, Transmit},
     state::{Node, NodeConfig},
+    update::NodeUpdate,
     view::PeerView,
 };
 use super::{
@@ -262,6 +264,9 @@ impl Node {
     pub fn handle_resolved(&mut self, now: Instant, port: PortId, address: SocketAddr) {
         let Some(peer) = self.peer(port) else { return };
         peer.settings.endpoint = Some(address);
+        if std::mem::take(&mut peer.moves_when_resolved) {
+            return self.move_peer(now, usize::from(port.0) - 1, address);
+        }
         if !peer.is_up {
             peer.handle_endpoint(address, now);
             peer.schedule_handshake(now);
