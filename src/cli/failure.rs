@@ -14,6 +14,8 @@ pub(super) enum Failure {
     Usage(String),
     /// 2: bad configuration.
     Config(ConfigErrors),
+    /// 2: bad configuration, in the words of a running tunnel.
+    Refused(String),
 }
 
 impl Failure {
@@ -24,6 +26,7 @@ impl Failure {
             Self::AtRunTime(error) => (format!("patchcord: {error:#}"), 1),
             Self::Usage(message) => (format!("patchcord: {message}"), 2),
             Self::Config(errors) => (errors.to_string(), 2),
+            Self::Refused(errors) => (errors, 2),
         };
         // Without stderr, only the exit code is left.
         let _ = writeln!(io::stderr(), "{text}");

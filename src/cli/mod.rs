@@ -15,6 +15,7 @@ mod keys;
 mod logs;
 mod manual;
 mod output;
+mod reload;
 mod show;
 mod status;
 mod target;
@@ -33,9 +34,10 @@ pub(crate) fn run() -> ExitCode {
         Command::Pubkey => keys::pubkey(),
         Command::Genpsk(options) => keys::genpsk(options.force),
         Command::Up(target) => tunnel::up(&target),
-        Command::Check(target) => tunnel::check(&target),
+        Command::Check(options) => tunnel::check(&options),
         Command::Show(options) => show::show(&options),
         Command::Fdb(command) => fdb::run(command),
+        Command::Reload(options) => reload::reload(&options),
         Command::Down(options) => tunnel::down(&options),
         Command::Bench(Bench::Crypto(options)) => bench::crypto(&options),
         Command::Host(command) => host::run(command),
@@ -73,13 +75,16 @@ enum Command {
     #[command(after_help = tunnel::UP_HELP)]
     Up(Target),
     /// Validate a configuration without touching the network
-    Check(Target),
+    Check(tunnel::CheckOptions),
     /// Show running tunnels
     #[command(after_help = show::HELP)]
     Show(show::ShowOptions),
     /// Show the addresses that a running tunnel knows, and change them
     #[command(subcommand, after_help = fdb::HELP)]
     Fdb(fdb::FdbCommand),
+    /// Apply what has changed in the file of a running tunnel
+    #[command(after_help = reload::HELP)]
+    Reload(reload::ReloadOptions),
     /// Stop a running tunnel; returns when it is gone
     Down(tunnel::DownOptions),
     /// Measure this machine

@@ -12,6 +12,7 @@ use patchcord_bridge::Vid;
 use super::failure::Failure;
 use super::logs;
 use super::output::{plural, print};
+use super::reload;
 use super::target::{self, RunDir, Target, block_on};
 
 pub(super) const UP_HELP: &str = "\
@@ -39,8 +40,22 @@ pub(super) fn up(target: &Target) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn check(target: &Target) -> Result<(), Failure> {
-    let config = load(target)?;
+#[derive(Args)]
+pub(super) struct CheckOptions {
+    #[command(flatten)]
+    target: Target,
+    /// Show what differs from the configuration with which the tunnel runs, as `reload` would apply it
+    #[arg(long)]
+    diff: bool,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
+
+pub(super) fn check(options: &CheckOptions) -> Result<(), Failure> {
+    let config = load(&options.target)?;
+    if options.diff {
+        return reload::show_changes(&options.target.name_or_file, &options.run_dir);
+    }
     print(&summary(&config))?;
     for warning in config.warnings() {
         // The file is valid even if the warning cannot be written.

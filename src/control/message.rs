@@ -5,6 +5,7 @@
 //! Pure data. A query is added here and in `tunnel::provider`, which answers it.
 
 mod fdb;
+mod reload;
 mod status;
 
 use schemars::JsonSchema;
@@ -15,6 +16,7 @@ pub use self::{
         AddressCounts, Assigner, FdbAdd, FdbCounters, FdbDel, FdbFlush, FdbPage, FdbRequest,
         FdbShow, FdbStatus, MoveStatus, SwitchStatus,
     },
+    reload::{ConfigChange, Difference, ReloadMode, ReloadOutcome, Reloaded},
     status::{
         BlockStatus, BridgePortStatus, CorePlanStatus, Counters, DeviceStatus, ExpressStatus,
         GroupStatus, KernelCountersStatus, LastErrorStatus, LatencyState, LatencyStatus,
@@ -31,6 +33,9 @@ pub enum Query {
     Show,
     /// Reads the FDB, or changes it.
     Fdb(FdbRequest),
+    /// Compares the configuration's file with the configuration in force, and applies the
+    /// difference, or nothing: a [`Reloaded`].
+    Reload(ReloadMode),
 }
 
 /// A permission of a user, independent of the others.
@@ -49,7 +54,7 @@ impl Query {
     pub const fn access(&self) -> Access {
         match self {
             Self::Show | Self::Fdb(FdbRequest::Show(_)) => Access::Observe,
-            Self::Fdb(_) => Access::Control,
+            Self::Fdb(_) | Self::Reload(_) => Access::Control,
         }
     }
 }
@@ -68,6 +73,8 @@ pub enum Answer {
         /// The number of addresses concerned.
         addresses: u64,
     },
+    /// What a reload has done.
+    Reloaded(Reloaded),
 }
 
 /// An answer, or the reason why there is none.
@@ -86,6 +93,9 @@ pub enum QueryError {
     /// The text has the reason and the remedy.
     #[error("{0}")]
     Refused(String),
+    /// The configuration's file is not valid; the text has each error, with line and remedy.
+    #[error("{0}")]
+    Configuration(String),
 }
 
 #[cfg(test)]

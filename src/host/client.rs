@@ -50,7 +50,7 @@ use super::{
     },
 };
 use crate::{
-    control::message::{Answer, FdbRequest, Query, Status},
+    control::message::{Answer, FdbRequest, Query, ReloadMode, Reloaded, Status},
     provider::{Secret, TunnelConfiguration},
 };
 
@@ -273,6 +273,30 @@ impl Client {
     /// [`ClientError`].
     pub async fn fdb(&self, tunnel: &str, request: FdbRequest) -> Result<Answer, ClientError> {
         self.ask(tunnel, Query::Fdb(request)).await
+    }
+
+    /// Compares the file of a running tunnel with the configuration in force, and applies the
+    /// difference (`patchcord reload`).
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn reload(&self, tunnel: &str, mode: ReloadMode) -> Result<Reloaded, ClientError> {
+        match self.ask(tunnel, Query::Reload(mode)).await? {
+            Answer::Reloaded(reloaded) => Ok(reloaded),
+            other => Err(unexpected(&Reply::Answer(other))),
+        }
+    }
+
+    /// Ends the session of a running tunnel and starts another, with its file as it is now.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn restart(&self, tunnel: &str) -> Result<Attempt, ClientError> {
+        let tunnel = tunnel.to_owned();
+        match self.request(Verb::Restart { tunnel }).await? {
+            Reply::Started { attempt } => Ok(attempt),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Starts a session; its events carry the attempt (`startTunnelWithOptions`).

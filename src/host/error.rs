@@ -53,6 +53,9 @@ pub enum HostError {
     /// The tunnel refused; the text has the reason and the remedy.
     #[error("{0}")]
     Refused(String),
+    /// Its file is not valid; the text has each error.
+    #[error("{0}")]
+    Configuration(String),
     /// It has no session to answer.
     #[error("the tunnel `{0}` is not running")]
     NotRunning(String),
@@ -94,6 +97,7 @@ impl HostError {
             QueryError::Unknown => Self::NoQuery(tunnel.to_owned()),
             QueryError::NotNow => Self::NotNow { status },
             QueryError::Refused(message) => Self::Refused(message),
+            QueryError::Configuration(message) => Self::Configuration(message),
         }
     }
 }

@@ -15,8 +15,8 @@ use super::{
     event::Attempt,
 };
 use crate::provider::{
-    Session, SessionEnd, SessionError, SessionHandle, SessionStatus, StartOptions, StopReason,
-    TunnelConfiguration,
+    EthernetTunnelProvider, Session, SessionEnd, SessionError, SessionHandle, SessionStatus,
+    StartOptions, StopReason, TunnelConfiguration,
 };
 
 #[derive(Default)]
@@ -26,6 +26,14 @@ pub(super) struct Tunnel {
     pub(super) generation: u64,
     pub(super) session: Option<Running>,
     pub(super) last_error: Option<String>,
+    /// Started as soon as the session is over.
+    pub(super) successor: Option<Successor>,
+}
+
+/// A session that is yet to begin.
+pub(super) struct Successor {
+    pub(super) provider: Arc<dyn EthernetTunnelProvider>,
+    pub(super) configuration: Arc<TunnelConfiguration>,
 }
 
 #[derive(Clone)]

@@ -12,16 +12,16 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, broadcast, watch};
-use tracing::{Instrument, Span, error_span};
+use tracing::{Instrument, Span, error_span, warn};
 
 use super::{
-    error::{HostError, MAX_MESSAGES},
+    error::{HostError, MAX_MESSAGES, explain},
     event::{Attempt, Event, EventKind, Events},
     name::is_name,
     secrets::{SECRETS_DIR, SecretStore},
     tunnel::{
-        Ending, Running, Tunnel, TunnelView, check_generation, known, run_to_end, startable,
-        supersede,
+        Ending, Running, Successor, Tunnel, TunnelView, check_generation, known, run_to_end,
+        startable, supersede,
     },
 };
 use crate::{
@@ -231,8 +231,28 @@ impl Host {
             // A client has changed the configuration meanwhile.
             configuration = now;
         };
+        let successor = Successor {
+            provider,
+            configuration,
+        };
+        self.begin(&mut tunnels, tunnel, lock, successor, options)
+    }
+
+    /// Starts a session whose provider is there. Returns its number.
+    fn begin(
+        &self,
+        tunnels: &mut BTreeMap<String, Tunnel>,
+        tunnel: &str,
+        lock: Arc<RunLock>,
+        successor: Successor,
+        options: StartOptions,
+    ) -> Result<Attempt, HostError> {
+        let Successor {
+            provider,
+            configuration,
+        } = successor;
         let attempt = Attempt(self.inner.attempts.fetch_add(1, Ordering::Relaxed) + 1);
-        let superseded = supersede(&tunnels, tunnel, &configuration);
+        let superseded = supersede(tunnels, tunnel, &configuration);
 
         let hosting = Hosted {
             host: self.clone(),
@@ -260,7 +280,7 @@ impl Host {
             messages: Arc::new(Semaphore::new(MAX_MESSAGES)),
             ended,
         };
-        let entry = known(&mut tunnels, tunnel)?;
+        let entry = known(tunnels, tunnel)?;
         entry.session = Some(running);
         entry.last_error = None;
         session.begin();
@@ -269,14 +289,61 @@ impl Host {
             for other in superseded {
                 other.gone().await;
             }
-            let end = run_to_end(session, options).await;
-            drop(lock);
+            let end = run_to_end(session, options.clone()).await;
+            let successor = host.take_successor(&tunnel);
+            // Another process may run the tunnel as soon as a client hears of the end.
+            let lock = successor.is_some().then_some(lock);
             let end = Ending::of(&end);
             host.note_end(&tunnel, attempt, &end);
+            if let (Some(successor), Some(lock)) = (successor, lock) {
+                host.succeed(&tunnel, lock, successor, options);
+            }
             ending.send_replace(Some(end));
         };
         tokio::spawn(running.instrument(span));
         Ok(attempt)
+    }
+
+    /// Ends the session of a tunnel, and starts another with its configuration as it is now. Returns
+    /// when the other is started. If it cannot be made, nothing ends.
+    ///
+    /// # Errors
+    /// [`HostError::NotRunning`], and those of [`start`](Self::start).
+    pub async fn restart(&self, tunnel: &str) -> Result<Attempt, HostError> {
+        let running = self.running(tunnel)?;
+        let configuration = self.view(tunnel)?.configuration;
+        let provider = self.make_provider(tunnel, &configuration)?;
+        known(&mut self.tunnels(), tunnel)?.successor = Some(Successor {
+            provider,
+            configuration,
+        });
+        running.handle.stop(StopReason::UserInitiated);
+        running.gone().await;
+        Ok(self.running(tunnel)?.attempt)
+    }
+
+    fn take_successor(&self, tunnel: &str) -> Option<Successor> {
+        self.tunnels().get_mut(tunnel)?.successor.take()
+    }
+
+    /// Starts the session that follows one that is over, unless its tunnel may not run any more.
+    fn succeed(
+        &self,
+        tunnel: &str,
+        lock: Arc<RunLock>,
+        successor: Successor,
+        options: StartOptions,
+    ) {
+        let mut tunnels = self.tunnels();
+        let started = startable(&tunnels, tunnel)
+            .and_then(|_| self.begin(&mut tunnels, tunnel, lock, successor, options));
+        if let Err(error) = started {
+            warn!(
+                tunnel,
+                error = explain(&error),
+                "the tunnel is not started again"
+            );
+        }
     }
 
     /// What names a tunnel in the lines of its session, at every level.

@@ -41,6 +41,10 @@ pub(super) async fn perform(
             host.stop(&tunnel, StopReason::UserInitiated).await?;
             Ok(Reply::Done)
         }
+        Verb::Restart { tunnel } => {
+            let attempt = host.restart(&tunnel).await?;
+            Ok(Reply::Started { attempt })
+        }
         Verb::Send { tunnel, message } => {
             let mut message = AppMessage::from(message.0);
             message.sender = Some(sender);
@@ -120,9 +124,10 @@ impl From<HostError> for Refusal {
             HostError::NotNow { .. } => RefusalCode::NotNow,
             HostError::Refused(_) => RefusalCode::Refused,
             HostError::Stale { .. } => RefusalCode::Stale,
-            HostError::Name(_) | HostError::NoProvider { .. } | HostError::Provider(_) => {
-                RefusalCode::Configuration
-            }
+            HostError::Name(_)
+            | HostError::NoProvider { .. }
+            | HostError::Provider(_)
+            | HostError::Configuration(_) => RefusalCode::Configuration,
         };
         let message = explain(&error);
         Self { code, message }

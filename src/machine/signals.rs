@@ -2,21 +2,21 @@
 //! Which signals end the program, and what the others do.
 //!
 //! SIGTERM, SIGINT and SIGQUIT end it in good order. So does SIGHUP when its terminal was closed; from
-//! another sender it asks a service to read its configuration again, and must not end the tunnel.
+//! another sender it asks a service to read its configuration again.
 //! SIGUSR1 and SIGUSR2 do nothing. The Rust runtime ignores SIGPIPE. Called by the process edge,
 //! `tunnel` and `cli`.
 
 use std::{fs::File, io};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{info, warn};
+use tracing::info;
 
-/// Waits for a signal that ends the program. Catches the others, whose default action would end it,
+/// Waits for a signal that ends the program; each that asks for it calls `reload`. Catches the others, whose default action would end it,
 /// from the first poll until the process ends.
 ///
 /// # Errors
 /// When signals cannot be caught.
-pub async fn until_end() -> io::Result<()> {
+pub async fn until_end<F: Future<Output = ()>>(mut reload: impl FnMut() -> F) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut quit = signal(SignalKind::quit())?;
@@ -34,7 +34,7 @@ pub async fn until_end() -> io::Result<()> {
                 if is_end {
                     return Ok(());
                 }
-                warn!("SIGHUP is ignored: a configuration cannot be read again while it is in use; restart to apply changes");
+                reload().await;
             }
         }
     }

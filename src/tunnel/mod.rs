@@ -7,6 +7,7 @@
 
 mod latency;
 mod provider;
+mod reload;
 mod status;
 
 use std::{
@@ -29,7 +30,11 @@ use tracing::{info, warn};
 pub use self::provider::TunnelProvider;
 use crate::{
     config::Config,
-    control::{RUN_DIR, socket_path},
+    control::{
+        RUN_DIR,
+        message::{Answer, Query, ReloadMode, ReloadOutcome},
+        socket_path,
+    },
     host::{Ending, EventKind, Events, Host, HostError, daemon, socket},
     machine::{
         bus::Bus,
@@ -110,9 +115,10 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     let path = socket_path(run_dir, &name);
     let (listener, _file) = socket::bind(&path, daemon::Policy::default().socket_mode())
         .map_err(|source| RunError::ControlSocket { path, source })?;
+    let file = config.file.clone();
     let provider = TunnelProvider::new(config);
     let summary = provider.summary();
-    let host = host_of(&name, provider, run_dir)?;
+    let host = host_of(&name, provider, file, run_dir)?;
     let mut tasks = JoinSet::new();
     let (over, is_over) = oneshot::channel::<()>();
     tasks.spawn(daemon::serve_one(host.clone(), listener, async {
@@ -123,14 +129,14 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
         tasks.spawn(notify_status(summary)),
         tasks.spawn(notify_ready(name.clone(), host.events())),
         tasks.spawn(service::notify_watchdog(move || watched.is_well())),
-        tasks.spawn(stop_on_signal(host.clone(), name.clone())),
+        tasks.spawn(obey_signals(host.clone(), name.clone())),
     ];
     let options = StartOptions {
         options: None,
         source: StartSource::System,
     };
     host.start_under(Some(lock.clone()), &name, options)?;
-    let (end, panicked) = with_tasks(&mut tasks, host.ended(&name), || {
+    let (end, panicked) = with_tasks(&mut tasks, last_end(&host, &name), || {
         host.begin_stop(&name, StopReason::InternalError);
     })
     .await;
@@ -149,13 +155,32 @@ async fn serve(config: Config, run_dir: &Path) -> Result<(), RunError> {
     finish(end?)
 }
 
-/// A host with this one tunnel.
-fn host_of(name: &str, provider: TunnelProvider, run_dir: &Path) -> Result<Host, HostError> {
-    let provider = Mutex::new(Some(provider));
+/// The end of the session that no other follows.
+async fn last_end(host: &Host, name: &str) -> Result<Option<Ending>, HostError> {
+    let mut last = None;
+    while let Some(end) = host.ended(name).await? {
+        last = Some(end);
+    }
+    Ok(last)
+}
+
+/// A host with this one tunnel. After a restart, the configuration is that of the file.
+fn host_of(
+    name: &str,
+    provider: TunnelProvider,
+    file: PathBuf,
+    run_dir: &Path,
+) -> Result<Host, HostError> {
+    let summary = provider.summary_sender();
+    let first = Mutex::new(Some(provider));
     let factory = move |_: &str, _: &TunnelConfiguration| {
-        let mut provider = provider.lock().unwrap_or_else(PoisonError::into_inner);
-        let provider = provider.take();
-        provider.ok_or_else(|| ProviderError::new("`patchcord up` starts its tunnel once"))
+        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(first) = first {
+            return Ok(first);
+        }
+        let config =
+            Config::load(&file).map_err(|errors| ProviderError::new(errors.to_string()))?;
+        Ok(TunnelProvider::new(config).reporting_to(summary.clone()))
     };
     let mut builder = Host::builder(run_dir).register(PROVIDER, factory);
     builder.sleep = SleepWatch::new(Bus::default(), format!("tunnel {name} gets ready"));
@@ -222,9 +247,41 @@ async fn notify_ready(name: String, mut events: Events) {
     }
 }
 
-async fn stop_on_signal(host: Host, name: String) {
-    if let Err(error) = signals::until_end().await {
+async fn obey_signals(host: Host, name: String) {
+    let reload = || {
+        let (host, name) = (host.clone(), name.clone());
+        async move { reload(&host, &name).await }
+    };
+    if let Err(error) = signals::until_end(reload).await {
         return warn!(%error, "cannot catch signals; stop the tunnel with `patchcord down`");
     }
     host.begin_stop(&name, StopReason::UserInitiated);
+}
+
+/// Reloads the file of a running tunnel, and logs what came of it.
+pub async fn reload(host: &Host, tunnel: &str) {
+    let answer = host.ask(tunnel, Query::Reload(ReloadMode::Apply)).await;
+    let reloaded = match answer {
+        Ok(Answer::Reloaded(reloaded)) => reloaded,
+        Ok(_) | Err(HostError::NoQuery(_)) => return,
+        Err(error) => {
+            let error = error.to_string().replace('\n', "; ");
+            return warn!(
+                tunnel,
+                error, "the configuration is not reloaded: it stays as it was"
+            );
+        }
+    };
+    for change in &reloaded.changes {
+        info!(tunnel, "{change}");
+    }
+    match reloaded.outcome {
+        ReloadOutcome::Applied => info!(tunnel, "the configuration is reloaded"),
+        ReloadOutcome::NeedsRestart => warn!(
+            tunnel,
+            "the configuration is not reloaded, as a change needs a restart; `patchcord reload NAME \
+             --restart` does it"
+        ),
+        _ => info!(tunnel, "the file has the configuration that is in force"),
+    }
 }

@@ -56,11 +56,10 @@ const IPV6_MIN_MTU: u32 = 1280;
 pub struct TunnelProvider {
     public_key: PublicKey,
     mode: Mode,
-    carrier: Carrier,
     started: Instant,
     /// Taken by `start`.
     config: Mutex<Option<Config>>,
-    running: Arc<tokio::sync::Mutex<Option<Running>>>,
+    pub(super) running: Arc<tokio::sync::Mutex<Option<Running>>>,
     /// Of the engine, while it runs.
     watchdog: Mutex<Option<Arc<Watchdog>>>,
     summary: watch::Sender<String>,
@@ -68,8 +67,14 @@ pub struct TunnelProvider {
     awaited: Mutex<Option<String>>,
 }
 
-struct Running {
-    engine: Engine,
+pub(super) struct Running {
+    /// The configuration in force.
+    pub(super) config: Config,
+    /// The keys of the peers by their ports, whatever their order in the file is now.
+    pub(super) ports: Vec<PublicKey>,
+    pub(super) engine: Engine,
+    /// When the interface has carrier.
+    pub(super) carrier: watch::Sender<Carrier>,
     wake_bound: Option<Arc<WakeBound>>,
     watchers: JoinSet<()>,
 }
@@ -80,7 +85,6 @@ impl TunnelProvider {
         Self {
             public_key: config.tunnel.private_key.public_key(),
             mode: config.device.mode,
-            carrier: config.device.carrier,
             started: clock::now(),
             config: Mutex::new(Some(config)),
             running: Arc::default(),
@@ -88,6 +92,17 @@ impl TunnelProvider {
             summary: watch::Sender::new(String::new()),
             awaited: Mutex::default(),
         }
+    }
+
+    pub(super) fn summary_sender(&self) -> watch::Sender<String> {
+        self.summary.clone()
+    }
+
+    /// The same, with the summary of a tunnel that it follows.
+    #[must_use]
+    pub(super) fn reporting_to(mut self, summary: watch::Sender<String>) -> Self {
+        self.summary = summary;
+        self
     }
 
     /// How many peers are up, and the trouble of the others, as text; before that, what the tunnel waits for.
@@ -136,9 +151,7 @@ impl TunnelProvider {
             let marked = context.protect(socket);
             marked.map_err(|error| ProviderError::with_source("no way past the tunnel", error))?;
         }
-        let mut settings = settings(&config.device, &self.public_key);
-        settings.queues = plan.lanes;
-        settings.express_queue = plan.express;
+        let settings = settings(&config);
         context.set_network_settings(Some(settings)).await?;
         let queues = context
             .take_queues()
@@ -169,7 +182,7 @@ impl TunnelProvider {
         let wake_bound = config.pipeline.latency;
         let wake_bound = wake_bound.map(|bound_us| Arc::new(WakeBound::new(bound_us, peers)));
         let mut running = self.running.lock().await;
-        let (engine, events) = Engine::start(engine_config(config, mtu), queues, sockets)
+        let (engine, events) = Engine::start(engine_config(&config, mtu), queues, sockets)
             .map_err(|error| ProviderError::with_source("cannot start the data threads", error))?;
         info!(
             listen = %engine.local_addr(),
@@ -183,9 +196,9 @@ impl TunnelProvider {
             "engine started"
         );
         let mut watchers = JoinSet::new();
-        let (carrier, summary) = (self.carrier, self.summary.clone());
-        let carrier = watch_engine(context.clone(), events, carrier, summary);
-        watchers.spawn(supervise(context.clone(), carrier).in_current_span());
+        let (carrier, follows) = watch::channel(config.device.carrier);
+        let reports = watch_engine(context.clone(), events, follows, self.summary.clone());
+        watchers.spawn(supervise(context.clone(), reports).in_current_span());
         let addresses = watch_addresses(self.running.clone());
         watchers.spawn(supervise(context.clone(), addresses).in_current_span());
         if let Some(bound) = wake_bound.clone() {
@@ -195,7 +208,10 @@ impl TunnelProvider {
         }
         self.set_watchdog(Some(engine.watchdog()));
         *running = Some(Running {
+            ports: config.peers.iter().map(|peer| peer.public_key).collect(),
+            config,
             engine,
+            carrier,
             wake_bound,
             watchers,
         });
@@ -314,6 +330,7 @@ impl EthernetTunnelProvider for TunnelProvider {
             let answer = match query {
                 Query::Show => self.show(context).await.map(Ok),
                 Query::Fdb(request) => self.fdb(request).await,
+                Query::Reload(mode) => self.reload(context, mode).await,
             };
             answer.unwrap_or_else(|| Err(self.no_answer()))
         })
@@ -345,19 +362,33 @@ async fn supervise(context: ProviderContext, task: impl Future<Output = ()> + Se
 async fn watch_engine(
     context: ProviderContext,
     mut events: mpsc::Receiver<EngineEvent>,
-    carrier: Carrier,
+    mut carrier: watch::Receiver<Carrier>,
     summary: watch::Sender<String>,
 ) {
+    let mut is_reachable = false;
+    let is_on = |carrier: &watch::Receiver<Carrier>, is_reachable| {
+        is_reachable || *carrier.borrow() == Carrier::Always
+    };
     // A NIC that forwards the loss of the link begins without carrier.
-    context.set_carrier(carrier == Carrier::Always).await;
-    while let Some(event) = events.recv().await {
+    context.set_carrier(is_on(&carrier, is_reachable)).await;
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            Ok(()) = carrier.changed() => {
+                context.set_carrier(is_on(&carrier, is_reachable)).await;
+                continue;
+            }
+        };
+        let Some(event) = event else { return };
         match event {
             EngineEvent::Reachable => {
+                is_reachable = true;
                 context.set_carrier(true).await;
                 context.set_reasserting(false);
             }
             EngineEvent::Unreachable => {
-                context.set_carrier(carrier == Carrier::Always).await;
+                is_reachable = false;
+                context.set_carrier(is_on(&carrier, is_reachable)).await;
                 context.set_reasserting(true);
             }
             EngineEvent::StationsMoved => context.forget_stations().await,
@@ -399,7 +430,17 @@ fn is_of_the_underlay(event: &LinkEvent, mtus: &mut HashMap<u32, u32>) -> bool {
     }
 }
 
-fn settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSettings {
+/// What the configuration asks of the machine.
+pub(super) fn settings(config: &Config) -> EthernetTunnelSettings {
+    let plan = CorePlan::choose(plan_request(config));
+    let public_key = config.tunnel.private_key.public_key();
+    let mut settings = device_settings(&config.device, &public_key);
+    settings.queues = plan.lanes;
+    settings.express_queue = plan.express;
+    settings
+}
+
+fn device_settings(device: &DeviceConfig, public_key: &PublicKey) -> EthernetTunnelSettings {
     let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let mac = device
         .mac
@@ -457,7 +498,7 @@ fn pinned(choice: CipherChoice) -> Option<Cipher> {
     }
 }
 
-fn check_cipher(choice: CipherChoice) -> Result<(), ProviderError> {
+pub(super) fn check_cipher(choice: CipherChoice) -> Result<(), ProviderError> {
     match pinned(choice).filter(|cipher| !cipher.is_available()) {
         None => Ok(()),
         Some(cipher) => Err(ProviderError::new(format!(
@@ -468,8 +509,20 @@ fn check_cipher(choice: CipherChoice) -> Result<(), ProviderError> {
     }
 }
 
-fn engine_config(config: Config, mtu: u32) -> EngineConfig {
-    let plan = plan_request(&config);
+/// What a configuration allows.
+pub(super) fn ciphers(choice: CipherChoice) -> CipherOffer {
+    match pinned(choice) {
+        Some(cipher) => CipherOffer::only(cipher),
+        None => CipherOffer::auto(clock::now),
+    }
+}
+
+/// Bytes of the largest frame of an interface with this MTU.
+pub(super) fn max_frame(mtu: u32) -> u16 {
+    u16::try_from(mtu + FRAME_OVERHEAD).unwrap_or(u16::MAX)
+}
+
+fn engine_config(config: &Config, mtu: u32) -> EngineConfig {
     let Config {
         tunnel,
         device,
@@ -477,27 +530,22 @@ fn engine_config(config: Config, mtu: u32) -> EngineConfig {
         switch,
         ..
     } = config;
-    let ciphers = match pinned(tunnel.cipher) {
-        Some(cipher) => CipherOffer::only(cipher),
-        None => CipherOffer::auto(clock::now),
-    };
-    let max_frame = u16::try_from(mtu + FRAME_OVERHEAD).unwrap_or(u16::MAX);
     EngineConfig {
         node: NodeConfig {
-            private_key: tunnel.private_key,
-            ciphers,
+            private_key: tunnel.private_key.clone(),
+            ciphers: ciphers(tunnel.cipher),
             network_id: tunnel.network_id,
             lanes: Lane::FIRST_DATA.0.into(),
-            max_frame,
+            max_frame: max_frame(mtu),
             rekey_interval: tunnel.rekey_interval,
         },
-        switch: switch_config(&switch, &device, &peers),
-        peers: peers.into_iter().map(engine_peer).collect(),
+        switch: switch_config(switch, device, peers),
+        peers: peers.iter().map(engine_peer).collect(),
         loop_guard: switch.loop_guard,
         querier: switch.querier,
         wire: device.mode == Mode::Wire,
         lowers_mss: tunnel.tcp_mss == TcpMss::Path,
-        plan,
+        plan: plan_request(config),
     }
 }
 
@@ -521,7 +569,7 @@ fn switch_config(
     }
 }
 
-fn engine_peer(peer: PeerConfig) -> EnginePeer {
+pub(super) fn engine_peer(peer: &PeerConfig) -> EnginePeer {
     let (endpoint, host) = match &peer.endpoint {
         Some(Endpoint::Addr(address)) => (Some(*address), None),
         Some(host @ Endpoint::Host { .. }) => (None, Some(host.to_string())),
@@ -529,14 +577,14 @@ fn engine_peer(peer: PeerConfig) -> EnginePeer {
     };
     let settings = PeerSettings {
         public_key: peer.public_key,
-        preshared_key: peer.preshared_key,
+        preshared_key: peer.preshared_key.clone(),
         endpoint,
         has_name: host.is_some(),
         keepalive: peer.keepalive,
     };
     EnginePeer {
         settings,
-        name: peer.name,
+        name: peer.name.clone(),
         host,
     }
 }

@@ -22,7 +22,7 @@ use patchcord::{
     },
     internals::machine::{service, signals},
     provider::{ProviderError, SessionStatus, StopReason, TunnelConfiguration},
-    tunnel::{PROVIDER, TunnelProvider},
+    tunnel::{self, PROVIDER, TunnelProvider},
 };
 use tokio::{
     net::UnixListener,
@@ -90,7 +90,7 @@ pub(super) async fn run(options: &RunOptions) -> Result<(), Failure> {
     let outcome = tokio::select! {
         Some(ended) = tasks.join_next() => ended.unwrap_or_else(|end| Err(unasked(&end))),
         Some(Err(end)) = reports.join_next() => Err(unasked(&end)),
-        caught = signals::until_end() => caught.context("cannot catch signals"),
+        caught = signals::until_end(|| reload_all(&host)) => caught.context("cannot catch signals"),
     };
     service::notify_stopping();
     // First, so that none of them starts a tunnel that is being stopped.
@@ -100,6 +100,13 @@ pub(super) async fn run(options: &RunOptions) -> Result<(), Failure> {
     host.stop_all(StopReason::UserInitiated).await;
     reports.abort_all();
     Ok(outcome?)
+}
+
+/// Reloads the files of all tunnels that run.
+async fn reload_all(host: &Host) {
+    for view in host.list().iter().filter(|view| view.is_running()) {
+        tunnel::reload(host, &view.tunnel).await;
+    }
 }
 
 /// Sets the status text in systemd, until it is dropped.

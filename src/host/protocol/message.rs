@@ -95,6 +95,12 @@ pub enum Verb {
         /// The name of the tunnel.
         tunnel: String,
     },
+    /// Ends the session, and starts another with the configuration as it is now; answered with
+    /// [`Reply::Started`] when the first is over. If the other cannot be made, nothing ends.
+    Restart {
+        /// The name of the tunnel.
+        tunnel: String,
+    },
     /// A message for the provider: [`Reply::Message`].
     Send {
         /// The name of the tunnel.
@@ -142,7 +148,9 @@ impl Verb {
         match self {
             Self::List | Self::View { .. } | Self::Subscribe => Access::Observe,
             Self::Ask { query, .. } => query.access(),
-            Self::Start { .. } | Self::Stop { .. } | Self::Send { .. } => Access::Control,
+            Self::Start { .. } | Self::Stop { .. } | Self::Restart { .. } | Self::Send { .. } => {
+                Access::Control
+            }
             Self::Configure { .. }
             | Self::Remove { .. }
             | Self::KeepSecret { .. }

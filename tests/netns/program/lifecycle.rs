@@ -158,7 +158,7 @@ fn a_signal_that_ends_a_program_removes_the_device() {
 fn other_signals_do_not_end_the_tunnel() {
     let mut pair = Pair::start(Plan::default());
     for (signal, word) in [
-        (Signal::SIGHUP, "SIGHUP is ignored"),
+        (Signal::SIGHUP, "the configuration that is in force"),
         (Signal::SIGUSR1, "SIGUSR1"),
         (Signal::SIGUSR2, "SIGUSR2"),
     ] {

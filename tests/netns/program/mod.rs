@@ -6,5 +6,6 @@ mod latency;
 mod lifecycle;
 mod logs;
 mod panics;
+mod reload;
 mod trouble;
 mod verbs;
