@@ -9,7 +9,9 @@
 Every round measures all three, one after the other, so that other work of the machine affects all
 of them; a ratio is always to plain Ethernet in the same round. Both sites, both tunnels and the
 programs that make the traffic share this machine's cores: a rate is the cost of all that, not the
-speed of a line. The round trips include a Python program at each end, on plain Ethernet too.
+speed of a line. The round trips include a Python program at each end, on plain Ethernet too. Both
+run before every other program (SCHED_FIFO), as if they had cores of their own: so a round trip is the
+time on the way, and not the time for which its ends wait for the programs of both sites.
 
 --variant adds patchcord with other settings, each as a column of its own. A setting is a key of
 [pipeline] unless it names another section, and a word needs no quotes:
@@ -246,7 +248,13 @@ def process_ticks(pid):
 
 # --- the programs inside the sites ----------------------------------------------------------------
 
+def run_first():
+    """Before every other program, as if the machine had a core for this one."""
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+
+
 def agent_echo():
+    run_first()
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind(("", ECHO_PORT))
     print("ready", flush=True)
@@ -278,6 +286,7 @@ def agent_first(target):
 
 def agent_rtt(target, seconds):
     """One datagram a millisecond, whether the last was answered or not; the first hundredth of them warms up."""
+    run_first()
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.connect((target, ECHO_PORT))
     took_ns, sent = [], 0
