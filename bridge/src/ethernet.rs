@@ -113,6 +113,7 @@ impl Fields {
     }
 
     /// VLAN of the outermost tag, [`Vid::UNTAGGED`] without one.
+    #[inline]
     pub const fn vid(&self) -> Vid {
         self.tag.vid()
     }
@@ -127,6 +128,7 @@ impl Fields {
     }
 
     /// The offset at which the tags end.
+    #[inline]
     fn payload_at(&self) -> usize {
         ADDRESSES_LEN + usize::from(self.tags) * TAG_LEN + 2
     }
@@ -197,6 +199,7 @@ impl<'a> Headers<'a> {
     }
 
     /// The bytes.
+    #[inline]
     pub const fn frame(&self) -> &'a [u8] {
         self.frame
     }
@@ -244,10 +247,12 @@ impl Deref for Headers<'_> {
     }
 }
 
+#[inline]
 fn is_tag(ether_type: Option<u16>) -> bool {
     ether_type.is_some_and(|ether_type| Tpid::from_ether_type(ether_type).is_some())
 }
 
+#[inline]
 fn word(bytes: &[u8], at: usize) -> Option<u16> {
     let bytes = bytes.get(at..at + 2)?;
     Some(u16::from_be_bytes([bytes[0], bytes[1]]))

@@ -77,7 +77,10 @@ impl Switch {
     ) -> Result<Decision, DropReason> {
         let port = self.port(ingress)?;
         let decision = self.decide(port, ingress, headers, segments, now);
-        decision.inspect_err(|&reason| port.count(reason, segments.max(1)))
+        if let Err(reason) = decision {
+            port.count(reason, segments.max(1));
+        }
+        decision
     }
 
     /// The same for a frame whose headers have not been parsed yet.
@@ -108,6 +111,9 @@ impl Switch {
         }
     }
 
+    /// Inlined, so that the decision is written where the caller wants it: a copy that reads it back
+    /// in other units at once costs twenty nanoseconds.
+    #[inline]
     fn decide(
         &self,
         port: &Port,

@@ -110,6 +110,7 @@ impl Port {
         }
     }
 
+    #[inline]
     pub(crate) fn classify(&self, headers: &Headers<'_>) -> Result<Inside, DropReason> {
         self.config.vlans.classify(headers)
     }

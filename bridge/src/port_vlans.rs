@@ -133,6 +133,7 @@ impl PortVlans {
     }
 
     /// The VLAN in which a frame enters.
+    #[inline]
     pub(crate) fn classify(&self, headers: &Headers<'_>) -> Result<Inside, DropReason> {
         match (&self.0, headers.tag) {
             (Mode::Transparent, _) => Ok(headers.inside(headers.vid())),

@@ -6,6 +6,7 @@
 //! look-up.
 
 /// The hash of `word` under a secret key.
+#[inline]
 pub(super) fn siphash13([k0, k1]: [u64; 2], word: u64) -> u64 {
     let mut state = [
         k0 ^ 0x736f_6d65_7073_6575,

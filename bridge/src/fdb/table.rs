@@ -169,6 +169,7 @@ impl Fdb {
         value.is_learned() && value.age_s(now_s) >= self.ageing_s
     }
 
+    #[inline]
     pub(super) fn bucket(&self, key: Key) -> &Bucket {
         &self.buckets[self.place(key)]
     }
@@ -177,6 +178,7 @@ impl Fdb {
         &self.histories[self.place(key)]
     }
 
+    #[inline]
     pub(super) fn place(&self, key: Key) -> usize {
         siphash13(self.hash_key, key.bits()) as usize & (self.buckets.len() - 1)
     }
