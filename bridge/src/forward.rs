@@ -14,6 +14,8 @@
 //! flooded frame and edits its tag.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use crate::config::{PortConfig, SwitchConfig};
 use crate::decision::{Decision, Egress, Kind, Now};
@@ -30,8 +32,8 @@ use crate::vlan::{Inside, TagEdit, Vid};
 /// A switch between the TAP and the peers, shared by every data thread.
 #[derive(Debug)]
 pub struct Switch {
-    fdb: Fdb,
-    ports: Box<[Port]>,
+    fdb: Arc<Fdb>,
+    ports: Box<[Arc<Port>]>,
     hub: bool,
     /// Whether any port guards against forged sources.
     guards_sources: bool,
@@ -49,12 +51,38 @@ impl Switch {
         let stations_left_out = assign_stations(&fdb, &config.ports);
         let ports = config.ports.iter().cloned();
         Self {
-            fdb,
+            fdb: Arc::new(fdb),
             stations_left_out,
             hub: config.hub,
             guards_sources: config.ports.iter().any(|port| port.spoof_guard),
             own_probe_mac: config.own_probe_mac,
-            ports: ports.map(|port| Port::new(port, suppresses)).collect(),
+            ports: ports
+                .map(|port| Arc::new(Port::new(port, suppresses)))
+                .collect(),
+        }
+    }
+
+    /// The same switch with other ports: it knows the stations that this one knows, and counts on. A port
+    /// whose configuration stays is the same port, and stays blocked if it is.
+    ///
+    /// The number of ports stays, and for each of them its
+    /// [`spoof_guard`](PortConfig::spoof_guard),
+    /// [`neighbour_suppression`](PortConfig::neighbour_suppression) and
+    /// [`stations`](PortConfig::stations): a port whose configuration differs in these stays as it is.
+    #[must_use]
+    pub fn with_ports(&self, configs: Vec<PortConfig>) -> Self {
+        let mut configs = configs.into_iter();
+        let ports = self.ports.iter().map(|port| match configs.next() {
+            Some(config) if port.may_become(&config) => Arc::new(port.with_config(config)),
+            _ => port.clone(),
+        });
+        Self {
+            fdb: self.fdb.clone(),
+            ports: ports.collect(),
+            hub: self.hub,
+            guards_sources: self.guards_sources,
+            own_probe_mac: self.own_probe_mac,
+            stations_left_out: self.stations_left_out,
         }
     }
 
@@ -340,10 +368,14 @@ impl Switch {
         &self.fdb
     }
 
+    /// The same, for those who use it whatever the ports become.
+    pub fn shared_fdb(&self) -> Arc<Fdb> {
+        self.fdb.clone()
+    }
+
     fn port(&self, port: PortId) -> Result<&Port, DropReason> {
-        self.ports
-            .get(usize::from(port.0))
-            .ok_or(DropReason::NoPort)
+        let port = self.ports.get(usize::from(port.0));
+        port.map(Arc::as_ref).ok_or(DropReason::NoPort)
     }
 
     /// To every port that may get it, which for a peer outside hub mode is the TAP alone.

@@ -6,6 +6,7 @@
 //!
 //! Called by [`Switch`](crate::Switch) only.
 
+use alloc::sync::Arc;
 use core::array;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -46,7 +47,8 @@ pub(crate) struct Port {
     probes: Limit,
     own_probes: Limit,
     config: PortConfig,
-    refused: [AtomicU64; DropReason::ALL.len()],
+    /// Shared with those that this port was before its configuration changed.
+    refused: Arc<[AtomicU64; DropReason::ALL.len()]>,
 }
 
 impl Port {
@@ -80,7 +82,31 @@ impl Port {
             probes: Limit::with_burst(Self::PROBES_PER_S, Self::PROBES_PER_S.into()),
             own_probes: Limit::with_burst(Self::PROBES_PER_S, Self::PROBES_PER_S.into()),
             config,
-            refused: array::from_fn(|_| AtomicU64::new(0)),
+            refused: Arc::new(array::from_fn(|_| AtomicU64::new(0))),
+        }
+    }
+
+    /// Whether a port of this configuration is another one, in what may change while frames cross.
+    pub(crate) fn may_become(&self, config: &PortConfig) -> bool {
+        let own = &self.config;
+        *own != *config
+            && own.spoof_guard == config.spoof_guard
+            && own.neighbour_suppression == config.neighbour_suppression
+            && own.stations == config.stations
+    }
+
+    /// The same port with another configuration: blocked if it is blocked, and counting on. Of a block by a
+    /// BPDU that another thread begins at this very moment, the next BPDU is the one that blocks.
+    pub(crate) fn with_config(&self, config: PortConfig) -> Self {
+        let suppresses = self.overhears_neighbours || config.neighbour_suppression;
+        let port = Self::new(config, suppresses);
+        let blocked = self.special.load(Relaxed) & Self::BLOCKED;
+        port.special.fetch_or(blocked, Relaxed);
+        let until_s = self.blocked_until_s.load(Relaxed);
+        port.blocked_until_s.store(until_s, Relaxed);
+        Self {
+            refused: self.refused.clone(),
+            ..port
         }
     }
 

@@ -7,7 +7,10 @@ use patchcord_bridge::{
 use toml::de::DeValue;
 
 use super::error::Report;
-use super::schema::{Effect::Restart, Key, Schema};
+use super::schema::{
+    Effect::{Live, Restart},
+    Key, Schema,
+};
 use super::section::Section;
 use super::stations::Stations;
 use super::value::{Parsed, choice, integer, mac_address, shown, string, wrong_type};
@@ -39,7 +42,7 @@ const KEYS: &[Key] = &[
         kind: "VLANs",
         default: "none",
         range: "1 to 4094",
-        effect: Restart,
+        effect: Live,
         about: "Tagged VLANs that pass: `\"10, 20-29\"`, or `[10, \"20-29\"]`.",
     },
     Key {
@@ -47,7 +50,7 @@ const KEYS: &[Key] = &[
         kind: "integer",
         default: "none",
         range: "0 to 4094, with `trunk`",
-        effect: Restart,
+        effect: Live,
         about: "VLAN of the untagged frames of a trunk; 0 lets them stay untagged. If absent, they \
                 do not pass.",
     },
@@ -56,7 +59,7 @@ const KEYS: &[Key] = &[
         kind: "table",
         default: "none",
         range: "1 to 4094, with `trunk`",
-        effect: Restart,
+        effect: Live,
         about: "VLAN outside and inside, `{ 10 = 110 }`; `trunk` and `native` have the numbers \
                 inside.",
     },
@@ -65,7 +68,7 @@ const KEYS: &[Key] = &[
         kind: "integer",
         default: "none",
         range: "0 to 4094",
-        effect: Restart,
+        effect: Live,
         about: "VLAN of all frames, which are untagged outside; tagged frames do not pass.",
     },
     Key {
@@ -89,7 +92,7 @@ const KEYS: &[Key] = &[
         kind: "integer",
         default: "`5000`",
         range: "0 to 4294967295",
-        effect: Restart,
+        effect: Live,
         about: "Broadcasts per second from the port; 0 is no limit, here and below.",
     },
     Key {
@@ -97,7 +100,7 @@ const KEYS: &[Key] = &[
         kind: "integer",
         default: "`50000`",
         range: "0 to 4294967295",
-        effect: Restart,
+        effect: Live,
         about: "Frames per second to groups.",
     },
     Key {
@@ -105,7 +108,7 @@ const KEYS: &[Key] = &[
         kind: "integer",
         default: "`10000`",
         range: "0 to 4294967295",
-        effect: Restart,
+        effect: Live,
         about: "Frames per second to addresses that the switch does not know.",
     },
     Key {
@@ -113,7 +116,7 @@ const KEYS: &[Key] = &[
         kind: "string",
         default: "`\"pass\"`",
         range: "`pass`, `drop`, `guard`",
-        effect: Restart,
+        effect: Live,
         about: "Spanning tree frames from the port; `guard` drops them and blocks the port for 30 \
                 s.",
     },
@@ -122,7 +125,7 @@ const KEYS: &[Key] = &[
         kind: "string",
         default: "`\"allow\"`",
         range: "`allow`, `drop`",
-        effect: Restart,
+        effect: Live,
         about: "What DHCP servers behind the port send.",
     },
     Key {
@@ -130,7 +133,7 @@ const KEYS: &[Key] = &[
         kind: "string",
         default: "`\"allow\"`",
         range: "`allow`, `drop`",
-        effect: Restart,
+        effect: Live,
         about: "What IPv6 routers behind the port advertise.",
     },
     Key {
@@ -146,7 +149,7 @@ const KEYS: &[Key] = &[
         kind: "array",
         default: "any",
         range: "one unicast address or more",
-        effect: Restart,
+        effect: Live,
         about: "The only addresses that may send, for example `[\"02:00:5e:10:00:01\"]`.",
     },
     Key {

@@ -300,7 +300,7 @@ impl ControlTask {
                 Event::PeerDown(port) => {
                     info!(peer = self.name(port), "peer is down");
                     self.forget_reply_source(port);
-                    self.shared.switch.relearn_behind(port);
+                    self.shared.switch().relearn_behind(port);
                     self.shared.presence.peer_down(port);
                 }
                 Event::PeerFlaps(port) => {

@@ -168,7 +168,7 @@ impl Engine {
             senders: senders.into(),
             gate,
             injected: Some(injected),
-            is_hub: shared.switch.is_hub(),
+            is_hub: shared.switch().is_hub(),
             spawned: Vec::new(),
         };
         let threads = threads.spawn_all(&queues, sockets)?;

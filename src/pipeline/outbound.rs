@@ -23,7 +23,7 @@ use super::{
     frame_buf::FrameBuf,
     offload::{self, DeviceFrame, Signal},
     recovery::Recovery,
-    shared::{GroupsCache, IDLE, InjectedFrames, Shared, TablesCache},
+    shared::{GroupsCache, IDLE, InjectedFrames, Shared, SwitchCache, TablesCache},
     slow_path::event::{InjectedFrame, To},
     thread_priority::ThreadPriority,
     view::Stopped,
@@ -42,6 +42,7 @@ pub(super) struct Outbound {
     shared: Arc<Shared>,
     tables: TablesCache,
     groups: GroupsCache,
+    switch: SwitchCache,
     drops: Arc<Drops>,
     tap: Arc<TapQueue>,
     dispatch: Dispatch,
@@ -69,6 +70,7 @@ impl Outbound {
         Self {
             tables: shared.subscribe(),
             groups: shared.subscribe_groups(),
+            switch: shared.subscribe_switch(),
             dispatch: Dispatch::new(drops.clone(), lane, sink).lowering_mss(shared.lowers_mss),
             drops,
             shared,
@@ -249,13 +251,13 @@ impl Outbound {
 
     /// The forwarding decision; `None` if the slow path has taken the frame.
     fn decide(
-        &self,
+        &mut self,
         fields: Option<Fields>,
         frame: &[u8],
         segments: u32,
         now: Now,
     ) -> Result<Option<(Fields, Decision)>, DropReason> {
-        let (switch, tap) = (&self.shared.switch, PortId::TAP);
+        let (switch, tap) = (self.switch.present(), PortId::TAP);
         let fields = fields.ok_or_else(|| switch.refuse_runt(tap, segments))?;
         let decision = switch.forward(tap, &fields.of(frame), segments, now)?;
         let is_taken = decision.kind != Kind::Data && self.shared.punt(tap, &decision, frame, &[]);
@@ -314,7 +316,7 @@ impl Outbound {
     ) -> Result<(), DropReason> {
         let headers = fields.of(buf.frame());
         let network = pending.and_then(|_| headers.network());
-        let switch = &self.shared.switch;
+        let switch = self.switch.present();
         let leave = |port| switch.leave(PortId::TAP, decision.inside, port);
         match decision.egress {
             Egress::Port(port) => {
@@ -362,7 +364,7 @@ impl Outbound {
         };
         self.dispatch.begin(clock::now());
         let tables = self.tables.present();
-        let switch = &self.shared.switch;
+        let switch = self.switch.present();
         while let Some(InjectedFrame { to, inside, frame }) = injected.take() {
             let mut buf = FrameBuf::copy(&mut self.scratch, &[&frame]);
             let peers = match to {

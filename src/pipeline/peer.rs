@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A peer as the engine gets it, and changes of a running engine.
 
-use patchcord_bridge::PortId;
+use patchcord_bridge::{PortConfig, PortId};
 
 use crate::proto::{node::NodeUpdate, peer::PeerSettings};
 
@@ -32,4 +32,8 @@ pub(crate) struct EngineUpdate {
     pub node: NodeUpdate,
     /// Peers that changed, by their ports.
     pub peers: Vec<(PortId, EnginePeer)>,
+    /// All ports of the switch, that of the device first, if any of them changed.
+    pub ports: Option<Vec<PortConfig>>,
+    /// Ports behind which stations are in other VLANs now.
+    pub moved: Vec<PortId>,
 }

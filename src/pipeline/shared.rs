@@ -15,6 +15,7 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 use patchcord_bridge::{
     Decision, Headers, Inside, Kind, PortId, PortSet, Switch,
+    fdb::Fdb,
     loops::Blocked,
     membership::{GroupEntry, GroupTable},
 };
@@ -118,7 +119,9 @@ pub(super) const IDLE: Duration = Duration::from_secs(30);
 /// Shared by all threads of a tunnel.
 pub(super) struct Shared {
     pub(super) tables: Arc<ArcSwap<Tables>>,
-    pub(super) switch: Switch,
+    switch: Arc<ArcSwap<Switch>>,
+    /// That of the switch.
+    pub(super) fdb: Arc<Fdb>,
     /// Frames from the TAP go to the only peer, and the other way round, past the switch.
     pub(super) wire: bool,
     /// SYNs of TCP are altered, so that segments fit datagrams.
@@ -162,6 +165,15 @@ pub(super) struct SlowView {
     pub(super) groups: Vec<GroupEntry>,
 }
 
+/// A thread's view of the switch: reading it is one atomic load unless its ports changed.
+pub(super) struct SwitchCache(Cache<Arc<ArcSwap<Switch>>, Arc<Switch>>);
+
+impl SwitchCache {
+    pub(super) fn present(&mut self) -> &Switch {
+        self.0.load()
+    }
+}
+
 /// A thread's view of the group table.
 pub(super) struct GroupsCache(Cache<Arc<ArcSwap<GroupTable>>, Arc<GroupTable>>);
 
@@ -198,7 +210,8 @@ impl Shared {
         let (injected_in, injected) = mailbox(room, Waker::new()?);
         let shared = Self {
             tables: Arc::default(),
-            switch,
+            fdb: switch.shared_fdb(),
+            switch: Arc::new(ArcSwap::from_pointee(switch)),
             wire,
             lowers_mss: false,
             clock: SwitchClock::start(),
@@ -318,6 +331,20 @@ impl Shared {
 
     pub(super) fn set_groups(&self, groups: GroupTable) {
         self.groups.store(Arc::new(groups));
+    }
+
+    /// The switch, for those who use it once in a while.
+    pub(super) fn switch(&self) -> Arc<Switch> {
+        self.switch.load_full()
+    }
+
+    /// The data threads use this one from their next frame on.
+    pub(super) fn set_switch(&self, switch: Switch) {
+        self.switch.store(Arc::new(switch));
+    }
+
+    pub(super) fn subscribe_switch(&self) -> SwitchCache {
+        SwitchCache(Cache::new(self.switch.clone()))
     }
 
     pub(super) fn subscribe_groups(&self) -> GroupsCache {
@@ -583,7 +610,7 @@ mod tests {
             let before = punted.len();
             let frame = [&[0xff; 6], &[2; 6], tags, &arp, &[0; 40]].concat();
             let decision = shared
-                .switch
+                .switch()
                 .forward_frame(PortId::TAP, &frame, 1, Now::default())
                 .unwrap();
             assert_eq!(decision.kind, Kind::Neighbour);
@@ -625,7 +652,7 @@ mod tests {
             let before = punted.len();
             let query = [&query[..12], tags, &query[16..]].concat();
             let decision = shared
-                .switch
+                .switch()
                 .forward_frame(PortId::TAP, &query, 1, Now::default())
                 .unwrap();
             shared.punt(PortId::TAP, &decision, &query, &[]);

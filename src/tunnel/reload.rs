@@ -4,7 +4,7 @@
 //! What can fail comes first: the file, then the machine's settings, which restore themselves if they
 //! fail. The changes of the engine cannot fail.
 
-use patchcord_bridge::PortId;
+use patchcord_bridge::{PortConfig, PortId};
 
 use super::provider::{
     Running, TunnelProvider, check_cipher, ciphers, engine_peer, max_frame, settings,
@@ -99,10 +99,31 @@ fn update(old: &Config, new: &Config, ports: &[PublicKey]) -> EngineUpdate {
         let port = PortId(u16::try_from(place).ok()? + 1);
         (!former.is_like(peer)).then(|| (port, engine_peer(peer)))
     });
+    let [before, after] = [
+        ports_of(old, ports),
+        ports_of(new, &ports_after(old, new, ports)),
+    ];
+    let pairs = (0..).map(PortId).zip(before.iter().zip(&after));
+    let moved = pairs.filter(|(_, (one, other))| one.vlans != other.vlans);
     EngineUpdate {
         peers: peers.collect(),
         node,
+        moved: moved.map(|(port, _)| port).collect(),
+        ports: (before != after).then_some(after),
     }
+}
+
+/// The ports of the switch, that of the device first; the peers have these keys.
+fn ports_of(config: &Config, keys: &[PublicKey]) -> Vec<PortConfig> {
+    let of_peer = |key: &PublicKey| {
+        let found = config.peers.iter().find(|peer| peer.public_key == *key);
+        found.map(|peer| peer.port.clone()).unwrap_or_default()
+    };
+    let device = config.device.port.clone();
+    [device]
+        .into_iter()
+        .chain(keys.iter().map(of_peer))
+        .collect()
 }
 
 /// The keys of the peers by their ports, which stay as they are.

@@ -480,3 +480,30 @@ fn node(name: u8) -> [u8; 6] {
 fn frame(dst: [u8; 6], src: [u8; 6], after_addresses: &[u8]) -> Vec<u8> {
     [&dst, &src, after_addresses].concat()
 }
+
+#[test]
+fn a_port_that_changes_counts_on_and_the_others_are_as_they_were() {
+    let config = SwitchConfig::with_ports(3);
+    let mut ports = config.ports.clone();
+    let switch = Switch::new(config, [0; 2]);
+    let now = Now::default();
+    let runt = switch.forward_frame(PortId(1), &[0; 5], 1, now);
+    assert_eq!(runt, Err(Runt));
+    switch.set_blocked(PortId(1), true).unwrap();
+
+    ports[1].vlans = PortVlans::access(Vid::new(10).unwrap()).unwrap();
+    ports[2].spoof_guard = true;
+    let changed = switch.with_ports(ports);
+    assert_eq!(changed.refusals(PortId(1)).collect::<Vec<_>>(), [(Runt, 1)]);
+    assert!(changed.blocks(PortId(1)).by_order);
+    changed.set_blocked(PortId(1), false).unwrap();
+    let inside = Inside::untagged(Vid::UNTAGGED);
+    assert!(
+        changed.originate(inside, PortId(1)).is_err(),
+        "another VLAN"
+    );
+    assert!(switch.originate(inside, PortId(2)).is_ok());
+    // Both have one FDB, and a guard against spoofed sources begins with the switch.
+    assert!(core::ptr::eq(switch.fdb(), changed.fdb()));
+    assert!(!changed.ports[2].guards_sources());
+}

@@ -118,7 +118,7 @@ impl ControlTask {
     fn ports(&self) -> Vec<PortView> {
         let now_us = self.shared.clock.now().micros;
         let loops = self.shared.slow_view().loops;
-        let switch = &self.shared.switch;
+        let switch = self.shared.switch();
         let view = |port: PortId| PortView {
             blocked_by_loop: loops.iter().find(|blocked| blocked.port == port).copied(),
             blocked_by_bpdu: switch.blocks(port).by_bpdu,
@@ -160,7 +160,7 @@ impl ControlTask {
 
     pub(super) fn addresses(&self) -> Addresses<'_> {
         Addresses {
-            fdb: self.shared.switch.fdb(),
+            fdb: &self.shared.fdb,
             peers: self.labels.iter().map(|(name, _)| name.as_str()).collect(),
             now_s: self.shared.clock.now().seconds,
         }

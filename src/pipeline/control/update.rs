@@ -13,7 +13,20 @@ use crate::pipeline::{
 
 impl ControlTask {
     pub(super) fn update(&mut self, update: EngineUpdate) {
-        let EngineUpdate { node, peers } = update;
+        let EngineUpdate {
+            node,
+            peers,
+            ports,
+            moved,
+        } = update;
+        if let Some(ports) = ports {
+            let switch = self.shared.switch().with_ports(ports);
+            self.shared.set_switch(switch);
+        }
+        let switch = self.shared.switch();
+        moved
+            .into_iter()
+            .for_each(|port| switch.relearn_behind(port));
         if let Some(max_frame) = node.max_frame {
             self.shared.set_max_frame(max_frame.into());
         }

@@ -22,7 +22,7 @@ use crate::{
         dispatch::{Dispatch, TrainSink},
         lane_states::{LaneState, Lanes},
         recovery::{Offender, Recovery},
-        shared::{DatagramPath, GroupsCache, IDLE, Shared, TablesCache},
+        shared::{DatagramPath, GroupsCache, IDLE, Shared, SwitchCache, TablesCache},
         watchdog::Heartbeat,
     },
     proto::{
@@ -43,6 +43,7 @@ pub(in crate::pipeline) struct Delivery {
     shared: Arc<Shared>,
     tables: TablesCache,
     groups: GroupsCache,
+    switch: SwitchCache,
     /// The snapshot that `lanes` was last swept for.
     swept_for: Arc<Tables>,
     lanes: Lanes,
@@ -94,6 +95,7 @@ impl Delivery {
             merger: Merger::new(shared.clone(), drops.clone(), tap, now),
             tables: shared.subscribe(),
             groups: shared.subscribe_groups(),
+            switch: shared.subscribe_switch(),
             swept_for: Arc::default(),
             lanes: Lanes::default(),
             drops,
@@ -409,6 +411,7 @@ impl Delivery {
             shared: &self.shared,
             tables,
             groups: &mut self.groups,
+            switch: self.switch.present(),
             drops: &self.drops,
             merger: &mut self.merger,
             dispatch: self.dispatch.as_mut(),

@@ -2,7 +2,7 @@
 //! Steps 5 and 6: a frame of a peer to the port that the switch chooses, which is the TAP, or in a
 //! hub other peers.
 
-use patchcord_bridge::{Egress, Kind, Now, PortId, TagEdit};
+use patchcord_bridge::{Egress, Kind, Now, PortId, Switch, TagEdit};
 
 use super::merger::Merger;
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
 pub(super) struct TapWriter<'a> {
     pub(super) shared: &'a Shared,
     pub(super) tables: &'a Tables,
+    pub(super) switch: &'a Switch,
     pub(super) groups: &'a mut GroupsCache,
     pub(super) drops: &'a Drops,
     pub(super) merger: &'a mut Merger,
@@ -88,7 +89,7 @@ impl TapWriter<'_> {
         if self.shared.wire {
             return self.write(TagEdit::Keep, frame);
         }
-        let (ingress, switch) = (session.port, &self.shared.switch);
+        let (ingress, switch) = (session.port, self.switch);
         let headers = frame
             .headers()
             .ok_or_else(|| switch.refuse_runt(ingress, frame.segments()))?;

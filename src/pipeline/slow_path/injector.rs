@@ -32,7 +32,7 @@ impl Injector {
 
     /// To one port. A port outside the frame's VLAN is skipped, not counted as a drop.
     pub(super) fn inject(&mut self, port: PortId, inside: Inside, frame: &[u8]) {
-        let Ok(edit) = self.shared.switch.originate(inside, port) else {
+        let Ok(edit) = self.shared.switch().originate(inside, port) else {
             return;
         };
         if port != PortId::TAP {
@@ -54,7 +54,7 @@ impl Injector {
         if ingress != Some(PortId::TAP) {
             self.inject(PortId::TAP, inside, frame);
         }
-        let switch = &self.shared.switch;
+        let switch = self.shared.switch();
         if switch.is_hub() || ingress.is_none_or(|ingress| ingress == PortId::TAP) {
             self.shared.inject(InjectedFrame {
                 to: To::Peers(ingress),

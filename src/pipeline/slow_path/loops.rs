@@ -83,7 +83,7 @@ impl Loops {
             (self.watched, self.ranks) = (vlans, ranks);
         }
         let now_s = self.shared.clock.now().seconds;
-        let moves = self.shared.switch.fdb().last_moves();
+        let moves = self.shared.fdb.last_moves();
         let is_recent = |seen: &Move| now_s.saturating_sub(seen.at_s) <= RECENT_S;
         let moves = moves.into_iter().rev().filter(is_recent);
         self.guard.suspect(moves.map(|seen| seen.vid));
@@ -116,7 +116,7 @@ impl Loops {
     fn carry_out(&mut self, verdict: Verdict) {
         let set_blocked = |port, blocked| {
             // Verdicts are only about ports that exist.
-            let _ = self.shared.switch.set_blocked(port, blocked);
+            let _ = self.shared.switch().set_blocked(port, blocked);
         };
         match verdict {
             Verdict::Block { port, cause } => {
@@ -149,7 +149,7 @@ impl Loops {
                     port = self.names.name(port),
                     "a port was blocked or unblocked behind this one: relearning its stations"
                 );
-                self.shared.switch.relearn_behind(port);
+                self.shared.switch().relearn_behind(port);
                 notify_moved(&self.events);
             }
             Verdict::Behind { port, vid } => warn!(
@@ -162,7 +162,7 @@ impl Loops {
 
     /// Stations may be elsewhere, for this switch and for the bridge that the TAP is in.
     fn learn_anew(&self) {
-        self.shared.switch.relearn();
+        self.shared.switch().relearn();
         notify_moved(&self.events);
     }
 
@@ -175,7 +175,7 @@ impl Loops {
             return String::new();
         };
         let now_s = self.shared.clock.now().seconds;
-        let moves = self.shared.switch.fdb().last_moves();
+        let moves = self.shared.fdb.last_moves();
         let between = moves.iter().filter(|seen| {
             let is_late = now_s.wrapping_sub(seen.at_s) <= LATE_S;
             is_late && blocked.explains_move(seen.from, seen.to)

@@ -195,16 +195,16 @@ impl SlowPath {
         tripwire::task("slow path");
         self.handle_presence();
         let now = self.shared.clock.now();
-        let switch = &self.shared.switch;
+        let switch = self.shared.switch();
         switch.poll(now);
         self.scan.advance(switch.fdb(), now.seconds);
         if let Some(groups) = &mut self.groups {
             groups.tick(|| self.scan.stations(), &mut self.injector);
         }
         self.publish_status();
-        let switch = &self.shared.switch;
+        let switch = self.shared.switch();
         self.limits
-            .check(switch, &self.scan, &self.names, now.seconds);
+            .check(&switch, &self.scan, &self.names, now.seconds);
         if let Some(loops) = &mut self.loops {
             loops.tick(self.scan.vlans());
         }

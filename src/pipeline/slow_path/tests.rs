@@ -187,7 +187,7 @@ fn a_guarded_port_has_only_its_own_stations_learned_anew() {
             setup.loops = Some(Probes::random());
             let (mut slow_path, _injected) = slow_path(config, setup);
             let shared = slow_path.shared.clone();
-            let fdb = shared.switch.fdb();
+            let fdb = &shared.fdb;
             fdb.learn(Vid::UNTAGGED, theirs, owner, 0);
             fdb.learn(Vid::UNTAGGED, hers, eve, 0);
             let mut node = LoopGuard::new(NodeId(7), loops::source([7; 4]), |_| [0; 16]);

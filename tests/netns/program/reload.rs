@@ -6,7 +6,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::kit::frames::{Flow, Tally};
+use crate::kit::frames::{BROADCAST, DOT1Q, EXPERIMENTAL, Flow, Tally, frame};
 use crate::kit::host::{lonely_tunnel, run_host};
 use crate::kit::mesh::Mesh;
 use crate::kit::pair::{Pair, Plan, connect};
@@ -78,6 +78,67 @@ fn a_peer_with_another_key_gets_a_new_session_and_the_others_lose_nothing() {
     assert_eq!(flow.tally(to, sent), Tally::perfect(sent));
     assert_eq!(handshakes(a, &name(b)), before, "the session stays");
     assert!(reloaded(a).contains("no changes"));
+}
+
+/// The port of the last peer of a site.
+fn give_port(site: &Site, lines: &str) {
+    let text = fs::read_to_string(&site.config).expect("the configuration is there");
+    let text = format!("{text}[peer.port]\n{lines}\n");
+    fs::write(&site.config, text).expect("it can be written");
+}
+
+#[test]
+fn a_port_changes_its_vlan_and_the_others_lose_nothing() {
+    let mesh = Mesh::start(3);
+    mesh.wait_connected();
+    let (a, [from, to, changed]) = (&mesh.sites[0], &mesh.cables[..]) else {
+        panic!("three sites")
+    };
+    let flow = Flow::between(from, to, 7);
+    let stream = from.stream_to(to, flow, millis(1), |_| 200);
+    let before = handshakes(a, &mesh.sites[2].as_peer(None).name);
+    give_port(a, "access = 10\nmax-broadcast = 5000");
+    let text = reloaded(a);
+    assert!(text.contains("access: none -> 10"), "{text}");
+
+    let tagged = frame(BROADCAST, from.mac, &[(DOT1Q, 10)], EXPERIMENTAL, 104, 1);
+    let untagged = frame(BROADCAST, from.mac, &[], EXPERIMENTAL, 100, 1);
+    let other = frame(BROADCAST, from.mac, &[], EXPERIMENTAL, 100, 2);
+    from.send(&other);
+    from.send(&tagged);
+    assert!(
+        changed.receives(&untagged, secs(20)),
+        "VLAN 10 leaves untagged"
+    );
+    assert!(
+        to.receives(&tagged, secs(20)),
+        "the other port is as before"
+    );
+    assert_eq!(changed.count(&other), 0, "no other VLAN leaves there");
+    let sent = stream.stop();
+    assert!(flow.wait_number(to, sent - 1, secs(20)));
+    assert_eq!(flow.tally(to, sent), Tally::perfect(sent));
+    let after = handshakes(a, &mesh.sites[2].as_peer(None).name);
+    assert_eq!(after, before, "the session stays");
+
+    // And back.
+    edit(a, "access = 10\n", "");
+    assert!(reloaded(a).contains("access: 10 -> none"));
+    let third = frame(BROADCAST, from.mac, &[], EXPERIMENTAL, 100, 3);
+    from.send(&third);
+    assert!(changed.receives(&third, secs(20)));
+
+    // What hangs on the slow path waits for a restart.
+    edit(
+        a,
+        "max-broadcast = 5000",
+        "max-broadcast = 5000\nspoof-guard = true",
+    );
+    let (code, text) = reload(a, &[]);
+    assert!(
+        code == Some(1) && text.contains("spoof-guard: false -> true  (needs a restart)"),
+        "{text}"
+    );
 }
 
 #[test]
