@@ -55,9 +55,12 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Notify,
     task::JoinHandle,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
+/// A bridge with the spanning tree protocol takes 30 s by default. After that the recording is played all
+/// the same.
+const FORWARDS_WITHIN: Duration = Duration::from_secs(35);
 /// The most frames that are written at once.
 const BATCH_FRAMES: usize = 64;
 
@@ -247,7 +250,11 @@ impl EthernetTunnelProvider for Replay {
 
             let (their, outcome) = (context.clone(), self.outcome.clone());
             let (speed, linger) = (self.args.speed, self.args.linger);
+            let bridged = self.args.bridge.is_some().then(|| self.args.name.clone());
             tokio::spawn(async move {
+                if let Some(name) = bridged {
+                    let _ = timeout(FORWARDS_WITHIN, forwards(&name)).await;
+                }
                 cancel_on_error(&their, play(&their, recording, speed, &outcome).await);
                 sleep(linger).await;
                 outcome.played.notify_one();
@@ -274,6 +281,16 @@ fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
 fn cancel_on_error(context: &ProviderContext, outcome: Result<()>) {
     if let Err(error) = outcome {
         context.cancel_tunnel(Some(ProviderError::new(format!("{error:#}"))));
+    }
+}
+
+/// Waits until the bridge forwards frames of this port: the kernel tells it of the carrier a moment later,
+/// and until then it drops them.
+async fn forwards(name: &str) {
+    const FORWARDING: &str = "3"; // BR_STATE_FORWARDING
+    let state = format!("/sys/class/net/{name}/brport/state");
+    while std::fs::read_to_string(&state).is_ok_and(|state| state.trim() != FORWARDING) {
+        sleep(Duration::from_millis(5)).await;
     }
 }
 
