@@ -11,8 +11,8 @@ use std::{fs::File, io};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::info;
 
-/// Waits for a signal that ends the program; each that asks for it calls `reload`. Catches the others, whose default action would end it,
-/// from the first poll until the process ends.
+/// Waits for a signal that ends the program; each that asks for it calls `reload`. Catches the others,
+/// whose default action would end it, from the first poll until the process ends.
 ///
 /// # Errors
 /// When signals cannot be caught.
